@@ -1,0 +1,84 @@
+//! Admission and release in the ledger, beside a bare loop of the same arithmetic.
+//!
+//! `cargo bench --bench ledger`. One item is one session admitted and released again.
+
+use std::hint::black_box;
+
+use divan::{Bencher, counter::ItemsCount};
+use ostler::ledger::{Capacity, Ledger};
+use ostler::types::{Bytes, Cores, GpuSharing, Name, Resources, SessionId, User};
+
+/// Sessions that hold a reservation while one more comes and goes.
+const HELD: [usize; 3] = [0, 100, 1000];
+/// Users that the held sessions belong to.
+const USERS: usize = 50;
+const GPUS: u32 = 8;
+/// Room for every session of [`HELD`] and one more.
+const SLOTS_PER_GPU: u32 = 256;
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench(args = HELD)]
+fn admit_and_release(bencher: Bencher<'_, '_>, held: usize) {
+    measure(bencher, held, 0);
+}
+
+#[divan::bench(args = HELD)]
+fn admit_and_release_with_a_gpu(bencher: Bencher<'_, '_>, held: usize) {
+    measure(bencher, held, 1);
+}
+
+/// What admission compares and counts, and nothing else: no map, no text, no memory from the heap.
+#[divan::bench]
+fn bare_arithmetic(bencher: Bencher<'_, '_>) {
+    let (physical, effective) = (host(), offered());
+    let mut allocated = Resources::ZERO;
+    bencher.counter(ItemsCount::new(1_u32)).bench_local(|| {
+        let request = black_box(request(0));
+        let sum = allocated.saturating_add(request);
+        if request.exceeds(black_box(&physical)).is_none() && sum.exceeds(black_box(&effective)).is_none() {
+            allocated = black_box(sum);
+        }
+        allocated = black_box(allocated.saturating_sub(request));
+    });
+}
+
+fn measure(bencher: Bencher<'_, '_>, held: usize, gpus: u32) {
+    let devices: Vec<String> = (0..GPUS).map(|index| format!("GPU-{index}")).collect();
+    let capacity = Capacity { physical: host(), effective: offered(), gpus: &devices, gpu_sharing: GpuSharing::Any };
+    let mut ledger = Ledger::default();
+    for n in 0..held {
+        let admitted = ledger.admit(&session(n), &user(n % USERS), request(gpus), None, &capacity);
+        admitted.expect("there is room for every held session");
+    }
+    let (session, user) = (session(held), user(held % USERS));
+    bencher.counter(ItemsCount::new(1_u32)).bench_local(|| {
+        let admitted = ledger.admit(black_box(&session), &user, black_box(request(gpus)), None, &capacity);
+        black_box(admitted.expect("there is room for one more"));
+        ledger.release(black_box(&session))
+    });
+}
+
+const fn host() -> Resources {
+    Resources::new(Cores::whole(64), Bytes::gib(256), GPUS)
+}
+
+/// Overridden, so that all of the held sessions fit.
+const fn offered() -> Resources {
+    Resources::new(Cores::whole(4096), Bytes::gib(4096), GPUS * SLOTS_PER_GPU)
+}
+
+const fn request(gpus: u32) -> Resources {
+    Resources::new(Cores::whole(2), Bytes::gib(2), gpus)
+}
+
+fn session(n: usize) -> SessionId {
+    let cluster: Name = "bench".parse().expect("a good name");
+    SessionId::of_key(&cluster, &n.to_string())
+}
+
+fn user(n: usize) -> User {
+    format!("user-{n}").parse().expect("a good user")
+}

@@ -1,0 +1,90 @@
+//! What this host really has, and how much of it is in use.
+//!
+//! Probes read the host and the engine; [`effective`] (pure) applies the
+//! operator's overrides; [`task`] owns the sampling and publishes a [`Report`].
+
+pub mod effective;
+pub mod probe;
+pub mod task;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::types::{Bytes, Cores, Disk, Resources, RuntimeKind, Swap, Timestamp};
+
+/// How often the host is read. A reading takes 0.1 to 0.4 ms: less than 0.01 % of a core.
+pub const INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the owner is told at start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub runtime: RuntimeKind,
+    pub dev: DevFigures,
+    /// Where disk is measured as long as the engine names no path of this host: the data directory.
+    pub fallback_disk: PathBuf,
+    /// [`INTERVAL`], except in tests.
+    pub interval: Duration,
+}
+
+/// `[dev]`: figures that replace what was probed, so that any host can be tried on any machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DevFigures {
+    pub physical_cores: Option<Cores>,
+    pub physical_memory: Option<Bytes>,
+    pub physical_gpus: Option<u32>,
+}
+
+/// One reading of the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// What sessions can use.
+    pub physical: Resources,
+    /// The GPUs that sessions can use, in the order of the driver.
+    pub gpus: Vec<GpuDevice>,
+    pub utilized: Option<Utilized>,
+    pub disk: Option<Disk>,
+    pub swap: Option<Swap>,
+    /// Load averages of 1, 5 and 15 minutes.
+    pub load: Option<[f64; 3]>,
+    /// Some figure was made up by `[dev]`.
+    pub dev: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuDevice {
+    pub uuid: String,
+    pub index: u32,
+    pub model: String,
+}
+
+/// What is in use right now, foreign processes included. `None`: not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Utilized {
+    pub cores: Option<Cores>,
+    pub memory: Option<Bytes>,
+    pub at: Timestamp,
+}
+
+/// Reads the latest report.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    report: watch::Receiver<Arc<Report>>,
+}
+
+impl Handle {
+    pub fn new(report: watch::Receiver<Arc<Report>>) -> Self {
+        Self { report }
+    }
+
+    pub fn report(&self) -> Arc<Report> {
+        self.report.borrow().clone()
+    }
+
+    /// To wait for the next report.
+    pub fn watch(&self) -> watch::Receiver<Arc<Report>> {
+        self.report.clone()
+    }
+}

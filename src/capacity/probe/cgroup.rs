@@ -1,0 +1,250 @@
+//! What the agent's own cgroup leaves it of the host: CPU quota and memory limit, version 1, 2 or both at once.
+//!
+//! It bounds the sessions that are children of the agent, those of the process runtime. Containers
+//! live beside the agent, not in its cgroup.
+
+use std::path::{Path, PathBuf};
+
+use rustix::thread::sched_getaffinity;
+
+use crate::types::{Bytes, Cores};
+
+/// Upper bounds; `None`: none known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bounds {
+    pub cores: Option<Cores>,
+    pub memory: Option<Bytes>,
+}
+
+impl Bounds {
+    pub fn limit_cores(&self, host: Cores) -> Cores {
+        self.cores.map_or(host, |bound| bound.min(host))
+    }
+
+    pub fn limit_memory(&self, host: Bytes) -> Bytes {
+        self.memory.map_or(host, |bound| bound.min(host))
+    }
+}
+
+/// The bounds on this process, those of the CPUs that it may run on included.
+pub fn own() -> Bounds {
+    let groups = of_process(&|path| std::fs::read_to_string(path).ok());
+    Bounds { cores: groups.cores.into_iter().chain(allowed_cpus()).min(), ..groups }
+}
+
+fn allowed_cpus() -> Option<Cores> {
+    sched_getaffinity(None).ok().map(|cpus| Cores::whole(cpus.count()))
+}
+
+/// A limit of any cgroup on the way up binds, so the smallest one counts.
+fn of_process(read: &dyn Fn(&Path) -> Option<String>) -> Bounds {
+    let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let mounts = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    let directories = |controller: &'static str| {
+        mounts.lines().filter_map(Mount::parse).flat_map(|mount| mount.directories(controller, &groups)).collect()
+    };
+    let cpu: Vec<(Version, PathBuf)> = directories("cpu");
+    let memory: Vec<(Version, PathBuf)> = directories("memory");
+    Bounds {
+        cores: cpu.iter().filter_map(|(version, directory)| quota(*version, directory, read)).min(),
+        memory: memory.iter().filter_map(|(version, directory)| memory_limit(*version, directory, read)).min(),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+/// One line of `/proc/self/mountinfo` that mounts cgroups.
+#[derive(Debug, PartialEq, Eq)]
+struct Mount<'a> {
+    version: Version,
+    /// The cgroup that is seen at the mount point.
+    root: &'a str,
+    point: &'a str,
+    /// The controllers are among these in version 1.
+    options: &'a str,
+}
+
+impl<'a> Mount<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ').skip(3);
+        let (root, point) = (mount.next()?, mount.next()?);
+        let mut file_system = file_system.split(' ');
+        let version = match file_system.next()? {
+            "cgroup" => Version::One,
+            "cgroup2" => Version::Two,
+            _ => return None,
+        };
+        Some(Self { version, root, point, options: file_system.nth(1)? })
+    }
+
+    /// The directories, from the process's own cgroup up to the mount point, that may bound a controller.
+    fn directories(&self, controller: &str, groups: &str) -> Vec<(Version, PathBuf)> {
+        let Some(group) = self.group(controller, groups) else { return Vec::new() };
+        // Where the mount shows a part of the tree and the process is elsewhere, only its top can be read.
+        let below = Path::new(group).strip_prefix(self.root).unwrap_or(Path::new(""));
+        let directory = Path::new(self.point).join(below);
+        let up = directory.ancestors().take_while(|ancestor| ancestor.starts_with(self.point));
+        up.map(|ancestor| (self.version, ancestor.to_owned())).collect()
+    }
+
+    /// The process's cgroup in this mount's hierarchy, from `/proc/self/cgroup`.
+    fn group<'g>(&self, controller: &str, groups: &'g str) -> Option<&'g str> {
+        if self.version == Version::One && !self.options.split(',').any(|option| option == controller) {
+            return None;
+        }
+        groups.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, group) = (fields.next()?, fields.next()?);
+            let ours = match self.version {
+                Version::One => controllers.split(',').any(|c| c == controller),
+                Version::Two => controllers.is_empty(),
+            };
+            ours.then_some(group)
+        })
+    }
+}
+
+fn quota(version: Version, directory: &Path, read: &dyn Fn(&Path) -> Option<String>) -> Option<Cores> {
+    let (quota, period) = match version {
+        Version::One => (read(&directory.join("cpu.cfs_quota_us"))?, read(&directory.join("cpu.cfs_period_us"))?),
+        Version::Two => {
+            let both = read(&directory.join("cpu.max"))?;
+            let (quota, period) = both.split_once(' ')?;
+            (quota.to_owned(), period.to_owned())
+        }
+    };
+    // No quota is `-1` in version 1 and `max` in version 2: neither is a number of microseconds.
+    let (quota, period) = (number(&quota)?, number(&period)?);
+    quota.saturating_mul(1000).checked_div(period).map(Cores::from_milli)
+}
+
+fn memory_limit(version: Version, directory: &Path, read: &dyn Fn(&Path) -> Option<String>) -> Option<Bytes> {
+    // No limit is a number larger than any memory in version 1, and `max` in version 2.
+    let file = match version {
+        Version::One => "memory.limit_in_bytes",
+        Version::Two => "memory.max",
+    };
+    number(&read(&directory.join(file))?).map(Bytes::new)
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// The bounds under a file system of these files.
+    fn bounds(files: &[(&str, &str)]) -> Bounds {
+        let files: BTreeMap<&Path, &str> = files.iter().map(|(path, text)| (Path::new(*path), *text)).collect();
+        of_process(&|path| files.get(path).map(|text| (*text).to_owned()))
+    }
+
+    fn expect(cores_milli: u64, memory: Bytes) -> Bounds {
+        Bounds { cores: Some(Cores::from_milli(cores_milli)), memory: Some(memory) }
+    }
+
+    const V2: &str = "25 30 0:23 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const V1: &str = "22 27 0:21 / /proc rw,relatime - proc proc rw\n\
+        31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
+        32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
+        34 31 0:31 / /sys/fs/cgroup/cpuset rw,relatime - cgroup cgroup rw,cpuset\n\
+        35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n";
+
+    #[test]
+    fn version_2_takes_the_smallest_on_the_way_up() {
+        let found = bounds(&[
+            ("/proc/self/cgroup", "0::/system.slice/ostler.service\n"),
+            ("/proc/self/mountinfo", V2),
+            ("/sys/fs/cgroup/system.slice/ostler.service/cpu.max", "400000 100000\n"),
+            ("/sys/fs/cgroup/system.slice/ostler.service/memory.max", "1073741824\n"),
+            ("/sys/fs/cgroup/system.slice/cpu.max", "150000 100000\n"),
+            ("/sys/fs/cgroup/system.slice/memory.max", "max\n"),
+        ]);
+        assert_eq!(found, expect(1500, Bytes::gib(1)));
+    }
+
+    #[test]
+    fn version_2_without_limits_bounds_nothing() {
+        let found = bounds(&[
+            ("/proc/self/cgroup", "0::/init.scope\n"),
+            ("/proc/self/mountinfo", V2),
+            ("/sys/fs/cgroup/init.scope/cpu.max", "max 100000\n"),
+            ("/sys/fs/cgroup/init.scope/memory.max", "max\n"),
+        ]);
+        assert_eq!(found, Bounds::default());
+        assert_eq!(found.limit_memory(Bytes::gib(4)), Bytes::gib(4));
+    }
+
+    #[test]
+    fn version_1_has_a_tree_for_each_controller() {
+        let found = bounds(&[
+            ("/proc/self/cgroup", "4:memory:/agent\n3:cpuset:/other\n2:cpu,cpuacct:/slice/agent\n"),
+            ("/proc/self/mountinfo", V1),
+            ("/sys/fs/cgroup/cpu,cpuacct/slice/agent/cpu.cfs_quota_us", "-1\n"),
+            ("/sys/fs/cgroup/cpu,cpuacct/slice/agent/cpu.cfs_period_us", "100000\n"),
+            ("/sys/fs/cgroup/cpu,cpuacct/slice/cpu.cfs_quota_us", "50000\n"),
+            ("/sys/fs/cgroup/cpu,cpuacct/slice/cpu.cfs_period_us", "100000\n"),
+            ("/sys/fs/cgroup/memory/agent/memory.limit_in_bytes", "536870912\n"),
+            ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+        ]);
+        assert_eq!(found, expect(500, Bytes::mib(512)));
+    }
+
+    #[test]
+    fn no_limit_of_version_1_is_more_than_any_host_has() {
+        let found = bounds(&[
+            ("/proc/self/cgroup", "4:memory:/\n"),
+            ("/proc/self/mountinfo", V1),
+            ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+        ]);
+        assert_eq!(found.limit_memory(Bytes::gib(4)), Bytes::gib(4));
+    }
+
+    #[test]
+    fn a_hybrid_host_has_both() {
+        let mounts = format!("{V1}41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n");
+        let found = bounds(&[
+            ("/proc/self/cgroup", "4:memory:/a\n2:cpu,cpuacct:/\n0::/b\n"),
+            ("/proc/self/mountinfo", &mounts),
+            ("/sys/fs/cgroup/memory/a/memory.limit_in_bytes", "1073741824\n"),
+            ("/sys/fs/cgroup/unified/b/cpu.max", "200000 100000\n"),
+        ]);
+        assert_eq!(found, expect(2000, Bytes::gib(1)));
+    }
+
+    #[test]
+    fn a_container_sees_its_cgroup_at_the_mount_point() {
+        // Without a cgroup namespace the paths are the host's and the mount shows a part of the tree.
+        let mount = "25 30 0:23 /docker/4f /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw\n";
+        let files = [("/sys/fs/cgroup/cpu.max", "250000 100000\n"), ("/sys/fs/cgroup/memory.max", "1073741824\n")];
+        for group in ["0::/docker/4f\n", "0::/\n", "0::/../other\n"] {
+            let found = bounds(&[files[0], files[1], ("/proc/self/cgroup", group), ("/proc/self/mountinfo", mount)]);
+            assert_eq!(found, expect(2500, Bytes::gib(1)), "{group}");
+        }
+    }
+
+    #[test]
+    fn nonsense_bounds_nothing() {
+        assert_eq!(bounds(&[]), Bounds::default());
+        let found = bounds(&[
+            ("/proc/self/cgroup", "0::/\ngarbage\n"),
+            ("/proc/self/mountinfo", &format!("garbage - cgroup2\n{V2}")),
+            ("/sys/fs/cgroup/cpu.max", "100000 0\n"),
+            ("/sys/fs/cgroup/memory.max", "much\n"),
+        ]);
+        assert_eq!(found, Bounds::default());
+    }
+
+    #[test]
+    fn this_process_may_run_somewhere() {
+        assert!(own().cores.is_some_and(|cores| cores > Cores::ZERO));
+    }
+}

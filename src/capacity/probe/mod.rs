@@ -1,0 +1,15 @@
+//! Readings of this host, one source each.
+
+pub mod cgroup;
+pub mod disk;
+pub mod host;
+
+use crate::types::{Bytes, Cores};
+
+/// The cores and memory that processes of the agent can use: the host's, or what the agent's own cgroup
+/// leaves of them. Zero where the kernel does not say.
+pub fn host_bounds() -> (Cores, Bytes) {
+    let host = host::Sampler::new().sample();
+    let bounds = cgroup::own();
+    (bounds.limit_cores(host.cores), bounds.limit_memory(host.memory))
+}

@@ -1,0 +1,247 @@
+//! The owner of the [`Report`]: reads the host every few seconds and follows what the engine says of itself.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::probe::{cgroup, disk, host};
+use super::{Config, GpuDevice, Handle, Report, Utilized};
+use crate::clock::Clock;
+use crate::sessions::runtime::{EngineInfo, Health};
+use crate::types::{Disk, Resources, RuntimeKind, Timestamp};
+
+/// GPUs that `[dev]` can make up; no host has more.
+const MAX_DEV_GPUS: u32 = 1024;
+
+/// Starts the owner. The first report is there when this returns. It ends when nobody can read its reports any more.
+pub fn spawn(config: Config, mut health: watch::Receiver<Health>, clock: Clock) -> (Handle, JoinHandle<()>) {
+    let engine = told(&health.borrow_and_update());
+    let mut sampler = host::Sampler::new();
+    let disks = disks(&config, engine.as_ref());
+    let reading = Reading { disk: first_disk(&disks), ..Reading::take(&mut sampler, config.runtime, clock.now().wall) };
+    let (publish, report) = watch::channel(Arc::new(compose(&config, engine.as_ref(), &reading)));
+    let owner = Owner { config, engine, reading, clock, publish };
+    (Handle::new(report), tokio::spawn(owner.run(sampler, health)))
+}
+
+struct Owner {
+    config: Config,
+    /// What the engine last said of itself: its figures hold while it does not answer.
+    engine: Option<EngineInfo>,
+    reading: Reading,
+    clock: Clock,
+    publish: watch::Sender<Arc<Report>>,
+}
+
+impl Owner {
+    async fn run(mut self, sampler: host::Sampler, health: watch::Receiver<Health>) {
+        if let Err(e) = self.follow(sampler, health).await {
+            tracing::error!(error = %e, "reading the host failed");
+        }
+    }
+
+    async fn follow(
+        &mut self,
+        mut sampler: host::Sampler,
+        mut health: watch::Receiver<Health>,
+    ) -> Result<(), JoinError> {
+        let mut ticks = interval(self.config.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await; // the first one is at once, and the first reading has been taken
+        loop {
+            tokio::select! {
+                () = self.publish.closed() => return Ok(()),
+                _ = ticks.tick() => sampler = self.read_host(sampler).await?,
+                Ok(()) = health.changed() => self.engine = told(&health.borrow_and_update()).or(self.engine.take()),
+            }
+            self.read_disk().await?;
+            self.publish.send_replace(Arc::new(compose(&self.config, self.engine.as_ref(), &self.reading)));
+        }
+    }
+
+    async fn read_host(&mut self, mut sampler: host::Sampler) -> Result<host::Sampler, JoinError> {
+        let (runtime, now) = (self.config.runtime, self.clock.now().wall);
+        let (sampler, reading) = spawn_blocking(move || {
+            let reading = Reading::take(&mut sampler, runtime, now);
+            (sampler, reading)
+        })
+        .await?;
+        self.reading = reading;
+        Ok(sampler)
+    }
+
+    async fn read_disk(&mut self) -> Result<(), JoinError> {
+        let disks = disks(&self.config, self.engine.as_ref());
+        self.reading.disk = spawn_blocking(move || first_disk(&disks)).await?;
+        Ok(())
+    }
+}
+
+/// What was read of the host at one time.
+#[derive(Debug, Clone, PartialEq)]
+struct Reading {
+    host: host::Sample,
+    bounds: cgroup::Bounds,
+    disk: Option<Disk>,
+    at: Timestamp,
+}
+
+impl Reading {
+    /// A reading of everything but the disk.
+    fn take(sampler: &mut host::Sampler, runtime: RuntimeKind, now: Timestamp) -> Self {
+        let bounds = match runtime {
+            RuntimeKind::Docker => cgroup::Bounds::default(),
+            RuntimeKind::Process => cgroup::own(),
+        };
+        Self { host: sampler.sample(), bounds, disk: None, at: now }
+    }
+}
+
+/// What the engine says of itself, where it answers.
+fn told(health: &Health) -> Option<EngineInfo> {
+    match health {
+        Health::Up(info) => Some(info.clone()),
+        Health::Unknown | Health::Down { .. } => None,
+    }
+}
+
+/// Where images live, then the data directory: the first that can be measured counts.
+fn disks(config: &Config, engine: Option<&EngineInfo>) -> Vec<PathBuf> {
+    let images = engine.and_then(|engine| engine.data_root.clone());
+    images.into_iter().chain([config.fallback_disk.clone()]).collect()
+}
+
+fn first_disk(paths: &[PathBuf]) -> Option<Disk> {
+    paths.iter().find_map(|path| disk::of(path))
+}
+
+/// The report that a reading and the engine's own word make.
+fn compose(config: &Config, engine: Option<&EngineInfo>, reading: &Reading) -> Report {
+    let host = &reading.host;
+    let (cores, memory) = match (config.runtime, engine) {
+        (RuntimeKind::Docker, Some(engine)) => (engine.cores, engine.memory),
+        // Until the engine has said what it has, the host's figures are the best guess.
+        (RuntimeKind::Docker, None) => (host.cores, host.memory),
+        (RuntimeKind::Process, _) => (reading.bounds.limit_cores(host.cores), reading.bounds.limit_memory(host.memory)),
+    };
+    let dev = &config.dev;
+    let gpus = dev_gpus(dev.physical_gpus.unwrap_or(0));
+    let gpu_count = u32::try_from(gpus.len()).unwrap_or(u32::MAX);
+    let known = host.cores_used.is_some() || host.memory_used.is_some();
+    Report {
+        physical: Resources::new(dev.physical_cores.unwrap_or(cores), dev.physical_memory.unwrap_or(memory), gpu_count),
+        gpus,
+        utilized: known.then_some(Utilized { cores: host.cores_used, memory: host.memory_used, at: reading.at }),
+        disk: reading.disk.clone(),
+        swap: host.swap.clone(),
+        load: host.load,
+        dev: dev.physical_cores.is_some() || dev.physical_memory.is_some() || dev.physical_gpus.is_some(),
+    }
+}
+
+/// GPUs that are made up, to try placement on. No device is behind them.
+fn dev_gpus(count: u32) -> Vec<GpuDevice> {
+    (0..count.min(MAX_DEV_GPUS))
+        .map(|index| GpuDevice { uuid: format!("GPU-dev-{index}"), index, model: "dev".to_owned() })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::capacity::DevFigures;
+    use crate::types::{BootInstant, Bytes, Cores, Moment};
+
+    fn config(runtime: RuntimeKind) -> Config {
+        Config { runtime, dev: DevFigures::default(), fallback_disk: "/".into(), interval: Duration::from_secs(3600) }
+    }
+
+    fn engine() -> EngineInfo {
+        EngineInfo {
+            version: "29".to_owned(),
+            cores: Cores::whole(3),
+            memory: Bytes::gib(3),
+            data_root: None,
+            unenforced: Vec::new(),
+        }
+    }
+
+    fn reading() -> Reading {
+        let host = host::Sample { cores: Cores::whole(8), memory: Bytes::gib(8), ..host::Sample::default() };
+        let bounds = cgroup::Bounds { cores: Some(Cores::whole(2)), memory: Some(Bytes::gib(16)) };
+        Reading { host, bounds, disk: None, at: Timestamp::from_millis(5) }
+    }
+
+    fn physical(config: &Config, engine: Option<&EngineInfo>) -> Resources {
+        compose(config, engine, &reading()).physical
+    }
+
+    #[test]
+    fn docker_has_what_the_engine_has() {
+        let config = config(RuntimeKind::Docker);
+        assert_eq!(physical(&config, Some(&engine())), Resources::new(Cores::whole(3), Bytes::gib(3), 0));
+        assert_eq!(physical(&config, None), Resources::new(Cores::whole(8), Bytes::gib(8), 0));
+    }
+
+    #[test]
+    fn processes_have_the_smaller_of_host_and_cgroup() {
+        let config = config(RuntimeKind::Process);
+        assert_eq!(physical(&config, Some(&engine())), Resources::new(Cores::whole(2), Bytes::gib(8), 0));
+    }
+
+    #[test]
+    fn dev_figures_replace_what_they_name() {
+        let dev = DevFigures { physical_cores: Some(Cores::whole(6)), physical_gpus: Some(2), ..DevFigures::default() };
+        let config = Config { dev, ..config(RuntimeKind::Docker) };
+        let report = compose(&config, Some(&engine()), &reading());
+        assert_eq!(report.physical, Resources::new(Cores::whole(6), Bytes::gib(3), 2));
+        assert_eq!(report.gpus[1], GpuDevice { uuid: "GPU-dev-1".to_owned(), index: 1, model: "dev".to_owned() });
+        assert!(report.dev);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_zero() {
+        assert_eq!(compose(&config(RuntimeKind::Docker), None, &reading()).utilized, None);
+    }
+
+    #[tokio::test]
+    async fn the_report_follows_the_engine_and_keeps_its_last_word() {
+        let start = Moment { wall: Timestamp::from_millis(1), boot: BootInstant::from_millis(1), boot_id: 1 };
+        let (say, health) = watch::channel(Health::Unknown);
+        let (handle, owner) = spawn(config(RuntimeKind::Docker), health, Clock::manual(start));
+        assert!(handle.report().physical.memory > Bytes::ZERO);
+        assert_eq!(handle.report().disk.as_ref().unwrap().path, "/");
+
+        let mut reports = handle.watch();
+        let images = tempfile::tempdir().unwrap();
+        say.send_replace(Health::Up(EngineInfo { data_root: Some(images.path().to_owned()), ..engine() }));
+        let report = reports.wait_for(|r| r.physical.cores == Cores::whole(3)).await.unwrap().clone();
+        assert_eq!(report.disk.as_ref().unwrap().path, images.path().display().to_string());
+
+        reports.mark_unchanged();
+        say.send_replace(Health::Down { message: "gone".to_owned() });
+        reports.changed().await.unwrap();
+        assert_eq!(handle.report().physical.cores, Cores::whole(3));
+
+        drop((handle, reports));
+        owner.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn it_reads_again_and_again() {
+        let start = Moment { wall: Timestamp::from_millis(1), boot: BootInstant::from_millis(1), boot_id: 1 };
+        let (_say, health) = watch::channel(Health::Unknown);
+        let clock = Clock::manual(start);
+        let config = Config { interval: Duration::from_millis(1), ..config(RuntimeKind::Process) };
+        let (handle, _owner) = spawn(config, health, clock.clone());
+        clock.advance(Duration::from_millis(50));
+        let later = Timestamp::from_millis(51);
+        let sampled = |r: &Arc<Report>| r.utilized.is_some_and(|u| u.at == later && u.cores.is_some());
+        handle.watch().wait_for(sampled).await.unwrap();
+    }
+}

@@ -1,0 +1,297 @@
+//! The catalogue: workspaces, and the API tokens that ride along with them.
+//!
+//! Every node has all of it on its own disk and serves it alone. Whoever leads writes it: an edit is
+//! answered once a majority has it on disk. Each entry has a version, so that nodes that were apart can
+//! bring together what they have ([`merge`], pure); [`sync`] does so whenever two of them differ.
+
+pub mod merge;
+pub mod store;
+mod sync;
+pub mod task;
+mod token;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Duration, Instant, timeout_at};
+
+use crate::election::Leadership;
+use crate::types::{
+    ApiToken, ApiTokenRequest, Ballot, Deadline, Invalid, Moment, Name, NewApiToken, NodeId, Role, Timestamp, Workspace,
+};
+
+pub use merge::Book;
+
+/// Workspaces in one catalogue.
+pub const MAX_WORKSPACES: usize = 10_000;
+/// API tokens in one catalogue.
+pub const MAX_TOKENS: usize = 1_000;
+/// How long an edit waits for a majority to have it.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why a change was not made. Nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Invalid(#[from] Invalid),
+    #[error("no {what} named {name}")]
+    NotFound { what: Cow<'static, str>, name: String },
+    #[error("{0}")]
+    Conflict(String),
+    /// It is stored here, but a majority has not said that it is stored there: it may last, or lose to another.
+    #[error("only {acknowledged} of {needed} nodes that are needed have stored it: it may last or not, ask again")]
+    OutcomeUnknown { acknowledged: usize, needed: usize },
+    /// This node does not lead: the leader writes the catalogue.
+    #[error("this node does not lead now, and only the leader changes the catalogue: try again")]
+    NoLeader,
+    #[error("the catalogue cannot be written: {0}")]
+    Store(String),
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+/// What everybody may read.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    pub workspaces: BTreeMap<Name, Arc<Workspace>>,
+    /// By id.
+    pub tokens: BTreeMap<String, Arc<StoredToken>>,
+    /// Every entry with its version, tombstones included.
+    pub book: Arc<Book>,
+    /// The same on two nodes if, and only if, they have the same versions of everything.
+    pub digest: String,
+    /// It was compared with what the leader has, since this node started.
+    pub synced: bool,
+}
+
+impl Snapshot {
+    /// The role of the caller who shows this token, if it is one of ours and has not expired.
+    pub fn role_of(&self, secret: &str, now: Moment) -> Option<Role> {
+        token::role_of(self, secret, now)
+    }
+}
+
+/// An API token as it is kept: its hash, never its text.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct StoredToken {
+    #[serde(flatten)]
+    pub token: ApiToken,
+    /// SHA-256 of the token's text, in hexadecimal. A random 256-bit token needs no slow hash.
+    pub sha256: String,
+    /// Decides when it expires; `expires_at` of the token is for people.
+    #[serde(default)]
+    pub deadline: Option<Deadline>,
+}
+
+/// A change that a caller asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Edit {
+    /// `create_only` makes an existing workspace a conflict.
+    Put {
+        workspace: Box<Workspace>,
+        create_only: bool,
+    },
+    Delete(Name),
+    CreateToken(ApiTokenRequest),
+    /// By id or name.
+    RevokeToken(String),
+}
+
+/// What became of an [`Edit`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Edited {
+    Put { new: bool },
+    Done,
+    Token(NewApiToken),
+}
+
+/// When an entry was written, for comparing two of one key: in the order of the fields.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Version {
+    /// How often the entry was changed.
+    pub edits: u64,
+    /// Who decided the change.
+    pub ballot: Ballot,
+    /// Tells apart what one leader wrote.
+    pub seq: u64,
+}
+
+/// What an entry is of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Key {
+    Workspace(Name),
+    /// By id.
+    Token(String),
+}
+
+/// One entry of the catalogue, as it is kept and as it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    pub key: Key,
+    pub version: Version,
+    /// For people, and for forgetting tombstones.
+    pub changed_at: Timestamp,
+    pub value: Value,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Value {
+    Workspace(Box<Workspace>),
+    Token(Box<StoredToken>),
+    /// It was removed; this says so to whoever still has it.
+    Tombstone,
+}
+
+/// The version of everything that a node has, tombstones included. Pairs: a map of JSON has only text for keys.
+pub type Versions = Vec<(Key, Version)>;
+
+/// What two nodes can tell each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// What is newer there, or not here at all.
+    pub newer: Vec<Entry>,
+    /// What is newer here, or lost to what is there: it would like to have these.
+    pub wanted: Vec<Key>,
+}
+
+/// Two nodes changed one entry without knowing of each other. The higher version won.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conflict {
+    /// What it was before: what lost.
+    pub previous: Entry,
+    pub won: Version,
+}
+
+/// The way to the other nodes' catalogues.
+#[async_trait]
+pub trait Replicas: Send + Sync + 'static {
+    /// Returns once the entries, or newer ones, are on that node's disk.
+    ///
+    /// # Errors
+    /// Whether they are is not known: for the log.
+    async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), String>;
+
+    /// # Errors
+    /// The node cannot be asked: for the log.
+    async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, String>;
+}
+
+/// Asks the owner of the catalogue.
+#[derive(Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    leadership: watch::Receiver<Arc<Leadership>>,
+    replicas: Arc<dyn Replicas>,
+    me: NodeId,
+}
+
+/// A handle that does not keep the owner going.
+struct Weak {
+    requests: mpsc::WeakSender<Request>,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    leadership: watch::Receiver<Arc<Leadership>>,
+    replicas: Arc<dyn Replicas>,
+    me: NodeId,
+}
+
+impl Weak {
+    fn upgrade(&self) -> Option<Handle> {
+        Some(Handle {
+            requests: self.requests.upgrade()?,
+            snapshot: self.snapshot.clone(),
+            leadership: self.leadership.clone(),
+            replicas: Arc::clone(&self.replicas),
+            me: self.me.clone(),
+        })
+    }
+}
+
+type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What the owner can be asked.
+#[derive(Debug)]
+enum Request {
+    /// Answered with what became of it, and the entry that others must have, where there is a new one.
+    Edit(Box<Edit>, Reply<(Edited, Option<Entry>)>),
+    Keep(Vec<Entry>, Reply<()>),
+    Synced,
+}
+
+impl Handle {
+    fn weak(&self) -> Weak {
+        let Self { requests, snapshot, leadership, replicas, me } = self.clone();
+        Weak { requests: requests.downgrade(), snapshot, leadership, replicas, me }
+    }
+
+    /// Makes a change, on the leader. Once it is answered, a majority has it on disk.
+    ///
+    /// # Errors
+    /// [`Error::OutcomeUnknown`]: it is on this node's disk, and not yet on enough others.
+    pub async fn edit(&self, edit: Edit) -> Result<Edited, Error> {
+        let (edited, entry) = self.ask(|reply| Request::Edit(Box::new(edit), reply)).await?;
+        if let Some(entry) = entry {
+            self.replicate(entry).await?;
+        }
+        Ok(edited)
+    }
+
+    /// Keeps what is newer than what is here. It answers once that is on disk.
+    pub async fn keep(&self, entries: Vec<Entry>) -> Result<(), Error> {
+        self.ask(|reply| Request::Keep(entries, reply)).await
+    }
+
+    /// What this node has and another has not, and the other way round.
+    pub fn compare(&self, versions: &Versions) -> Difference {
+        self.snapshot.borrow().book.difference(versions)
+    }
+
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.clone()
+    }
+
+    /// Brings the entry to every node that a majority is counted of, and waits for one.
+    async fn replicate(&self, entry: Entry) -> Result<(), Error> {
+        let Some(reign) = self.leadership.borrow().reign.clone() else { return Err(Error::NoLeader) };
+        let mut asked = JoinSet::new();
+        for node in reign.electorate.iter().filter(|node| **node != self.me) {
+            let (replicas, node, entry) = (Arc::clone(&self.replicas), node.clone(), entry.clone());
+            asked.spawn(async move {
+                let kept = replicas.keep(&node, vec![entry]).await;
+                kept.inspect_err(|error| tracing::debug!(%node, %error, "an entry is not stored there yet")).is_ok()
+            });
+        }
+        let deadline = Instant::now() + ACKNOWLEDGED_WITHIN;
+        let mut acknowledged = 1; // this node's own disk
+        while acknowledged < reign.needed
+            && let Ok(Some(kept)) = timeout_at(deadline, asked.join_next()).await
+        {
+            acknowledged += usize::from(kept.unwrap_or(false));
+        }
+        // Those that are slower get it, too; whoever does not finds out by comparing.
+        asked.detach_all();
+        if acknowledged < reign.needed {
+            return Err(Error::OutcomeUnknown { acknowledged, needed: reign.needed });
+        }
+        Ok(())
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| Error::Stopping)?;
+        answer.await.unwrap_or(Err(Error::Stopping))
+    }
+}

@@ -1,0 +1,229 @@
+//! The owner of the catalogue.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::store::{self, Store};
+use super::{
+    Book, Edit, Edited, Entry, Error, Handle, Key, MAX_TOKENS, MAX_WORKSPACES, Replicas, Request, Snapshot,
+    StoredToken, Value, sync, token,
+};
+use crate::clock::Clock;
+use crate::election::Leadership;
+use crate::gossip::ClusterView;
+use crate::types::{ApiTokenRequest, Ballot, Name, NodeId, Workspace};
+
+/// Changes waiting for the owner. Callers beyond it wait: each change takes one write to disk.
+const QUEUE: usize = 256;
+
+/// What the owner is made of.
+pub struct Parts {
+    pub store: Store,
+    pub kept: Book,
+    pub me: NodeId,
+    pub leadership: watch::Receiver<Arc<Leadership>>,
+    pub view: watch::Receiver<Arc<ClusterView>>,
+    pub replicas: Arc<dyn Replicas>,
+    pub clock: Clock,
+}
+
+/// Starts the owner. It ends when the last [`Handle`] is gone.
+pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
+    let Parts { store, kept, me, leadership, view, replicas, clock } = parts;
+    let (requests, queue) = mpsc::channel(QUEUE);
+    let book = Arc::new(kept);
+    let (publish, snapshot) = watch::channel(Arc::new(book.snapshot(false)));
+    let handle = Handle { requests, snapshot, leadership: leadership.clone(), replicas, me };
+    let owner = Owner { store, book, clock, leadership: leadership.clone(), seq: 0, synced: false, publish };
+    let comparing = sync::run(handle.weak(), leadership, view);
+    let task = tokio::spawn(async move {
+        tokio::select! {
+            () = owner.run(queue) => {}
+            () = comparing => {}
+        }
+    });
+    (handle, task)
+}
+
+struct Owner {
+    store: Store,
+    book: Arc<Book>,
+    clock: Clock,
+    leadership: watch::Receiver<Arc<Leadership>>,
+    /// Tells apart what this node writes under one ballot.
+    seq: u64,
+    synced: bool,
+    publish: watch::Sender<Arc<Snapshot>>,
+}
+
+impl Owner {
+    async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
+        if let Err(error) = self.tidy().await {
+            tracing::warn!(%error, "what is old was not removed from the catalogue");
+        }
+        while let Some(request) = queue.recv().await {
+            // Nobody has to wait for the answer: the change is made or refused all the same.
+            match request {
+                Request::Edit(edit, reply) => drop(reply.send(self.edit(*edit).await)),
+                Request::Keep(entries, reply) => drop(reply.send(self.keep(entries).await)),
+                Request::Synced => {
+                    self.synced = true;
+                    self.publish();
+                }
+            }
+        }
+    }
+
+    async fn edit(&mut self, edit: Edit) -> Result<(Edited, Option<Entry>), Error> {
+        let ballot = match &self.leadership.borrow().reign {
+            Some(reign) => reign.ballot.clone(),
+            None => return Err(Error::NoLeader),
+        };
+        match edit {
+            Edit::Put { workspace, create_only } => self.put(*workspace, create_only, ballot).await,
+            Edit::Delete(name) => self.delete(&name, ballot).await,
+            Edit::CreateToken(request) => self.create_token(&request, ballot).await,
+            Edit::RevokeToken(id_or_name) => self.revoke_token(&id_or_name, ballot).await,
+        }
+    }
+
+    async fn put(
+        &mut self,
+        workspace: Workspace,
+        create_only: bool,
+        ballot: Ballot,
+    ) -> Result<(Edited, Option<Entry>), Error> {
+        workspace.validate()?;
+        let name = workspace.name.clone();
+        let catalogue = self.publish.borrow().clone();
+        let existing = catalogue.workspaces.get(&name);
+        if existing.is_some() && create_only {
+            return Err(Error::Conflict(format!("there is a workspace {name} already")));
+        }
+        let new = existing.is_none();
+        if existing.is_some_and(|existing| **existing == workspace) {
+            // It may be here and nowhere else, after an edit whose outcome was not known: others get it again.
+            let entry = self.book.entry(&Key::Workspace(name)).map(|entry| (**entry).clone());
+            return Ok((Edited::Put { new }, entry));
+        }
+        if new && catalogue.workspaces.len() >= MAX_WORKSPACES {
+            return Err(Error::Conflict(format!("the catalogue is full: at most {MAX_WORKSPACES} workspaces")));
+        }
+        let entry = self.write(Key::Workspace(name), Value::Workspace(Box::new(workspace)), ballot).await?;
+        Ok((Edited::Put { new }, Some(entry)))
+    }
+
+    async fn delete(&mut self, name: &Name, ballot: Ballot) -> Result<(Edited, Option<Entry>), Error> {
+        if !self.publish.borrow().workspaces.contains_key(name) {
+            return Err(Error::NotFound { what: "workspace".into(), name: name.to_string() });
+        }
+        let entry = self.write(Key::Workspace(name.clone()), Value::Tombstone, ballot).await?;
+        Ok((Edited::Done, Some(entry)))
+    }
+
+    async fn create_token(
+        &mut self,
+        request: &ApiTokenRequest,
+        ballot: Ballot,
+    ) -> Result<(Edited, Option<Entry>), Error> {
+        self.tidy().await?; // the name of an expired one is free
+        let catalogue = self.publish.borrow().clone();
+        if catalogue.tokens.len() >= MAX_TOKENS {
+            return Err(Error::Conflict(format!(
+                "there are {MAX_TOKENS} API tokens, the most there can be: revoke some"
+            )));
+        }
+        let (new, stored) = token::new(&catalogue, request, self.clock.now())?;
+        let key = Key::Token(stored.token.id.clone());
+        let entry = self.write(key, Value::Token(Box::new(stored)), ballot).await?;
+        tracing::info!(id = %new.token.id, name = %new.token.name, role = %new.token.role, "API token made");
+        Ok((Edited::Token(new), Some(entry)))
+    }
+
+    async fn revoke_token(&mut self, id_or_name: &str, ballot: Ballot) -> Result<(Edited, Option<Entry>), Error> {
+        let named =
+            |stored: &&Arc<StoredToken>| stored.token.id == id_or_name || stored.token.name.as_str() == id_or_name;
+        let id = self.publish.borrow().tokens.values().find(named).map(|stored| stored.token.id.clone());
+        let Some(id) = id else {
+            return Err(Error::NotFound { what: "API token".into(), name: id_or_name.to_owned() });
+        };
+        let entry = self.write(Key::Token(id.clone()), Value::Tombstone, ballot).await?;
+        tracing::info!(%id, "API token revoked");
+        Ok((Edited::Done, Some(entry)))
+    }
+
+    /// Takes over what is newer.
+    async fn keep(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
+        let now = self.clock.now();
+        let mut book = (*self.book).clone();
+        let mut changed = Vec::new();
+        for mut entry in entries {
+            if let Value::Token(stored) = &mut entry.value {
+                **stored = token::rebased(stored, now); // its deadline counts on the clock of this host now
+            }
+            let key = entry.key.clone();
+            let lost = book.conflict(&key).cloned();
+            if book.merge(entry) || book.conflict(&key) != lost.as_ref() {
+                changed.push(key);
+            }
+        }
+        for conflict in changed.iter().filter_map(|key| book.conflict(key)) {
+            tracing::warn!(key = ?conflict.previous.key, "changed on two sides of a partition: the later change won");
+        }
+        self.commit(book, &changed).await
+    }
+
+    /// Writes the next version of an entry.
+    async fn write(&mut self, key: Key, value: Value, ballot: Ballot) -> Result<Entry, Error> {
+        self.seq += 1;
+        let version = self.book.next_version(&key, ballot, self.seq);
+        let entry = Entry { key: key.clone(), version, changed_at: self.clock.now().wall, value };
+        let mut book = (*self.book).clone();
+        book.merge(entry.clone());
+        self.commit(book, &[key]).await?;
+        Ok(entry)
+    }
+
+    /// Forgets what has expired or is long gone, and counts the deadlines of the rest from this boot. Every node
+    /// does so by itself: none needs to be told.
+    async fn tidy(&mut self) -> Result<(), Error> {
+        let now = self.clock.now();
+        let mut book = (*self.book).clone();
+        let mut changed = book.forget_old(now.wall);
+        for entry in self.book.entries() {
+            let Value::Token(stored) = &entry.value else { continue };
+            let value = if token::has_expired(stored, now) {
+                tracing::info!(id = %stored.token.id, name = %stored.token.name, "API token expired");
+                Value::Tombstone
+            } else {
+                Value::Token(Box::new(token::rebased(stored, now)))
+            };
+            if value != entry.value {
+                changed.push(entry.key.clone());
+                book.restate(Entry { value, ..(**entry).clone() });
+            }
+        }
+        self.commit(book, &changed).await
+    }
+
+    /// Writes what changed, then publishes it.
+    async fn commit(&mut self, book: Book, changed: &[Key]) -> Result<(), Error> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let changes = changed.iter().flat_map(|key| store::write(&book, key)).collect();
+        self.store.commit(changes).await.map_err(|e| Error::Store(e.to_string()))?;
+        self.book = Arc::new(book);
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&self) {
+        self.publish.send_replace(Arc::new(self.book.snapshot(self.synced)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

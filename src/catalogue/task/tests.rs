@@ -1,0 +1,349 @@
+//! Several owners, each with its own file, that reach one another unless they are cut off.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::json;
+
+use super::*;
+use crate::catalogue::{Difference, Versions};
+use crate::election::Reign;
+use crate::gossip::{ClusterView, Member};
+use crate::types::{
+    ApiTokenRequest, BootInstant, Bytes, ClusterMode, Cores, Moment, NodeState, Role, Timestamp, sample,
+};
+
+const BOOT: Moment =
+    Moment { wall: Timestamp::from_millis(1_000_000), boot: BootInstant::from_millis(60_000), boot_id: 1 };
+/// More than any condition that is waited for takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn id(n: u8) -> NodeId {
+    NodeId::from_bytes([n; 10])
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn workspace(text: &str, cores: u32) -> Workspace {
+    let mut workspace = Workspace::new(name(text), Cores::whole(cores), Bytes::gib(1));
+    workspace.image = Some("desktop:1".to_owned());
+    workspace
+}
+
+fn put(text: &str, cores: u32) -> Edit {
+    Edit::Put { workspace: Box::new(workspace(text, cores)), create_only: false }
+}
+
+fn token_request(body: serde_json::Value) -> Edit {
+    Edit::CreateToken(serde_json::from_value::<ApiTokenRequest>(body).unwrap())
+}
+
+/// The way between the nodes.
+#[derive(Clone, Default)]
+struct Network(Arc<Mutex<Wires>>);
+
+#[derive(Default)]
+struct Wires {
+    nodes: BTreeMap<NodeId, Handle>,
+    cut: BTreeSet<NodeId>,
+}
+
+impl Network {
+    fn wires(&self) -> MutexGuard<'_, Wires> {
+        self.0.lock().unwrap()
+    }
+
+    fn cut(&self, n: u8) {
+        self.wires().cut.insert(id(n));
+    }
+
+    fn mend(&self) {
+        self.wires().cut.clear();
+    }
+}
+
+struct Wire {
+    from: NodeId,
+    network: Network,
+}
+
+impl Wire {
+    fn to(&self, node: &NodeId) -> Result<Handle, String> {
+        let wires = self.network.wires();
+        let cut = |node| wires.cut.contains(node);
+        let reached = wires.nodes.get(node).filter(|_| !cut(node) && !cut(&self.from));
+        reached.cloned().ok_or_else(|| "no answer".to_owned())
+    }
+}
+
+#[async_trait]
+impl Replicas for Wire {
+    async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), String> {
+        self.to(node)?.keep(entries).await.map_err(|e| e.to_string())
+    }
+
+    async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, String> {
+        Ok(self.to(node)?.compare(&versions))
+    }
+}
+
+struct Catalogue {
+    handle: Handle,
+    leadership: watch::Sender<Arc<Leadership>>,
+    view: watch::Sender<Arc<ClusterView>>,
+    clock: Clock,
+    directory: tempfile::TempDir,
+    network: Network,
+}
+
+impl Catalogue {
+    fn start(n: u8, network: &Network) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), n, network, BOOT)
+    }
+
+    fn start_in(directory: tempfile::TempDir, n: u8, network: &Network, now: Moment) -> Self {
+        let (store, kept) = Store::open(directory.path(), &id(n), now.wall).unwrap();
+        Self::start_on(directory, store, kept, n, network, now)
+    }
+
+    fn start_on(directory: tempfile::TempDir, store: Store, kept: Book, n: u8, network: &Network, now: Moment) -> Self {
+        let nobody = Leadership { leader: None, ballot: None, reign: None };
+        let (leadership, led) = watch::channel(Arc::new(nobody));
+        let (view, seen) = watch::channel(Arc::default());
+        let clock = Clock::manual(now);
+        let (handle, _) = spawn(Parts {
+            store,
+            kept,
+            me: id(n),
+            leadership: led,
+            view: seen,
+            replicas: Arc::new(Wire { from: id(n), network: network.clone() }),
+            clock: clock.clone(),
+        });
+        network.wires().nodes.insert(id(n), handle.clone());
+        Self { handle, leadership, view, clock, directory, network: network.clone() }
+    }
+
+    /// One node that leads itself.
+    fn alone() -> Self {
+        let catalogue = Self::start(1, &Network::default());
+        catalogue.leads(1, &[1], 1);
+        catalogue
+    }
+
+    /// From now on this node leads these.
+    fn leads(&self, term: u64, electorate: &[u8], needed: usize) {
+        let ballot = Ballot { term, node: self.handle.me.clone() };
+        let electorate: BTreeSet<NodeId> = electorate.iter().copied().map(id).collect();
+        let (reached, lease) = (electorate.clone(), BootInstant::from_millis(u64::MAX));
+        let reign = Some(Arc::new(Reign { ballot: ballot.clone(), electorate, reached, needed, lease }));
+        let leader = Some(self.handle.me.clone());
+        self.leadership.send_replace(Arc::new(Leadership { leader, ballot: Some(ballot), reign }));
+    }
+
+    fn follows(&self, leader: u8) {
+        self.leadership.send_replace(Arc::new(Leadership { leader: Some(id(leader)), ballot: None, reign: None }));
+    }
+
+    /// What gossip tells of another node's catalogue.
+    fn hears(&self, of: &Self) {
+        let member = Member {
+            address: "127.0.0.1:1".parse().unwrap(),
+            incarnation: 1,
+            state: NodeState::Alive,
+            mode: ClusterMode::Available,
+            node: Some(Arc::new(sample::node("other", of.handle.me.as_str()))),
+            sessions: BTreeMap::new(),
+            catalogue: Some(of.handle.snapshot().digest.clone()),
+        };
+        let heard = of.handle.me.clone();
+        self.view.send_modify(|view| drop(Arc::make_mut(view).members.insert(heard, Arc::new(member))));
+    }
+
+    /// Stops the owner, and starts another one on the same file.
+    async fn restart(self, now: Moment) -> Self {
+        let Self { handle, directory, network, .. } = self;
+        let me = handle.me.clone();
+        network.wires().nodes.clear();
+        drop(handle);
+        let store = loop {
+            // The last one may still be closing its file.
+            match Store::open(directory.path(), &me, now.wall) {
+                Err(crate::store::Error::InUse(_)) => tokio::task::yield_now().await,
+                opened => break opened.unwrap(),
+            }
+        };
+        Self::start_on(directory, store.0, store.1, 1, &network, now)
+    }
+
+    fn workspaces(&self) -> Vec<(String, Cores)> {
+        self.handle.snapshot().workspaces.values().map(|w| (w.name.to_string(), w.cores)).collect()
+    }
+
+    async fn has(&self, what: &str, is_so: impl Fn(&Snapshot) -> bool) {
+        let mut watch = self.handle.watch();
+        let seen = tokio::time::timeout(PATIENCE, watch.wait_for(|snapshot| is_so(snapshot))).await;
+        seen.unwrap_or_else(|_| panic!("never {what}: {:?}", self.handle.snapshot())).unwrap();
+    }
+}
+
+/// What was stored, whatever it is.
+fn has_workspace(text: &str) -> impl Fn(&Snapshot) -> bool {
+    let wanted = name(text);
+    move |snapshot| snapshot.workspaces.contains_key(&wanted)
+}
+
+#[tokio::test]
+async fn workspaces_are_put_replaced_removed_and_kept() {
+    let catalogue = Catalogue::alone();
+    let edit = |edit| catalogue.handle.edit(edit);
+    assert_eq!(edit(put("a", 1)).await, Ok(Edited::Put { new: true }));
+    assert_eq!(edit(put("a", 1)).await, Ok(Edited::Put { new: false }), "nothing new");
+    assert_eq!(edit(put("a", 2)).await, Ok(Edited::Put { new: false }));
+    let create = Edit::Put { workspace: Box::new(workspace("a", 3)), create_only: true };
+    assert!(matches!(edit(create).await, Err(Error::Conflict(_))));
+    edit(put("b", 1)).await.unwrap();
+    assert_eq!(edit(Edit::Delete(name("b"))).await, Ok(Edited::Done));
+    assert!(matches!(edit(Edit::Delete(name("b"))).await, Err(Error::NotFound { .. })));
+    let unusable = Workspace { cores: Cores::default(), ..workspace("c", 1) };
+    let invalid = edit(Edit::Put { workspace: Box::new(unusable), create_only: false }).await;
+    assert!(matches!(invalid, Err(Error::Invalid(_))), "{invalid:?}");
+
+    let digest = catalogue.handle.snapshot().digest.clone();
+    let again = catalogue.restart(BOOT).await;
+    assert_eq!(again.workspaces(), [("a".to_owned(), Cores::whole(2))]);
+    assert_eq!(again.handle.snapshot().digest, digest, "tombstones are kept, too");
+}
+
+#[tokio::test]
+async fn only_the_leader_writes() {
+    let catalogue = Catalogue::start(1, &Network::default());
+    assert_eq!(catalogue.handle.edit(put("a", 1)).await, Err(Error::NoLeader));
+    catalogue.follows(2);
+    assert_eq!(catalogue.handle.edit(put("a", 1)).await, Err(Error::NoLeader));
+    assert_eq!(catalogue.workspaces(), []);
+}
+
+#[tokio::test]
+async fn tokens_are_made_shown_once_and_revoked() {
+    let catalogue = Catalogue::alone();
+    let edit = |edit| catalogue.handle.edit(edit);
+    let Ok(Edited::Token(new)) = edit(token_request(json!({"name": "ci", "role": "read"}))).await else { panic!() };
+    assert_eq!(catalogue.handle.snapshot().role_of(&new.secret, BOOT), Some(Role::Read));
+    assert_eq!(catalogue.handle.snapshot().role_of("ost_nonsense_x", BOOT), None);
+    let twice = edit(token_request(json!({"name": "ci", "role": "admin"}))).await;
+    assert!(matches!(twice, Err(Error::Conflict(_))));
+    assert_eq!(edit(Edit::RevokeToken("ci".to_owned())).await, Ok(Edited::Done));
+    assert_eq!(catalogue.handle.snapshot().role_of(&new.secret, BOOT), None);
+    assert!(matches!(edit(Edit::RevokeToken("ci".to_owned())).await, Err(Error::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn a_token_expires_and_its_name_is_free_again() {
+    let catalogue = Catalogue::alone();
+    let request = || token_request(json!({"name": "ci", "role": "read", "expires_in_seconds": 60}));
+    let Ok(Edited::Token(new)) = catalogue.handle.edit(request()).await else { panic!() };
+    let later = Moment { boot: BOOT.boot.plus(Duration::from_secs(61)), ..BOOT };
+    assert_eq!(catalogue.handle.snapshot().role_of(&new.secret, later), None);
+    assert!(matches!(catalogue.handle.edit(request()).await, Err(Error::Conflict(_))), "it is not yet due");
+    catalogue.clock.advance(Duration::from_secs(61));
+    assert!(catalogue.handle.edit(request()).await.is_ok());
+    assert_eq!(catalogue.handle.snapshot().tokens.len(), 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_did_not_happen() {
+    let (store, switch) = Store::failing();
+    let directory = tempfile::tempdir().unwrap();
+    let catalogue = Catalogue::start_on(directory, store, Book::default(), 1, &Network::default(), BOOT);
+    catalogue.leads(1, &[1], 1);
+    switch.set(true);
+    assert!(matches!(catalogue.handle.edit(put("a", 1)).await, Err(Error::Store(_))));
+    assert_eq!(catalogue.workspaces(), []);
+    let entry = Entry {
+        key: Key::Workspace(name("b")),
+        version: crate::catalogue::Version { edits: 1, ballot: Ballot { term: 1, node: id(2) }, seq: 1 },
+        changed_at: BOOT.wall,
+        value: Value::Workspace(Box::new(workspace("b", 1))),
+    };
+    assert!(matches!(catalogue.handle.keep(vec![entry.clone()]).await, Err(Error::Store(_))), "it is not acknowledged");
+    switch.set(false);
+    assert_eq!(catalogue.handle.edit(put("a", 1)).await, Ok(Edited::Put { new: true }));
+    catalogue.handle.keep(vec![entry]).await.unwrap();
+    assert_eq!(catalogue.workspaces().len(), 2);
+}
+
+#[tokio::test]
+async fn an_edit_is_answered_once_a_majority_has_it_and_everybody_gets_it() {
+    let network = Network::default();
+    let nodes = [1, 2, 3].map(|n| Catalogue::start(n, &network));
+    nodes[0].leads(1, &[1, 2, 3], 2);
+    network.cut(3);
+    nodes[0].handle.edit(put("a", 1)).await.unwrap();
+    assert_eq!(nodes[1].workspaces().len(), 1, "a majority of three is one more");
+    network.cut(2);
+    let unknown = nodes[0].handle.edit(put("b", 1)).await;
+    assert_eq!(unknown, Err(Error::OutcomeUnknown { acknowledged: 1, needed: 2 }));
+    network.mend();
+    assert_eq!(nodes[0].handle.edit(put("b", 1)).await, Ok(Edited::Put { new: false }), "asked again, it is brought");
+    nodes[1].has("b", has_workspace("b")).await;
+    nodes[2].has("b", has_workspace("b")).await;
+}
+
+#[tokio::test]
+async fn a_node_that_starts_asks_the_leader_for_what_it_missed() {
+    let network = Network::default();
+    let (leader, other) = (Catalogue::start(1, &network), Catalogue::start(2, &network));
+    leader.leads(1, &[1], 1);
+    leader.handle.edit(put("a", 1)).await.unwrap();
+    assert!(!other.handle.snapshot().synced);
+    other.follows(1);
+    other.has("synced", |snapshot| snapshot.synced).await;
+    assert_eq!(other.workspaces(), leader.workspaces());
+}
+
+#[tokio::test]
+async fn two_sides_of_a_partition_come_together_and_say_what_was_lost() {
+    let network = Network::default();
+    let (one, two) = (Catalogue::start(1, &network), Catalogue::start(2, &network));
+    network.cut(1);
+    one.leads(1, &[1], 1);
+    two.leads(2, &[2], 1);
+    one.handle.edit(put("both", 1)).await.unwrap();
+    two.handle.edit(put("both", 2)).await.unwrap();
+    one.handle.edit(put("ours", 1)).await.unwrap();
+    two.handle.edit(put("theirs", 1)).await.unwrap();
+    network.mend();
+    one.follows(2);
+    one.hears(&two);
+    two.hears(&one);
+    let together = |snapshot: &Snapshot| snapshot.workspaces.len() == 3 && snapshot.book.conflicts().count() == 1;
+    one.has("together", together).await;
+    two.has("together", together).await;
+    assert_eq!(one.handle.snapshot().digest, two.handle.snapshot().digest);
+    assert_eq!(one.workspaces()[0], ("both".to_owned(), Cores::whole(2)), "the higher ballot's");
+    let snapshot = two.handle.snapshot();
+    let conflict = snapshot.book.conflicts().next().unwrap();
+    assert_eq!(conflict.previous.value, Value::Workspace(Box::new(workspace("both", 1))), "what lost is kept");
+}
+
+#[tokio::test]
+async fn what_was_removed_while_a_node_was_away_does_not_come_back() {
+    let network = Network::default();
+    let (leader, away) = (Catalogue::start(1, &network), Catalogue::start(2, &network));
+    leader.leads(1, &[1, 2], 2);
+    leader.handle.edit(put("a", 1)).await.unwrap();
+    away.has("a", has_workspace("a")).await;
+    network.cut(2);
+    leader.leads(2, &[1], 1);
+    leader.handle.edit(Edit::Delete(name("a"))).await.unwrap();
+    network.mend();
+    away.hears(&leader);
+    leader.hears(&away);
+    away.has("removed", |snapshot| snapshot.workspaces.is_empty()).await;
+    assert_eq!(leader.workspaces(), []);
+}

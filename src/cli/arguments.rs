@@ -1,0 +1,73 @@
+//! Shapes of arguments that several commands share.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+/// `KEY=VALUE`. The value may be empty and may hold `=`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pair {
+    pub(super) key: String,
+    pub(super) value: String,
+}
+
+impl FromStr for Pair {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok(Self { key: key.to_owned(), value: value.to_owned() }),
+            _ => Err(format!("`{text}` is not KEY=VALUE")),
+        }
+    }
+}
+
+/// The pairs as a map; of two with one key the later wins.
+pub(super) fn map(pairs: &[Pair]) -> BTreeMap<String, String> {
+    pairs.iter().map(|pair| (pair.key.clone(), pair.value.clone())).collect()
+}
+
+/// `KEY=VALUE` sets a label, `KEY-` takes it away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LabelChange {
+    pub(super) key: String,
+    pub(super) value: Option<String>,
+}
+
+impl FromStr for LabelChange {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(Pair { key, value }) = text.parse() {
+            return Ok(Self { key, value: Some(value) });
+        }
+        match text.strip_suffix('-') {
+            Some(key) if !key.is_empty() && !key.contains('=') => Ok(Self { key: key.to_owned(), value: None }),
+            _ => Err(format!("`{text}` is neither KEY=VALUE, which sets a label, nor KEY-, which takes it away")),
+        }
+    }
+}
+
+/// Accepts the words of an enum, and lists them in help and completions.
+pub(super) fn one_of<T>(words: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = String> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(words.into_iter().collect::<Vec<_>>()).try_map(|word| word.parse::<T>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_and_labels_are_read() {
+        let pair = |text: &str| text.parse::<Pair>().map(|pair| (pair.key, pair.value));
+        assert_eq!(pair("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
+        assert_eq!(pair("A="), Ok(("A".to_owned(), String::new())));
+        assert!(pair("=b").is_err() && pair("A").is_err());
+        let label = |text: &str| text.parse::<LabelChange>().map(|change| (change.key, change.value));
+        assert_eq!(label("rack=3-"), Ok(("rack".to_owned(), Some("3-".to_owned()))));
+        assert_eq!(label("rack-"), Ok(("rack".to_owned(), None)));
+        assert!(label("rack").is_err() && label("-").is_err() && label("=x-").is_err());
+    }
+}

@@ -1,0 +1,32 @@
+//! `ostler config`: the configuration file.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::failure::Failure;
+use super::output::Output;
+use crate::config::{Config, DEFAULT_FILE};
+
+/// What can be asked of the configuration file.
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    Check(CheckArgs),
+}
+
+/// Check a configuration file, and name everything that is wrong in it.
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// The file; left out: /etc/ostler/ostler.toml.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check it as `ostler agent --dev` would.
+    #[arg(long)]
+    dev: bool,
+}
+
+pub(super) fn run(ConfigCommand::Check(args): &ConfigCommand, out: &Output) -> Result<(), Failure> {
+    Config::load(args.config.as_deref(), args.dev).map_err(|e| Failure::Failed(e.to_string()))?;
+    let file = args.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    out.text(format_args!("{} is fine", file.display()))
+}

@@ -1,0 +1,268 @@
+//! The keeper of a demo's place: `ostler demo-keeper`, started by the demo and outliving it.
+//!
+//! It reads the [plan](Plan) from its standard input, makes the place and starts the agent there. Then
+//! it waits for that input to end, which the kernel sees to when the demo ends, is killed, or loses
+//! its terminal. So there is one way in which everything is cleared away, and it always comes.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::net::unix::pipe::Receiver;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{sleep, timeout};
+
+use super::plan::{Engine, Plan};
+use crate::sessions::runtime::docker::Visit;
+use crate::sessions::runtime::process::{self, ProcessRuntime};
+use crate::sessions::runtime::{Error, Runtime};
+use crate::types::{Bytes, Cores, NodeId};
+
+/// What this program is called with to be a keeper.
+pub const SUBCOMMAND: &str = "demo-keeper";
+
+/// A plan is a few paths.
+const MAX_PLAN: u64 = 64 << 10;
+/// How long the agent may take to end by itself.
+const AGENT_GRACE: Duration = Duration::from_secs(3);
+/// How often it is looked whether something is left, and the pause between two looks. An engine that is
+/// restarting or busy is waited for; what was under way when the agent ended comes to light meanwhile.
+const LOOKS: u32 = 120;
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
+/// Nothing is left where this many looks in a row find nothing.
+const EMPTY_LOOKS: u32 = 2;
+/// The same while an image may still be on its way into the engine.
+const EMPTY_LOOKS_IMPORTING: u32 = 20;
+
+/// What the keeper tells the demo, a line of JSON each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Word {
+    /// The place is there, and the agent was started.
+    Ready,
+    /// Something failed; for people.
+    Trouble(String),
+}
+
+/// Keeps one demo's place, from its plan to its end.
+pub fn main() -> ExitCode {
+    // Ctrl-C and the end of the terminal are the demo's to hear.
+    let detached = rustix::process::setsid().map_err(io::Error::from);
+    let runtime = detached.and_then(|_| tokio::runtime::Builder::new_current_thread().enable_all().build());
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            say(&Word::Trouble(format!("the demo's keeper cannot work: {e}")));
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(keep()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            say(&Word::Trouble(trouble));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn keep() -> Result<(), String> {
+    let mut input = standard_input().map_err(|e| format!("the demo's keeper is started by the demo alone: {e}"))?;
+    let plan = read_plan(&mut input).await?;
+    let mut agent = None;
+    match make(&plan) {
+        Ok(started) => {
+            say(&Word::Ready);
+            hold(input, agent.insert(started)).await;
+        }
+        Err(e) => say(&Word::Trouble(format!("{} cannot be made: {e}", plan.directory.display()))),
+    }
+    if let Some(agent) = &mut agent {
+        end(agent).await;
+    }
+    clear(&plan).await
+}
+
+/// The demo's pipe. Whatever else it is, this program was not started by a demo.
+fn standard_input() -> io::Result<BufReader<Receiver>> {
+    let input = io::stdin().as_fd().try_clone_to_owned()?;
+    Receiver::from_owned_fd(input).map(BufReader::new)
+}
+
+async fn read_plan(input: &mut BufReader<Receiver>) -> Result<Plan, String> {
+    let mut line = String::new();
+    input.take(MAX_PLAN).read_line(&mut line).await.map_err(|e| e.to_string())?;
+    // Half a line is no plan: the demo was gone before it began, and nothing has been made.
+    serde_json::from_str(&line).map_err(|e| format!("that is no plan: {e}"))
+}
+
+/// Makes the place, and starts the agent in it.
+fn make(plan: &Plan) -> io::Result<Child> {
+    // Sessions of root run as somebody else, who passes through to their own directories.
+    let mode = if plan.sessions_are_others() { 0o711 } else { 0o700 };
+    DirBuilder::new().mode(0o700).create(&plan.directory)?;
+    fs::set_permissions(&plan.directory, fs::Permissions::from_mode(mode))?;
+    if plan.sessions_are_others() {
+        fs::copy(&plan.program, plan.program_for_others())?;
+        fs::set_permissions(plan.program_for_others(), fs::Permissions::from_mode(0o755))?;
+    }
+    private(&plan.configuration())?.write_all(plan.configuration_text().as_bytes())?;
+    let log = private(&plan.log())?;
+    Command::new(&plan.program)
+        .args(["agent", "--dev", "--config"])
+        .arg(plan.configuration())
+        .env_remove("OSTLER_LOG")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+}
+
+fn private(path: &std::path::Path) -> io::Result<File> {
+    OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)
+}
+
+/// Returns when the demo is over: its end of the pipe is closed, or somebody ends this process.
+async fn hold(mut input: BufReader<Receiver>, agent: &mut Child) {
+    let over = async {
+        let (Ok(mut terminate), Ok(mut hangup)) = (signal(SignalKind::terminate()), signal(SignalKind::hangup()))
+        else {
+            return;
+        };
+        let mut nothing = [0; 64];
+        tokio::select! {
+            () = async { while input.read(&mut nothing).await.is_ok_and(|read| read > 0) {} } => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    };
+    let mut over = std::pin::pin!(over);
+    tokio::select! {
+        () = &mut over => return,
+        ended = agent.wait() => {
+            let how = ended.map_or_else(|e| e.to_string(), |status| status.to_string());
+            say(&Word::Trouble(format!("the agent has ended ({how})")));
+        }
+    }
+    // The demo reads the agent's log before anything is cleared away.
+    over.await;
+}
+
+async fn end(agent: &mut Child) {
+    // The number is its own until it has been waited for.
+    if let Some(pid) = agent.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
+        let _ = kill_process(pid, Signal::TERM);
+    }
+    if timeout(AGENT_GRACE, agent.wait()).await.is_err() {
+        // What cannot be killed has ended.
+        let _ = agent.kill().await;
+    }
+}
+
+/// Takes away everything that came of the plan. The agent has ended.
+async fn clear(plan: &Plan) -> Result<(), String> {
+    let sessions = match &plan.engine {
+        Engine::Docker { host } => clear_engine(plan, host).await.map_err(|e| {
+            let label = format!("label=ostler.cluster={}", plan.cluster);
+            format!(
+                "Docker still has something of the demo: {e}\n\
+                 Later: docker rm -f $(docker ps -aq --filter {label}); docker network prune --filter {label}; \
+                 docker rmi {}",
+                plan.image()
+            )
+        }),
+        Engine::Process => clear_processes(plan).await.map_err(|e| format!("a session does not end: {e}")),
+    };
+    let files = remove_directory(plan).await;
+    sessions.and(files)
+}
+
+async fn clear_engine(plan: &Plan, host: &str) -> Result<(), Error> {
+    let visit = Visit::new(host).map_err(|e| Error::Refused(e.to_string()))?;
+    let enough = if plan.importing().exists() { EMPTY_LOOKS_IMPORTING } else { EMPTY_LOOKS };
+    until_empty(enough, async || clear_engine_once(plan, &visit).await).await
+}
+
+async fn clear_engine_once(plan: &Plan, visit: &Visit) -> Result<usize, Error> {
+    let found = visit.clear(&plan.cluster).await?;
+    let image = plan.image();
+    if !visit.has_image(&image).await? {
+        return Ok(found);
+    }
+    visit.remove_image(&image).await?;
+    Ok(found + 1)
+}
+
+async fn clear_processes(plan: &Plan) -> Result<(), Error> {
+    let directory = plan.data().join("process");
+    if !directory.exists() {
+        return Ok(());
+    }
+    let opened = ProcessRuntime::open(process::Config {
+        directory,
+        cluster: plan.cluster.clone(),
+        // Nothing is started, so that it matters to nobody whose runtime this is.
+        node: NodeId::from_bytes([0; 10]),
+        user: "nobody".to_owned(),
+        shim: plan.program.clone(),
+        cores: Cores::ZERO,
+        memory: Bytes::ZERO,
+    });
+    let runtime = opened.map_err(|e| Error::Unavailable(e.to_string()))?;
+    until_empty(1, async || {
+        let found = runtime.list().await?;
+        for session in &found {
+            runtime.remove(&session.session).await?;
+        }
+        Ok(found.len())
+    })
+    .await
+}
+
+/// Clears away again and again, until nothing was found often enough.
+async fn until_empty(enough: u32, clear: impl AsyncFn() -> Result<usize, Error>) -> Result<(), Error> {
+    let mut empty = 0;
+    let mut last = Ok(());
+    for _ in 0..LOOKS {
+        match clear().await {
+            Ok(0) => empty += 1,
+            Ok(_) => empty = 0,
+            Err(error) => {
+                empty = 0;
+                last = Err(error);
+            }
+        }
+        if empty >= enough {
+            return Ok(());
+        }
+        sleep(LOOK_PAUSE).await;
+    }
+    last.and(Err(Error::Unavailable("there is always something more".to_owned())))
+}
+
+/// Removes the place. What somebody still writes there is removed in a second try.
+async fn remove_directory(plan: &Plan) -> Result<(), String> {
+    let mut last = String::new();
+    for _ in 0..LOOKS {
+        match fs::remove_dir_all(&plan.directory) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => last = e.to_string(),
+        }
+        sleep(LOOK_PAUSE).await;
+    }
+    Err(format!("{} cannot be removed: {last}", plan.directory.display()))
+}
+
+/// Tells the demo, which may be gone.
+fn say(word: &Word) {
+    let mut stdout = io::stdout().lock();
+    if let Ok(line) = serde_json::to_string(word) {
+        let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    }
+}

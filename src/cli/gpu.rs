@@ -1,0 +1,77 @@
+//! `ostler gpu`: the cluster's GPUs.
+
+use clap::Subcommand;
+
+use crate::types::{Gpu, List};
+
+use super::Context;
+use super::failure::Failure;
+use super::route::Route;
+use super::table::{NONE, one_line, or_none, table};
+
+/// What can be asked of GPUs.
+#[derive(Debug, Subcommand)]
+pub(super) enum GpuCommand {
+    /// List the GPUs of every node, with what is measured and how many sessions hold each.
+    Ls,
+}
+
+pub(super) async fn run(command: &GpuCommand, context: &Context) -> Result<(), Failure> {
+    match command {
+        GpuCommand::Ls => {
+            let body = context.client()?.list(Route::new(&["gpus"])).await?;
+            context.out.answer(&body, |list: &List<Gpu>| describe(&list.items))
+        }
+    }
+}
+
+fn describe(gpus: &[Gpu]) -> String {
+    let rows = gpus.iter().map(|gpu| {
+        vec![
+            gpu.node.to_string(),
+            gpu.index.to_string(),
+            one_line(&gpu.model),
+            one_line(&gpu.uuid),
+            memory(gpu),
+            or_none(gpu.utilization_percent.map(|percent| format!("{percent:.0}%"))),
+            or_none(gpu.temperature_celsius.map(|celsius| format!("{celsius:.0} °C"))),
+            or_none(gpu.power_watts.map(|watts| format!("{watts:.0} W"))),
+            format!("{} of {}", gpu.slots_used, gpu.slots),
+            health(gpu),
+        ]
+    });
+    let header = ["NODE", "GPU", "MODEL", "UUID", "MEMORY", "BUSY", "TEMP", "POWER", "SLOTS", "HEALTH"];
+    table(&header, rows)
+}
+
+/// Memory in use, of all.
+pub(super) fn memory(gpu: &Gpu) -> String {
+    match (gpu.memory_used_bytes, gpu.memory_total_bytes) {
+        (Some(used), Some(total)) => format!("{used} of {total}"),
+        (None, Some(total)) => total.to_string(),
+        _ => NONE.to_owned(),
+    }
+}
+
+/// The device's health, and whether it is kept from sessions.
+pub(super) fn health(gpu: &Gpu) -> String {
+    let cordoned = if gpu.cordoned { ", cordoned" } else { "" };
+    format!("{}{cordoned}", one_line(&gpu.health))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_a_dash() {
+        let json = r#"{"uuid":"GPU-1","index":0,"node":"a","model":"L4","memory_total_bytes":25769803776,
+            "memory_used_bytes":null,"utilization_percent":null,"temperature_celsius":41.6,"power_watts":null,
+            "health":"ok","slots":10,"slots_used":3,"cordoned":true}"#;
+        let gpu: Gpu = serde_json::from_str(json).unwrap();
+        let expected = "\
+NODE   GPU   MODEL   UUID    MEMORY   BUSY   TEMP    POWER   SLOTS     HEALTH
+a      0     L4      GPU-1   24 GiB   -      42 °C   -       3 of 10   ok, cordoned";
+        assert_eq!(describe(&[gpu]), expected);
+    }
+}

@@ -1,0 +1,155 @@
+//! `ostler node`: what hosts have, and what their operators say they offer.
+
+mod drain;
+mod label;
+mod selection;
+mod set;
+mod show;
+
+use clap::{Args, Subcommand};
+
+use crate::types::{Figures, List, Node, SettingsPatch};
+
+use super::Context;
+use super::failure::Failure;
+use super::route::Route;
+use super::table::{NONE, joined, table};
+use super::terminal::Terminal;
+use selection::Selection;
+pub(super) use show::resources;
+
+/// What can be asked of nodes.
+#[derive(Debug, Subcommand)]
+pub(super) enum NodeCommand {
+    /// List the nodes, and how much of what they offer is allocated.
+    Ls,
+    /// Show a node: what it has, what is utilized and allocated, its settings and conditions.
+    #[command(after_help = "Examples:\n  ostler node show host-a\n  ostler node show host-a -o json")]
+    Show(ShowArgs),
+    Set(set::SetArgs),
+    /// Let nodes take new sessions.
+    Enable(SelectArgs),
+    /// Keep new sessions off nodes; those that are there go on.
+    Disable(SelectArgs),
+    Drain(drain::DrainArgs),
+    /// End the drain of nodes. Whether they are enabled stays as it is.
+    Undrain(SelectArgs),
+    Label(label::LabelArgs),
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct ShowArgs {
+    /// A node's name, its id, or the beginning of its id.
+    #[arg(value_name = "NODE")]
+    name: String,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct SelectArgs {
+    #[command(flatten)]
+    selection: Selection,
+}
+
+pub(super) async fn run(command: &NodeCommand, context: &Context) -> Result<(), Failure> {
+    match command {
+        NodeCommand::Ls => {
+            let body = context.client()?.list(Route::new(&["nodes"])).await?;
+            context.out.answer(&body, |list: &List<Node>| describe(&list.items, &context.out.terminal))
+        }
+        NodeCommand::Show(args) => {
+            let body = context.client()?.get(Route::new(&["nodes", &args.name])).await?;
+            context.out.answer(&body, |node| show::describe(node, &context.out.terminal, context.out.now))
+        }
+        NodeCommand::Set(args) => set::run(args, context).await,
+        NodeCommand::Enable(args) => set::patch(&args.selection, &enabled(true), context).await,
+        NodeCommand::Disable(args) => set::patch(&args.selection, &enabled(false), context).await,
+        NodeCommand::Drain(args) => drain::run(args, context).await,
+        NodeCommand::Undrain(args) => drain::end(&args.selection, context).await,
+        NodeCommand::Label(args) => label::run(args, context).await,
+    }
+}
+
+fn enabled(enabled: bool) -> SettingsPatch {
+    SettingsPatch { enabled: Some(enabled), ..SettingsPatch::default() }
+}
+
+fn describe(nodes: &[Node], terminal: &Terminal) -> String {
+    let rows = nodes.iter().map(|node| {
+        let resources = &node.resources;
+        vec![
+            if node.is_leader { format!("{} *", node.name) } else { node.name.to_string() },
+            node.state.to_string(),
+            accepts(node).to_owned(),
+            share(&resources.cores),
+            share(&resources.memory_bytes),
+            if resources.gpus.effective == 0 { NONE.to_owned() } else { share(&resources.gpus) },
+            node.sessions.to_string(),
+            node.version.clone(),
+            conditions(node, terminal),
+        ]
+    });
+    let header = ["NAME", "STATE", "ACCEPTS", "CORES", "MEMORY", "GPUS", "SESSIONS", "VERSION", "CONDITIONS"];
+    table(&header, rows)
+}
+
+/// `5 of 12`: allocated, of effective.
+fn share<T: std::fmt::Display>(figures: &Figures<T>) -> String {
+    format!("{} of {}", figures.allocated, figures.effective)
+}
+
+/// Whether the node takes new sessions, as far as its operator decides it.
+fn accepts(node: &Node) -> &'static str {
+    match (&node.drain, node.enabled) {
+        (Some(_), _) => "draining",
+        (None, true) => "yes",
+        (None, false) => "disabled",
+    }
+}
+
+/// The last column, so that its colours do not disturb any other.
+fn conditions(node: &Node, terminal: &Terminal) -> String {
+    let kinds = joined(node.conditions.iter().map(|condition| condition.kind));
+    if node.conditions.is_empty() { kinds } else { terminal.red(&kinds) }
+}
+
+#[cfg(test)]
+pub(super) fn example() -> Node {
+    let json = r#"{"id":"k3f7q2m5x6a4b7c2","name":"host-a","address":"10.0.0.1:7480","version":"0.1.0",
+        "state":"alive","enabled":true,"is_leader":true,"last_seen":"2026-01-31T12:00:00Z",
+        "runtime":{"kind":"docker","version":"28.1","available":true,"message":null},
+        "resources":{
+          "cores":{"physical":6,"override":12,"effective":12,"allocated":5,"available":7,"utilized":4.2,"utilized_at":"2026-01-31T12:00:00Z"},
+          "memory_bytes":{"physical":6442450944,"override":0,"effective":6442450944,"allocated":5368709120,"available":1073741824,"utilized":null,"utilized_at":null},
+          "gpus":{"physical":1,"override":10,"effective":10,"allocated":3,"available":7,"utilized":null,"utilized_at":null}},
+        "disk":{"path":"/var/lib/docker","total_bytes":107374182400,"free_bytes":53687091200},
+        "swap":{"total_bytes":0,"used_bytes":0},"load":[0.5,0.25,0.1],
+        "gpus":[{"uuid":"GPU-1","index":0,"node":"host-a","model":"L4","memory_total_bytes":25769803776,
+          "memory_used_bytes":1073741824,"utilization_percent":37.0,"temperature_celsius":41.0,"power_watts":30.0,
+          "health":"ok","slots":10,"slots_used":3,"cordoned":false}],
+        "sessions":2,
+        "settings":{"enabled":true,"prune":"normal","cores_override":12,"memory_override_bytes":0,"gpus_override":10,
+          "gpu_sharing":"same_user","labels":{"rack":"3"}},
+        "declared_settings":["cores_override"],
+        "drain":null,
+        "conditions":[{"kind":"dev_figures","message":"cores were made up","since":"2026-01-31T11:00:00Z"}]}"#;
+    serde_json::from_str(json).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_show_what_is_allocated_of_what_they_offer() {
+        let leader = example();
+        let mut other = Node { name: "b".parse().unwrap(), is_leader: false, enabled: false, ..example() };
+        other.resources.gpus =
+            Figures { physical: 0, override_: 0, effective: 0, allocated: 0, ..other.resources.gpus };
+        other.conditions.clear();
+        let expected = "\
+NAME       STATE   ACCEPTS    CORES     MEMORY           GPUS      SESSIONS   VERSION   CONDITIONS
+host-a *   alive   yes        5 of 12   5 GiB of 6 GiB   3 of 10   2          0.1.0     dev_figures
+b          alive   disabled   5 of 12   5 GiB of 6 GiB   -         2          0.1.0     -";
+        assert_eq!(describe(&[leader, other], &Terminal::PLAIN), expected);
+    }
+}

@@ -1,0 +1,40 @@
+//! A spinner on standard error, for work that takes a while.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::table::one_line;
+
+/// Shows what is being waited for, on a terminal only. It vanishes when it is dropped.
+pub(super) struct Progress(ProgressBar);
+
+impl Progress {
+    pub(super) fn start(message: &str) -> Self {
+        /// Fast enough to look alive, slow enough to cost nothing.
+        const TICK: Duration = Duration::from_millis(120);
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+            bar.set_style(style.tick_chars("|/-\\ "));
+        }
+        bar.enable_steady_tick(TICK);
+        let progress = Self(bar);
+        progress.show(message);
+        progress
+    }
+
+    pub(super) fn show(&self, message: &str) {
+        self.0.set_message(one_line(message));
+    }
+
+    /// Takes the spinner away while something else is printed.
+    pub(super) fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.0.suspend(print)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,192 @@
+//! What is asked of sessions that exist: stop, start, pause, resume, keepalive, extend, rm.
+
+use std::time::Duration;
+
+use clap::Args;
+use futures_util::StreamExt;
+use futures_util::stream;
+use hyper::StatusCode;
+use tokio::time::{Instant, sleep};
+
+use crate::cli::client::{Answer, Call, Client};
+use crate::cli::failure::Failure;
+use crate::cli::progress::Progress;
+use crate::cli::route::Route;
+use crate::cli::{Context, Failures};
+use crate::types::{ExtendRequest, KeepaliveRequest, Period, Session, SessionState, User};
+
+use super::create::current_user;
+use super::wait::{Goal, POLL, not_in_time, until};
+use super::{IdArgs, WaitArgs};
+
+/// Sessions that are asked for at once; each may take the whole grace of its stop.
+const AT_ONCE: usize = 16;
+/// How long one answer is waited for: a node holds none for longer than ten minutes, proxies less.
+const MAX_HOLD: Duration = Duration::from_secs(60);
+/// Pausing takes an engine milliseconds; one that needs longer than this is not waited for.
+const HOLD_PAUSE: Period = Period::secs(10);
+
+/// Stop sessions. They release what they reserve, and keep their containers for `start`.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct StopArgs {
+    #[command(flatten)]
+    ids: IdArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// Start stopped sessions again, on the nodes where they are.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct StartArgs {
+    #[command(flatten)]
+    ids: IdArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// Destroy sessions, running or not. Named volumes stay.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct RmArgs {
+    #[command(flatten)]
+    ids: IdArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// Say that sessions are in use, so that their idle timeouts begin anew.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct KeepaliveArgs {
+    #[command(flatten)]
+    ids: IdArgs,
+    /// Who says so; left out: you.
+    #[arg(long, value_name = "USER")]
+    by: Option<User>,
+}
+
+/// Let sessions live at least this long from now. It never shortens a life.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  ostler session extend mfrggzdf --ttl 2h")]
+pub(in crate::cli) struct ExtendArgs {
+    #[command(flatten)]
+    ids: IdArgs,
+    /// How long, as 2h.
+    #[arg(long, value_name = "PERIOD")]
+    ttl: Period,
+}
+
+pub(super) async fn stop(args: &StopArgs, context: &Context) -> Result<(), Failure> {
+    let WaitArgs { no_wait, timeout } = args.wait;
+    let stopping = async |client: &Client, id: &str, progress: &Progress| {
+        let mut answer = client.send(Call::post(Route::new(&["sessions", id, "stop"]))).await?;
+        if !no_wait {
+            (_, answer.body) = until(Goal::Ended, client, id, timeout, progress).await?;
+        }
+        Ok(answer)
+    };
+    each(&args.ids.ids, "stopping", context, stopping).await
+}
+
+pub(super) async fn start(args: &StartArgs, context: &Context) -> Result<(), Failure> {
+    let WaitArgs { no_wait, timeout } = args.wait;
+    let starting = async |client: &Client, id: &str, progress: &Progress| {
+        let mut answer = client.send(Call::post(Route::new(&["sessions", id, "start"]))).await?;
+        if !no_wait {
+            (_, answer.body) = until(Goal::Running, client, id, timeout, progress).await?;
+        }
+        Ok(answer)
+    };
+    each(&args.ids.ids, "starting", context, starting).await
+}
+
+pub(super) async fn remove(args: &RmArgs, context: &Context) -> Result<(), Failure> {
+    let WaitArgs { no_wait, timeout } = args.wait;
+    let removing = async |client: &Client, id: &str, _: &Progress| {
+        let route = Route::new(&["sessions", id]);
+        if no_wait { client.send(Call::delete(route)).await } else { remove_and_wait(client, id, timeout).await }
+    };
+    each(&args.ids.ids, "removing", context, removing).await
+}
+
+/// Asks again while the node says that the session goes, but is not gone.
+async fn remove_and_wait(client: &Client, id: &str, timeout: Period) -> Result<Answer, Failure> {
+    let begun = Instant::now();
+    let mut full_id = id.to_owned();
+    loop {
+        let left = timeout.0.saturating_sub(begun.elapsed()).min(MAX_HOLD);
+        let hold = Period::secs(left.as_secs().max(1));
+        let route = Route::new(&["sessions", &full_id]).with("wait", true).with("timeout", hold);
+        let answer = client.send(Call::delete(route).waiting(hold.0)).await?;
+        if answer.status != StatusCode::ACCEPTED {
+            return Ok(answer);
+        }
+        let session: Session = answer.read()?;
+        if begun.elapsed() >= timeout.0 {
+            return Err(not_in_time(id, timeout, session.state.as_str()));
+        }
+        // The beginning of an id may be another session's by the next time.
+        full_id = session.id.to_string();
+        // A node that stops holds no answer at all.
+        sleep(POLL).await;
+    }
+}
+
+pub(super) async fn keepalive(args: &KeepaliveArgs, context: &Context) -> Result<(), Failure> {
+    let by = args.by.clone().map_or_else(current_user, Ok)?;
+    post("keepalive", &args.ids.ids, &KeepaliveRequest { by }, context).await
+}
+
+pub(super) async fn extend(args: &ExtendArgs, context: &Context) -> Result<(), Failure> {
+    let request = ExtendRequest { ttl_seconds: args.ttl.as_secs() };
+    request.validate()?;
+    post("extend", &args.ids.ids, &request, context).await
+}
+
+/// Asks for something that takes no arguments and no time.
+pub(super) async fn pause(ids: &[String], context: &Context) -> Result<(), Failure> {
+    and_hold("pause", SessionState::Paused, ids, context).await
+}
+
+pub(super) async fn resume(ids: &[String], context: &Context) -> Result<(), Failure> {
+    and_hold("resume", SessionState::Running, ids, context).await
+}
+
+/// Asks, and lets the node hold its answer until the sessions are so.
+async fn and_hold(action: &str, state: SessionState, ids: &[String], context: &Context) -> Result<(), Failure> {
+    let asking = async |client: &Client, id: &str, _: &Progress| {
+        let route = Route::new(&["sessions", id, action]).with("wait", state).with("timeout", HOLD_PAUSE);
+        client.send(Call::post(route)).await
+    };
+    each(ids, action, context, asking).await
+}
+
+async fn post<T: serde::Serialize>(action: &str, ids: &[String], body: &T, context: &Context) -> Result<(), Failure> {
+    let asking = async |client: &Client, id: &str, _: &Progress| {
+        client.send(Call::post(Route::new(&["sessions", id, action])).json(body)?).await
+    };
+    each(ids, action, context, asking).await
+}
+
+/// Asks for each of the sessions, a few at a time, and prints the id of each that it was done for.
+async fn each(
+    ids: &[String],
+    doing: &str,
+    context: &Context,
+    ask: impl AsyncFn(&Client, &str, &Progress) -> Result<Answer, Failure>,
+) -> Result<(), Failure> {
+    let client = context.client()?;
+    let progress = Progress::start(doing);
+    let asked = stream::iter(ids).map(async |id| (id, ask(&client, id, &progress).await));
+    let mut answers = std::pin::pin!(asked.buffered(AT_ONCE));
+    let mut failures = Failures::default();
+    while let Some((id, answer)) = answers.next().await {
+        progress.aside(|| match answer {
+            Ok(answer) if answer.body.as_bytes().is_empty() => context.out.done(id),
+            Ok(answer) => context.out.answer(&answer.body, |session: &Session| session.id.to_string()),
+            Err(failure) => {
+                failures.add(id, &failure);
+                Ok(())
+            }
+        })?;
+    }
+    failures.into_result()
+}

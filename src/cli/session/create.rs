@@ -1,0 +1,230 @@
+//! `ostler session create`.
+
+use std::time::Duration;
+
+use clap::Args;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::time::sleep;
+
+use crate::cli::Context;
+use crate::cli::arguments::{Pair, map};
+use crate::cli::client::{Answer, Call, Client};
+use crate::cli::failure::Failure;
+use crate::cli::output::Body;
+use crate::cli::progress::Progress;
+use crate::cli::route::Route;
+use crate::types::{Bytes, Cores, Name, Period, Plan, Session, SessionRequest, User};
+
+use super::WaitArgs;
+use super::explain::describe_plan;
+use super::list::address;
+use super::show::secret;
+use super::wait::{Goal, until};
+
+/// How often a request whose outcome is not known is sent again. With the pauses below this is
+/// fifteen seconds: longer than an agent's restart or a change of leader takes.
+const RETRIES: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// Create a session of a workspace, and wait until it runs.
+///
+/// Prints the session's id, its endpoints and its secret, if it has one. What is not given comes
+/// from the workspace. The request carries an idempotency key: however often it is sent, there is
+/// one session.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ostler session create desktop
+  ostler session create desktop --user alice --cores 4 --memory 8GiB --ttl 8h
+  ostler session create training --gpus 2 --constraint rack=3 --no-wait
+  ostler session create desktop --dry-run")]
+pub(in crate::cli) struct CreateArgs {
+    /// The workspace to make it from.
+    workspace: Name,
+    /// Whom it is for; left out: you.
+    #[arg(long)]
+    user: Option<User>,
+    /// The cores that it reserves, as 2, 0.5 or 250m.
+    #[arg(long)]
+    cores: Option<Cores>,
+    /// The memory that it reserves, as 4GiB.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
+    /// The GPUs that it is given, each a device of its own.
+    #[arg(long, value_name = "COUNT")]
+    gpus: Option<u32>,
+    /// An environment variable more, or another value of one.
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    env: Vec<Pair>,
+    /// Destroy the session after this long, as 8h.
+    #[arg(long, value_name = "PERIOD")]
+    ttl: Option<Period>,
+    /// Stop the session when it was idle for this long, as 30m.
+    #[arg(long, value_name = "PERIOD")]
+    idle_timeout: Option<Period>,
+    /// A label that the node must have.
+    #[arg(long, value_name = "KEY=VALUE")]
+    constraint: Vec<Pair>,
+    /// The idempotency key: the same key and request are the same session. Left out: a random one.
+    #[arg(long)]
+    key: Option<String>,
+    /// Only show where it would go, and what every node says.
+    #[arg(long, conflicts_with_all = ["key", "no_wait"])]
+    dry_run: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+pub(super) async fn run(args: &CreateArgs, context: &Context) -> Result<(), Failure> {
+    let request = args.request()?;
+    let client = context.client()?;
+    if args.dry_run {
+        return dry_run(&client, &request, context).await;
+    }
+    let key = args.key.clone().map_or_else(random_key, Ok)?;
+    let answer = create(&client, &request, &key, context).await?;
+    let made: Session = answer.read()?;
+    if args.wait.no_wait {
+        return context.out.answer(&answer.body, describe);
+    }
+    // Whoever breaks off the wait must be able to find the session.
+    context.out.note(format!("Session {} is on {}.", made.id, made.node));
+    let id = made.id.as_str();
+    let progress = Progress::start("pending");
+    let (mut session, body) = until(Goal::Running, &client, id, args.wait.timeout, &progress).await?;
+    drop(progress);
+    session.secret = match made.secret {
+        // An answer to a request sent twice does not hold it.
+        None if answer.status == 200 => secret(&client, id).await.ok().flatten(),
+        known => known,
+    };
+    let body = if session.secret.is_some() { Body::of(&session)? } else { body };
+    context.out.answer(&body, describe)
+}
+
+impl CreateArgs {
+    fn request(&self) -> Result<SessionRequest, Failure> {
+        let user = self.user.clone().map_or_else(current_user, Ok)?;
+        let request = SessionRequest {
+            cores: self.cores,
+            memory_bytes: self.memory,
+            gpus: self.gpus,
+            env: map(&self.env),
+            ttl_seconds: self.ttl.map(Period::as_secs),
+            idle_timeout_seconds: self.idle_timeout.map(Period::as_secs),
+            constraints: map(&self.constraint),
+            ..SessionRequest::new(self.workspace.clone(), user)
+        };
+        request.validate()?;
+        Ok(request)
+    }
+}
+
+/// The login name of whoever runs the command.
+pub(super) fn current_user() -> Result<User, Failure> {
+    let name = ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok().filter(|n| !n.is_empty()));
+    let name = name.ok_or_else(|| Failure::Usage("USER is not set; say who it is for with --user".to_owned()))?;
+    name.parse().map_err(Failure::Usage)
+}
+
+/// 128 random bits.
+fn random_key() -> Result<String, Failure> {
+    let mut random = [0; 16];
+    SystemRandom::new()
+        .fill(&mut random)
+        .map_err(|_| Failure::Failed("the system has no random numbers".to_owned()))?;
+    Ok(data_encoding::HEXLOWER.encode(&random))
+}
+
+/// Sends the request again, with its key, while it is not known what became of it.
+async fn create(client: &Client, request: &SessionRequest, key: &str, context: &Context) -> Result<Answer, Failure> {
+    let mut pause = FIRST_PAUSE;
+    let mut retries = 0;
+    loop {
+        let call = Call::post(Route::new(&["sessions"])).json(request)?.idempotency_key(key);
+        let failure = match client.send(call).await {
+            Err(failure) if retries < RETRIES && is_open(&failure, retries) => failure,
+            settled => return settled,
+        };
+        context.out.note(format!("{failure}; asking again"));
+        sleep(pause).await;
+        pause *= 2;
+        retries += 1;
+    }
+}
+
+/// A node that could not be reached at first has made nothing. After a request whose outcome is
+/// not known, it may have, and may be on its way back.
+fn is_open(failure: &Failure, retries: u32) -> bool {
+    failure.is_outcome_unknown() || (retries > 0 && matches!(failure, Failure::Unreachable(_)))
+}
+
+async fn dry_run(client: &Client, request: &SessionRequest, context: &Context) -> Result<(), Failure> {
+    let route = Route::new(&["sessions"]).with("dry_run", true);
+    let answer = client.send(Call::post(route).json(request)?).await?;
+    context.out.answer(&answer.body, describe_plan)?;
+    let plan: Plan = answer.read()?;
+    if plan.node.is_some() { Ok(()) } else { Err(Failure::Refused("no node would take the session".to_owned())) }
+}
+
+/// The id alone on the first line, for scripts; below it how to reach the session.
+fn describe(session: &Session) -> String {
+    let mut lines = vec![session.id.to_string()];
+    lines.extend(
+        session
+            .endpoints
+            .iter()
+            .map(|endpoint| format!("  {}/{} at {}", endpoint.container_port, endpoint.protocol, address(endpoint))),
+    );
+    lines.extend(session.secret.iter().map(|secret| format!("  secret {secret}")));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::session::{SessionCommand, example};
+    use crate::cli::{Cli, Command};
+
+    fn parse(line: &str) -> CreateArgs {
+        match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Session(SessionCommand::Create(args)) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn arguments_become_a_request_that_holds_what_was_given_and_no_more() {
+        let line = "ostler session create desktop --user alice --cores 250m --memory 4G --ttl 1h -e A=1 -e B=x=y --constraint rack=3";
+        let json = serde_json::to_string(&parse(line).request().unwrap()).unwrap();
+        let expected = r#"{"workspace":"desktop","user":"alice","cores":0.25,"memory_bytes":4294967296,"env":{"A":"1","B":"x=y"},"ttl_seconds":3600,"constraints":{"rack":"3"}}"#;
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_is_refused_before_anything_is_sent() {
+        let args = parse("ostler session create desktop --user alice -e LD_PRELOAD=x");
+        assert!(matches!(args.request(), Err(Failure::Refused(message)) if message.contains("env.LD_PRELOAD")));
+    }
+
+    #[test]
+    fn only_what_may_have_been_done_is_asked_again() {
+        let unreachable = Failure::Unreachable("x".to_owned());
+        assert!(!is_open(&unreachable, 0) && is_open(&unreachable, 1));
+        assert!(is_open(&Failure::Lost("x".to_owned()), 0));
+        assert!(!is_open(&Failure::Failed("x".to_owned()), 1));
+    }
+
+    #[test]
+    fn keys_are_random() {
+        assert_ne!(random_key().unwrap(), random_key().unwrap());
+    }
+
+    #[test]
+    fn a_new_session_says_how_to_reach_it() {
+        let session = Session { secret: Some("s3cret".to_owned()), ..example() };
+        let expected = "mfrggzdfmztwq2lknnwg23tpob\n  6901/tcp at 10.0.0.1:32001\n  secret s3cret";
+        assert_eq!(describe(&session), expected);
+    }
+}

@@ -1,0 +1,129 @@
+//! Waiting for a session to be where it was asked to go.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::cli::client::Client;
+use crate::cli::failure::Failure;
+use crate::cli::output::Body;
+use crate::cli::progress::Progress;
+use crate::cli::route::Route;
+use crate::cli::table::one_line;
+use crate::types::{EndReason, Period, Session, SessionState};
+
+/// How often the session is looked at: often enough for progress to move.
+pub(super) const POLL: Duration = Duration::from_millis(300);
+
+/// Where the session should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goal {
+    Running,
+    /// Its reservation is released.
+    Ended,
+}
+
+/// What a look at the session says.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Not yet; this is what it does.
+    Wait(String),
+    Reached,
+    /// It will not get there.
+    Failed(String),
+}
+
+/// Waits until the session is where it should be, showing what it does meanwhile.
+///
+/// # Errors
+/// [`Failure::Failed`] where it will not get there or the time is over; it goes on in that case.
+pub(super) async fn until(
+    goal: Goal,
+    client: &Client,
+    id: &str,
+    timeout: Period,
+    progress: &Progress,
+) -> Result<(Session, Body), Failure> {
+    let begun = Instant::now();
+    loop {
+        let doing = match look(client, id).await {
+            Ok((session, body)) => match judge(goal, &session) {
+                Verdict::Reached => return Ok((session, body)),
+                Verdict::Failed(why) => return Err(Failure::Failed(why)),
+                Verdict::Wait(doing) => doing,
+            },
+            // The session may be fine: its node, or the way there, is not.
+            Err(failure) if failure.is_unreachable() => one_line(&failure.to_string()),
+            Err(failure) => return Err(failure),
+        };
+        if begun.elapsed() >= timeout.0 {
+            return Err(not_in_time(id, timeout, &doing));
+        }
+        progress.show(&doing);
+        sleep(POLL).await;
+    }
+}
+
+/// The time is over, and the session goes on without anybody waiting.
+pub(super) fn not_in_time(id: &str, timeout: Period, doing: &str) -> Failure {
+    Failure::Failed(format!(
+        "session {id} is not done after {timeout} ({doing}); it goes on: `ostler session show {id}`"
+    ))
+}
+
+async fn look(client: &Client, id: &str) -> Result<(Session, Body), Failure> {
+    let body = client.get(Route::new(&["sessions", id])).await?;
+    Ok((body.read()?, body))
+}
+
+fn judge(goal: Goal, session: &Session) -> Verdict {
+    let Session { id, state, message, end_reason, .. } = session;
+    let message = message.as_deref().map(|message| format!(": {}", one_line(message))).unwrap_or_default();
+    match (goal, state) {
+        (Goal::Running, SessionState::Running | SessionState::Paused) => Verdict::Reached,
+        // A command that is quickly done has run.
+        (Goal::Running, SessionState::Stopped) if *end_reason == Some(EndReason::Exited) => Verdict::Reached,
+        (Goal::Running, SessionState::Stopped | SessionState::Failed) => {
+            let reason = end_reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+            Verdict::Failed(format!("session {id} {state}{reason}{message}"))
+        }
+        (Goal::Ended, SessionState::Stopped | SessionState::Failed) => Verdict::Reached,
+        _ => Verdict::Wait(format!("{state} on {}{message}", session.node)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::session::example;
+
+    fn at(goal: Goal, state: SessionState, end_reason: Option<EndReason>, message: Option<&str>) -> Verdict {
+        judge(goal, &Session { state, end_reason, message: message.map(str::to_owned), ..example() })
+    }
+
+    #[test]
+    fn a_session_is_waited_for_until_it_runs_or_never_will() {
+        let at = |state, end_reason, message| at(Goal::Running, state, end_reason, message);
+        assert_eq!(at(SessionState::Running, None, None), Verdict::Reached);
+        assert_eq!(at(SessionState::Stopped, Some(EndReason::Exited), None), Verdict::Reached);
+        assert_eq!(
+            at(SessionState::Pulling, None, Some("3 of 9\n")),
+            Verdict::Wait("pulling on host-a: 3 of 9".into())
+        );
+        assert_eq!(at(SessionState::Unknown, None, None), Verdict::Wait("unknown on host-a".into()));
+        let failed = "session mfrggzdfmztwq2lknnwg23tpob failed (image_failed): no such image";
+        let verdict = at(SessionState::Failed, Some(EndReason::ImageFailed), Some("no such image"));
+        assert_eq!(verdict, Verdict::Failed(failed.to_owned()));
+        assert!(matches!(at(SessionState::Stopped, Some(EndReason::UserStopped), None), Verdict::Failed(_)));
+    }
+
+    #[test]
+    fn a_stop_is_waited_for_until_nothing_is_reserved() {
+        let at = |state| at(Goal::Ended, state, None, None);
+        assert_eq!(at(SessionState::Stopped), Verdict::Reached);
+        assert_eq!(at(SessionState::Failed), Verdict::Reached);
+        for state in [SessionState::Running, SessionState::Stopping, SessionState::Unknown] {
+            assert!(matches!(at(state), Verdict::Wait(_)), "{state}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! `ostler workspace add` and `set`: workspaces from flags.
+
+use std::str::FromStr;
+
+use clap::Args;
+use hyper::Method;
+
+use crate::cli::Context;
+use crate::cli::arguments::{Pair, map, one_of};
+use crate::cli::client::Call;
+use crate::cli::failure::Failure;
+use crate::cli::route::Route;
+use crate::types::{
+    Bytes, Cores, GpuCapability, Name, OnHostRestart, Period, Port, Protocol, PullPolicy, VolumeMount, Workspace,
+};
+
+/// Add a workspace to the catalogue.
+///
+/// What follows `--` is the command that its sessions run, in place of the image's own.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ostler workspace add desktop --image kasmweb/desktop:1.16.0 --cores 2 --memory 2GiB --port 6901 \\
+      --env VNC_PW={secret} --volume home-{user}:/home/kasm-user
+  ostler workspace add training --image pytorch/pytorch --cores 8 --memory 32GiB --gpus 1 -- python train.py")]
+pub(in crate::cli) struct AddArgs {
+    /// What to call it.
+    name: Name,
+    /// The cores that each of its sessions reserves.
+    #[arg(long)]
+    cores: Cores,
+    /// The memory that each of its sessions reserves, as 4GiB.
+    #[arg(long, value_name = "SIZE")]
+    memory: Bytes,
+    #[command(flatten)]
+    rest: FieldArgs,
+}
+
+/// Change a workspace. What is not given stays; sessions that exist stay as they are.
+///
+/// A list that is given, of ports, volumes, variables or constraints, takes the place of the old one.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  ostler workspace set desktop --memory 4GiB --image kasmweb/desktop:1.17.0")]
+pub(in crate::cli) struct SetArgs {
+    /// The workspace's name.
+    name: Name,
+    /// The cores that each of its sessions reserves.
+    #[arg(long)]
+    cores: Option<Cores>,
+    /// The memory that each of its sessions reserves, as 4GiB.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
+    #[command(flatten)]
+    rest: FieldArgs,
+}
+
+#[derive(Debug, Args)]
+struct FieldArgs {
+    /// What it is, for those who choose.
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// The image, as Docker names it.
+    #[arg(long)]
+    image: Option<String>,
+    /// The GPUs that each of its sessions is given.
+    #[arg(long, value_name = "COUNT")]
+    gpus: Option<u32>,
+    /// What of the GPU's driver its sessions will see: kept and shown, no GPU is handed over yet.
+    #[arg(long, value_delimiter = ',', value_name = "CAPABILITY",
+          value_parser = one_of::<GpuCapability>(GpuCapability::ALL.iter().map(|capability| capability.as_str())))]
+    gpu_capability: Vec<GpuCapability>,
+    /// A port that it listens on, as 6901 or 53/udp.
+    #[arg(long, value_name = "PORT[/PROTOCOL]")]
+    port: Vec<PortArg>,
+    /// An environment variable; {user}, {session} and {secret} in it are filled in.
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    env: Vec<Pair>,
+    /// A named volume; {user} and {workspace} in its name are filled in. `ro`: read only; `roam`: its
+    /// sessions may be placed where it is not.
+    #[arg(long, value_name = "NAME:PATH[:ro][:roam]")]
+    volume: Vec<VolumeArg>,
+    /// A label that a node must have.
+    #[arg(long, value_name = "KEY=VALUE")]
+    constraint: Vec<Pair>,
+    /// A network from the nodes' runtime.networks, in place of ostler's own.
+    #[arg(long)]
+    network: Option<Name>,
+    /// The size of /dev/shm, as 512MiB.
+    #[arg(long, value_name = "SIZE")]
+    shm: Option<Bytes>,
+    /// When nodes look for a newer image.
+    #[arg(long, value_parser = one_of::<PullPolicy>(PullPolicy::ALL.iter().map(|policy| policy.as_str())))]
+    pull: Option<PullPolicy>,
+    /// Fetch the image before anybody asks for a session: kept and shown, nothing is fetched ahead yet.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    prepull: Option<bool>,
+    /// Destroy its sessions after this long, as 8h; 0s: never.
+    #[arg(long, value_name = "PERIOD")]
+    ttl: Option<Period>,
+    /// Stop its sessions when they were idle for this long, as 30m; 0s: never.
+    #[arg(long, value_name = "PERIOD")]
+    idle_timeout: Option<Period>,
+    /// What becomes of its sessions when their host restarts.
+    #[arg(long, value_parser = one_of::<OnHostRestart>(OnHostRestart::ALL.iter().map(|word| word.as_str())))]
+    on_host_restart: Option<OnHostRestart>,
+    /// The command, after `--`.
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct PortArg(Port);
+
+#[derive(Debug, Clone)]
+struct VolumeArg(VolumeMount);
+
+pub(super) async fn add(args: &AddArgs, context: &Context) -> Result<(), Failure> {
+    let mut workspace = Workspace::new(args.name.clone(), args.cores, args.memory);
+    args.rest.change(&mut workspace);
+    workspace.validate()?;
+    let answer = context.client()?.send(Call::post(Route::new(&["workspaces"])).json(&workspace)?).await?;
+    context.out.answer(&answer.body, |added: &Workspace| added.name.to_string())
+}
+
+pub(super) async fn set(args: &SetArgs, context: &Context) -> Result<(), Failure> {
+    let client = context.client()?;
+    let route = Route::new(&["workspaces", args.name.as_str()]);
+    let mut workspace: Workspace = client.get(route.clone()).await?.read()?;
+    workspace.cores = args.cores.unwrap_or(workspace.cores);
+    workspace.memory_bytes = args.memory.unwrap_or(workspace.memory_bytes);
+    args.rest.change(&mut workspace);
+    workspace.validate()?;
+    let answer = client.send(Call::new(Method::PUT, route).json(&workspace)?).await?;
+    context.out.answer(&answer.body, |changed: &Workspace| changed.name.to_string())
+}
+
+impl FieldArgs {
+    /// Puts what was given into the workspace.
+    fn change(&self, workspace: &mut Workspace) {
+        set_if(&mut workspace.description, self.description.clone());
+        workspace.image = self.image.clone().or(workspace.image.take());
+        set_if(&mut workspace.gpus, self.gpus);
+        workspace.network = self.network.clone().or(workspace.network.take());
+        set_if(&mut workspace.shm_bytes, self.shm);
+        set_if(&mut workspace.pull, self.pull);
+        set_if(&mut workspace.prepull, self.prepull);
+        set_if(&mut workspace.on_host_restart, self.on_host_restart);
+        // 0 takes the span away.
+        let span = |period: Period| Some(period.as_secs()).filter(|seconds| *seconds > 0);
+        set_if(&mut workspace.ttl_seconds, self.ttl.map(span));
+        set_if(&mut workspace.idle_timeout_seconds, self.idle_timeout.map(span));
+        if !self.env.is_empty() {
+            workspace.env = map(&self.env);
+        }
+        if !self.constraint.is_empty() {
+            workspace.constraints = map(&self.constraint);
+        }
+        set_if(&mut workspace.command, some_list(&self.command));
+        set_if(&mut workspace.gpu_capabilities, some_list(&self.gpu_capability));
+        set_if(&mut workspace.ports, some_list(&self.port).map(|ports| ports.iter().map(|port| port.0).collect()));
+        let volumes = some_list(&self.volume);
+        set_if(&mut workspace.volumes, volumes.map(|volumes| volumes.into_iter().map(|volume| volume.0).collect()));
+    }
+}
+
+fn set_if<T>(field: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *field = given;
+    }
+}
+
+fn some_list<T: Clone>(list: &[T]) -> Option<Vec<T>> {
+    if list.is_empty() { None } else { Some(list.to_vec()) }
+}
+
+impl FromStr for PortArg {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let container_port = number.parse().ok().filter(|port| *port > 0);
+        let container_port = container_port.ok_or_else(|| format!("`{number}` is not a port; expected 1 to 65535"))?;
+        Ok(Self(Port { container_port, protocol: protocol.parse::<Protocol>()? }))
+    }
+}
+
+impl FromStr for VolumeArg {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not NAME:PATH, :ro or :roam behind it");
+        let mut parts = text.split(':');
+        let (Some(name), Some(path)) = (parts.next(), parts.next()) else { return Err(wrong()) };
+        let mut volume = VolumeMount { name: name.to_owned(), path: path.to_owned(), read_only: false, roam: false };
+        for option in parts {
+            match option {
+                "ro" => volume.read_only = true,
+                "rw" => volume.read_only = false,
+                "roam" => volume.roam = true,
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(Self(volume))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::workspace::WorkspaceCommand;
+    use crate::cli::{Cli, Command};
+
+    fn fields(line: &str) -> FieldArgs {
+        match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Workspace(WorkspaceCommand::Add(args)) => args.rest,
+            Command::Workspace(WorkspaceCommand::Set(args)) => args.rest,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_become_a_workspace() {
+        let line = "ostler workspace add w --cores 2 --memory 2GiB --image busybox --port 6901 --port 53/udp \
+                    --env A={secret} --volume home-{user}:/home:ro --gpu-capability compute,utility --prepull \
+                    --ttl 8h -- sh -c true";
+        let mut workspace = Workspace::new("w".parse().unwrap(), Cores::whole(2), Bytes::gib(2));
+        fields(&line.split_whitespace().collect::<Vec<_>>().join(" ")).change(&mut workspace);
+        assert_eq!(workspace.validate(), Ok(()));
+        assert_eq!(workspace.command, ["sh", "-c", "true"]);
+        assert_eq!(workspace.ports[1], Port { container_port: 53, protocol: Protocol::Udp });
+        assert_eq!(workspace.gpu_capabilities, [GpuCapability::Compute, GpuCapability::Utility]);
+        assert!(workspace.prepull && workspace.volumes[0].read_only && !workspace.volumes[0].roam);
+        assert_eq!(workspace.ttl_seconds, Some(28_800));
+    }
+
+    #[test]
+    fn what_is_not_given_stays() {
+        let mut workspace = Workspace::new("w".parse().unwrap(), Cores::whole(2), Bytes::gib(2));
+        fields("ostler workspace add w --cores 1 --memory 1G --image a --env A=1 --ttl 1h --prepull")
+            .change(&mut workspace);
+        let before = workspace.clone();
+        fields("ostler workspace set w").change(&mut workspace);
+        assert_eq!(workspace, before);
+        fields("ostler workspace set w --ttl 0s --env B=2 --prepull false").change(&mut workspace);
+        assert_eq!((workspace.ttl_seconds, workspace.prepull, workspace.env.len()), (None, false, 1));
+        assert_eq!(workspace.image, before.image);
+    }
+
+    #[test]
+    fn ports_and_volumes_that_are_none_are_refused() {
+        for wrong in ["0", "65536", "x", "80/sctp", "-1"] {
+            assert!(wrong.parse::<PortArg>().is_err(), "{wrong}");
+        }
+        for wrong in ["home", "home:/h:rx", ""] {
+            assert!(wrong.parse::<VolumeArg>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! What this node does as a host, whoever asks: its own sessions, settings and volumes.
+
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::rpc::Serves;
+use super::volumes;
+use crate::placement::{Have, HostReport};
+use crate::sessions::Snapshot;
+use crate::types::{Node, Remembered, SessionId, SessionState, Timestamp, Volume, Wait};
+use crate::wire::Document;
+use crate::wire::message::{
+    Admit, AdmitError, Command, Compare, Describe, Drain, Explain, Find, Hold, Keep, Patch, RemoveVolume, Report,
+    Secret, Undrain, Volumes,
+};
+use crate::{capacity, catalogue, election, node, sessions};
+
+/// How long a report waits for something to tell.
+const REPORT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a change waits for the leader to know of it: whoever makes it and then asks for a session would
+/// otherwise be answered from what was before.
+const KNOWN_WITHIN: Duration = Duration::from_millis(500);
+/// How long an answer is held at most, whatever is asked: longer than proxies let a request idle.
+pub const MAX_HOLD: Duration = Duration::from_secs(600);
+
+type Answer<T, E> = Result<Document<T>, Document<E>>;
+
+/// The handles of this host's owners. Cheap to clone.
+#[derive(Clone)]
+pub struct Host {
+    /// This node as everybody sees it.
+    pub observer: node::Observer,
+    pub settings: node::Handle,
+    pub capacity: capacity::Handle,
+    pub sessions: sessions::Handle,
+    pub catalogue: catalogue::Handle,
+    pub election: election::Handle,
+    /// What the leader has of this host, as it said last.
+    pub told: Arc<watch::Sender<Option<Have>>>,
+}
+
+impl Host {
+    pub fn node(&self) -> Node {
+        self.observer.node()
+    }
+
+    /// Returns once this node is otherwise than whoever has this digest of it believes.
+    async fn differs_from(&self, digest: Option<u64>) {
+        let mut state = self.settings.watch();
+        let mut capacity = self.capacity.watch();
+        let mut conditions = self.settings.watch_conditions();
+        state.mark_unchanged();
+        capacity.mark_unchanged();
+        conditions.mark_unchanged();
+        while digest == Some(digest_of(&self.node())) {
+            tokio::select! {
+                Ok(()) = state.changed() => {}
+                Ok(()) = capacity.changed() => {}
+                Ok(()) = conditions.changed() => {}
+                else => std::future::pending().await,
+            }
+        }
+    }
+
+    /// What whoever has heard everything by now has.
+    fn have(&self) -> Have {
+        Have { sessions: self.sessions.snapshot().feed.now(), node_digest: digest_of(&self.node()) }
+    }
+
+    /// Returns once the leader knows how this host is now, or after a while.
+    async fn is_known(&self) {
+        let mut told = self.told.subscribe();
+        let known = told.wait_for(|told| *told == Some(self.have()));
+        let _ = tokio::time::timeout(KNOWN_WITHIN, known).await;
+    }
+
+    /// This node after a change.
+    async fn changed(&self) -> Document<Node> {
+        self.is_known().await;
+        Document(self.node())
+    }
+}
+
+#[async_trait]
+impl Serves<Report> for Host {
+    async fn serve(&self, Report { ballot, have }: Report) -> Result<Document<HostReport>, election::Stale> {
+        self.election.adopt(&ballot).await?;
+        self.told.send_replace(have);
+        let (known, digest) = (have.map(|have| have.sessions), have.map(|have| have.node_digest));
+        let news = self.sessions.changes(ballot.clone(), known, REPORT_PATIENCE);
+        let changes = tokio::select! {
+            changes = news => changes?,
+            // What a node has and offers is in every report: a change of it alone is reason for one.
+            () = self.differs_from(digest) => self.sessions.changes(ballot, known, Duration::ZERO).await?,
+        };
+        let node = self.node();
+        Ok(Document(HostReport { node_digest: digest_of(&node), node, changes }))
+    }
+}
+
+#[async_trait]
+impl Serves<Admit> for Host {
+    async fn serve(&self, Admit(Document(admit)): Admit) -> Result<Document<sessions::Admitted>, AdmitError> {
+        self.election.adopt(&admit.ballot).await.map_err(AdmitError::Stale)?;
+        match self.sessions.admit(admit).await {
+            Ok(admitted) => Ok(Document(admitted)),
+            Err(sessions::Error::Stale(stale)) => Err(AdmitError::Stale(stale)),
+            Err(error) => Err(AdmitError::Refused(Document(error))),
+        }
+    }
+}
+
+#[async_trait]
+impl Serves<Find> for Host {
+    async fn serve(
+        &self,
+        Find { session, fingerprint }: Find,
+    ) -> Result<Option<Document<crate::types::Session>>, Document<sessions::Error>> {
+        let found = self.sessions.find(&session, fingerprint).await;
+        found.map(|session| session.map(Document)).map_err(Document)
+    }
+}
+
+#[async_trait]
+impl Serves<Command> for Host {
+    async fn serve(&self, Command { session, command }: Command) -> Answer<crate::types::Session, sessions::Error> {
+        self.sessions.command(session, command).await.map(Document).map_err(Document)
+    }
+}
+
+#[async_trait]
+impl Serves<Secret> for Host {
+    async fn serve(&self, Secret(session): Secret) -> Result<Option<String>, Document<sessions::Error>> {
+        self.sessions.secret(session).await.map_err(Document)
+    }
+}
+
+#[async_trait]
+impl Serves<Explain> for Host {
+    async fn serve(&self, Explain(session): Explain) -> Answer<crate::types::Explanation, sessions::Error> {
+        self.sessions.explain(session).await.map(Document).map_err(Document)
+    }
+}
+
+#[async_trait]
+impl Serves<Hold> for Host {
+    async fn serve(&self, Hold { session, wait, timeout_millis }: Hold) -> Option<Document<Remembered>> {
+        let timeout = Duration::from_millis(timeout_millis).min(MAX_HOLD);
+        let held = hold(self.sessions.watch(), &session, wait, timeout).await;
+        if held.as_ref().is_some_and(|held| held.gone || held.session.state == SessionState::Stopped) {
+            // What it has freed can be asked for.
+            self.is_known().await;
+        }
+        held.map(Document)
+    }
+}
+
+#[async_trait]
+impl Serves<Describe> for Host {
+    async fn serve(&self, Describe: Describe) -> Document<Node> {
+        Document(self.node())
+    }
+}
+
+#[async_trait]
+impl Serves<Patch> for Host {
+    async fn serve(&self, Patch(Document(patch)): Patch) -> Answer<Node, node::Error> {
+        self.settings.patch(patch).await.map_err(Document)?;
+        Ok(self.changed().await)
+    }
+}
+
+#[async_trait]
+impl Serves<Drain> for Host {
+    async fn serve(&self, Drain(Document(request)): Drain) -> Answer<Node, node::Error> {
+        self.settings.drain(request).await.map_err(Document)?;
+        Ok(self.changed().await)
+    }
+}
+
+#[async_trait]
+impl Serves<Undrain> for Host {
+    async fn serve(&self, Undrain: Undrain) -> Answer<Node, node::Error> {
+        self.settings.undrain().await.map_err(Document)?;
+        Ok(self.changed().await)
+    }
+}
+
+#[async_trait]
+impl Serves<Volumes> for Host {
+    async fn serve(&self, Volumes: Volumes) -> Answer<Vec<Volume>, sessions::Error> {
+        let names = self.sessions.runtime().volumes().await.map_err(|error| Document(error.into()))?;
+        let users = volumes::users(&self.sessions.snapshot(), &self.catalogue.snapshot());
+        Ok(Document(volumes::describe(names, users, &self.settings.state().name)))
+    }
+}
+
+#[async_trait]
+impl Serves<RemoveVolume> for Host {
+    async fn serve(&self, RemoveVolume(name): RemoveVolume) -> Result<(), Document<sessions::Error>> {
+        let users = volumes::users(&self.sessions.snapshot(), &self.catalogue.snapshot());
+        if let Some(session) = users.get(&name).and_then(|sessions| sessions.first()) {
+            let message = format!("volume {name} is used by session {session}");
+            return Err(Document(sessions::Error::Conflict(message)));
+        }
+        self.sessions.runtime().remove_volume(&name).await.map_err(|error| Document(error.into()))
+    }
+}
+
+#[async_trait]
+impl Serves<Keep> for Host {
+    async fn serve(&self, Keep(Document(entries)): Keep) -> Result<(), Document<catalogue::Error>> {
+        self.catalogue.keep(entries).await.map_err(Document)
+    }
+}
+
+#[async_trait]
+impl Serves<Compare> for Host {
+    async fn serve(&self, Compare(Document(versions)): Compare) -> Document<catalogue::Difference> {
+        Document(self.catalogue.compare(&versions))
+    }
+}
+
+#[async_trait]
+impl Serves<election::Request> for Host {
+    async fn serve(&self, request: election::Request) -> Result<election::Answer, election::Error> {
+        self.election.answer(request).await
+    }
+}
+
+/// Stands for what matters of a node to whoever places sessions: not what is measured from second to second.
+fn digest_of(node: &Node) -> u64 {
+    let mut steady = node.clone();
+    steady.last_seen = Timestamp::default();
+    steady.load = None;
+    steady.swap = None;
+    steady.disk = None;
+    let resources = &mut steady.resources;
+    (resources.cores.utilized, resources.cores.utilized_at) = (None, None);
+    (resources.memory_bytes.utilized, resources.memory_bytes.utilized_at) = (None, None);
+    let text = serde_json::to_vec(&steady).expect("a node of strings, numbers and lists always serialises");
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&text);
+    hasher.finish()
+}
+
+/// The session once it is as wanted or the time is up; `None` where it is not known.
+async fn hold(
+    mut sessions: watch::Receiver<Arc<Snapshot>>,
+    id: &SessionId,
+    wait: Wait,
+    timeout: Duration,
+) -> Option<Remembered> {
+    let wanted = sessions.wait_for(|snapshot| is_met(wait, snapshot, id));
+    // Nobody publishes any more once the daemon stops: what is known then is the answer.
+    let _ = tokio::time::timeout(timeout, wanted).await;
+    let snapshot = sessions.borrow();
+    let session = snapshot.sessions.get(id)?;
+    Some(Remembered { session: (**session).clone(), gone: snapshot.gone.contains(id) })
+}
+
+fn is_met(wait: Wait, snapshot: &Snapshot, id: &SessionId) -> bool {
+    let Some(session) = snapshot.sessions.get(id).filter(|_| !snapshot.gone.contains(id)) else { return true };
+    match wait {
+        Wait::Until(state) => session.state == state || session.state.has_ended(),
+        Wait::UntilGone => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::sample;
+
+    fn snapshot(state: SessionState, gone: bool) -> (Arc<Snapshot>, SessionId) {
+        let session = sample::session("k", "desktop", "alice", state);
+        let id = session.id.clone();
+        let mut snapshot = Snapshot::default();
+        snapshot.sessions.insert(id.clone(), Arc::new(session));
+        if gone {
+            snapshot.gone.insert(id.clone());
+        }
+        (Arc::new(snapshot), id)
+    }
+
+    #[test]
+    fn a_session_that_is_over_or_gone_is_not_waited_for() {
+        use SessionState::{Failed, Paused, Running, Starting, Stopped};
+        let met = |state, gone, wait: Wait| {
+            let (snapshot, id) = snapshot(state, gone);
+            is_met(wait, &snapshot, &id)
+        };
+        assert!(met(Running, false, Wait::Until(Running)));
+        assert!(met(Failed, false, Wait::Until(Running)));
+        assert!(met(Stopped, true, Wait::Until(Running)));
+        assert!(!met(Starting, false, Wait::Until(Running)));
+        assert!(!met(Running, false, Wait::Until(Paused)));
+        assert!(!met(Stopped, false, Wait::UntilGone));
+        assert!(met(Stopped, true, Wait::UntilGone));
+    }
+
+    #[tokio::test]
+    async fn the_answer_comes_with_the_change() {
+        let (starting, id) = snapshot(SessionState::Starting, false);
+        let (sessions, watching) = watch::channel(starting);
+        let waiting = tokio::spawn({
+            let id = id.clone();
+            async move { hold(watching, &id, Wait::Until(SessionState::Running), MAX_HOLD).await }
+        });
+        sessions.send_replace(snapshot(SessionState::Pulling, false).0);
+        sessions.send_replace(snapshot(SessionState::Running, false).0);
+        assert_eq!(waiting.await.unwrap().unwrap().session.state, SessionState::Running);
+    }
+
+    #[tokio::test]
+    async fn the_answer_comes_when_the_time_is_up() {
+        let (starting, id) = snapshot(SessionState::Starting, false);
+        let (_sessions, watching) = watch::channel(starting);
+        let late = hold(watching, &id, Wait::Until(SessionState::Running), Duration::ZERO).await;
+        assert_eq!(late.unwrap().session.state, SessionState::Starting);
+    }
+}

@@ -1,0 +1,318 @@
+//! Everything that one node knows of nodes and sessions, brought together. Pure.
+//!
+//! Freshest first: what this node has itself, what the hosts told it while it leads, and what gossip
+//! and the roster say of the others.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Error;
+use crate::election::Leadership;
+use crate::gossip::{ClusterView, Member};
+use crate::placement::Fleet;
+use crate::sessions::Snapshot;
+use crate::types::{List, Node, NodeId, NodeState, Remembered, Session, SessionFilter, SessionId, SessionState};
+
+/// What there is to know.
+pub(super) struct Knowledge {
+    /// This node.
+    pub(super) own: Node,
+    /// What is on it.
+    pub(super) sessions: Arc<Snapshot>,
+    /// What the hosts told, where this node leads.
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) view: Arc<ClusterView>,
+    pub(super) leadership: Arc<Leadership>,
+}
+
+/// A session in a list, without a copy of it.
+struct Seen<'a> {
+    session: &'a Session,
+    gone: bool,
+    /// Its host cannot be asked: what it does now is not known.
+    unknown: bool,
+}
+
+impl Knowledge {
+    /// Every node, by name.
+    pub(super) fn nodes(&self) -> Vec<Node> {
+        let leader = self.leadership.leader.as_ref();
+        let others = self.view.members.iter().filter_map(|(id, member)| self.other(id, member));
+        // A host may have told its leader before gossip brought its name.
+        let told =
+            self.fleet.hosts.iter().filter(|(id, _)| !self.view.members.contains_key(*id) && **id != self.own.id);
+        let told = told.map(|(_, host)| (*host.node).clone());
+        let mut nodes: Vec<Node> = std::iter::once(self.own.clone()).chain(others).chain(told).collect();
+        for node in &mut nodes {
+            node.is_leader = leader == Some(&node.id);
+        }
+        nodes.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        nodes
+    }
+
+    fn other(&self, id: &NodeId, member: &Member) -> Option<Node> {
+        let state = self.state_of(id, member);
+        match self.fleet.hosts.get(id) {
+            Some(told) if state == NodeState::Alive => Some(Node { state, ..(*told.node).clone() }),
+            _ => Some(Node { state, ..(**member.node.as_ref()?).clone() }),
+        }
+    }
+
+    /// A leader hears from everybody several times a second: it knows first who is silent, and who is back.
+    fn state_of(&self, id: &NodeId, member: &Member) -> NodeState {
+        match &self.leadership.reign {
+            Some(reign) if reign.reached.contains(id) => NodeState::Alive,
+            Some(_) if member.state == NodeState::Alive => NodeState::Suspect,
+            _ => member.state,
+        }
+    }
+
+    /// Every session, each once. Where two hosts have one id, the one that is there counts before what is
+    /// gone, then the later attempt.
+    fn sessions(&self) -> BTreeMap<&SessionId, Seen<'_>> {
+        let own = self.sessions.sessions.values();
+        let own = own.map(|session| Seen { session, gone: self.sessions.gone.contains(&session.id), unknown: false });
+        let away =
+            |id: &NodeId| self.view.members.get(id).is_some_and(|member| self.state_of(id, member) != NodeState::Alive);
+        let told = self.fleet.hosts.iter().filter(|(id, _)| **id != self.own.id).flat_map(|(id, host)| {
+            let unknown = away(id);
+            host.sessions.values().map(move |held| Seen { session: &held.session, gone: held.gone, unknown })
+        });
+        let heard = self.view.members.iter().filter(|(id, _)| !self.fleet.hosts.contains_key(*id));
+        let heard = heard.flat_map(|(id, member)| {
+            let unknown = away(id);
+            member.sessions.values().map(move |session| Seen { session, gone: false, unknown })
+        });
+        let rank = |seen: &Seen<'_>| (!seen.gone, seen.session.attempt);
+        let mut all: BTreeMap<&SessionId, Seen<'_>> = BTreeMap::new();
+        for seen in own.chain(told).chain(heard) {
+            if all.get(&seen.session.id).is_none_or(|known| rank(known) < rank(&seen)) {
+                all.insert(&seen.session.id, seen);
+            }
+        }
+        all
+    }
+
+    /// The sessions that `filter` selects, oldest first.
+    pub(super) fn list(&self, filter: &SessionFilter) -> List<Session> {
+        let mut selected: Vec<(String, Seen<'_>)> = self
+            .sessions()
+            .into_iter()
+            .filter(|(_, seen)| selects(filter, seen))
+            .map(|(id, seen)| (format!("{:016x}{id}", seen.session.created_at.millis().max(0)), seen))
+            .collect();
+        selected.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let page = List::page(selected, filter.after.as_deref(), filter.limit);
+        List { items: page.items.iter().map(Seen::shown).collect(), next_cursor: page.next_cursor }
+    }
+
+    /// The sessions whose id begins with `prefix`, two at most. One that is there comes before those that
+    /// are gone: their ids are kept for retries, not for people.
+    pub(super) fn locate(&self, prefix: &str) -> Vec<Remembered> {
+        let mut found: Vec<Seen<'_>> =
+            self.sessions().into_values().filter(|seen| seen.session.id.as_str().starts_with(prefix)).collect();
+        if found.iter().any(|seen| !seen.gone) {
+            found.retain(|seen| !seen.gone);
+        }
+        found.iter().take(2).map(|seen| Remembered { session: seen.shown(), gone: seen.gone }).collect()
+    }
+}
+
+impl Seen<'_> {
+    fn state(&self) -> SessionState {
+        let ended = self.gone || self.session.state.has_ended();
+        if self.unknown && !ended { SessionState::Unknown } else { self.session.state }
+    }
+
+    fn shown(&self) -> Session {
+        Session { state: self.state(), ..self.session.clone() }
+    }
+}
+
+fn selects(filter: &SessionFilter, seen: &Seen<'_>) -> bool {
+    let session = seen.session;
+    let on_node = |node: &crate::types::Name| session.node == *node || session.node_id.as_str() == node.as_str();
+    (filter.all || !seen.gone)
+        && filter.user.as_ref().is_none_or(|user| session.user == *user)
+        && filter.state.is_none_or(|state| seen.state() == state)
+        && filter.node.as_ref().is_none_or(on_node)
+        && filter.workspace.as_ref().is_none_or(|workspace| session.workspace == *workspace)
+}
+
+/// Where the node is that `wanted` names: by its name before anything else, so that no id can hide a name.
+pub(super) fn find_node(nodes: &[Node], this: &NodeId, wanted: &str) -> Result<usize, Error> {
+    let by_name: Vec<usize> = (0..nodes.len()).filter(|&i| nodes[i].name.as_str() == wanted).collect();
+    match by_name.as_slice() {
+        [found] => return Ok(*found),
+        [] => {}
+        _ => return Err(Error::AmbiguousNode(wanted.to_owned())),
+    }
+    if let Some(found) = nodes.iter().position(|node| node.id == *this).filter(|_| wanted == "self") {
+        return Ok(found);
+    }
+    let mut by_id = (0..nodes.len()).filter(|&i| nodes[i].id.as_str().starts_with(wanted));
+    match (by_id.next(), by_id.next()) {
+        (Some(found), None) => Ok(found),
+        (None, _) => Err(Error::NoNode(wanted.to_owned())),
+        (Some(_), Some(_)) => Err(Error::AmbiguousNode(wanted.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::election::Reign;
+    use crate::types::{Ballot, BootInstant, ClusterMode, Timestamp, sample};
+
+    const OWN: &str = "aabb222222222222";
+    const OTHER: &str = "aacc222222222222";
+
+    fn knowledge() -> Knowledge {
+        let leadership = Leadership { leader: None, ballot: None, reign: None };
+        Knowledge {
+            own: sample::node("one", OWN),
+            sessions: Arc::new(snapshot()),
+            fleet: Arc::default(),
+            view: Arc::default(),
+            leadership: Arc::new(leadership),
+        }
+    }
+
+    fn snapshot() -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        for (i, (user, state)) in
+            [("alice", "running"), ("bob", "running"), ("alice", "stopped"), ("alice", "stopped")].iter().enumerate()
+        {
+            let mut session = sample::session(&i.to_string(), "desktop", user, state.parse().unwrap());
+            session.created_at = Timestamp::from_millis(1000 - i64::try_from(i).unwrap());
+            snapshot.sessions.insert(session.id.clone(), Arc::new(session));
+        }
+        snapshot.gone.insert(sample::session_id("3"));
+        snapshot
+    }
+
+    /// Another node, heard of by gossip, with one session of its own.
+    fn with_another(state: NodeState) -> Knowledge {
+        let mut session = sample::session("far", "desktop", "carol", SessionState::Running);
+        session.node = "two".parse().unwrap();
+        session.node_id = OTHER.parse().unwrap();
+        let member = Member {
+            address: "127.0.0.1:1".parse().unwrap(),
+            incarnation: 1,
+            state,
+            mode: ClusterMode::Available,
+            node: Some(Arc::new(sample::node("two", OTHER))),
+            sessions: [(session.id.clone(), Arc::new(session))].into(),
+            catalogue: None,
+        };
+        let view =
+            ClusterView { members: [(OTHER.parse().unwrap(), Arc::new(member))].into(), ..ClusterView::default() };
+        Knowledge { view: Arc::new(view), ..knowledge() }
+    }
+
+    fn all() -> SessionFilter {
+        SessionFilter { limit: 100, ..SessionFilter::default() }
+    }
+
+    fn listed(filter: &SessionFilter) -> Vec<SessionId> {
+        knowledge().list(filter).items.into_iter().map(|session| session.id).collect()
+    }
+
+    fn ids(keys: &[&str]) -> Vec<SessionId> {
+        keys.iter().map(|key| sample::session_id(key)).collect()
+    }
+
+    #[test]
+    fn sessions_are_listed_oldest_first_and_filtered() {
+        let alice = || Some("alice".parse().unwrap());
+        assert_eq!(listed(&all()), ids(&["2", "1", "0"]));
+        assert_eq!(listed(&SessionFilter { all: true, ..all() }), ids(&["3", "2", "1", "0"]));
+        assert_eq!(listed(&SessionFilter { user: alice(), ..all() }), ids(&["2", "0"]));
+        let running = SessionFilter { user: alice(), state: Some(SessionState::Running), ..all() };
+        assert_eq!(listed(&running), ids(&["0"]));
+        assert_eq!(listed(&SessionFilter { workspace: Some("other".parse().unwrap()), ..all() }), ids(&[]));
+        assert_eq!(listed(&SessionFilter { node: Some("one".parse().unwrap()), ..all() }), ids(&["2", "1", "0"]));
+        assert_eq!(listed(&SessionFilter { node: Some("two".parse().unwrap()), ..all() }), ids(&[]));
+    }
+
+    #[test]
+    fn pages_go_on_where_the_last_one_ended() {
+        let first = knowledge().list(&SessionFilter { limit: 2, ..all() });
+        assert_eq!(first.items.len(), 2);
+        let cursor = data_encoding::HEXLOWER.decode(first.next_cursor.unwrap().as_bytes()).unwrap();
+        let after = Some(String::from_utf8(cursor).unwrap());
+        assert_eq!(listed(&SessionFilter { limit: 2, after, ..all() }), ids(&["0"]));
+    }
+
+    #[test]
+    fn a_session_is_located_by_the_beginning_of_its_id() {
+        let known = knowledge();
+        for id in snapshot().sessions.keys() {
+            let found = known.locate(id.as_str());
+            assert_eq!(found.iter().map(|found| &found.session.id).collect::<Vec<_>>(), [id]);
+            assert_eq!(found[0].gone, *id == sample::session_id("3"));
+        }
+        assert_eq!(known.locate("").len(), 2, "one too many");
+        assert!(known.locate("").iter().all(|found| !found.gone), "what is there hides what is gone");
+        assert!(known.locate(&"a".repeat(26)).is_empty());
+    }
+
+    #[test]
+    fn what_a_silent_node_had_is_unknown() {
+        let state = |node: NodeState| {
+            let known = with_another(node);
+            let sessions = known.list(&all()).items;
+            let far = sessions.iter().find(|session| session.user.as_str() == "carol").unwrap();
+            (known.nodes()[1].state, far.state)
+        };
+        assert_eq!(state(NodeState::Alive), (NodeState::Alive, SessionState::Running));
+        assert_eq!(state(NodeState::Unknown), (NodeState::Unknown, SessionState::Unknown));
+        assert_eq!(state(NodeState::Left), (NodeState::Left, SessionState::Unknown));
+    }
+
+    #[test]
+    fn a_leader_knows_first_who_is_silent_and_who_is_back() {
+        let reign = |reached: &[&str]| {
+            let reached: BTreeSet<NodeId> = reached.iter().map(|id| id.parse().unwrap()).collect();
+            let ballot = Ballot { term: 1, node: OWN.parse().unwrap() };
+            let (electorate, lease) = (reached.clone(), BootInstant::default());
+            let reign = Reign { ballot: ballot.clone(), electorate, reached, needed: 1, lease };
+            let reign = Some(Arc::new(reign));
+            Arc::new(Leadership { leader: OWN.parse().ok(), ballot: Some(ballot), reign })
+        };
+        let seen = |node: NodeState, reached: &[&str]| {
+            let known = Knowledge { leadership: reign(reached), ..with_another(node) };
+            known.nodes().into_iter().map(|node| (node.state, node.is_leader)).collect::<Vec<_>>()
+        };
+        let (alive, suspect) = (NodeState::Alive, NodeState::Suspect);
+        assert_eq!(seen(alive, &[OWN]), [(alive, true), (suspect, false)]);
+        assert_eq!(seen(NodeState::Unknown, &[OWN, OTHER]), [(alive, true), (alive, false)]);
+    }
+
+    fn found(nodes: &[Node], wanted: &str) -> Result<String, Error> {
+        find_node(nodes, &OWN.parse().unwrap(), wanted).map(|i| nodes[i].name.to_string())
+    }
+
+    #[test]
+    fn a_node_is_found_by_name_id_and_unique_prefix() {
+        let nodes = [sample::node("one", OWN), sample::node("two", OTHER)];
+        for (wanted, name) in [("one", "one"), (OWN, "one"), ("aac", "two"), ("self", "one")] {
+            assert_eq!(found(&nodes, wanted), Ok(name.to_owned()), "{wanted}");
+        }
+        assert_eq!(found(&nodes, "aa"), Err(Error::AmbiguousNode("aa".to_owned())));
+        assert_eq!(found(&nodes, "three"), Err(Error::NoNode("three".to_owned())));
+        let twins = [sample::node("one", OWN), sample::node("one", OTHER)];
+        assert_eq!(found(&twins, "one"), Err(Error::AmbiguousNode("one".to_owned())));
+        assert_eq!(found(&twins, OTHER), Ok("one".to_owned()), "their ids tell them apart");
+    }
+
+    #[test]
+    fn a_name_is_not_hidden_by_an_id_or_by_self() {
+        let nodes = [sample::node("one", "two2222222222222"), sample::node("two", OTHER)];
+        assert_eq!(found(&nodes, "two"), Ok("two".to_owned()));
+        let nodes = [sample::node("one", OWN), sample::node("self", OTHER)];
+        assert_eq!(found(&nodes, "self"), Ok("self".to_owned()));
+    }
+}

@@ -1,0 +1,108 @@
+//! What this node does as the leader, whoever asks: placements, lists of everything, edits of the catalogue.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::knowledge::Knowledge;
+use super::rpc::Serves;
+use super::{Host, LeadershipWatch, ViewWatch};
+use crate::catalogue;
+use crate::placement::{self, Fleet, Placer};
+use crate::types::{List, Node, Plan, Remembered, Session};
+use crate::wire::Document;
+use crate::wire::message::{DryRun, Edit, Led, Locate, Nodes, NotLeader, Place, Sessions};
+
+/// What a leader decides with. Every node has it, and uses it while it leads. Cheap to clone.
+#[derive(Clone)]
+pub struct Leader {
+    pub host: Host,
+    pub placer: Placer,
+    /// What the hosts told this node, while it leads.
+    pub fleet: watch::Receiver<Arc<Fleet>>,
+    pub leadership: LeadershipWatch,
+    pub view: ViewWatch,
+}
+
+impl Leader {
+    /// Everything that this node knows of nodes and sessions.
+    pub(super) fn knowledge(&self) -> Knowledge {
+        Knowledge {
+            own: self.host.node(),
+            sessions: self.host.sessions.snapshot(),
+            fleet: self.fleet.borrow().clone(),
+            view: self.view.borrow().clone(),
+            leadership: self.leadership.borrow().clone(),
+        }
+    }
+
+    fn reigns(&self) -> Result<(), NotLeader> {
+        let leadership = self.leadership.borrow();
+        if leadership.reign.is_some() {
+            return Ok(());
+        }
+        Err(NotLeader { leader: leadership.leader.clone().filter(|leader| *leader != self.host.settings.state().id) })
+    }
+}
+
+#[async_trait]
+impl Serves<Place> for Leader {
+    async fn serve(
+        &self,
+        Place { session, drawn, request: Document(request) }: Place,
+    ) -> Led<Result<Document<placement::Placed>, Document<placement::Error>>> {
+        self.reigns()?;
+        let placer = self.placer.clone();
+        // It goes to its end even where whoever asked does not wait: hosts may have been asked already.
+        let placed = tokio::spawn(async move { placer.place_here(session, drawn, request).await });
+        let placed = placed.await.unwrap_or_else(|error| Err(placement::Error::Internal(error.to_string())));
+        Ok(placed.map(Document).map_err(Document))
+    }
+}
+
+#[async_trait]
+impl Serves<DryRun> for Leader {
+    async fn serve(
+        &self,
+        DryRun(Document(request)): DryRun,
+    ) -> Led<Result<Document<Plan>, Document<placement::Error>>> {
+        self.reigns()?;
+        Ok(self.placer.dry_run_here(request).await.map(Document).map_err(Document))
+    }
+}
+
+#[async_trait]
+impl Serves<Nodes> for Leader {
+    async fn serve(&self, Nodes: Nodes) -> Led<Document<Vec<Node>>> {
+        self.reigns()?;
+        Ok(Document(self.knowledge().nodes()))
+    }
+}
+
+#[async_trait]
+impl Serves<Sessions> for Leader {
+    async fn serve(&self, Sessions(Document(filter)): Sessions) -> Led<Document<List<Session>>> {
+        self.reigns()?;
+        Ok(Document(self.knowledge().list(&filter)))
+    }
+}
+
+#[async_trait]
+impl Serves<Locate> for Leader {
+    async fn serve(&self, Locate(prefix): Locate) -> Led<Document<Vec<Remembered>>> {
+        self.reigns()?;
+        Ok(Document(self.knowledge().locate(&prefix)))
+    }
+}
+
+#[async_trait]
+impl Serves<Edit> for Leader {
+    async fn serve(
+        &self,
+        Edit(Document(edit)): Edit,
+    ) -> Led<Result<Document<catalogue::Edited>, Document<catalogue::Error>>> {
+        self.reigns()?;
+        Ok(self.host.catalogue.edit(edit).await.map(Document).map_err(Document))
+    }
+}

@@ -1,0 +1,224 @@
+//! Any node takes any request: where each one goes, and who answers it.
+//!
+//! What a node can be asked is one table, [`wire::message`](crate::wire::message). [`host`] and [`leader`]
+//! answer it, each request in one place, whoever asks: a person who is on this node, or a peer over the
+//! mesh ([`rpc`]). [`Cluster`] sends a person's request to the node it is for: the one that has the
+//! session, the one that is named, or the leader.
+
+mod catalogue;
+mod host;
+mod knowledge;
+mod leader;
+mod mesh;
+mod nodes;
+mod rpc;
+mod sessions;
+pub mod signs;
+mod volumes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::election::Leadership;
+use crate::gossip::ClusterView;
+use crate::types::{Name, NodeId};
+use crate::wire::Call;
+use crate::wire::message::Led;
+use crate::{net, node, placement};
+
+pub use host::{Host, MAX_HOLD};
+pub use leader::Leader;
+pub use mesh::{Mesh, Peers};
+pub use rpc::Rpc;
+
+use rpc::Serves;
+
+/// How long a request that changes something waits for somebody to lead: longer than an election takes.
+const LEADER_PATIENCE: Duration = Duration::from_secs(6);
+/// How long a request that only reads waits for it, before it is answered from what this node knows.
+const READ_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a peer may take over what it has in memory.
+const QUICK: Duration = Duration::from_secs(2);
+/// How long a peer may take over what it must write or ask others for.
+const SLOW: Duration = Duration::from_secs(15);
+/// Between two tries of a leader that does not answer, where no news of another one comes before.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Why a request was not done. Nothing changed, except where the variant says so.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Placement(#[from] placement::Error),
+    #[error(transparent)]
+    Sessions(#[from] crate::sessions::Error),
+    #[error(transparent)]
+    Node(#[from] node::Error),
+    #[error(transparent)]
+    Catalogue(#[from] crate::catalogue::Error),
+    #[error("no session {0}")]
+    NoSession(String),
+    #[error("the id of more than one session begins with {prefix}: {first} and {second}")]
+    AmbiguousSession { prefix: String, first: String, second: String },
+    #[error("no node {0}")]
+    NoNode(String),
+    #[error("more than one node has this name, or an id that begins so: {0}")]
+    AmbiguousNode(String),
+    #[error("node {node} cannot be reached: {reason}")]
+    Unreachable { node: String, reason: String },
+    /// It may have been done.
+    #[error("node {node} did not answer, and may have done it or not: {reason}")]
+    NoAnswer { node: String, reason: String },
+    #[error("nobody leads the cluster now, or whoever does cannot be reached: try again")]
+    NoLeader,
+}
+
+/// An answer, and who gave it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Routed<T> {
+    pub answer: T,
+    /// The other node that answered; `None`: this one did.
+    pub by: Option<Name>,
+}
+
+impl<T> Routed<T> {
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Routed<U> {
+        Routed { answer: change(self.answer), by: self.by }
+    }
+}
+
+/// Sends each request to the node that it is for. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    mesh: Mesh,
+    leader: Leader,
+}
+
+impl Cluster {
+    pub const fn new(mesh: Mesh, leader: Leader) -> Self {
+        Self { mesh, leader }
+    }
+
+    /// Who leads, as far as this node knows.
+    pub fn leadership(&self) -> Arc<Leadership> {
+        self.leader.leadership.borrow().clone()
+    }
+
+    /// The leader's id and name, where this node knows of one.
+    pub fn leader(&self) -> Option<(NodeId, Name)> {
+        let id = self.leadership().leader.clone()?;
+        let name =
+            if id == *self.mesh.me() { Some(self.host().settings.state().name.clone()) } else { self.known_name(&id) };
+        // A node that was only heard of so far is called by its id.
+        let name = name.or_else(|| id.as_str().parse().ok())?;
+        Some((id, name))
+    }
+
+    /// Every other node, as it was last heard of.
+    pub fn view(&self) -> Arc<ClusterView> {
+        self.leader.view.borrow().clone()
+    }
+
+    /// This node's own part: what it does when it is asked.
+    pub const fn host(&self) -> &Host {
+        self.mesh.host()
+    }
+
+    /// The node's name, or its id where it never said one.
+    fn name_of(&self, node: &NodeId) -> String {
+        if node == self.mesh.me() {
+            return self.host().settings.state().name.to_string();
+        }
+        self.known_name(node).map_or_else(|| node.to_string(), |name| name.to_string())
+    }
+
+    /// What gossip says of it; until that has come, what it said when it was connected.
+    fn known_name(&self, node: &NodeId) -> Option<Name> {
+        let gossiped = self.leader.view.borrow().members.get(node).and_then(|member| member.node.clone());
+        let named = gossiped.map(|node| node.name.clone());
+        named.or_else(|| Some(self.mesh.net()?.hello_of(node)?.name.clone()))
+    }
+
+    /// Asks one node, this one included.
+    async fn on<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<Routed<C::Answer>, Error>
+    where
+        Host: Serves<C>,
+    {
+        let answer = self.mesh.ask(node, call, within).await.map_err(|error| self.unanswered(error))?;
+        Ok(self.routed(node, answer))
+    }
+
+    /// Asks the leader, this node included; waits for one where there is none. A leader that did not
+    /// get the request is asked again, or the next one is. `again` says whether that is right, too,
+    /// where the leader may have got it and did not answer.
+    async fn on_leader<C, T>(
+        &self,
+        call: C,
+        again: bool,
+        patience: Duration,
+        within: Duration,
+    ) -> Result<Routed<T>, Error>
+    where
+        C: Call<Answer = Led<T>> + Clone,
+        Leader: Serves<C>,
+    {
+        let deadline = Instant::now() + patience;
+        let mut leadership = self.leader.leadership.clone();
+        let mut named = None;
+        loop {
+            let known = leadership.borrow_and_update().leader.clone();
+            let last = match named.take().or(known) {
+                Some(leader) => match self.ask_as_leader(&leader, call.clone(), within).await {
+                    Ok(Ok(answer)) => return Ok(self.routed(&leader, answer)),
+                    // Whoever was asked may know better, once.
+                    Ok(Err(other)) => {
+                        named = other.leader.filter(|other| *other != leader);
+                        Error::NoLeader
+                    }
+                    Err(error @ net::Error::NoAnswer { .. }) if !again => return Err(self.unanswered(error)),
+                    Err(error) => self.unanswered(error),
+                },
+                None => Error::NoLeader,
+            };
+            if Instant::now() >= deadline {
+                return Err(match last {
+                    Error::Unreachable { .. } => Error::NoLeader,
+                    error => error,
+                });
+            }
+            if named.is_none() {
+                let news = async { leadership.changed().await.is_ok() };
+                let _ = tokio::time::timeout_at(deadline.min(Instant::now() + AGAIN), news).await;
+            }
+        }
+    }
+
+    async fn ask_as_leader<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<C::Answer, net::Error>
+    where
+        Leader: Serves<C>,
+    {
+        if node == self.mesh.me() {
+            Ok(self.leader.serve(call).await)
+        } else {
+            self.mesh.call(node, call, within).await
+        }
+    }
+
+    fn routed<T>(&self, node: &NodeId, answer: T) -> Routed<T> {
+        let by = if node == self.mesh.me() { None } else { self.known_name(node) };
+        Routed { answer, by }
+    }
+
+    fn unanswered(&self, error: net::Error) -> Error {
+        match error {
+            net::Error::Unreachable { node, reason } => Error::Unreachable { node: self.name_of(&node), reason },
+            net::Error::NoAnswer { node, reason } => Error::NoAnswer { node: self.name_of(&node), reason },
+        }
+    }
+}
+
+/// What [`Cluster`] and its parts read of who leads and who is there.
+pub(crate) type LeadershipWatch = watch::Receiver<Arc<Leadership>>;
+pub(crate) type ViewWatch = watch::Receiver<Arc<ClusterView>>;

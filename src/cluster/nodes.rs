@@ -1,0 +1,91 @@
+//! Nodes: listed by whoever leads, changed by themselves.
+
+use super::knowledge::find_node;
+use super::{Cluster, Error, QUICK, READ_PATIENCE, Routed, SLOW};
+use crate::types::{DrainRequest, Name, Node, NodeId, SettingsPatch, Volume};
+use crate::wire::Document;
+use crate::wire::message::{Describe, Drain, Nodes, Patch, RemoveVolume, Undrain, Volumes};
+
+impl Cluster {
+    /// Every node of the cluster, as the leader sees them; as this one does where nobody leads.
+    pub async fn nodes(&self) -> Routed<Vec<Node>> {
+        match self.on_leader(Nodes, true, READ_PATIENCE, QUICK).await {
+            Ok(listed) => listed.map(|Document(nodes)| nodes),
+            Err(_) => Routed { answer: self.leader.knowledge().nodes(), by: None },
+        }
+    }
+
+    /// The node of this name, id or beginning of an id, as it says itself; as it was last heard of where it
+    /// cannot be asked.
+    pub async fn node(&self, wanted: &Name) -> Result<Routed<Node>, Error> {
+        let known = self.known(wanted).await?;
+        match self.on(&known.id, Describe, QUICK).await {
+            Ok(described) => Ok(described.map(|Document(node)| self.seen(node))),
+            Err(_) => Ok(Routed { answer: known, by: None }),
+        }
+    }
+
+    pub async fn patch(&self, wanted: &Name, patch: SettingsPatch) -> Result<Routed<Node>, Error> {
+        let id = self.resolve(wanted).await?;
+        let changed = self.on(&id, Patch(Document(patch)), SLOW).await?;
+        self.changed(changed)
+    }
+
+    pub async fn drain(&self, wanted: &Name, request: DrainRequest) -> Result<Routed<Node>, Error> {
+        let id = self.resolve(wanted).await?;
+        let changed = self.on(&id, Drain(Document(request)), SLOW).await?;
+        self.changed(changed)
+    }
+
+    pub async fn undrain(&self, wanted: &Name) -> Result<Routed<Node>, Error> {
+        let id = self.resolve(wanted).await?;
+        let changed = self.on(&id, Undrain, SLOW).await?;
+        self.changed(changed)
+    }
+
+    /// The named volumes on a node.
+    pub async fn volumes(&self, wanted: &Name) -> Result<Routed<Vec<Volume>>, Error> {
+        let id = self.resolve(wanted).await?;
+        let Routed { answer, by } = self.on(&id, Volumes, SLOW).await?;
+        let Document(volumes) = answer.map_err(|Document(error)| error)?;
+        Ok(Routed { answer: volumes, by })
+    }
+
+    pub async fn remove_volume(&self, wanted: &Name, name: String) -> Result<Routed<()>, Error> {
+        let id = self.resolve(wanted).await?;
+        let Routed { answer, by } = self.on(&id, RemoveVolume(name), SLOW).await?;
+        answer.map_err(|Document(error)| error)?;
+        Ok(Routed { answer: (), by })
+    }
+
+    /// The id of the node that a path or a filter names.
+    pub(super) async fn resolve(&self, wanted: &Name) -> Result<NodeId, Error> {
+        Ok(self.known(wanted).await?.id)
+    }
+
+    /// What this node knows decides; whoever leads is asked only about a node that is not known here.
+    async fn known(&self, wanted: &Name) -> Result<Node, Error> {
+        let find = |mut nodes: Vec<Node>| {
+            find_node(&nodes, self.mesh.me(), wanted.as_str()).map(|found| nodes.swap_remove(found))
+        };
+        match find(self.leader.knowledge().nodes()) {
+            Err(Error::NoNode(_)) => find(self.nodes().await.answer),
+            found => found,
+        }
+    }
+
+    fn changed(
+        &self,
+        changed: Routed<Result<Document<Node>, Document<crate::node::Error>>>,
+    ) -> Result<Routed<Node>, Error> {
+        let Routed { answer, by } = changed;
+        let Document(node) = answer.map_err(|Document(error)| error)?;
+        Ok(Routed { answer: self.seen(node), by })
+    }
+
+    /// A node as it says itself does not know who leads.
+    fn seen(&self, node: Node) -> Node {
+        let is_leader = self.leadership().leader.as_ref() == Some(&node.id);
+        Node { is_leader, ..node }
+    }
+}

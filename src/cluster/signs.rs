@@ -1,0 +1,67 @@
+//! What the mesh and the catalogue tell this node's operator of its place in the cluster.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::catalogue::{Key, Snapshot};
+use crate::gossip::ClusterView;
+use crate::net::Net;
+use crate::node::ClusterSigns;
+use crate::types::{ClusterMode, NodeState};
+
+/// Starts the owner. It ends when nobody can read the signs any more.
+pub fn spawn(
+    mode: ClusterMode,
+    net: Option<Net>,
+    view: watch::Receiver<Arc<ClusterView>>,
+    catalogue: watch::Receiver<Arc<Snapshot>>,
+    publish: watch::Sender<Arc<ClusterSigns>>,
+) -> JoinHandle<()> {
+    // Without a mesh nobody is ever met.
+    let met = net.map_or_else(|| watch::channel(None).1, |net| net.duplicate());
+    tokio::spawn(run(mode, met, view, catalogue, publish))
+}
+
+async fn run(
+    mode: ClusterMode,
+    mut met: watch::Receiver<Option<SocketAddr>>,
+    mut view: watch::Receiver<Arc<ClusterView>>,
+    mut catalogue: watch::Receiver<Arc<Snapshot>>,
+    publish: watch::Sender<Arc<ClusterSigns>>,
+) {
+    loop {
+        let now = signs(mode, *met.borrow_and_update(), &view.borrow_and_update(), &catalogue.borrow_and_update());
+        publish.send_if_modified(|before| {
+            let news = **before != now;
+            if news {
+                *before = Arc::new(now);
+            }
+            news
+        });
+        tokio::select! {
+            () = publish.closed() => return,
+            // One whose sender is gone no longer counts.
+            Ok(()) = met.changed() => {}
+            Ok(()) = view.changed() => {}
+            Ok(()) = catalogue.changed() => {}
+        }
+    }
+}
+
+fn signs(mode: ClusterMode, met: Option<SocketAddr>, view: &ClusterView, catalogue: &Snapshot) -> ClusterSigns {
+    let there = view.members.values().filter(|member| member.state == NodeState::Alive && member.mode != mode);
+    let named = there.filter_map(|member| Some(member.node.as_ref()?.name.clone()));
+    let conflicts = catalogue.book.conflicts().map(|conflict| match &conflict.previous.key {
+        Key::Workspace(name) => format!("workspace {name}"),
+        Key::Token(id) => format!("API token {id}"),
+    });
+    ClusterSigns {
+        duplicate: met.or(view.duplicate).map(|address| address.to_string()),
+        alone: view.alone.then(|| "none of the seeds has answered yet: see the log for why".to_owned()),
+        mode_mismatch: named.collect(),
+        conflicts: conflicts.collect(),
+    }
+}

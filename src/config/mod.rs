@@ -1,0 +1,229 @@
+//! The configuration: one TOML file, read once, into the `Config` of each part.
+//!
+//! It parses and binds nothing. Every key has a default that works. What is
+//! wrong is said with file, line, key and value, and all of it at once.
+
+mod document;
+mod problem;
+mod read;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use crate::http;
+use crate::sessions::runtime::docker;
+pub use problem::{Error, Place, Problem};
+
+use crate::capacity::DevFigures;
+use crate::ledger::PortRange;
+use crate::types::{Bytes, ClusterMode, Name, OnUnknown, Period, RuntimeKind, SettingsPatch, Strategy};
+use crate::{logging, node, sessions};
+
+/// The file that is read where no other is named and this one exists.
+pub const DEFAULT_FILE: &str = "/etc/ostler/ostler.toml";
+/// Where nodes are reached where nothing else is said.
+const MESH_PORT: u16 = 7480;
+/// A longer file is not a configuration; the shipped one, with all its comments, has 4 KiB.
+const MAX_FILE: usize = 128 << 10;
+
+/// The whole configuration, each section as its part takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `node.name` and `[settings]`.
+    pub node: node::Config,
+    /// Where all that must survive a restart is kept.
+    pub data_dir: PathBuf,
+    pub cluster: Cluster,
+    pub placement: Placement,
+    pub http: http::Config,
+    pub runtime: Runtime,
+    /// `[limits]`, and what of `[runtime]` concerns every runtime.
+    pub sessions: sessions::Config,
+    pub log: logging::Config,
+    /// `[dev]`: nothing, except under `--dev`.
+    pub dev: DevFigures,
+}
+
+/// `[cluster]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    pub name: Name,
+    pub token_file: PathBuf,
+    /// Where the other nodes reach this one, over UDP.
+    pub listen: SocketAddr,
+    /// What the others are told of it; `None`: the address of this host that leads to the first seed.
+    pub advertise: Option<SocketAddr>,
+    /// Nodes to begin with, as `host:port`.
+    pub seeds: Vec<String>,
+    pub mode: ClusterMode,
+}
+
+/// `[placement]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    pub strategy: Strategy,
+    /// `None`: what fits the cluster's mode.
+    pub on_unknown: Option<OnUnknown>,
+}
+
+/// What of `[runtime]` concerns one runtime only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runtime {
+    pub kind: RuntimeKind,
+    /// The engine's socket, `unix:///…`.
+    pub docker_host: String,
+    pub cpu_mode: docker::CpuMode,
+    /// Capabilities that containers keep, in upper case without `CAP_`.
+    pub cap_allow: Vec<String>,
+    /// The address of this host that sessions' ports are published on.
+    pub publish_address: IpAddr,
+    /// Who the process runtime's commands run as where the agent is root.
+    pub process_user: String,
+}
+
+impl Config {
+    /// Reads `file`; without one, the [`DEFAULT_FILE`] where it exists, and the defaults where not.
+    /// `dev` allows what is for trying ostler out only: `[dev]` and the process runtime.
+    ///
+    /// # Errors
+    /// The file cannot be read, or something in it or in the environment is wrong: all of it is named.
+    pub fn load(file: Option<&Path>, dev: bool) -> Result<Self, Error> {
+        let environment = Environment::of_process();
+        match text_of(file.unwrap_or(Path::new(DEFAULT_FILE))) {
+            Ok((file, text)) => Self::parse(&text, Some(&file), dev, &environment),
+            Err(error) if file.is_none() && error.kind() == io::ErrorKind::NotFound => {
+                Self::parse("", None, dev, &environment)
+            }
+            Err(error) => Err(Error::Unreadable {
+                file: file.unwrap_or(Path::new(DEFAULT_FILE)).to_owned(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// Reads the text of a configuration. `file` is what errors call it.
+    ///
+    /// # Errors
+    /// Something in the text or in the environment is wrong: all of it is named.
+    pub fn parse(text: &str, file: Option<&Path>, dev: bool, environment: &Environment) -> Result<Self, Error> {
+        let defaults = Self::with_host_name(&environment.host_name);
+        let invalid = |problems| Error::Invalid { file: file.map(Path::to_owned), problems };
+        let mut document = document::Document::parse(text).map_err(invalid)?;
+        let mut config = read::config(&mut document, defaults, dev, environment);
+        let problems = document.finish();
+        if !problems.is_empty() {
+            return Err(invalid(problems));
+        }
+        config.node.file = file.map(Path::to_owned);
+        Ok(config)
+    }
+
+    /// The defaults on a host of this name.
+    fn with_host_name(host_name: &str) -> Self {
+        Self {
+            node: node::Config { name: node_name(host_name), declared: SettingsPatch::default(), file: None },
+            data_dir: "/var/lib/ostler".into(),
+            cluster: Cluster {
+                name: fixed_name("default"),
+                token_file: "/etc/ostler/token".into(),
+                listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, MESH_PORT)),
+                advertise: None,
+                seeds: Vec::new(),
+                mode: ClusterMode::Available,
+            },
+            placement: Placement { strategy: Strategy::Spread, on_unknown: None },
+            http: http::Config {
+                listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7481)),
+                status_listen: None,
+                socket: "/run/ostler/ostler.sock".into(),
+                tls: None,
+                allowed_hosts: Vec::new(),
+            },
+            runtime: Runtime::default(),
+            sessions: sessions::Config {
+                max_sessions_per_user: 0,
+                max_sessions_per_node: 0,
+                keep_ended: Period::secs(24 * 3600),
+                stopped_retention: Period::secs(7 * 24 * 3600),
+                min_free_disk: Bytes::gib(1),
+                port_range: PortRange { first: 20_000, last: 29_999 },
+                networks: Vec::new(),
+                endpoint_host: if value::is_host(host_name) { host_name.to_owned() } else { "localhost".to_owned() },
+            },
+            log: logging::Config { level: "info".to_owned(), format: logging::Format::Text },
+            dev: DevFigures::default(),
+        }
+    }
+}
+
+impl Default for Config {
+    /// The defaults on this host, whatever its files and environment say.
+    fn default() -> Self {
+        Self::with_host_name(&host_name())
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        let cap_allow = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL", "NET_BIND_SERVICE"];
+        Self {
+            kind: RuntimeKind::Docker,
+            docker_host: "unix:///var/run/docker.sock".to_owned(),
+            cpu_mode: docker::CpuMode::Quota,
+            cap_allow: cap_allow.map(str::to_owned).to_vec(),
+            publish_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            process_user: "nobody".to_owned(),
+        }
+    }
+}
+
+/// What the host and the environment of the process add to the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Environment {
+    pub host_name: String,
+    /// `DOCKER_HOST`: used where the file does not say `runtime.docker_host`.
+    pub docker_host: Option<String>,
+    /// `OSTLER_LOG`: wins over `log.level`.
+    pub log_level: Option<String>,
+}
+
+impl Environment {
+    pub fn of_process() -> Self {
+        // An empty variable is no variable, as Docker's and tracing's own tools have it.
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self { host_name: host_name(), docker_host: variable("DOCKER_HOST"), log_level: variable("OSTLER_LOG") }
+    }
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The file's path and text.
+fn text_of(file: &Path) -> io::Result<(PathBuf, String)> {
+    let mut text = String::new();
+    let bound = u64::try_from(MAX_FILE).unwrap_or(u64::MAX) + 1;
+    std::fs::File::open(file)?.take(bound).read_to_string(&mut text)?;
+    if text.len() > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_FILE} bytes")));
+    }
+    Ok((file.to_owned(), text))
+}
+
+/// The host's name as the name of a node: in lower case, with `-` for what a name cannot hold.
+fn node_name(host_name: &str) -> Name {
+    let allowed =
+        |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c.to_ascii_lowercase() } else { '-' };
+    let text: String = host_name.chars().map(allowed).collect();
+    let text = text.trim_start_matches(['.', '_', '-']);
+    let text = text[..text.len().min(Name::MAX_LEN)].trim_end_matches(['.', '_', '-']);
+    text.parse().unwrap_or_else(|_| fixed_name("node"))
+}
+
+fn fixed_name(text: &'static str) -> Name {
+    text.parse().expect("a constant of letters is a name")
+}

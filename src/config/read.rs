@@ -1,0 +1,238 @@
+//! The keys: one function a section, then what keys must be beside each other.
+
+use std::net::SocketAddr;
+
+use super::document::Document;
+use super::http::Tls;
+use super::{Cluster, Config, Environment, Placement, Runtime, docker, http, value};
+use crate::capacity::DevFigures;
+use crate::logging::{self, Format};
+use crate::types::{ClusterMode, OnUnknown, RuntimeKind, SettingsPatch, Strategy};
+use crate::{node, sessions};
+
+/// Takes every key there is. What is absent or wrong stays as in `default`; what is wrong is a problem.
+pub(super) fn config(document: &mut Document<'_>, default: Config, dev: bool, environment: &Environment) -> Config {
+    let config = Config {
+        node: node(document, default.node),
+        data_dir: document.take("node.data_dir", value::path).unwrap_or(default.data_dir),
+        cluster: cluster(document, default.cluster),
+        placement: placement(document, default.placement),
+        http: http(document, default.http),
+        runtime: runtime(document, default.runtime, environment),
+        sessions: sessions(document, default.sessions),
+        log: log(document, default.log, environment),
+        dev: dev_figures(document),
+    };
+    check_exposure(document, &config.http);
+    check_ports(document, &config);
+    if !dev {
+        refuse_dev(document, config.runtime.kind);
+    }
+    config
+}
+
+fn node(document: &mut Document<'_>, default: node::Config) -> node::Config {
+    let name = document.take("node.name", value::name).unwrap_or(default.name);
+    node::Config { name, declared: settings(document), file: default.file }
+}
+
+/// What is written is declared: nothing here has a default.
+fn settings(document: &mut Document<'_>) -> SettingsPatch {
+    SettingsPatch {
+        enabled: document.take("settings.enabled", value::boolean),
+        prune: document.take("settings.prune", value::prune),
+        cores_override: document.take("settings.cores_override", value::cores),
+        memory_override_bytes: document.take("settings.memory_override", value::memory),
+        gpus_override: document.take("settings.gpus_override", value::gpus),
+        gpu_sharing: document.take("settings.gpu_sharing", value::gpu_sharing),
+        labels: labels(document),
+    }
+}
+
+fn labels(document: &mut Document<'_>) -> Option<crate::types::LabelsPatch> {
+    let labels = document.take_table("settings.labels", value::label)?.into_iter().collect();
+    // Each label is right by itself: what is left to refuse is their number.
+    let all = SettingsPatch { labels: Some(labels), ..SettingsPatch::default() };
+    if let Err(message) = value::within_bounds(all.clone()) {
+        document.refuse("settings.labels", message);
+    }
+    all.labels
+}
+
+fn cluster(document: &mut Document<'_>, default: Cluster) -> Cluster {
+    Cluster {
+        name: document.take("cluster.name", value::name).unwrap_or(default.name),
+        token_file: document.take("cluster.token_file", value::path).unwrap_or(default.token_file),
+        listen: document.take("cluster.listen", value::socket_address).unwrap_or(default.listen),
+        advertise: document.take("cluster.advertise", value::reachable_address),
+        seeds: document.take_list("cluster.seeds", value::seed).unwrap_or(default.seeds),
+        mode: mode(document),
+    }
+}
+
+/// What is said of one of the two keys must fit the other.
+fn mode(document: &mut Document<'_>) -> ClusterMode {
+    let quorum = document
+        .take("cluster.mode", |given| value::word(given, [("available", false), ("quorum", true)].into_iter()))
+        .unwrap_or(false);
+    let expected_nodes = document.take("cluster.expected_nodes", value::count).unwrap_or(0);
+    match (quorum, expected_nodes) {
+        (false, 0) => ClusterMode::Available,
+        (false, _) => {
+            document.refuse("cluster.expected_nodes", "it is for cluster.mode = \"quorum\"; expected 0, or that mode");
+            ClusterMode::Available
+        }
+        (true, 0) => {
+            document.refuse("cluster.mode", "a quorum needs cluster.expected_nodes: how many nodes there are to be");
+            ClusterMode::Available
+        }
+        (true, expected_nodes) => ClusterMode::Quorum { expected_nodes },
+    }
+}
+
+fn placement(document: &mut Document<'_>, default: Placement) -> Placement {
+    let strategies = Strategy::ALL.iter().map(|known| (known.as_str(), *known));
+    let answers = OnUnknown::ALL.iter().map(|known| (known.as_str(), *known));
+    Placement {
+        strategy: document
+            .take("placement.strategy", |given| value::word(given, strategies))
+            .unwrap_or(default.strategy),
+        on_unknown: document.take("placement.on_unknown", |given| value::word(given, answers)),
+    }
+}
+
+fn http(document: &mut Document<'_>, default: http::Config) -> http::Config {
+    let cert = document.take("http.tls_cert", value::path);
+    let key = document.take("http.tls_key", value::path);
+    http::Config {
+        listen: document.take("http.listen", value::socket_address).unwrap_or(default.listen),
+        status_listen: document.take("http.status_listen", value::socket_address),
+        socket: document.take("http.socket", value::socket_path).unwrap_or(default.socket),
+        tls: cert.zip(key).map(|(cert, key)| Tls { cert, key }),
+        allowed_hosts: document.take_list("http.allowed_hosts", value::host).unwrap_or(default.allowed_hosts),
+    }
+}
+
+fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environment) -> Runtime {
+    let kind = document.take("runtime.kind", value::runtime_kind).unwrap_or(default.kind);
+    let cpu_modes = [("quota", docker::CpuMode::Quota), ("shares", docker::CpuMode::Shares)];
+    Runtime {
+        kind,
+        docker_host: docker_host(document, kind, environment).unwrap_or(default.docker_host),
+        cpu_mode: document
+            .take("runtime.cpu_mode", |given| value::word(given, cpu_modes.into_iter()))
+            .unwrap_or(default.cpu_mode),
+        cap_allow: document.take_list("runtime.cap_allow", value::capability).unwrap_or(default.cap_allow),
+        publish_address: document.take("runtime.publish_address", value::address).unwrap_or(default.publish_address),
+        process_user: document.take("runtime.process_user", value::login).unwrap_or(default.process_user),
+    }
+}
+
+/// The file's, else that of `DOCKER_HOST`, where Docker is used at all.
+fn docker_host(document: &mut Document<'_>, kind: RuntimeKind, environment: &Environment) -> Option<String> {
+    let written = document.take("runtime.docker_host", value::docker_host);
+    match environment.docker_host.as_deref() {
+        Some(variable) if kind == RuntimeKind::Docker && !document.is_written("runtime.docker_host") => {
+            value::docker_host_text(variable)
+                .inspect_err(|message| document.refuse_variable("DOCKER_HOST", variable, message))
+                .ok()
+        }
+        _ => written,
+    }
+}
+
+fn sessions(document: &mut Document<'_>, default: sessions::Config) -> sessions::Config {
+    sessions::Config {
+        max_sessions_per_user: document
+            .take("limits.max_sessions_per_user", value::count)
+            .unwrap_or(default.max_sessions_per_user),
+        max_sessions_per_node: document
+            .take("limits.max_sessions_per_node", value::count)
+            .unwrap_or(default.max_sessions_per_node),
+        keep_ended: document.take("limits.keep_ended", value::period).unwrap_or(default.keep_ended),
+        stopped_retention: document
+            .take("limits.stopped_retention", value::period)
+            .unwrap_or(default.stopped_retention),
+        min_free_disk: document.take("limits.min_free_disk", value::bytes).unwrap_or(default.min_free_disk),
+        port_range: document.take("runtime.port_range", value::port_range).unwrap_or(default.port_range),
+        networks: document.take_list("runtime.networks", value::network).unwrap_or(default.networks),
+        endpoint_host: document.take("runtime.endpoint_host", value::host).unwrap_or(default.endpoint_host),
+    }
+}
+
+fn log(document: &mut Document<'_>, default: logging::Config, environment: &Environment) -> logging::Config {
+    let checked = |level: &str| logging::filter(level).map(|_| level.to_owned());
+    let written = document.take("log.level", |given| checked(given.as_str().unwrap_or_default()));
+    let variable = environment.log_level.as_deref().and_then(|level| {
+        checked(level).inspect_err(|message| document.refuse_variable("OSTLER_LOG", level, message)).ok()
+    });
+    let formats = [("text", Format::Text), ("json", Format::Json)];
+    logging::Config {
+        level: variable.or(written).unwrap_or(default.level),
+        format: document.take("log.format", |given| value::word(given, formats.into_iter())).unwrap_or(default.format),
+    }
+}
+
+fn dev_figures(document: &mut Document<'_>) -> DevFigures {
+    DevFigures {
+        physical_cores: document.take("dev.physical_cores", value::cores),
+        physical_memory: document.take("dev.physical_memory", value::memory),
+        physical_gpus: document.take("dev.physical_gpus", value::gpus),
+    }
+}
+
+/// Off loopback the API serves TLS, and TLS needs both of its files.
+fn check_exposure(document: &mut Document<'_>, http: &http::Config) {
+    let (cert, key) = (document.is_written("http.tls_cert"), document.is_written("http.tls_key"));
+    if cert && !key {
+        document.refuse("http.tls_cert", "needs http.tls_key beside it");
+    }
+    if key && !cert {
+        document.refuse("http.tls_key", "needs http.tls_cert beside it");
+    }
+    if !http.listen.ip().to_canonical().is_loopback() && !cert && !key {
+        let message = "off loopback the API serves TLS: set http.tls_cert and http.tls_key, or listen on 127.0.0.1";
+        document.refuse("http.listen", message);
+    }
+}
+
+/// No port is to be had twice: not by two listeners, not by a listener and a session.
+fn check_ports(document: &mut Document<'_>, config: &Config) {
+    let listen = config.http.listen;
+    if config.http.status_listen.is_some_and(|status| collide(status, listen)) {
+        document.refuse("http.status_listen", format!("http.listen has this port already: {listen}"));
+    }
+    let listeners = [("http.listen", Some(listen)), ("http.status_listen", config.http.status_listen)];
+    let range = config.sessions.port_range;
+    for (key, address) in listeners {
+        let Some(address) = address.filter(|address| (range.first..=range.last).contains(&address.port())) else {
+            continue;
+        };
+        if document.is_written("runtime.port_range") {
+            let message = format!("the port of {key}, {address}, is one of these; sessions would be given it");
+            document.refuse("runtime.port_range", message);
+        } else {
+            let message = format!("the port is one of runtime.port_range, {}-{}", range.first, range.last);
+            document.refuse(key, message);
+        }
+    }
+}
+
+/// Whether two listeners cannot both be had. Port 0 asks the kernel for a free one.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let overlap = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && overlap
+}
+
+/// What is for trying ostler out is never in force by accident.
+fn refuse_dev(document: &mut Document<'_>, kind: RuntimeKind) {
+    for key in ["dev.physical_cores", "dev.physical_memory", "dev.physical_gpus"] {
+        if document.is_written(key) {
+            document.refuse(key, "figures are made up only under --dev, which allows it: ostler agent --dev");
+        }
+    }
+    if kind == RuntimeKind::Process {
+        let message = "commands run on the host itself only under --dev, which allows it: ostler agent --dev";
+        document.refuse("runtime.kind", message);
+    }
+}

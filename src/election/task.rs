@@ -1,0 +1,195 @@
+//! The owner of the election: drives the protocol with the time, the mesh and the disk.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::state::{Election, Kept};
+use super::store::Store;
+use super::{Answer, Ask, Config, Error, Handle, Leadership, Members, Peers, Request, Stale};
+use crate::clock::Clock;
+use crate::types::NodeId;
+
+/// Requests of other nodes that wait. Each is answered at once, or after one write to disk.
+const QUEUE: usize = 1024;
+/// Requests that are answered after one write.
+const TURN: usize = 128;
+
+/// What the owner is made of.
+pub struct Parts {
+    pub config: Config,
+    pub me: NodeId,
+    pub store: Store,
+    pub kept: Kept,
+    pub members: watch::Receiver<Arc<Members>>,
+    pub peers: Arc<dyn Peers>,
+    pub clock: Clock,
+    /// Different on every node and at every start.
+    pub seed: u64,
+}
+
+/// Starts the owner. It ends when the last [`Handle`] is gone.
+pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
+    let (requests, queue) = mpsc::channel(QUEUE);
+    let Parts { config, me, store, kept, members, peers, clock, seed } = parts;
+    let now = clock.now().boot;
+    let election = Election::new(config, me, kept, now, seed);
+    let (publish, leadership) = watch::channel(Arc::new(election.leadership(now)));
+    let owner = Owner {
+        election,
+        store,
+        members,
+        peers,
+        clock,
+        patience: config.heartbeat * 4,
+        calls: JoinSet::new(),
+        called: HashSet::new(),
+        publish,
+    };
+    (Handle { requests, leadership }, tokio::spawn(owner.run(queue)))
+}
+
+struct Owner {
+    election: Election,
+    store: Store,
+    members: watch::Receiver<Arc<Members>>,
+    peers: Arc<dyn Peers>,
+    clock: Clock,
+    /// How long a peer's answer is waited for.
+    patience: Duration,
+    calls: JoinSet<(NodeId, Request, Option<Answer>)>,
+    /// Whom a heartbeat is on its way to: whoever does not answer gets no second one meanwhile.
+    called: HashSet<NodeId>,
+    publish: watch::Sender<Arc<Leadership>>,
+}
+
+/// An answer that waits for the disk.
+enum Waiting {
+    Answer(Answer, oneshot::Sender<Result<Answer, Error>>),
+    Adopted(Result<(), Stale>, oneshot::Sender<Result<(), Stale>>),
+    HandedOver(oneshot::Sender<()>),
+}
+
+impl Owner {
+    async fn run(mut self, mut queue: mpsc::Receiver<Ask>) {
+        self.take_members();
+        let mut peers_known = true;
+        loop {
+            let due = self.election.poll_timeout().since(self.clock.now().boot);
+            let mut waiting = Vec::new();
+            tokio::select! {
+                ask = queue.recv() => {
+                    let Some(ask) = ask else { return };
+                    waiting.push(self.decide(ask));
+                    while waiting.len() < TURN && let Ok(ask) = queue.try_recv() {
+                        waiting.push(self.decide(ask));
+                    }
+                }
+                Some(called) = self.calls.join_next() => self.take_answer(called),
+                changed = self.members.changed(), if peers_known => {
+                    peers_known = changed.is_ok();
+                    self.take_members();
+                }
+                () = tokio::time::sleep(due) => {}
+            }
+            self.election.tick(self.clock.now().boot);
+            self.finish_turn(waiting).await;
+        }
+    }
+
+    fn decide(&mut self, ask: Ask) -> Waiting {
+        let now = self.clock.now().boot;
+        match ask {
+            Ask::Answer(request, reply) => Waiting::Answer(self.election.request(request, now), reply),
+            Ask::Adopt(ballot, reply) => Waiting::Adopted(self.election.adopt(&ballot, now), reply),
+            Ask::HandOver(reply) => {
+                self.election.hand_over(now);
+                Waiting::HandedOver(reply)
+            }
+        }
+    }
+
+    fn take_members(&mut self) {
+        let members = (**self.members.borrow_and_update()).clone();
+        self.election.members(members, self.clock.now().boot);
+    }
+
+    fn take_answer(&mut self, called: Result<(NodeId, Request, Option<Answer>), tokio::task::JoinError>) {
+        let Ok((peer, request, answer)) = called else { return };
+        if matches!(request, Request::Beat { .. }) {
+            self.called.remove(&peer);
+        }
+        if let Some(answer) = answer {
+            self.election.answer(&peer, &request, &answer, self.clock.now().boot);
+        }
+    }
+
+    /// Persist, publish, reply, send: in this order.
+    async fn finish_turn(&mut self, waiting: Vec<Waiting>) {
+        let mut written = Ok(());
+        if let Some(ballot) = self.election.poll_persist() {
+            match self.store.keep(&ballot).await {
+                Ok(()) => self.election.persisted(ballot),
+                Err(error) => {
+                    tracing::error!(%error, "the ballot cannot be written: this node takes no part in elections");
+                    self.election.persist_failed(self.clock.now().boot);
+                    written = Err(Error::Store(error.to_string()));
+                }
+            }
+        }
+        self.publish();
+        let mut handed_over = Vec::new();
+        for answer in waiting {
+            // Nobody has to wait for the answer.
+            match answer {
+                Waiting::Answer(answer, reply) => drop(reply.send(written.clone().map(|()| answer))),
+                Waiting::Adopted(adopted, reply) => drop(written.is_ok().then(|| reply.send(adopted))),
+                Waiting::HandedOver(reply) => handed_over.push(reply),
+            }
+        }
+        self.send();
+        if !handed_over.is_empty() {
+            // The stop waits for this: whoever is to go on has been told, or cannot be.
+            while let Some(called) = self.calls.join_next().await {
+                self.take_answer(called);
+            }
+            for reply in handed_over {
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    fn send(&mut self) {
+        while let Some((peer, request)) = self.election.poll_send() {
+            if matches!(request, Request::Beat { .. }) && !self.called.insert(peer.clone()) {
+                continue;
+            }
+            let (peers, patience) = (Arc::clone(&self.peers), self.patience);
+            self.calls.spawn(async move {
+                let answer = peers.ask(&peer, request.clone(), patience).await;
+                (peer, request, answer)
+            });
+        }
+    }
+
+    fn publish(&self) {
+        let now = self.election.leadership(self.clock.now().boot);
+        self.publish.send_if_modified(|before| {
+            if **before == now {
+                return false;
+            }
+            if before.leader != now.leader {
+                let term = now.ballot.as_ref().map_or(0, |ballot| ballot.term);
+                tracing::info!(leader = now.leader.as_ref().map(tracing::field::display), term, "leadership changed");
+            }
+            *before = Arc::new(now);
+            true
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

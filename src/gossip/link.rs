@@ -1,0 +1,229 @@
+//! chitchat: the one place that speaks to it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chitchat::transport::Transport;
+use chitchat::{ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, NodeState, spawn_chitchat};
+use tokio::sync::watch;
+
+use super::keys::{self, Heard};
+use super::{Config, Entry, Error};
+
+/// How many times its mean a silence lasts before a node counts as dead. Each message tells of every node,
+/// so the mean is short.
+const PHI: f64 = 14.0;
+/// Heartbeats that the mean is made of, beside five of the initial interval: few, so that where many nodes
+/// send many messages a moment without any is not taken for a death.
+const SAMPLES: usize = 20;
+/// Rounds after which a longer silence says nothing of how often a node is heard.
+const MAX_INTERVAL_ROUNDS: u32 = 10;
+/// Rounds for which a dead node is told to others: each restart leaves one behind.
+const DEAD_ROUNDS: u32 = 600;
+/// Rounds for which it is told that a key was deleted. Whoever misses it is sent everything anew.
+const DELETED_ROUNDS: u32 = 180;
+/// The above in time, however slow the rounds are.
+const MAX_GRACE: Duration = Duration::from_secs(600);
+
+/// Which state of a node's keys it is.
+type Version = (u64, u64);
+/// What chitchat publishes when a node comes, goes or changes.
+pub(super) type Changes = watch::Receiver<BTreeMap<ChitchatId, NodeState>>;
+
+/// The running chitchat. It ends with this.
+pub(super) struct Link {
+    chitchat: ChitchatHandle,
+    /// What was read already, with the version that it was read of.
+    read: HashMap<ChitchatId, (Version, Arc<Heard>)>,
+    /// The keys of this node.
+    said: BTreeMap<String, String>,
+}
+
+/// A node's state; the keys only where they were not read yet.
+struct State {
+    id: ChitchatId,
+    live: bool,
+    version: Version,
+    keys: Option<Vec<(String, String)>>,
+}
+
+impl Link {
+    /// Starts chitchat with these keys. It is told where to gossip by [`Link::dial`].
+    pub(super) async fn start(
+        config: &Config,
+        incarnation: u64,
+        keys: BTreeMap<String, String>,
+        transport: &dyn Transport,
+    ) -> Result<Self, Error> {
+        let grace = |rounds: u32| config.interval.saturating_mul(rounds).min(MAX_GRACE);
+        let failure_detector_config = FailureDetectorConfig {
+            phi_threshold: PHI,
+            sampling_window_size: SAMPLES,
+            max_interval: config.interval.saturating_mul(MAX_INTERVAL_ROUNDS),
+            initial_interval: config.interval,
+            dead_node_grace_period: grace(DEAD_ROUNDS),
+        };
+        let chitchat = ChitchatConfig {
+            chitchat_id: ChitchatId::new(config.me.as_str(), incarnation, config.advertise),
+            cluster_id: config.cluster.to_string(),
+            gossip_interval: config.interval,
+            listen_addr: config.advertise,
+            seed_nodes: Vec::new(), // it would wait for a name server before it starts
+            failure_detector_config,
+            marked_for_deletion_grace_period: grace(DELETED_ROUNDS),
+            catchup_callback: None,
+            extra_liveness_predicate: None,
+        };
+        let initial = keys.clone().into_iter().collect();
+        let chitchat =
+            spawn_chitchat(chitchat, initial, transport).await.map_err(|e| Error::Start(format!("{e:#}")))?;
+        Ok(Self { chitchat, read: HashMap::new(), said: keys })
+    }
+
+    /// The keys of this node.
+    pub(super) fn said(&self) -> &BTreeMap<String, String> {
+        &self.said
+    }
+
+    /// Says these keys in place of those that were said before.
+    pub(super) async fn say(&mut self, keys: BTreeMap<String, String>) {
+        if keys == self.said {
+            return;
+        }
+        let before = &self.said;
+        self.chitchat
+            .with_chitchat(|chitchat| {
+                let own = chitchat.self_node_state();
+                for (key, value) in keys.iter().filter(|(key, value)| before.get(*key) != Some(value)) {
+                    own.set(key, value);
+                }
+                before.keys().filter(|key| !keys.contains_key(*key)).for_each(|key| own.delete(key));
+            })
+            .await;
+        self.said = keys;
+    }
+
+    /// Every life of every node that is known, this one excepted.
+    pub(super) async fn entries(&mut self) -> Vec<Entry> {
+        let states = self.states().await;
+        let known: HashSet<ChitchatId> = states.iter().map(|state| state.id.clone()).collect();
+        self.read.retain(|id, _| known.contains(id));
+        states.into_iter().filter_map(|state| self.entry(state)).collect()
+    }
+
+    /// Copies under chitchat's lock what is new. It gossips with nobody meanwhile, so nothing is read there.
+    async fn states(&self) -> Vec<State> {
+        let own = self.chitchat.chitchat_id();
+        self.chitchat
+            .with_chitchat(|chitchat| {
+                let live: HashSet<&ChitchatId> = chitchat.live_nodes().collect();
+                let others = chitchat.node_states().iter().filter(|(id, _)| *id != own);
+                let state = |(id, state): (&ChitchatId, &NodeState)| {
+                    let version = state.monotonic_property();
+                    let is_read = self.read.get(id).is_some_and(|(read, _)| *read == version);
+                    let copy = || state.key_values().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+                    State { id: id.clone(), live: live.contains(id), version, keys: (!is_read).then(copy) }
+                };
+                others.map(state).collect()
+            })
+            .await
+    }
+
+    fn entry(&mut self, state: State) -> Option<Entry> {
+        let id = state.id.node_id.parse().ok()?;
+        let heard = match state.keys {
+            Some(keys) => {
+                let heard = keys::read(&id, keys.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+                let heard = Arc::new(heard);
+                self.read.insert(state.id.clone(), (state.version, Arc::clone(&heard)));
+                heard
+            }
+            None => self.read.get(&state.id).map(|(_, heard)| Arc::clone(heard)).unwrap_or_default(),
+        };
+        let (incarnation, address) = (state.id.generation_id, state.id.gossip_advertise_addr);
+        Some(Entry { id, incarnation, address, live: state.live, heard })
+    }
+
+    /// Gossips with whoever is at this address, once.
+    pub(super) fn dial(&self, address: SocketAddr) {
+        // It has ended where this fails, which `ended` says.
+        let _ = self.chitchat.gossip(address);
+    }
+
+    /// Changes whenever a node comes, goes or says something else.
+    pub(super) async fn changes(&self) -> Changes {
+        self.chitchat.with_chitchat(|chitchat| chitchat.live_nodes_watcher()).await
+    }
+
+    /// Why chitchat ended, once it does.
+    pub(super) fn ended(&self) -> impl Future<Output = String> + use<> {
+        let ended = self.chitchat.termination_watcher();
+        async move { ended.await.err().map_or_else(|| "it was shut down".to_owned(), |error| format!("{error:#}")) }
+    }
+
+    /// Ends chitchat, and waits for it.
+    pub(super) async fn shut_down(self) {
+        if let Err(error) = self.chitchat.shutdown().await {
+            tracing::debug!(error = %format!("{error:#}"), "gossip did not end well");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chitchat::transport::ChannelTransport;
+
+    use super::*;
+    use crate::gossip::fixture::{id, published};
+    use crate::types::ClusterMode;
+
+    /// So short that deleted keys are forgotten while a test waits.
+    const ROUND: Duration = Duration::from_millis(5);
+
+    async fn start(n: u8, transport: &ChannelTransport) -> Link {
+        let config = Config {
+            me: id(n),
+            cluster: "c".parse().unwrap(),
+            advertise: SocketAddr::from(([127, 0, 0, 1], u16::from(n))),
+            seeds: Vec::new(),
+            mode: ClusterMode::Available,
+            interval: ROUND,
+        };
+        Link::start(&config, 1, keys::write(&published(n, 0)), transport).await.unwrap()
+    }
+
+    /// Keys that chitchat keeps, deleted ones included.
+    async fn kept(link: &Link) -> Vec<usize> {
+        let count = |state: &NodeState| state.key_values_including_deleted().count();
+        link.chitchat.with_chitchat(|chitchat| chitchat.node_states().values().map(count).collect()).await
+    }
+
+    async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+        let waited = async {
+            while !is_so().await {
+                tokio::time::sleep(ROUND).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), waited).await.unwrap_or_else(|_| panic!("{what}"));
+    }
+
+    #[tokio::test]
+    async fn keys_of_sessions_that_are_gone_are_forgotten_everywhere() {
+        let transport = ChannelTransport::default();
+        let (mut one, mut two) = (start(1, &transport).await, start(2, &transport).await);
+        two.dial(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let baseline = one.said().len();
+        until("both know all keys", async || kept(&two).await == [baseline; 2]).await;
+        for sessions in [40, 0, 25, 0] {
+            one.say(keys::write(&published(1, sessions))).await;
+            let expected = usize::try_from(sessions).unwrap();
+            until("the other hears of them", async || {
+                two.entries().await.first().is_some_and(|entry| entry.heard.sessions.len() == expected)
+            })
+            .await;
+        }
+        until("nothing is left", async || kept(&one).await == [baseline; 2] && kept(&two).await == [baseline; 2]).await;
+    }
+}

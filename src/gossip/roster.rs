@@ -1,0 +1,260 @@
+//! Every node that was ever known, on disk: `roster.redb` in the data directory, one record a node.
+//!
+//! It is how a node finds the others without a seed, and what is left to show of those that are gone.
+//! Nothing depends on its last minute, so figures are written seldom.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::Member;
+use super::view::as_seen;
+use crate::store::{Change, Error, Records};
+use crate::types::{ClusterMode, Node, NodeId, NodeState, Session, Timestamp};
+
+const FILE: &str = "roster.redb";
+
+const ROSTER: &str = "roster/";
+const INCARNATION: &str = "incarnation";
+
+/// The open store.
+#[derive(Debug)]
+pub struct Store(crate::store::Store);
+
+/// What was on disk.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Kept {
+    pub nodes: BTreeMap<NodeId, Arc<Member>>,
+    /// The life that begins now. It is on disk already: a number that were used twice would let what the
+    /// previous life said overwrite what this one says.
+    pub incarnation: u64,
+}
+
+/// A node on disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    address: SocketAddr,
+    incarnation: u64,
+    left: bool,
+    mode: ClusterMode,
+    node: Option<Node>,
+    sessions: Vec<Session>,
+    catalogue: Option<String>,
+}
+
+impl Store {
+    /// Opens the store in the data directory, or makes it, reads the roster, and begins a new life.
+    ///
+    /// # Errors
+    /// The file is in use, or cannot be reached or written.
+    pub fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, Kept), Error> {
+        let (store, kept) = crate::store::Store::open(&data_dir.join(FILE), now, |records| Ok(parse(&records)))?;
+        let incarnation = next_incarnation(kept.incarnation, now);
+        store.commit_blocking(&[Change::put(INCARNATION, &incarnation)])?;
+        Ok((Self(store), Kept { incarnation, ..kept }))
+    }
+
+    #[cfg(test)]
+    pub(super) fn failing() -> (Self, crate::store::failing::Switch) {
+        let (store, switch) = crate::store::failing::store();
+        (Self(store), switch)
+    }
+}
+
+/// The roster as it is on disk, and the way to bring it up to date.
+#[derive(Debug)]
+pub(super) struct Roster {
+    store: Store,
+    written: BTreeMap<NodeId, Arc<Member>>,
+}
+
+impl Roster {
+    pub(super) fn new(store: Store, written: BTreeMap<NodeId, Arc<Member>>) -> Self {
+        Self { store, written }
+    }
+
+    /// Writes what joined, moved, left or was forgotten, and the `figures` of all where asked to.
+    pub(super) async fn keep(&mut self, members: &BTreeMap<NodeId, Arc<Member>>, figures: bool) -> Result<(), Error> {
+        let due = due(&self.written, members, figures);
+        if due.is_empty() {
+            return Ok(());
+        }
+        let change = |id: &NodeId| members.get(id).map_or_else(|| remove(id), |member| put(id, member));
+        self.store.0.commit(due.iter().map(change).collect()).await?;
+        for id in due {
+            match members.get(&id) {
+                Some(member) => self.written.insert(id, Arc::clone(member)),
+                None => self.written.remove(&id),
+            };
+        }
+        Ok(())
+    }
+}
+
+/// Grows even where the clock went backwards, and even where the store was lost.
+fn next_incarnation(last: u64, now: Timestamp) -> u64 {
+    u64::try_from(now.millis()).unwrap_or(0).max(last.saturating_add(1))
+}
+
+/// The nodes for which the disk is to be brought from one roster to the other: membership at once, `figures`
+/// when asked to.
+fn due(from: &BTreeMap<NodeId, Arc<Member>>, to: &BTreeMap<NodeId, Arc<Member>>, figures: bool) -> Vec<NodeId> {
+    let is_due = |id: &NodeId, member: &Arc<Member>| match from.get(id) {
+        Some(written) if Arc::ptr_eq(written, member) => false,
+        Some(written) => figures || essentials(written) != essentials(member),
+        None => true,
+    };
+    let removed = from.keys().filter(|id| !to.contains_key(*id));
+    let written = to.iter().filter(|(id, member)| is_due(id, member)).map(|(id, _)| id);
+    removed.chain(written).cloned().collect()
+}
+
+/// What a start needs to know of a node, and whether there is anything to show of it.
+fn essentials(member: &Member) -> (SocketAddr, u64, bool, ClusterMode, bool) {
+    let left = member.state == NodeState::Left;
+    (member.address, member.incarnation, left, member.mode, member.node.is_some())
+}
+
+fn put(id: &NodeId, member: &Arc<Member>) -> Change {
+    let record = Record {
+        address: member.address,
+        incarnation: member.incarnation,
+        left: member.state == NodeState::Left,
+        mode: member.mode,
+        node: member.node.as_deref().cloned(),
+        sessions: member.sessions.values().map(|session| (**session).clone()).collect(),
+        catalogue: member.catalogue.clone(),
+    };
+    Change::put(format!("{ROSTER}{id}"), &record)
+}
+
+fn remove(id: &NodeId) -> Change {
+    Change::Remove(format!("{ROSTER}{id}"))
+}
+
+/// A record that cannot be read costs only itself: the node is back when it is heard.
+fn parse(records: &Records) -> Kept {
+    let mut kept = Kept::default();
+    for (name, json) in records {
+        if name == INCARNATION {
+            kept.incarnation = readable(name, json).unwrap_or_default();
+        } else if let Some(id) = name.strip_prefix(ROSTER)
+            && let Ok(id) = id.parse()
+            && let Some(record) = readable::<Record>(name, json)
+        {
+            kept.nodes.insert(id, Arc::new(member(record)));
+        }
+    }
+    kept
+}
+
+fn member(record: Record) -> Member {
+    let state = if record.left { NodeState::Left } else { NodeState::Unknown };
+    let sessions = record.sessions.into_iter().map(|session| (session.id.clone(), Arc::new(session)));
+    Member {
+        address: record.address,
+        incarnation: record.incarnation,
+        state,
+        mode: record.mode,
+        node: record.node.map(|node| Arc::new(Node { state, ..node })),
+        sessions: as_seen(&sessions.collect(), state),
+        catalogue: record.catalogue,
+    }
+}
+
+fn readable<T: DeserializeOwned>(record: &str, json: &[u8]) -> Option<T> {
+    serde_json::from_slice(json)
+        .inspect_err(|error| tracing::warn!(record, %error, "a record of the roster cannot be read: it is left out"))
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gossip::fixture::{by_id, id, node, session};
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+
+    fn alive(n: u8) -> Arc<Member> {
+        Arc::new(Member {
+            address: format!("127.0.0.1:{}", 1000 + u16::from(n)).parse().unwrap(),
+            incarnation: 7,
+            state: NodeState::Alive,
+            mode: ClusterMode::Available,
+            node: Some(Arc::new(node(n))),
+            sessions: by_id(&[session(n, 0)]),
+            catalogue: Some("digest".to_owned()),
+        })
+    }
+
+    fn roster(members: &[(u8, &Arc<Member>)]) -> BTreeMap<NodeId, Arc<Member>> {
+        members.iter().map(|(n, member)| (id(*n), Arc::clone(member))).collect()
+    }
+
+    #[tokio::test]
+    async fn the_roster_survives_a_restart_and_lives_grow() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, kept) = Store::open(directory.path(), NOW).unwrap();
+        assert_eq!(kept, Kept { incarnation: 1_000_000, ..Kept::default() });
+        let left = Arc::new(Member { state: NodeState::Left, ..(*alive(2)).clone() });
+        let members = roster(&[(1, &alive(1)), (2, &left)]);
+        Roster::new(store, kept.nodes).keep(&members, false).await.unwrap();
+
+        let earlier = Timestamp::from_millis(5); // the clock went backwards
+        let (store, kept) = Store::open(directory.path(), earlier).unwrap();
+        assert_eq!(kept.incarnation, 1_000_001);
+        assert_eq!(kept.nodes[&id(2)].state, NodeState::Left);
+        let node = Node { state: NodeState::Unknown, ..node(1) };
+        let sessions = as_seen(&alive(1).sessions, NodeState::Unknown);
+        let silent = Member { state: NodeState::Unknown, node: Some(Arc::new(node)), sessions, ..(*alive(1)).clone() };
+        assert_eq!(*kept.nodes[&id(1)], silent);
+        Roster::new(store, kept.nodes).keep(&BTreeMap::new(), false).await.unwrap();
+        assert!(Store::open(directory.path(), NOW).unwrap().1.nodes.is_empty());
+    }
+
+    #[test]
+    fn figures_wait_and_membership_does_not() {
+        let (one, same) = (alive(1), alive(1));
+        let busier = Arc::new(Member { sessions: by_id(&[session(1, 0), session(1, 1)]), ..(*one).clone() });
+        let moved = Arc::new(Member { address: "127.0.0.1:9".parse().unwrap(), ..(*one).clone() });
+        let left = Arc::new(Member { state: NodeState::Left, ..(*one).clone() });
+        let only_heard_of = Arc::new(Member { node: None, ..(*one).clone() });
+        let written = roster(&[(1, &one)]);
+        for (now, at_once, with_figures) in
+            [(&one, 0, 0), (&same, 0, 1), (&busier, 0, 1), (&moved, 1, 1), (&left, 1, 1), (&only_heard_of, 1, 1)]
+        {
+            let now = roster(&[(1, now)]);
+            assert_eq!(due(&written, &now, false).len(), at_once);
+            assert_eq!(due(&written, &now, true).len(), with_figures);
+        }
+        assert_eq!(due(&written, &roster(&[(1, &one), (2, &alive(2))]), false), [id(2)]);
+        assert_eq!(due(&written, &BTreeMap::new(), false), [id(1)]);
+    }
+
+    #[tokio::test]
+    async fn what_was_not_written_is_written_the_next_time() {
+        let (store, switch) = Store::failing();
+        let mut kept = Roster::new(store, BTreeMap::new());
+        let members = roster(&[(1, &alive(1))]);
+        switch.set(true);
+        assert!(kept.keep(&members, false).await.is_err());
+        assert!(kept.written.is_empty());
+        switch.set(false);
+        kept.keep(&members, false).await.unwrap();
+        assert_eq!(kept.written, members);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_costs_only_itself() {
+        let Change::Put(name, json) = put(&id(1), &alive(1)) else { panic!("a record is put") };
+        let record = |name: &str| (name.to_owned(), b"{}".to_vec());
+        let broken = format!("{ROSTER}{}", id(2));
+        let records = [(name, json), record(&broken), record("roster/x"), record("of_a_newer_version")];
+        let kept = parse(&records.into_iter().collect());
+        assert_eq!(kept.nodes.into_keys().collect::<Vec<_>>(), [id(1)]);
+    }
+}

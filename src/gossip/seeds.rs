@@ -1,0 +1,78 @@
+//! Where the seeds are: addresses as they are, names looked up again and again.
+//!
+//! A name server that does not answer must not hold up the start, nor the gossip with everybody else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::lookup_host;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Names are looked up again after this, since what they mean may change.
+const LOOK_UP_EVERY: Duration = Duration::from_secs(60);
+/// The same while one of them means nothing.
+const LOOK_UP_AGAIN: Duration = Duration::from_secs(5);
+
+/// The addresses of the seeds, as far as they are known.
+#[derive(Debug)]
+pub(super) struct Seeds {
+    addresses: watch::Receiver<BTreeSet<SocketAddr>>,
+    /// Ends with the seeds.
+    _resolver: JoinSet<()>,
+}
+
+impl Seeds {
+    pub(super) fn new(seeds: &[String]) -> Self {
+        let fixed: BTreeSet<SocketAddr> = seeds.iter().filter_map(|seed| seed.parse().ok()).collect();
+        let names: Vec<String> = seeds.iter().filter(|s| s.parse::<SocketAddr>().is_err()).cloned().collect();
+        let (publish, addresses) = watch::channel(fixed.clone());
+        let mut resolver = JoinSet::new();
+        if !names.is_empty() {
+            resolver.spawn(resolve(names, fixed, publish));
+        }
+        Self { addresses, _resolver: resolver }
+    }
+
+    pub(super) fn addresses(&self) -> BTreeSet<SocketAddr> {
+        self.addresses.borrow().clone()
+    }
+}
+
+async fn resolve(names: Vec<String>, fixed: BTreeSet<SocketAddr>, publish: watch::Sender<BTreeSet<SocketAddr>>) {
+    let mut found: BTreeMap<&str, Vec<SocketAddr>> = BTreeMap::new();
+    let mut failing: BTreeSet<&str> = BTreeSet::new();
+    loop {
+        for name in &names {
+            match lookup_host(name).await {
+                Ok(addresses) => {
+                    found.insert(name, addresses.collect());
+                    failing.remove(name.as_str());
+                }
+                // What it meant before is better than nothing.
+                Err(error) => {
+                    if failing.insert(name) {
+                        tracing::warn!(seed = %name, %error, "the seed's name cannot be looked up");
+                    }
+                }
+            }
+        }
+        publish.send_replace(fixed.iter().chain(found.values().flatten()).copied().collect());
+        tokio::time::sleep(if failing.is_empty() { LOOK_UP_EVERY } else { LOOK_UP_AGAIN }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn addresses_are_there_at_once_and_names_when_they_are_found() {
+        let fixed: SocketAddr = "127.0.0.1:9".parse().unwrap();
+        let mut seeds = Seeds::new(&[fixed.to_string(), "localhost:7".to_owned()]);
+        assert_eq!(seeds.addresses(), [fixed].into());
+        seeds.addresses.wait_for(|found| found.len() > 1).await.unwrap();
+        assert!(seeds.addresses().iter().any(|address| address.port() == 7));
+    }
+}

@@ -1,0 +1,259 @@
+//! The owner of what is known of the other nodes.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chitchat::transport::Transport;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::keys::{self, LEFT, LOAD, Published};
+use super::link::Link;
+use super::roster::{self, Kept, Roster};
+use super::seeds::Seeds;
+use super::view::{self, Membership};
+use super::{Channels, Config, Error, Handle, Reply, Request};
+use crate::clock::Clock;
+use crate::types::{NodeId, NodeState};
+
+/// Requests waiting for the owner. Callers beyond it wait.
+const QUEUE: usize = 16;
+
+/// Rounds between two of the measured figures.
+const LOAD_ROUNDS: u64 = 10;
+/// Rounds between two tries to reach those that are not alive. They are tried for ever.
+const DIAL_ROUNDS: u64 = 5;
+/// Addresses that are tried at once; the others have their turn the next time.
+const DIALS: usize = 64;
+/// Looks within one round, where others change.
+const LOOKS: u32 = 4;
+/// Figures of others are written to disk this often.
+const FIGURES_EVERY: Duration = Duration::from_secs(60);
+/// Nodes that are told goodbye; they tell the rest.
+const GOODBYES: usize = 5;
+/// How often each is told: what is lost once is not missed.
+const GOODBYE_TRIES: u32 = 3;
+/// How long a goodbye may take to be told.
+const GOODBYE_ROUNDS: u32 = 10;
+const MAX_GOODBYE: Duration = Duration::from_secs(1);
+
+/// What this node has to say now.
+pub type Source = Arc<dyn Fn() -> Published + Send + Sync>;
+
+/// Starts the gossip, and its owner. It ends when the last [`Handle`] is gone, after a goodbye, or when
+/// chitchat ends.
+///
+/// # Errors
+/// The transport cannot be opened.
+pub async fn spawn(
+    config: Config,
+    transport: &dyn Transport,
+    source: Source,
+    (store, kept): (roster::Store, Kept),
+    channels: Channels,
+    clock: Clock,
+) -> Result<(Handle, JoinHandle<()>), Error> {
+    let link = Link::start(&config, kept.incarnation, keys::write(&source()), transport).await?;
+    let (requests, queue) = mpsc::channel(QUEUE);
+    let owner = Owner {
+        seeds: Seeds::new(&config.seeds),
+        membership: Membership::new(
+            config.me.clone(),
+            kept.incarnation,
+            !config.seeds.is_empty(),
+            kept.nodes.clone(),
+            clock.now(),
+        ),
+        roster: Roster::new(store, kept.nodes),
+        config,
+        link,
+        source,
+        channels,
+        clock,
+        rounds: 0,
+        dialled: 0,
+        looked: Instant::now(),
+        figures_kept: Instant::now(),
+        store_fails: false,
+    };
+    Ok((Handle { requests }, tokio::spawn(owner.run(queue))))
+}
+
+struct Owner {
+    config: Config,
+    link: Link,
+    seeds: Seeds,
+    source: Source,
+    membership: Membership,
+    roster: Roster,
+    channels: Channels,
+    clock: Clock,
+    rounds: u64,
+    /// How many addresses were tried so far.
+    dialled: usize,
+    looked: Instant,
+    figures_kept: Instant,
+    /// It was said that the roster cannot be written.
+    store_fails: bool,
+}
+
+impl Owner {
+    async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
+        let ended = self.link.ended();
+        tokio::pin!(ended);
+        let mut changes = self.link.changes().await;
+        let mut changed = false;
+        let mut round = tokio::time::interval(self.config.interval);
+        round.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let next_look = self.looked + self.config.interval / LOOKS;
+            tokio::select! {
+                reason = &mut ended => {
+                    tracing::error!(%reason, "gossip ended");
+                    return;
+                }
+                request = queue.recv() => match request {
+                    // Nobody has to wait for the answer: it is done or refused all the same.
+                    Some(Request::Forget(node, reply)) => drop(reply.send(self.forget(&node).await)),
+                    Some(Request::Leave(reply)) => return self.leave(reply).await,
+                    None => return,
+                },
+                _ = round.tick() => {
+                    self.round().await;
+                    changed = false;
+                }
+                _ = changes.changed(), if !changed => changed = true,
+                () = tokio::time::sleep_until(next_look), if changed => {
+                    self.look().await;
+                    changed = false;
+                }
+            }
+        }
+    }
+
+    async fn round(&mut self) {
+        self.say().await;
+        self.look().await;
+        if self.rounds.is_multiple_of(DIAL_ROUNDS) || self.live().is_empty() {
+            self.dial();
+        }
+        self.rounds += 1;
+    }
+
+    /// Says what has changed here.
+    async fn say(&mut self) {
+        let mut keys = keys::write(&(self.source)());
+        if !self.rounds.is_multiple_of(LOAD_ROUNDS)
+            && let (Some(load), Some(said)) = (keys.get_mut(LOAD), self.link.said().get(LOAD))
+        {
+            load.clone_from(said);
+        }
+        self.link.say(keys).await;
+    }
+
+    /// Looks at the others: keeps and publishes what has changed.
+    async fn look(&mut self) {
+        let entries = self.link.entries().await;
+        self.looked = Instant::now();
+        let now = self.clock.now();
+        let view = self.membership.look(&entries, now);
+        self.keep().await;
+        let members = view::members(&view, self.config.mode, self.membership.is_untried(now));
+        publish(&self.channels.directory, view::directory(&view));
+        publish(&self.channels.members, members);
+        publish(&self.channels.view, view);
+    }
+
+    /// The next look tries again where the disk refuses: the roster only helps a start.
+    async fn keep(&mut self) {
+        let figures = self.figures_kept.elapsed() >= FIGURES_EVERY;
+        if figures {
+            self.figures_kept = Instant::now();
+        }
+        match self.roster.keep(self.membership.members(), figures).await {
+            Ok(()) => self.store_fails = false,
+            Err(_) if self.store_fails => {}
+            Err(error) => {
+                tracing::warn!(%error, "the roster cannot be written: a restart would not know the latest nodes");
+                self.store_fails = true;
+            }
+        }
+    }
+
+    /// Gossips with those who should be there and are not: what tells of a partition's end.
+    fn dial(&mut self) {
+        let mut addresses = self.seeds.addresses();
+        let silent = |state| matches!(state, NodeState::Suspect | NodeState::Unknown);
+        let members = self.membership.members().values();
+        addresses.extend(members.filter(|member| silent(member.state)).map(|member| member.address));
+        let live = self.live();
+        addresses.retain(|address| !live.contains(address) && *address != self.config.advertise);
+        let (all, tries) = (addresses.len(), addresses.len().min(DIALS));
+        if all > 0 {
+            addresses.iter().cycle().skip(self.dialled % all).take(tries).for_each(|address| self.link.dial(*address));
+            self.dialled = (self.dialled + tries) % all;
+        }
+    }
+
+    fn live(&self) -> BTreeSet<SocketAddr> {
+        let members = self.membership.members().values();
+        members.filter(|member| member.state == NodeState::Alive).map(|member| member.address).collect()
+    }
+
+    async fn forget(&mut self, node: &NodeId) -> Result<(), Error> {
+        let mut next = self.membership.clone();
+        let known = next.forget(node).ok_or_else(|| Error::NotFound(node.clone()))?;
+        if known.state == NodeState::Alive {
+            return Err(Error::Alive(node.clone()));
+        }
+        self.roster.keep(next.members(), false).await.map_err(|e| Error::Store(e.to_string()))?;
+        tracing::info!(%node, "node forgotten");
+        self.membership = next;
+        self.look().await;
+        Ok(())
+    }
+
+    async fn leave(mut self, reply: Reply<()>) {
+        let mut keys = self.link.said().clone();
+        keys.insert(LEFT.to_owned(), "true".to_owned());
+        self.link.say(keys).await;
+        let listeners = self.listeners();
+        if !listeners.is_empty() {
+            let goodbye = self.config.interval.saturating_mul(GOODBYE_ROUNDS).min(MAX_GOODBYE);
+            for _ in 0..GOODBYE_TRIES {
+                listeners.iter().for_each(|address| self.link.dial(*address));
+                tokio::time::sleep(goodbye / GOODBYE_TRIES).await;
+            }
+        }
+        self.link.shut_down().await;
+        drop(reply.send(Ok(())));
+    }
+
+    /// Whom a goodbye is told: live nodes first. Who stops right after it started has seen nobody live yet.
+    fn listeners(&self) -> Vec<SocketAddr> {
+        let live = self.live();
+        let known = self.membership.members().values();
+        let known = known.filter(|member| member.state != NodeState::Left).map(|member| member.address);
+        let others: BTreeSet<SocketAddr> = known.chain(self.seeds.addresses()).collect();
+        let others = others.difference(&live).copied();
+        let all = live.iter().copied().chain(others).filter(|address| *address != self.config.advertise);
+        all.take(GOODBYES).collect()
+    }
+}
+
+/// Readers wake only where something has changed.
+fn publish<T: PartialEq>(to: &watch::Sender<Arc<T>>, value: T) {
+    to.send_if_modified(|published| {
+        let differs = **published != value;
+        if differs {
+            *published = Arc::new(value);
+        }
+        differs
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! What can be asked of one session: each is answered once the wish is durable, and the session follows behind.
+
+use std::time::Duration;
+
+use axum::Json as Answer;
+use axum::extract::State;
+use axum::http::StatusCode;
+
+use super::error::Refusal;
+use super::extract::{Json, Path, Query};
+use super::routed::Served;
+use super::sessions::{SessionPath, find, held};
+use super::wait::WaitQuery;
+use super::{App, Shared};
+use crate::cluster::Routed;
+use crate::sessions::Command;
+use crate::types::{ErrorBody, ExtendRequest, KeepaliveRequest, Session, Wait};
+
+type Accepted = Result<Served<(StatusCode, Answer<Session>)>, Refusal>;
+
+/// Stops a session: its reservation is released, its container is kept.
+#[utoipa::path(post, path = "/v1/sessions/{id}/stop", tag = "sessions", operation_id = "stop_session", params(SessionPath, WaitQuery),
+    responses(
+    (status = 202, description = "the session, which follows behind", body = Session),
+    (status = 409, description = "`conflict`: it cannot be stopped now, or more than one session's id begins so", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn stop(
+    State(app): Shared,
+    Path(path): Path<SessionPath>,
+    Query(query): Query<WaitQuery>,
+) -> Accepted {
+    command(&app, &path, Command::Stop, query).await
+}
+
+/// Starts a stopped session again, on its node and with its GPUs, if there is room.
+#[utoipa::path(post, path = "/v1/sessions/{id}/start", tag = "sessions", operation_id = "start_session", params(SessionPath, WaitQuery),
+    responses(
+    (status = 202, description = "the session, which follows behind", body = Session),
+    (status = 409, description = "`conflict`: it cannot be started now, or more than one session's id begins so", body = ErrorBody),
+    (status = 422, description = "`exceeds_physical`: the host has become too small for it", body = ErrorBody),
+    (status = 429, description = "`quota_exceeded`: the user has as many sessions as is allowed", body = ErrorBody),
+    (status = 503, description = "`no_capacity`, `node_disabled`, `runtime_unavailable`, `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn start(
+    State(app): Shared,
+    Path(path): Path<SessionPath>,
+    Query(query): Query<WaitQuery>,
+) -> Accepted {
+    command(&app, &path, Command::Start, query).await
+}
+
+/// Freezes a running session. Its reservation is kept.
+#[utoipa::path(post, path = "/v1/sessions/{id}/pause", tag = "sessions", operation_id = "pause_session", params(SessionPath, WaitQuery),
+    responses(
+    (status = 202, description = "the session, which follows behind", body = Session),
+    (status = 409, description = "`conflict`: it does not run, or more than one session's id begins so", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn pause(
+    State(app): Shared,
+    Path(path): Path<SessionPath>,
+    Query(query): Query<WaitQuery>,
+) -> Accepted {
+    command(&app, &path, Command::Pause, query).await
+}
+
+/// Goes on with a paused session.
+#[utoipa::path(post, path = "/v1/sessions/{id}/resume", tag = "sessions", operation_id = "resume_session", params(SessionPath, WaitQuery),
+    responses(
+    (status = 202, description = "the session, which follows behind", body = Session),
+    (status = 409, description = "`conflict`: it is not paused, or more than one session's id begins so", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn resume(
+    State(app): Shared,
+    Path(path): Path<SessionPath>,
+    Query(query): Query<WaitQuery>,
+) -> Accepted {
+    command(&app, &path, Command::Resume, query).await
+}
+
+/// Says that a session is in use, so that its idle time starts anew.
+#[utoipa::path(post, path = "/v1/sessions/{id}/keepalive", tag = "sessions", operation_id = "keepalive_session", params(SessionPath, WaitQuery),
+    request_body = KeepaliveRequest, responses(
+    (status = 202, description = "the session, which follows behind", body = Session),
+    (status = 409, description = "`conflict`: it has ended, or more than one session's id begins so", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn keepalive(
+    State(app): Shared,
+    Path(path): Path<SessionPath>,
+    Query(query): Query<WaitQuery>,
+    Json(request): Json<KeepaliveRequest>,
+) -> Accepted {
+    command(&app, &path, Command::Keepalive { by: request.by }, query).await
+}
+
+/// Lets a session live at least this long from now.
+#[utoipa::path(post, path = "/v1/sessions/{id}/extend", tag = "sessions", operation_id = "extend_session", params(SessionPath, WaitQuery),
+    request_body = ExtendRequest, responses(
+    (status = 202, description = "the session, which follows behind", body = Session),
+    (status = 409, description = "`conflict`: it has ended, or more than one session's id begins so", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn extend(
+    State(app): Shared,
+    Path(path): Path<SessionPath>,
+    Query(query): Query<WaitQuery>,
+    Json(request): Json<ExtendRequest>,
+) -> Accepted {
+    command(&app, &path, Command::Extend { ttl: Duration::from_secs(request.ttl_seconds) }, query).await
+}
+
+async fn command(app: &App, path: &SessionPath, command: Command, query: WaitQuery) -> Accepted {
+    let known = find(app, path).await?.answer.session;
+    let Routed { answer: mut session, by } = app.api.cluster.command(&known, command).await?;
+    if let Some(state) = query.wait {
+        session = held(app, session, Wait::Until(state), query.timeout).await.session;
+    }
+    Ok(Served(Routed { answer: (StatusCode::ACCEPTED, Answer(session)), by }))
+}

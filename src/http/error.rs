@@ -1,0 +1,332 @@
+//! The only place that says which status, which code and which `Retry-After` a refusal has.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::types::{ErrorBody, ErrorCode, ErrorDetail, Invalid, NodeReason, Reason};
+use crate::{catalogue, cluster, node, placement, sessions};
+use sessions::runtime;
+
+/// Why a request is not done, as the caller will read it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) code: ErrorCode,
+    message: String,
+    nodes: Vec<NodeReason>,
+}
+
+impl Refusal {
+    /// A refusal with the status that its code usually has.
+    pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { status: usual_status(code), code, message: message.into(), nodes: Vec::new() }
+    }
+
+    /// The request cannot be read: its syntax, its path, its query or a header.
+    pub(super) fn malformed(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Invalid, message).with_status(StatusCode::BAD_REQUEST)
+    }
+
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::NotFound, message)
+    }
+
+    pub(super) fn with_status(mut self, status: StatusCode) -> Self {
+        self.status = status;
+        self
+    }
+
+    fn with_nodes(mut self, nodes: Vec<NodeReason>) -> Self {
+        self.nodes = nodes;
+        self
+    }
+}
+
+const fn usual_status(code: ErrorCode) -> StatusCode {
+    match code {
+        ErrorCode::Invalid | ErrorCode::ExceedsPhysical | ErrorCode::IdempotencyMismatch => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
+        ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
+        ErrorCode::Forbidden => StatusCode::FORBIDDEN,
+        ErrorCode::NotFound => StatusCode::NOT_FOUND,
+        ErrorCode::Conflict | ErrorCode::DeclaredSetting => StatusCode::CONFLICT,
+        ErrorCode::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::NoCapacity
+        | ErrorCode::NodeDisabled
+        | ErrorCode::NodeUnreachable
+        | ErrorCode::NoLeader
+        | ErrorCode::OutcomeUnknown
+        | ErrorCode::RuntimeUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// Seconds after which the same request is worth another try. What ends with a queue or an election
+/// is over soon; room and engines take longer; operators take longest.
+const fn retry_after(code: ErrorCode) -> Option<u64> {
+    match code {
+        ErrorCode::NoLeader | ErrorCode::OutcomeUnknown | ErrorCode::NodeUnreachable => Some(1),
+        ErrorCode::NoCapacity | ErrorCode::RuntimeUnavailable => Some(5),
+        ErrorCode::NodeDisabled => Some(30),
+        _ => None,
+    }
+}
+
+/// A quota frees up when the user ends a session: the request may succeed then, but nobody knows when.
+const fn is_retryable(code: ErrorCode) -> bool {
+    retry_after(code).is_some() || matches!(code, ErrorCode::QuotaExceeded)
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let retryable = is_retryable(self.code);
+        let error = ErrorDetail { code: self.code, message: self.message, retryable, nodes: self.nodes };
+        let mut response = (self.status, Json(ErrorBody { error })).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = retry_after(self.code) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.code == ErrorCode::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ostler\""));
+        }
+        response
+    }
+}
+
+impl From<Invalid> for Refusal {
+    fn from(invalid: Invalid) -> Self {
+        Self::new(ErrorCode::Invalid, invalid.to_string())
+    }
+}
+
+/// An owner whose queue is full did nothing and is back in a moment, which is what `node_unreachable`
+/// tells a client: this node cannot be asked just now, try again.
+const BUSY: ErrorCode = ErrorCode::NodeUnreachable;
+
+/// A store that cannot be written is this node's trouble, and nothing was changed: of the codes there are,
+/// `runtime_unavailable` is the one that says so and asks to try again. The message names the store.
+const STORE: ErrorCode = ErrorCode::RuntimeUnavailable;
+
+impl From<cluster::Error> for Refusal {
+    fn from(error: cluster::Error) -> Self {
+        use cluster::Error;
+        let message = error.to_string();
+        match error {
+            Error::Placement(error) => error.into(),
+            Error::Sessions(error) => error.into(),
+            Error::Node(error) => error.into(),
+            Error::Catalogue(error) => error.into(),
+            Error::NoSession(_) | Error::NoNode(_) => Self::not_found(message),
+            Error::AmbiguousSession { .. } | Error::AmbiguousNode(_) => Self::new(ErrorCode::Conflict, message),
+            Error::Unreachable { .. } => Self::new(ErrorCode::NodeUnreachable, message),
+            Error::NoAnswer { .. } => Self::new(ErrorCode::OutcomeUnknown, message),
+            Error::NoLeader => Self::new(ErrorCode::NoLeader, message),
+        }
+    }
+}
+
+impl From<placement::Error> for Refusal {
+    fn from(error: placement::Error) -> Self {
+        use placement::Error;
+        let message = error.to_string();
+        match error {
+            Error::Invalid(invalid) => invalid.into(),
+            Error::NoWorkspace(_) => Self::not_found(message),
+            Error::ExceedsPhysical(nodes) => Self::new(ErrorCode::ExceedsPhysical, message).with_nodes(nodes),
+            Error::NoCapacity(nodes) => Self::new(ErrorCode::NoCapacity, message).with_nodes(nodes),
+            Error::Disabled(nodes) => Self::new(ErrorCode::NodeDisabled, message).with_nodes(nodes),
+            Error::RuntimeUnavailable(nodes) => Self::new(ErrorCode::RuntimeUnavailable, message).with_nodes(nodes),
+            Error::Host(error) => error.into(),
+            Error::OutcomeUnknown { .. } => Self::new(ErrorCode::OutcomeUnknown, message),
+            Error::Indexing { waiting_for } => {
+                let names = waiting_for.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                Self::new(ErrorCode::NoLeader, format!("{message}: it waits for {names}"))
+            }
+            Error::NoLeader(_) => Self::new(ErrorCode::NoLeader, message),
+            Error::Internal(_) => Self::new(ErrorCode::Internal, message),
+        }
+    }
+}
+
+impl From<sessions::Error> for Refusal {
+    fn from(error: sessions::Error) -> Self {
+        use sessions::Error;
+        let message = error.to_string();
+        match error {
+            Error::NotFound(_) => Self::not_found(message),
+            Error::Conflict(_) => Self::new(ErrorCode::Conflict, message),
+            Error::IdempotencyMismatch => Self::new(ErrorCode::IdempotencyMismatch, message),
+            Error::Refused(reason) => Self::new(code_of(reason.reason), describe(&reason)).with_nodes(vec![*reason]),
+            Error::Quota { .. } => Self::new(ErrorCode::QuotaExceeded, message),
+            Error::Stale(_) => Self::new(ErrorCode::NoLeader, message),
+            Error::Busy => Self::new(BUSY, message),
+            Error::Journal(_) => Self::new(STORE, message),
+            Error::Runtime(error) => error.into(),
+            Error::Stopping => Self::new(ErrorCode::OutcomeUnknown, message),
+        }
+    }
+}
+
+impl From<runtime::Error> for Refusal {
+    fn from(error: runtime::Error) -> Self {
+        use runtime::Error;
+        let message = error.to_string();
+        match error {
+            Error::Unavailable(_) | Error::Image(_) => Self::new(ErrorCode::RuntimeUnavailable, message),
+            Error::NotFound(_) => Self::not_found(message),
+            Error::Refused(_) => Self::new(ErrorCode::Conflict, message),
+        }
+    }
+}
+
+impl From<node::Error> for Refusal {
+    fn from(error: node::Error) -> Self {
+        use node::Error;
+        let message = error.to_string();
+        match error {
+            Error::Invalid(invalid) => invalid.into(),
+            Error::Declared { .. } => Self::new(ErrorCode::DeclaredSetting, message),
+            Error::NoGpu => Self::new(ErrorCode::Invalid, message),
+            Error::Store(_) => Self::new(STORE, message),
+            Error::Stopping => Self::new(ErrorCode::NodeUnreachable, message),
+        }
+    }
+}
+
+impl From<catalogue::Error> for Refusal {
+    fn from(error: catalogue::Error) -> Self {
+        use catalogue::Error;
+        let message = error.to_string();
+        match error {
+            Error::Invalid(invalid) => invalid.into(),
+            Error::NotFound { .. } => Self::not_found(message),
+            Error::Conflict(_) => Self::new(ErrorCode::Conflict, message),
+            Error::OutcomeUnknown { .. } => Self::new(ErrorCode::OutcomeUnknown, message),
+            Error::NoLeader => Self::new(ErrorCode::NoLeader, message),
+            Error::Store(_) => Self::new(STORE, message),
+            Error::Stopping => Self::new(ErrorCode::NodeUnreachable, message),
+        }
+    }
+}
+
+/// The code of a single host's refusal.
+const fn code_of(reason: Reason) -> ErrorCode {
+    match reason {
+        Reason::ExceedsPhysical => ErrorCode::ExceedsPhysical,
+        Reason::Disabled | Reason::Draining | Reason::DuplicateNodeId => ErrorCode::NodeDisabled,
+        Reason::Unreachable => ErrorCode::NodeUnreachable,
+        Reason::RuntimeUnavailable => ErrorCode::RuntimeUnavailable,
+        Reason::NoCapacity
+        | Reason::GpuSharing
+        | Reason::Constraint
+        | Reason::Network
+        | Reason::Runtime
+        | Reason::Volume
+        | Reason::SessionLimit
+        | Reason::NoPorts
+        | Reason::LowDisk => ErrorCode::NoCapacity,
+    }
+}
+
+/// One host's refusal for a person, with the figures it compared.
+fn describe(refused: &NodeReason) -> String {
+    let why = match refused.reason {
+        Reason::ExceedsPhysical => "it asks for more than the host has",
+        Reason::NoCapacity => "there is no room beside what is there now",
+        Reason::GpuSharing => "the sharing rule keeps this user off the GPUs",
+        Reason::Disabled => "the node is disabled",
+        Reason::Draining => "the node is draining",
+        Reason::Constraint => "the node's labels are not those that the workspace asks for",
+        Reason::Network => "the node has no network of that name",
+        Reason::RuntimeUnavailable => "the container engine does not answer",
+        Reason::Unreachable => "the node does not answer",
+        Reason::Runtime => "the workspace does not name what the node's runtime starts",
+        Reason::Volume => "a volume of this user is on another node",
+        Reason::DuplicateNodeId => "another live node has the node's id",
+        Reason::SessionLimit => "limits.max_sessions_per_node is reached",
+        Reason::NoPorts => "no port of runtime.port_range is free",
+        Reason::LowDisk => "less disk is free than limits.min_free_disk",
+    };
+    let figures = refused.dimension.zip(refused.requested).map(|(dimension, requested)| {
+        let limit = if refused.reason == Reason::ExceedsPhysical { refused.physical } else { refused.available };
+        let limit = limit.map(|limit| format!(" of {}", dimension.describe(limit))).unwrap_or_default();
+        format!(": {}{limit}", dimension.describe(requested))
+    });
+    format!("{} refuses: {why}{}", refused.node, figures.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Dimension;
+
+    async fn read(refusal: impl Into<Refusal>) -> (u16, Option<String>, ErrorDetail) {
+        let response = refusal.into().into_response();
+        let status = response.status().as_u16();
+        let retry = response.headers().get(header::RETRY_AFTER).map(|v| v.to_str().unwrap().to_owned());
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, retry, serde_json::from_slice::<ErrorBody>(&body).unwrap().error)
+    }
+
+    fn reason(reason: Reason) -> NodeReason {
+        NodeReason::plain("n1".parse().unwrap(), reason)
+    }
+
+    #[tokio::test]
+    async fn what_never_fits_and_what_does_not_fit_now_are_not_confused() {
+        let (status, retry, error) =
+            read(placement::Error::ExceedsPhysical(vec![reason(Reason::ExceedsPhysical)])).await;
+        assert_eq!((status, retry, error.code, error.retryable), (422, None, ErrorCode::ExceedsPhysical, false));
+        assert_eq!(error.nodes.len(), 1);
+        let (status, retry, error) = read(placement::Error::NoCapacity(vec![])).await;
+        assert_eq!((status, error.code, error.retryable), (503, ErrorCode::NoCapacity, true));
+        assert!(retry.is_some());
+    }
+
+    #[tokio::test]
+    async fn every_503_says_when_to_come_back() {
+        let all = [
+            read(sessions::Error::Busy).await,
+            read(sessions::Error::Journal("disk full".to_owned())).await,
+            read(sessions::Error::Stopping).await,
+            read(sessions::Error::Runtime(runtime::Error::Unavailable("no answer".to_owned()))).await,
+            read(sessions::Error::Refused(Box::new(reason(Reason::Draining)))).await,
+            read(placement::Error::Host(sessions::Error::Busy)).await,
+            read(placement::Error::Host(sessions::Error::Stopping)).await,
+            read(node::Error::Store("disk full".to_owned())).await,
+            read(catalogue::Error::Stopping).await,
+        ];
+        for (status, retry, error) in all {
+            assert_eq!((status, retry.is_some(), error.retryable), (503, true, true), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hosts_refusal_is_told_with_its_figures() {
+        let mut refused = reason(Reason::NoCapacity);
+        refused.dimension = Some(Dimension::Cores);
+        (refused.requested, refused.available) = (Some(4.0), Some(1.0));
+        let (status, _, error) = read(sessions::Error::Refused(Box::new(refused))).await;
+        assert_eq!((status, error.code), (503, ErrorCode::NoCapacity));
+        assert!(error.message.contains("4 cores of 1 cores"), "{}", error.message);
+        assert_eq!(error.nodes.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn declared_settings_and_missing_gpus_are_told_apart() {
+        let declared = node::Error::Declared { field: "enabled".to_owned(), file: "/etc/x".to_owned() };
+        let (status, _, error) = read(declared).await;
+        assert_eq!((status, error.code), (409, ErrorCode::DeclaredSetting));
+        assert!(error.message.contains("/etc/x"));
+        assert_eq!(read(node::Error::NoGpu).await.0, 422);
+    }
+
+    #[tokio::test]
+    async fn a_missing_token_is_told_how_to_show_one() {
+        let response = Refusal::new(ErrorCode::Unauthorized, "x").into_response();
+        assert_eq!(response.status(), 401);
+        assert!(response.headers().contains_key(header::WWW_AUTHENTICATE));
+    }
+}

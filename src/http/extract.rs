@@ -1,0 +1,295 @@
+//! What a request says, read strictly: every refusal names the field, nothing unknown is passed over.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use axum::extract::path::ErrorKind;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequest, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use serde_json::{Number, Value};
+
+use super::error::Refusal;
+use super::unique::Unique;
+use crate::types::{
+    ApiTokenRequest, DrainRequest, ErrorCode, ExtendRequest, Invalid, KeepaliveRequest, SessionRequest, SettingsPatch,
+    Workspace,
+};
+
+/// The largest body. The largest honest one, a workspace with a full environment, stays well below.
+pub(super) const MAX_BODY: usize = 1 << 20;
+/// How long a caller may take to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A body that a handler can trust: decoded, and checked against every bound of its type.
+#[derive(Debug)]
+pub(super) struct Json<T>(pub(super) T);
+
+/// A body of the API.
+pub(super) trait Checked: DeserializeOwned {
+    /// Checks what decoding alone does not.
+    fn check(&self) -> Result<(), Invalid>;
+}
+
+macro_rules! checked {
+    ($($validated:ty),*; $($as_decoded:ty),*) => {
+        $(impl Checked for $validated {
+            fn check(&self) -> Result<(), Invalid> {
+                self.validate()
+            }
+        })*
+        $(impl Checked for $as_decoded {
+            fn check(&self) -> Result<(), Invalid> {
+                Ok(())
+            }
+        })*
+    };
+}
+checked!(Workspace, SessionRequest, SettingsPatch, DrainRequest, ExtendRequest; KeepaliveRequest, ApiTokenRequest);
+
+impl<T: Checked, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
+        check_content_type(request.headers())?;
+        let body = read(request.into_body()).await?;
+        decode(&body).map(Self)
+    }
+}
+
+impl<T: Checked, S: Send + Sync> OptionalFromRequest<S> for Json<T> {
+    type Rejection = Refusal;
+
+    /// A request without a body is fine and says nothing, and so does `null`.
+    async fn from_request(request: Request, _: &S) -> Result<Option<Self>, Refusal> {
+        if request.body().is_end_stream() && !request.headers().contains_key(header::CONTENT_TYPE) {
+            return Ok(None);
+        }
+        check_content_type(request.headers())?;
+        let body = read(request.into_body()).await?;
+        if body.trim_ascii() == b"null" { Ok(None) } else { decode(&body).map(|value| Some(Self(value))) }
+    }
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let essence = given.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let message = format!("Content-Type is `{given}`; expected application/json");
+    Err(Refusal::malformed(message).with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE))
+}
+
+async fn read(body: Body) -> Result<Bytes, Refusal> {
+    let whole = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect());
+    match whole.await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let message = format!("the body is larger than {MAX_BODY} bytes");
+            Err(Refusal::malformed(message).with_status(StatusCode::PAYLOAD_TOO_LARGE))
+        }
+        Ok(Err(error)) => Err(Refusal::malformed(format!("the body cannot be read: {error}"))),
+        Err(_) => Err(Refusal::malformed(format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()))),
+    }
+}
+
+/// What is no JSON is malformed; JSON of the wrong shape or with a value that cannot be is invalid.
+fn decode<T: Checked>(body: &[u8]) -> Result<T, Refusal> {
+    let Unique(json) =
+        serde_json::from_slice(body).map_err(|error| Refusal::malformed(format!("the body is not JSON: {error}")))?;
+    // Serde would read a list as an object's fields in order, which no caller should rely on.
+    if json.is_array() {
+        return Err(Invalid::new("", "the body is a list; expected an object").into());
+    }
+    let value: T = serde_path_to_error::deserialize(whole(json)).map_err(|error| {
+        let path = error.path().to_string();
+        Invalid::new(if path == "." { String::new() } else { path }, error.inner().to_string())
+    })?;
+    value.check()?;
+    Ok(value)
+}
+
+/// Whole numbers as integers, however they are spelled: JSON does not tell 60.0 from 60, decoding does.
+fn whole(json: Value) -> Value {
+    match json {
+        Value::Number(number) => Value::Number(integer(&number).map_or(number, Number::from)),
+        Value::Array(items) => Value::Array(items.into_iter().map(whole).collect()),
+        Value::Object(fields) => Value::Object(fields.into_iter().map(|(name, value)| (name, whole(value))).collect()),
+        other => other,
+    }
+}
+
+fn integer(number: &Number) -> Option<i64> {
+    /// Beyond it not every integer is an f64: what was meant cannot be told.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let float = number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0 && float.abs() <= EXACT)?;
+    format!("{float:.0}").parse().ok()
+}
+
+/// The query string. An unknown parameter is refused where the type denies unknown fields, as all of them do.
+#[derive(Debug)]
+pub(super) struct Query<T>(pub(super) T);
+
+/// The query of an operation that has no parameters.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoParameters {}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        match axum::extract::Query::try_from_uri(&parts.uri) {
+            Ok(axum::extract::Query(value)) => Ok(Self(value)),
+            Err(rejection) => {
+                let detail = rejection.source().map_or_else(|| rejection.body_text(), ToString::to_string);
+                Err(Refusal::malformed(format!("query parameter {detail}")))
+            }
+        }
+    }
+}
+
+/// The parameters in the path.
+#[derive(Debug)]
+pub(super) struct Path<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        match axum::extract::Path::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(value)) => Ok(Self(value)),
+            Err(PathRejection::FailedToDeserializePathParams(error)) => match error.into_kind() {
+                ErrorKind::DeserializeError { key, message, .. } => {
+                    Err(Refusal::malformed(format!("{key}: {message}")))
+                }
+                other => Err(Refusal::malformed(other.to_string())),
+            },
+            Err(other) => Err(Refusal::new(ErrorCode::Internal, other.body_text())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::response::IntoResponse;
+    use axum::routing::{get, post};
+    use axum::{Router, response::Response};
+    use tower::ServiceExt;
+
+    use crate::types::{ErrorBody, ErrorDetail, Name};
+
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Parameters {
+        #[serde(default)]
+        limit: Option<u16>,
+    }
+
+    fn router() -> Router {
+        Router::new()
+            .route("/drain", post(|body: Option<Json<DrainRequest>>| async move { body.is_some().to_string() }))
+            .route("/workspace", post(|Json(w): Json<Workspace>| async move { w.name.to_string() }))
+            .route("/query", get(|Query(q): Query<Parameters>| async move { format!("{:?}", q.limit) }))
+            .route("/path/{name}", get(|Path(name): Path<Name>| async move { name.to_string() }))
+    }
+
+    async fn send(request: axum::http::request::Builder, body: impl Into<Body>) -> Response {
+        router().oneshot(request.body(body.into()).unwrap()).await.unwrap().into_response()
+    }
+
+    async fn post_json(body: impl Into<Body>) -> (u16, ErrorDetail) {
+        let request = Request::post("/workspace").header("content-type", "application/json; charset=utf-8");
+        refused(send(request, body).await).await
+    }
+
+    async fn refused(response: Response) -> (u16, ErrorDetail) {
+        let status = response.status().as_u16();
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, serde_json::from_slice::<ErrorBody>(&body).unwrap().error)
+    }
+
+    #[tokio::test]
+    async fn what_is_no_json_is_malformed() {
+        for body in ["", "{", "{\"name\":}", r#"{"by":"a"} 2"#, "\u{0}"] {
+            let (status, error) = post_json(body).await;
+            assert_eq!((status, error.code), (400, ErrorCode::Invalid), "{body:?}: {}", error.message);
+        }
+    }
+
+    #[tokio::test]
+    async fn json_that_cannot_be_names_the_field() {
+        for (body, told) in [
+            (r#"{"name":"A","cores":1,"memory_bytes":1}"#, "name: `A` is not a name"),
+            (r#"{"name":"a","cores":-1,"memory_bytes":1}"#, "cores: -1 is not"),
+            (
+                r#"{"name":"a","image":"b","cores":1,"memory_bytes":"64M","ports":[{"container_port":70000}]}"#,
+                "ports[0].container_port",
+            ),
+            (
+                r#"{"name":"a","image":"b","cores":1,"memory_bytes":"64M","ports":[{"container_port":0}]}"#,
+                "ports[0].container_port: 0 is not a port",
+            ),
+            (r#"{"name":"a","cores":1}"#, "missing field `memory_bytes`"),
+            (r#"{"name":"a","privileged":true}"#, "unknown field `privileged`, expected one of `name`"),
+            (r#"["a"]"#, "expected an object"),
+            ("null", "invalid type: null"),
+        ] {
+            let (status, error) = post_json(body).await;
+            assert_eq!((status, error.code), (422, ErrorCode::Invalid), "{body}");
+            assert!(error.message.contains(told), "{body}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn a_whole_number_is_an_integer_however_it_is_spelled() {
+        let seconds = |text: &str| {
+            decode::<ExtendRequest>(format!(r#"{{"ttl_seconds":{text}}}"#).as_bytes()).map(|r| r.ttl_seconds).ok()
+        };
+        assert_eq!((seconds("60.0"), seconds("6e1"), seconds("60")), (Some(60), Some(60), Some(60)));
+        assert_eq!((seconds("60.5"), seconds("-0.0"), seconds("1e300")), (None, None, None));
+    }
+
+    #[tokio::test]
+    async fn only_json_of_a_bounded_size_is_read() {
+        assert_eq!(refused(send(Request::post("/workspace"), "{}").await).await.0, 415);
+        let form = Request::post("/workspace").header("content-type", "application/x-www-form-urlencoded");
+        assert_eq!(refused(send(form, "a=b").await).await.0, 415);
+        assert_eq!(post_json(vec![b' '; MAX_BODY + 1]).await.0, 413);
+        assert_eq!(post_json(vec![b' '; MAX_BODY]).await.0, 400);
+    }
+
+    #[tokio::test]
+    async fn a_body_may_be_left_out_where_the_handler_says_so_and_nowhere_else() {
+        assert_eq!(send(Request::post("/drain"), Body::empty()).await.status(), 200);
+        assert_eq!(send(Request::post("/drain"), "{}").await.status(), 415);
+        let json = Request::post("/drain").header("content-type", "application/json");
+        assert_eq!(send(json, r#"{"deadline_seconds":0}"#).await.status(), 422);
+        let json = Request::post("/drain").header("content-type", "application/json");
+        assert_eq!(send(json, " null").await.status(), 200);
+    }
+
+    #[tokio::test]
+    async fn queries_and_paths_are_read_as_strictly() {
+        let get = async |uri: &str| send(Request::get(uri), Body::empty()).await;
+        assert_eq!(get("/query?limit=3").await.status(), 200);
+        for (uri, told) in [
+            ("/query?limit=x", "limit"),
+            ("/query?limits=1", "unknown field `limits`"),
+            ("/query?limit=1&limit=2", "duplicate field `limit`"),
+            ("/path/A", "`A` is not a name"),
+            ("/path/%FF", "UTF-8"),
+        ] {
+            let (status, error) = refused(get(uri).await).await;
+            assert_eq!((status, error.code), (400, ErrorCode::Invalid), "{uri}");
+            assert!(error.message.contains(told), "{uri}: {}", error.message);
+        }
+    }
+}

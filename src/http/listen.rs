@@ -1,0 +1,379 @@
+//! Accepts connections, within bounds, and serves them until the daemon stops.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
+
+use super::access::Peer;
+use super::socket::{Socket, is_admin};
+
+/// Connections of one listener. More wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 1024;
+/// Connections from one address. More are closed at once.
+const MAX_PER_ADDRESS: usize = 128;
+/// How long a peer may take to send a request's head, and how long a connection may idle between two.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a request's head, and of what is read ahead of its body, at most.
+const MAX_HEAD: usize = 64 * 1024;
+/// How long answers in progress may go on once the daemon stops.
+const DRAIN: Duration = Duration::from_secs(10);
+/// The pause after an accept that failed because the process or the host is out of something.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The bounds of one listener.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    connections: usize,
+    per_address: usize,
+    head: Duration,
+    handshake: Duration,
+    drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: MAX_CONNECTIONS,
+            per_address: MAX_PER_ADDRESS,
+            head: HEAD_TIMEOUT,
+            handshake: HANDSHAKE_TIMEOUT,
+            drain: DRAIN,
+        }
+    }
+}
+
+/// Where connections come from.
+pub(super) enum Listener {
+    Tcp { tcp: TcpListener, tls: Option<TlsAcceptor> },
+    Socket(Socket),
+}
+
+/// A connection that has been accepted and has said nothing yet.
+enum Accepted {
+    Tcp { stream: TcpStream, remote: SocketAddr, slot: Slot },
+    Socket(UnixStream),
+}
+
+/// Serves a listener until `stopping` is true, then finishes what is in progress, by a deadline.
+pub(super) async fn serve(listener: Listener, router: Router, limits: Limits, mut stopping: watch::Receiver<bool>) {
+    let room = Arc::new(Semaphore::new(limits.connections));
+    let addresses = Addresses::new(limits.per_address);
+    let tls = match &listener {
+        Listener::Tcp { tls, .. } => tls.clone(),
+        Listener::Socket(_) => None,
+    };
+    let mut connections = JoinSet::new();
+    loop {
+        let next = async {
+            let permit = Arc::clone(&room).acquire_owned().await;
+            (permit.expect("nobody closes it"), accept(&listener, &addresses).await)
+        };
+        let (permit, accepted) = tokio::select! {
+            () = stopped(&mut stopping) => break,
+            Some(_) = connections.join_next() => continue,
+            next = next => next,
+        };
+        let connection = Connection { router: router.clone(), tls: tls.clone(), limits, stopping: stopping.clone() };
+        connections.spawn(connection.serve(accepted, permit));
+    }
+    // Nobody connects any more, and a successor may bind at once.
+    drop(listener);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(limits.drain, drained).await.is_err() {
+        tracing::warn!(left = connections.len(), "answers still in progress are cut off");
+    }
+}
+
+/// The next connection that is within its address's bound.
+async fn accept(listener: &Listener, addresses: &Addresses) -> Accepted {
+    loop {
+        let accepted = match listener {
+            Listener::Socket(socket) => socket.accept().await.map(|stream| Some(Accepted::Socket(stream))),
+            Listener::Tcp { tcp, .. } => tcp.accept().await.map(|(stream, remote)| {
+                addresses.enter(remote.ip()).map(|slot| Accepted::Tcp { stream, remote, slot })
+            }),
+        };
+        match accepted {
+            Ok(Some(accepted)) => return accepted,
+            Ok(None) => tracing::debug!("closed: too many connections from one address"),
+            Err(error) if is_the_peers(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Whether the error is of that one connection, which its peer gave up before it was accepted.
+fn is_the_peers(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// What one connection needs.
+struct Connection {
+    router: Router,
+    tls: Option<TlsAcceptor>,
+    limits: Limits,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Connection {
+    async fn serve(self, accepted: Accepted, permit: OwnedSemaphorePermit) {
+        match accepted {
+            Accepted::Socket(stream) => {
+                let admin = stream.peer_cred().is_ok_and(|peer| is_admin(&peer));
+                self.converse(stream, Peer::Socket { admin }).await;
+            }
+            Accepted::Tcp { stream, remote, slot } => {
+                self.secure(stream, remote).await;
+                drop(slot);
+            }
+        }
+        drop(permit);
+    }
+
+    async fn secure(mut self, stream: TcpStream, remote: SocketAddr) {
+        // Answers are small and written whole: waiting to fill a segment only delays them.
+        let _ = stream.set_nodelay(true);
+        let Ok(local) = stream.local_addr() else { return };
+        let peer = Peer::Tcp { remote, local };
+        let Some(tls) = self.tls.take() else { return self.converse(stream, peer).await };
+        let handshake = tokio::time::timeout(self.limits.handshake, tls.accept(stream));
+        let shaken = tokio::select! {
+            shaken = handshake => shaken,
+            () = stopped(&mut self.stopping) => return,
+        };
+        match shaken {
+            Ok(Ok(stream)) => self.converse(stream, peer).await,
+            Ok(Err(error)) => tracing::debug!(%remote, %error, "the TLS handshake failed"),
+            Err(_) => tracing::debug!(%remote, "the TLS handshake took too long"),
+        }
+    }
+
+    async fn converse<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut self, stream: I, peer: Peer) {
+        let service = self.router.map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            request.map(Body::new)
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.head)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stopped(&mut self.stopping) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(?peer, %error, "a connection ended early");
+        }
+    }
+}
+
+/// Returns once the daemon stops.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // A sender that is gone says the same: whoever would stop us has stopped.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// How many connections each address has. The lock is held for one look-up, and spans no await.
+#[derive(Debug, Clone)]
+struct Addresses {
+    limit: usize,
+    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+impl Addresses {
+    fn new(limit: usize) -> Self {
+        Self { limit, open: Arc::default() }
+    }
+
+    /// A place for one more connection from this address, if it has one left.
+    fn enter(&self, address: IpAddr) -> Option<Slot> {
+        let address = address.to_canonical();
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(address).or_insert(0);
+        if *count >= self.limit {
+            return None;
+        }
+        *count += 1;
+        Some(Slot { addresses: self.clone(), address })
+    }
+}
+
+/// One connection's place among those of its address, given back when it is dropped.
+#[derive(Debug)]
+struct Slot {
+    addresses: Addresses,
+    address: IpAddr,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut open = self.addresses.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{sample, tls};
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::JoinHandle;
+
+    const REQUEST: &[u8] = b"GET /peer HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+    struct Served {
+        address: SocketAddr,
+        stop: watch::Sender<bool>,
+        running: JoinHandle<()>,
+    }
+
+    async fn served(limits: Limits) -> Served {
+        listening(limits, None).await
+    }
+
+    async fn listening(limits: Limits, tls: Option<TlsAcceptor>) -> Served {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let router = Router::new()
+            .route("/peer", get(|axum::Extension(peer): axum::Extension<Peer>| async move { format!("{peer:?}") }))
+            .route("/never", get(|| async { std::future::pending::<()>().await }));
+        let (stop, stopping) = watch::channel(false);
+        let running = tokio::spawn(serve(Listener::Tcp { tcp, tls }, router, limits, stopping));
+        Served { address, stop, running }
+    }
+
+    async fn ask(stream: &mut TcpStream) -> String {
+        stream.write_all(REQUEST).await.unwrap();
+        let mut head = vec![0; 4096];
+        let read = stream.read(&mut head).await.unwrap();
+        String::from_utf8_lossy(&head[..read]).into_owned()
+    }
+
+    #[tokio::test]
+    async fn a_handler_knows_who_is_there() {
+        let served = served(Limits::default()).await;
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
+        let answer = ask(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains(&format!("{:?}", stream.local_addr().unwrap())), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn an_address_has_so_many_connections_and_no_more() {
+        let served = served(Limits { per_address: 2, ..Limits::default() }).await;
+        let connect = || TcpStream::connect(served.address);
+        let (mut one, mut two) = (connect().await.unwrap(), connect().await.unwrap());
+        assert!(ask(&mut one).await.starts_with("HTTP/1.1 200"));
+        assert!(ask(&mut two).await.starts_with("HTTP/1.1 200"));
+        let mut three = connect().await.unwrap();
+        assert_eq!(three.read(&mut [0; 1]).await.unwrap_or(0), 0, "the third is closed");
+        drop(one);
+        // The place is free as soon as the listener has seen the connection end.
+        while {
+            let mut again = connect().await.unwrap();
+            let _ = again.write_all(REQUEST).await;
+            again.read(&mut [0; 1]).await.unwrap_or(0) == 0
+        } {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn beyond_the_total_a_connection_waits_for_its_turn() {
+        let served = served(Limits { connections: 1, ..Limits::default() }).await;
+        let mut one = TcpStream::connect(served.address).await.unwrap();
+        assert!(ask(&mut one).await.starts_with("HTTP/1.1 200"));
+        let mut two = TcpStream::connect(served.address).await.unwrap();
+        let waiting = tokio::time::timeout(Duration::from_millis(50), ask(&mut two)).await;
+        assert!(waiting.is_err(), "the second is not served beside the first");
+        drop(one);
+        let read = two.read(&mut [0; 12]).await.unwrap();
+        assert!(read > 0, "the second is served after the first");
+    }
+
+    #[tokio::test]
+    async fn who_sends_a_head_too_slowly_is_cut_off() {
+        let served = served(Limits { head: Duration::from_millis(50), ..Limits::default() }).await;
+        let mut slow = TcpStream::connect(served.address).await.unwrap();
+        slow.write_all(b"GET /peer HTTP/1.1\r\n").await.unwrap();
+        let mut rest = Vec::new();
+        slow.read_to_end(&mut rest).await.unwrap();
+        assert!(!String::from_utf8_lossy(&rest).contains("200 OK"));
+        let mut idle = TcpStream::connect(served.address).await.unwrap();
+        assert!(ask(&mut idle).await.starts_with("HTTP/1.1 200"));
+        rest.clear();
+        idle.read_to_end(&mut rest).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn tls_is_spoken_and_silence_is_not_waited_for() {
+        let tls = tls::acceptor(&sample::certificate()).unwrap();
+        let served = listening(Limits { handshake: Duration::from_millis(200), ..Limits::default() }, Some(tls)).await;
+        let mut silent = TcpStream::connect(served.address).await.unwrap();
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
+        let name = "localhost".try_into().unwrap();
+        let mut secure = sample::tls_client().connect(name, &mut stream).await.unwrap();
+        secure.write_all(REQUEST).await.unwrap();
+        let mut head = [0; 12];
+        secure.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+        assert_eq!(silent.read(&mut [0; 1]).await.unwrap_or(0), 0, "it is closed");
+    }
+
+    #[tokio::test]
+    async fn a_stop_waits_for_nobody_who_idles_and_cuts_off_who_is_late() {
+        let served = served(Limits { drain: Duration::from_millis(50), ..Limits::default() }).await;
+        let mut idle = TcpStream::connect(served.address).await.unwrap();
+        assert!(ask(&mut idle).await.starts_with("HTTP/1.1 200"));
+        let mut late = TcpStream::connect(served.address).await.unwrap();
+        late.write_all(b"GET /never HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        served.stop.send_replace(true);
+        served.running.await.unwrap();
+        assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0);
+        assert_eq!(late.read(&mut [0; 1]).await.unwrap_or(0), 0);
+        assert!(TcpStream::connect(served.address).await.is_err(), "nothing listens any more");
+    }
+
+    #[test]
+    fn an_address_that_has_no_connection_is_forgotten() {
+        let addresses = Addresses::new(1);
+        let slot = addresses.enter("::ffff:192.0.2.1".parse().unwrap());
+        assert!(slot.is_some() && addresses.enter("192.0.2.1".parse().unwrap()).is_none());
+        drop(slot);
+        assert!(addresses.open.lock().unwrap().is_empty());
+    }
+}

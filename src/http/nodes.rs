@@ -1,0 +1,97 @@
+//! Nodes: what they have, what their operator says, and their drain.
+
+use axum::Json as Answer;
+use axum::extract::State;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::Shared;
+use super::error::Refusal;
+use super::extract::{Json, NoParameters, Path, Query};
+use super::routed::Served;
+use crate::types::{DrainRequest, ErrorBody, Gpu, List, Name, Node, SettingsPatch};
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct NodePath {
+    /// The node's name, its id, a unique beginning of its id, or `self`.
+    pub(super) node: Name,
+}
+
+/// Every node of the cluster.
+#[utoipa::path(get, path = "/v1/nodes", tag = "nodes", operation_id = "list_nodes", responses(
+    (status = 200, description = "the nodes", body = List<Node>),
+))]
+pub(super) async fn list(State(app): Shared, _: Query<NoParameters>) -> Served<Answer<List<Node>>> {
+    Served(app.api.cluster.nodes().await.map(|items| Answer(List { items, next_cursor: None })))
+}
+
+/// One node.
+#[utoipa::path(get, path = "/v1/nodes/{node}", tag = "nodes", operation_id = "show_node", params(NodePath), responses(
+    (status = 200, description = "the node", body = Node),
+    (status = 409, description = "`conflict`: more than one node's id begins so", body = ErrorBody),
+))]
+pub(super) async fn show(
+    State(app): Shared,
+    Path(path): Path<NodePath>,
+    _: Query<NoParameters>,
+) -> Result<Served<Answer<Node>>, Refusal> {
+    Ok(Served(app.api.cluster.node(&path.node).await?.map(Answer)))
+}
+
+/// Changes any subset of a node's settings. It is in force and durable once it is answered.
+#[utoipa::path(patch, path = "/v1/nodes/{node}", tag = "nodes", operation_id = "set_node", params(NodePath),
+    request_body = SettingsPatch, responses(
+    (status = 200, description = "the node as it is now", body = Node),
+    (status = 409, description = "`declared_setting`: the configuration file says it; `conflict`: more than one node's id begins so", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the node's store cannot be written; `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn set(
+    State(app): Shared,
+    Path(path): Path<NodePath>,
+    _: Query<NoParameters>,
+    Json(patch): Json<SettingsPatch>,
+) -> Result<Served<Answer<Node>>, Refusal> {
+    Ok(Served(app.api.cluster.patch(&path.node, patch).await?.map(Answer)))
+}
+
+/// Takes no new sessions on a node, until its drain is ended. Those that are here go on.
+#[utoipa::path(post, path = "/v1/nodes/{node}/drain", tag = "nodes", operation_id = "drain_node", params(NodePath),
+    request_body = Option<DrainRequest>, responses(
+    (status = 200, description = "the node as it is now", body = Node),
+    (status = 409, description = "`conflict`: more than one node's id begins so", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the node's store cannot be written; `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn drain(
+    State(app): Shared,
+    Path(path): Path<NodePath>,
+    _: Query<NoParameters>,
+    request: Option<Json<DrainRequest>>,
+) -> Result<Served<Answer<Node>>, Refusal> {
+    let request = request.map(|Json(request)| request).unwrap_or_default();
+    Ok(Served(app.api.cluster.drain(&path.node, request).await?.map(Answer)))
+}
+
+/// Ends a node's drain. Fine where there is none.
+#[utoipa::path(delete, path = "/v1/nodes/{node}/drain", tag = "nodes", operation_id = "undrain_node", params(NodePath), responses(
+    (status = 200, description = "the node as it is now", body = Node),
+    (status = 409, description = "`conflict`: more than one node's id begins so", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the node's store cannot be written; `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn undrain(
+    State(app): Shared,
+    Path(path): Path<NodePath>,
+    _: Query<NoParameters>,
+) -> Result<Served<Answer<Node>>, Refusal> {
+    Ok(Served(app.api.cluster.undrain(&path.node).await?.map(Answer)))
+}
+
+/// Every GPU of the cluster.
+#[utoipa::path(get, path = "/v1/gpus", tag = "nodes", operation_id = "list_gpus", responses(
+    (status = 200, description = "the GPUs", body = List<Gpu>),
+))]
+pub(super) async fn gpus(State(app): Shared, _: Query<NoParameters>) -> Served<Answer<List<Gpu>>> {
+    let gpus = |nodes: Vec<Node>| nodes.into_iter().flat_map(|node| node.gpus).collect();
+    let listed = app.api.cluster.nodes().await;
+    Served(listed.map(|nodes| Answer(List { items: gpus(nodes), next_cursor: None })))
+}

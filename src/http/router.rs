@@ -1,0 +1,202 @@
+//! Every route, and what stands before it.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state, map_response};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::access::{RoleOf, authorise};
+use super::error::Refusal;
+use super::origin::{AllowedHosts, same_site};
+use super::{App, Shared, commands, health, metrics, nodes, openapi, sessions, status, tokens, volumes, workspaces};
+use crate::types::ErrorCode;
+
+/// Who leads, on every answer.
+const LEADER: &str = "x-ostler-leader";
+
+/// Every operation of the API with its description.
+pub(super) fn operations() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(openapi::frame())
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::healthz))
+        .routes(routes!(metrics::metrics))
+        .routes(routes!(openapi::openapi))
+        .routes(routes!(status::status))
+        .routes(routes!(nodes::gpus))
+        .routes(routes!(nodes::list))
+        .routes(routes!(nodes::show, nodes::set))
+        .routes(routes!(nodes::drain, nodes::undrain))
+        .routes(routes!(volumes::list))
+        .routes(routes!(volumes::remove))
+        .routes(routes!(workspaces::list, workspaces::add))
+        .routes(routes!(workspaces::show, workspaces::set, workspaces::remove))
+        .routes(routes!(sessions::list, sessions::create))
+        .routes(routes!(sessions::show, sessions::remove))
+        .routes(routes!(sessions::explain))
+        .routes(routes!(sessions::secret))
+        .routes(routes!(sessions::logs))
+        .routes(routes!(commands::stop))
+        .routes(routes!(commands::start))
+        .routes(routes!(commands::pause))
+        .routes(routes!(commands::resume))
+        .routes(routes!(commands::keepalive))
+        .routes(routes!(commands::extend))
+        .routes(routes!(tokens::list, tokens::create))
+        .routes(routes!(tokens::revoke))
+}
+
+/// The API as its listeners serve it.
+pub(super) fn api(app: Arc<App>, allowed: AllowedHosts) -> Router {
+    let (cluster, clock) = (app.api.cluster.clone(), app.api.clock.clone());
+    let role_of: RoleOf = Arc::new(move |token| cluster.catalogue().role_of(token, clock.now()));
+    let router = Router::from(operations()).layer(from_fn_with_state(app.clone(), name_leader)).with_state(app);
+    guarded(router, role_of, allowed)
+}
+
+/// What the status listener serves to anybody. It answers to any name: it says nothing that a
+/// stranger at the port could not read anyway.
+pub(super) fn status_only(app: Arc<App>) -> Router {
+    let router = Router::new()
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .route("/healthz", get(health::healthz))
+        .route("/metrics", get(metrics::metrics))
+        .route("/v1/status", get(status::brief))
+        .with_state(app);
+    dressed(with_fallbacks(router))
+}
+
+/// From the outside in: the host and origin, then whether there is such an operation, then the caller's role.
+fn guarded(router: Router, role_of: RoleOf, allowed: AllowedHosts) -> Router {
+    let router = with_fallbacks(router.route_layer(from_fn_with_state(role_of, authorise)));
+    dressed(router.layer(from_fn_with_state(allowed, same_site)))
+}
+
+fn with_fallbacks(router: Router) -> Router {
+    router.fallback(no_path).method_not_allowed_fallback(no_method)
+}
+
+/// Gives every answer the API's form, a panic's included.
+fn dressed(router: Router) -> Router {
+    router.layer(CatchPanicLayer::custom(panicked)).layer(map_response(sealed))
+}
+
+async fn no_path(request: Request) -> Refusal {
+    Refusal::not_found(format!("there is nothing at {}", request.uri().path()))
+}
+
+async fn no_method(request: Request) -> Refusal {
+    let message = format!("{} is not possible at {}", request.method(), request.uri().path());
+    Refusal::new(ErrorCode::Invalid, message).with_status(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+/// Says on every answer who leads, as far as this node knows.
+async fn name_leader(State(app): Shared, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let leader = app.api.cluster.leader();
+    if let Some(name) = leader.and_then(|(_, name)| HeaderValue::from_str(name.as_str()).ok()) {
+        response.headers_mut().insert(LEADER, name);
+    }
+    response
+}
+
+/// The panic itself is in the log: it may say more than a caller should know.
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    Refusal::new(ErrorCode::Internal, "a fault of this daemon; its log has more").into_response()
+}
+
+/// Answers hold secrets and change all the time: nobody stores them or guesses their type.
+async fn sealed(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::access::Peer;
+    use crate::types::{ErrorBody, Role};
+    use axum::body::Body;
+    use tower::ServiceExt;
+
+    /// The real guard around operations that do nothing, at paths that the table knows.
+    fn router() -> Router {
+        let routes = Router::new()
+            .route("/livez", get(|| async { "lives" }))
+            .route("/v1/status", get(|| async { "status" }))
+            .route("/v1/tokens", get(|| async { "tokens" }).post(|| async { "token" }))
+            .route("/v1/nodes", get(panics));
+        let role_of: RoleOf = Arc::new(|token| token.parse::<Role>().ok());
+        guarded(routes, role_of, Arc::from(["ostler.example.com".to_owned()]))
+    }
+
+    async fn panics() -> &'static str {
+        panic!("in a handler")
+    }
+
+    async fn send(method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
+        let peer = Peer::Tcp { remote: "127.0.0.1:5".parse().unwrap(), local: "127.0.0.1:7481".parse().unwrap() };
+        let mut request = Request::builder().method(method).uri(path).extension(peer);
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            request = request.header("host", "localhost:7481");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        router().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+    }
+
+    async fn code(response: Response) -> (u16, ErrorCode) {
+        let status = response.status().as_u16();
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, serde_json::from_slice::<ErrorBody>(&body).unwrap().error.code)
+    }
+
+    #[tokio::test]
+    async fn an_operation_wants_its_role() {
+        let token = |role: &'static str| [("authorization", role)];
+        assert_eq!(send("GET", "/livez", &[]).await.status(), 200);
+        assert_eq!(code(send("GET", "/v1/status", &[]).await).await, (401, ErrorCode::Unauthorized));
+        assert_eq!(send("GET", "/v1/status", &token("Bearer read")).await.status(), 200);
+        assert_eq!(send("HEAD", "/v1/status", &token("Bearer read")).await.status(), 200);
+        assert_eq!(code(send("POST", "/v1/tokens", &token("Bearer operate")).await).await, (403, ErrorCode::Forbidden));
+        assert_eq!(send("POST", "/v1/tokens", &token("Bearer admin")).await.status(), 200);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_said_in_the_apis_form() {
+        assert_eq!(code(send("GET", "/nowhere", &[]).await).await, (404, ErrorCode::NotFound));
+        let response = send("DELETE", "/v1/tokens", &[]).await;
+        assert_eq!(response.headers()["allow"], "GET,HEAD,POST");
+        assert_eq!(code(response).await, (405, ErrorCode::Invalid));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer() {
+        let response = send("GET", "/v1/nodes", &[("authorization", "Bearer read")]).await;
+        assert_eq!(response.headers()["x-content-type-options"], "nosniff");
+        assert_eq!(code(response).await, (500, ErrorCode::Internal));
+    }
+
+    #[tokio::test]
+    async fn foreign_hosts_and_origins_are_refused_before_anything_else() {
+        assert_eq!(code(send("GET", "/livez", &[("host", "evil.example")]).await).await.0, 403);
+        assert_eq!(code(send("GET", "/nowhere", &[("host", "evil.example")]).await).await.0, 403);
+        assert_eq!(send("GET", "/livez", &[("host", "ostler.example.com")]).await.status(), 200);
+        let foreign = [("authorization", "Bearer admin"), ("origin", "https://evil.example")];
+        assert_eq!(code(send("POST", "/v1/tokens", &foreign).await).await.0, 403);
+        let own = [("authorization", "Bearer admin"), ("origin", "http://localhost:7481")];
+        assert_eq!(send("POST", "/v1/tokens", &own).await.status(), 200);
+    }
+}

@@ -1,0 +1,315 @@
+//! Sessions: made, listed, shown, explained and removed. What else can be asked of one is in `commands`.
+
+use axum::Json as Answer;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::error::Refusal;
+use super::extract::{Json, NoParameters, Path, Query};
+use super::page::{Cursor, Limit};
+use super::routed::Served;
+use super::wait::{Timeout, WaitQuery};
+use super::{App, Shared};
+use crate::cluster::Routed;
+use crate::sessions::{Command, LogsRequest};
+use crate::types::{
+    ErrorBody, Explanation, List, Name, Plan, Remembered, Session, SessionFilter, SessionRequest, SessionState, User,
+    Wait,
+};
+
+/// Characters of an idempotency key at most.
+const MAX_KEY: usize = 256;
+
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct SessionPath {
+    /// The session's id or a unique beginning of it.
+    pub(super) id: SessionPrefix,
+}
+
+/// A session's id or the beginning of one.
+#[derive(Debug, Clone, ToSchema)]
+#[schema(value_type = String, pattern = "^[a-z2-7]{1,26}$", max_length = 26)]
+pub(super) struct SessionPrefix(String);
+
+impl<'de> Deserialize<'de> for SessionPrefix {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        if (1..=26).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7')) {
+            return Ok(Self(text));
+        }
+        Err(serde::de::Error::custom("not a session's id; expected 1 to 26 characters of a-z and 2-7"))
+    }
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListQuery {
+    /// Only this user's sessions.
+    user: Option<User>,
+    /// Only sessions in this state.
+    state: Option<SessionState>,
+    /// Only sessions on this node, by its name, its id, a unique beginning of its id, or `self`.
+    node: Option<Name>,
+    /// Only sessions of this workspace.
+    workspace: Option<Name>,
+    /// Sessions whose containers are destroyed, too.
+    #[serde(default)]
+    all: bool,
+    /// Read on after this: the `next_cursor` of the page before.
+    cursor: Option<Cursor>,
+    /// Sessions in the page.
+    #[serde(default)]
+    limit: Limit,
+}
+
+impl From<ListQuery> for SessionFilter {
+    fn from(query: ListQuery) -> Self {
+        let ListQuery { user, state, node, workspace, all, cursor, limit } = query;
+        Self { user, state, node, workspace, all, after: cursor.map(|cursor| cursor.key()), limit: limit.get() }
+    }
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateQuery {
+    /// Say where the session would go, and make none.
+    #[serde(default)]
+    dry_run: bool,
+    /// Hold the answer until the session is in this state, or has ended, or the time is up.
+    wait: Option<SessionState>,
+    /// How long to hold it, as `90s` or `2m`; at most ten minutes, whatever is asked.
+    #[serde(default)]
+    timeout: Timeout,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RemoveQuery {
+    /// Hold the answer until the session's container is destroyed, or the time is up.
+    #[serde(default)]
+    wait: bool,
+    /// How long to hold it, as `90s` or `2m`; at most ten minutes, whatever is asked.
+    #[serde(default)]
+    timeout: Timeout,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogsQuery {
+    /// Go on with what comes, until the session ends.
+    #[serde(default)]
+    follow: bool,
+    /// Only the last lines; left out: all that is kept.
+    #[param(maximum = 4294967295u32)]
+    tail: Option<u32>,
+}
+
+/// The answer to a session that was there already, or to a dry run.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum Created {
+    Session(Box<Session>),
+    Plan(Plan),
+}
+
+/// A session's random secret.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Secret {
+    /// `null` where its workspace uses none.
+    secret: Option<String>,
+}
+
+/// Sessions, oldest first. Those whose containers are destroyed are left out, unless `all` is asked for.
+#[utoipa::path(get, path = "/v1/sessions", tag = "sessions", operation_id = "list_sessions", params(ListQuery), responses(
+    (status = 200, description = "the sessions", body = List<Session>),
+))]
+pub(super) async fn list(State(app): Shared, Query(query): Query<ListQuery>) -> Served<Answer<List<Session>>> {
+    Served(app.api.cluster.sessions(query.into()).await.map(Answer))
+}
+
+/// Asks for a session. It is answered once a host has taken it for good; pulling and starting go on behind.
+///
+/// The same `Idempotency-Key` and body return the same session, however often it is asked for.
+#[utoipa::path(post, path = "/v1/sessions", tag = "sessions", operation_id = "create_session",
+    params(CreateQuery, ("Idempotency-Key" = Option<String>, Header, description = "what makes a repeated request the same session",
+        pattern = "^[!-~]([ -~]{0,254}[!-~])?$", min_length = 1, max_length = 256)),
+    request_body = SessionRequest, responses(
+    (status = 200, description = "the session that this key made before, or the plan of a dry run", body = Created),
+    (status = 202, description = "the session, just taken by its host", body = Session, headers(("Location" = String, description = "the session's path"))),
+    (status = 422, description = "`exceeds_physical`: no node could ever fit it; `idempotency_mismatch`; `invalid`", body = ErrorBody),
+    (status = 404, description = "`not_found`: no such workspace", body = ErrorBody),
+    (status = 429, description = "`quota_exceeded`: the user has as many sessions as is allowed", body = ErrorBody),
+    (status = 503, description = "`no_capacity`, `node_disabled`, `runtime_unavailable`, `outcome_unknown`, `node_unreachable`, `no_leader`", body = ErrorBody),
+))]
+pub(super) async fn create(
+    State(app): Shared,
+    Query(query): Query<CreateQuery>,
+    headers: HeaderMap,
+    Json(request): Json<SessionRequest>,
+) -> Result<Response, Refusal> {
+    let key = idempotency_key(&headers)?;
+    if query.dry_run {
+        let plan = app.api.cluster.dry_run(request).await?;
+        return Ok(Served(plan.map(|plan| Answer(Created::Plan(plan)))).into_response());
+    }
+    let Routed { answer: placed, by } = app.api.cluster.place(request, key).await?;
+    let status = if placed.replayed { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let mut session = placed.session;
+    if let Some(state) = query.wait {
+        let secret = session.secret.take();
+        session = Session { secret, ..held(&app, session, Wait::Until(state), query.timeout).await.session };
+    }
+    let path = HeaderValue::try_from(format!("/v1/sessions/{}", session.id)).expect("an id is ASCII");
+    let answer = (status, [(header::LOCATION, path)], Answer(Created::Session(Box::new(session))));
+    Ok(Served(Routed { answer, by }).into_response())
+}
+
+/// One session.
+#[utoipa::path(get, path = "/v1/sessions/{id}", tag = "sessions", operation_id = "show_session", params(SessionPath, WaitQuery), responses(
+    (status = 200, description = "the session", body = Session),
+    (status = 409, description = "`conflict`: more than one session's id begins so", body = ErrorBody),
+))]
+pub(super) async fn show(
+    State(app): Shared,
+    Path(path): Path<SessionPath>,
+    Query(query): Query<WaitQuery>,
+) -> Result<Served<Answer<Session>>, Refusal> {
+    let Routed { answer: Remembered { mut session, .. }, by } = find(&app, &path).await?;
+    if let Some(state) = query.wait {
+        session = held(&app, session, Wait::Until(state), query.timeout).await.session;
+    }
+    Ok(Served(Routed { answer: Answer(session), by }))
+}
+
+/// Ends a session and destroys its container. Named volumes stay.
+#[utoipa::path(delete, path = "/v1/sessions/{id}", tag = "sessions", operation_id = "remove_session", params(SessionPath, RemoveQuery), responses(
+    (status = 200, description = "the session, whose container is destroyed", body = Session),
+    (status = 202, description = "the session, being removed", body = Session),
+    (status = 409, description = "`conflict`: more than one session's id begins so", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn remove(
+    State(app): Shared,
+    Path(path): Path<SessionPath>,
+    Query(query): Query<RemoveQuery>,
+) -> Result<Served<(StatusCode, Answer<Session>)>, Refusal> {
+    let Routed { answer: Remembered { session, gone }, by } = find(&app, &path).await?;
+    if gone {
+        return Ok(Served(Routed { answer: (StatusCode::OK, Answer(session)), by }));
+    }
+    let Routed { answer: session, by } = app.api.cluster.command(&session, Command::Remove).await?;
+    let mut removed = Remembered { session, gone: false };
+    if query.wait {
+        removed = held(&app, removed.session, Wait::UntilGone, query.timeout).await;
+    }
+    let status = if removed.gone { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok(Served(Routed { answer: (status, Answer(removed.session)), by }))
+}
+
+/// Why the session is where it is, node by node.
+#[utoipa::path(get, path = "/v1/sessions/{id}/explain", tag = "sessions", operation_id = "explain_session", params(SessionPath), responses(
+    (status = 200, description = "the explanation", body = Explanation),
+    (status = 409, description = "`conflict`: more than one session's id begins so", body = ErrorBody),
+    (status = 503, description = "`outcome_unknown`, `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn explain(
+    State(app): Shared,
+    Path(path): Path<SessionPath>,
+    _: Query<NoParameters>,
+) -> Result<Served<Answer<Explanation>>, Refusal> {
+    let session = find(&app, &path).await?.answer.session;
+    Ok(Served(app.api.cluster.explain(&session).await?.map(Answer)))
+}
+
+/// The session's random secret, such as its desktop's password.
+#[utoipa::path(get, path = "/v1/sessions/{id}/secret", tag = "sessions", operation_id = "show_session_secret", params(SessionPath), responses(
+    (status = 200, description = "the secret", body = Secret),
+    (status = 409, description = "`conflict`: more than one session's id begins so", body = ErrorBody),
+    (status = 503, description = "`outcome_unknown`, `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn secret(
+    State(app): Shared,
+    Path(path): Path<SessionPath>,
+    _: Query<NoParameters>,
+) -> Result<Served<Answer<Secret>>, Refusal> {
+    let session = find(&app, &path).await?.answer.session;
+    Ok(Served(app.api.cluster.secret(&session).await?.map(|secret| Answer(Secret { secret }))))
+}
+
+/// The session's output, oldest first.
+#[utoipa::path(get, path = "/v1/sessions/{id}/logs", tag = "sessions", operation_id = "read_session_logs", params(SessionPath, LogsQuery), responses(
+    (status = 200, description = "the output as it is", content_type = "text/plain", body = String),
+    (status = 409, description = "`conflict`: more than one session's id begins so, or the engine has no log", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the container engine does not answer", body = ErrorBody),
+))]
+pub(super) async fn logs(
+    State(app): Shared,
+    Path(path): Path<SessionPath>,
+    Query(query): Query<LogsQuery>,
+) -> Result<Response, Refusal> {
+    let session = find(&app, &path).await?.answer.session;
+    let request = LogsRequest { follow: query.follow, tail: query.tail };
+    let Routed { answer: lines, by } = app.api.cluster.logs(&session, request).await?;
+    let mut stopping = app.stopping.clone();
+    // A reader who follows must not hold up the daemon's stop.
+    let lines = lines.take_until(async move { stopping.wait_for(|stopping| *stopping).await.is_ok() });
+    let text = [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
+    Ok(Served(Routed { answer: (text, Body::from_stream(lines)), by }).into_response())
+}
+
+/// The session that a path names.
+pub(super) async fn find(app: &App, path: &SessionPath) -> Result<Routed<Remembered>, Refusal> {
+    Ok(app.api.cluster.session(&path.id.0).await?)
+}
+
+/// The session once it is as wanted, the time is up or the daemon stops.
+pub(super) async fn held(app: &App, session: Session, wait: Wait, timeout: Timeout) -> Remembered {
+    let mut stopping = app.stopping.clone();
+    let now = session.clone();
+    tokio::select! {
+        remembered = app.api.cluster.hold(session, wait, timeout.get()) => remembered,
+        _ = stopping.wait_for(|stopping| *stopping) => Remembered { session: now, gone: false },
+    }
+}
+
+/// The key, if there is one: visible ASCII with spaces inside only, since HTTP strips those at its ends.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
+    let key = value.to_str().unwrap_or_default();
+    if (1..=MAX_KEY).contains(&key.len()) && key.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        return Ok(Some(key.to_owned()));
+    }
+    Err(Refusal::malformed(format!("header Idempotency-Key: expected 1 to {MAX_KEY} printable ASCII characters")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idempotency_keys_are_bounded_printable_text() {
+        let key = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_bytes(value).unwrap());
+            idempotency_key(&headers).map_err(|refusal| refusal.status)
+        };
+        assert_eq!(key(b"order 17"), Ok(Some("order 17".to_owned())));
+        assert_eq!(key(&[b'k'; 256]).unwrap().unwrap().len(), 256);
+        for bad in [&b""[..], &[b'k'; 257], b"a\tb", "ä".as_bytes()] {
+            assert_eq!(key(bad), Err(StatusCode::BAD_REQUEST), "{bad:?}");
+        }
+        assert_eq!(idempotency_key(&HeaderMap::new()), Ok(None));
+    }
+}

@@ -1,0 +1,67 @@
+//! API tokens. Their text is in the answer to their creation and nowhere else.
+
+use axum::Json as Answer;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::Shared;
+use super::error::Refusal;
+use super::extract::{Json, NoParameters, Path, Query};
+use super::page::{PageQuery, page};
+use super::routed::Served;
+use crate::catalogue::{Edit, Edited};
+use crate::cluster::Routed;
+use crate::types::{ApiToken, ApiTokenRequest, ErrorBody, ErrorCode, List, Name, NewApiToken};
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct TokenPath {
+    /// The token's id or name.
+    id: Name,
+}
+
+/// Every API token, without its text.
+#[utoipa::path(get, path = "/v1/tokens", tag = "tokens", operation_id = "list_tokens", params(PageQuery), responses(
+    (status = 200, description = "the tokens", body = List<ApiToken>),
+))]
+pub(super) async fn list(State(app): Shared, Query(query): Query<PageQuery>) -> Answer<List<ApiToken>> {
+    let catalogue = app.api.cluster.catalogue();
+    let by_id = catalogue.tokens.iter().map(|(id, stored)| (id.clone(), stored));
+    let shown = page(by_id, query.cursor.as_ref(), query.limit);
+    let items = shown.items.into_iter().map(|stored| stored.token.clone()).collect();
+    Answer(List { items, next_cursor: shown.next_cursor })
+}
+
+/// Makes an API token. This answer is the only one that shows its text.
+#[utoipa::path(post, path = "/v1/tokens", tag = "tokens", operation_id = "create_token", request_body = ApiTokenRequest, responses(
+    (status = 201, description = "the token and its text", body = NewApiToken),
+    (status = 409, description = "`conflict`: there is one of that name, or there are too many", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the catalogue cannot be written; `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn create(
+    State(app): Shared,
+    _: Query<NoParameters>,
+    Json(request): Json<ApiTokenRequest>,
+) -> Result<Served<(StatusCode, Answer<NewApiToken>)>, Refusal> {
+    let Routed { answer, by } = app.api.cluster.edit(Edit::CreateToken(request)).await?;
+    let Edited::Token(token) = answer else {
+        return Err(Refusal::new(ErrorCode::Internal, "the leader answered with something other than a token"));
+    };
+    Ok(Served(Routed { answer: (StatusCode::CREATED, Answer(token)), by }))
+}
+
+/// Ends an API token at once.
+#[utoipa::path(delete, path = "/v1/tokens/{id}", tag = "tokens", operation_id = "revoke_token", params(TokenPath), responses(
+    (status = 204, description = "nobody gets in with it any more"),
+    (status = 503, description = "`runtime_unavailable`: the catalogue cannot be written; `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn revoke(
+    State(app): Shared,
+    Path(TokenPath { id }): Path<TokenPath>,
+    _: Query<NoParameters>,
+) -> Result<Served<StatusCode>, Refusal> {
+    let edited = app.api.cluster.edit(Edit::RevokeToken(id.to_string())).await?;
+    Ok(Served(edited.map(|_| StatusCode::NO_CONTENT)))
+}

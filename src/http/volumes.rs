@@ -1,0 +1,84 @@
+//! Named volumes of a node.
+
+use axum::Json as Answer;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Deserializer};
+use utoipa::{IntoParams, ToSchema};
+
+use super::Shared;
+use super::error::Refusal;
+use super::extract::{NoParameters, Path, Query};
+use super::nodes::NodePath;
+use super::routed::Served;
+use crate::types::{ErrorBody, List, Name, Volume};
+
+/// Bytes of a volume's name at most: a template of 128 and a user of 128, used more than once.
+const MAX_NAME: usize = 1024;
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct VolumePath {
+    /// The node's name, its id, a unique beginning of its id, or `self`.
+    node: Name,
+    /// The volume's name, as the list shows it.
+    name: VolumeName,
+}
+
+/// A volume's name, as its workspace's template gave it.
+#[derive(Debug, Clone, ToSchema)]
+#[schema(value_type = String, pattern = r"^[A-Za-z0-9._@+\\-]{1,1024}$", max_length = 1024, example = "home-alice@example.com")]
+pub(super) struct VolumeName(String);
+
+impl<'de> Deserialize<'de> for VolumeName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        let fine = |b: u8| b.is_ascii_alphanumeric() || b"._@+-\\".contains(&b);
+        if (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(fine) {
+            return Ok(Self(text));
+        }
+        Err(serde::de::Error::custom("not a volume's name; expected letters, digits and . _ @ + - \\"))
+    }
+}
+
+/// The named volumes on a node, and the sessions that use them.
+#[utoipa::path(get, path = "/v1/nodes/{node}/volumes", tag = "volumes", operation_id = "list_volumes", params(NodePath), responses(
+    (status = 200, description = "the volumes", body = List<Volume>),
+    (status = 409, description = "`conflict`: more than one node's id begins so", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the container engine does not answer", body = ErrorBody),
+))]
+pub(super) async fn list(
+    State(app): Shared,
+    Path(path): Path<NodePath>,
+    _: Query<NoParameters>,
+) -> Result<Served<Answer<List<Volume>>>, Refusal> {
+    let listed = app.api.cluster.volumes(&path.node).await?;
+    Ok(Served(listed.map(|items| Answer(List { items, next_cursor: None }))))
+}
+
+/// Destroys a named volume and what is on it.
+#[utoipa::path(delete, path = "/v1/nodes/{node}/volumes/{name}", tag = "volumes", operation_id = "remove_volume", params(VolumePath), responses(
+    (status = 204, description = "it is gone"),
+    (status = 409, description = "`conflict`: a session uses it, or more than one node's id begins so", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the container engine does not answer", body = ErrorBody),
+))]
+pub(super) async fn remove(
+    State(app): Shared,
+    Path(VolumePath { node: wanted, name: VolumeName(name) }): Path<VolumePath>,
+    _: Query<NoParameters>,
+) -> Result<Served<StatusCode>, Refusal> {
+    let removed = app.api.cluster.remove_volume(&wanted, name).await?;
+    Ok(Served(removed.map(|()| StatusCode::NO_CONTENT)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volumes_name_is_no_path() {
+        let name = |text: &str| serde_json::from_value::<VolumeName>(text.into()).is_ok();
+        assert!(name("home-alice@example.com") && name(r"home-CORP\alice"));
+        assert!(!name("") && !name("a/b") && !name("a b") && !name("ä") && !name(&"a".repeat(MAX_NAME + 1)));
+    }
+}

@@ -1,0 +1,76 @@
+//! Answers that are held until a session is where the caller wants it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::cluster::MAX_HOLD;
+use crate::types::{Period, SessionState};
+
+/// How long an answer is held where the caller does not say.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes of a timeout's text at most.
+const MAX_TEXT: usize = 15;
+/// Digits of each of its numbers at most.
+const MAX_DIGITS: usize = 4;
+
+/// What to wait for. The answer's code does not depend on it.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WaitQuery {
+    /// Hold the answer until the session is in this state, or has ended, or the time is up.
+    pub(super) wait: Option<SessionState>,
+    /// How long to hold it, as `90s` or `2m`; at most ten minutes, whatever is asked.
+    #[serde(default)]
+    pub(super) timeout: Timeout,
+}
+
+/// How long an answer is held at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(value_type = String, pattern = "^([0-9]{1,4}(ms|s|m|h|d))+$", max_length = 15, default = "60s")]
+pub(super) struct Timeout(Duration);
+
+impl Default for Timeout {
+    fn default() -> Self {
+        Self(DEFAULT_TIMEOUT)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timeout {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        let short = text.len() <= MAX_TEXT && text.split(|c: char| !c.is_ascii_digit()).all(|n| n.len() <= MAX_DIGITS);
+        let shown: String = text.chars().take(MAX_TEXT).collect();
+        let wrong = || format!("`{shown}` is not a timeout; expected for example 90s or 2m");
+        let Period(span) = text.parse().ok().filter(|_| short).ok_or_else(wrong).map_err(serde::de::Error::custom)?;
+        Ok(Self(span.min(MAX_HOLD)))
+    }
+}
+
+impl Timeout {
+    pub(super) const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeout(text: &str) -> Option<Duration> {
+        serde_json::from_value::<Timeout>(text.into()).ok().map(|Timeout(span)| span)
+    }
+
+    #[test]
+    fn timeouts_are_short_texts_and_bounded() {
+        assert_eq!(timeout("90s"), Some(Duration::from_secs(90)));
+        assert_eq!(timeout("1m30s"), Some(Duration::from_secs(90)));
+        assert_eq!(timeout("0s"), Some(Duration::ZERO));
+        assert_eq!(timeout("9999d9999d9999d"), Some(MAX_HOLD));
+        for bad in ["", "60", "-1s", "1.5s", "1w", "99999s", "1s1s1s1s1s1s1s1s"] {
+            assert_eq!(timeout(bad), None, "{bad}");
+        }
+    }
+}

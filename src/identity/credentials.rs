@@ -1,0 +1,60 @@
+//! What this node shows to others, and what it wants to see of them: TLS 1.3, both sides with a certificate
+//! of the cluster's authority.
+
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+
+use super::authority::{Authority, SERVER_NAME};
+use super::{KeyError, Token};
+use crate::types::{Name, NodeId};
+use crate::wire::PROTOCOL;
+
+/// A node's side of every handshake. A session is never resumed: one that could be would let back in whoever
+/// was locked out.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    pub server: Arc<rustls::ServerConfig>,
+    pub client: Arc<rustls::ClientConfig>,
+    /// Names the key without telling anything of it.
+    pub key_id: String,
+}
+
+impl Credentials {
+    /// The name that nodes are called by in handshakes.
+    pub const SERVER_NAME: &str = SERVER_NAME;
+
+    /// Takes some 50 ms: for a thread that may block.
+    ///
+    /// # Errors
+    /// The system has no random numbers, or the TLS library refuses what it is given.
+    pub fn new(token: &Token, cluster: &Name, node: &NodeId) -> Result<Self, KeyError> {
+        let authority = Authority::derive(token, cluster)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.certificate.clone())?;
+        let roots = Arc::new(roots);
+        let (certificate, key) = authority.issue(node)?;
+
+        let refused = |e: &dyn std::fmt::Display| KeyError(e.to_string());
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
+        let mut server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(clients.build().map_err(|e| refused(&e))?)
+            .with_single_cert(vec![certificate.clone()], key.clone_key())?;
+        server.alpn_protocols = vec![PROTOCOL.to_vec()];
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+
+        let servers = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
+        let mut client = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_webpki_verifier(servers.build().map_err(|e| refused(&e))?)
+            .with_client_auth_cert(vec![certificate], key)?;
+        client.alpn_protocols = vec![PROTOCOL.to_vec()];
+        client.resumption = Resumption::disabled();
+        Ok(Self { server: Arc::new(server), client: Arc::new(client), key_id: authority.key_id })
+    }
+}

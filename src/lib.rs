@@ -1,0 +1,23 @@
+//! ostler: containerised workspaces on a fleet of hosts, with no manager, no
+//! database and no broker. `ARCHITECTURE.md` is the map of this crate.
+
+pub mod capacity;
+pub mod catalogue;
+pub mod cli;
+pub mod clock;
+pub mod cluster;
+pub mod config;
+pub mod daemon;
+pub mod election;
+pub mod gossip;
+pub mod http;
+pub mod identity;
+pub mod ledger;
+pub mod logging;
+pub mod net;
+pub mod node;
+pub mod placement;
+pub mod sessions;
+pub mod store;
+pub mod types;
+pub mod wire;

@@ -1,0 +1,87 @@
+//! The log: one line an event to standard error, where systemd and containers look for it.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// A level, or levels by module: `info,ostler::sessions=debug`.
+    pub level: String,
+    pub format: Format,
+}
+
+/// How an event is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people, coloured on a terminal.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("log.level: {0}")]
+    Level(String),
+    /// The process has a log already. That one stays.
+    #[error("the log is set up already")]
+    AlreadySet,
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Sets up the log of this process, once.
+pub fn init(config: &Config) -> Result<(), Error> {
+    let filter = filter(&config.level).map_err(Error::Level)?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours());
+    match config.format {
+        Format::Text => log.try_init(),
+        Format::Json => log.json().flatten_event(true).try_init(),
+    }
+    .map_err(|_| Error::AlreadySet)
+}
+
+/// Reads a level. The error says what would be right.
+pub fn filter(level: &str) -> Result<EnvFilter, String> {
+    let wrong = || format!("expected {}, or levels by module such as info,ostler::sessions=debug", LEVELS.join(", "));
+    // The filter's own parser takes a misspelled level for a module's name, and logs nothing.
+    let known = |directive: &str| {
+        let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
+        LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level))
+    };
+    let directives: Vec<&str> = level.split(',').map(str::trim).collect();
+    if !directives.iter().copied().all(known) {
+        return Err(wrong());
+    }
+    EnvFilter::builder().parse(directives.join(",")).map_err(|_| wrong())
+}
+
+/// Colours are for terminals whose user wants them: <https://no-color.org>.
+fn colours() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelled_level_is_an_error_and_not_a_module() {
+        for fine in ["info", "OFF", "warn,ostler::sessions=debug", "info, ostler=trace"] {
+            assert!(filter(fine).is_ok(), "{fine}");
+        }
+        for wrong in ["", "inof", "info,", "ostler=inof", "ostler::sessions", "3", "[=debug"] {
+            assert!(filter(wrong).unwrap_err().starts_with("expected off, error"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_process_has_one_log() {
+        let config = Config { level: "off".to_owned(), format: Format::Text };
+        let _ = init(&config); // another test of this process may have been first
+        assert_eq!(init(&Config { format: Format::Json, ..config.clone() }), Err(Error::AlreadySet));
+        assert!(matches!(init(&Config { level: "loud".to_owned(), ..config }), Err(Error::Level(_))));
+    }
+}

@@ -1,0 +1,94 @@
+//! Calls to other nodes.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use quinn::{RecvStream, VarInt};
+use tokio::time::timeout;
+
+use super::endpoint::{Inner, Net};
+use super::pool::{Link, explain};
+use super::{Error, Hello, frame};
+use crate::types::NodeId;
+use crate::wire::{Call, codec};
+
+/// Bytes of a stream that are handed on at once.
+const CHUNK: usize = 64 << 10;
+/// The code of a connection that brings nothing any more.
+const SILENT: VarInt = VarInt::from_u32(3);
+
+impl Net {
+    /// Asks a node, and waits for its answer so long.
+    ///
+    /// # Errors
+    /// It was not asked, or did not answer.
+    pub async fn call<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<C::Answer, Error> {
+        self.ask::<C>(node, call, within).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, where more follows the answer.
+    ///
+    /// # Errors
+    /// It was not asked, or did not answer.
+    pub async fn call_stream<C: Call>(
+        &self,
+        node: &NodeId,
+        call: C,
+        within: Duration,
+    ) -> Result<(C::Answer, impl Stream<Item = io::Result<Bytes>> + Send + use<C>), Error> {
+        let (answer, rest) = self.ask::<C>(node, call, within).await?;
+        let chunks = stream::try_unfold(rest, |mut rest| async move {
+            match rest.read_chunk(CHUNK, true).await {
+                Ok(Some(chunk)) => Ok(Some((chunk.bytes, rest))),
+                Ok(None) => Ok(None),
+                Err(error) => Err(io::Error::other(error)),
+            }
+        });
+        Ok((answer, chunks))
+    }
+
+    /// What a node that is connected said of itself.
+    pub fn hello_of(&self, node: &NodeId) -> Option<Arc<Hello>> {
+        self.0.pool.of_node(node).map(|link| link.hello)
+    }
+
+    async fn ask<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<(C::Answer, RecvStream), Error> {
+        let unreachable = |reason: String| Error::Unreachable { node: node.clone(), reason };
+        let request = codec::encode(&call.into_request()).map_err(|e| unreachable(e.to_string()))?;
+        let link = match timeout(within, self.0.link(node)).await {
+            Ok(link) => link.map_err(unreachable)?,
+            Err(_) => return Err(unreachable("no connection in time".to_owned())),
+        };
+        let heard = Inner::heard(&link);
+        let asked = timeout(within, exchange::<C>(&link, &request)).await;
+        let no_answer = |reason: String| Error::NoAnswer { node: node.clone(), reason };
+        match asked {
+            Ok(answered) => answered
+                .map_err(|reason| no_answer(link.connection.close_reason().map_or(reason, |closed| explain(&closed)))),
+            Err(_) => {
+                if Inner::heard(&link) == heard {
+                    // Not a packet came meanwhile: whoever asks next dials anew.
+                    link.connection.close(SILENT, b"silent");
+                }
+                Err(no_answer(format!("not within {} ms", within.as_millis())))
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn heard(link: &Link) -> u64 {
+        link.connection.stats().udp_rx.datagrams
+    }
+}
+
+async fn exchange<C: Call>(link: &Link, request: &[u8]) -> Result<(C::Answer, RecvStream), String> {
+    let (mut to, mut from) = link.connection.open_bi().await.map_err(|e| e.to_string())?;
+    frame::send(&mut to, request).await?;
+    let _ = to.finish();
+    let answer = frame::receive::<C::Answer>(&mut from).await?;
+    Ok((answer, from))
+}

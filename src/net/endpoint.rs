@@ -1,0 +1,185 @@
+//! The endpoint: bound once, for both roles.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{EndpointConfig, TransportConfig, VarInt};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::{mpsc, watch};
+
+use super::pool::Pool;
+use super::{Hello, Serve, server};
+use crate::gossip::Directory;
+use crate::identity::Credentials;
+
+/// Streams that a peer may have open at once: its calls in progress, some of which wait long.
+const MAX_CALLS: u32 = 512;
+/// Messages of gossip from one peer at once.
+const MAX_GOSSIP: u32 = 64;
+/// How long a connection lives without a word. Nothing keeps one alive for its own sake: heartbeats do, where
+/// somebody leads, and elsewhere a new connection costs a millisecond.
+const IDLE: Duration = Duration::from_secs(10);
+/// Gossip that came and was not read yet.
+const GOSSIP_QUEUE: usize = 1024;
+/// How long the last words may take when the endpoint is closed.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// The code of a connection that is closed in good order.
+pub(super) const GOODBYE: VarInt = VarInt::from_u32(0);
+/// Bytes of the key that stateless resets are made with.
+const RESET_KEY: usize = 64;
+const RESET_KEY_MODE: u32 = 0o600;
+
+/// Why the mesh cannot be joined.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("cannot listen on {address} (cluster.listen): {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("the TLS configuration cannot be used for QUIC: {0}")]
+    Tls(String),
+}
+
+/// The mesh, as this node sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Net(pub(super) Arc<Inner>);
+
+/// A compressed message of gossip, and where it came from.
+pub(super) type Gossip = (SocketAddr, Vec<u8>);
+
+pub(super) struct Inner {
+    pub(super) endpoint: quinn::Endpoint,
+    pub(super) me: Hello,
+    pub(super) credentials: watch::Receiver<Arc<Credentials>>,
+    pub(super) directory: watch::Receiver<Arc<Directory>>,
+    pub(super) pool: Pool,
+    pub(super) serve: OnceLock<Arc<dyn Serve>>,
+    pub(super) gossip: mpsc::Sender<Gossip>,
+    /// Until gossip begins, and takes it. The lock is held for that only.
+    pub(super) gossip_inbox: Mutex<Option<mpsc::Receiver<Gossip>>>,
+    pub(super) duplicate: watch::Sender<Option<SocketAddr>>,
+    pub(super) refused: AtomicU64,
+}
+
+impl Net {
+    /// Binds the endpoint. It answers once [`Self::serve`] was called.
+    ///
+    /// # Errors
+    /// The address is taken or may not be used.
+    pub fn bind(
+        listen: SocketAddr,
+        me: Hello,
+        reset_key: &[u8; 64],
+        credentials: watch::Receiver<Arc<Credentials>>,
+        directory: watch::Receiver<Arc<Directory>>,
+    ) -> Result<Self, BindError> {
+        let server = server_config(&credentials.borrow())?;
+        let socket = socket(listen).map_err(|source| BindError::Listen { address: listen, source })?;
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key);
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let endpoint = quinn::Endpoint::new(EndpointConfig::new(Arc::new(key)), Some(server), socket, runtime)
+            .map_err(|source| BindError::Listen { address: listen, source })?;
+        let (gossip, gossip_inbox) = mpsc::channel(GOSSIP_QUEUE);
+        Ok(Self(Arc::new(Inner {
+            endpoint,
+            me,
+            credentials,
+            directory,
+            pool: Pool::default(),
+            serve: OnceLock::new(),
+            gossip,
+            gossip_inbox: Mutex::new(Some(gossip_inbox)),
+            duplicate: watch::Sender::new(None),
+            refused: AtomicU64::new(0),
+        })))
+    }
+
+    /// Begins to answer. A second call changes nothing.
+    pub fn serve(&self, serve: Arc<dyn Serve>) {
+        if self.0.serve.set(serve).is_ok() {
+            tokio::spawn(server::accept(Arc::clone(&self.0)));
+        }
+    }
+
+    /// Where the endpoint is bound.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.endpoint.local_addr()
+    }
+
+    /// Where another agent with this node's own id was met.
+    pub fn duplicate(&self) -> watch::Receiver<Option<SocketAddr>> {
+        self.0.duplicate.subscribe()
+    }
+
+    /// Connections that were not let in: a wrong token, another cluster, another protocol.
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
+    }
+
+    /// Closes every connection and says so to the peers.
+    pub async fn close(&self) {
+        self.0.endpoint.close(GOODBYE, b"stopping");
+        let _ = tokio::time::timeout(FAREWELL, self.0.endpoint.wait_idle()).await;
+    }
+}
+
+/// The key that stateless resets are made with, kept in a file: with the same key after a restart, peers learn at
+/// once that their connections are gone.
+///
+/// # Errors
+/// The file cannot be read or written, or there are no random numbers.
+pub fn reset_key(file: &Path) -> io::Result<[u8; RESET_KEY]> {
+    if let Ok(kept) = fs::read(file)
+        && let Ok(key) = kept.try_into()
+    {
+        return Ok(key);
+    }
+    let mut key = [0; RESET_KEY];
+    SystemRandom::new().fill(&mut key).map_err(|_| io::Error::other("the system has no random numbers"))?;
+    let mut options = OpenOptions::new();
+    let mut written = options.write(true).create(true).truncate(true).mode(RESET_KEY_MODE).open(file)?;
+    written.write_all(&key)?;
+    Ok(key)
+}
+
+/// A host without IPv6 listens on IPv4 where every address is meant.
+fn socket(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    match std::net::UdpSocket::bind(listen) {
+        Err(error) if listen.ip().is_unspecified() && listen.is_ipv6() => {
+            std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, listen.port())).map_err(|_| error)
+        }
+        bound => bound,
+    }
+}
+
+pub(super) fn server_config(credentials: &Credentials) -> Result<quinn::ServerConfig, BindError> {
+    let crypto =
+        QuicServerConfig::try_from(Arc::clone(&credentials.server)).map_err(|e| BindError::Tls(e.to_string()))?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(transport());
+    Ok(config)
+}
+
+pub(super) fn client_config(credentials: &Credentials) -> Result<quinn::ClientConfig, String> {
+    let crypto = QuicClientConfig::try_from(Arc::clone(&credentials.client)).map_err(|e| e.to_string())?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(transport());
+    Ok(config)
+}
+
+fn transport() -> Arc<TransportConfig> {
+    let mut transport = TransportConfig::default();
+    transport.max_idle_timeout(IDLE.try_into().ok());
+    transport.max_concurrent_bidi_streams(MAX_CALLS.into());
+    transport.max_concurrent_uni_streams(MAX_GOSSIP.into());
+    transport.datagram_receive_buffer_size(None);
+    Arc::new(transport)
+}

@@ -1,0 +1,289 @@
+//! The connections that there are: one a node, whoever dialled it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use quinn::{Connection, ConnectionError, TransportErrorCode, VarInt};
+use tokio::time::{Instant, timeout};
+
+use super::endpoint::{Inner, client_config};
+use super::{Hello, frame, server};
+use crate::identity::{Credentials, node_of};
+use crate::types::NodeId;
+
+/// How long a handshake and the hello may take.
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(2);
+/// An address that failed is not dialled again so soon: callers are told the same.
+const FAILED_FOR: Duration = Duration::from_millis(200);
+/// Addresses whose failures are remembered.
+const MAX_FAILED: usize = 4096;
+/// The code of a connection to a node that is not wanted.
+pub(super) const NOT_WANTED: VarInt = VarInt::from_u32(1);
+/// The code of a connection that another one of the same node has replaced.
+const REPLACED: VarInt = VarInt::from_u32(2);
+/// The code of a connection to another agent with the same node id.
+const TWIN: VarInt = VarInt::from_u32(4);
+/// The TLS alerts among QUIC's error codes (RFC 9001, §4.8).
+const ALERTS: std::ops::Range<u64> = 0x100..0x200;
+
+/// A connection, and who is there.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    pub(super) hello: Arc<Hello>,
+}
+
+type Dial = Shared<BoxFuture<'static, Result<Link, String>>>;
+
+/// The locks are held for a look-up or an insertion, and span no await.
+#[derive(Default)]
+pub(super) struct Pool {
+    links: Mutex<Links>,
+    dials: Mutex<HashMap<SocketAddr, Dial>>,
+    failed: Mutex<HashMap<SocketAddr, (Instant, String)>>,
+}
+
+#[derive(Default)]
+struct Links {
+    by_node: HashMap<NodeId, Link>,
+    nodes: HashMap<SocketAddr, NodeId>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// The connection to a node, if there is one that works.
+    pub(super) fn of_node(&self, node: &NodeId) -> Option<Link> {
+        let links = lock(&self.links);
+        links.by_node.get(node).filter(|link| link.connection.close_reason().is_none()).cloned()
+    }
+
+    fn of_address(&self, address: SocketAddr) -> Option<Link> {
+        let node = lock(&self.links).nodes.get(&address).cloned()?;
+        self.of_node(&node).filter(|link| address_of(&link.connection) == address)
+    }
+
+    /// Takes in a connection. It replaces what was there of an earlier life of that agent; of two of one life the
+    /// older finishes what it does, and is used no more.
+    fn register(&self, link: Link) -> Result<(), String> {
+        let mut links = lock(&self.links);
+        let node = link.hello.node.clone();
+        if let Some(known) = links.by_node.get(&node)
+            && known.connection.close_reason().is_none()
+            && known.hello.incarnation != link.hello.incarnation
+        {
+            if known.hello.incarnation > link.hello.incarnation {
+                return Err("it is an earlier life of an agent that is known".to_owned());
+            }
+            known.connection.close(REPLACED, b"replaced");
+        }
+        links.nodes.insert(address_of(&link.connection), node.clone());
+        links.by_node.insert(node, link);
+        Ok(())
+    }
+
+    fn forget(&self, link: &Link) {
+        let mut links = lock(&self.links);
+        if links.by_node.get(&link.hello.node).is_some_and(|known| same(&known.connection, &link.connection)) {
+            links.by_node.remove(&link.hello.node);
+        }
+        let address = address_of(&link.connection);
+        if links.nodes.get(&address) == Some(&link.hello.node) {
+            links.nodes.remove(&address);
+        }
+    }
+
+    fn failed_lately(&self, address: SocketAddr) -> Option<String> {
+        let failed = lock(&self.failed);
+        let (at, reason) = failed.get(&address)?;
+        (at.elapsed() < FAILED_FOR).then(|| reason.clone())
+    }
+
+    /// Notes a failure. True where it is not the same as last time: then it is worth a line in the log.
+    fn note_failure(&self, address: SocketAddr, reason: &str) -> bool {
+        let mut failed = lock(&self.failed);
+        if failed.len() >= MAX_FAILED {
+            failed.retain(|_, (at, _)| at.elapsed() < FAILED_FOR);
+        }
+        let before = failed.insert(address, (Instant::now(), reason.to_owned()));
+        before.is_none_or(|(_, before)| before != reason)
+    }
+}
+
+fn same(a: &Connection, b: &Connection) -> bool {
+    a.stable_id() == b.stable_id()
+}
+
+/// Where a connection goes, an IPv4 address as itself.
+pub(super) fn address_of(connection: &Connection) -> SocketAddr {
+    let address = connection.remote_address();
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+impl Inner {
+    /// A connection to a node, dialled where there is none.
+    pub(super) async fn link(self: &Arc<Self>, node: &NodeId) -> Result<Link, String> {
+        if let Some(link) = self.pool.of_node(node) {
+            return Ok(link);
+        }
+        let address = self.directory.borrow().get(node).copied().ok_or("its address is not known")?;
+        let link = self.link_to(address).await?;
+        if link.hello.node == *node {
+            return Ok(link);
+        }
+        Err(format!("at {address} there is node {} now", link.hello.node))
+    }
+
+    /// A connection to whoever is at an address. Callers at one time share one dial.
+    pub(super) async fn link_to(self: &Arc<Self>, address: SocketAddr) -> Result<Link, String> {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        if let Some(link) = self.pool.of_address(address) {
+            return Ok(link);
+        }
+        if let Some(reason) = self.pool.failed_lately(address) {
+            return Err(reason);
+        }
+        let dial = {
+            let mut dials = lock(&self.pool.dials);
+            let begin = || Arc::clone(self).dial(address).boxed().shared();
+            dials.entry(address).or_insert_with(begin).clone()
+        };
+        let dialled = dial.clone().await;
+        let mut dials = lock(&self.pool.dials);
+        if dials.get(&address).is_some_and(|known| known.ptr_eq(&dial)) {
+            dials.remove(&address);
+        }
+        dialled
+    }
+
+    async fn dial(self: Arc<Self>, address: SocketAddr) -> Result<Link, String> {
+        let dialled = timeout(HANDSHAKE, self.clone().shake_hands(address)).await;
+        let dialled = dialled.unwrap_or_else(|_| Err("no answer".to_owned()));
+        if let Err(reason) = &dialled
+            && self.pool.note_failure(address, reason)
+        {
+            tracing::warn!(%address, %reason, "a node cannot be reached");
+        }
+        dialled
+    }
+
+    async fn shake_hands(self: Arc<Self>, address: SocketAddr) -> Result<Link, String> {
+        let config = client_config(&self.credentials.borrow().clone())?;
+        let connecting =
+            self.endpoint.connect_with(config, address, Credentials::SERVER_NAME).map_err(|e| e.to_string())?;
+        let connection = connecting.await.map_err(|e| explain(&e))?;
+        let greeted = async {
+            // Only the other side's hello says that it has let this one in.
+            let (mut to, mut from) = connection.open_bi().await.map_err(|e| explain(&e))?;
+            frame::send_value(&mut to, &self.me).await?;
+            let _ = to.finish();
+            let hello = frame::receive(&mut from).await;
+            hello.map_err(|reason| match connection.close_reason() {
+                Some(closed) => {
+                    if closed_as(&closed, TWIN) {
+                        self.met_twin(&connection);
+                    }
+                    explain(&closed)
+                }
+                None => reason,
+            })
+        };
+        self.admit(&connection, greeted.await)
+    }
+
+    /// Lets a connection count, once its hello is as it must be.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        connection: &Connection,
+        hello: Result<Hello, String>,
+    ) -> Result<Link, String> {
+        let admitted = hello.map_err(Unwanted::from).and_then(|hello| {
+            self.check(connection, &hello)?;
+            let link = Link { connection: connection.clone(), hello: Arc::new(hello) };
+            self.pool.register(link.clone())?;
+            Ok(link)
+        });
+        match admitted {
+            Ok(link) => {
+                tokio::spawn(server::answer(Arc::clone(self), link.clone()));
+                Ok(link)
+            }
+            Err(Unwanted { code, reason }) => {
+                connection.close(code, reason.as_bytes());
+                Err(reason)
+            }
+        }
+    }
+
+    fn check(&self, connection: &Connection, hello: &Hello) -> Result<(), Unwanted> {
+        if hello.cluster != self.me.cluster {
+            return Err(format!("it is of cluster {}: another token or another cluster", hello.cluster).into());
+        }
+        if certified(connection).as_ref() != Some(&hello.node) {
+            return Err("its certificate is another node's".to_owned().into());
+        }
+        if hello.node != self.me.node {
+            return Ok(());
+        }
+        if hello.incarnation == self.me.incarnation {
+            return Err("it is this node itself".to_owned().into());
+        }
+        self.met_twin(connection);
+        Err(Unwanted { code: TWIN, reason: "another agent has the same node id".to_owned() })
+    }
+
+    fn met_twin(&self, connection: &Connection) {
+        self.duplicate.send_replace(Some(address_of(connection)));
+    }
+
+    /// A connection has ended.
+    pub(super) fn parted(&self, link: &Link) {
+        self.pool.forget(link);
+    }
+}
+
+/// Why a connection does not count, as the peer is told.
+struct Unwanted {
+    code: VarInt,
+    reason: String,
+}
+
+impl From<String> for Unwanted {
+    fn from(reason: String) -> Self {
+        Self { code: NOT_WANTED, reason }
+    }
+}
+
+/// Whether the peer closed it with this code.
+fn closed_as(error: &ConnectionError, code: VarInt) -> bool {
+    matches!(error, ConnectionError::ApplicationClosed(closed) if closed.error_code == code)
+}
+
+/// The node that the peer's certificate names.
+fn certified(connection: &Connection) -> Option<NodeId> {
+    let identity = connection.peer_identity()?;
+    let chain = identity.downcast_ref::<Vec<rustls::pki_types::CertificateDer<'static>>>()?;
+    node_of(chain.first()?)
+}
+
+/// Tells a wrong token from a silent host.
+pub(super) fn explain(error: &ConnectionError) -> String {
+    let is_alert = |code: TransportErrorCode| ALERTS.contains(&u64::from(code));
+    match error {
+        ConnectionError::TransportError(error) if is_alert(error.code) => "another token or another cluster".to_owned(),
+        ConnectionError::ConnectionClosed(closed) if is_alert(closed.error_code) => {
+            "another token or another cluster".to_owned()
+        }
+        ConnectionError::ApplicationClosed(closed) if [NOT_WANTED, TWIN].contains(&closed.error_code) => {
+            String::from_utf8_lossy(&closed.reason).into_owned()
+        }
+        ConnectionError::TimedOut => "no answer".to_owned(),
+        error => error.to_string(),
+    }
+}

@@ -1,0 +1,150 @@
+//! Connections that come in, and requests that come over any connection.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::StreamExt;
+use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
+use tokio::sync::Semaphore;
+use tokio::time::{Duration, timeout};
+
+use super::endpoint::{Inner, server_config};
+use super::pool::{HANDSHAKE, Link, address_of, explain};
+use super::{Hello, Peer, Reply, frame};
+use crate::types::NodeId;
+use crate::wire::Request;
+
+/// Handshakes in progress. Beyond half of it whoever comes must show that its address is its own; beyond it
+/// nobody is let in.
+const MAX_HANDSHAKES: usize = 256;
+/// How long a request's own bytes may take.
+const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+/// Bytes of one message of gossip at most, as it is on the wire: what is compressed is smaller.
+const MAX_GOSSIP_BYTES: usize = 66_000;
+/// The code of a stream that is not answered.
+const REFUSED: VarInt = VarInt::from_u32(1);
+
+/// Lets connections in, until the endpoint is closed.
+pub(super) async fn accept(net: Arc<Inner>) {
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let mut credentials = net.credentials.clone();
+    while let Some(incoming) = net.endpoint.accept().await {
+        if credentials.has_changed().unwrap_or(false) {
+            let current = credentials.borrow_and_update().clone();
+            if let Ok(config) = server_config(&current) {
+                net.endpoint.set_server_config(Some(config));
+            }
+        }
+        let Ok(slot) = Arc::clone(&handshakes).try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        if handshakes.available_permits() < MAX_HANDSHAKES / 2 && !incoming.remote_address_validated() {
+            // It does not fail: an address that is not validated may be asked for a retry.
+            let _ = incoming.retry();
+            continue;
+        }
+        let net = Arc::clone(&net);
+        tokio::spawn(async move {
+            greet(&net, incoming).await;
+            drop(slot);
+        });
+    }
+}
+
+async fn greet(net: &Arc<Inner>, incoming: Incoming) {
+    let address = incoming.remote_address();
+    let greeted = timeout(HANDSHAKE, async {
+        let connection = incoming.await.map_err(|e| explain(&e))?;
+        let (mut to, hello) = hear(&connection).await?;
+        // Who it is decides whether it hears anything of this node.
+        let link = net.admit(&connection, Ok(hello))?;
+        let told = frame::send_value(&mut to, &net.me).await;
+        let _ = to.finish();
+        told.map(|()| link)
+    });
+    if let Err(reason) = greeted.await.unwrap_or_else(|_| Err("it was too slow".to_owned())) {
+        net.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(%address, %reason, "a connection was not let in");
+    }
+}
+
+/// The peer's hello, and the way to answer it.
+async fn hear(connection: &Connection) -> Result<(SendStream, Hello), String> {
+    let (to, mut from) = connection.accept_bi().await.map_err(|e| explain(&e))?;
+    let hello = frame::receive(&mut from).await?;
+    Ok((to, hello))
+}
+
+/// Answers the requests that come over a connection, and takes in its gossip, until it ends.
+pub(super) async fn answer(net: Arc<Inner>, link: Link) {
+    let peer = Peer { node: link.hello.node.clone(), address: address_of(&link.connection) };
+    tracing::debug!(node = %peer.node, address = %peer.address, "connected");
+    loop {
+        tokio::select! {
+            stream = link.connection.accept_bi() => match stream {
+                Ok((to, from)) => drop(tokio::spawn(respond(Arc::clone(&net), peer.clone(), to, from))),
+                Err(_) => break,
+            },
+            stream = link.connection.accept_uni() => match stream {
+                Ok(from) => drop(tokio::spawn(take_gossip(Arc::clone(&net), peer.address, from))),
+                Err(_) => break,
+            },
+        }
+    }
+    net.parted(&link);
+    tracing::debug!(node = %peer.node, address = %peer.address, "disconnected");
+}
+
+async fn respond(net: Arc<Inner>, peer: Peer, mut to: SendStream, mut from: RecvStream) {
+    let request = match timeout(REQUEST_WITHIN, frame::receive::<Request>(&mut from)).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(reason)) => return refuse(&mut to, &peer.node, &reason),
+        Err(_) => return refuse(&mut to, &peer.node, "its request takes too long"),
+    };
+    let Some(serve) = net.serve.get() else { return refuse(&mut to, &peer.node, "this node has only just started") };
+    let (serve, asked_by) = (Arc::clone(serve), peer.clone());
+    let served = tokio::spawn(async move { serve.serve(&asked_by, request).await });
+    // Whoever does not wait any more needs no answer; what it asked for is done all the same.
+    let reply = tokio::select! {
+        reply = served => reply,
+        _ = to.stopped() => return,
+    };
+    match reply {
+        Ok(Reply::Frame(answer)) => {
+            if frame::send(&mut to, &answer).await.is_ok() {
+                let _ = to.finish();
+            }
+        }
+        Ok(Reply::Stream(answer, mut rest)) => {
+            if frame::send(&mut to, &answer).await.is_err() {
+                return;
+            }
+            loop {
+                let chunk = tokio::select! {
+                    chunk = rest.next() => chunk,
+                    _ = to.stopped() => return,
+                };
+                let Some(chunk) = chunk else { break };
+                if to.write_chunk(chunk).await.is_err() {
+                    return;
+                }
+            }
+            let _ = to.finish();
+        }
+        Ok(Reply::Refused) => refuse(&mut to, &peer.node, "it may not ask that"),
+        Err(panic) => refuse(&mut to, &peer.node, &panic.to_string()),
+    }
+}
+
+fn refuse(to: &mut SendStream, node: &NodeId, reason: &str) {
+    tracing::debug!(%node, reason, "a request is not answered");
+    let _ = to.reset(REFUSED);
+}
+
+async fn take_gossip(net: Arc<Inner>, address: std::net::SocketAddr, mut from: RecvStream) {
+    if let Ok(Ok(message)) = timeout(REQUEST_WITHIN, from.read_to_end(MAX_GOSSIP_BYTES)).await {
+        // Gossip may be lost: it comes again.
+        let _ = net.gossip.try_send((address, message));
+    }
+}

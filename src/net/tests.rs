@@ -1,0 +1,356 @@
+//! Real endpoints on loopback.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use chitchat::ChitchatMessage;
+use chitchat::transport::Transport;
+use futures_util::TryStreamExt;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::gossip::GossipTransport;
+use super::*;
+use crate::election;
+use crate::gossip::Directory;
+use crate::identity::{Credentials, Token};
+use crate::sessions::LogsRequest;
+use crate::types::{Ballot, SessionId, sample};
+use crate::wire::{Call, Document, codec, message};
+
+/// More than any call here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+const TOKEN: &str = "hT2vq0Kx9sLwZc4bNfYp7RmDgUe1JaXo5iVtEk8ySHQ";
+const OTHER_TOKEN: &str = "B6nWz3QmUo1fXsKc8JrLyTd0vGhPe5iAa9VtEk2YxHM";
+
+fn id(n: u8) -> NodeId {
+    NodeId::from_bytes([n; 10])
+}
+
+/// Whom a test's endpoint belongs to.
+#[derive(Clone)]
+struct Identity {
+    token: Token,
+    cluster: &'static str,
+    node: u8,
+    incarnation: u64,
+    reset_key: [u8; 64],
+}
+
+fn node(n: u8) -> Identity {
+    Identity { token: TOKEN.parse().unwrap(), cluster: "c", node: n, incarnation: 1, reset_key: [n; 64] }
+}
+
+struct Node {
+    net: Net,
+    directory: watch::Sender<Arc<Directory>>,
+    served: Arc<Desk>,
+}
+
+impl Node {
+    fn start(identity: &Identity) -> Self {
+        Self::start_at(identity, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// Once the last life, which is over, has let go of the address.
+    async fn start_again_at(identity: &Identity, listen: SocketAddr) -> Self {
+        let again = async {
+            loop {
+                match Self::start_at(identity, listen) {
+                    Ok(node) => return node,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        timeout(PATIENCE, again).await.expect("the address is free again")
+    }
+
+    fn start_at(identity: &Identity, listen: SocketAddr) -> Result<Self, BindError> {
+        let cluster: Name = identity.cluster.parse().unwrap();
+        let credentials = Credentials::new(&identity.token, &cluster, &id(identity.node)).unwrap();
+        let hello = Hello {
+            cluster,
+            node: id(identity.node),
+            name: format!("n{}", identity.node).parse().unwrap(),
+            incarnation: identity.incarnation,
+            version: "0.0.0".to_owned(),
+            mode: ClusterMode::Available,
+        };
+        let (directory, known) = watch::channel(Arc::default());
+        let credentials = watch::channel(Arc::new(credentials)).1;
+        let net = Net::bind(listen, hello, &identity.reset_key, credentials, known)?;
+        let served = Arc::new(Desk::default());
+        net.serve(served.clone());
+        Ok(Self { net, directory, served })
+    }
+
+    async fn has_refused(&self, connections: u64) {
+        let refused = async {
+            while self.net.refused() != connections {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, refused).await.unwrap_or_else(|_| panic!("{} were refused", self.net.refused()));
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.net.local_addr().unwrap()
+    }
+
+    fn knows(&self, n: u8, address: SocketAddr) {
+        self.directory.send_modify(|known| {
+            Arc::make_mut(known).insert(id(n), address);
+        });
+    }
+
+    async fn asks(&self, n: u8) -> Result<String, Error> {
+        self.asks_within(n, PATIENCE).await
+    }
+
+    async fn asks_within(&self, n: u8, within: Duration) -> Result<String, Error> {
+        let described = self.net.call(&id(n), message::Describe, within).await;
+        described.map(|Document(node)| node.name.to_string())
+    }
+
+    /// Until the call goes through: a node that has only just come back is not dialled at once.
+    async fn asks_until_answered(&self, n: u8) -> String {
+        timeout(PATIENCE, async {
+            loop {
+                match self.asks(n).await {
+                    Ok(answer) => return answer,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        })
+        .await
+        .expect("it answers")
+    }
+}
+
+/// Answers as tests want it.
+#[derive(Default)]
+struct Desk {
+    asked: AtomicUsize,
+}
+
+#[async_trait]
+impl Serve for Desk {
+    async fn serve(&self, from: &Peer, request: Request) -> Reply {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let frame = |value: Result<Vec<u8>, codec::Error>| Reply::Frame(value.unwrap());
+        match request {
+            // Who asks is what the answer is called: calls that are mixed up show.
+            Request::Describe(_) => frame(codec::encode(&Document(sample::node(from.node.as_str(), id(9).as_str())))),
+            Request::Locate(message::Locate(text)) if text == "panic" => panic!("as the test wants it"),
+            Request::Locate(message::Locate(text)) if text == "never" => std::future::pending().await,
+            Request::Secret(message::Secret(session)) => {
+                let answer: <message::Secret as Call>::Answer = Ok(Some(session.to_string()));
+                frame(codec::encode(&answer))
+            }
+            Request::Logs(_) => {
+                let chunks = (0..100_u8).map(|n| Bytes::from(vec![n; 10_000]));
+                let answer: <message::Logs as Call>::Answer = Ok(());
+                Reply::Stream(codec::encode(&answer).unwrap(), Box::pin(futures_util::stream::iter(chunks)))
+            }
+            _ => Reply::Refused,
+        }
+    }
+}
+
+/// Two nodes of one cluster; the first knows where the second is.
+fn pair() -> (Node, Node) {
+    let (one, two) = (Node::start(&node(1)), Node::start(&node(2)));
+    one.knows(2, two.address());
+    (one, two)
+}
+
+fn is_unreachable<T: std::fmt::Debug>(result: &Result<T, Error>) -> bool {
+    matches!(result, Err(Error::Unreachable { .. }))
+}
+
+fn is_no_answer<T: std::fmt::Debug>(result: &Result<T, Error>) -> bool {
+    matches!(result, Err(Error::NoAnswer { .. }))
+}
+
+#[tokio::test]
+async fn one_connection_carries_calls_both_ways() {
+    let (one, two) = pair();
+    assert_eq!(one.asks(2).await, Ok(id(1).to_string()));
+    assert_eq!(two.asks(1).await, Ok(id(2).to_string()), "it was never told where the first is");
+    assert_eq!(one.net.hello_of(&id(2)).unwrap().node, id(2));
+    assert_eq!((one.net.refused(), two.net.refused()), (0, 0));
+}
+
+#[tokio::test]
+async fn many_calls_at_once_get_each_their_own_answer() {
+    let (one, two) = pair();
+    let net = Arc::new(one.net.clone());
+    let calls = (0..300).map(|n| {
+        let (net, session) = (Arc::clone(&net), sample::session_id(&n.to_string()));
+        tokio::spawn(async move { (net.call(&id(2), message::Secret(session.clone()), PATIENCE).await, session) })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        let (answer, session): (_, SessionId) = call.await.unwrap();
+        assert_eq!(answer, Ok(Ok(Some(session.to_string()))));
+    }
+    assert_eq!(two.served.asked.load(Ordering::SeqCst), 300);
+}
+
+#[tokio::test]
+async fn another_token_or_cluster_gets_no_byte_in_or_out() {
+    let strangers =
+        [Identity { token: OTHER_TOKEN.parse().unwrap(), ..node(2) }, Identity { cluster: "other", ..node(2) }];
+    for stranger in strangers {
+        let (one, two) = (Node::start(&node(1)), Node::start(&stranger));
+        one.knows(2, two.address());
+        two.knows(1, one.address());
+        assert!(is_unreachable(&one.asks(2).await));
+        let Err(Error::Unreachable { reason, .. }) = two.asks(1).await else { panic!("it was let in") };
+        assert!(reason.contains("token"), "{reason}");
+        for node in [&one, &two] {
+            assert_eq!(node.served.asked.load(Ordering::SeqCst), 0);
+            node.has_refused(1).await;
+        }
+        assert!(one.net.hello_of(&id(2)).is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_is_not_let_in() {
+    let node = Node::start(&node(1));
+    let roots = rustls::RootCertStore::empty();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut crypto = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    crypto.alpn_protocols = vec![crate::wire::PROTOCOL.to_vec()];
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(crypto).unwrap();
+    let endpoint = quinn::Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(crypto));
+    let connected = endpoint.connect_with(config, node.address(), Credentials::SERVER_NAME).unwrap().await;
+    assert!(connected.is_err());
+    assert_eq!(node.served.asked.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_node_that_is_not_there_is_unreachable_and_one_that_hangs_did_not_answer() {
+    let (one, _two) = pair();
+    let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    one.knows(3, nobody.local_addr().unwrap());
+    assert!(is_unreachable(&one.asks_within(3, Duration::from_millis(50)).await));
+    assert!(is_unreachable(&one.asks(4).await), "its address is not known");
+    one.asks(2).await.unwrap();
+    let never = one.net.call(&id(2), message::Locate("never".to_owned()), Duration::from_millis(50)).await;
+    assert!(is_no_answer(&never), "{never:?}");
+    assert_eq!(one.asks(2).await, Ok(id(1).to_string()), "others go on");
+}
+
+#[tokio::test]
+async fn what_may_not_be_asked_or_panics_is_not_answered() {
+    let (one, _two) = pair();
+    let beat = election::Request::PreVote { ballot: Ballot { term: 1, node: id(1) } };
+    assert!(is_no_answer(&one.net.call(&id(2), beat, PATIENCE).await));
+    let panics = one.net.call(&id(2), message::Locate("panic".to_owned()), PATIENCE).await;
+    assert!(is_no_answer(&panics), "{panics:?}");
+    assert_eq!(one.asks(2).await, Ok(id(1).to_string()));
+}
+
+#[tokio::test]
+async fn a_stream_follows_its_answer_to_the_end() {
+    let (one, _two) = pair();
+    let logs = message::Logs { session: sample::session_id("k"), request: LogsRequest { follow: false, tail: None } };
+    let (answer, chunks) = one.net.call_stream(&id(2), logs, PATIENCE).await.unwrap();
+    assert_eq!(answer, Ok(()));
+    let bytes: Vec<u8> =
+        chunks.try_fold(Vec::new(), |all, chunk| async move { Ok([&all[..], &chunk].concat()) }).await.unwrap();
+    let expected: Vec<u8> = (0..100_u8).flat_map(|n| vec![n; 10_000]).collect();
+    assert!(bytes == expected, "{} bytes of {}", bytes.len(), expected.len());
+}
+
+#[tokio::test]
+async fn another_node_at_an_address_is_not_taken_for_the_one_that_was_meant() {
+    let (one, two) = pair();
+    one.knows(3, two.address());
+    let Err(Error::Unreachable { reason, .. }) = one.asks(3).await else { panic!("it is another node") };
+    assert!(reason.contains(id(2).as_str()), "{reason}");
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_is_found_again_and_its_last_life_is_over() {
+    let (one, two) = pair();
+    one.asks(2).await.unwrap();
+    let address = two.address();
+    two.net.close().await;
+    drop(two);
+    let next_life = Identity { incarnation: 2, ..node(2) };
+    let two = Node::start_again_at(&next_life, address).await;
+    assert_eq!(one.asks_until_answered(2).await, id(1).to_string());
+    assert_eq!(one.net.hello_of(&id(2)).unwrap().incarnation, 2);
+
+    let last_life = Node::start(&node(2));
+    last_life.knows(1, one.address());
+    assert!(last_life.asks(1).await.is_err(), "a newer life is known");
+    drop(two);
+}
+
+#[tokio::test]
+async fn two_live_agents_with_one_id_notice() {
+    let (one, twin) = (Node::start(&node(1)), Node::start(&Identity { incarnation: 2, ..node(1) }));
+    one.knows(2, twin.address());
+    let mut noticed = one.net.duplicate();
+    assert!(one.asks(2).await.is_err());
+    let seen = timeout(PATIENCE, noticed.wait_for(Option::is_some)).await.unwrap().unwrap();
+    assert_eq!(*seen, Some(twin.address()));
+}
+
+#[tokio::test]
+async fn gossip_goes_both_ways_and_to_nowhere_without_an_error() {
+    let (one, two) = pair();
+    let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let open = async |node: &Node| GossipTransport(node.net.clone()).open(node.address()).await.unwrap();
+    let (mut from_one, mut from_two) = (open(&one).await, open(&two).await);
+    assert!(GossipTransport(one.net.clone()).open(one.address()).await.is_err(), "there is one gossip");
+    let message = || ChitchatMessage::BadCluster;
+    from_one.send(nobody.local_addr().unwrap(), message()).await.unwrap();
+    from_one.send(two.address(), message()).await.unwrap();
+    let (from, _) = timeout(PATIENCE, from_two.recv()).await.unwrap().unwrap();
+    assert_eq!(from, one.address());
+    from_two.send(from, message()).await.unwrap();
+    let (from, _) = timeout(PATIENCE, from_one.recv()).await.unwrap().unwrap();
+    assert_eq!(from, two.address());
+}
+
+/// Bytes that a peer with the token, but with a fault, might send.
+#[tokio::test]
+async fn frames_that_lie_are_refused_and_the_connection_goes_on() {
+    let (one, two) = pair();
+    one.asks(2).await.unwrap();
+    let link = one.net.0.pool.of_node(&id(2)).unwrap();
+    let too_long = u32::MAX.to_be_bytes().to_vec();
+    let too_short = [&9_u32.to_be_bytes()[..], &[1, 2, 3]].concat();
+    let nonsense = [&3_u32.to_be_bytes()[..], &[200, 200, 200]].concat();
+    let trailing = [&2_u32.to_be_bytes()[..], &[9, 0]].concat();
+    for frame in [Vec::new(), vec![0, 0], too_long, too_short, nonsense, trailing] {
+        let (mut to, mut from) = link.connection.open_bi().await.unwrap();
+        to.write_all(&frame).await.unwrap();
+        to.finish().unwrap();
+        assert!(timeout(PATIENCE, from.read_to_end(10)).await.unwrap().is_err(), "{frame:?}");
+    }
+    assert_eq!(two.served.asked.load(Ordering::SeqCst), 1);
+    assert_eq!(one.asks(2).await, Ok(id(1).to_string()));
+}
+
+#[test]
+fn the_reset_key_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("reset.key");
+    let first = reset_key(&file).unwrap();
+    assert_eq!(reset_key(&file).unwrap(), first);
+    std::fs::write(&file, b"damaged").unwrap();
+    assert_ne!(reset_key(&file).unwrap(), first);
+    assert!(reset_key(directory.path()).is_err());
+}

@@ -1,0 +1,399 @@
+//! What the operator of this node should know: the conditions, and the owner that keeps them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{ClusterSigns, State};
+use crate::capacity::Report;
+use crate::capacity::effective::effective;
+use crate::clock::Clock;
+use crate::sessions::runtime::Health;
+use crate::sessions::{FAILING_STARTS, Snapshot};
+use crate::types::{Bytes, Condition, ConditionKind, Dimension, GpuSharing, Resources, Swap, Timestamp};
+
+/// Conditions are worked out again at most this often: a burst of sessions changes them once.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What conditions are made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    pub report: &'a Report,
+    pub node: &'a State,
+    pub sessions: &'a Snapshot,
+    pub health: &'a Health,
+    pub cluster: &'a ClusterSigns,
+    /// `limits.min_free_disk`
+    pub min_free_disk: Bytes,
+}
+
+/// Where the owner looks.
+#[derive(Debug)]
+pub struct Watches {
+    pub report: watch::Receiver<Arc<Report>>,
+    pub node: watch::Receiver<Arc<State>>,
+    pub sessions: watch::Receiver<Arc<Snapshot>>,
+    pub health: watch::Receiver<Health>,
+    pub cluster: watch::Receiver<Arc<ClusterSigns>>,
+    /// `limits.min_free_disk`
+    pub min_free_disk: Bytes,
+}
+
+/// Starts the owner. It ends when nobody can read the conditions any more.
+pub fn spawn(watches: Watches, publish: watch::Sender<Arc<Vec<Condition>>>, clock: Clock) -> JoinHandle<()> {
+    tokio::spawn(run(watches, publish, clock))
+}
+
+async fn run(mut watches: Watches, publish: watch::Sender<Arc<Vec<Condition>>>, clock: Clock) {
+    loop {
+        let before = publish.borrow().clone();
+        let after = carry(&before, watches.evaluate(), clock.now().wall);
+        log_changes(&before, &after);
+        if *before != after {
+            publish.send_replace(Arc::new(after));
+        }
+        tokio::select! {
+            () = publish.closed() => return,
+            // One whose sender is gone no longer counts.
+            Ok(()) = watches.report.changed() => {}
+            Ok(()) = watches.node.changed() => {}
+            Ok(()) = watches.sessions.changed() => {}
+            Ok(()) = watches.health.changed() => {}
+            Ok(()) = watches.cluster.changed() => {}
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+impl Watches {
+    fn evaluate(&mut self) -> Vec<(ConditionKind, String)> {
+        let sessions = self.sessions.borrow_and_update().clone();
+        let report = self.report.borrow_and_update().clone();
+        let node = self.node.borrow_and_update().clone();
+        let health = self.health.borrow_and_update().clone();
+        let cluster = self.cluster.borrow_and_update().clone();
+        let (report, node, sessions) = (&*report, &*node, &*sessions);
+        evaluate(Inputs {
+            report,
+            node,
+            sessions,
+            health: &health,
+            cluster: &cluster,
+            min_free_disk: self.min_free_disk,
+        })
+    }
+}
+
+/// Every condition that holds, with what to tell a person.
+pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
+    let Inputs { report, node, sessions, health, cluster, min_free_disk } = inputs;
+    let offered = effective(report.physical, &node.settings);
+    [
+        (ConditionKind::Overcommitted, overcommitted(&sessions.allocated, &offered)),
+        (ConditionKind::MemoryOvercommitWithoutSwap, memory_without_swap(report, offered.memory)),
+        (ConditionKind::GpuOverrideInactive, gpu_override_inactive(report, node)),
+        (ConditionKind::GpuSharingLimitsOverride, sharing_limits_override(report, node)),
+        (ConditionKind::RuntimeUnavailable, runtime_unavailable(health)),
+        (ConditionKind::LimitsNotEnforced, limits_not_enforced(health)),
+        (ConditionKind::JournalRebuilt, sessions.journal_rebuilt.clone()),
+        (ConditionKind::FailingStarts, failing_starts(sessions.failing_starts)),
+        (ConditionKind::LowDisk, low_disk(report, min_free_disk)),
+        (ConditionKind::DuplicateNodeId, duplicate(cluster)),
+        (ConditionKind::AloneWithSeeds, cluster.alone.clone()),
+        (ConditionKind::ModeMismatch, mode_mismatch(cluster)),
+        (ConditionKind::WorkspaceConflict, conflicts(cluster)),
+        (ConditionKind::DevFigures, dev_figures(report)),
+    ]
+    .into_iter()
+    .filter_map(|(kind, message)| Some((kind, message?)))
+    .collect()
+}
+
+fn duplicate(cluster: &ClusterSigns) -> Option<String> {
+    let other = cluster.duplicate.as_ref()?;
+    Some(format!("the agent at {other} has this node's id: one data directory is a copy of the other, and must go"))
+}
+
+fn mode_mismatch(cluster: &ClusterSigns) -> Option<String> {
+    let nodes = cluster.mode_mismatch.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let message =
+        format!("cluster.mode or cluster.expected_nodes is another on {nodes}: their votes do not count here");
+    (!nodes.is_empty()).then_some(message)
+}
+
+fn conflicts(cluster: &ClusterSigns) -> Option<String> {
+    let entries = cluster.conflicts.join(", ");
+    let message = format!("changed on two sides of a partition, and one change lost: {entries}");
+    (!entries.is_empty()).then_some(message)
+}
+
+/// `5 of 3 cores allocated`
+fn overcommitted(allocated: &Resources, offered: &Resources) -> Option<String> {
+    let over: Vec<String> = [Dimension::Cores, Dimension::MemoryBytes, Dimension::Gpus]
+        .into_iter()
+        .filter_map(|dimension| {
+            let (used, of) = (allocated.figure(dimension)?, offered.figure(dimension)?);
+            (used > of).then(|| overcommitted_in(dimension, allocated, used, of))
+        })
+        .collect();
+    (!over.is_empty()).then(|| over.join(", "))
+}
+
+fn overcommitted_in(dimension: Dimension, allocated: &Resources, used: f64, of: f64) -> String {
+    let used = match dimension {
+        Dimension::MemoryBytes => allocated.memory.to_string(),
+        _ => used.to_string(),
+    };
+    format!("{used} of {} allocated", dimension.describe(of))
+}
+
+fn memory_without_swap(report: &Report, offered: Bytes) -> Option<String> {
+    let swap = report.swap.as_ref().map_or(Bytes::ZERO, |Swap { total_bytes, .. }| *total_bytes);
+    let held = report.physical.memory.saturating_add(swap);
+    (offered > held).then(|| {
+        format!(
+            "{offered} of memory is offered, RAM and swap hold {held}: sessions may be killed once they use it; \
+             add swap or lower memory_override_bytes"
+        )
+    })
+}
+
+fn gpu_override_inactive(report: &Report, node: &State) -> Option<String> {
+    let override_ = node.settings.gpus_override;
+    (override_ > 0 && report.physical.gpus == 0)
+        .then(|| format!("gpus_override is {override_}, but this host shows no GPU: none is offered"))
+}
+
+fn sharing_limits_override(report: &Report, node: &State) -> Option<String> {
+    let (override_, physical) = (node.settings.gpus_override, report.physical.gpus);
+    let sharing = node.settings.gpu_sharing;
+    let limited = physical > 0 && override_ > physical && sharing != GpuSharing::Any;
+    let who = if sharing == GpuSharing::None { "two sessions" } else { "two users" };
+    limited.then(|| {
+        format!("{override_} GPUs are offered on {physical}, but gpu_sharing is `{sharing}`: no {who} share a device")
+    })
+}
+
+fn runtime_unavailable(health: &Health) -> Option<String> {
+    match health {
+        Health::Down { message } => Some(message.clone()),
+        Health::Unknown | Health::Up(_) => None,
+    }
+}
+
+fn limits_not_enforced(health: &Health) -> Option<String> {
+    match health {
+        Health::Up(info) if !info.unenforced.is_empty() => {
+            Some(format!("this host does not let the runtime enforce: {}", info.unenforced.join(", ")))
+        }
+        _ => None,
+    }
+}
+
+fn failing_starts(in_a_row: u32) -> Option<String> {
+    (in_a_row >= FAILING_STARTS)
+        .then(|| format!("the last {in_a_row} sessions failed to start here; it is offered sessions last"))
+}
+
+fn low_disk(report: &Report, min_free: Bytes) -> Option<String> {
+    let disk = report.disk.as_ref()?;
+    (disk.free_bytes < min_free).then(|| {
+        format!("{} is free on {}, limits.min_free_disk is {min_free}: nothing is admitted", disk.free_bytes, disk.path)
+    })
+}
+
+fn dev_figures(report: &Report) -> Option<String> {
+    report.dev.then(|| "physical figures were made up by [dev] of the configuration".to_owned())
+}
+
+/// The conditions that hold now: one that held before keeps its `since`.
+fn carry(before: &[Condition], holding: Vec<(ConditionKind, String)>, now: Timestamp) -> Vec<Condition> {
+    let since = |kind| before.iter().find(|condition| condition.kind == kind).map_or(now, |condition| condition.since);
+    holding.into_iter().map(|(kind, message)| Condition { kind, message, since: since(kind) }).collect()
+}
+
+fn log_changes(before: &[Condition], after: &[Condition]) {
+    let absent = |from: &[Condition], kind| !from.iter().any(|condition| condition.kind == kind);
+    for raised in after.iter().filter(|condition| absent(before, condition.kind)) {
+        tracing::warn!(condition = %raised.kind, "{}", raised.message);
+    }
+    for cleared in before.iter().filter(|condition| absent(after, condition.kind)) {
+        tracing::info!(condition = %cleared.kind, "the condition is over");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::fixture;
+    use crate::sessions::runtime::EngineInfo;
+    use crate::types::{Cores, Disk};
+
+    /// The conditions after a change to a host on which none holds.
+    fn found(change: impl FnOnce(&mut Report, &mut State, &mut Snapshot, &mut Health)) -> Vec<(ConditionKind, String)> {
+        let (mut report, mut node, mut sessions) = (fixture::report(), fixture::state(), Snapshot::default());
+        let mut health = Health::Unknown;
+        change(&mut report, &mut node, &mut sessions, &mut health);
+        found_of(&report, &node, &sessions, &health, &ClusterSigns::default())
+    }
+
+    fn found_in_cluster(signs: &ClusterSigns) -> Vec<(ConditionKind, String)> {
+        found_of(&fixture::report(), &fixture::state(), &Snapshot::default(), &Health::Unknown, signs)
+    }
+
+    fn found_of(
+        report: &Report,
+        node: &State,
+        sessions: &Snapshot,
+        health: &Health,
+        cluster: &ClusterSigns,
+    ) -> Vec<(ConditionKind, String)> {
+        evaluate(Inputs { report, node, sessions, health, cluster, min_free_disk: Bytes::gib(5) })
+    }
+
+    fn kinds(found: &[(ConditionKind, String)]) -> Vec<ConditionKind> {
+        found.iter().map(|(kind, _)| *kind).collect()
+    }
+
+    #[test]
+    fn a_host_at_rest_has_none() {
+        assert_eq!(found(|_, _, _, _| {}), []);
+    }
+
+    #[test]
+    fn an_override_below_what_is_allocated_is_overcommitted() {
+        let found = found(|_, node, sessions, _| {
+            node.settings.cores_override = Cores::whole(3);
+            node.settings.memory_override_bytes = Bytes::gib(4);
+            sessions.allocated = Resources::new(Cores::whole(5), Bytes::gib(6), 0);
+        });
+        let message = "5 of 3 cores allocated, 6 GiB of 4 GiB of memory allocated".to_owned();
+        assert_eq!(found, [(ConditionKind::Overcommitted, message)]);
+    }
+
+    #[test]
+    fn memory_beyond_ram_and_swap_is_overcommitted() {
+        let with = |gib| kinds(&found(|_, node, _, _| node.settings.memory_override_bytes = Bytes::gib(gib)));
+        assert_eq!(with(8), [], "6 GiB of RAM and 2 GiB of swap");
+        assert_eq!(with(9), [ConditionKind::MemoryOvercommitWithoutSwap]);
+        let unknown = found(|report, node, _, _| {
+            report.swap = None;
+            node.settings.memory_override_bytes = Bytes::gib(7);
+        });
+        assert_eq!(kinds(&unknown), [ConditionKind::MemoryOvercommitWithoutSwap]);
+    }
+
+    #[test]
+    fn gpu_overrides_that_do_not_work_are_told() {
+        let with = |physical, override_, sharing| {
+            kinds(&found(|report, node, _, _| {
+                report.physical.gpus = physical;
+                node.settings.gpus_override = override_;
+                node.settings.gpu_sharing = sharing;
+            }))
+        };
+        assert_eq!(with(0, 2, GpuSharing::Any), [ConditionKind::GpuOverrideInactive]);
+        assert_eq!(with(1, 2, GpuSharing::SameUser), [ConditionKind::GpuSharingLimitsOverride]);
+        assert_eq!(with(1, 2, GpuSharing::Any), []);
+        assert_eq!(with(2, 2, GpuSharing::None), []);
+        assert_eq!(with(2, 1, GpuSharing::None), []);
+    }
+
+    #[test]
+    fn the_runtime_speaks_for_itself() {
+        let down = found(|_, _, _, health| *health = Health::Down { message: "no answer".to_owned() });
+        assert_eq!(down, [(ConditionKind::RuntimeUnavailable, "no answer".to_owned())]);
+        let up = found(|_, _, _, health| {
+            *health = Health::Up(EngineInfo {
+                version: "1".to_owned(),
+                cores: Cores::whole(6),
+                memory: Bytes::gib(6),
+                data_root: None,
+                unenforced: vec!["cores".to_owned(), "memory".to_owned()],
+            });
+        });
+        assert_eq!(kinds(&up), [ConditionKind::LimitsNotEnforced]);
+        assert!(up[0].1.ends_with("cores, memory"), "{}", up[0].1);
+    }
+
+    #[test]
+    fn what_the_cluster_shows_of_this_node_is_told() {
+        let signs = ClusterSigns {
+            duplicate: Some("192.0.2.1:7482".to_owned()),
+            alone: Some("no answer from seed:7482".to_owned()),
+            mode_mismatch: vec!["a".parse().unwrap(), "b".parse().unwrap()],
+            conflicts: vec!["workspace desktop".to_owned()],
+        };
+        let found = found_in_cluster(&signs);
+        let expected = [
+            ConditionKind::DuplicateNodeId,
+            ConditionKind::AloneWithSeeds,
+            ConditionKind::ModeMismatch,
+            ConditionKind::WorkspaceConflict,
+        ];
+        assert_eq!(kinds(&found), expected);
+        for ((_, message), part) in found.iter().zip(["192.0.2.1:7482", "seed:7482", " a, b", "workspace desktop"]) {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_rest_is_told_too() {
+        let found = found(|report, _, sessions, _| {
+            report.disk = Some(Disk { path: "/d".to_owned(), total_bytes: Bytes::gib(9), free_bytes: Bytes::gib(1) });
+            report.dev = true;
+            sessions.journal_rebuilt = Some("moved aside".to_owned());
+            sessions.failing_starts = FAILING_STARTS;
+        });
+        let expected = [
+            ConditionKind::JournalRebuilt,
+            ConditionKind::FailingStarts,
+            ConditionKind::LowDisk,
+            ConditionKind::DevFigures,
+        ];
+        assert_eq!(kinds(&found), expected);
+    }
+
+    #[test]
+    fn a_condition_that_goes_on_keeps_its_start_and_one_that_returns_does_not() {
+        let at = Timestamp::from_millis;
+        let low = |text: &str| vec![(ConditionKind::LowDisk, text.to_owned())];
+        let first = carry(&[], low("1"), at(10));
+        let second = carry(&first, low("2"), at(20));
+        assert_eq!((second[0].since, second[0].message.as_str()), (at(10), "2"));
+        let cleared = carry(&second, Vec::new(), at(30));
+        assert_eq!(cleared, []);
+        assert_eq!(carry(&cleared, low("1"), at(40))[0].since, at(40));
+    }
+
+    #[tokio::test]
+    async fn the_owner_follows_every_watch() {
+        let (say_report, report) = watch::channel(Arc::new(fixture::report()));
+        let (say_node, node) = watch::channel(Arc::new(fixture::state()));
+        let (say_sessions, sessions) = watch::channel(Arc::new(Snapshot::default()));
+        let (say_health, health) = watch::channel(Health::Unknown);
+        let (publish, mut conditions) = watch::channel(Arc::new(Vec::new()));
+        let (say_cluster, cluster) = watch::channel(Arc::new(ClusterSigns::default()));
+        let watches = Watches { report, node, sessions, health, cluster, min_free_disk: Bytes::ZERO };
+        let owner = spawn(watches, publish, Clock::manual(fixture::moment()));
+
+        say_health.send_replace(Health::Down { message: "no answer".to_owned() });
+        conditions.wait_for(|held| held.len() == 1).await.unwrap();
+        say_report.send_modify(|report| Arc::make_mut(report).dev = true);
+        conditions.wait_for(|held| held.len() == 2).await.unwrap();
+        say_sessions.send_modify(|sessions| Arc::make_mut(sessions).failing_starts = 9);
+        conditions.wait_for(|held| held.len() == 3).await.unwrap();
+        say_node.send_modify(|node| Arc::make_mut(node).settings.gpus_override = 1);
+        conditions.wait_for(|held| held.len() == 4).await.unwrap();
+        say_cluster.send_modify(|signs| Arc::make_mut(signs).alone = Some("nobody".to_owned()));
+        conditions.wait_for(|held| held.len() == 5).await.unwrap();
+        drop((say_report, say_node, say_sessions, say_cluster));
+        say_health.send_replace(Health::Unknown);
+        conditions.wait_for(|held| held.len() == 4).await.unwrap();
+
+        drop(conditions);
+        owner.await.unwrap();
+    }
+}

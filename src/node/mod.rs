@@ -1,0 +1,174 @@
+//! This node: its identity, its operator's settings, its drain and its conditions.
+
+pub mod conditions;
+pub mod settings;
+pub mod store;
+pub mod task;
+pub mod view;
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::types::{Condition, Deadline, DrainRequest, Invalid, Name, NodeId, Settings, SettingsPatch, Timestamp};
+
+pub use view::Observer;
+
+/// `[node]` and `[settings]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub name: Name,
+    /// What the configuration file says of settings. It wins, and the API cannot change it.
+    pub declared: SettingsPatch,
+    /// The configuration file, to name it when the API is refused.
+    pub file: Option<std::path::PathBuf>,
+}
+
+/// What is kept of this node. Settings are those in force, declared ones included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    pub id: NodeId,
+    pub name: Name,
+    pub settings: Settings,
+    /// The names of the declared settings.
+    pub declared: Vec<String>,
+    pub drain: Option<DrainState>,
+}
+
+impl State {
+    /// Whether the node takes new sessions, as its operator wants.
+    pub const fn accepts(&self) -> bool {
+        self.settings.enabled && self.drain.is_none()
+    }
+}
+
+/// A drain in force.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DrainState {
+    pub since: Timestamp,
+    pub deadline: Option<Deadline>,
+    pub stop_sessions: bool,
+    pub message: Option<String>,
+}
+
+/// What the mesh and the catalogue tell of this node's place in its cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClusterSigns {
+    /// Where another node with this node's id is.
+    pub duplicate: Option<String>,
+    /// Why none of the seeds was ever heard, where that is so.
+    pub alone: Option<String>,
+    /// Nodes of another mode.
+    pub mode_mismatch: Vec<Name>,
+    /// What was changed on two sides.
+    pub conflicts: Vec<String>,
+}
+
+/// Why a change was not made. Nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Invalid(#[from] Invalid),
+    /// The configuration file declares this setting.
+    #[error("{field} is declared in {file}, key settings.{field}: change it there")]
+    Declared { field: String, file: String },
+    /// A GPU override on a host without a GPU.
+    #[error("gpus_override needs at least one physical GPU, and this node has none")]
+    NoGpu,
+    #[error("the node's store cannot be written: {0}")]
+    Store(String),
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+/// Asks the owner of this node's settings.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    state: watch::Receiver<Arc<State>>,
+    conditions: watch::Receiver<Arc<Vec<Condition>>>,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What the owner can be asked.
+#[derive(Debug)]
+enum Request {
+    Patch(SettingsPatch, Reply<Settings>),
+    Drain(DrainRequest, Reply<DrainState>),
+    Undrain(Reply<()>),
+}
+
+impl Handle {
+    /// Changes settings. It answers once the change is durable and in force.
+    pub async fn patch(&self, patch: SettingsPatch) -> Result<Settings, Error> {
+        self.ask(|reply| Request::Patch(patch, reply)).await
+    }
+
+    /// Starts a drain, or replaces the one in force.
+    pub async fn drain(&self, drain: DrainRequest) -> Result<DrainState, Error> {
+        self.ask(|reply| Request::Drain(drain, reply)).await
+    }
+
+    /// Ends the drain. Fine where there is none.
+    pub async fn undrain(&self) -> Result<(), Error> {
+        self.ask(Request::Undrain).await
+    }
+
+    pub fn state(&self) -> Arc<State> {
+        self.state.borrow().clone()
+    }
+
+    pub fn watch(&self) -> watch::Receiver<Arc<State>> {
+        self.state.clone()
+    }
+
+    pub fn watch_conditions(&self) -> watch::Receiver<Arc<Vec<Condition>>> {
+        self.conditions.clone()
+    }
+
+    pub fn conditions(&self) -> Arc<Vec<Condition>> {
+        self.conditions.borrow().clone()
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| Error::Stopping)?;
+        answer.await.unwrap_or(Err(Error::Stopping))
+    }
+}
+
+/// A small host, for the tests of this part.
+#[cfg(test)]
+mod fixture {
+    use super::State;
+    use crate::capacity::Report;
+    use crate::types::{BootInstant, Bytes, Cores, Disk, Moment, Resources, Settings, Swap, Timestamp};
+
+    pub(super) fn moment() -> Moment {
+        Moment { wall: Timestamp::from_millis(1_000_000), boot: BootInstant::from_millis(1000), boot_id: 1 }
+    }
+
+    /// 6 cores, 6 GiB and 2 GiB of swap.
+    pub(super) fn report() -> Report {
+        Report {
+            physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
+            gpus: Vec::new(),
+            utilized: None,
+            disk: Some(Disk { path: "/".to_owned(), total_bytes: Bytes::gib(100), free_bytes: Bytes::gib(50) }),
+            swap: Some(Swap { total_bytes: Bytes::gib(2), used_bytes: Bytes::ZERO }),
+            load: None,
+            dev: false,
+        }
+    }
+
+    pub(super) fn state() -> State {
+        State {
+            id: "k3f7q2m5x6a4b7c2".parse().unwrap(),
+            name: "n1".parse().unwrap(),
+            settings: Settings::default(),
+            declared: Vec::new(),
+            drain: None,
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The owner of this node's settings and drain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::store::{Kept, Store};
+use super::{Config, DrainState, Error, Handle, Request, State, settings};
+use crate::capacity;
+use crate::clock::Clock;
+use crate::types::{Condition, Deadline, DrainRequest, GpuSharing, Settings, SettingsPatch};
+
+/// Changes waiting for the owner. Callers beyond it wait: changes are few, and each takes one write to disk.
+const QUEUE: usize = 64;
+
+/// Starts the owner. It ends when the last [`Handle`] is gone. `conditions` are those that
+/// [`conditions::spawn`](super::conditions::spawn) publishes; the handle shows them.
+pub fn spawn(
+    config: Config,
+    store: Store,
+    kept: Kept,
+    capacity: capacity::Handle,
+    conditions: watch::Receiver<Arc<Vec<Condition>>>,
+    clock: Clock,
+) -> (Handle, JoinHandle<()>) {
+    let in_force = settings::in_force(&kept.chosen, &config.declared);
+    caution(&Settings::default(), &in_force);
+    let state = State {
+        id: kept.id,
+        name: config.name.clone(),
+        settings: in_force,
+        declared: config.declared.fields().into_iter().map(str::to_owned).collect(),
+        drain: kept.drain,
+    };
+    let (requests, queue) = mpsc::channel(QUEUE);
+    let (publish, watched) = watch::channel(Arc::new(state.clone()));
+    let owner = Owner { config, store, chosen: kept.chosen, state, capacity, clock, publish };
+    (Handle { requests, state: watched, conditions }, tokio::spawn(owner.run(queue)))
+}
+
+struct Owner {
+    config: Config,
+    store: Store,
+    /// The settings chosen over the API.
+    chosen: Settings,
+    state: State,
+    capacity: capacity::Handle,
+    clock: Clock,
+    publish: watch::Sender<Arc<State>>,
+}
+
+impl Owner {
+    async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
+        self.rebase_drain().await;
+        while let Some(request) = queue.recv().await {
+            // Nobody has to wait for the answer: the change is made or refused all the same.
+            match request {
+                Request::Patch(patch, reply) => drop(reply.send(self.patch(&patch).await)),
+                Request::Drain(drain, reply) => drop(reply.send(self.drain(drain).await)),
+                Request::Undrain(reply) => drop(reply.send(self.undrain().await)),
+            }
+        }
+    }
+
+    async fn patch(&mut self, patch: &SettingsPatch) -> Result<Settings, Error> {
+        let physical_gpus = self.capacity.report().physical.gpus;
+        let change = settings::change(&self.chosen, &self.config, patch, physical_gpus)?;
+        if change.chosen != self.chosen {
+            self.store.keep_settings(&change.chosen).await.map_err(|e| Error::Store(e.to_string()))?;
+            tracing::info!(settings = ?change.in_force, "settings changed");
+            caution(&self.state.settings, &change.in_force);
+            self.chosen = change.chosen;
+            self.state.settings = change.in_force;
+            self.publish();
+        }
+        Ok(self.state.settings.clone())
+    }
+
+    async fn drain(&mut self, request: DrainRequest) -> Result<DrainState, Error> {
+        request.validate()?;
+        let now = self.clock.now();
+        let drain = DrainState {
+            since: self.state.drain.as_ref().map_or(now.wall, |drain| drain.since),
+            deadline: request.deadline_seconds.map(|seconds| Deadline::after(now, Duration::from_secs(seconds))),
+            stop_sessions: request.stop_sessions,
+            message: request.message,
+        };
+        self.keep_drain(Some(drain.clone())).await?;
+        tracing::info!(?drain, "the node drains: it takes no new sessions");
+        Ok(drain)
+    }
+
+    async fn undrain(&mut self) -> Result<(), Error> {
+        if self.state.drain.is_some() {
+            self.keep_drain(None).await?;
+            tracing::info!("the drain is over");
+        }
+        Ok(())
+    }
+
+    /// After a reboot the deadline is counted from this boot. Where that cannot be written, the one from
+    /// before goes on, by the wall clock.
+    async fn rebase_drain(&mut self) {
+        let Some(drain) = &self.state.drain else { return };
+        let rebased =
+            DrainState { deadline: drain.deadline.map(|deadline| deadline.rebased(self.clock.now())), ..drain.clone() };
+        if rebased != *drain
+            && let Err(error) = self.keep_drain(Some(rebased)).await
+        {
+            tracing::warn!(%error, "the drain's deadline was not written again after the reboot");
+        }
+    }
+
+    async fn keep_drain(&mut self, drain: Option<DrainState>) -> Result<(), Error> {
+        self.store.keep_drain(drain.as_ref()).await.map_err(|e| Error::Store(e.to_string()))?;
+        self.state.drain = drain;
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&self) {
+        self.publish.send_replace(Arc::new(self.state.clone()));
+    }
+}
+
+/// Says what an operator who lets users share a GPU should know.
+fn caution(before: &Settings, after: &Settings) {
+    if after.gpu_sharing == GpuSharing::Any && before.gpu_sharing != GpuSharing::Any {
+        tracing::warn!(
+            "security: gpu_sharing is `any`: sessions of different users may share one GPU, \
+             and the isolation between them on it is not well established"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    use crate::node::fixture::{self, moment};
+    use crate::types::{Cores, Moment};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn capacity(gpus: u32) -> capacity::Handle {
+        let mut report = fixture::report();
+        report.physical.gpus = gpus;
+        capacity::Handle::new(watch::channel(Arc::new(report)).1)
+    }
+
+    fn config(declared: &str) -> Config {
+        Config { name: "n1".parse().unwrap(), declared: serde_json::from_str(declared).unwrap(), file: None }
+    }
+
+    fn start(directory: &Path, declared: &str, clock: &Clock) -> (Handle, JoinHandle<()>) {
+        let (store, kept) = Store::open(directory, Some("m"), clock.now().wall).unwrap();
+        spawn(config(declared), store, kept, capacity(0), watch::channel(Arc::default()).1, clock.clone())
+    }
+
+    async fn stop(started: (Handle, JoinHandle<()>)) {
+        drop(started.0);
+        started.1.await.unwrap();
+    }
+
+    fn patch(json: &str) -> SettingsPatch {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[tokio::test]
+    async fn settings_and_drain_survive_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(moment());
+        let first = start(directory.path(), "{}", &clock);
+        let answered = first.0.patch(patch(r#"{"cores_override":12,"labels":{"rack":"3"}}"#)).await.unwrap();
+        assert_eq!(answered.cores_override, Cores::whole(12));
+        let drain =
+            DrainRequest { deadline_seconds: Some(3600), stop_sessions: true, message: Some("disk".to_owned()) };
+        first.0.drain(drain).await.unwrap();
+        let before = first.0.state();
+        assert!(!before.accepts());
+        stop(first).await;
+
+        let second = start(directory.path(), "{}", &clock);
+        assert_eq!(second.0.state(), before);
+        second.0.undrain().await.unwrap();
+        second.0.undrain().await.unwrap();
+        assert!(second.0.state().accepts());
+        stop(second).await;
+        assert_eq!(start(directory.path(), "{}", &clock).0.state().drain, None);
+    }
+
+    #[tokio::test]
+    async fn a_declared_setting_wins_and_what_was_chosen_returns_after_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(moment());
+        let free = start(directory.path(), "{}", &clock);
+        free.0.patch(patch(r#"{"cores_override":12}"#)).await.unwrap();
+        stop(free).await;
+
+        let declared = start(directory.path(), r#"{"cores_override":8}"#, &clock);
+        assert_eq!(declared.0.state().settings.cores_override, Cores::whole(8));
+        assert_eq!(declared.0.state().declared, ["cores_override"]);
+        let refused = declared.0.patch(patch(r#"{"cores_override":12}"#)).await.unwrap_err();
+        assert!(matches!(refused, Error::Declared { field, .. } if field == "cores_override"));
+        assert_eq!(declared.0.patch(patch(r#"{"enabled":false}"#)).await.unwrap().cores_override, Cores::whole(8));
+        stop(declared).await;
+
+        let settings = start(directory.path(), "{}", &clock).0.state().settings.clone();
+        assert_eq!((settings.cores_override, settings.enabled), (Cores::whole(12), false));
+    }
+
+    #[tokio::test]
+    async fn undrain_never_touches_enabled_and_a_second_drain_keeps_its_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(moment());
+        let (node, _owner) = start(directory.path(), r#"{"enabled":false}"#, &clock);
+        let first = node.drain(DrainRequest::default()).await.unwrap();
+        clock.advance(HOUR);
+        let second = node.drain(DrainRequest { stop_sessions: true, ..DrainRequest::default() }).await.unwrap();
+        assert_eq!((second.since, second.stop_sessions), (first.since, true));
+        node.undrain().await.unwrap();
+        assert!(!node.state().settings.enabled && !node.state().accepts());
+        let long = DrainRequest { message: Some("x".repeat(2000)), ..DrainRequest::default() };
+        assert!(matches!(node.drain(long).await, Err(Error::Invalid(_))));
+        assert_eq!(node.state().drain, None);
+    }
+
+    #[tokio::test]
+    async fn a_drain_goes_on_counting_after_a_reboot() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(moment());
+        let first = start(directory.path(), "{}", &clock);
+        first.0.drain(DrainRequest { deadline_seconds: Some(7200), ..DrainRequest::default() }).await.unwrap();
+        stop(first).await;
+
+        let rebooted = Clock::manual(Moment { boot_id: 2, ..moment().plus(HOUR) });
+        let (node, _owner) = start(directory.path(), "{}", &rebooted);
+        let rebased = |state: &Arc<State>| {
+            let deadline = state.drain.as_ref().unwrap().deadline.unwrap();
+            // A day on the wall clock alone moves nothing once the deadline is counted from this boot.
+            let jumped = Moment { wall: rebooted.now().wall.plus(24 * HOUR), ..rebooted.now() };
+            deadline.remaining(jumped) == HOUR
+        };
+        node.watch().wait_for(rebased).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_is_not_done() {
+        let (store, switch) = Store::failing();
+        let id = "k3f7q2m5x6a4b7c2".parse().unwrap();
+        let kept = Kept { id, chosen: Settings::default(), drain: None };
+        let conditions = watch::channel(Arc::default()).1;
+        let (node, _owner) = spawn(config("{}"), store, kept, capacity(1), conditions, Clock::manual(moment()));
+        let before = node.state();
+        switch.set(true);
+        assert!(matches!(node.patch(patch(r#"{"gpus_override":2}"#)).await, Err(Error::Store(_))));
+        assert!(matches!(node.drain(DrainRequest::default()).await, Err(Error::Store(_))));
+        assert_eq!(node.state(), before);
+        switch.set(false);
+        assert_eq!(node.patch(patch(r#"{"gpus_override":2}"#)).await.unwrap().gpus_override, 2);
+    }
+
+    #[tokio::test]
+    async fn a_handle_outlives_no_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let (node, owner) = start(directory.path(), "{}", &Clock::manual(moment()));
+        owner.abort();
+        assert!(owner.await.unwrap_err().is_cancelled());
+        assert_eq!(node.undrain().await, Err(Error::Stopping));
+    }
+}

@@ -1,0 +1,294 @@
+//! This node as everybody sees it.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{DrainState, Handle, State};
+use crate::capacity::effective::{effective, slots_per_device};
+use crate::capacity::{self, Report};
+use crate::clock::Clock;
+use crate::sessions::Snapshot;
+use crate::sessions::runtime::Health;
+use crate::types::{
+    Bytes, Condition, Cores, Drain, Figures, Gpu, Moment, Node, NodeResources, NodeState, Resources, RuntimeKind,
+    RuntimeStatus, Settings, Timestamp,
+};
+
+/// What does not change while the daemon runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Where the other nodes and people reach this one.
+    pub address: String,
+    /// Of the daemon.
+    pub version: String,
+    pub runtime: RuntimeKind,
+}
+
+/// Looks at this node for whoever asks. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Observer {
+    node: Handle,
+    capacity: capacity::Handle,
+    sessions: watch::Receiver<Arc<Snapshot>>,
+    health: watch::Receiver<Health>,
+    facts: Arc<Facts>,
+    clock: Clock,
+}
+
+impl Observer {
+    pub fn new(
+        node: Handle,
+        capacity: capacity::Handle,
+        sessions: watch::Receiver<Arc<Snapshot>>,
+        health: watch::Receiver<Health>,
+        facts: Facts,
+        clock: Clock,
+    ) -> Self {
+        Self { node, capacity, sessions, health, facts: Arc::new(facts), clock }
+    }
+
+    /// The node as it is now.
+    pub fn node(&self) -> Node {
+        describe(Seen {
+            state: &self.node.state(),
+            report: &self.capacity.report(),
+            sessions: &self.sessions.borrow().clone(),
+            health: &self.health.borrow().clone(),
+            conditions: &self.node.conditions(),
+            facts: &self.facts,
+            now: self.clock.now(),
+        })
+    }
+}
+
+/// Everything that a node is described from.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    pub state: &'a State,
+    pub report: &'a Report,
+    pub sessions: &'a Snapshot,
+    pub health: &'a Health,
+    pub conditions: &'a [Condition],
+    pub facts: &'a Facts,
+    pub now: Moment,
+}
+
+/// The node in the words of the API.
+pub fn describe(seen: Seen<'_>) -> Node {
+    let Seen { state, report, sessions, health, conditions, facts, now } = seen;
+    let offered = effective(report.physical, &state.settings);
+    Node {
+        id: state.id.clone(),
+        name: state.name.clone(),
+        address: facts.address.clone(),
+        version: facts.version.clone(),
+        state: NodeState::Alive,
+        enabled: state.settings.enabled,
+        is_leader: false, // whoever asks knows who leads
+        last_seen: now.wall,
+        runtime: runtime_status(facts.runtime, health),
+        resources: resources(report, &state.settings, offered, sessions.allocated),
+        disk: report.disk.clone(),
+        swap: report.swap.clone(),
+        load: report.load,
+        gpus: gpus(state, report, offered.gpus, sessions),
+        sessions: u32::try_from(sessions.reserved.len()).unwrap_or(u32::MAX),
+        settings: state.settings.clone(),
+        declared_settings: state.declared.clone(),
+        drain: state.drain.as_ref().map(|drain| describe_drain(drain, sessions, now)),
+        conditions: conditions.to_vec(),
+    }
+}
+
+fn resources(report: &Report, settings: &Settings, offered: Resources, allocated: Resources) -> NodeResources {
+    let physical = report.physical;
+    let free = offered.saturating_sub(allocated);
+    let used = report.utilized;
+    let at = |known: bool| used.filter(|_| known).map(|used| used.at);
+    let (cores_used, memory_used): (Option<Cores>, Option<Bytes>) =
+        (used.and_then(|used| used.cores), used.and_then(|used| used.memory));
+    NodeResources {
+        cores: Figures {
+            physical: physical.cores,
+            override_: settings.cores_override,
+            effective: offered.cores,
+            allocated: allocated.cores,
+            available: free.cores,
+            utilized: cores_used,
+            utilized_at: at(cores_used.is_some()),
+        },
+        memory_bytes: Figures {
+            physical: physical.memory,
+            override_: settings.memory_override_bytes,
+            effective: offered.memory,
+            allocated: allocated.memory,
+            available: free.memory,
+            utilized: memory_used,
+            utilized_at: at(memory_used.is_some()),
+        },
+        gpus: Figures {
+            physical: physical.gpus,
+            override_: settings.gpus_override,
+            effective: offered.gpus,
+            allocated: allocated.gpus,
+            available: free.gpus,
+            utilized: None,
+            utilized_at: None,
+        },
+    }
+}
+
+fn gpus(state: &State, report: &Report, offered: u32, sessions: &Snapshot) -> Vec<Gpu> {
+    let slots = slots_per_device(report.physical.gpus, offered);
+    let describe = |(device, slots): (&capacity::GpuDevice, u32)| Gpu {
+        uuid: device.uuid.clone(),
+        index: device.index,
+        node: state.name.clone(),
+        model: device.model.clone(),
+        memory_total_bytes: None,
+        memory_used_bytes: None,
+        utilization_percent: None,
+        temperature_celsius: None,
+        power_watts: None,
+        health: "ok".to_owned(),
+        slots,
+        slots_used: sessions.gpu_slots_used.get(&device.uuid).copied().unwrap_or(0),
+        cordoned: false,
+    };
+    report.gpus.iter().zip(slots).map(describe).collect()
+}
+
+fn runtime_status(kind: RuntimeKind, health: &Health) -> RuntimeStatus {
+    let (version, message) = match health {
+        Health::Unknown => (None, Some("it has not answered yet".to_owned())),
+        Health::Down { message } => (None, Some(message.clone())),
+        Health::Up(info) => {
+            let unenforced =
+                (!info.unenforced.is_empty()).then(|| format!("not enforced: {}", info.unenforced.join(", ")));
+            (Some(info.version.clone()), unenforced)
+        }
+    };
+    RuntimeStatus { kind, version, available: health.is_up(), message }
+}
+
+fn describe_drain(drain: &DrainState, sessions: &Snapshot, now: Moment) -> Drain {
+    let deadline: Option<Timestamp> = drain.deadline.map(|deadline| deadline.shown(now));
+    Drain {
+        since: drain.since,
+        deadline,
+        stop_sessions: drain.stop_sessions,
+        message: drain.message.clone(),
+        blockers: sessions.reserved.iter().cloned().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::capacity::{GpuDevice, Utilized};
+    use crate::node::fixture;
+    use crate::sessions::runtime::EngineInfo;
+    use crate::types::{Deadline, SessionId};
+
+    fn described(change: impl FnOnce(&mut Report, &mut State, &mut Snapshot, &mut Health)) -> Node {
+        let (mut report, mut state, mut sessions) = (fixture::report(), fixture::state(), Snapshot::default());
+        let mut health = Health::Unknown;
+        change(&mut report, &mut state, &mut sessions, &mut health);
+        let facts = Facts { address: "h:1".to_owned(), version: "0".to_owned(), runtime: RuntimeKind::Docker };
+        describe(Seen {
+            state: &state,
+            report: &report,
+            sessions: &sessions,
+            health: &health,
+            conditions: &[],
+            facts: &facts,
+            now: fixture::moment(),
+        })
+    }
+
+    #[test]
+    fn six_cores_overridden_to_twelve_show_five_of_twelve() {
+        let node = described(|_, state, sessions, _| {
+            state.settings.cores_override = Cores::whole(12);
+            sessions.allocated = Resources::new(Cores::whole(5), Bytes::gib(5), 0);
+        });
+        let cores = &node.resources.cores;
+        assert_eq!((cores.physical, cores.override_), (Cores::whole(6), Cores::whole(12)));
+        assert_eq!((cores.allocated, cores.effective), (Cores::whole(5), Cores::whole(12)));
+        assert_eq!(cores.available, Cores::whole(7));
+        assert_eq!(node.resources.memory_bytes.available, Bytes::gib(1));
+    }
+
+    #[test]
+    fn available_is_never_below_zero() {
+        let node = described(|_, state, sessions, _| {
+            state.settings.cores_override = Cores::whole(3);
+            sessions.allocated = Resources::new(Cores::whole(5), Bytes::ZERO, 0);
+        });
+        assert_eq!(node.resources.cores.available, Cores::ZERO);
+    }
+
+    #[test]
+    fn what_is_not_known_is_null() {
+        let node = described(|report, _, _, _| {
+            report.utilized =
+                Some(Utilized { cores: None, memory: Some(Bytes::gib(1)), at: Timestamp::from_millis(3) });
+        });
+        let json = serde_json::to_value(&node).unwrap();
+        assert!(json["resources"]["cores"]["utilized"].is_null());
+        assert!(json["resources"]["cores"]["utilized_at"].is_null());
+        assert_eq!(node.resources.memory_bytes.utilized_at, Some(Timestamp::from_millis(3)));
+    }
+
+    #[test]
+    fn gpus_show_their_slots() {
+        let device = |index| GpuDevice { uuid: format!("GPU-{index}"), index, model: "dev".to_owned() };
+        let node = described(|report, state, sessions, _| {
+            report.physical.gpus = 2;
+            report.gpus = vec![device(0), device(1)];
+            state.settings.gpus_override = 5;
+            sessions.gpu_slots_used.insert("GPU-1".to_owned(), 2);
+        });
+        let slots: Vec<_> = node.gpus.iter().map(|gpu| (gpu.slots, gpu.slots_used)).collect();
+        assert_eq!(slots, [(3, 0), (2, 2)]);
+    }
+
+    #[test]
+    fn a_drain_names_what_holds_it_up() {
+        let blocker: SessionId = SessionId::of_key(&"c".parse().unwrap(), "k");
+        let hour = Duration::from_secs(3600);
+        let node = described(|_, state, sessions, _| {
+            state.drain = Some(DrainState {
+                since: Timestamp::from_millis(1),
+                deadline: Some(Deadline::after(fixture::moment(), hour)),
+                stop_sessions: true,
+                message: None,
+            });
+            sessions.reserved.insert(blocker.clone());
+        });
+        let drain = node.drain.unwrap();
+        assert_eq!(drain.blockers, [blocker]);
+        assert_eq!(drain.deadline, Some(fixture::moment().wall.plus(hour)));
+        assert!(node.enabled);
+        assert_eq!(node.sessions, 1);
+    }
+
+    #[test]
+    fn the_runtime_says_whether_it_answers() {
+        let info = EngineInfo {
+            version: "29.1".to_owned(),
+            cores: Cores::whole(6),
+            memory: Bytes::gib(6),
+            data_root: None,
+            unenforced: Vec::new(),
+        };
+        let up = described(|_, _, _, health| *health = Health::Up(info)).runtime;
+        assert_eq!((up.available, up.version.as_deref(), up.message), (true, Some("29.1"), None));
+        let down = described(|_, _, _, health| *health = Health::Down { message: "gone".to_owned() }).runtime;
+        assert_eq!((down.available, down.message.as_deref()), (false, Some("gone")));
+        assert!(!described(|_, _, _, _| {}).runtime.available);
+    }
+}

@@ -1,0 +1,133 @@
+//! What every host told its leader. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Have, HostReport};
+use crate::sessions::Held;
+use crate::types::{Node, NodeId, SessionId, SessionState, User};
+
+/// Everything that the leader was told, for whoever reads.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Fleet {
+    pub hosts: BTreeMap<NodeId, Arc<HostView>>,
+}
+
+/// What one host told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostView {
+    pub node: Arc<Node>,
+    /// Every session that it remembers.
+    pub sessions: BTreeMap<SessionId, Arc<Held>>,
+    pub have: Have,
+}
+
+/// The leader's own copy, with its ways to find things.
+#[derive(Debug, Default)]
+pub struct Index {
+    fleet: Fleet,
+    /// The hosts that remember a session: one, but for what a partition left.
+    by_session: BTreeMap<SessionId, Vec<NodeId>>,
+}
+
+/// A session that a host is to put away: there is a better one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Duplicate {
+    pub host: NodeId,
+    pub session: SessionId,
+}
+
+impl Index {
+    pub const fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// Whether the host has told what it holds.
+    pub fn knows(&self, host: &NodeId) -> bool {
+        self.fleet.hosts.contains_key(host)
+    }
+
+    /// Takes in a report, and answers which sessions of it, or because of it, are there twice. A report that
+    /// builds on something that is not here is left out: `None`, and the host must tell everything.
+    pub fn apply(&mut self, host: &NodeId, report: HostReport) -> Option<Vec<Duplicate>> {
+        let have = report.have();
+        let before = self.fleet.hosts.get(host);
+        let mut sessions = match before {
+            _ if report.changes.whole => BTreeMap::new(),
+            Some(view) if view.have.sessions.incarnation == have.sessions.incarnation => view.sessions.clone(),
+            _ => return None,
+        };
+        let changed: Vec<SessionId> = report.changes.held.iter().map(|held| held.session.id.clone()).collect();
+        for held in report.changes.held {
+            sessions.insert(held.session.id.clone(), Arc::new(held));
+        }
+        for session in &report.changes.forgotten {
+            sessions.remove(session);
+        }
+        self.find_again(host, &sessions);
+        let view = HostView { node: Arc::new(report.node), sessions, have };
+        self.fleet.hosts.insert(host.clone(), Arc::new(view));
+        Some(changed.iter().flat_map(|session| self.duplicates(session)).collect())
+    }
+
+    /// Notes which sessions are found on this host from now on.
+    fn find_again(&mut self, host: &NodeId, now: &BTreeMap<SessionId, Arc<Held>>) {
+        if let Some(view) = self.fleet.hosts.get(host) {
+            for session in view.sessions.keys().filter(|session| !now.contains_key(*session)) {
+                if let Some(hosts) = self.by_session.get_mut(session) {
+                    hosts.retain(|known| known != host);
+                    if hosts.is_empty() {
+                        self.by_session.remove(session);
+                    }
+                }
+            }
+        }
+        for session in now.keys() {
+            let hosts = self.by_session.entry(session.clone()).or_default();
+            if !hosts.contains(host) {
+                hosts.push(host.clone());
+            }
+        }
+    }
+
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The host of a session, and what it says of it: the copy that counts, where there are more.
+    pub fn holder(&self, session: &SessionId) -> Option<(&NodeId, &Arc<Held>)> {
+        let hosts = self.by_session.get(session)?;
+        let held = hosts.iter().filter_map(|host| Some((host, self.fleet.hosts.get(host)?.sessions.get(session)?)));
+        held.max_by_key(|(host, held)| (worth(held), *host))
+    }
+
+    /// The copies of a session that lose to another.
+    fn duplicates(&self, session: &SessionId) -> Vec<Duplicate> {
+        let Some((best, held)) = self.holder(session) else { return Vec::new() };
+        if held.gone {
+            return Vec::new();
+        }
+        let others = self.by_session.get(session).into_iter().flatten().filter(|host| *host != best);
+        let live = others.filter(|host| {
+            let view = self.fleet.hosts.get(*host);
+            view.and_then(|view| view.sessions.get(session)).is_some_and(|held| !held.gone)
+        });
+        live.map(|host| Duplicate { host: host.clone(), session: session.clone() }).collect()
+    }
+
+    /// How many sessions of a user hold a reservation, as far as the hosts that answer say.
+    pub fn sessions_of(&self, user: &User) -> usize {
+        let held = self.fleet.hosts.values().flat_map(|view| view.sessions.values());
+        held.filter(|held| held.session.user == *user && is_live(held)).count()
+    }
+}
+
+/// Whether the session holds a reservation.
+pub fn is_live(held: &Held) -> bool {
+    !held.gone && !matches!(held.session.state, SessionState::Stopped | SessionState::Failed)
+}
+
+/// Of two copies of one session, the one that is there counts before one that is gone, then the later decision.
+fn worth(held: &Held) -> (bool, &crate::types::Ballot, u32) {
+    (!held.gone, &held.ballot, held.session.attempt)
+}

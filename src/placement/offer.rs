@@ -1,0 +1,234 @@
+//! One session's way through its candidates. Pure.
+//!
+//! Only a refusal moves on to the next host. What a host did not answer it may have taken: that same host
+//! is asked again, until it says or the time is up, and never another.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::plan::{Candidate, Offers, nobody};
+use super::{Error, Offered};
+use crate::sessions::{self, Admitted};
+use crate::types::{BootInstant, NodeReason, NodeVerdict, Reason};
+
+/// How long a session is offered around.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two questions to a host that does not answer.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// An offer on its way.
+#[derive(Debug)]
+pub struct Offer {
+    candidates: VecDeque<Candidate>,
+    considered: Vec<NodeVerdict>,
+    refusals: Vec<NodeReason>,
+    deadline: BootInstant,
+    /// The host that was asked last may have taken it.
+    unknown: bool,
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Ask this host, after a pause.
+    Ask {
+        host: Candidate,
+        after: Duration,
+        considered: Vec<NodeVerdict>,
+    },
+    Done(Box<Result<Admitted, Error>>),
+}
+
+impl Offer {
+    pub fn new(offers: Offers, now: BootInstant) -> Self {
+        Self {
+            considered: offers.verdicts(),
+            candidates: offers.candidates.into(),
+            refusals: offers.refusals,
+            deadline: now.plus(PATIENCE),
+            unknown: false,
+        }
+    }
+
+    /// Whom to ask first.
+    pub fn begin(&mut self) -> Step {
+        self.ask_next()
+    }
+
+    /// Takes the outcome of the last question.
+    pub fn offered(&mut self, outcome: Offered, now: BootInstant) -> Step {
+        match outcome {
+            Offered::Accepted(admitted) => Step::Done(Box::new(Ok(*admitted))),
+            Offered::Stale(stale) => Step::Done(Box::new(Err(Error::NoLeader(stale.to_string())))),
+            Offered::Unknown(_) => {
+                self.unknown = true;
+                self.ask_again(now)
+            }
+            // Whether it got the question before is not known, and it cannot be asked.
+            Offered::Unreachable(_) if self.unknown => self.ask_again(now),
+            Offered::Unreachable(_) => self.refused(Reason::Unreachable),
+            // It was too busy even to look whether it has it.
+            Offered::Refused(sessions::Error::Busy) if self.unknown => self.ask_again(now),
+            Offered::Refused(error) => self.judge(error),
+        }
+    }
+
+    fn judge(&mut self, error: sessions::Error) -> Step {
+        match error {
+            sessions::Error::Refused(reason) => {
+                self.note(&reason);
+                self.refusals.push(*reason);
+                self.move_on()
+            }
+            // It cannot write, its engine fails, or it has too much to do: another host may take it.
+            sessions::Error::Journal(_) | sessions::Error::Runtime(_) => self.refused(Reason::RuntimeUnavailable),
+            sessions::Error::Busy => self.refused(Reason::Unreachable),
+            error => Step::Done(Box::new(Err(Error::Host(error)))),
+        }
+    }
+
+    fn refused(&mut self, reason: Reason) -> Step {
+        if let Some(host) = self.candidates.front() {
+            let reason = NodeReason::plain(host.name.clone(), reason);
+            self.note(&reason);
+            self.refusals.push(reason);
+        }
+        self.move_on()
+    }
+
+    fn move_on(&mut self) -> Step {
+        self.unknown = false;
+        self.candidates.pop_front();
+        self.ask_next()
+    }
+
+    fn ask_next(&self) -> Step {
+        match self.candidates.front() {
+            Some(host) => self.ask(host, Duration::ZERO),
+            None => Step::Done(Box::new(Err(nobody(self.refusals.clone())))),
+        }
+    }
+
+    fn ask_again(&self, now: BootInstant) -> Step {
+        match self.candidates.front() {
+            Some(host) if now < self.deadline => self.ask(host, AGAIN),
+            Some(host) => Step::Done(Box::new(Err(Error::OutcomeUnknown { node: host.name.clone() }))),
+            None => self.ask_next(),
+        }
+    }
+
+    fn ask(&self, host: &Candidate, after: Duration) -> Step {
+        Step::Ask { host: host.clone(), after, considered: self.considered.clone() }
+    }
+
+    /// The host's own word replaces what was expected of it.
+    fn note(&mut self, reason: &NodeReason) {
+        for verdict in self.considered.iter_mut().filter(|verdict| verdict.node == reason.node) {
+            verdict.refusal = Some(reason.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::election::Stale;
+    use crate::types::{Ballot, NodeId, SessionState, sample};
+
+    const NOW: BootInstant = BootInstant::from_millis(1000);
+
+    fn offers(hosts: u8) -> Offers {
+        let candidate = |i: u8| Candidate { id: NodeId::from_bytes([i; 10]), name: format!("n{i}").parse().unwrap() };
+        Offers { candidates: (0..hosts).map(candidate).collect(), refusals: Vec::new() }
+    }
+
+    fn accepted() -> Offered {
+        let session = sample::session("k", "desktop", "alice", SessionState::Pending);
+        Offered::Accepted(Box::new(Admitted { session, replayed: false }))
+    }
+
+    fn refused(host: &Candidate) -> Offered {
+        let reason = NodeReason::plain(host.name.clone(), Reason::NoCapacity);
+        Offered::Refused(sessions::Error::Refused(Box::new(reason)))
+    }
+
+    fn asked(step: &Step) -> Candidate {
+        match step {
+            Step::Ask { host, .. } => host.clone(),
+            Step::Done(done) => panic!("nobody is asked: {done:?}"),
+        }
+    }
+
+    #[test]
+    fn a_refusal_moves_on_and_is_explained() {
+        let mut offer = Offer::new(offers(2), NOW);
+        let first = asked(&offer.begin());
+        let next = offer.offered(refused(&first), NOW);
+        let Step::Ask { host, considered, .. } = &next else { panic!("the second is asked") };
+        assert_eq!(host.name.as_str(), "n1");
+        assert_eq!(considered[0].refusal.as_ref().unwrap().reason, Reason::NoCapacity);
+        let end = offer.offered(refused(host), NOW);
+        assert!(
+            matches!(end, Step::Done(done) if matches!(&*done, Err(Error::NoCapacity(reasons)) if reasons.len() == 2))
+        );
+    }
+
+    #[test]
+    fn a_leader_that_is_none_any_more_stops() {
+        let mut offer = Offer::new(offers(2), NOW);
+        offer.begin();
+        let stale = Stale { highest: Ballot { term: 9, node: NodeId::from_bytes([9; 10]) } };
+        let end = offer.offered(Offered::Stale(stale), NOW);
+        assert!(matches!(end, Step::Done(done) if matches!(*done, Err(Error::NoLeader(_)))));
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Fate {
+        Accept,
+        Refuse,
+        Silent,
+        Away,
+    }
+
+    proptest! {
+        /// Whoever may have taken it is asked until it says or the time is up, and nobody else is.
+        #[test]
+        fn no_second_host_is_asked_while_the_first_may_have_it(
+            hosts in 1..5u8,
+            fates in prop::collection::vec(
+                prop_oneof![Just(Fate::Accept), Just(Fate::Refuse), Just(Fate::Silent), Just(Fate::Away)], 200..201),
+        ) {
+            let mut offer = Offer::new(offers(hosts), NOW);
+            let mut now = NOW;
+            let mut step = offer.begin();
+            let mut may_have_it: Option<Candidate> = None;
+            for fate in fates {
+                let Step::Ask { host, after, .. } = &step else { break };
+                let host = host.clone();
+                if let Some(holder) = &may_have_it {
+                    prop_assert_eq!(holder, &host);
+                }
+                now = now.plus(*after).plus(Duration::from_millis(10));
+                let outcome = match fate {
+                    Fate::Accept => accepted(),
+                    Fate::Refuse => {
+                        may_have_it = None;
+                        refused(&host)
+                    }
+                    Fate::Silent => {
+                        may_have_it = Some(host);
+                        Offered::Unknown(String::new())
+                    }
+                    Fate::Away => Offered::Unreachable(String::new()),
+                };
+                step = offer.offered(outcome, now);
+            }
+            let Step::Done(done) = step else { panic!("it ends") };
+            if may_have_it.is_some() {
+                prop_assert!(matches!(*done, Ok(_) | Err(Error::OutcomeUnknown { .. })), "{done:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! From the nodes and a request to an order of offers, or to an explanation. Pure.
+
+use super::Error;
+use super::filter::{self, Host};
+use super::score::{Rank, rank};
+use crate::types::{Name, Node, NodeId, NodeReason, NodeVerdict, Plan, Reason, SessionId, Strategy, Workspace};
+
+/// Candidates that are kept in order: if so many refuse, the cluster has changed under the plan.
+const MAX_CANDIDATES: usize = 16;
+/// Reasons that an answer names at most.
+const MAX_REASONS: usize = 1000;
+/// Verdicts that go with an offer at most, to explain it later.
+const MAX_VERDICTS: usize = 100;
+
+/// The nodes to offer a session to, best first, and what is said of every node.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Offers {
+    pub candidates: Vec<Candidate>,
+    pub refusals: Vec<NodeReason>,
+}
+
+/// A node that may take the session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    pub id: NodeId,
+    pub name: Name,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    pub session: &'a SessionId,
+    pub workspace: &'a Workspace,
+    pub strategy: Strategy,
+    /// The node that a volume of it is on.
+    pub pinned: Option<&'a NodeId>,
+}
+
+/// Which nodes to ask for this session.
+pub fn plan<'a>(hosts: impl Iterator<Item = Host<'a>>, wanted: Wanted<'_>) -> Offers {
+    let mut offers = Offers::default();
+    let mut fit: Vec<(Rank, &'a Node)> = Vec::new();
+    for host in hosts {
+        let elsewhere = wanted.pinned.is_some_and(|pinned| *pinned != host.node.id);
+        let refusal = filter::refusal(&host, wanted.workspace)
+            .or_else(|| elsewhere.then(|| NodeReason::plain(host.node.name.clone(), Reason::Volume)));
+        match refusal {
+            Some(refusal) => offers.refusals.push(refusal),
+            None => fit.push((rank(&host, wanted.workspace, wanted.session, wanted.strategy), host.node)),
+        }
+    }
+    if fit.len() > MAX_CANDIDATES {
+        fit.select_nth_unstable_by_key(MAX_CANDIDATES - 1, |(rank, _)| *rank);
+        fit.truncate(MAX_CANDIDATES);
+    }
+    fit.sort_unstable_by_key(|(rank, _)| *rank);
+    let candidate = |(_, node): (Rank, &Node)| Candidate { id: node.id.clone(), name: node.name.clone() };
+    offers.candidates = fit.into_iter().map(candidate).collect();
+    offers
+}
+
+impl Offers {
+    /// What every node said: candidates in their order, then those that were filtered out.
+    pub fn verdicts(&self) -> Vec<NodeVerdict> {
+        let ranked = self.candidates.iter().zip(1..).map(|(candidate, rank)| NodeVerdict {
+            node: candidate.name.clone(),
+            rank: Some(rank),
+            refusal: None,
+        });
+        let filtered = self.refusals.iter().map(|refusal| NodeVerdict {
+            node: refusal.node.clone(),
+            rank: None,
+            refusal: Some(refusal.clone()),
+        });
+        ranked.chain(filtered).take(MAX_VERDICTS).collect()
+    }
+}
+
+impl From<Offers> for Plan {
+    fn from(offers: Offers) -> Self {
+        Self { node: offers.candidates.first().map(|best| best.name.clone()), nodes: offers.verdicts() }
+    }
+}
+
+/// What it means when no node takes a session. That it is too large for good is said only if every node says so.
+pub(super) fn nobody(mut reasons: Vec<NodeReason>) -> Error {
+    let kinds = Kinds::of(&reasons);
+    reasons.truncate(MAX_REASONS);
+    if kinds.all_exceed {
+        Error::ExceedsPhysical(reasons)
+    } else if kinds.rest_disabled {
+        Error::Disabled(reasons)
+    } else if kinds.rest_without_engine {
+        Error::RuntimeUnavailable(reasons)
+    } else {
+        Error::NoCapacity(reasons)
+    }
+}
+
+/// What a list of reasons amounts to.
+struct Kinds {
+    all_exceed: bool,
+    rest_disabled: bool,
+    rest_without_engine: bool,
+}
+
+impl Kinds {
+    fn of(reasons: &[NodeReason]) -> Self {
+        // What a node can never take, whatever becomes free, does not make it the others' reason.
+        let never = [Reason::ExceedsPhysical, Reason::Constraint, Reason::Runtime];
+        let rest = || reasons.iter().filter(|reason| !never.contains(&reason.reason));
+        let rest_all = |these: &[Reason]| rest().next().is_some() && rest().all(|r| these.contains(&r.reason));
+        Self {
+            all_exceed: !reasons.is_empty() && reasons.iter().all(|r| r.reason == Reason::ExceedsPhysical),
+            rest_disabled: rest_all(&[Reason::Disabled, Reason::Draining, Reason::DuplicateNodeId]),
+            rest_without_engine: rest_all(&[Reason::RuntimeUnavailable]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Bytes, Condition, ConditionKind, Cores, NodeState, Resources, Timestamp, sample};
+
+    const FIRST: &str = "aabb222222222222";
+    const SECOND: &str = "aacc222222222222";
+
+    /// A node of so many cores, 64 GiB and no GPU.
+    fn node(name: &str, id: &str, cores: u32, allocated: u32) -> Node {
+        let mut node = sample::node(name, id);
+        node.resources.cores.physical = Cores::whole(cores);
+        node.resources.cores.effective = Cores::whole(cores);
+        node.resources.cores.allocated = Cores::whole(allocated);
+        node.resources.memory_bytes.physical = Bytes::gib(64);
+        node.resources.memory_bytes.effective = Bytes::gib(64);
+        node
+    }
+
+    fn a(cores: u32, allocated: u32) -> Node {
+        node("a", FIRST, cores, allocated)
+    }
+
+    fn b(cores: u32, allocated: u32) -> Node {
+        node("b", SECOND, cores, allocated)
+    }
+
+    fn wanted(cores: u32) -> Workspace {
+        let mut wanted = Workspace::new("desktop".parse().unwrap(), Cores::whole(cores), Bytes::gib(1));
+        wanted.command = vec!["sleep".to_owned()];
+        wanted
+    }
+
+    fn asked<'a>(session: &'a SessionId, workspace: &'a Workspace) -> Wanted<'a> {
+        Wanted { session, workspace, strategy: Strategy::Spread, pinned: None }
+    }
+
+    fn heard(node: &Node) -> Host<'_> {
+        Host { node, in_flight: Resources::default(), heard: true }
+    }
+
+    fn offers(nodes: &[Node], workspace: &Workspace) -> Offers {
+        plan(nodes.iter().map(heard), asked(&sample::session_id("k"), workspace))
+    }
+
+    fn best(nodes: &[Node], workspace: &Workspace) -> String {
+        offers(nodes, workspace).candidates[0].name.to_string()
+    }
+
+    fn refusal(node: &Node, workspace: &Workspace) -> Reason {
+        offers(std::slice::from_ref(node), workspace).refusals[0].reason
+    }
+
+    fn nobody_takes(nodes: &[Node], workspace: &Workspace) -> Error {
+        let offers = offers(nodes, workspace);
+        assert!(offers.candidates.is_empty());
+        nobody(offers.refusals)
+    }
+
+    #[test]
+    fn too_large_for_good_and_no_room_now_are_never_confused() {
+        assert!(matches!(nobody_takes(&[a(4, 0)], &wanted(5)), Error::ExceedsPhysical(_)));
+        assert!(matches!(nobody_takes(&[a(4, 4)], &wanted(4)), Error::NoCapacity(_)));
+        assert!(matches!(nobody_takes(&[a(4, 0), b(8, 8)], &wanted(5)), Error::NoCapacity(_)));
+        let disabled = Node { enabled: false, ..a(4, 0) };
+        assert!(matches!(nobody_takes(std::slice::from_ref(&disabled), &wanted(5)), Error::ExceedsPhysical(_)));
+        assert!(matches!(nobody_takes(&[disabled], &wanted(1)), Error::Disabled(_)));
+    }
+
+    #[test]
+    fn of_the_nodes_that_have_the_labels_it_is_said_why_they_take_nothing() {
+        let mut on_rack_3 = wanted(1);
+        on_rack_3.constraints.insert("rack".to_owned(), "3".to_owned());
+        let mut disabled = Node { enabled: false, ..a(4, 0) };
+        disabled.settings.labels.insert("rack".to_owned(), "3".to_owned());
+        assert!(matches!(nobody_takes(&[disabled, b(4, 0)], &on_rack_3), Error::Disabled(_)));
+        assert!(matches!(nobody_takes(&[b(4, 0)], &on_rack_3), Error::NoCapacity(_)));
+    }
+
+    #[test]
+    fn a_node_that_is_silent_is_not_said_to_be_too_small() {
+        let silent = Node { state: NodeState::Unknown, ..a(4, 0) };
+        assert_eq!(refusal(&silent, &wanted(1)), Reason::Unreachable);
+        assert!(matches!(nobody_takes(&[silent], &wanted(1)), Error::NoCapacity(_)));
+        let node = a(4, 0);
+        let untold = Host { heard: false, ..heard(&node) };
+        let offers = plan([untold].into_iter(), asked(&sample::session_id("k"), &wanted(1)));
+        assert_eq!(offers.refusals[0].reason, Reason::Unreachable);
+    }
+
+    #[test]
+    fn labels_and_engines_are_asked_for() {
+        let mut on_rack_3 = wanted(1);
+        on_rack_3.constraints.insert("rack".to_owned(), "3".to_owned());
+        let mut there = a(4, 0);
+        assert_eq!(refusal(&there, &on_rack_3), Reason::Constraint);
+        there.settings.labels.insert("rack".to_owned(), "3".to_owned());
+        assert_eq!(best(std::slice::from_ref(&there), &on_rack_3), "a");
+        there.runtime.available = false;
+        assert!(matches!(nobody_takes(&[there], &on_rack_3), Error::RuntimeUnavailable(_)));
+        let without_command = Workspace { command: Vec::new(), ..wanted(1) };
+        assert_eq!(refusal(&a(4, 0), &without_command), Reason::Runtime);
+    }
+
+    #[test]
+    fn what_is_on_its_way_to_a_node_takes_room_there() {
+        let node = a(4, 2);
+        let busy = Host { in_flight: wanted(2).resources(), ..heard(&node) };
+        let offers = plan([busy].into_iter(), asked(&sample::session_id("k"), &wanted(1)));
+        assert_eq!(offers.refusals[0].reason, Reason::NoCapacity);
+    }
+
+    #[test]
+    fn sessions_are_spread_or_packed() {
+        let nodes = [a(8, 4), b(8, 1)];
+        let packed = |strategy| {
+            let (session, workspace) = (sample::session_id("k"), wanted(1));
+            let wanted = Wanted { strategy, ..asked(&session, &workspace) };
+            plan(nodes.iter().map(heard), wanted).candidates[0].name.to_string()
+        };
+        assert_eq!((packed(Strategy::Spread), packed(Strategy::Binpack)), ("b".to_owned(), "a".to_owned()));
+    }
+
+    #[test]
+    fn gpus_are_kept_for_who_wants_them_and_a_broken_node_comes_last() {
+        let mut with_gpus = a(8, 0);
+        with_gpus.resources.gpus.physical = 2;
+        with_gpus.resources.gpus.effective = 2;
+        assert_eq!(best(&[with_gpus.clone(), b(8, 7)], &wanted(1)), "b");
+        let on_a_gpu = Workspace { gpus: 1, ..wanted(1) };
+        assert_eq!(best(&[with_gpus, b(8, 0)], &on_a_gpu), "a");
+
+        let kind = ConditionKind::FailingStarts;
+        let condition = Condition { kind, since: Timestamp::default(), message: String::new() };
+        let broken = Node { conditions: vec![condition], ..a(8, 0) };
+        assert_eq!(best(&[broken, b(8, 7)], &wanted(1)), "b");
+    }
+
+    #[test]
+    fn a_volume_holds_a_session_to_its_node() {
+        let (session, workspace) = (sample::session_id("k"), wanted(1));
+        let pinned: NodeId = SECOND.parse().unwrap();
+        let wanted = Wanted { pinned: Some(&pinned), ..asked(&session, &workspace) };
+        let offers = plan([a(8, 0), b(8, 7)].iter().map(heard), wanted);
+        assert_eq!(offers.candidates.len(), 1);
+        assert_eq!((offers.candidates[0].id.clone(), offers.refusals[0].reason), (pinned, Reason::Volume));
+    }
+
+    #[test]
+    fn ties_fall_the_same_way_for_one_session_and_every_way_for_many() {
+        let nodes = [a(8, 0), b(8, 0)];
+        let of = |key: &str| {
+            let (session, workspace) = (sample::session_id(key), wanted(1));
+            plan(nodes.iter().map(heard), asked(&session, &workspace)).candidates[0].name.to_string()
+        };
+        assert!((0..20).all(|_| of("k") == of("k")));
+        let on_a = (0..100).filter(|key| of(&key.to_string()) == "a").count();
+        assert!((20..80).contains(&on_a), "{on_a} of 100 on one of two equal nodes");
+    }
+
+    #[test]
+    fn only_the_best_candidates_are_kept_in_their_order() {
+        let nodes: Vec<Node> = (0..40_u8)
+            .map(|i| {
+                let id = NodeId::from_bytes([i; 10]);
+                node(&format!("n{i}"), id.as_str(), 100, u32::from(i).wrapping_mul(7) % 40)
+            })
+            .collect();
+        let names: Vec<_> = offers(&nodes, &wanted(1)).candidates.iter().map(|c| c.name.to_string()).collect();
+        let mut by_fill: Vec<_> = nodes.iter().collect();
+        by_fill.sort_by_key(|node| node.resources.cores.allocated);
+        let expected: Vec<_> = by_fill.iter().take(MAX_CANDIDATES).map(|node| node.name.to_string()).collect();
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn a_plan_names_every_node() {
+        let plan = Plan::from(offers(&[a(4, 4), b(4, 0)], &wanted(1)));
+        assert_eq!(plan.node, Some("b".parse().unwrap()));
+        assert_eq!(plan.nodes.iter().map(|v| v.rank).collect::<Vec<_>>(), [Some(1), None]);
+    }
+}

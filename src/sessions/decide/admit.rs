@@ -1,0 +1,153 @@
+//! Admission: whether this host takes a session.
+
+use super::{Book, Context};
+use crate::ledger::Refusal;
+use crate::sessions::record::Record;
+use crate::sessions::runtime::PortBinding;
+use crate::sessions::{Admit, Error};
+use crate::types::{Dimension, Name, Reason, Resources, SessionId, User, Workspace};
+
+impl Book {
+    /// Takes the session, or says why not and changes nothing. True where the key was used for the
+    /// same request before, and nothing new was made.
+    pub(in crate::sessions) fn admit(&mut self, admit: &Admit, cx: &Context<'_>) -> Result<bool, Error> {
+        if admit.cluster != self.cluster || admit.destination != self.node {
+            let meant = format!("this offer is for node {} of cluster {}", admit.destination, admit.cluster);
+            return Err(Error::Conflict(meant));
+        }
+        self.fence(&admit.ballot).map_err(Error::Stale)?;
+        if self.find(&admit.session, &admit.request.fingerprint())?.is_some() {
+            return Ok(true);
+        }
+        self.check_host(&admit.workspace, cx)?;
+        let user = &admit.request.user;
+        if let Some(limit) = admit.user_limit {
+            self.check_quota(user, limit)?;
+        }
+
+        let mut record = Record::admitted(admit, cx.now);
+        record.ports = self.assign_ports(&admit.session, &admit.workspace, cx)?;
+        match self.reserve(&admit.session, user, admit.workspace.resources(), None, cx) {
+            Ok(gpus) => record.gpu_uuids = gpus,
+            Err(refused) => {
+                self.ports.release(&admit.session);
+                return Err(refused);
+            }
+        }
+        if Record::wants_secret(&admit.workspace) {
+            record.secret = Some((cx.draw_secret)());
+        }
+        self.insert(record);
+        Ok(false)
+    }
+
+    /// The session of a key, if the key was used before: it must have been for the same request.
+    pub(in crate::sessions) fn find(&self, session: &SessionId, fingerprint: &str) -> Result<Option<&Record>, Error> {
+        let Some(record) = self.records.get(session) else { return Ok(None) };
+        // What was adopted from labels alone has lost its request: its key is trusted.
+        let same = record.fingerprint.as_ref().is_none_or(|known| known == fingerprint);
+        if same { Ok(Some(record)) } else { Err(Error::IdempotencyMismatch) }
+    }
+
+    /// What holds for every new reservation, a first one or that of a session that starts again.
+    pub(super) fn check_host(&self, workspace: &Workspace, cx: &Context<'_>) -> Result<(), Error> {
+        if !cx.node.settings.enabled {
+            return Err(self.plain_refusal(cx, Reason::Disabled));
+        }
+        if cx.node.drain.is_some() {
+            return Err(self.plain_refusal(cx, Reason::Draining));
+        }
+        if cx.duplicated {
+            return Err(self.plain_refusal(cx, Reason::DuplicateNodeId));
+        }
+        if !cx.engine_up {
+            return Err(self.plain_refusal(cx, Reason::RuntimeUnavailable));
+        }
+        if workspace.network.as_ref().is_some_and(|network| !self.allows_network(network)) {
+            return Err(self.plain_refusal(cx, Reason::Network));
+        }
+        self.check_disk(cx)?;
+        self.check_node_limit(cx)
+    }
+
+    fn allows_network(&self, network: &Name) -> bool {
+        self.config.networks.contains(network)
+    }
+
+    fn check_disk(&self, cx: &Context<'_>) -> Result<(), Error> {
+        let least = self.config.min_free_disk;
+        let Some(free) = cx.disk_free.filter(|free| *free < least) else { return Ok(()) };
+        Err(self.refusal(
+            cx,
+            Refusal {
+                reason: Reason::LowDisk,
+                dimension: Dimension::DiskBytes,
+                requested: least.get() as f64,
+                available: free.get() as f64,
+                physical: None,
+            },
+        ))
+    }
+
+    fn check_node_limit(&self, cx: &Context<'_>) -> Result<(), Error> {
+        let limit = self.config.max_sessions_per_node;
+        let full = limit > 0 && self.ledger.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
+        if !full {
+            return Ok(());
+        }
+        Err(self.refusal(
+            cx,
+            Refusal {
+                reason: Reason::SessionLimit,
+                dimension: Dimension::Sessions,
+                requested: 1.0,
+                available: 0.0,
+                physical: Some(f64::from(limit)),
+            },
+        ))
+    }
+
+    pub(super) fn check_quota(&self, user: &User, limit: u32) -> Result<(), Error> {
+        if self.ledger.sessions_of(user) < limit {
+            return Ok(());
+        }
+        Err(Error::Quota { user: user.clone(), limit })
+    }
+
+    pub(super) fn reserve(
+        &mut self,
+        session: &SessionId,
+        user: &User,
+        resources: Resources,
+        same_gpus: Option<&[String]>,
+        cx: &Context<'_>,
+    ) -> Result<Vec<String>, Error> {
+        let admitted = self.ledger.admit(session, user, resources, same_gpus, &cx.capacity);
+        admitted.map_err(|refusal| self.refusal(cx, refusal))
+    }
+
+    fn assign_ports(
+        &mut self,
+        session: &SessionId,
+        workspace: &Workspace,
+        cx: &Context<'_>,
+    ) -> Result<Vec<PortBinding>, Error> {
+        let (wanted, range) = (workspace.ports.len(), self.config.port_range);
+        let Some(host_ports) = self.ports.assign(session, wanted, range, cx.port_usable) else {
+            let refusal = Refusal {
+                reason: Reason::NoPorts,
+                dimension: Dimension::Ports,
+                requested: wanted as f64,
+                available: 0.0,
+                physical: Some(range.len() as f64),
+            };
+            return Err(self.refusal(cx, refusal));
+        };
+        let binding = |(port, host_port): (&crate::types::Port, u16)| PortBinding {
+            container_port: port.container_port,
+            protocol: port.protocol,
+            host_port,
+        };
+        Ok(workspace.ports.iter().zip(host_ports).map(binding).collect())
+    }
+}

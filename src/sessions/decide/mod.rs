@@ -1,0 +1,245 @@
+//! Every decision about the sessions of this host, pure: what was asked or seen goes in, changed
+//! records come out. The [owner](super::task) persists, publishes and replies.
+
+mod admit;
+mod command;
+mod expire;
+mod recover;
+mod report;
+#[cfg(test)]
+pub(super) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::journal;
+use super::record::Record;
+use super::{Config, Error};
+use crate::election::Stale;
+use crate::ledger::{Capacity, Ledger, Ports, Refusal, Reservation};
+use crate::node;
+use crate::store::Change;
+use crate::types::{Ballot, Bytes, EndReason, Moment, Name, NodeId, NodeReason, Reason, SessionId, SessionState};
+
+pub(super) use report::Report;
+
+/// Starts in a row that fail before a node says so and is offered sessions last.
+pub const FAILING_STARTS: u32 = 3;
+
+/// What a decision may look at besides the book.
+#[derive(Clone, Copy)]
+pub(super) struct Context<'a> {
+    pub(super) now: Moment,
+    pub(super) node: &'a node::State,
+    pub(super) capacity: Capacity<'a>,
+    pub(super) engine_up: bool,
+    /// Another live node has this node's id: one of the two is a copy.
+    pub(super) duplicated: bool,
+    /// Free where images live; `None`: not known.
+    pub(super) disk_free: Option<Bytes>,
+    pub(super) port_usable: &'a dyn Fn(u16) -> bool,
+    pub(super) draw_secret: &'a dyn Fn() -> String,
+}
+
+/// Every record, and what they hold together.
+pub(super) struct Book {
+    config: Config,
+    cluster: Name,
+    node: NodeId,
+    records: BTreeMap<SessionId, Record>,
+    ledger: Ledger,
+    ports: Ports,
+    failing_starts: u32,
+    /// Nothing is admitted under a lower ballot.
+    fence: Option<Ballot>,
+    /// Sessions that ran when the engine went, and were not seen since.
+    out_of_sight: BTreeSet<SessionId>,
+    /// The records as they were before the changes that are not yet on disk.
+    undo: BTreeMap<SessionId, Option<Record>>,
+    /// Records that differ from what is on disk. Those that are not in `undo` can wait.
+    unwritten: BTreeSet<SessionId>,
+    /// Records that differ from what was published.
+    unpublished: BTreeSet<SessionId>,
+}
+
+impl Book {
+    pub(super) fn new(
+        config: Config,
+        cluster: Name,
+        node: NodeId,
+        fence: Option<Ballot>,
+        records: Vec<Record>,
+    ) -> Self {
+        let records: BTreeMap<_, _> = records.into_iter().map(|record| (record.id.clone(), record)).collect();
+        let mut book = Self {
+            config,
+            cluster,
+            node,
+            unpublished: records.keys().cloned().collect(),
+            records,
+            ledger: Ledger::default(),
+            ports: Ports::default(),
+            failing_starts: 0,
+            fence,
+            out_of_sight: BTreeSet::new(),
+            undo: BTreeMap::new(),
+            unwritten: BTreeSet::new(),
+        };
+        book.rebuild();
+        book
+    }
+
+    /// From now on nothing is admitted under a lower ballot.
+    pub(super) fn fence(&mut self, ballot: &Ballot) -> Result<(), Stale> {
+        match &self.fence {
+            Some(highest) if highest > ballot => Err(Stale { highest: highest.clone() }),
+            _ => {
+                self.fence = Some(ballot.clone());
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
+    }
+
+    pub(super) fn record(&self, session: &SessionId) -> Option<&Record> {
+        self.records.get(session)
+    }
+
+    pub(super) const fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    pub(super) const fn failing_starts(&self) -> u32 {
+        self.failing_starts
+    }
+
+    /// Whether something was decided that must be on disk before anybody is told.
+    pub(super) fn must_commit(&self) -> bool {
+        !self.undo.is_empty()
+    }
+
+    /// What to write: everything that differs from the disk.
+    pub(super) fn changes(&self) -> Vec<Change> {
+        let change = |id: &SessionId| match self.records.get(id) {
+            Some(record) => journal::put(record),
+            None => Change::Remove(id.to_string()),
+        };
+        self.unwritten.iter().map(change).collect()
+    }
+
+    /// The changes are on disk.
+    pub(super) fn committed(&mut self) {
+        self.undo.clear();
+        self.unwritten.clear();
+    }
+
+    /// The changes could not be written: everything is as it was before them.
+    pub(super) fn roll_back(&mut self) {
+        for (id, before) in std::mem::take(&mut self.undo) {
+            self.unpublished.insert(id.clone());
+            match before {
+                Some(record) => self.records.insert(id, record),
+                None => self.records.remove(&id),
+            };
+        }
+        self.rebuild();
+    }
+
+    /// The sessions to publish anew.
+    pub(super) fn take_unpublished(&mut self) -> BTreeSet<SessionId> {
+        std::mem::take(&mut self.unpublished)
+    }
+
+    /// The ledger and the ports follow from the records alone.
+    fn rebuild(&mut self) {
+        self.ledger = Ledger::default();
+        self.ports = Ports::default();
+        for record in self.records.values() {
+            if record.reserved {
+                let reservation = Reservation {
+                    user: record.user.clone(),
+                    resources: record.workspace.resources(),
+                    gpus: record.gpu_uuids.clone(),
+                };
+                self.ledger.restore(record.id.clone(), reservation);
+            }
+            if !record.is_gone() {
+                self.ports.restore(record.id.clone(), record.ports.iter().map(|port| port.host_port).collect());
+            }
+        }
+    }
+
+    fn known(&self, session: &SessionId) -> Result<&Record, Error> {
+        self.records.get(session).ok_or_else(|| Error::NotFound(session.clone()))
+    }
+
+    /// A record to change durably: nobody is told before the change is on disk.
+    fn change(&mut self, session: &SessionId) -> Result<&mut Record, Error> {
+        let record = self.records.get_mut(session).ok_or_else(|| Error::NotFound(session.clone()))?;
+        self.undo.entry(session.clone()).or_insert_with(|| Some(record.clone()));
+        self.unwritten.insert(session.clone());
+        self.unpublished.insert(session.clone());
+        Ok(record)
+    }
+
+    /// A record to change in passing: progress and activity, written with the next durable change.
+    fn touch(&mut self, session: &SessionId) -> Option<&mut Record> {
+        let record = self.records.get_mut(session)?;
+        self.unwritten.insert(session.clone());
+        self.unpublished.insert(session.clone());
+        Some(record)
+    }
+
+    fn insert(&mut self, record: Record) {
+        let id = record.id.clone();
+        self.undo.entry(id.clone()).or_insert(None);
+        self.unwritten.insert(id.clone());
+        self.unpublished.insert(id.clone());
+        self.records.insert(id, record);
+    }
+
+    fn forget(&mut self, session: &SessionId) {
+        if let Some(record) = self.records.remove(session) {
+            self.undo.entry(session.clone()).or_insert(Some(record));
+            self.unwritten.insert(session.clone());
+            self.unpublished.insert(session.clone());
+        }
+    }
+
+    /// The session is over: what it reserved is free again. Only after the runtime confirmed it.
+    fn end(&mut self, session: &SessionId, reason: EndReason, cx: &Context<'_>) -> Result<&mut Record, Error> {
+        self.ledger.release(session);
+        let retention = self.config.stopped_retention;
+        let record = self.change(session)?;
+        record.reserved = false;
+        record.end_reason = Some(reason);
+        record.ended_at = Some(cx.now.boot);
+        record.state = ended_state(record);
+        if !retention.0.is_zero() {
+            record.retention = Some(crate::types::Deadline::after(cx.now, retention.0));
+        }
+        Ok(record)
+    }
+
+    fn refusal(&self, cx: &Context<'_>, refusal: Refusal) -> Error {
+        Error::Refused(Box::new(refusal.on(cx.node.name.clone())))
+    }
+
+    fn plain_refusal(&self, cx: &Context<'_>, reason: Reason) -> Error {
+        Error::Refused(Box::new(NodeReason::plain(cx.node.name.clone(), reason)))
+    }
+}
+
+/// A session that ended by its own fault has failed; one that was asked to end, or ended with 0, has stopped.
+fn ended_state(record: &Record) -> SessionState {
+    let failed = match record.end_reason {
+        Some(EndReason::OomKilled | EndReason::ImageFailed | EndReason::StartFailed | EndReason::Lost) => true,
+        Some(EndReason::Exited) => record.exit_code != Some(0),
+        _ => false,
+    };
+    if failed { SessionState::Failed } else { SessionState::Stopped }
+}

@@ -1,0 +1,133 @@
+//! Journal and engine brought together: after a start, a crash, or events that were missed.
+
+use std::time::Duration;
+
+use super::{Book, Context};
+use crate::sessions::lifecycle::Wish;
+use crate::sessions::record::Record;
+use crate::sessions::runtime::{Container, Found};
+use crate::types::{Ballot, EndReason, Moment, NodeId, SessionId, SessionState};
+
+/// An engine that stops ends its containers first, for up to 15 s, and then its connections: a session
+/// that ended this shortly before the engine went was ended by it.
+const ENGINE_STOP_WINDOW: Duration = Duration::from_secs(20);
+
+impl Book {
+    /// Takes in what the engine has. Containers without a record are adopted from their labels; those
+    /// whose record says that they are gone are removed, and those that have ended and run again are
+    /// stopped. Runners see to everything else that has a record.
+    ///
+    /// Returns containers of this cluster that another node id made: they are nobody's to touch here.
+    pub(in crate::sessions) fn reconcile(&mut self, found: Vec<Found>, cx: &Context<'_>) -> Vec<(SessionId, NodeId)> {
+        let mut foreign = Vec::new();
+        for found in found {
+            if found.node != self.node {
+                foreign.push((found.session, found.node));
+                continue;
+            }
+            match self.records.get(&found.session) {
+                None => self.adopt(&found, cx),
+                Some(record) if record.is_gone() => self.remove_again(&found.session),
+                Some(record) if was_started_again(record, &found.container) => self.stop_again(&found.session),
+                Some(_) if cx.engine_up && is_alive(&found.container) => self.back_in_sight(&found.session),
+                Some(_) => {}
+            }
+        }
+        foreign
+    }
+
+    /// Whether the session ran when the engine went, and nobody has seen since what became of it.
+    pub(in crate::sessions) fn is_out_of_sight(&self, session: &SessionId) -> bool {
+        self.out_of_sight.contains(session)
+    }
+
+    /// The engine went. What ran may run on, or end with it: only a look at each session tells.
+    pub(in crate::sessions) fn engine_went(&mut self) {
+        let runs = |record: &&Record| !record.is_gone() && !record.state.has_ended() && record.run.is_some();
+        self.out_of_sight = self.records.values().filter(runs).map(|record| record.id.clone()).collect();
+    }
+
+    pub(super) fn back_in_sight(&mut self, session: &SessionId) {
+        if self.out_of_sight.remove(session) {
+            self.unpublished.insert(session.clone());
+        }
+    }
+
+    fn adopt(&mut self, found: &Found, cx: &Context<'_>) {
+        let ballot = Ballot { term: 0, node: self.node.clone() };
+        let mut record = Record::adopted(found, ballot, cx.now);
+        match &found.container {
+            Container::Running(_) => {}
+            Container::Paused(_) => record.wish = Wish::Pause,
+            // It is not known whether it was stopped or still to be started: it stays as it is found.
+            Container::Absent | Container::Created | Container::Exited(_) => {
+                record.wish = Wish::Stop;
+                record.end_reason = Some(EndReason::Lost);
+            }
+        }
+        // A runner tells what state it is in; till then it may run.
+        record.state = SessionState::Starting;
+        tracing::warn!(session = %record.id, user = %record.user, "adopted a container that no record knew");
+        self.insert(record);
+        self.rebuild();
+    }
+
+    fn remove_again(&mut self, session: &SessionId) {
+        if let Ok(record) = self.change(session) {
+            record.forget = None;
+            record.wish = Wish::Remove;
+        }
+    }
+
+    /// Somebody started it behind our back. It holds no reservation, so it may not run.
+    fn stop_again(&mut self, session: &SessionId) {
+        if let Ok(record) = self.change(session) {
+            tracing::warn!(%session, "it has ended and was started by somebody else; it is stopped again");
+            record.state = SessionState::Stopping;
+        }
+    }
+
+    /// The engine went at `lost_at` and is back. Sessions that were seen to end just before, since it took
+    /// them down with it, start again, or stop, as their workspaces say. One that no longer fits stays
+    /// ended. Those whose end was not seen are judged once they are looked at.
+    pub(in crate::sessions) fn engine_returned(&mut self, lost_at: Moment, cx: &Context<'_>) {
+        let victims: Vec<SessionId> = self
+            .records
+            .values()
+            .filter(|record| record.was_taken_down(lost_at))
+            .map(|record| record.id.clone())
+            .collect();
+        for id in victims {
+            let Some(record) = self.records.get(&id) else { continue };
+            let (user, resources, gpus) = (record.user.clone(), record.workspace.resources(), record.gpu_uuids.clone());
+            if self.reserve(&id, &user, resources, Some(&gpus), cx).is_ok() {
+                tracing::info!(session = %id, "the container engine restarted under it");
+                let known = self.host_restarted(&id, cx);
+                debug_assert!(known.is_ok(), "the record was there a moment ago");
+            }
+        }
+    }
+}
+
+/// Whether a session that has ended runs, and not just in an answer that is older than its end.
+fn was_started_again(record: &Record, container: &Container) -> bool {
+    let (Container::Running(run) | Container::Paused(run)) = container else { return false };
+    record.state.has_ended() && record.wish == Wish::Stop && record.run.as_ref() != Some(run)
+}
+
+const fn is_alive(container: &Container) -> bool {
+    matches!(container, Container::Running(_) | Container::Paused(_))
+}
+
+impl Record {
+    /// Whether it ended by itself, as far as could be told, just before the engine went.
+    fn was_taken_down(&self, lost_at: Moment) -> bool {
+        let Some(ended_at) = self.ended_at else { return false };
+        !self.is_gone()
+            && self.wish == Wish::Stop
+            && self.end_reason == Some(EndReason::Exited)
+            && lost_at.boot_id == self.boot_id
+            && lost_at.boot.since(ended_at) <= ENGINE_STOP_WINDOW
+            && ended_at.since(lost_at.boot) <= ENGINE_STOP_WINDOW
+    }
+}

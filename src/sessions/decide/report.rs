@@ -1,0 +1,203 @@
+//! What a session's runner saw.
+
+use super::{Book, Context, ended_state};
+use crate::sessions::Error;
+use crate::sessions::lifecycle::{Sight, Wish};
+use crate::sessions::record::Record;
+use crate::sessions::runtime::{Exit, Run};
+use crate::types::{Deadline, EndReason, OnHostRestart, SessionId, SessionState};
+
+/// News of one session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::sessions) enum Report {
+    /// Its image is being fetched: progress for people.
+    Pulling(String),
+    /// Its image is here; the container is being made.
+    Starting {
+        image_digest: Option<String>,
+    },
+    Created {
+        container_id: String,
+    },
+    Saw(Sight),
+    ImageFailed(String),
+    StartFailed(String),
+    /// The engine does not answer. Nothing is known, so nothing changes.
+    Unreachable(String),
+    /// There was traffic on its network.
+    Active,
+}
+
+impl Book {
+    /// Takes in a report. One about a session that is not known changes nothing.
+    pub(in crate::sessions) fn report(&mut self, session: &SessionId, report: Report, cx: &Context<'_>) {
+        if self.records.get(session).is_none_or(|record| record.is_gone()) {
+            return;
+        }
+        let known = match report {
+            Report::Saw(sight) => self.saw(session, sight, cx),
+            Report::ImageFailed(message) => self.start_failed(session, EndReason::ImageFailed, message, cx),
+            Report::StartFailed(message) => self.start_failed(session, EndReason::StartFailed, message, cx),
+            passing => {
+                self.note(session, passing, cx);
+                Ok(())
+            }
+        };
+        debug_assert!(known.is_ok(), "the record was there a moment ago");
+    }
+
+    fn note(&mut self, session: &SessionId, report: Report, cx: &Context<'_>) {
+        let Some(record) = self.touch(session) else { return };
+        let starting = record.wish == Wish::Run && !record.state.has_ended();
+        match report {
+            Report::Pulling(progress) if starting => {
+                record.state = SessionState::Pulling;
+                record.message = Some(progress);
+            }
+            Report::Starting { image_digest } => {
+                record.image_digest = image_digest;
+                if starting {
+                    record.state = SessionState::Starting;
+                    record.message = None;
+                }
+            }
+            Report::Created { container_id } => record.container_id = Some(container_id),
+            // What runs goes on without the engine, and its node says that the engine is away.
+            Report::Unreachable(message) if !matches!(record.state, SessionState::Running | SessionState::Paused) => {
+                record.message = Some(message);
+            }
+            Report::Active => record.note_activity(cx),
+            _ => {}
+        }
+    }
+
+    fn saw(&mut self, session: &SessionId, sight: Sight, cx: &Context<'_>) -> Result<(), Error> {
+        if !answers(self.known(session)?, &sight) {
+            return Ok(());
+        }
+        match sight {
+            Sight::Running(run) => self.runs(session, run, cx)?,
+            Sight::Paused => self.change(session)?.state = SessionState::Paused,
+            Sight::Ended(exit) => self.ended(session, &exit, cx)?,
+            Sight::Stopped(exit) => self.stopped(session, exit.as_ref(), cx)?,
+            Sight::Lost => self.lost(session, cx)?,
+            Sight::Gone => self.gone(session, cx)?,
+        }
+        self.back_in_sight(session);
+        Ok(())
+    }
+
+    fn runs(&mut self, session: &SessionId, run: Run, cx: &Context<'_>) -> Result<(), Error> {
+        self.failing_starts = 0;
+        let record = self.change(session)?;
+        if record.run.is_none() {
+            record.note_activity(cx);
+        }
+        record.run = Some(run);
+        record.boot_id = cx.now.boot_id;
+        record.state = SessionState::Running;
+        record.message = None;
+        Ok(())
+    }
+
+    /// It ended unasked. That its host or its engine restarted under it is not its own end.
+    fn ended(&mut self, session: &SessionId, exit: &Exit, cx: &Context<'_>) -> Result<(), Error> {
+        if self.outlived_by_host(session, cx) || self.is_out_of_sight(session) {
+            return self.host_restarted(session, cx);
+        }
+        let reason = if exit.oom_killed { EndReason::OomKilled } else { EndReason::Exited };
+        let record = self.change(session)?;
+        record.run = Some(exit.run.clone());
+        record.exit_code = Some(exit.code);
+        record.wish = Wish::Stop;
+        let message = match (exit.oom_killed, exit.code) {
+            (true, _) => Some(format!("killed: it used more than its {} of memory", record.workspace.memory_bytes)),
+            (false, 0) => None,
+            (false, code) => Some(format!("ended with exit code {code}")),
+        };
+        self.end(session, reason, cx)?.message = message;
+        Ok(())
+    }
+
+    fn stopped(&mut self, session: &SessionId, exit: Option<&Exit>, cx: &Context<'_>) -> Result<(), Error> {
+        let record = self.change(session)?;
+        if let Some(exit) = exit {
+            record.run = Some(exit.run.clone());
+            record.exit_code = Some(exit.code);
+        }
+        record.message = None;
+        let reason = record.end_reason.unwrap_or(EndReason::UserStopped);
+        self.end(session, reason, cx)?;
+        Ok(())
+    }
+
+    fn lost(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
+        if self.outlived_by_host(session, cx) {
+            return self.host_restarted(session, cx);
+        }
+        self.change(session)?.wish = Wish::Stop;
+        self.end(session, EndReason::Lost, cx)?.message = Some("its container vanished while it ran".to_owned());
+        Ok(())
+    }
+
+    fn gone(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
+        self.ledger.release(session);
+        self.ports.release(session);
+        let keep = self.config.keep_ended;
+        let record = self.change(session)?;
+        record.reserved = false;
+        record.secret = None;
+        record.retention = None;
+        record.state = ended_state(record);
+        record.forget = Some(Deadline::after(cx.now, keep.0));
+        Ok(())
+    }
+
+    /// It failed before it ran.
+    fn start_failed(
+        &mut self,
+        session: &SessionId,
+        reason: EndReason,
+        message: String,
+        cx: &Context<'_>,
+    ) -> Result<(), Error> {
+        match self.known(session)?.wish {
+            // Asked to end meanwhile: stopping or removing goes on by itself.
+            Wish::Remove | Wish::Stop => return Ok(()),
+            Wish::Run | Wish::Pause => self.change(session)?.wish = Wish::Stop,
+        }
+        self.failing_starts = self.failing_starts.saturating_add(1);
+        self.end(session, reason, cx)?.message = Some(message);
+        Ok(())
+    }
+
+    /// Whether the host rebooted since the session last ran.
+    fn outlived_by_host(&self, session: &SessionId, cx: &Context<'_>) -> bool {
+        self.records.get(session).is_some_and(|record| record.run.is_some() && record.boot_id != cx.now.boot_id)
+    }
+
+    /// Its host or engine restarted under it: it starts again, its reservation kept, or it stops.
+    pub(super) fn host_restarted(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
+        let record = self.change(session)?;
+        if record.workspace.on_host_restart == OnHostRestart::Start {
+            self.launch_again(session, cx)?;
+            self.change(session)?.message = Some("starting again after its host restarted".to_owned());
+            return Ok(());
+        }
+        record.wish = Wish::Stop;
+        self.end(session, EndReason::HostRebooted, cx)?.message = Some("its host restarted".to_owned());
+        Ok(())
+    }
+}
+
+/// Whether the sight is of what the session was last told to do. One that crossed a change of mind on
+/// its way is old news: the runner looks again under its new orders.
+const fn answers(record: &Record, sight: &Sight) -> bool {
+    match (record.wish, sight) {
+        (Wish::Run | Wish::Pause, Sight::Running(_) | Sight::Ended(_) | Sight::Lost) => true,
+        (Wish::Pause, Sight::Paused) => true,
+        (Wish::Stop, Sight::Stopped(_)) => !record.state.has_ended(),
+        (Wish::Remove, Sight::Gone) => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,135 @@
+//! A host to decide on, for tests.
+
+use super::{Book, Context};
+use crate::ledger::{Capacity, PortRange};
+use crate::node;
+use crate::sessions::record::Record;
+use crate::sessions::{Admit, Config};
+use crate::types::{
+    Ballot, BootInstant, Bytes, Cores, Moment, Name, NodeId, Period, Port, Protocol, Resources, SessionId,
+    SessionRequest, Settings, Timestamp, Workspace,
+};
+
+pub(in crate::sessions) fn config() -> Config {
+    Config {
+        max_sessions_per_user: 0,
+        max_sessions_per_node: 0,
+        keep_ended: Period::secs(3600),
+        stopped_retention: Period::secs(600),
+        min_free_disk: Bytes::ZERO,
+        port_range: PortRange { first: 20_000, last: 20_099 },
+        networks: Vec::new(),
+        endpoint_host: "host".to_owned(),
+    }
+}
+
+pub(in crate::sessions) fn cluster() -> Name {
+    "test".parse().unwrap()
+}
+
+pub(in crate::sessions) fn node_id() -> NodeId {
+    NodeId::from_bytes([7; 10])
+}
+
+pub(in crate::sessions) fn id(key: &str) -> SessionId {
+    SessionId::of_key(&cluster(), key)
+}
+
+pub(in crate::sessions) fn node_state() -> node::State {
+    node::State {
+        id: node_id(),
+        name: "node-1".parse().unwrap(),
+        settings: Settings::default(),
+        declared: Vec::new(),
+        drain: None,
+    }
+}
+
+pub(in crate::sessions) const START: Moment =
+    Moment { wall: Timestamp::from_millis(1_700_000_000_000), boot: BootInstant::from_millis(1_000_000), boot_id: 1 };
+
+/// A workspace of one core, 1 GiB and one port.
+pub(in crate::sessions) fn workspace() -> Workspace {
+    let mut workspace = Workspace::new("desktop".parse().unwrap(), Cores::whole(1), Bytes::gib(1));
+    workspace.image = Some("desktop:1".to_owned());
+    workspace.ports = vec![Port { container_port: 80, protocol: Protocol::Tcp }];
+    workspace
+}
+
+/// An offer of `workspace` under `key`.
+pub(in crate::sessions) fn offer(key: &str, workspace: Workspace) -> Admit {
+    Admit {
+        cluster: cluster(),
+        ballot: Ballot { term: 1, node: node_id() },
+        attempt: 1,
+        destination: node_id(),
+        session: id(key),
+        request: SessionRequest::new(workspace.name.clone(), "alice".parse().unwrap()),
+        workspace,
+        user_limit: None,
+        considered: Vec::new(),
+    }
+}
+
+pub(in crate::sessions) fn record(key: &str) -> Record {
+    Record::admitted(&offer(key, workspace()), START)
+}
+
+/// A host of six cores and 6 GiB with nothing on it.
+pub(super) struct Host {
+    pub(super) book: Book,
+    pub(super) now: Moment,
+    pub(super) node: node::State,
+    pub(super) physical: Resources,
+    pub(super) gpus: Vec<String>,
+}
+
+impl Host {
+    pub(super) fn new() -> Self {
+        Self::with(config())
+    }
+
+    pub(super) fn with(config: Config) -> Self {
+        Self {
+            book: Book::new(config, cluster(), node_id(), None, Vec::new()),
+            now: START,
+            node: node_state(),
+            physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
+            gpus: Vec::new(),
+        }
+    }
+
+    /// Decides, and takes every decision as written.
+    pub(super) fn decide<T>(&mut self, decide: impl FnOnce(&mut Book, &Context<'_>) -> T) -> T {
+        let decided = self.decide_unwritten(decide);
+        self.book.committed();
+        decided
+    }
+
+    pub(super) fn decide_unwritten<T>(&mut self, decide: impl FnOnce(&mut Book, &Context<'_>) -> T) -> T {
+        let capacity = Capacity {
+            physical: self.physical,
+            effective: crate::capacity::effective::effective(self.physical, &self.node.settings),
+            gpus: &self.gpus,
+            gpu_sharing: self.node.settings.gpu_sharing,
+        };
+        let cx = Context {
+            now: self.now,
+            node: &self.node,
+            capacity,
+            engine_up: true,
+            duplicated: false,
+            disk_free: None,
+            port_usable: &|_| true,
+            draw_secret: &|| "s3cret".to_owned(),
+        };
+        decide(&mut self.book, &cx)
+    }
+
+    /// The daemon restarts: only what is written is left.
+    pub(super) fn restart(&mut self) {
+        let records = self.book.records().cloned().collect();
+        let fence = self.book.fence.clone();
+        self.book = Book::new(self.book.config.clone(), cluster(), node_id(), fence, records);
+    }
+}

@@ -1,0 +1,477 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::testing::{Host, config, id, offer, workspace};
+use super::*;
+use crate::node::DrainState;
+use crate::sessions::lifecycle::{Sight, Wish};
+use crate::sessions::runtime::{Container, Exit, Found, Run};
+use crate::sessions::{Command, Error};
+use crate::types::{Bytes, Cores, Deadline, OnHostRestart, Resources, SessionState, Workspace};
+
+fn run(n: u32) -> Run {
+    Run(n.to_string())
+}
+
+fn exit(n: u32, code: i64) -> Exit {
+    Exit { run: run(n), code, oom_killed: false, finished_at: None }
+}
+
+fn state(host: &Host, key: &str) -> (SessionState, Option<EndReason>) {
+    let record = host.book.record(&id(key)).unwrap();
+    (record.state, record.end_reason)
+}
+
+fn admit(host: &mut Host, key: &str, workspace: Workspace) -> Result<bool, Error> {
+    let offer = offer(key, workspace);
+    host.decide(|book, cx| book.admit(&offer, cx))
+}
+
+fn saw(host: &mut Host, key: &str, sight: Sight) {
+    host.decide(|book, cx| book.report(&id(key), Report::Saw(sight), cx));
+}
+
+fn command(host: &mut Host, key: &str, command: Command) -> Result<(), Error> {
+    host.decide(|book, cx| book.command(&id(key), &command, cx))
+}
+
+fn running(key: &str, workspace: Workspace) -> Host {
+    let mut host = Host::new();
+    admit(&mut host, key, workspace).unwrap();
+    saw(&mut host, key, Sight::Running(run(1)));
+    host
+}
+
+fn refusal(result: Result<bool, Error>) -> Reason {
+    let Err(Error::Refused(reason)) = result else { panic!("{result:?} is not a refusal") };
+    reason.reason
+}
+
+#[test]
+fn one_key_is_one_session() {
+    let mut host = Host::new();
+    assert_eq!(admit(&mut host, "k", workspace()), Ok(false));
+    assert_eq!(admit(&mut host, "k", workspace()), Ok(true));
+    let mut other = offer("k", workspace());
+    other.request.cores = Some(Cores::whole(2));
+    assert_eq!(host.decide(|book, cx| book.admit(&other, cx)), Err(Error::IdempotencyMismatch));
+    assert_eq!(host.book.ledger().allocated().cores, Cores::whole(1));
+}
+
+#[test]
+fn an_offer_for_another_host_is_refused() {
+    let mut host = Host::new();
+    let mut meant_for_another = offer("k", workspace());
+    meant_for_another.destination = NodeId::from_bytes([9; 10]);
+    let decided = host.decide(|book, cx| book.admit(&meant_for_another, cx));
+    assert!(matches!(decided, Err(Error::Conflict(_))));
+}
+
+#[test]
+fn a_host_says_why_it_takes_nothing() {
+    let mut host = Host::new();
+    host.node.settings.enabled = false;
+    assert_eq!(refusal(admit(&mut host, "k", workspace())), Reason::Disabled);
+    host.node.settings.enabled = true;
+    host.node.drain = Some(DrainState { since: host.now.wall, deadline: None, stop_sessions: false, message: None });
+    assert_eq!(refusal(admit(&mut host, "k", workspace())), Reason::Draining);
+    host.node.drain = None;
+    let elsewhere = Workspace { network: Some("lab".parse().unwrap()), ..workspace() };
+    assert_eq!(refusal(admit(&mut host, "k", elsewhere)), Reason::Network);
+    let huge = Workspace { cores: Cores::whole(7), ..workspace() };
+    assert_eq!(refusal(admit(&mut host, "k", huge)), Reason::ExceedsPhysical);
+    assert_eq!(host.book.records().count(), 0);
+}
+
+#[test]
+fn limits_of_users_nodes_and_ports_hold() {
+    let mut host = Host::with(Config { max_sessions_per_node: 2, ..config() });
+    admit(&mut host, "a", workspace()).unwrap();
+    let mut limited = offer("b", workspace());
+    limited.user_limit = Some(1);
+    let decided = host.decide(|book, cx| book.admit(&limited, cx));
+    assert!(matches!(decided, Err(Error::Quota { limit: 1, .. })));
+    admit(&mut host, "b", workspace()).unwrap();
+    assert_eq!(refusal(admit(&mut host, "c", workspace())), Reason::SessionLimit);
+
+    let one_port = crate::ledger::PortRange { first: 9, last: 9 };
+    let mut host = Host::with(Config { port_range: one_port, ..config() });
+    admit(&mut host, "a", workspace()).unwrap();
+    assert_eq!(refusal(admit(&mut host, "b", workspace())), Reason::NoPorts);
+}
+
+#[test]
+fn a_refused_session_holds_no_port() {
+    let mut host = Host::with(Config { port_range: crate::ledger::PortRange { first: 9, last: 9 }, ..config() });
+    let huge = Workspace { cores: Cores::whole(7), ..workspace() };
+    assert_eq!(refusal(admit(&mut host, "a", huge)), Reason::ExceedsPhysical);
+    assert_eq!(admit(&mut host, "b", workspace()), Ok(false));
+}
+
+#[test]
+fn a_stop_holds_the_reservation_until_the_runtime_confirms_it() {
+    let mut host = running("k", workspace());
+    command(&mut host, "k", Command::Stop).unwrap();
+    assert_eq!(state(&host, "k").0, SessionState::Stopping);
+    assert_eq!(host.book.ledger().len(), 1);
+    saw(&mut host, "k", Sight::Stopped(Some(exit(1, 143))));
+    assert_eq!(state(&host, "k"), (SessionState::Stopped, Some(EndReason::UserStopped)));
+    assert!(host.book.ledger().is_empty());
+}
+
+#[test]
+fn a_start_is_a_new_admission_and_keeps_the_ports() {
+    let mut host = running("k", Workspace { cores: Cores::whole(4), ..workspace() });
+    let ports = host.book.record(&id("k")).unwrap().ports.clone();
+    command(&mut host, "k", Command::Stop).unwrap();
+    assert!(matches!(command(&mut host, "k", Command::Start), Err(Error::Conflict(_))), "it is still stopping");
+    saw(&mut host, "k", Sight::Stopped(Some(exit(1, 0))));
+    admit(&mut host, "other", Workspace { cores: Cores::whole(4), ..workspace() }).unwrap();
+    let Err(Error::Refused(reason)) = command(&mut host, "k", Command::Start) else { panic!("there is no room") };
+    assert_eq!(reason.reason, Reason::NoCapacity);
+    command(&mut host, "other", Command::Remove).unwrap();
+    saw(&mut host, "other", Sight::Gone);
+    command(&mut host, "k", Command::Start).unwrap();
+    let record = host.book.record(&id("k")).unwrap();
+    assert_eq!((record.state, record.end_reason, &record.ports), (SessionState::Starting, None, &ports));
+    assert_eq!((record.previous_run.clone(), record.run.clone()), (Some(run(1)), None));
+    assert_eq!(host.book.ledger().len(), 1);
+}
+
+#[test]
+fn a_natural_end_is_stopped_or_failed() {
+    for (ended, expected) in [
+        (exit(1, 0), (SessionState::Stopped, Some(EndReason::Exited))),
+        (exit(1, 3), (SessionState::Failed, Some(EndReason::Exited))),
+        (Exit { oom_killed: true, ..exit(1, 137) }, (SessionState::Failed, Some(EndReason::OomKilled))),
+    ] {
+        let mut host = running("k", workspace());
+        saw(&mut host, "k", Sight::Ended(ended));
+        assert_eq!(state(&host, "k"), expected);
+        assert!(host.book.ledger().is_empty());
+    }
+    let mut host = running("k", workspace());
+    saw(&mut host, "k", Sight::Lost);
+    assert_eq!(state(&host, "k"), (SessionState::Failed, Some(EndReason::Lost)));
+    assert!(matches!(command(&mut host, "k", Command::Start), Err(Error::Conflict(_))));
+}
+
+#[test]
+fn failed_starts_are_counted_until_one_works() {
+    let mut host = Host::new();
+    for key in ["a", "b"] {
+        admit(&mut host, key, workspace()).unwrap();
+        host.decide(|book, cx| book.report(&id(key), Report::StartFailed("no such file".to_owned()), cx));
+        assert_eq!(state(&host, key), (SessionState::Failed, Some(EndReason::StartFailed)));
+    }
+    assert_eq!((host.book.failing_starts(), host.book.ledger().len()), (2, 0));
+    admit(&mut host, "c", workspace()).unwrap();
+    saw(&mut host, "c", Sight::Running(run(1)));
+    assert_eq!(host.book.failing_starts(), 0);
+}
+
+#[test]
+fn pause_and_resume_keep_the_reservation_and_need_a_running_session() {
+    let mut host = Host::new();
+    admit(&mut host, "k", workspace()).unwrap();
+    assert!(matches!(command(&mut host, "k", Command::Pause), Err(Error::Conflict(_))));
+    saw(&mut host, "k", Sight::Running(run(1)));
+    command(&mut host, "k", Command::Pause).unwrap();
+    saw(&mut host, "k", Sight::Paused);
+    assert_eq!((state(&host, "k").0, host.book.ledger().len()), (SessionState::Paused, 1));
+    command(&mut host, "k", Command::Resume).unwrap();
+    saw(&mut host, "k", Sight::Running(run(1)));
+    assert_eq!(state(&host, "k").0, SessionState::Running);
+}
+
+#[test]
+fn a_removed_session_is_remembered_for_its_key_and_then_forgotten() {
+    let mut host = running("k", Workspace { env: BTreeMap::from([("P".into(), "{secret}".into())]), ..workspace() });
+    assert_eq!(host.book.record(&id("k")).unwrap().launch().env["P"], "s3cret");
+    command(&mut host, "k", Command::Remove).unwrap();
+    saw(&mut host, "k", Sight::Gone);
+    let record = host.book.record(&id("k")).unwrap().clone();
+    assert!(record.is_gone() && record.secret.is_none() && record.order().is_none());
+    assert_eq!(host.book.ledger().allocated(), Resources::ZERO);
+    assert_eq!(admit(&mut host, "k", offer("k", record.workspace.clone()).workspace), Ok(true), "a retry finds it");
+    assert_eq!(command(&mut host, "k", Command::Remove), Ok(()));
+    assert!(matches!(command(&mut host, "k", Command::Start), Err(Error::Conflict(_))));
+    host.now = host.now.plus(Duration::from_secs(3601));
+    host.decide(|book, cx| book.expire(cx));
+    assert!(host.book.record(&id("k")).is_none());
+}
+
+#[test]
+fn time_ends_sessions() {
+    let brief = Workspace { ttl_seconds: Some(60), idle_timeout_seconds: Some(30), ..workspace() };
+    let mut host = running("k", brief);
+    let pass = |host: &mut Host, secs| {
+        host.now = host.now.plus(Duration::from_secs(secs));
+        host.decide(|book, cx| book.expire(cx));
+    };
+    pass(&mut host, 29);
+    command(&mut host, "k", Command::Keepalive { by: "bob".parse().unwrap() }).unwrap();
+    pass(&mut host, 29);
+    assert_eq!(state(&host, "k").0, SessionState::Running, "a keepalive begins the idle time anew");
+    pass(&mut host, 1);
+    assert_eq!(state(&host, "k"), (SessionState::Stopping, Some(EndReason::IdleExpired)));
+    saw(&mut host, "k", Sight::Stopped(Some(exit(1, 143))));
+    pass(&mut host, 1);
+    let record = host.book.record(&id("k")).unwrap();
+    assert_eq!(
+        (record.wish, record.end_reason),
+        (Wish::Remove, Some(EndReason::IdleExpired)),
+        "the ttl ends a stopped one too"
+    );
+}
+
+#[test]
+fn extend_never_shortens() {
+    let mut host = running("k", Workspace { ttl_seconds: Some(60), ..workspace() });
+    let remaining = |host: &Host| host.book.record(&id("k")).unwrap().ttl.unwrap().remaining(host.now).as_secs();
+    command(&mut host, "k", Command::Extend { ttl: Duration::from_secs(10) }).unwrap();
+    assert_eq!(remaining(&host), 60);
+    command(&mut host, "k", Command::Extend { ttl: Duration::from_secs(100) }).unwrap();
+    assert_eq!(remaining(&host), 100);
+}
+
+#[test]
+fn a_stopped_session_is_removed_after_its_retention() {
+    let mut host = running("k", workspace());
+    command(&mut host, "k", Command::Stop).unwrap();
+    saw(&mut host, "k", Sight::Stopped(None));
+    host.now = host.now.plus(Duration::from_secs(600));
+    host.decide(|book, cx| book.expire(cx));
+    assert_eq!(host.book.record(&id("k")).unwrap().wish, Wish::Remove);
+}
+
+#[test]
+fn a_drain_stops_sessions_only_at_its_deadline_and_only_if_told_to() {
+    let mut host = running("k", workspace());
+    let deadline = Some(Deadline::after(host.now, Duration::from_secs(10)));
+    host.node.drain = Some(DrainState { since: host.now.wall, deadline, stop_sessions: true, message: None });
+    host.decide(|book, cx| book.expire(cx));
+    assert_eq!(state(&host, "k").0, SessionState::Running);
+    host.now = host.now.plus(Duration::from_secs(10));
+    host.decide(|book, cx| book.expire(cx));
+    assert_eq!(state(&host, "k"), (SessionState::Stopping, Some(EndReason::Drained)));
+}
+
+#[test]
+fn after_a_reboot_a_session_starts_again_or_stops_as_its_workspace_says() {
+    for (wanted, expected) in [
+        (OnHostRestart::Start, (SessionState::Starting, None)),
+        (OnHostRestart::Stop, (SessionState::Stopped, Some(EndReason::HostRebooted))),
+    ] {
+        let mut host = running("k", Workspace { on_host_restart: wanted, ..workspace() });
+        host.now.boot_id = 2;
+        host.restart();
+        saw(&mut host, "k", Sight::Ended(exit(1, 137)));
+        assert_eq!(state(&host, "k"), expected);
+        assert_eq!(host.book.ledger().len(), usize::from(wanted == OnHostRestart::Start));
+    }
+}
+
+#[test]
+fn an_engine_that_restarts_takes_sessions_down_and_they_come_back() {
+    let mut host = running("k", workspace());
+    saw(&mut host, "k", Sight::Ended(exit(1, 137)));
+    let mut long_before = running("old", workspace());
+    saw(&mut long_before, "old", Sight::Ended(exit(1, 137)));
+    for host in [&mut host, &mut long_before] {
+        host.now = host.now.plus(Duration::from_secs(3));
+    }
+    let lost_at = host.now;
+    host.decide(|book, cx| book.engine_returned(lost_at, cx));
+    assert_eq!(state(&host, "k"), (SessionState::Starting, None));
+    let lost_at = lost_at.plus(Duration::from_secs(60));
+    long_before.decide(|book, cx| book.engine_returned(lost_at, cx));
+    assert_eq!(state(&long_before, "old").0, SessionState::Failed, "that was its own end");
+}
+
+#[test]
+fn a_session_that_ended_while_its_engine_was_away_was_taken_down_with_it() {
+    let mut stays = workspace();
+    stays.on_host_restart = OnHostRestart::Stop;
+    for (workspace, ended) in
+        [(workspace(), (SessionState::Starting, None)), (stays, (SessionState::Stopped, Some(EndReason::HostRebooted)))]
+    {
+        let mut host = running("k", workspace);
+        host.decide(|book, _| book.engine_went());
+        assert!(host.book.is_out_of_sight(&id("k")));
+        let lost_at = host.now;
+        host.now = host.now.plus(Duration::from_secs(600));
+        host.decide(|book, cx| book.engine_returned(lost_at, cx));
+        saw(&mut host, "k", Sight::Ended(exit(1, 0)));
+        assert_eq!(state(&host, "k"), ended);
+        assert!(!host.book.is_out_of_sight(&id("k")));
+    }
+}
+
+#[test]
+fn a_session_that_ran_on_without_its_engine_ends_by_itself_later() {
+    let mut host = running("k", workspace());
+    host.decide(|book, _| book.engine_went());
+    let seen = found("k", testing::node_id(), Container::Running(run(1)));
+    host.decide(|book, cx| book.reconcile(vec![seen], cx));
+    assert!(!host.book.is_out_of_sight(&id("k")));
+    saw(&mut host, "k", Sight::Ended(exit(1, 0)));
+    assert_eq!(state(&host, "k"), (SessionState::Stopped, Some(EndReason::Exited)));
+}
+
+#[test]
+fn a_session_that_has_ended_and_runs_all_the_same_is_stopped() {
+    let mut host = running("k", workspace());
+    saw(&mut host, "k", Sight::Ended(exit(1, 0)));
+    let seen = |n| found("k", testing::node_id(), Container::Running(run(n)));
+    host.decide(|book, cx| book.reconcile(vec![seen(1)], cx));
+    assert_eq!(state(&host, "k").0, SessionState::Stopped, "an answer from before its end is no news");
+    host.decide(|book, cx| book.reconcile(vec![seen(2)], cx));
+    assert_eq!(state(&host, "k").0, SessionState::Stopping);
+    assert_eq!(host.book.record(&id("k")).unwrap().order().unwrap().wish, Wish::Stop);
+    saw(&mut host, "k", Sight::Stopped(Some(exit(2, 0))));
+    assert_eq!(state(&host, "k"), (SessionState::Stopped, Some(EndReason::Exited)));
+    assert_eq!(host.book.ledger().allocated(), Resources::ZERO);
+}
+
+fn found(key: &str, node: NodeId, container: Container) -> Found {
+    Found {
+        container_id: "c1".to_owned(),
+        node,
+        session: id(key),
+        user: "alice".parse().unwrap(),
+        workspace: "desktop".parse().unwrap(),
+        resources: Resources::new(Cores::whole(2), Bytes::gib(1), 0),
+        gpu_uuids: Vec::new(),
+        image: Some("desktop:1".to_owned()),
+        ports: Vec::new(),
+        created_at: testing::START.wall,
+        container,
+    }
+}
+
+#[test]
+fn containers_without_a_record_are_adopted_and_foreign_ones_left_alone() {
+    let mut host = Host::new();
+    let other = NodeId::from_bytes([9; 10]);
+    let containers = vec![
+        found("a", testing::node_id(), Container::Running(run(1))),
+        found("b", other.clone(), Container::Running(run(1))),
+    ];
+    let foreign = host.decide(|book, cx| book.reconcile(containers, cx));
+    assert_eq!(foreign, vec![(id("b"), other)]);
+    assert_eq!(host.book.ledger().allocated().cores, Cores::whole(2));
+    saw(&mut host, "a", Sight::Running(run(1)));
+    assert_eq!(state(&host, "a").0, SessionState::Running);
+    assert_eq!(admit(&mut host, "a", workspace()), Ok(true), "its key still means it");
+}
+
+#[test]
+fn a_container_that_should_be_gone_is_removed_again() {
+    let mut host = running("k", workspace());
+    command(&mut host, "k", Command::Remove).unwrap();
+    saw(&mut host, "k", Sight::Gone);
+    host.decide(|book, cx| book.reconcile(vec![found("k", testing::node_id(), Container::Created)], cx));
+    assert_eq!(host.book.record(&id("k")).unwrap().order().unwrap().wish, Wish::Remove);
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Admit(u8, u32),
+    Command(u8, Command),
+    Report(u8, Report),
+    Cores(u32),
+    Restart,
+    Pass(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let command = prop_oneof![
+        Just(Command::Stop),
+        Just(Command::Start),
+        Just(Command::Pause),
+        Just(Command::Resume),
+        Just(Command::Remove),
+        Just(Command::Extend { ttl: Duration::from_secs(5) }),
+    ];
+    let report = prop_oneof![
+        4 => (1..4u32).prop_map(|n| Report::Saw(Sight::Running(run(n)))),
+        1 => Just(Report::Saw(Sight::Paused)),
+        2 => (1..4u32, 0..2i64).prop_map(|(n, code)| Report::Saw(Sight::Ended(exit(n, code)))),
+        2 => Just(Report::Saw(Sight::Stopped(None))),
+        2 => Just(Report::Saw(Sight::Gone)),
+        1 => Just(Report::Saw(Sight::Lost)),
+        1 => Just(Report::StartFailed("x".to_owned())),
+        1 => Just(Report::Pulling("x".to_owned())),
+    ];
+    prop_oneof![
+        4 => (0..8u8, 1..4u32).prop_map(|(key, cores)| Op::Admit(key, cores)),
+        4 => (0..8u8, command).prop_map(|(key, command)| Op::Command(key, command)),
+        6 => (0..8u8, report).prop_map(|(key, report)| Op::Report(key, report)),
+        1 => (0..12u32).prop_map(Op::Cores),
+        1 => Just(Op::Restart),
+        1 => (1..500u64).prop_map(Op::Pass),
+    ]
+}
+
+proptest! {
+    /// Under any interleaving, written or rolled back: admissions keep within what is offered, the
+    /// ledger is the sum of what sessions are shown to reserve, and no live session is without its reservation.
+    #[test]
+    fn what_is_shown_is_what_was_admitted(ops in proptest::collection::vec((op(), proptest::bool::weighted(0.85)), 1..100)) {
+        let mut host = Host::new();
+        for (op, written) in ops {
+            let before: Vec<_> = host.book.records().cloned().collect();
+            let allocated_before = host.book.ledger().allocated();
+            let mut admitted = false;
+            match op {
+                Op::Admit(key, cores) => {
+                    let offer = offer(&key.to_string(), Workspace { cores: Cores::whole(cores), ttl_seconds: Some(900), ..workspace() });
+                    let new = host.book.record(&offer.session).is_none();
+                    admitted = host.decide_unwritten(|book, cx| book.admit(&offer, cx)).is_ok() && new;
+                }
+                Op::Command(key, command) => {
+                    let id = id(&key.to_string());
+                    let start = command == Command::Start && host.book.record(&id).is_some_and(|r| !r.reserved);
+                    admitted = host.decide_unwritten(|book, cx| book.command(&id, &command, cx)).is_ok() && start;
+                }
+                Op::Report(key, report) => host.decide_unwritten(|book, cx| book.report(&id(&key.to_string()), report, cx)),
+                Op::Cores(cores) => host.node.settings.cores_override = Cores::whole(cores),
+                Op::Restart => host.restart(),
+                Op::Pass(secs) => {
+                    host.now = host.now.plus(Duration::from_secs(secs));
+                    host.decide_unwritten(|book, cx| book.expire(cx));
+                }
+            }
+            let offered = if host.node.settings.cores_override.is_zero() { Cores::whole(6) } else { host.node.settings.cores_override };
+            if admitted {
+                prop_assert!(host.book.ledger().allocated().cores <= offered, "I1");
+            }
+            if written || !host.book.must_commit() {
+                host.book.committed();
+            } else {
+                host.book.roll_back();
+                host.book.committed();
+                let after: Vec<_> = host.book.records().cloned().collect();
+                prop_assert_eq!(before, after, "a turn that was not written never was");
+                prop_assert_eq!(host.book.ledger().allocated(), allocated_before);
+            }
+            let reserved = host.book.records().filter(|r| r.reserved);
+            let sum = reserved.fold(Resources::ZERO, |sum, r| sum.saturating_add(r.workspace.resources()));
+            prop_assert_eq!(host.book.ledger().allocated(), sum);
+            for record in host.book.records() {
+                let holds = !record.is_gone() && (!record.state.has_ended());
+                prop_assert!(!record.reserved || holds, "{:?} holds a reservation", record.state);
+                let live = matches!(record.state, SessionState::Running | SessionState::Paused | SessionState::Starting | SessionState::Pulling | SessionState::Pending);
+                prop_assert!(!live || record.reserved, "{:?} runs without a reservation", record.state);
+            }
+            let mut ports: Vec<u16> = host.book.records().filter(|r| !r.is_gone()).flat_map(|r| &r.ports).map(|p| p.host_port).collect();
+            let all = ports.len();
+            ports.sort_unstable();
+            ports.dedup();
+            prop_assert_eq!(ports.len(), all, "no port is held twice");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The journal on disk: `sessions.redb` in the data directory, one record a session.
+
+use std::path::Path;
+
+use super::record::Record;
+use crate::store::{Change, Error, Records, Store};
+use crate::types::Timestamp;
+
+const FILE: &str = "sessions.redb";
+
+/// The open journal.
+#[derive(Debug)]
+pub struct Journal(Store);
+
+impl Journal {
+    /// Opens the journal in the data directory, or makes it, and reads every record. One that cannot be
+    /// read is moved aside, never deleted: what runs is then adopted from the containers' labels.
+    ///
+    /// # Errors
+    /// The file is in use or cannot be reached.
+    pub fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, Vec<Record>), Error> {
+        let (store, records) = Store::open(&data_dir.join(FILE), now, parse)?;
+        Ok((Self(store), records))
+    }
+
+    /// Why the journal had to be begun anew, if it had.
+    pub(super) fn rebuilt(&self) -> Option<String> {
+        let moved = self.0.begun_anew()?;
+        Some(format!("{moved} and is rebuilt from the labels of containers"))
+    }
+
+    pub(super) async fn commit(&self, changes: Vec<Change>) -> Result<(), Error> {
+        self.0.commit(changes).await
+    }
+
+    #[cfg(test)]
+    pub(super) fn failing() -> (Self, crate::store::failing::Switch) {
+        let (store, switch) = crate::store::failing::store();
+        (Self(store), switch)
+    }
+}
+
+pub(super) fn put(record: &Record) -> Change {
+    Change::put(record.id.as_str(), record)
+}
+
+/// One record that cannot be read makes the whole journal doubtful: what it held may be running.
+fn parse(records: Records) -> Result<Vec<Record>, String> {
+    let parse_one =
+        |(id, json): (String, Vec<u8>)| serde_json::from_slice(&json).map_err(|e| format!("session {id}: {e}"));
+    records.into_iter().map(parse_one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sessions::decide::testing::{START, record};
+
+    #[tokio::test]
+    async fn what_was_committed_is_there_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let (kept, forgotten) = (record("a"), record("b"));
+        {
+            let (journal, records) = Journal::open(directory.path(), START.wall).unwrap();
+            assert_eq!((records, journal.rebuilt()), (vec![], None));
+            journal.commit(vec![put(&kept), put(&forgotten)]).await.unwrap();
+            journal.commit(vec![Change::Remove(forgotten.id.to_string())]).await.unwrap();
+        }
+        assert_eq!(Journal::open(directory.path(), START.wall).unwrap().1, vec![kept]);
+    }
+
+    #[tokio::test]
+    async fn a_journal_with_an_unreadable_record_is_moved_aside_and_said() {
+        let directory = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(directory.path(), START.wall).unwrap();
+        journal.commit(vec![Change::put("a", &1)]).await.unwrap();
+        drop(journal);
+        let (journal, records) = Journal::open(directory.path(), START.wall).unwrap();
+        assert!(records.is_empty());
+        assert!(journal.rebuilt().unwrap().contains("session a"));
+    }
+}

@@ -1,0 +1,306 @@
+//! Sessions on this host: the owner of the journal, the ledger and every
+//! session's life.
+//!
+//! One task ([`task`]) holds all of it by `&mut`. It decides ([`decide`], pure),
+//! persists ([`journal`]), publishes, then replies. Slow work, pulls and the
+//! engine's calls, runs in one [`runner`] a session, which asks [`lifecycle`]
+//! (pure) for the next step and reports what it saw.
+
+mod decide;
+mod feed;
+mod journal;
+mod lifecycle;
+mod record;
+mod runner;
+pub mod runtime;
+pub mod task;
+#[cfg(test)]
+mod tests;
+
+pub use decide::FAILING_STARTS;
+pub use feed::Feed;
+pub use journal::Journal;
+pub use record::Record;
+pub use runtime::LogsRequest;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::election;
+use crate::ledger::PortRange;
+use crate::types::{
+    Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session, SessionId,
+    SessionRequest, User, Workspace,
+};
+use runtime::{LogStream, Runtime};
+
+/// Requests waiting for the owner. Beyond it callers are told that it is busy, and to come back.
+const QUEUE: usize = 1024;
+
+/// `[limits]`, and what of `[runtime]` concerns every runtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Sessions of one user that hold a reservation; 0: no limit.
+    pub max_sessions_per_user: u32,
+    /// Sessions that hold a reservation on this node; 0: no limit.
+    pub max_sessions_per_node: u32,
+    /// How long a session that is gone stays known, so that a retry of its key finds it.
+    pub keep_ended: Period,
+    /// How long a stopped or failed session keeps its container; 0: until it is removed or its ttl ends.
+    pub stopped_retention: Period,
+    /// Nothing is admitted while less than this is free where images live.
+    pub min_free_disk: Bytes,
+    /// Host ports to hand out, both ends included.
+    pub port_range: PortRange,
+    /// The networks, besides ostler's own, that a workspace may name.
+    pub networks: Vec<Name>,
+    /// The host that endpoints are shown with.
+    pub endpoint_host: String,
+}
+
+/// A leader's offer of a session to this host.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Admit {
+    pub cluster: Name,
+    /// Who decided, and in which term.
+    pub ballot: Ballot,
+    /// How often the session has been offered, this time included.
+    pub attempt: u32,
+    /// The host that is meant. Another refuses.
+    pub destination: NodeId,
+    pub session: SessionId,
+    pub request: SessionRequest,
+    /// The workspace as the request wants it.
+    pub workspace: Workspace,
+    /// How many live sessions of this user this host may hold after it; `None`: any number.
+    pub user_limit: Option<u32>,
+    /// What the other nodes said, kept to explain the placement later.
+    pub considered: Vec<NodeVerdict>,
+}
+
+/// A session that the host has taken, now or before.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Admitted {
+    pub session: Session,
+    /// The key had been used for the same request before: nothing new was made.
+    pub replayed: bool,
+}
+
+/// Why a request to the owner was not done. Nothing changed, except where the variant says so.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, thiserror::Error)]
+pub enum Error {
+    #[error("no session {0} here")]
+    NotFound(SessionId),
+    /// The session is not in a state for it, or the key was used otherwise.
+    #[error("{0}")]
+    Conflict(String),
+    #[error("this idempotency key was used for another request")]
+    IdempotencyMismatch,
+    /// The host does not take the session.
+    #[error("the host refuses: {:?}", .0.reason)]
+    Refused(Box<NodeReason>),
+    #[error("user {user} has {limit} sessions, as many as limits.max_sessions_per_user allows")]
+    Quota { user: User, limit: u32 },
+    /// Whoever offers it leads no more.
+    #[error(transparent)]
+    Stale(election::Stale),
+    /// Too many requests are waiting.
+    #[error("too many requests are waiting")]
+    Busy,
+    #[error("the journal cannot be written: {0}")]
+    Journal(String),
+    #[error(transparent)]
+    Runtime(#[from] runtime::Error),
+    /// The owner has ended: the daemon is stopping. What became of the request is not known.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+/// What everybody may read: every session of this host, and what they reserve.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Every session that is remembered, ended ones included.
+    pub sessions: BTreeMap<SessionId, Arc<Session>>,
+    /// Those of them whose container is destroyed: kept so that a retry of their key finds them.
+    pub gone: std::collections::BTreeSet<SessionId>,
+    /// The sessions that hold a reservation.
+    pub reserved: std::collections::BTreeSet<SessionId>,
+    pub allocated: Resources,
+    /// How many sessions hold each GPU.
+    pub gpu_slots_used: BTreeMap<String, u32>,
+    /// The journal could not be read at start and was rebuilt from labels.
+    pub journal_rebuilt: Option<String>,
+    /// Starts in a row that failed on this host.
+    pub failing_starts: u32,
+    /// What changed when.
+    pub feed: Feed,
+}
+
+/// Up to where somebody knows what this host holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Have {
+    /// Which life of the agent counts the versions.
+    pub incarnation: u64,
+    /// Grows with every change.
+    pub version: u64,
+}
+
+/// What changed on this host since somebody looked.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Changes {
+    /// Where this brings who reads it.
+    pub now: Have,
+    /// This is all there is, and what is not in it is not here.
+    pub whole: bool,
+    pub held: Vec<Held>,
+    /// Sessions that are not remembered any more.
+    pub forgotten: Vec<SessionId>,
+}
+
+/// A session as its host tells its leader.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Held {
+    pub session: Session,
+    /// Whose decision brought it here.
+    pub ballot: Ballot,
+    /// Its container is destroyed: only the memory of it is left.
+    pub gone: bool,
+}
+
+/// Asks the owner of sessions.
+#[derive(Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    ready: watch::Receiver<bool>,
+    runtime: Arc<dyn Runtime>,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What the owner can be asked.
+enum Request {
+    Find(SessionId, String, Reply<Option<Session>>),
+    Admit(Box<Admit>, Reply<Admitted>),
+    Command(SessionId, Command, Reply<Session>),
+    Secret(SessionId, Reply<Option<String>>),
+    Explain(SessionId, Reply<Explanation>),
+    Fence(Ballot, oneshot::Sender<Result<(), election::Stale>>),
+}
+
+/// What can be asked of one session.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Command {
+    Stop,
+    Start,
+    Pause,
+    Resume,
+    Keepalive {
+        by: User,
+    },
+    Extend {
+        ttl: Duration,
+    },
+    Remove,
+    /// It is removed, for there is a better one of the same id on another host.
+    Duplicate,
+}
+
+impl Handle {
+    /// Offers a session. Where it answers, the session is durable.
+    pub async fn admit(&self, admit: Admit) -> Result<Admitted, Error> {
+        self.ask(|reply| Request::Admit(Box::new(admit), reply)).await
+    }
+
+    /// The session of a key that was used before, for the same request: with its secret, as when it was made.
+    pub async fn find(&self, session: &SessionId, fingerprint: String) -> Result<Option<Session>, Error> {
+        // What is not published was not acknowledged either, so nobody retries it; admission looks again.
+        if !self.snapshot.borrow().sessions.contains_key(session) {
+            return Ok(None);
+        }
+        self.ask(|reply| Request::Find(session.clone(), fingerprint, reply)).await
+    }
+
+    /// Asks one session to change. It answers once the wish is durable; the session follows behind.
+    pub async fn command(&self, session: SessionId, command: Command) -> Result<Session, Error> {
+        self.ask(|reply| Request::Command(session, command, reply)).await
+    }
+
+    /// The session's random secret, if its workspace uses one.
+    pub async fn secret(&self, session: SessionId) -> Result<Option<String>, Error> {
+        self.ask(|reply| Request::Secret(session, reply)).await
+    }
+
+    /// Why the session is here.
+    pub async fn explain(&self, session: SessionId) -> Result<Explanation, Error> {
+        self.ask(|reply| Request::Explain(session, reply)).await
+    }
+
+    /// From its answer on nothing is admitted under a lower ballot, and what was admitted before is in the
+    /// [snapshot](Self::snapshot).
+    ///
+    /// # Errors
+    /// A higher one came before.
+    pub async fn fence(&self, ballot: Ballot) -> Result<(), election::Stale> {
+        let stale = election::Stale { highest: ballot.clone() };
+        let (reply, answer) = oneshot::channel();
+        // A queue that is full empties soon: unlike a person, a leader is not told to come back.
+        self.requests.send(Request::Fence(ballot, reply)).await.map_err(|_| stale.clone())?;
+        answer.await.unwrap_or(Err(stale))
+    }
+
+    /// What changed after `have`, as soon as something did or `patience` is over. See [`Self::fence`].
+    pub async fn changes(
+        &self,
+        ballot: Ballot,
+        have: Option<Have>,
+        patience: Duration,
+    ) -> Result<Changes, election::Stale> {
+        self.fence(ballot).await?;
+        let mut snapshot = self.snapshot.clone();
+        let news = snapshot.wait_for(|snapshot| have != Some(snapshot.feed.now()));
+        let _ = tokio::time::timeout(patience, news).await;
+        Ok(snapshot.borrow().since(have))
+    }
+
+    pub async fn logs(&self, session: &SessionId, request: LogsRequest) -> Result<LogStream, Error> {
+        let snapshot = self.snapshot();
+        if !snapshot.sessions.contains_key(session) {
+            return Err(Error::NotFound(session.clone()));
+        }
+        if snapshot.gone.contains(session) {
+            return Err(Error::Conflict(format!("session {session} has been removed, and its logs with it")));
+        }
+        Ok(self.runtime.logs(session, request).await?)
+    }
+
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// To wait for a session to change.
+    pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.clone()
+    }
+
+    /// Whether the journal was loaded and brought together with the engine once, as far as it answered.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.clone()
+    }
+
+    pub fn runtime(&self) -> &Arc<dyn Runtime> {
+        &self.runtime
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.try_send(request(reply)).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => Error::Busy,
+            mpsc::error::TrySendError::Closed(_) => Error::Stopping,
+        })?;
+        answer.await.unwrap_or(Err(Error::Stopping))
+    }
+}

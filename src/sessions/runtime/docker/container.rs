@@ -1,0 +1,270 @@
+//! What a session's container is made from, and what an existing one says it was made from. Pure.
+//!
+//! The configuration is built field by field from a [`Launch`], and nothing of a request is passed
+//! through. What may ever be sent is written down once more, as the allow-list of the tests.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, HostConfig,
+    HostConfigLogConfig, Mount as EngineMount, MountType, PortBinding as EnginePort, PortMap, RestartPolicy,
+    RestartPolicyNameEnum,
+};
+
+use super::{Config, CpuMode, Error};
+use crate::sessions::runtime::{Container, Exit, Found, Launch, PortBinding, Run};
+use crate::types::{Bytes, Cores, Name, Resources, SessionId, Timestamp};
+
+pub(super) const LABEL_CLUSTER: &str = "ostler.cluster";
+pub(super) const LABEL_NODE: &str = "ostler.node";
+pub(super) const LABEL_SESSION: &str = "ostler.session";
+const LABEL_WORKSPACE: &str = "ostler.workspace";
+const LABEL_USER: &str = "ostler.user";
+const LABEL_CORES: &str = "ostler.cores_milli";
+const LABEL_MEMORY: &str = "ostler.memory_bytes";
+const LABEL_GPUS: &str = "ostler.gpus";
+/// Comma separated, empty where there are none.
+const LABEL_GPU_UUIDS: &str = "ostler.gpu_uuids";
+
+/// Processes and threads of one session. A desktop with a browser runs some hundreds; a fork bomb stops here.
+const PIDS: i64 = 4096;
+/// A session's log on disk is at most `LOG_FILES` of this size.
+const LOG_FILE_SIZE: &str = "10m";
+const LOG_FILES: &str = "2";
+/// Memory is a hard limit, and what the host has of swap is the host's to give: -1 sets no limit on it.
+/// Kernels without swap accounting behave like that anyway, so no engine has anything to warn about.
+const SWAP_WITHOUT_LIMIT: i64 = -1;
+/// How the engine counts CPU shares: this much is one core's.
+const SHARES_PER_CORE: u64 = 1024;
+/// The least that the kernel takes.
+const LEAST_SHARES: u64 = 2;
+const NANOS_PER_MILLICORE: u64 = 1_000_000;
+/// As many characters of the session's id as a host name, shown in prompts, should have.
+const HOSTNAME_LEN: usize = 12;
+/// What the engine says instead of a time that never was.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// The one name that a session's container can have.
+pub(super) fn container_name(cluster: &Name, session: &SessionId) -> String {
+    format!("ostler-{cluster}-{session}")
+}
+
+/// The parts of a container that the engine had to be asked about first.
+pub(super) struct Surroundings<'a> {
+    /// The name of a network that exists.
+    pub(super) network: &'a str,
+    /// The engine's volume for each of the launch's mounts, in the same order.
+    pub(super) volumes: &'a [String],
+    /// How many cores the engine has: it refuses a quota above them, which would limit nothing.
+    pub(super) engine_cores: Cores,
+}
+
+/// The container that a launch describes.
+///
+/// # Errors
+/// [`Error::Refused`] for a launch without an image, or with a variable that would set another one.
+pub(super) fn body(config: &Config, launch: &Launch, around: &Surroundings<'_>) -> Result<ContainerCreateBody, Error> {
+    let image = launch.image.clone().ok_or_else(|| Error::Refused("the Docker runtime needs an image".to_owned()))?;
+    let (exposed, published) = ports(config, launch);
+    Ok(ContainerCreateBody {
+        hostname: Some(launch.session.as_str().chars().take(HOSTNAME_LEN).collect()),
+        image: Some(image),
+        cmd: (!launch.command.is_empty()).then(|| launch.command.clone()),
+        env: Some(env(launch)?),
+        labels: Some(labels(config, launch)),
+        exposed_ports: Some(exposed),
+        host_config: Some(HostConfig {
+            memory: Some(signed(launch.resources.memory.get())),
+            memory_swap: Some(SWAP_WITHOUT_LIMIT),
+            pids_limit: Some(PIDS),
+            shm_size: Some(signed(launch.shm.get())),
+            init: Some(true),
+            restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+            log_config: Some(log_config()),
+            network_mode: Some(around.network.to_owned()),
+            port_bindings: Some(published),
+            mounts: Some(mounts(launch, around.volumes)),
+            cap_drop: Some(vec!["ALL".to_owned()]),
+            cap_add: Some(config.cap_allow.clone()),
+            security_opt: Some(vec!["no-new-privileges".to_owned()]),
+            ..cpu_limit(config.cpu_mode, launch.resources.cores, around.engine_cores)
+        }),
+        ..ContainerCreateBody::default()
+    })
+}
+
+/// A host configuration that limits the CPU and does nothing else.
+fn cpu_limit(mode: CpuMode, cores: Cores, engine_cores: Cores) -> HostConfig {
+    match mode {
+        CpuMode::Quota => HostConfig {
+            nano_cpus: Some(signed(cores.min(engine_cores).milli().saturating_mul(NANOS_PER_MILLICORE))),
+            ..HostConfig::default()
+        },
+        CpuMode::Shares => {
+            let shares = cores.milli().saturating_mul(SHARES_PER_CORE) / 1000;
+            HostConfig { cpu_shares: Some(signed(shares.max(LEAST_SHARES))), ..HostConfig::default() }
+        }
+    }
+}
+
+fn log_config() -> HostConfigLogConfig {
+    let config = [("max-size", LOG_FILE_SIZE), ("max-file", LOG_FILES)];
+    HostConfigLogConfig {
+        typ: Some("json-file".to_owned()),
+        config: Some(config.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
+    }
+}
+
+fn env(launch: &Launch) -> Result<Vec<String>, Error> {
+    let mut env: BTreeMap<&str, &str> = launch.env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    // Images made for GPUs ask for all of them by default. No device is handed over here, so none is shown.
+    env.insert("NVIDIA_VISIBLE_DEVICES", "void");
+    if let Some(name) = env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
+        return Err(Error::Refused(format!("`{}` is not the name of an environment variable", name.escape_debug())));
+    }
+    Ok(env.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
+}
+
+/// Every label of ours is always set, so that none of an image's own can stand in for it.
+fn labels(config: &Config, launch: &Launch) -> HashMap<String, String> {
+    let labels = [
+        (LABEL_CLUSTER, config.cluster.to_string()),
+        (LABEL_NODE, config.node.to_string()),
+        (LABEL_SESSION, launch.session.to_string()),
+        (LABEL_WORKSPACE, launch.workspace.to_string()),
+        (LABEL_USER, launch.user.to_string()),
+        (LABEL_CORES, launch.resources.cores.milli().to_string()),
+        (LABEL_MEMORY, launch.resources.memory.get().to_string()),
+        (LABEL_GPUS, launch.resources.gpus.to_string()),
+        (LABEL_GPU_UUIDS, launch.gpu_uuids.join(",")),
+    ];
+    labels.map(|(key, value)| (key.to_owned(), value)).into()
+}
+
+fn ports(config: &Config, launch: &Launch) -> (Vec<String>, PortMap) {
+    let mut published = PortMap::new();
+    for port in &launch.ports {
+        let binding = EnginePort {
+            host_ip: Some(config.publish_address.to_string()),
+            host_port: Some(port.host_port.to_string()),
+        };
+        let key = format!("{}/{}", port.container_port, port.protocol);
+        published.entry(key).or_default().get_or_insert_default().push(binding);
+    }
+    (published.keys().cloned().collect(), published)
+}
+
+fn mounts(launch: &Launch, volumes: &[String]) -> Vec<EngineMount> {
+    let mount = |(mount, volume): (&crate::sessions::runtime::Mount, &String)| EngineMount {
+        typ: Some(MountType::VOLUME),
+        source: Some(volume.clone()),
+        target: Some(mount.path.clone()),
+        read_only: Some(mount.read_only),
+        ..EngineMount::default()
+    };
+    launch.volumes.iter().zip(volumes).map(mount).collect()
+}
+
+/// The engine counts in signed 64 bits; what does not fit is as good as no limit.
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Whether a container of our name is this node's, for this session: made by us, not merely called like it.
+pub(super) fn is_ours(config: &Config, session: &SessionId, inspected: &ContainerInspectResponse) -> bool {
+    let label = |key| label(inspected, key);
+    label(LABEL_CLUSTER) == Some(config.cluster.as_str())
+        && label(LABEL_NODE) == Some(config.node.as_str())
+        && label(LABEL_SESSION) == Some(session.as_str())
+}
+
+/// What the labels of a container say of its session, or which of them cannot be believed.
+pub(super) fn found(cluster: &Name, inspected: &ContainerInspectResponse) -> Result<Found, String> {
+    let session: SessionId = parsed(inspected, LABEL_SESSION)?;
+    // An image can carry any label. The name is the engine's word, and only one container has it.
+    let name = inspected.name.as_deref().unwrap_or_default().trim_start_matches('/');
+    if label(inspected, LABEL_CLUSTER) != Some(cluster.as_str()) || name != container_name(cluster, &session) {
+        return Err(format!("`{name}` is not the name that its labels ask for"));
+    }
+    let cores = Cores::from_milli(parsed(inspected, LABEL_CORES)?);
+    let memory = Bytes::new(parsed(inspected, LABEL_MEMORY)?);
+    let uuids = label(inspected, LABEL_GPU_UUIDS).unwrap_or_default();
+    Ok(Found {
+        container_id: inspected.id.clone().ok_or("it has no id")?,
+        node: parsed(inspected, LABEL_NODE)?,
+        session,
+        user: parsed(inspected, LABEL_USER)?,
+        workspace: parsed(inspected, LABEL_WORKSPACE)?,
+        resources: Resources::new(cores, memory, parsed(inspected, LABEL_GPUS)?),
+        gpu_uuids: uuids.split(',').filter(|uuid| !uuid.is_empty()).map(str::to_owned).collect(),
+        image: inspected.config.as_ref().and_then(|config| config.image.clone()),
+        ports: host_ports(inspected),
+        created_at: inspected.created.as_deref().and_then(|time| time.parse().ok()).unwrap_or_default(),
+        container: state(inspected),
+    })
+}
+
+fn label<'a>(inspected: &'a ContainerInspectResponse, key: &str) -> Option<&'a str> {
+    inspected.config.as_ref()?.labels.as_ref()?.get(key).map(String::as_str)
+}
+
+fn parsed<T: std::str::FromStr>(inspected: &ContainerInspectResponse, key: &str) -> Result<T, String> {
+    let text = label(inspected, key).ok_or_else(|| format!("it has no label {key}"))?;
+    text.parse().map_err(|_| format!("its label {key} is `{}`", text.escape_debug()))
+}
+
+/// The ports that the container was made with, running or not.
+fn host_ports(inspected: &ContainerInspectResponse) -> Vec<PortBinding> {
+    let bound = inspected.host_config.as_ref().and_then(|host| host.port_bindings.as_ref());
+    let mut ports: Vec<PortBinding> = bound
+        .into_iter()
+        .flatten()
+        .flat_map(|(key, bindings)| bindings.iter().flatten().filter_map(move |binding| host_port(key, binding)))
+        .collect();
+    ports.sort();
+    ports
+}
+
+fn host_port(key: &str, binding: &EnginePort) -> Option<PortBinding> {
+    let (container_port, protocol) = key.split_once('/')?;
+    Some(PortBinding {
+        container_port: container_port.parse().ok()?,
+        protocol: protocol.parse().ok()?,
+        host_port: binding.host_port.as_deref()?.parse().ok()?,
+    })
+}
+
+/// The container as it is.
+pub(super) fn state(inspected: &ContainerInspectResponse) -> Container {
+    let Some(state) = &inspected.state else { return Container::Created };
+    let run = Run(state.started_at.clone().unwrap_or_default());
+    match state.status {
+        Some(ContainerStateStatusEnum::PAUSED) => Container::Paused(run),
+        Some(
+            ContainerStateStatusEnum::RUNNING
+            | ContainerStateStatusEnum::RESTARTING
+            | ContainerStateStatusEnum::STOPPING,
+        ) => Container::Running(run),
+        // One that is being removed, or could only half be removed, runs no more and never will.
+        Some(
+            ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::DEAD,
+        ) => Container::Exited(exit(run, state)),
+        Some(ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::EMPTY) | None => Container::Created,
+    }
+}
+
+fn exit(run: Run, state: &ContainerState) -> Exit {
+    let code = state.exit_code.unwrap_or(0);
+    let finished = state.finished_at.as_deref().filter(|time| *time != NEVER);
+    Exit {
+        run,
+        code,
+        // The engine says so of any process of the container, one browser tab too. A session that
+        // went on and ended well was not killed.
+        oom_killed: state.oom_killed.unwrap_or(false) && code != 0,
+        finished_at: finished.and_then(|time| time.parse::<Timestamp>().ok()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! Whatever is asked for, the engine is sent nothing but what the allow-list says.
+
+use std::collections::BTreeSet;
+
+use bollard::models::ContainerConfig;
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::sessions::runtime::Mount;
+use crate::types::{Protocol, PullPolicy};
+
+fn config(cpu_mode: CpuMode) -> Config {
+    Config {
+        cluster: "lab".parse().unwrap(),
+        node: "k3f7q2m5x6a4b7c2".parse().unwrap(),
+        host: "unix:///var/run/docker.sock".to_owned(),
+        cpu_mode,
+        cap_allow: super::super::DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
+        publish_address: "127.0.0.1".parse().unwrap(),
+    }
+}
+
+/// Text as a caller who means harm would send it.
+fn hostile() -> impl Strategy<Value = String> {
+    prop_oneof![
+        ".{0,20}",
+        "[A-Z_]{1,8}",
+        Just("ostler.session".to_owned()),
+        Just("--privileged".to_owned()),
+        Just(r#"","Privileged":true,"x":""#.to_owned()),
+        Just("/:/host".to_owned()),
+        Just("NVIDIA_VISIBLE_DEVICES".to_owned()),
+        Just("NVIDIA_VISIBLE_DEVICES=all".to_owned()),
+        Just("host".to_owned()),
+    ]
+}
+
+fn port() -> impl Strategy<Value = PortBinding> {
+    (any::<u16>(), any::<bool>(), any::<u16>()).prop_map(|(container_port, udp, host_port)| PortBinding {
+        container_port,
+        protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+        host_port,
+    })
+}
+
+prop_compose! {
+    fn launch()(
+        key in hostile(),
+        user in "[A-Za-z0-9._@+\\\\-]{1,20}",
+        image in proptest::option::of(hostile()),
+        command in proptest::collection::vec(hostile(), 0..4),
+        env in proptest::collection::btree_map(hostile(), hostile(), 0..5),
+        cores in any::<u64>(), memory in any::<u64>(), gpus in any::<u32>(), shm in any::<u64>(),
+        gpu_uuids in proptest::collection::vec(hostile(), 0..3),
+        ports in proptest::collection::vec(port(), 0..4),
+        volumes in proptest::collection::vec((hostile(), hostile(), any::<bool>()), 0..3),
+        network in proptest::option::of("[a-z0-9]{1,8}|host"),
+    ) -> Launch {
+        Launch {
+            session: SessionId::of_key(&"lab".parse().unwrap(), &key),
+            user: user.parse().unwrap(),
+            workspace: "desktop".parse().unwrap(),
+            image,
+            pull: PullPolicy::Missing,
+            command,
+            env,
+            resources: Resources::new(Cores::from_milli(cores), Bytes::new(memory), gpus),
+            gpu_uuids,
+            ports,
+            volumes: volumes
+                .into_iter()
+                .map(|(name, path, read_only)| Mount { name, path, read_only })
+                .collect(),
+            shm: Bytes::new(shm),
+            network: network.map(|name| name.parse().unwrap()),
+        }
+    }
+}
+
+fn around<'a>(volumes: &'a [String]) -> Surroundings<'a> {
+    Surroundings { network: "ostler-lab", volumes, engine_cores: Cores::whole(8) }
+}
+
+/// Every leaf of a JSON document with its path. `[]` stands for any element, `*` for the key of a map.
+fn leaves(path: &str, value: &Value, into: &mut Vec<(String, Value)>) {
+    const MAPS: [&str; 4] = ["Labels", "ExposedPorts", "HostConfig.PortBindings", "HostConfig.LogConfig.Config"];
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let shown = if MAPS.contains(&path) { "*" } else { key };
+                let next = if path.is_empty() { shown.to_owned() } else { format!("{path}.{shown}") };
+                leaves(&next, value, into);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| leaves(&format!("{path}[]"), item, into)),
+        leaf => into.push((path.to_owned(), leaf.clone())),
+    }
+}
+
+/// The whole of what may be sent to the engine. Whoever adds a line here adds power to a request.
+fn allowed(config: &Config, volumes: &[String], path: &str, value: &Value) -> bool {
+    let text = value.as_str().unwrap_or_default();
+    match path {
+        // What the caller may say freely: it is text inside the container, and nothing else.
+        "Image" | "Cmd[]" | "HostConfig.Mounts[].Target" | "Labels.*" => value.is_string(),
+        "Env[]" => value.is_string() && !text.starts_with('='),
+        "Hostname" => text.len() == HOSTNAME_LEN && text.bytes().all(|b| b.is_ascii_alphanumeric()),
+        // Limits, always set.
+        "HostConfig.Memory" | "HostConfig.NanoCpus" | "HostConfig.CpuShares" | "HostConfig.ShmSize" => {
+            value.as_i64().is_some_and(|n| n >= 0)
+        }
+        "HostConfig.MemorySwap" => *value == SWAP_WITHOUT_LIMIT,
+        "HostConfig.PidsLimit" => *value == PIDS,
+        "HostConfig.LogConfig.Type" => text == "json-file",
+        "HostConfig.LogConfig.Config.*" => [LOG_FILE_SIZE, LOG_FILES].contains(&text),
+        "HostConfig.Init" => *value == true,
+        "HostConfig.RestartPolicy.Name" => text == "no",
+        // Confinement.
+        "HostConfig.CapDrop[]" => text == "ALL",
+        "HostConfig.CapAdd[]" => config.cap_allow.iter().any(|cap| cap == text),
+        "HostConfig.SecurityOpt[]" => text == "no-new-privileges",
+        "HostConfig.NetworkMode" => text == "ostler-lab",
+        "HostConfig.Mounts[].Type" => text == "volume",
+        "HostConfig.Mounts[].Source" => volumes.iter().any(|volume| volume == text),
+        "HostConfig.Mounts[].ReadOnly" => value.is_boolean(),
+        "HostConfig.PortBindings.*[].HostIp" => text == config.publish_address.to_string(),
+        "HostConfig.PortBindings.*[].HostPort" => text.parse::<u16>().is_ok(),
+        _ => false,
+    }
+}
+
+proptest! {
+    #[test]
+    fn nothing_but_the_allow_list_is_ever_sent(launch in launch(), shares in any::<bool>()) {
+        let config = config(if shares { CpuMode::Shares } else { CpuMode::Quota });
+        let volumes: Vec<String> = (0..launch.volumes.len()).map(|i| format!("ostler-lab.v{i}")).collect();
+        let Ok(body) = body(&config, &launch, &around(&volumes)) else {
+            let unnamed = |name: &String| name.is_empty() || name.contains(['=', '\0']);
+            prop_assert!(launch.image.is_none() || launch.env.keys().any(unnamed));
+            return Ok(());
+        };
+        let json = serde_json::to_value(&body).unwrap();
+        let mut sent = Vec::new();
+        leaves("", &json, &mut sent);
+        for (path, value) in &sent {
+            prop_assert!(allowed(&config, &volumes, path, value), "{path}: {value}");
+        }
+        // What confines a session is not merely allowed, it is there.
+        for path in ["CapDrop[]", "SecurityOpt[]", "Memory", "PidsLimit", "NetworkMode", "LogConfig.Type"] {
+            prop_assert!(sent.iter().any(|(sent, _)| *sent == format!("HostConfig.{path}")), "{path}");
+        }
+        let ours: BTreeSet<&str> = json["Labels"].as_object().unwrap().keys().map(String::as_str).collect();
+        prop_assert_eq!(ours, BTreeSet::from([
+            LABEL_CLUSTER, LABEL_NODE, LABEL_SESSION, LABEL_WORKSPACE, LABEL_USER, LABEL_CORES, LABEL_MEMORY,
+            LABEL_GPUS, LABEL_GPU_UUIDS,
+        ]));
+        prop_assert_eq!(&json["Labels"][LABEL_SESSION], launch.session.as_str());
+        let env: Vec<&str> = json["Env"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+        let gpus: Vec<_> = env.iter().filter(|entry| entry.starts_with("NVIDIA_VISIBLE_DEVICES=")).collect();
+        prop_assert_eq!(gpus, [&"NVIDIA_VISIBLE_DEVICES=void"]);
+    }
+
+    #[test]
+    fn what_was_made_is_found_again(launch in launch()) {
+        let mut launch = launch;
+        launch.image = Some("busybox:1".to_owned());
+        launch.env.clear();
+        launch.gpu_uuids = vec!["GPU-1".to_owned(), "GPU-2".to_owned()];
+        launch.ports.sort();
+        let config = config(CpuMode::Quota);
+        let body = body(&config, &launch, &around(&[])).unwrap();
+        let inspected = inspected(&config, &launch.session, body);
+        prop_assert!(is_ours(&config, &launch.session, &inspected));
+        let found = found(&config.cluster, &inspected).unwrap();
+        prop_assert_eq!(found.node, config.node);
+        prop_assert_eq!(found.session, launch.session);
+        prop_assert_eq!(found.user, launch.user);
+        prop_assert_eq!(found.resources, launch.resources);
+        prop_assert_eq!(found.gpu_uuids, launch.gpu_uuids);
+        prop_assert_eq!(found.image, launch.image);
+        prop_assert_eq!(found.ports, launch.ports);
+    }
+}
+
+/// What the engine would say of a container made from `body`.
+fn inspected(config: &Config, session: &SessionId, body: ContainerCreateBody) -> ContainerInspectResponse {
+    ContainerInspectResponse {
+        id: Some("c0ffee".to_owned()),
+        name: Some(format!("/{}", container_name(&config.cluster, session))),
+        config: Some(ContainerConfig { labels: body.labels, image: body.image, ..ContainerConfig::default() }),
+        host_config: body.host_config,
+        ..ContainerInspectResponse::default()
+    }
+}
+
+fn some_launch() -> Launch {
+    Launch {
+        session: SessionId::of_key(&"lab".parse().unwrap(), "k"),
+        user: "alice".parse().unwrap(),
+        workspace: "desktop".parse().unwrap(),
+        image: Some("busybox".to_owned()),
+        pull: PullPolicy::Missing,
+        command: Vec::new(),
+        env: BTreeMap::new(),
+        resources: Resources::new(Cores::from_milli(1500), Bytes::mib(64), 0),
+        gpu_uuids: Vec::new(),
+        ports: Vec::new(),
+        volumes: Vec::new(),
+        shm: Bytes::mib(64),
+        network: None,
+    }
+}
+
+#[test]
+fn a_quota_never_exceeds_the_engine_and_shares_are_per_core() {
+    let cpu = |mode, cores| {
+        let mut launch = some_launch();
+        launch.resources.cores = cores;
+        let host = body(&config(mode), &launch, &around(&[])).unwrap().host_config.unwrap();
+        (host.nano_cpus, host.cpu_shares)
+    };
+    assert_eq!(cpu(CpuMode::Quota, Cores::from_milli(1500)), (Some(1_500_000_000), None));
+    assert_eq!(cpu(CpuMode::Quota, Cores::whole(12)), (Some(8_000_000_000), None));
+    assert_eq!(cpu(CpuMode::Shares, Cores::from_milli(1500)), (None, Some(1536)));
+    assert_eq!(cpu(CpuMode::Shares, Cores::from_milli(1)), (None, Some(2)));
+}
+
+#[test]
+fn an_image_with_our_labels_does_not_make_a_session() {
+    let config = config(CpuMode::Quota);
+    let launch = some_launch();
+    let mut foreign = inspected(&config, &launch.session, body(&config, &launch, &around(&[])).unwrap());
+    assert!(found(&config.cluster, &foreign).is_ok());
+    foreign.name = Some("/somebody-elses".to_owned());
+    assert!(found(&config.cluster, &foreign).unwrap_err().contains("somebody-elses"));
+}
+
+#[test]
+fn labels_that_cannot_be_believed_are_named() {
+    let config = config(CpuMode::Quota);
+    let launch = some_launch();
+    let mut body = body(&config, &launch, &around(&[])).unwrap();
+    body.labels.as_mut().unwrap().insert(LABEL_CORES.to_owned(), "many".to_owned());
+    let inspected = inspected(&config, &launch.session, body);
+    assert_eq!(found(&config.cluster, &inspected).unwrap_err(), "its label ostler.cores_milli is `many`");
+}
+
+#[test]
+fn each_state_of_the_engine_is_one_of_ours() {
+    use ContainerStateStatusEnum as Status;
+    let ended = |status, code| {
+        state(&ContainerInspectResponse {
+            state: Some(ContainerState {
+                status: Some(status),
+                started_at: Some("2026-01-31T12:00:00.5Z".to_owned()),
+                finished_at: Some(NEVER.to_owned()),
+                exit_code: Some(code),
+                oom_killed: Some(true),
+                ..ContainerState::default()
+            }),
+            ..ContainerInspectResponse::default()
+        })
+    };
+    let state = |status| ended(status, 137);
+    let run = || Run("2026-01-31T12:00:00.5Z".to_owned());
+    let exited = Container::Exited(Exit { run: run(), code: 137, oom_killed: true, finished_at: None });
+    assert_eq!(state(Status::CREATED), Container::Created);
+    assert_eq!(state(Status::RUNNING), Container::Running(run()));
+    assert_eq!(state(Status::PAUSED), Container::Paused(run()));
+    for gone in [Status::EXITED, Status::REMOVING, Status::DEAD] {
+        assert_eq!(state(gone), exited);
+    }
+    assert!(matches!(ended(Status::EXITED, 0), Container::Exited(exit) if !exit.oom_killed));
+}

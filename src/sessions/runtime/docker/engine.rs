@@ -1,0 +1,294 @@
+//! The way to the engine: connect, ask with a deadline, and say what went wrong.
+
+use std::error::Error as _;
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bollard::models::SystemInfo;
+use bollard::{API_DEFAULT_VERSION, Docker, errors};
+use tokio::sync::Notify;
+
+use super::{CpuMode, Error};
+use crate::sessions::runtime::EngineInfo;
+use crate::types::{Bytes, Cores, Timestamp};
+
+/// To connect and to ask who answers. A healthy engine needs milliseconds, a loaded one a second.
+const CONNECT: Duration = Duration::from_secs(5);
+/// To look at something. Engines under load have been seen to need seconds.
+pub(super) const LOOK: Duration = Duration::from_secs(10);
+/// To change something: create, start, pause. A start sets up file system, network and process.
+pub(super) const CHANGE: Duration = Duration::from_secs(60);
+/// The client's own timeout. It covers all calls alike, so it is set out of the way of the deadlines here.
+const CLIENT_TIMEOUT_SECS: u64 = 365 * 24 * 3600;
+
+/// One engine, at the path of its socket. It is dialled when something is asked, never before.
+pub(super) struct Engine {
+    socket: String,
+    cpu_mode: CpuMode,
+    /// The connection in use, once the API's version is agreed. The lock is held to copy or to
+    /// replace an `Arc`, and spans no await.
+    connection: Mutex<Option<Arc<Connection>>>,
+    /// A call had no answer in time: whoever watches the engine should look at it now.
+    pub(super) suspect: Notify,
+}
+
+/// A client that speaks a version of the API that the engine understands, and what the engine said of itself.
+pub(super) struct Connection {
+    pub(super) docker: Docker,
+    pub(super) info: EngineInfo,
+    /// The engine's clock when it was asked.
+    pub(super) engine_time: Option<Timestamp>,
+}
+
+/// Why the engine did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Failure {
+    /// It understood and said no; nothing changed.
+    #[error("{message}")]
+    Said { status: u16, message: String },
+    /// It did not answer, or not in a way that can be understood: what became of the call is not known.
+    #[error("{0}")]
+    Lost(String),
+}
+
+impl Failure {
+    pub(super) const fn is_not_found(&self) -> bool {
+        matches!(self, Self::Said { status: 404, .. })
+    }
+
+    pub(super) const fn is_conflict(&self) -> bool {
+        matches!(self, Self::Said { status: 409, .. })
+    }
+
+    /// The error for a call that must not fail: where the engine failed inside, it has to be tried again.
+    pub(super) fn or_try_again(self) -> Error {
+        match self {
+            Self::Said { status: 500.., message } => Error::Unavailable(message),
+            other => other.into(),
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Lost(message) | Failure::Said { status: 503, message } => Self::Unavailable(message),
+            Failure::Said { status: 404, message } => Self::NotFound(message),
+            Failure::Said { message, .. } => Self::Refused(message),
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn new(socket: String, cpu_mode: CpuMode) -> Self {
+        Self { socket, cpu_mode, connection: Mutex::new(None), suspect: Notify::new() }
+    }
+
+    /// Asks the engine for one thing. `call` is handed a client, `what` names the call for people.
+    pub(super) async fn ask<T, F>(
+        &self,
+        what: &str,
+        deadline: Duration,
+        call: impl FnOnce(Docker) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, errors::Error>>,
+    {
+        let connection = self.connection().await?;
+        self.within(what, deadline, call(connection.docker.clone())).await
+    }
+
+    /// The connection in use, or a new one.
+    pub(super) async fn connection(&self) -> Result<Arc<Connection>, Failure> {
+        let current = self.current().clone();
+        match current {
+            Some(connection) => Ok(connection),
+            None => self.connect().await,
+        }
+    }
+
+    /// Connects anew: another engine, or another version of it, may answer now.
+    pub(super) async fn connect(&self) -> Result<Arc<Connection>, Failure> {
+        let docker = Docker::connect_with_unix(&self.socket, CLIENT_TIMEOUT_SECS, API_DEFAULT_VERSION)
+            .map_err(|e| self.failure(&e))?;
+        let docker = self.within("version", CONNECT, docker.negotiate_version()).await?;
+        let said = self.within("info", LOOK, docker.info()).await?;
+        let engine_time = said.system_time.as_deref().and_then(|time| time.parse().ok());
+        let info = engine_info(said, self.cpu_mode).await;
+        let connection = Arc::new(Connection { docker, info, engine_time });
+        *self.current() = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// Whether the engine still answers.
+    pub(super) async fn ping(&self, docker: &Docker) -> Result<(), Failure> {
+        self.within("ping", CONNECT, docker.ping()).await.map(|_| ())
+    }
+
+    /// Drops the connection, so that the next call makes a new one.
+    pub(super) fn disconnect(&self) {
+        *self.current() = None;
+    }
+
+    /// What an error of the client means.
+    pub(super) fn failure(&self, error: &errors::Error) -> Failure {
+        match error {
+            errors::Error::DockerResponseServerError { status_code, message } => {
+                Failure::Said { status: *status_code, message: message.trim().to_owned() }
+            }
+            errors::Error::DockerStreamError { error } => Failure::Said { status: 500, message: error.clone() },
+            other => Failure::Lost(unreachable_text(&self.socket, other)),
+        }
+    }
+
+    async fn within<T>(
+        &self,
+        what: &str,
+        deadline: Duration,
+        call: impl Future<Output = Result<T, errors::Error>>,
+    ) -> Result<T, Failure> {
+        match tokio::time::timeout(deadline, call).await {
+            Ok(answer) => answer.map_err(|e| self.failure(&e)),
+            Err(_) => {
+                self.suspect.notify_one();
+                let seconds = deadline.as_secs();
+                Err(Failure::Lost(format!("no answer to `{what}` at {} within {seconds} s", self.socket)))
+            }
+        }
+    }
+
+    fn current(&self) -> std::sync::MutexGuard<'_, Option<Arc<Connection>>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says in the operator's words why the socket cannot be used.
+fn unreachable_text(socket: &str, error: &errors::Error) -> String {
+    if matches!(error, errors::Error::SocketNotFoundError(_)) {
+        return format!("{socket} does not exist: is Docker installed and running?");
+    }
+    match io_kind(error) {
+        Some(io::ErrorKind::NotFound) => format!("{socket} does not exist: is Docker installed and running?"),
+        Some(io::ErrorKind::ConnectionRefused) => format!("nobody listens at {socket}: is Docker running?"),
+        Some(io::ErrorKind::PermissionDenied) => {
+            format!("no permission to use {socket}: run as root, or add the user to the group docker")
+        }
+        _ => format!("{socket}: {}", chain(error)),
+    }
+}
+
+/// The kind of the input or output error that lies at the bottom of `error`, if any.
+fn io_kind(error: &errors::Error) -> Option<io::ErrorKind> {
+    if let errors::Error::IOError { err } = error {
+        return Some(err.kind());
+    }
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(io) = current.downcast_ref::<io::Error>() {
+            return Some(io.kind());
+        }
+        cause = current.source();
+    }
+    None
+}
+
+/// An error with its causes, outermost first, each said once.
+fn chain(error: &errors::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(current) = cause {
+        let next = current.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = current.source();
+    }
+    text
+}
+
+async fn engine_info(said: SystemInfo, cpu_mode: CpuMode) -> EngineInfo {
+    let unenforced = unenforced(&said, cpu_mode);
+    let root = said.docker_root_dir.map(PathBuf::from);
+    let data_root = match root {
+        Some(root) if tokio::fs::try_exists(&root).await.unwrap_or(false) => Some(root),
+        _ => None,
+    };
+    EngineInfo {
+        version: said.server_version.unwrap_or_default(),
+        cores: Cores::whole(said.ncpu.and_then(|n| u32::try_from(n).ok()).unwrap_or(0)),
+        memory: Bytes::new(said.mem_total.and_then(|n| u64::try_from(n).ok()).unwrap_or(0)),
+        data_root,
+        unenforced,
+    }
+}
+
+/// The limits that the engine says it cannot set on this host.
+fn unenforced(said: &SystemInfo, cpu_mode: CpuMode) -> Vec<String> {
+    let off = |flag: Option<bool>| flag == Some(false);
+    let warns = |of: &str| said.warnings.iter().flatten().any(|warning| warning.contains(of));
+    let no_cpu = match cpu_mode {
+        CpuMode::Quota => off(said.cpu_cfs_quota) || off(said.cpu_cfs_period),
+        CpuMode::Shares => off(said.cpu_shares),
+    };
+    [
+        (no_cpu, format!("cores (the kernel has no CPU {cpu_mode})")),
+        (off(said.memory_limit), "memory (the kernel has no memory limit)".to_owned()),
+        (off(said.pids_limit), "processes (the kernel has no pids limit)".to_owned()),
+        (
+            warns("bridge-nf-call-iptables is disabled"),
+            "isolation of sessions' networks (bridge-nf-call-iptables is disabled)".to_owned(),
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(missing, text)| missing.then_some(text))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_engine_said_is_never_taken_for_silence() {
+        let said = |status| Failure::Said { status, message: "m".to_owned() };
+        assert_eq!(Error::from(said(404)), Error::NotFound("m".to_owned()));
+        assert_eq!(Error::from(said(400)), Error::Refused("m".to_owned()));
+        assert_eq!(Error::from(said(500)), Error::Refused("m".to_owned()));
+        assert_eq!(Error::from(said(503)), Error::Unavailable("m".to_owned()));
+        assert_eq!(said(500).or_try_again(), Error::Unavailable("m".to_owned()));
+        assert_eq!(said(409).or_try_again(), Error::Refused("m".to_owned()));
+        assert_eq!(Error::from(Failure::Lost("m".to_owned())), Error::Unavailable("m".to_owned()));
+    }
+
+    #[test]
+    fn each_way_of_being_unreachable_has_its_own_advice() {
+        let text = |kind: io::ErrorKind| unreachable_text("/s", &errors::Error::IOError { err: kind.into() });
+        assert!(text(io::ErrorKind::PermissionDenied).contains("group docker"));
+        assert!(text(io::ErrorKind::ConnectionRefused).contains("is Docker running?"));
+        assert!(text(io::ErrorKind::NotFound).contains("does not exist"));
+        let absent = errors::Error::SocketNotFoundError("/s".to_owned());
+        assert!(unreachable_text("/s", &absent).contains("does not exist"));
+    }
+
+    #[test]
+    fn limits_that_the_kernel_lacks_are_named() {
+        let all = SystemInfo {
+            cpu_cfs_quota: Some(true),
+            memory_limit: Some(true),
+            cpu_shares: Some(false),
+            ..SystemInfo::default()
+        };
+        assert_eq!(unenforced(&all, CpuMode::Quota), Vec::<String>::new());
+        assert_eq!(unenforced(&all, CpuMode::Shares).len(), 1);
+        let none = SystemInfo {
+            memory_limit: Some(false),
+            pids_limit: Some(false),
+            warnings: Some(vec!["WARNING: bridge-nf-call-iptables is disabled".to_owned()]),
+            ..SystemInfo::default()
+        };
+        assert_eq!(unenforced(&none, CpuMode::Quota).len(), 3);
+    }
+}

@@ -1,0 +1,254 @@
+//! Images: there when a session needs them, pulled once however many sessions ask.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bollard::models::ImageInspect;
+use bollard::query_parameters::CreateImageOptionsBuilder;
+use futures_util::StreamExt;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
+
+use super::Error;
+use super::engine::{Engine, Failure, LOOK};
+use super::progress::Progress;
+use super::reference::Reference;
+use crate::sessions::runtime::Launch;
+use crate::types::PullPolicy;
+
+/// A pull may take hours, but not without a word. Registries are retried and layers unpacked well within it.
+const STALL: Duration = Duration::from_secs(180);
+/// How often a person is told how far a pull is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// [`PullPolicy::Daily`].
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Images whose last refresh is remembered. Beyond it the oldest is forgotten, and refreshed early.
+const MAX_REMEMBERED: usize = 1024;
+
+/// Pulls images, and knows which are being pulled.
+pub(super) struct Images {
+    engine: Arc<Engine>,
+    /// The lock is held to look and to insert only, and spans no await.
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    running: HashMap<Reference, watch::Receiver<Pull>>,
+    /// When a registry was last asked, in vain too: one that is down is not asked at every start.
+    refreshed: HashMap<Reference, Instant>,
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone)]
+enum Pull {
+    Running(String),
+    Ended(Result<(), Error>),
+}
+
+/// An image that is here.
+struct Present {
+    digest: Option<String>,
+    /// It came from a registry, which may have a newer one.
+    pulled: bool,
+}
+
+impl Images {
+    pub(super) fn new(engine: Arc<Engine>) -> Self {
+        Self { engine, state: Arc::default() }
+    }
+
+    /// Makes the launch's image available and answers its digest.
+    pub(super) async fn ensure(
+        &self,
+        launch: &Launch,
+        progress: mpsc::Sender<String>,
+    ) -> Result<Option<String>, Error> {
+        let text =
+            launch.image.as_deref().ok_or_else(|| Error::Image("the Docker runtime needs an image".to_owned()))?;
+        let image = Reference::parse(text).map_err(Error::Image)?;
+        let Some(present) = self.look(&image).await? else {
+            self.pull(&image, &progress).await?;
+            let pulled = self.look(&image).await?;
+            return pulled
+                .map(|image| image.digest)
+                .ok_or_else(|| Error::Image(format!("{} is gone right after its pull", image.as_str())));
+        };
+        if !present.pulled || image.is_fixed() {
+            return Ok(present.digest);
+        }
+        match launch.pull {
+            PullPolicy::Missing => Ok(present.digest),
+            PullPolicy::Daily => {
+                self.refresh_daily(&image);
+                Ok(present.digest)
+            }
+            PullPolicy::Always => self.refresh_now(&image, present, &progress).await,
+        }
+    }
+
+    /// Pulls first; where that fails, what is here is good enough.
+    async fn refresh_now(
+        &self,
+        image: &Reference,
+        present: Present,
+        progress: &mpsc::Sender<String>,
+    ) -> Result<Option<String>, Error> {
+        if let Err(error) = self.pull(image, progress).await {
+            tracing::warn!(image = image.as_str(), "not refreshed, using the image that is here: {error}");
+            return Ok(present.digest);
+        }
+        Ok(self.look(image).await?.map_or(present.digest, |image| image.digest))
+    }
+
+    /// Starts a pull that nobody waits for, unless there was one within a day.
+    fn refresh_daily(&self, image: &Reference) {
+        let due = lock(&self.state).refreshed.get(image).is_none_or(|last| last.elapsed() >= DAY);
+        if due {
+            drop(self.join(image));
+        }
+    }
+
+    /// Pulls, or joins a pull that is running, and says how far it is until it ends.
+    async fn pull(&self, image: &Reference, progress: &mpsc::Sender<String>) -> Result<(), Error> {
+        let mut pull = self.join(image);
+        loop {
+            match pull.borrow_and_update().clone() {
+                Pull::Ended(result) => return result,
+                // A listener that is behind misses a line, which the next one makes up for.
+                Pull::Running(text) => drop(progress.try_send(text)),
+            }
+            if pull.changed().await.is_err() {
+                return Err(Error::Image(format!("the pull of {} was broken off", image.as_str())));
+            }
+        }
+    }
+
+    /// The one pull of this image. It goes on when nobody waits for it any more.
+    fn join(&self, image: &Reference) -> watch::Receiver<Pull> {
+        let mut state = lock(&self.state);
+        // A pull takes itself out before it ends; one that is still there and closed has panicked.
+        if let Some(running) = state.running.get(image).filter(|pull| pull.has_changed().is_ok()) {
+            return running.clone();
+        }
+        let (report, pull) = watch::channel(Pull::Running("pulling".to_owned()));
+        state.running.insert(image.clone(), pull.clone());
+        state.remember(image);
+        let task = Task { engine: self.engine.clone(), state: self.state.clone(), image: image.clone(), report };
+        tokio::spawn(task.run());
+        pull
+    }
+
+    async fn look(&self, image: &Reference) -> Result<Option<Present>, Error> {
+        let name = image.as_str();
+        let seen = self.engine.ask("inspect image", LOOK, |docker| async move { docker.inspect_image(name).await });
+        match seen.await {
+            Ok(inspected) => Ok(Some(present(image, inspected))),
+            Err(failure) if failure.is_not_found() => Ok(None),
+            Err(failure) => Err(failure.or_try_again()),
+        }
+    }
+}
+
+impl State {
+    fn remember(&mut self, image: &Reference) {
+        if self.refreshed.len() >= MAX_REMEMBERED {
+            let oldest = self.refreshed.iter().min_by_key(|(_, at)| **at).map(|(image, _)| image.clone());
+            oldest.map(|image| self.refreshed.remove(&image));
+        }
+        self.refreshed.insert(image.clone(), Instant::now());
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn present(image: &Reference, inspected: ImageInspect) -> Present {
+    let pulled = image.digest(&inspected.repo_digests.unwrap_or_default());
+    Present { pulled: pulled.is_some(), digest: pulled.or(inspected.id) }
+}
+
+/// One pull, to its end.
+struct Task {
+    engine: Arc<Engine>,
+    state: Arc<Mutex<State>>,
+    image: Reference,
+    report: watch::Sender<Pull>,
+}
+
+impl Task {
+    async fn run(self) {
+        let result = self.pull().await;
+        if let Err(error) = &result {
+            tracing::warn!(image = self.image.as_str(), "not pulled: {error}");
+        }
+        // First out of the way: who comes now starts anew.
+        lock(&self.state).running.remove(&self.image);
+        self.report.send_replace(Pull::Ended(result));
+    }
+
+    async fn pull(&self) -> Result<(), Error> {
+        let connection = self.engine.connection().await?;
+        let options = CreateImageOptionsBuilder::default().from_image(self.image.as_str()).build();
+        let mut messages = connection.docker.create_image(Some(options), None, None);
+        let mut progress = Progress::default();
+        let mut told = Instant::now();
+        loop {
+            let message = timeout(STALL, messages.next()).await.map_err(|_| self.stalled())?;
+            let Some(message) = message else { return Ok(()) };
+            progress.apply(&message.map_err(|error| self.failed(&error))?);
+            if told.elapsed() >= PROGRESS_EVERY {
+                told = Instant::now();
+                self.report.send_replace(Pull::Running(progress.text()));
+            }
+        }
+    }
+
+    fn stalled(&self) -> Error {
+        self.engine.suspect.notify_one();
+        Error::Image(format!("the pull of {} made no progress for {} s", self.image.as_str(), STALL.as_secs()))
+    }
+
+    /// The engine's word is about the image; its silence is not.
+    fn failed(&self, error: &bollard::errors::Error) -> Error {
+        match self.engine.failure(error) {
+            Failure::Said { message, .. } => Error::Image(format!("cannot pull {}: {message}", self.image.as_str())),
+            lost @ Failure::Lost(_) => lost.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(text: &str) -> Reference {
+        Reference::parse(text).unwrap()
+    }
+
+    #[test]
+    fn an_image_that_no_registry_gave_is_known_by_its_id() {
+        let inspected = |repo_digests| ImageInspect {
+            id: Some("sha256:1d".to_owned()),
+            repo_digests: Some(repo_digests),
+            ..ImageInspect::default()
+        };
+        let built = present(&image("x"), inspected(Vec::new()));
+        assert_eq!((built.digest.as_deref(), built.pulled), (Some("sha256:1d"), false));
+        let pulled = present(&image("x"), inspected(vec!["x@sha256:d1".to_owned()]));
+        assert_eq!((pulled.digest.as_deref(), pulled.pulled), (Some("sha256:d1"), true));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut state = State::default();
+        for n in 0..MAX_REMEMBERED + 3 {
+            state.remember(&image(&format!("x:{n}")));
+        }
+        assert_eq!(state.refreshed.len(), MAX_REMEMBERED);
+        assert!(!state.refreshed.contains_key(&image("x:0")));
+        assert!(state.refreshed.contains_key(&image("x:3")));
+    }
+}

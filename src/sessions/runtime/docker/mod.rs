@@ -1,0 +1,227 @@
+//! The Docker runtime: sessions as containers, through the Docker Engine API.
+//!
+//! [`container`] (pure) says what a container is made from and reads one back. The steps of a
+//! session are in [`steps`]; [`image`], [`network`] and [`volumes`] see to what a container needs.
+//! [`link`] watches the engine, and [`engine`] is the only way to it: every call has a deadline.
+//! [`visit`] is for whoever has no node here.
+//!
+//! What exists belongs to a session by its labels, so that it can be adopted after a crash. A
+//! container, network or volume that merely has our name is refused and left alone.
+
+mod container;
+mod engine;
+mod image;
+mod link;
+mod logs;
+mod network;
+mod progress;
+mod reference;
+mod sights;
+mod steps;
+mod visit;
+mod volumes;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+
+use super::{Container, Error, Event, Found, Health, Launch, LogStream, LogsRequest, Runtime};
+use crate::types::{Name, NodeId, RuntimeKind, SessionId};
+pub use visit::Visit;
+
+/// What an ordinary image with a root entry point needs to hand over to its user, and no more.
+pub const DEFAULT_CAPABILITIES: [&str; 7] =
+    ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL", "NET_BIND_SERVICE"];
+
+/// What of `[runtime]` concerns Docker, and whose containers they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub cluster: Name,
+    pub node: NodeId,
+    /// The engine's socket, as `unix:///var/run/docker.sock`.
+    pub host: String,
+    pub cpu_mode: CpuMode,
+    /// The capabilities of a session, as `CHOWN`; all others are dropped.
+    pub cap_allow: Vec<String>,
+    /// The address of this host that ports are published on.
+    pub publish_address: IpAddr,
+}
+
+/// How cores limit a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CpuMode {
+    /// Never more than its cores.
+    #[default]
+    Quota,
+    /// At least its cores where others want them too, and what is idle besides.
+    Shares,
+}
+
+impl fmt::Display for CpuMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Quota => "quota",
+            Self::Shares => "shares",
+        })
+    }
+}
+
+/// Why the configuration cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("docker_host is `{0}`; expected the path of a socket, as unix:///var/run/docker.sock")]
+    Host(String),
+    #[error("cap_allow has `{0}`; expected capabilities one by one, as CHOWN or NET_BIND_SERVICE")]
+    Capability(String),
+}
+
+/// Sessions as containers of one engine.
+pub struct DockerRuntime {
+    config: Config,
+    engine: Arc<engine::Engine>,
+    images: image::Images,
+    networks: network::Networks,
+    sights: sights::Sights,
+    health: watch::Sender<Health>,
+}
+
+impl DockerRuntime {
+    /// A runtime that has not asked the engine anything yet: one that is absent is a state, not an error.
+    ///
+    /// # Errors
+    /// The configuration means nothing that Docker knows.
+    pub fn new(config: Config) -> Result<Arc<Self>, ConfigError> {
+        let socket = socket_of(&config.host)?;
+        if let Some(odd) = config.cap_allow.iter().find(|capability| !is_one_capability(capability)) {
+            return Err(ConfigError::Capability(odd.clone()));
+        }
+        let engine = Arc::new(engine::Engine::new(socket, config.cpu_mode));
+        Ok(Arc::new(Self {
+            images: image::Images::new(engine.clone()),
+            networks: network::Networks::new(&config),
+            sights: sights::Sights::default(),
+            health: watch::Sender::new(Health::Unknown),
+            config,
+            engine,
+        }))
+    }
+}
+
+/// The path of the engine's socket on this host.
+fn socket_of(host: &str) -> Result<String, ConfigError> {
+    let path = host.strip_prefix("unix://").filter(|path| path.starts_with('/'));
+    path.map(str::to_owned).ok_or_else(|| ConfigError::Host(host.to_owned()))
+}
+
+fn is_one_capability(name: &str) -> bool {
+    !name.is_empty() && name != "ALL" && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
+}
+
+#[async_trait]
+impl Runtime for DockerRuntime {
+    fn kind(&self) -> RuntimeKind {
+        RuntimeKind::Docker
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    async fn run(&self, events: mpsc::Sender<Event>) {
+        link::run(&self.engine, &self.config, &self.health, events).await;
+    }
+
+    async fn list(&self) -> Result<Vec<Found>, Error> {
+        self.list_containers().await
+    }
+
+    async fn observe(&self, session: &SessionId) -> Result<Container, Error> {
+        self.observe_container(session).await
+    }
+
+    async fn ensure_image(&self, launch: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error> {
+        self.images.ensure(launch, progress).await
+    }
+
+    async fn create(&self, launch: &Launch) -> Result<String, Error> {
+        self.create_container(launch).await
+    }
+
+    async fn start(&self, session: &SessionId) -> Result<(), Error> {
+        self.start_container(session).await
+    }
+
+    async fn stop(&self, session: &SessionId, grace: Duration) -> Result<(), Error> {
+        self.stop_container(session, grace).await
+    }
+
+    async fn pause(&self, session: &SessionId) -> Result<(), Error> {
+        self.pause_container(session).await
+    }
+
+    async fn resume(&self, session: &SessionId) -> Result<(), Error> {
+        self.resume_container(session).await
+    }
+
+    async fn remove(&self, session: &SessionId) -> Result<(), Error> {
+        self.remove_container(session).await
+    }
+
+    async fn logs(&self, session: &SessionId, request: LogsRequest) -> Result<LogStream, Error> {
+        let own = self.existing(session).await?;
+        let connection = self.engine.connection().await?;
+        Ok(logs::stream(&connection, &own.id, request))
+    }
+
+    async fn traffic(&self, session: &SessionId) -> Result<Option<u64>, Error> {
+        self.network_bytes(session).await
+    }
+
+    async fn volumes(&self) -> Result<Vec<String>, Error> {
+        volumes::list(&self.engine, &self.config.cluster).await
+    }
+
+    async fn remove_volume(&self, name: &str) -> Result<(), Error> {
+        volumes::remove(&self.engine, &self.config.cluster, name).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            cluster: "lab".parse().unwrap(),
+            node: "k3f7q2m5x6a4b7c2".parse().unwrap(),
+            host: "unix:///nowhere/docker.sock".to_owned(),
+            cpu_mode: CpuMode::Quota,
+            cap_allow: DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
+            publish_address: "127.0.0.1".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn an_absent_engine_is_no_error_and_a_wrong_address_is() {
+        let runtime = DockerRuntime::new(config()).unwrap();
+        assert_eq!(*runtime.health().borrow(), Health::Unknown);
+        for host in ["tcp://127.0.0.1:2375", "/var/run/docker.sock", "unix://relative", ""] {
+            let refused = DockerRuntime::new(Config { host: host.to_owned(), ..config() }).err();
+            assert_eq!(refused, Some(ConfigError::Host(host.to_owned())));
+        }
+    }
+
+    #[test]
+    fn capabilities_are_named_one_by_one() {
+        for odd in ["ALL", "", "chown", "SYS_ADMIN,NET_RAW"] {
+            let refused = DockerRuntime::new(Config { cap_allow: vec![odd.to_owned()], ..config() }).err();
+            assert_eq!(refused, Some(ConfigError::Capability(odd.to_owned())));
+        }
+    }
+}

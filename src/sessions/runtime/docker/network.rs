@@ -1,0 +1,216 @@
+//! The network that sessions run on: one bridge a cluster, on which they do not reach each other.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bollard::models::{NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, NetworkInspect};
+use bollard::query_parameters::InspectNetworkOptions;
+use data_encoding::HEXLOWER;
+
+use super::container::LABEL_CLUSTER;
+use super::engine::{CHANGE, Engine, Failure, LOOK};
+use super::{Config, Error};
+use crate::types::Name;
+
+const ICC: &str = "com.docker.network.bridge.enable_icc";
+const BRIDGE: &str = "com.docker.network.bridge.name";
+/// Words that the engine takes for something else than a network that somebody made.
+const RESERVED: [&str; 4] = ["host", "none", "default", "container"];
+
+/// Knows whether ostler's own network is there.
+pub(super) struct Networks {
+    name: String,
+    bridge: String,
+    cluster: Name,
+    /// It was seen, and is not looked for again until a start misses it.
+    seen: AtomicBool,
+}
+
+impl Networks {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            name: format!("ostler-{}", config.cluster),
+            bridge: bridge_name(&config.cluster),
+            cluster: config.cluster.clone(),
+            seen: AtomicBool::new(false),
+        }
+    }
+
+    /// The name of a network that exists: the one that the launch names, else ostler's own, made where it is absent.
+    pub(super) async fn ensure(&self, engine: &Engine, wanted: Option<&Name>) -> Result<String, Error> {
+        match wanted {
+            Some(name) => existing(engine, name.as_str()).await,
+            None => self.ensure_own(engine).await,
+        }
+    }
+
+    /// Forgets that ostler's own network was seen: it may have been removed behind our back.
+    pub(super) fn forget(&self) {
+        self.seen.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_own(&self, network: &str) -> bool {
+        self.name == network
+    }
+
+    /// Makes ostler's own network again and puts a container on it that does not run. A container
+    /// that ran once remembers its network by id, which the new one does not have.
+    pub(super) async fn restore(&self, engine: &Engine, container: &str) -> Result<(), Error> {
+        self.forget();
+        let name = self.ensure_own(engine).await?;
+        let name = name.as_str();
+        let leave = NetworkDisconnectRequest { container: container.to_owned(), force: Some(true) };
+        let join = NetworkConnectRequest { container: container.to_owned(), endpoint_config: None };
+        let left =
+            engine.ask("disconnect", CHANGE, |docker| async move { docker.disconnect_network(name, leave).await });
+        if let Err(lost @ Failure::Lost(_)) = left.await {
+            return Err(lost.into());
+        }
+        let joined = engine.ask("connect", CHANGE, |docker| async move { docker.connect_network(name, join).await });
+        Ok(joined.await?)
+    }
+
+    async fn ensure_own(&self, engine: &Engine) -> Result<String, Error> {
+        if self.seen.load(Ordering::Relaxed) {
+            return Ok(self.name.clone());
+        }
+        match inspect(engine, &self.name).await? {
+            Some(network) => self.check_own(&network)?,
+            None => self.create(engine).await?,
+        }
+        self.seen.store(true, Ordering::Relaxed);
+        Ok(self.name.clone())
+    }
+
+    /// Makes the network. Engines below API 1.44 make a second one of the same name without a word, and
+    /// then know neither by its name. A bridge exists once, so naming it makes the second attempt fail.
+    async fn create(&self, engine: &Engine) -> Result<(), Error> {
+        let request = NetworkCreateRequest {
+            name: self.name.clone(),
+            driver: Some("bridge".to_owned()),
+            options: Some(owned([(ICC, "false"), (BRIDGE, &self.bridge)])),
+            labels: Some(owned([(LABEL_CLUSTER, self.cluster.as_str())])),
+            ..NetworkCreateRequest::default()
+        };
+        let made =
+            engine.ask("create network", CHANGE, |docker| async move { docker.create_network(request).await }).await;
+        match made {
+            Ok(_) => Ok(()),
+            Err(lost @ Failure::Lost(_)) => Err(lost.into()),
+            // Somebody else may have made it in between.
+            Err(said) => match inspect(engine, &self.name).await? {
+                Some(network) => self.check_own(&network),
+                // It is being made at this moment, and not yet shown.
+                None if is_taken(&said) => Err(Error::Unavailable(said.to_string())),
+                None => Err(said.into()),
+            },
+        }
+    }
+
+    /// A network that only has our name may let sessions reach each other.
+    fn check_own(&self, network: &NetworkInspect) -> Result<(), Error> {
+        let cluster = network.labels.iter().flatten().find(|(key, _)| *key == LABEL_CLUSTER).map(|(_, value)| value);
+        let isolated = network.options.iter().flatten().any(|(key, value)| key == ICC && value == "false");
+        if cluster.map(String::as_str) == Some(self.cluster.as_str()) && isolated {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "the network {} is not ostler's (it wants the label {LABEL_CLUSTER}={} and the option {ICC}=false): remove it",
+            self.name, self.cluster
+        )))
+    }
+}
+
+/// A network of the operator's, by its very name: the engine would also take an id, or the start of one.
+async fn existing(engine: &Engine, name: &str) -> Result<String, Error> {
+    if RESERVED.contains(&name) {
+        return Err(Error::Refused(format!("`{name}` is no network that a session may use")));
+    }
+    let found = inspect(engine, name).await?.filter(|network| network.name.as_deref() == Some(name));
+    match found {
+        Some(network) if network.driver.as_deref() == Some("host") => {
+            Err(Error::Refused(format!("the network {name} is the host's own")))
+        }
+        Some(_) => Ok(name.to_owned()),
+        None => Err(Error::Refused(format!("there is no network {name} on this host"))),
+    }
+}
+
+async fn inspect(engine: &Engine, name: &str) -> Result<Option<NetworkInspect>, Error> {
+    let seen = engine
+        .ask("inspect network", LOOK, |docker| async move {
+            docker.inspect_network(name, None::<InspectNetworkOptions>).await
+        })
+        .await;
+    match seen {
+        Ok(network) => Ok(Some(network)),
+        Err(failure) if failure.is_not_found() => Ok(None),
+        Err(failure) => Err(failure.or_try_again()),
+    }
+}
+
+/// Whether another network has the name or the bridge.
+fn is_taken(failure: &Failure) -> bool {
+    let same_bridge = |message: &str| message.contains("networks have same bridge name");
+    failure.is_conflict() || matches!(failure, Failure::Said { message, .. } if same_bridge(message))
+}
+
+/// The bridge's interface. The kernel gives it 15 characters, so that it is a digest of the cluster's name.
+fn bridge_name(cluster: &Name) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, cluster.as_str().as_bytes());
+    let mut name = format!("ostler-{}", HEXLOWER.encode(digest.as_ref()));
+    name.truncate(15);
+    name
+}
+
+fn owned<const N: usize>(pairs: [(&str, &str); N]) -> HashMap<String, String> {
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn networks() -> Networks {
+        let cluster: Name = "lab".parse().unwrap();
+        Networks { name: "ostler-lab".to_owned(), bridge: bridge_name(&cluster), cluster, seen: AtomicBool::new(false) }
+    }
+
+    #[test]
+    fn bridges_fit_the_kernel_and_differ_by_cluster() {
+        let bridge = |name: &str| bridge_name(&name.parse().unwrap());
+        assert_eq!(bridge("lab").len(), 15);
+        assert_ne!(bridge("lab"), bridge("lab2"));
+    }
+
+    #[test]
+    fn a_network_that_lets_sessions_meet_is_not_ours() {
+        let network = |cluster, icc| NetworkInspect {
+            labels: Some(owned([(LABEL_CLUSTER, cluster)])),
+            options: Some(owned([(ICC, icc)])),
+            ..NetworkInspect::default()
+        };
+        assert_eq!(networks().check_own(&network("lab", "false")), Ok(()));
+        for foreign in [network("lab", "true"), network("other", "false"), NetworkInspect::default()] {
+            assert!(matches!(networks().check_own(&foreign), Err(Error::Refused(_))));
+        }
+    }
+
+    #[test]
+    fn a_network_in_the_making_is_told_from_one_that_cannot_be() {
+        let said = |status, message: &str| Failure::Said { status, message: message.to_owned() };
+        let making = "cannot create network 92 (br): conflicts with network 43 (br): networks have same bridge name";
+        assert!(is_taken(&said(403, making)));
+        assert!(is_taken(&said(409, "network with name ostler-lab already exists")));
+        assert!(!is_taken(&said(403, "could not find an available, non-overlapping IPv4 address pool")));
+    }
+
+    #[tokio::test]
+    async fn the_hosts_own_network_is_refused_before_the_engine_is_asked() {
+        let engine = Engine::new("/nowhere".to_owned(), super::super::CpuMode::Quota);
+        for name in RESERVED {
+            let name: Name = name.parse().unwrap();
+            assert!(matches!(networks().ensure(&engine, Some(&name)).await, Err(Error::Refused(_))));
+        }
+    }
+}

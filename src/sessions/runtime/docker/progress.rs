@@ -1,0 +1,108 @@
+//! How far a pull is, as one line for people. Pure.
+
+use std::collections::HashMap;
+
+use bollard::models::CreateImageInfo;
+
+use crate::types::Bytes;
+
+/// Layers of one image. Engines stop at 127; more than this is not an image.
+const MAX_LAYERS: usize = 512;
+
+/// What is known of the layers of one pull.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    layers: HashMap<String, Layer>,
+}
+
+#[derive(Debug, Default)]
+struct Layer {
+    fetched: u64,
+    size: u64,
+    /// It is here and unpacked.
+    ready: bool,
+}
+
+impl Progress {
+    /// Takes in one message of the engine.
+    pub(super) fn apply(&mut self, message: &CreateImageInfo) {
+        let (Some(id), Some(status)) = (&message.id, message.status.as_deref()) else { return };
+        // The first line of a pull has the tag for an id.
+        if status.starts_with("Pulling from") || (!self.layers.contains_key(id) && self.layers.len() >= MAX_LAYERS) {
+            return;
+        }
+        let layer = self.layers.entry(id.clone()).or_default();
+        let detail = message.progress_detail.as_ref();
+        let figure = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok());
+        match status {
+            "Downloading" => {
+                layer.fetched = figure(detail.and_then(|d| d.current)).unwrap_or(layer.fetched);
+                layer.size = figure(detail.and_then(|d| d.total)).unwrap_or(layer.size).max(layer.fetched);
+            }
+            "Verifying Checksum" | "Download complete" | "Extracting" => layer.fetched = layer.size,
+            "Pull complete" | "Already exists" => {
+                layer.fetched = layer.size;
+                layer.ready = true;
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn text(&self) -> String {
+        let sum = |figure: fn(&Layer) -> u64| self.layers.values().map(figure).fold(0, u64::saturating_add);
+        let (fetched, size) = (sum(|layer| layer.fetched), sum(|layer| layer.size));
+        let ready = self.layers.values().filter(|layer| layer.ready).count();
+        if self.layers.is_empty() || size == 0 && ready == 0 {
+            "pulling".to_owned()
+        } else if fetched < size {
+            format!("pulling {} of {}", Bytes::new(fetched), Bytes::new(size))
+        } else {
+            format!("unpacking, {ready} of {} layers done", self.layers.len())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::models::ProgressDetail;
+
+    use super::*;
+
+    fn message(id: &str, status: &str, figures: Option<(i64, i64)>) -> CreateImageInfo {
+        CreateImageInfo {
+            id: Some(id.to_owned()),
+            status: Some(status.to_owned()),
+            progress_detail: figures
+                .map(|(current, total)| ProgressDetail { current: Some(current), total: Some(total) }),
+            error_detail: None,
+        }
+    }
+
+    #[test]
+    fn layers_are_summed_up() {
+        const MIB: i64 = 1 << 20;
+        let mut progress = Progress::default();
+        assert_eq!(progress.text(), "pulling");
+        progress.apply(&message("latest", "Pulling from library/x", None));
+        assert_eq!(progress.text(), "pulling");
+        progress.apply(&message("a", "Downloading", Some((15 * MIB, 20 * MIB))));
+        progress.apply(&message("b", "Downloading", Some((20 * MIB, 100 * MIB))));
+        assert_eq!(progress.text(), "pulling 35 MiB of 120 MiB");
+        progress.apply(&message("a", "Download complete", None));
+        assert_eq!(progress.text(), "pulling 40 MiB of 120 MiB");
+        progress.apply(&message("a", "Extracting", Some((MIB, 20 * MIB))));
+        progress.apply(&message("b", "Download complete", None));
+        progress.apply(&message("a", "Pull complete", None));
+        assert_eq!(progress.text(), "unpacking, 1 of 2 layers done");
+    }
+
+    #[test]
+    fn nonsense_neither_grows_nor_panics() {
+        let mut progress = Progress::default();
+        for n in 0..2 * MAX_LAYERS {
+            progress.apply(&message(&n.to_string(), "Downloading", Some((i64::MAX, -1))));
+        }
+        assert_eq!(progress.layers.len(), MAX_LAYERS);
+        assert!(!progress.text().is_empty());
+    }
+}

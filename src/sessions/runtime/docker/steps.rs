@@ -1,0 +1,336 @@
+//! The steps of a session's life, each one call or two of the engine.
+//!
+//! A step goes by the id of a container whose labels say that it is ours: that of the look just before
+//! it, else it looks at the container of the session's name itself.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::models::ContainerInspectResponse;
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder, StartContainerOptions, StatsOptionsBuilder, StopContainerOptionsBuilder,
+};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::time::Instant;
+
+use super::container::{self, LABEL_CLUSTER, Surroundings};
+use super::engine::{CHANGE, Failure, LOOK};
+use super::{DockerRuntime, volumes};
+use crate::sessions::runtime::{Container, Error, Found, Launch};
+use crate::types::SessionId;
+
+/// The engine kills after the grace period, and then takes down process, network and file system.
+const AFTER_GRACE: Duration = Duration::from_secs(30);
+/// A removal frees the container's file system, which can be large.
+const REMOVAL: Duration = Duration::from_secs(120);
+/// How often a removal that somebody else began is looked at.
+const REMOVAL_POLL: Duration = Duration::from_millis(100);
+/// Containers that are looked at together.
+const LOOKS_AT_ONCE: usize = 8;
+
+/// A container of ours, as it was a moment ago.
+pub(super) struct Own {
+    pub(super) id: String,
+    pub(super) state: Container,
+    pub(super) network: Option<String>,
+}
+
+/// Who has the name of a session's container.
+enum Holder {
+    Nobody,
+    Us(Own),
+    /// Somebody else, of this name.
+    Stranger(String),
+}
+
+impl DockerRuntime {
+    /// The session's container as it is. One that merely has its name is none.
+    pub(super) async fn observe_container(&self, session: &SessionId) -> Result<Container, Error> {
+        match self.holder(session).await? {
+            Holder::Us(own) => {
+                let state = own.state.clone();
+                self.sights.keep(session, own, Instant::now());
+                Ok(state)
+            }
+            Holder::Nobody | Holder::Stranger(_) => Ok(Container::Absent),
+        }
+    }
+
+    /// The session's container, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where a container has our name and is not ours.
+    async fn own(&self, session: &SessionId) -> Result<Option<Own>, Error> {
+        match self.holder(session).await? {
+            Holder::Nobody => Ok(None),
+            Holder::Us(own) => Ok(Some(own)),
+            Holder::Stranger(name) => {
+                Err(Error::Refused(format!("the container {name} is not this node's: it is left alone")))
+            }
+        }
+    }
+
+    async fn holder(&self, session: &SessionId) -> Result<Holder, Error> {
+        let name = container::container_name(&self.config.cluster, session);
+        let Some(inspected) = self.inspect(&name).await? else { return Ok(Holder::Nobody) };
+        if !container::is_ours(&self.config, session, &inspected) {
+            return Ok(Holder::Stranger(name));
+        }
+        Ok(Holder::Us(Own {
+            state: container::state(&inspected),
+            network: inspected.host_config.and_then(|host| host.network_mode),
+            id: inspected.id.unwrap_or(name),
+        }))
+    }
+
+    pub(super) async fn existing(&self, session: &SessionId) -> Result<Own, Error> {
+        let absent = || Error::NotFound(container::container_name(&self.config.cluster, session));
+        self.own(session).await?.ok_or_else(absent)
+    }
+
+    /// The session's container as the look before this step showed it, else as it is now.
+    async fn just_seen(&self, session: &SessionId) -> Result<Own, Error> {
+        match self.sights.take(session, Instant::now()) {
+            Some(own) => Ok(own),
+            None => self.existing(session).await,
+        }
+    }
+
+    pub(super) async fn list_containers(&self) -> Result<Vec<Found>, Error> {
+        let filters = HashMap::from([("label".to_owned(), vec![format!("{LABEL_CLUSTER}={}", self.config.cluster)])]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let listed = self
+            .engine
+            .ask("list containers", LOOK, |docker| async move { docker.list_containers(Some(options)).await })
+            .await
+            .map_err(Failure::or_try_again)?;
+        let ids = listed.into_iter().filter_map(|summary| summary.id);
+        let found: Vec<Option<Found>> =
+            stream::iter(ids.map(|id| self.find(id))).buffer_unordered(LOOKS_AT_ONCE).try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// One of a list: the summaries there lack start time, exit code and the ports of what does not run.
+    async fn find(&self, id: String) -> Result<Option<Found>, Error> {
+        let Some(inspected) = self.inspect(&id).await? else { return Ok(None) };
+        match container::found(&self.config.cluster, &inspected) {
+            Ok(found) => Ok(Some(found)),
+            Err(reason) => {
+                tracing::info!(container = id, "left alone, although it has the cluster's label: {reason}");
+                Ok(None)
+            }
+        }
+    }
+
+    pub(super) async fn create_container(&self, launch: &Launch) -> Result<String, Error> {
+        let network = self.networks.ensure(&self.engine, launch.network.as_ref()).await?;
+        let mut volumes = Vec::with_capacity(launch.volumes.len());
+        for mount in &launch.volumes {
+            volumes.push(volumes::ensure(&self.engine, &self.config.cluster, &mount.name).await?);
+        }
+        let engine_cores = self.engine.connection().await?.info.cores;
+        let around = Surroundings { network: &network, volumes: &volumes, engine_cores };
+        let body = container::body(&self.config, launch, &around)?;
+        let name = container::container_name(&self.config.cluster, &launch.session);
+        let options = CreateContainerOptionsBuilder::default().name(&name).build();
+        let created = self
+            .engine
+            .ask("create", CHANGE, |docker| async move { docker.create_container(Some(options), body).await })
+            .await;
+        match created {
+            Ok(created) => {
+                let own = Own { id: created.id.clone(), state: Container::Created, network: Some(network) };
+                self.sights.keep(&launch.session, own, Instant::now());
+                Ok(created.id)
+            }
+            // An earlier attempt made it and its answer was lost, or somebody else has our name. The engine
+            // gives a name away before it shows the container: an attempt may still be on its way.
+            Err(failure) if failure.is_conflict() => match self.own(&launch.session).await? {
+                Some(own) => Ok(own.id),
+                None => Err(Error::Unavailable(failure.to_string())),
+            },
+            Err(failure) if is_missing_network(&failure) => {
+                self.networks.forget();
+                Err(failure.into())
+            }
+            Err(Failure::Said { status: 404, message }) => Err(Error::Image(message)),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    pub(super) async fn start_container(&self, session: &SessionId) -> Result<(), Error> {
+        let own = self.just_seen(session).await?;
+        let id = own.id.as_str();
+        let own_network = own.network.is_some_and(|network| self.networks.is_own(&network));
+        match self.start_once(id).await {
+            // Somebody removed the network since it was last seen: pruning does, once no session runs.
+            Err(failure) if own_network && is_missing_network(&failure) => {
+                self.networks.restore(&self.engine, id).await?;
+                self.start_once(id).await.map_err(start_error)
+            }
+            answer => answer.map_err(start_error),
+        }
+    }
+
+    async fn start_once(&self, id: &str) -> Result<(), Failure> {
+        let start = |docker: Docker| async move { docker.start_container(id, None::<StartContainerOptions>).await };
+        self.engine.ask("start", CHANGE, start).await
+    }
+
+    pub(super) async fn stop_container(&self, session: &SessionId, grace: Duration) -> Result<(), Error> {
+        let own = self.just_seen(session).await?;
+        if matches!(own.state, Container::Created | Container::Exited(_)) {
+            return Ok(());
+        }
+        self.thaw(&own).await?;
+        let seconds = i32::try_from(grace.as_secs() + u64::from(grace.subsec_nanos() > 0)).unwrap_or(i32::MAX);
+        let options = StopContainerOptionsBuilder::default().t(seconds).build();
+        let id = own.id.as_str();
+        let deadline = grace.saturating_add(AFTER_GRACE);
+        let stop = |docker: Docker| async move { docker.stop_container(id, Some(options)).await };
+        match self.engine.ask("stop", deadline, stop).await {
+            Ok(()) => Ok(()),
+            Err(failure) => Err(failure.or_try_again()),
+        }
+    }
+
+    pub(super) async fn pause_container(&self, session: &SessionId) -> Result<(), Error> {
+        let own = self.just_seen(session).await?;
+        if matches!(own.state, Container::Paused(_)) {
+            return Ok(());
+        }
+        let id = own.id.as_str();
+        let paused = self.engine.ask("pause", CHANGE, |docker| async move { docker.pause_container(id).await }).await;
+        match paused {
+            Err(failure) if !matches!(self.existing(session).await?.state, Container::Paused(_)) => Err(failure.into()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn resume_container(&self, session: &SessionId) -> Result<(), Error> {
+        let own = self.just_seen(session).await?;
+        match own.state {
+            Container::Running(_) => Ok(()),
+            Container::Paused(_) => self.thaw(&own).await,
+            _ => Err(Error::Refused(format!("the container {} does not run", own.id))),
+        }
+    }
+
+    /// Lets a paused container go on. It neither sees a signal nor ends while it is frozen.
+    async fn thaw(&self, own: &Own) -> Result<(), Error> {
+        if !matches!(own.state, Container::Paused(_)) {
+            return Ok(());
+        }
+        let id = own.id.as_str();
+        let thawed =
+            self.engine.ask("unpause", CHANGE, |docker| async move { docker.unpause_container(id).await }).await;
+        match thawed {
+            Err(failure) => match self.inspect(id).await?.map(|inspected| container::state(&inspected)) {
+                Some(Container::Paused(_)) => Err(failure.into()),
+                _ => Ok(()),
+            },
+            Ok(()) => Ok(()),
+        }
+    }
+
+    pub(super) async fn remove_container(&self, session: &SessionId) -> Result<(), Error> {
+        let own = match self.just_seen(session).await {
+            Err(Error::NotFound(_)) => return Ok(()),
+            seen => seen?,
+        };
+        self.thaw(&own).await?;
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        let id = own.id.as_str();
+        let remove = |docker: Docker| async move { docker.remove_container(id, Some(options)).await };
+        match self.engine.ask("remove", REMOVAL, remove).await {
+            Ok(()) => Ok(()),
+            Err(failure) if failure.is_not_found() => Ok(()),
+            // Somebody is at it already.
+            Err(failure) if failure.is_conflict() => self.until_gone(id, failure).await,
+            Err(failure) => Err(failure.or_try_again()),
+        }
+    }
+
+    async fn until_gone(&self, id: &str, failure: Failure) -> Result<(), Error> {
+        let gone = async {
+            while self.inspect(id).await?.is_some() {
+                tokio::time::sleep(REMOVAL_POLL).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(REMOVAL, gone).await.unwrap_or_else(|_| Err(failure.into()))
+    }
+
+    pub(super) async fn network_bytes(&self, session: &SessionId) -> Result<Option<u64>, Error> {
+        let name = container::container_name(&self.config.cluster, session);
+        let name = name.as_str();
+        let options = StatsOptionsBuilder::default().stream(false).one_shot(true).build();
+        let stats = self
+            .engine
+            .ask("stats", LOOK, |docker| async move { docker.stats(name, Some(options)).next().await.transpose() });
+        let networks = match stats.await {
+            Ok(stats) => stats.and_then(|stats| stats.networks),
+            Err(failure) => return Err(failure.or_try_again()),
+        };
+        let bytes = |network: &bollard::models::ContainerNetworkStats| {
+            network.rx_bytes.unwrap_or(0).saturating_add(network.tx_bytes.unwrap_or(0))
+        };
+        Ok(networks.map(|networks| networks.values().map(bytes).fold(0, u64::saturating_add)))
+    }
+
+    async fn inspect(&self, name: &str) -> Result<Option<ContainerInspectResponse>, Error> {
+        let look =
+            |docker: Docker| async move { docker.inspect_container(name, None::<InspectContainerOptions>).await };
+        match self.engine.ask("inspect", LOOK, look).await {
+            Ok(inspected) => Ok(Some(inspected)),
+            Err(failure) if failure.is_not_found() => Ok(None),
+            Err(failure) => Err(failure.or_try_again()),
+        }
+    }
+}
+
+fn is_missing_network(failure: &Failure) -> bool {
+    matches!(failure, Failure::Said { message, .. } if message.contains("network") && message.contains("not found"))
+}
+
+/// What the engine says when a start fails is long and in its own words: the useful part comes first.
+fn start_error(failure: Failure) -> Error {
+    let Failure::Said { status, message } = failure else { return failure.into() };
+    match status {
+        404 if message.starts_with("No such container") => Error::NotFound(message),
+        503 => Error::Unavailable(message),
+        _ if message.contains("port is already allocated") || message.contains("address already in use") => {
+            Error::Refused(format!("a port of the session is taken on this host: {message}"))
+        }
+        _ => Error::Refused(format!("the container does not start: {message}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(status: u16, message: &str) -> Failure {
+        Failure::Said { status, message: message.to_owned() }
+    }
+
+    #[test]
+    fn a_start_that_fails_says_why() {
+        let taken = "driver failed programming external connectivity: Bind for 127.0.0.1:8080 failed: port is already allocated";
+        assert!(start_error(said(500, taken)).to_string().starts_with("a port of the session is taken"));
+        let missing = r#"OCI runtime create failed: exec: "nope": executable file not found in $PATH: unknown"#;
+        assert!(matches!(start_error(said(400, missing)), Error::Refused(text) if text.contains("nope")));
+        assert!(matches!(start_error(said(404, "No such container: x")), Error::NotFound(_)));
+        assert!(matches!(start_error(said(404, missing)), Error::Refused(_)));
+        assert!(matches!(start_error(Failure::Lost("silence".to_owned())), Error::Unavailable(_)));
+    }
+
+    #[test]
+    fn only_a_network_that_is_gone_is_made_again() {
+        assert!(is_missing_network(&said(404, "network ostler-lab not found")));
+        assert!(!is_missing_network(&said(404, "No such container: x")));
+        assert!(!is_missing_network(&Failure::Lost("network not found".to_owned())));
+    }
+}

@@ -1,0 +1,123 @@
+//! Named volumes: a person's files, that outlive the session.
+
+use std::collections::HashMap;
+
+use bollard::models::{Volume, VolumeCreateRequest};
+use bollard::query_parameters::{ListVolumesOptionsBuilder, RemoveVolumeOptions};
+use data_encoding::HEXLOWER;
+
+use super::Error;
+use super::container::LABEL_CLUSTER;
+use super::engine::{CHANGE, Engine, LOOK};
+use crate::sessions::runtime::volume_name::escape_name;
+use crate::types::Name;
+
+/// The name as the template gave it.
+const LABEL_VOLUME: &str = "ostler.volume";
+/// The engine makes a directory of a volume's name, and file systems take 255 bytes.
+/// What of it is the template's may be this long, which leaves room for the cluster.
+const MAX_ESCAPED: usize = 180;
+/// How much of a longer name stays readable.
+const READABLE: usize = 100;
+
+/// Makes sure that there is a volume of that name, and answers what the engine calls it.
+pub(super) async fn ensure(engine: &Engine, cluster: &Name, name: &str) -> Result<String, Error> {
+    let request = VolumeCreateRequest {
+        name: Some(volume_name(cluster, name)),
+        labels: Some(HashMap::from([
+            (LABEL_CLUSTER.to_owned(), cluster.to_string()),
+            (LABEL_VOLUME.to_owned(), name.to_owned()),
+        ])),
+        ..VolumeCreateRequest::default()
+    };
+    // Where there is one already, the engine answers with that one.
+    let volume =
+        engine.ask("create volume", CHANGE, |docker| async move { docker.create_volume(request).await }).await?;
+    check_ours(cluster, name, &volume)?;
+    Ok(volume.name)
+}
+
+/// The names of the cluster's volumes, as templates gave them.
+pub(super) async fn list(engine: &Engine, cluster: &Name) -> Result<Vec<String>, Error> {
+    let filters = HashMap::from([("label".to_owned(), vec![format!("{LABEL_CLUSTER}={cluster}")])]);
+    let options = ListVolumesOptionsBuilder::default().filters(&filters).build();
+    let listed = engine
+        .ask("list volumes", LOOK, |docker| async move { docker.list_volumes(Some(options)).await })
+        .await
+        .map_err(super::engine::Failure::or_try_again)?;
+    let mut names: Vec<String> =
+        listed.volumes.into_iter().flatten().filter_map(|mut volume| volume.labels.remove(LABEL_VOLUME)).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Destroys a volume of the cluster.
+pub(super) async fn remove(engine: &Engine, cluster: &Name, name: &str) -> Result<(), Error> {
+    let engine_name = &volume_name(cluster, name);
+    let not_found = || Error::NotFound(name.to_owned());
+    let seen = engine.ask("inspect volume", LOOK, |docker| async move { docker.inspect_volume(engine_name).await });
+    let volume = match seen.await {
+        Ok(volume) => volume,
+        Err(failure) if failure.is_not_found() => return Err(not_found()),
+        Err(failure) => return Err(failure.or_try_again()),
+    };
+    check_ours(cluster, name, &volume)?;
+    let removed = engine.ask("remove volume", CHANGE, |docker| async move {
+        docker.remove_volume(engine_name, None::<RemoveVolumeOptions>).await
+    });
+    match removed.await {
+        Ok(()) => Ok(()),
+        Err(failure) if failure.is_not_found() => Err(not_found()),
+        Err(failure) if failure.is_conflict() => Err(Error::Refused(format!("the volume {name} is in use"))),
+        Err(failure) => Err(failure.or_try_again()),
+    }
+}
+
+/// A volume that somebody else made under our name may be anything, a directory of the host too.
+fn check_ours(cluster: &Name, name: &str, volume: &Volume) -> Result<(), Error> {
+    let label = |key| volume.labels.get(key).map(String::as_str);
+    let ours = label(LABEL_CLUSTER) == Some(cluster.as_str()) && label(LABEL_VOLUME) == Some(name);
+    if ours && volume.driver == "local" && volume.options.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Refused(format!("the volume {} is not ostler's", volume.name)))
+}
+
+fn volume_name(cluster: &Name, name: &str) -> String {
+    let escaped = escape_name(name);
+    if escaped.len() <= MAX_ESCAPED {
+        return format!("ostler-{cluster}.{escaped}");
+    }
+    let digest = ring::digest::digest(&ring::digest::SHA256, name.as_bytes());
+    // `_h` is nothing that escaping makes, so that no other name ends up here.
+    format!("ostler-{cluster}.{}_h{}", &escaped[..READABLE], HEXLOWER.encode(digest.as_ref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_name_is_a_directory_and_its_own() {
+        let cluster: Name = "c".repeat(Name::MAX_LEN).parse().unwrap();
+        let long = volume_name(&cluster, &"@".repeat(256));
+        assert!(long.len() <= 255, "{}", long.len());
+        assert_ne!(long, volume_name(&cluster, &"@".repeat(255)));
+        assert_eq!(volume_name(&"lab".parse().unwrap(), "home-Bob"), "ostler-lab.home-_42ob");
+    }
+
+    #[test]
+    fn a_directory_of_the_host_is_never_ours() {
+        let cluster: Name = "lab".parse().unwrap();
+        let labels = [(LABEL_CLUSTER, "lab"), (LABEL_VOLUME, "home")];
+        let mut volume = Volume {
+            driver: "local".to_owned(),
+            labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            ..Volume::default()
+        };
+        assert_eq!(check_ours(&cluster, "home", &volume), Ok(()));
+        assert!(check_ours(&cluster, "other", &volume).is_err());
+        volume.options.insert("device".to_owned(), "/".to_owned());
+        assert!(check_ours(&cluster, "home", &volume).is_err());
+    }
+}

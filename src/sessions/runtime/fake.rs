@@ -1,0 +1,304 @@
+//! A runtime in memory, for tests: it can be held at any step, refuse, vanish and come back, and it
+//! outlives the daemon as an engine does.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::{Container, EngineInfo, Error, Event, Exit, Found, Health, Launch, LogStream, LogsRequest, Run, Runtime};
+use crate::types::{Bytes, Cores, NodeId, RuntimeKind, SessionId, Timestamp};
+
+/// The calls that change something, in the order of a session's life.
+pub(crate) const STEPS: [&str; 7] = ["image", "create", "start", "pause", "resume", "stop", "remove"];
+
+/// An engine that lives on when the daemon is killed.
+pub(crate) struct FakeEngine {
+    node: NodeId,
+    /// Held for a look or a change only, never across an await.
+    state: Mutex<State>,
+    health: watch::Sender<Health>,
+    /// Rung whenever a call is held, and whenever a hold ends.
+    bell: Notify,
+    events: Mutex<Option<mpsc::Sender<Event>>>,
+}
+
+#[derive(Default)]
+struct State {
+    containers: BTreeMap<SessionId, (Launch, Container)>,
+    runs: u32,
+    /// Calls of this name stop here, before or after they took effect.
+    hold: Option<(&'static str, When)>,
+    held: bool,
+    refuse: BTreeMap<&'static str, Error>,
+    /// The next call of this name panics.
+    panic: Option<&'static str>,
+    calls: Vec<&'static str>,
+}
+
+/// Where in a call it is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    Before,
+    After,
+}
+
+impl FakeEngine {
+    pub(crate) fn new(node: NodeId) -> Arc<Self> {
+        let info = EngineInfo {
+            version: "fake".to_owned(),
+            cores: Cores::whole(6),
+            memory: Bytes::gib(6),
+            data_root: None,
+            unenforced: Vec::new(),
+        };
+        Arc::new(Self {
+            node,
+            state: Mutex::default(),
+            health: watch::channel(Health::Up(info)).0,
+            bell: Notify::new(),
+            events: Mutex::default(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on calls of `step` do not return.
+    pub(crate) fn hold(&self, step: &'static str, when: When) {
+        self.state().hold = Some((step, when));
+    }
+
+    pub(crate) fn let_go(&self) {
+        let mut state = self.state();
+        state.hold = None;
+        state.held = false;
+        self.bell.notify_waiters();
+    }
+
+    /// Returns once a call is held.
+    pub(crate) async fn until_held(&self) {
+        loop {
+            let rung = self.bell.notified();
+            if self.state().held {
+                return;
+            }
+            rung.await;
+        }
+    }
+
+    pub(crate) fn refuse(&self, step: &'static str, error: Error) {
+        self.state().refuse.insert(step, error);
+    }
+
+    pub(crate) fn panic_once(&self, step: &'static str) {
+        self.state().panic = Some(step);
+    }
+
+    pub(crate) fn containers(&self) -> BTreeMap<SessionId, Container> {
+        self.state().containers.iter().map(|(id, (_, container))| (id.clone(), container.clone())).collect()
+    }
+
+    /// How often a step was called.
+    pub(crate) fn calls(&self, step: &str) -> usize {
+        self.state().calls.iter().filter(|call| **call == step).count()
+    }
+
+    /// The container's process ends by itself.
+    pub(crate) async fn exit(&self, session: &SessionId, code: i64) {
+        if let Some((_, container)) = self.state().containers.get_mut(session)
+            && let Container::Running(run) = container
+        {
+            *container = Container::Exited(Exit { run: run.clone(), code, oom_killed: false, finished_at: None });
+        }
+        self.say(Event::Changed(session.clone())).await;
+    }
+
+    /// Somebody removes the container behind the daemon's back.
+    pub(crate) async fn vanish(&self, session: &SessionId) {
+        self.state().containers.remove(session);
+        self.say(Event::Changed(session.clone())).await;
+    }
+
+    pub(crate) fn go_down(&self) {
+        self.health.send_replace(Health::Down { message: "no answer".to_owned() });
+    }
+
+    async fn say(&self, event: Event) {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(events) = events {
+            let _ = events.send(event).await;
+        }
+    }
+
+    async fn gate(&self, step: &'static str, when: When) {
+        if when == When::Before {
+            let mut state = self.state();
+            state.calls.push(step);
+            if state.panic.take_if(|at| *at == step).is_some() {
+                drop(state);
+                panic!("asked to panic at {step}");
+            }
+        }
+        loop {
+            let news = {
+                let mut state = self.state();
+                if state.hold != Some((step, when)) {
+                    return;
+                }
+                !std::mem::replace(&mut state.held, true)
+            };
+            if news {
+                self.bell.notify_waiters();
+            }
+            // A hold that ends between the look and the wait would be missed: look again now and then.
+            let _ = tokio::time::timeout(Duration::from_millis(20), self.bell.notified()).await;
+        }
+    }
+
+    /// One call: held before, refused, done, held after.
+    async fn call<T>(
+        &self,
+        step: &'static str,
+        act: impl FnOnce(&mut State) -> Result<T, Error> + Send,
+    ) -> Result<T, Error> {
+        self.gate(step, When::Before).await;
+        let done = {
+            let mut state = self.state();
+            match state.refuse.get(step) {
+                Some(error) => Err(error.clone()),
+                None => act(&mut state),
+            }
+        };
+        self.gate(step, When::After).await;
+        done
+    }
+
+    async fn turn(
+        &self,
+        step: &'static str,
+        session: &SessionId,
+        turn: impl FnOnce(Run) -> Container + Send,
+    ) -> Result<(), Error> {
+        self.call(step, |state| {
+            let (_, container) =
+                state.containers.get_mut(session).ok_or_else(|| Error::NotFound(session.to_string()))?;
+            if let Container::Running(run) | Container::Paused(run) = container {
+                *container = turn(run.clone());
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Runtime for FakeEngine {
+    fn kind(&self) -> RuntimeKind {
+        RuntimeKind::Docker
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    async fn run(&self, events: mpsc::Sender<Event>) {
+        *self.events.lock().unwrap_or_else(PoisonError::into_inner) = Some(events.clone());
+        let _ = events.send(Event::Relist).await;
+        events.closed().await;
+    }
+
+    async fn list(&self) -> Result<Vec<Found>, Error> {
+        let state = self.state();
+        let found = |(id, (launch, container)): (&SessionId, &(Launch, Container))| Found {
+            container_id: format!("container-{id}"),
+            node: self.node.clone(),
+            session: id.clone(),
+            user: launch.user.clone(),
+            workspace: launch.workspace.clone(),
+            resources: launch.resources,
+            gpu_uuids: launch.gpu_uuids.clone(),
+            image: launch.image.clone(),
+            ports: launch.ports.clone(),
+            created_at: Timestamp::default(),
+            container: container.clone(),
+        };
+        Ok(state.containers.iter().map(found).collect())
+    }
+
+    async fn observe(&self, session: &SessionId) -> Result<Container, Error> {
+        if !self.health.borrow().is_up() {
+            return Err(Error::Unavailable("no answer".to_owned()));
+        }
+        Ok(self.state().containers.get(session).map_or(Container::Absent, |(_, container)| container.clone()))
+    }
+
+    async fn ensure_image(&self, _: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error> {
+        let _ = progress.try_send("pulling".to_owned());
+        self.call("image", |_| Ok(Some("sha256:0".to_owned()))).await
+    }
+
+    async fn create(&self, launch: &Launch) -> Result<String, Error> {
+        self.call("create", |state| {
+            state.containers.entry(launch.session.clone()).or_insert_with(|| (launch.clone(), Container::Created));
+            Ok(format!("container-{}", launch.session))
+        })
+        .await
+    }
+
+    async fn start(&self, session: &SessionId) -> Result<(), Error> {
+        self.call("start", |state| {
+            state.runs += 1;
+            let run = Run(state.runs.to_string());
+            let (_, container) =
+                state.containers.get_mut(session).ok_or_else(|| Error::NotFound(session.to_string()))?;
+            if !matches!(container, Container::Running(_)) {
+                *container = Container::Running(run);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn stop(&self, session: &SessionId, _: Duration) -> Result<(), Error> {
+        self.turn("stop", session, |run| {
+            Container::Exited(Exit { run, code: 143, oom_killed: false, finished_at: None })
+        })
+        .await
+    }
+
+    async fn pause(&self, session: &SessionId) -> Result<(), Error> {
+        self.turn("pause", session, Container::Paused).await
+    }
+
+    async fn resume(&self, session: &SessionId) -> Result<(), Error> {
+        self.turn("resume", session, Container::Running).await
+    }
+
+    async fn remove(&self, session: &SessionId) -> Result<(), Error> {
+        self.call("remove", |state| {
+            state.containers.remove(session);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn logs(&self, _: &SessionId, _: LogsRequest) -> Result<LogStream, Error> {
+        Ok(Box::pin(futures_util::stream::empty()))
+    }
+
+    async fn traffic(&self, _: &SessionId) -> Result<Option<u64>, Error> {
+        Ok(None)
+    }
+
+    async fn volumes(&self) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_volume(&self, name: &str) -> Result<(), Error> {
+        Err(Error::NotFound(name.to_owned()))
+    }
+}

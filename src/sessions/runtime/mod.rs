@@ -1,0 +1,216 @@
+//! What runs sessions: the one interface that the Docker engine and the embedded
+//! process runtime both answer to.
+//!
+//! A runtime does one step when it is asked and says what it sees. It keeps no
+//! opinion of what should be: that is the [lifecycle](super::lifecycle)'s.
+
+pub mod docker;
+#[cfg(test)]
+pub mod fake;
+pub mod process;
+mod volume_name;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes as Chunk;
+use futures_util::stream::BoxStream;
+use tokio::sync::{mpsc, watch};
+
+use crate::types::{
+    Bytes, Cores, Name, NodeId, Protocol, PullPolicy, Resources, RuntimeKind, SessionId, Timestamp, User,
+};
+
+/// Steps of a session that a runtime can take. Every call has a deadline of its own:
+/// an engine that hangs ends in [`Error::Unavailable`].
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    fn kind(&self) -> RuntimeKind;
+
+    /// Whether the engine answers, and what it says of itself.
+    fn health(&self) -> watch::Receiver<Health>;
+
+    /// Keeps the link to the engine and says what changed, for the life of the daemon.
+    /// It returns only when `events` is closed.
+    async fn run(&self, events: mpsc::Sender<Event>);
+
+    /// Every container of this cluster, other nodes' included (they share an engine only by accident).
+    async fn list(&self) -> Result<Vec<Found>, Error>;
+
+    async fn observe(&self, session: &SessionId) -> Result<Container, Error>;
+
+    /// Makes the image available as the launch's pull policy says. Answers its digest, where it has one.
+    /// Progress goes to `progress` as text for people.
+    async fn ensure_image(&self, launch: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error>;
+
+    /// Creates the container, stopped, under the name made from the session's id. Where one of that
+    /// name and session exists already, that one is the answer. Returns the container's id.
+    async fn create(&self, launch: &Launch) -> Result<String, Error>;
+
+    async fn start(&self, session: &SessionId) -> Result<(), Error>;
+
+    /// Asks the main process to end, kills it after `grace`, and returns once it is gone.
+    async fn stop(&self, session: &SessionId, grace: Duration) -> Result<(), Error>;
+
+    async fn pause(&self, session: &SessionId) -> Result<(), Error>;
+
+    async fn resume(&self, session: &SessionId) -> Result<(), Error>;
+
+    /// Destroys the container, running or not. Named volumes stay. Fine where there is none.
+    async fn remove(&self, session: &SessionId) -> Result<(), Error>;
+
+    /// The container's output, oldest first.
+    async fn logs(&self, session: &SessionId, request: LogsRequest) -> Result<LogStream, Error>;
+
+    /// Bytes over the session's network since it started; `None` where that cannot be known.
+    async fn traffic(&self, session: &SessionId) -> Result<Option<u64>, Error>;
+
+    /// The named volumes of this cluster on this host, by the names that templates gave them.
+    async fn volumes(&self) -> Result<Vec<String>, Error>;
+
+    /// Destroys a named volume and what is on it. [`Error::Refused`] while a container uses it.
+    async fn remove_volume(&self, name: &str) -> Result<(), Error>;
+}
+
+pub type LogStream = BoxStream<'static, io::Result<Chunk>>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LogsRequest {
+    /// Go on with what comes, until the container ends.
+    pub follow: bool,
+    /// Only the last lines; `None`: all that is kept.
+    pub tail: Option<u32>,
+}
+
+/// Whether the engine answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It has not been asked yet.
+    Unknown,
+    Up(EngineInfo),
+    Down {
+        message: String,
+    },
+}
+
+impl Health {
+    pub const fn is_up(&self) -> bool {
+        matches!(self, Self::Up(_))
+    }
+}
+
+/// What the engine says of itself and of the host it runs on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineInfo {
+    pub version: String,
+    pub cores: Cores,
+    pub memory: Bytes,
+    /// Where images live, if that is a path of this host.
+    pub data_root: Option<PathBuf>,
+    /// The limits that this host does not let the runtime enforce, in words; empty where it enforces all.
+    pub unenforced: Vec<String>,
+}
+
+/// What a runtime noticed by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Something about this session's container may have changed: look at it.
+    Changed(SessionId),
+    /// Events may have been missed, or the engine came back: look at everything.
+    Relist,
+}
+
+/// A container as it is, whatever it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Container {
+    Absent,
+    /// It has never been started.
+    Created,
+    Running(Run),
+    Paused(Run),
+    Exited(Exit),
+}
+
+/// Tells one start of a container from the next: the engine's start time, or the pid and its start time.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Run(pub String);
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    pub run: Run,
+    /// As a shell counts: 128 + n where signal n ended it.
+    pub code: i64,
+    pub oom_killed: bool,
+    pub finished_at: Option<Timestamp>,
+}
+
+/// A container of this cluster, as its labels describe it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub container_id: String,
+    pub node: NodeId,
+    pub session: SessionId,
+    pub user: User,
+    pub workspace: Name,
+    pub resources: Resources,
+    pub gpu_uuids: Vec<String>,
+    pub image: Option<String>,
+    pub ports: Vec<PortBinding>,
+    pub created_at: Timestamp,
+    pub container: Container,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct PortBinding {
+    pub container_port: u16,
+    pub protocol: Protocol,
+    pub host_port: u16,
+}
+
+/// Everything that a container is made from. Templates are filled in, ports are assigned.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Launch {
+    pub session: SessionId,
+    pub user: User,
+    pub workspace: Name,
+    pub image: Option<String>,
+    pub pull: PullPolicy,
+    pub command: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    pub resources: Resources,
+    pub gpu_uuids: Vec<String>,
+    pub ports: Vec<PortBinding>,
+    pub volumes: Vec<Mount>,
+    pub shm: Bytes,
+    /// `None`: ostler's own network.
+    pub network: Option<Name>,
+}
+
+/// A named volume at a path of the container.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Mount {
+    /// As the template gave it, `home-alice@example.com`; the runtime makes a safe name of it.
+    pub name: String,
+    pub path: String,
+    pub read_only: bool,
+}
+
+/// Why a step was not done. Every variant but `Unavailable` says that nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
+pub enum Error {
+    /// The engine did not answer in time or at all: what became of the step is not known. Try again.
+    #[error("the container engine does not answer: {0}")]
+    Unavailable(String),
+    #[error("no such container or volume: {0}")]
+    NotFound(String),
+    /// The image could not be had.
+    #[error("{0}")]
+    Image(String),
+    /// The engine understood and said no.
+    #[error("{0}")]
+    Refused(String),
+}

@@ -1,0 +1,388 @@
+//! What one session is on disk. Everything that must survive the agent is here:
+//!
+//! | file | written by | |
+//! | --- | --- | --- |
+//! | `launch.json` | `create` | what the session is; secrets too, so only the agent reads it |
+//! | `plan.json` | `start` | how the shim is to run it on this host |
+//! | `lock` | | held by the shim of a run for as long as it lives |
+//! | `state.json` | shim | the run, once the command runs |
+//! | `exit.json` | shim | how the run ended |
+//! | `paused` | `pause` | only where no cgroup can tell |
+//! | `log`, `log.1` | shim | the output |
+//! | `work/` | `create` | the command's working directory |
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::account::Account;
+use super::cgroup::Group;
+use super::processes::Process;
+use crate::sessions::runtime::{Exit, Launch, Run};
+use crate::types::{Name, NodeId, Timestamp};
+
+/// Directories that are being made or destroyed; those of a crashed agent are swept at the next start.
+pub(super) const UNFINISHED: &str = ".unfinished-";
+
+/// What the session is, and whose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    pub cluster: Name,
+    pub node: NodeId,
+    pub created_at: Timestamp,
+    pub launch: Launch,
+}
+
+/// How one run is to be done on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Plan {
+    /// The account to become; `None`: the agent's own.
+    pub account: Option<Account>,
+    pub group: Group,
+    /// The most that a process may map, where no cgroup limits memory.
+    pub address_space_bytes: Option<u64>,
+    /// Volumes by the variables that name them.
+    pub volumes: BTreeMap<String, PathBuf>,
+}
+
+/// The run that the shim has started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct State {
+    /// Which boot the processes are of.
+    pub boot_id: u64,
+    pub shim: Process,
+    /// The command, the leader of its own process group.
+    pub command: Process,
+}
+
+impl State {
+    pub(super) fn run(&self) -> Run {
+        run(self.boot_id, &self.shim)
+    }
+}
+
+/// The name of the run that a shim is.
+pub(super) fn run(boot_id: u64, shim: &Process) -> Run {
+    Run(format!("{boot_id:016x}-{}-{}", shim.pid, shim.start))
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    pub run: Run,
+    pub code: i64,
+    pub oom_killed: bool,
+    pub finished_at: Option<Timestamp>,
+    /// Why the command could not even be started.
+    pub never_ran: Option<String>,
+}
+
+impl From<Ending> for Exit {
+    fn from(ending: Ending) -> Self {
+        let Ending { run, code, oom_killed, finished_at, never_ran: _ } = ending;
+        Self { run, code, oom_killed, finished_at }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SessionDirectory {
+    path: PathBuf,
+}
+
+impl SessionDirectory {
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Makes the directory whole or not at all. Where it exists, it stays as it is.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn create(&self, identity: &Identity, account: Option<&Account>) -> io::Result<()> {
+        if self.exists() {
+            return Ok(());
+        }
+        let unfinished = Self::at(self.unfinished()?);
+        let made = unfinished.fill(identity, account).and_then(|()| fs::rename(&unfinished.path, &self.path));
+        if made.is_err() {
+            // The first error is the one to tell; what is left is swept at the next start.
+            let _ = destroy(&unfinished.path);
+        }
+        made?;
+        sync_directory(self.path.parent().unwrap_or(&self.path))
+    }
+
+    fn fill(&self, identity: &Identity, account: Option<&Account>) -> io::Result<()> {
+        destroy(&self.path)?;
+        // Another account passes through to its working directory, and reads nothing on the way.
+        make_directory(&self.path, if account.is_some() { 0o711 } else { 0o700 })?;
+        make_directory(&self.work(), 0o700)?;
+        if let Some(account) = account {
+            account.give(&self.work())?;
+        }
+        self.write("launch.json", identity)
+    }
+
+    pub(super) fn exists(&self) -> bool {
+        self.path.exists()
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn work(&self) -> PathBuf {
+        self.path.join("work")
+    }
+
+    pub(super) fn identity(&self) -> io::Result<Option<Identity>> {
+        self.read("launch.json")
+    }
+
+    pub(super) fn plan(&self) -> io::Result<Option<Plan>> {
+        self.read("plan.json")
+    }
+
+    pub(super) fn write_plan(&self, plan: &Plan) -> io::Result<()> {
+        self.write("plan.json", plan)
+    }
+
+    pub(super) fn state(&self) -> io::Result<Option<State>> {
+        self.read("state.json")
+    }
+
+    pub(super) fn write_state(&self, state: &State) -> io::Result<()> {
+        self.write("state.json", state)
+    }
+
+    pub(super) fn ending(&self) -> io::Result<Option<Ending>> {
+        self.read("exit.json")
+    }
+
+    pub(super) fn write_ending(&self, ending: &Ending) -> io::Result<()> {
+        self.write("exit.json", ending)
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.path.join("paused").exists()
+    }
+
+    pub(super) fn set_paused(&self, paused: bool) -> io::Result<()> {
+        if paused { self.write("paused", &()) } else { self.delete("paused") }
+    }
+
+    /// Forgets the last run. The plan goes last: while it is there, a run may have left something.
+    pub(super) fn forget_run(&self) -> io::Result<()> {
+        ["paused", "state.json", "exit.json", "plan.json"].iter().try_for_each(|name| self.delete(name))
+    }
+
+    /// Takes the lock of the session's run; `None` while a shim, or for a moment another call, has it.
+    /// It is held as long as any copy of the file is open, in whichever process.
+    pub(super) fn try_lock(&self) -> io::Result<Option<File>> {
+        let path = self.path.join("lock");
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Destroys the directory: gone at once for everybody, then from the disk.
+    ///
+    /// # Errors
+    /// The disk's. Where only the second half failed, the rest is swept at the next start.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        if !self.exists() {
+            return Ok(());
+        }
+        let unfinished = self.unfinished()?;
+        destroy(&unfinished)?;
+        fs::rename(&self.path, &unfinished)?;
+        if let Err(e) = destroy(&unfinished) {
+            tracing::warn!(directory = %unfinished.display(), "a removed session's files stay until the next start: {e}");
+        }
+        Ok(())
+    }
+
+    fn unfinished(&self) -> io::Result<PathBuf> {
+        let name = self.path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.path.with_file_name(format!("{UNFINISHED}{}", name.to_string_lossy())))
+    }
+
+    /// `None` where there is no such file.
+    fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
+        let path = self.path.join(name);
+        let text = match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text?,
+        };
+        let broken = |e| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", path.display()));
+        serde_json::from_slice(&text).map(Some).map_err(broken)
+    }
+
+    /// Replaces a file whole: a reader, or a crash, sees the old one or the new one.
+    fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
+        let new = self.path.join(format!("{name}.new"));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec(value)?)?;
+        file.sync_all()?;
+        fs::rename(&new, self.path.join(name))?;
+        sync_directory(&self.path)
+    }
+
+    fn delete(&self, name: &str) -> io::Result<()> {
+        match fs::remove_file(self.path.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Makes a directory of exactly that mode, whatever the umask. Its parents must exist.
+pub(super) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().mode(mode).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// Removes a directory with all that is in it. Fine where there is none.
+///
+/// # Errors
+/// The disk's.
+pub(super) fn destroy(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A program may have locked its own directories; they are still the session's.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            unlock(path)?;
+            fs::remove_dir_all(path)
+        }
+        done => done,
+    }
+}
+
+fn unlock(directory: &Path) -> io::Result<()> {
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            unlock(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::types::{Bytes, Cores, PullPolicy, Resources};
+
+    pub(in super::super) fn identity() -> Identity {
+        let cluster: Name = "c".parse().unwrap();
+        Identity {
+            launch: Launch {
+                session: crate::types::SessionId::of_key(&cluster, "k"),
+                user: "alice".parse().unwrap(),
+                workspace: "w".parse().unwrap(),
+                image: None,
+                pull: PullPolicy::Daily,
+                command: vec!["true".to_owned()],
+                env: BTreeMap::from([("PASSWORD".to_owned(), "secret".to_owned())]),
+                resources: Resources::new(Cores::whole(1), Bytes::mib(64), 0),
+                gpu_uuids: Vec::new(),
+                ports: Vec::new(),
+                volumes: Vec::new(),
+                shm: Bytes::mib(64),
+                network: None,
+            },
+            cluster,
+            node: NodeId::from_bytes([7; 10]),
+            created_at: Timestamp::from_millis(1),
+        }
+    }
+
+    fn made() -> (tempfile::TempDir, SessionDirectory) {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = SessionDirectory::at(parent.path().join("s"));
+        directory.create(&identity(), None).unwrap();
+        (parent, directory)
+    }
+
+    #[test]
+    fn a_session_is_made_whole_and_read_back() {
+        let (parent, directory) = made();
+        assert_eq!(directory.identity().unwrap(), Some(identity()));
+        assert_eq!((directory.state().unwrap(), directory.ending().unwrap()), (None, None));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(directory.path()), mode(&directory.path().join("launch.json"))), (0o700, 0o600));
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1, "nothing unfinished is left");
+    }
+
+    #[test]
+    fn making_it_again_changes_nothing() {
+        let (_parent, directory) = made();
+        let other = Identity { created_at: Timestamp::from_millis(2), ..identity() };
+        directory.create(&other, None).unwrap();
+        assert_eq!(directory.identity().unwrap(), Some(identity()));
+    }
+
+    #[test]
+    fn what_a_crash_left_of_a_create_is_no_hindrance() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = SessionDirectory::at(parent.path().join("s"));
+        fs::create_dir_all(parent.path().join(format!("{UNFINISHED}s/work"))).unwrap();
+        directory.create(&identity(), None).unwrap();
+        assert!(directory.identity().unwrap().is_some());
+    }
+
+    #[test]
+    fn one_holder_of_the_lock_at_a_time() {
+        let (_parent, directory) = made();
+        let held = directory.try_lock().unwrap();
+        assert!(held.is_some());
+        assert!(directory.try_lock().unwrap().is_none());
+        drop(held);
+        assert!(directory.try_lock().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_torn_file_is_an_error_and_not_an_absence() {
+        let (_parent, directory) = made();
+        fs::write(directory.path().join("state.json"), "{").unwrap();
+        assert!(directory.state().unwrap_err().to_string().contains("state.json"));
+    }
+
+    #[test]
+    fn directories_that_a_program_locked_are_removed_too() {
+        let parent = tempfile::tempdir().unwrap();
+        let locked = parent.path().join("a/b");
+        fs::create_dir_all(locked.join("c")).unwrap();
+        fs::set_permissions(&locked, fs::Permissions::from_mode(0o000)).unwrap();
+        destroy(&parent.path().join("a")).unwrap();
+        destroy(&parent.path().join("a")).unwrap();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_run_is_forgotten_and_a_session_removed() {
+        let (parent, directory) = made();
+        let shim = Process { pid: 1, start: 2 };
+        directory.write_state(&State { boot_id: 3, shim, command: shim }).unwrap();
+        directory.set_paused(true).unwrap();
+        directory.forget_run().unwrap();
+        assert!(directory.state().unwrap().is_none() && !directory.is_paused());
+        directory.remove().unwrap();
+        directory.remove().unwrap();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+}

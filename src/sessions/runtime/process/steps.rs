@@ -1,0 +1,239 @@
+//! The steps of a session that take time: each waits, for so long and no longer, for the shim.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::cgroup::Controller;
+use super::directory::{Plan, State};
+use super::processes::Process;
+use super::session::{Seen, Session};
+use super::{ADDRESS_SPACE_BEYOND, Container, Error, Inner, blocking, unavailable};
+use crate::types::{Name, NodeId, SessionId};
+
+/// How long a shim may take to say what it runs, and how long the killed may take to be gone.
+/// Both are a matter of milliseconds; a host that needs more is in trouble.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often files are looked at meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+impl Inner {
+    pub(super) async fn observe(&self, id: &SessionId) -> Result<Container, Error> {
+        let session = self.session(id);
+        patiently("the session neither starts nor ends", async {
+            loop {
+                match self.look(&session).await? {
+                    Seen::Is(container) => return Ok(container),
+                    Seen::Lives(state, container) => {
+                        // Even if it has ended since: then that is told at once.
+                        self.watcher.watch(id, state.shim);
+                        return Ok(container);
+                    }
+                    Seen::Starting => tokio::time::sleep(LOOK_EVERY).await,
+                    Seen::Abandoned(_) => {
+                        tracing::warn!(session = %id, "its shim is gone and left no word: ending what it left");
+                        self.settle(&session).await?;
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    pub(super) async fn start(self: &Arc<Self>, id: &SessionId) -> Result<(), Error> {
+        let session = self.session(id);
+        let Some(lock) = patiently("another shim of the session lives", self.room_for_a_run(id, &session)).await?
+        else {
+            return Ok(());
+        };
+        let (inner, prepared) = (self.clone(), session.clone());
+        let lock = blocking(move || inner.prepare(&prepared, &lock).map(|()| lock)).await?;
+        let shim = spawn_shim(&self.config.shim, session.directory.path(), lock)
+            .map_err(|e| Error::Refused(format!("cannot run the shim {}: {e}", self.config.shim.display())))?;
+        patiently("the session does not start", self.started(id, &session, shim)).await
+    }
+
+    /// The session's lock, to start a run under; `None` where one is under way.
+    async fn room_for_a_run(&self, id: &SessionId, session: &Session) -> Result<Option<File>, Error> {
+        loop {
+            match self.observe(id).await? {
+                Container::Absent => return Err(Error::NotFound(id.to_string())),
+                Container::Running(_) | Container::Paused(_) => return Ok(None),
+                Container::Created | Container::Exited(_) => {}
+            }
+            if let Some(lock) = session.directory.try_lock().map_err(unavailable)? {
+                return Ok(Some(lock));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Forgets the run before and writes down how the next one is to be done.
+    fn prepare(&self, session: &Session, lock: &File) -> Result<(), Error> {
+        let identity = session.directory.identity().map_err(unavailable)?;
+        let identity = identity.ok_or_else(|| Error::NotFound(session.directory.path().display().to_string()))?;
+        let launch = identity.launch;
+        self.volumes.ensure(&launch.volumes)?;
+        let address_space = launch.resources.memory.saturating_add(ADDRESS_SPACE_BEYOND).get();
+        let plan = Plan {
+            account: self.account.clone(),
+            group: self.cgroups.group(&group_name(&self.config.cluster, &self.config.node, &launch.session)),
+            address_space_bytes: (!self.cgroups.limits(Controller::Memory)).then_some(address_space),
+            volumes: self.volumes.variables(&launch.volumes)?,
+        };
+        session.clear(lock).map_err(unavailable)?;
+        session.directory.write_plan(&plan).map_err(unavailable)?;
+        plan.group.create(&launch.resources).map_err(|e| Error::Refused(format!("cannot limit the session: {e}")))
+    }
+
+    /// Returns once the shim has said what became of the command.
+    async fn started(&self, id: &SessionId, session: &Session, shim: Process) -> Result<(), Error> {
+        loop {
+            // Before the files: what a shim that is gone had to say is there.
+            let gone = !shim.is_alive();
+            match on_thread(session, Session::start_outcome).await? {
+                Some(Ok(())) => {
+                    self.watcher.watch(id, shim);
+                    return Ok(());
+                }
+                Some(Err(why)) => return Err(Error::Refused(why)),
+                None if gone => return Err(Error::Unavailable("the shim ended without a word".to_owned())),
+                None => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        }
+    }
+
+    pub(super) async fn stop(&self, id: &SessionId, grace: Duration) -> Result<(), Error> {
+        let session = self.session(id);
+        // A shim that is just starting is waited for, one that is gone is settled.
+        self.observe(id).await?;
+        if let Some(state) = self.live_state(&session).await? {
+            on_thread(&session, move |session| session.terminate(&state)).await?;
+            match tokio::time::timeout(grace, state.shim.ended()).await {
+                Ok(ended) => ended.map_err(unavailable)?,
+                Err(_) => self.kill(&session, state).await?,
+            }
+        }
+        self.observe(id).await.map(drop)
+    }
+
+    pub(super) async fn remove(&self, id: &SessionId) -> Result<(), Error> {
+        let session = self.session(id);
+        if !session.directory.exists() {
+            return Ok(());
+        }
+        // A directory that says nothing sensible any more is removed all the same.
+        if self.observe(id).await.is_ok()
+            && let Some(state) = self.live_state(&session).await?
+        {
+            self.kill(&session, state).await?;
+        }
+        let lock = self.lock(&session).await?;
+        on_thread(&session, move |session| {
+            match session.clear(&lock) {
+                // What it says makes no sense any more; there is nothing to go by but to be rid of it.
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => tracing::warn!("a damaged session is removed: {e}"),
+                cleared => cleared?,
+            }
+            session.directory.remove()
+        })
+        .await
+    }
+
+    /// Does a step on a session that runs.
+    pub(super) async fn on_live(
+        &self,
+        id: &SessionId,
+        step: fn(&Session, &State) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        let session = self.session(id);
+        if self.observe(id).await? == Container::Absent {
+            return Err(Error::NotFound(id.to_string()));
+        }
+        match self.live_state(&session).await? {
+            Some(state) => on_thread(&session, move |session| step(session, &state)).await,
+            None => Err(Error::Refused("the session does not run".to_owned())),
+        }
+    }
+
+    /// Kills all of a session and returns once its shim, which buries it, is gone too.
+    async fn kill(&self, session: &Session, state: State) -> Result<(), Error> {
+        on_thread(session, move |session| session.kill(&state)).await?;
+        let ended = async { state.shim.ended().await.map_err(unavailable) };
+        if let Ok(ended) = tokio::time::timeout(PATIENCE, ended).await {
+            return ended;
+        }
+        // Stopped, perhaps, by the command it supervised. What it leaves is looked for after it.
+        state.shim.signal(Signal::KILL);
+        patiently("the session's processes do not die", async { state.shim.ended().await.map_err(unavailable) }).await
+    }
+
+    /// Waits for the session's lock: no shim has it while we do.
+    async fn lock(&self, session: &Session) -> Result<File, Error> {
+        patiently("another shim of the session lives", async {
+            loop {
+                if let Some(lock) = session.directory.try_lock().map_err(unavailable)? {
+                    return Ok(lock);
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        })
+        .await
+    }
+
+    async fn look(&self, session: &Session) -> Result<Seen, Error> {
+        on_thread(session, Session::look).await
+    }
+
+    async fn live_state(&self, session: &Session) -> Result<Option<State>, Error> {
+        on_thread(session, Session::live_state).await
+    }
+
+    async fn settle(&self, session: &Session) -> Result<(), Error> {
+        let now = self.clock.now().wall;
+        if !on_thread(session, move |session| session.settle(now)).await? {
+            // Somebody else has the lock, for a moment or as a shim: look again.
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+}
+
+/// The name carries the node: two agents of one host may have been given one session by two sides of a partition.
+fn group_name(cluster: &Name, node: &NodeId, session: &SessionId) -> String {
+    format!("ostler-{cluster}-{node}-{session}")
+}
+
+/// Starts a shim that holds the session's lock. It outlives this agent; as long as this one lives,
+/// a task waits for it, so that it is no zombie.
+fn spawn_shim(program: &Path, directory: &Path, lock: File) -> io::Result<Process> {
+    let mut child = tokio::process::Command::new(program)
+        .arg("shim")
+        .arg(directory)
+        .env_clear()
+        .stdin(lock)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let shim = Process::of_child(child.id().unwrap_or_default());
+    tokio::spawn(async move { child.wait().await });
+    Ok(shim)
+}
+
+async fn on_thread<T: Send + 'static>(
+    session: &Session,
+    step: impl FnOnce(&Session) -> io::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    let session = session.clone();
+    blocking(move || step(&session).map_err(unavailable)).await
+}
+
+async fn patiently<T>(otherwise: &str, step: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let late = |_| Err(Error::Unavailable(format!("{otherwise} within {} seconds", PATIENCE.as_secs())));
+    tokio::time::timeout(PATIENCE, step).await.unwrap_or_else(late)
+}

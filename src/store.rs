@@ -1,0 +1,365 @@
+//! Records that must survive a crash: named JSON values in one redb file.
+//!
+//! An owner reads its records once, at start, and writes each change before it
+//! publishes it. Which records there are, and what they mean, is the owner's.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use serde::Serialize;
+
+use crate::types::Timestamp;
+
+/// The one table: a record's name to its JSON.
+const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
+
+/// redb caches up to 1 GiB unless told otherwise. These files are read once, at start: what is cached of
+/// them afterwards is of no use to anybody.
+const CACHE_BYTES: usize = 256 << 10;
+
+/// Records may hold hashes of tokens: nobody but the agent reads them.
+const FILE_MODE: u32 = 0o600;
+
+/// Every record by its name.
+pub type Records = BTreeMap<String, Vec<u8>>;
+
+/// Why a store cannot be used, or a change was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A second daemon on one data directory. Moving the file aside would take it from the first.
+    #[error("{} is in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// Nothing is wrong with what the file holds, as far as can be told: it cannot be reached.
+    #[error("{}: {reason}", .path.display())]
+    Open { path: PathBuf, reason: String },
+    /// Nothing changed.
+    #[error("{0}")]
+    Write(String),
+}
+
+/// One record to write or to remove.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Put(String, Vec<u8>),
+    Remove(String),
+}
+
+impl Change {
+    pub fn put(name: impl Into<String>, record: &impl Serialize) -> Self {
+        let json = serde_json::to_vec(record).expect("a record of strings, numbers and lists always serialises");
+        Self::Put(name.into(), json)
+    }
+}
+
+/// An open store. It has one owner, which awaits each commit before the next.
+#[derive(Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+    begun_anew: Option<String>,
+}
+
+impl Store {
+    /// Opens the store, or makes it, and reads what is in it. A file that is not a store, is damaged, or
+    /// holds what `parse` refuses is moved aside, with an error in the log, and begun anew.
+    ///
+    /// # Errors
+    /// The file is in use, or cannot be reached: no permission, no space, a failing disk.
+    pub fn open<T>(
+        path: &Path,
+        now: Timestamp,
+        parse: impl Fn(Records) -> Result<T, String>,
+    ) -> Result<(Self, T), Error> {
+        match try_open(path, &parse) {
+            Err(Failure::Broken(reason)) => {
+                let aside = move_aside(path, now).map_err(|e| unreachable_file(path, &e))?;
+                tracing::error!(store = %path.display(), %reason, moved_to = %aside.display(),
+                    "the store cannot be read: it was moved aside and begun anew");
+                let message = format!("{}: {reason}; it was moved to {}", path.display(), aside.display());
+                try_open(path, &parse).map(|(store, parsed)| (Self { begun_anew: Some(message), ..store }, parsed))
+            }
+            outcome => outcome,
+        }
+        .map_err(|failure| match failure {
+            Failure::Fatal(error) => error,
+            Failure::Broken(reason) => Error::Open { path: path.to_owned(), reason },
+        })
+    }
+
+    /// Why the file that was there was moved aside, if it was.
+    pub fn begun_anew(&self) -> Option<&str> {
+        self.begun_anew.as_deref()
+    }
+
+    /// Writes the changes, all or none, and returns once they are on disk.
+    pub async fn commit(&self, changes: Vec<Change>) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        let written = tokio::task::spawn_blocking(move || shared.commit(&changes)).await;
+        written.unwrap_or_else(|e| Err(Error::Write(e.to_string())))
+    }
+
+    /// The same, for a caller at start who may block.
+    pub fn commit_blocking(&self, changes: &[Change]) -> Result<(), Error> {
+        self.shared.commit(changes)
+    }
+
+    fn new(database: Database, reopen: Opener) -> Self {
+        let shared = Shared { reopen, database: Mutex::new(Some(database)) };
+        Self { shared: Arc::new(shared), begun_anew: None }
+    }
+}
+
+type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>;
+
+struct Shared {
+    reopen: Opener,
+    /// `None` after a commit that failed: redb refuses everything until the file is opened anew.
+    /// The lock is taken on a blocking thread for one commit, and spans no await.
+    database: Mutex<Option<Database>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn commit(&self, changes: &[Change]) -> Result<(), Error> {
+        let mut slot = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match slot.take() {
+            Some(database) => database,
+            None => (self.reopen)().map_err(|e| Error::Write(e.to_string()))?,
+        };
+        write(&database, changes).map_err(|e| Error::Write(e.to_string()))?;
+        *slot = Some(database);
+        Ok(())
+    }
+}
+
+fn write(database: &Database, changes: &[Change]) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?; // durable once its commit returns, as is redb's default
+    {
+        let mut table = transaction.open_table(RECORDS)?;
+        for change in changes {
+            match change {
+                Change::Put(name, json) => table.insert(name.as_str(), json.as_slice())?,
+                Change::Remove(name) => table.remove(name.as_str())?,
+            };
+        }
+    }
+    Ok(transaction.commit()?)
+}
+
+/// Why a store was not opened: whether beginning anew would help.
+enum Failure {
+    Broken(String),
+    Fatal(Error),
+}
+
+fn try_open<T>(path: &Path, parse: &impl Fn(Records) -> Result<T, String>) -> Result<(Store, T), Failure> {
+    make_private(path).map_err(|e| Failure::Fatal(unreachable_file(path, &e)))?;
+    let database = open_database(path).map_err(|e| judge(path, e.into()))?;
+    let records = read(&database).map_err(|e| judge(path, e))?;
+    let parsed = parse(records).map_err(Failure::Broken)?;
+    let path = path.to_owned();
+    Ok((Store::new(database, Box::new(move || open_database(&path))), parsed))
+}
+
+/// Makes the file where there is none, so that it is private from its first moment and its name survives a crash.
+fn make_private(path: &Path) -> io::Result<()> {
+    let new = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path);
+    match new {
+        Ok(_) => path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all()),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => fs::set_permissions(path, Permissions::from_mode(FILE_MODE)),
+        Err(e) => Err(e),
+    }
+}
+
+fn open_database(path: &Path) -> Result<Database, DatabaseError> {
+    // Without the check, redb trusts a file that was closed cleanly and may panic if it was altered since.
+    Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(path)
+}
+
+fn read(database: &Database) -> Result<Records, redb::Error> {
+    let transaction = database.begin_read()?;
+    let table = match transaction.open_table(RECORDS) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Records::new()),
+        table => table?,
+    };
+    let mut records = Records::new();
+    for record in table.iter()? {
+        let (name, json) = record?;
+        records.insert(name.value().to_owned(), json.value().to_vec());
+    }
+    Ok(records)
+}
+
+/// Tells a file that is broken from one that is in use or out of reach: only the first is moved aside.
+fn judge(path: &Path, error: redb::Error) -> Failure {
+    match error {
+        redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
+            Failure::Fatal(Error::InUse(path.to_owned()))
+        }
+        // redb says `InvalidData` of a file that is not its own, and `UnexpectedEof` of one that was cut off.
+        redb::Error::Io(e) if !matches!(e.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+            Failure::Fatal(unreachable_file(path, &e))
+        }
+        broken => Failure::Broken(broken.to_string()),
+    }
+}
+
+fn unreachable_file(path: &Path, error: &io::Error) -> Error {
+    Error::Open { path: path.to_owned(), reason: error.to_string() }
+}
+
+fn move_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".broken-{}", now.millis()));
+    let aside = PathBuf::from(aside);
+    fs::rename(path, &aside)?;
+    Ok(aside)
+}
+
+/// A store in memory whose writes fail while it is told so, for the tests of its owners.
+#[cfg(test)]
+pub(crate) mod failing {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use redb::StorageBackend;
+    use redb::backends::InMemoryBackend;
+
+    use super::*;
+
+    /// Whether writes fail now.
+    #[derive(Debug, Clone, Default)]
+    pub(crate) struct Switch(Arc<AtomicBool>);
+
+    impl Switch {
+        pub(crate) fn set(&self, fails: bool) {
+            self.0.store(fails, Ordering::SeqCst);
+        }
+
+        fn check(&self) -> io::Result<()> {
+            if self.0.load(Ordering::SeqCst) { Err(ErrorKind::StorageFull.into()) } else { Ok(()) }
+        }
+    }
+
+    pub(crate) fn store() -> (Store, Switch) {
+        let switch = Switch::default();
+        let disk = Disk { memory: Arc::new(InMemoryBackend::new()), switch: switch.clone() };
+        let open = move || Builder::new().create_with_backend(disk.clone());
+        let database = open().unwrap();
+        (Store::new(database, Box::new(open)), switch)
+    }
+
+    #[derive(Debug, Clone)]
+    struct Disk {
+        memory: Arc<InMemoryBackend>,
+        switch: Switch,
+    }
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> io::Result<u64> {
+            self.memory.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.memory.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.switch.check()?;
+            self.memory.set_len(len)
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.switch.check()?;
+            self.memory.sync_data()
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.switch.check()?;
+            self.memory.write(offset, data)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> Result<(Store, Records), Error> {
+        Store::open(path, Timestamp::from_millis(7), Ok)
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn records_survive_and_are_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.redb");
+        let (store, records) = open(&path).unwrap();
+        assert_eq!(records, Records::new());
+        store.commit(vec![Change::put("a", &1), Change::put("b", &2)]).await.unwrap();
+        store.commit(vec![Change::Remove("a".to_owned())]).await.unwrap();
+        drop(store);
+        assert_eq!(open(&path).unwrap().1, Records::from([("b".to_owned(), b"2".to_vec())]));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_moved_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.redb");
+        let (store, _) = open(&path).unwrap();
+        store.commit(vec![Change::put("a", &1)]).await.unwrap();
+        drop(store);
+        let whole = fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        damaged[600..].fill(0xA5);
+        for broken in [b"not a store".to_vec(), whole[..whole.len() / 2].to_vec(), damaged] {
+            fs::write(&path, &broken).unwrap();
+            let (_, records) = open(&path).unwrap();
+            assert_eq!(records, Records::new());
+            assert_eq!(names(directory.path()), ["x.redb", "x.redb.broken-7"]);
+            assert_eq!(fs::read(directory.path().join("x.redb.broken-7")).unwrap(), broken);
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_moved_aside_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.redb");
+        let refused = Store::open(&path, Timestamp::from_millis(7), |_| Err::<(), _>("no".to_owned()));
+        assert_eq!(refused.unwrap_err(), Error::Open { path, reason: "no".to_owned() });
+    }
+
+    #[test]
+    fn a_file_in_use_or_out_of_reach_stays_where_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.redb");
+        let (_held, _) = open(&path).unwrap();
+        assert_eq!(open(&path).unwrap_err(), Error::InUse(path));
+        assert!(matches!(open(&directory.path().join("none/x.redb")), Err(Error::Open { .. })));
+        assert_eq!(names(directory.path()), ["x.redb"]);
+    }
+
+    #[tokio::test]
+    async fn a_failed_commit_changes_nothing_and_a_later_one_works() {
+        let (store, switch) = failing::store();
+        store.commit(vec![Change::put("a", &1)]).await.unwrap();
+        switch.set(true);
+        assert!(matches!(store.commit(vec![Change::put("a", &2)]).await, Err(Error::Write(_))));
+        assert!(store.commit(vec![Change::put("a", &3)]).await.is_err());
+        switch.set(false);
+        store.commit(vec![Change::put("b", &4)]).await.unwrap();
+        let records = read(store.shared.database.lock().unwrap().as_ref().unwrap()).unwrap();
+        assert_eq!(records, Records::from([("a".to_owned(), b"1".to_vec()), ("b".to_owned(), b"4".to_vec())]));
+    }
+}

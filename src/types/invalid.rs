@@ -1,0 +1,28 @@
+use std::fmt;
+
+/// A value that cannot be: which field, what was given, what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
+pub struct Invalid {
+    /// The field as the caller spelled it, with its path: `ports[0].container_port`.
+    pub field: String,
+    /// What is wrong with the value and what would be right.
+    pub message: String,
+}
+
+impl Invalid {
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+
+    /// The same error seen from one level further out: `name` in `ports[2]` is `ports[2].name`.
+    pub fn within(mut self, outer: impl fmt::Display) -> Self {
+        self.field = if self.field.is_empty() { outer.to_string() } else { format!("{outer}.{}", self.field) };
+        self
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.field.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.field, self.message) }
+    }
+}

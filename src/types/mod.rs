@@ -1,0 +1,76 @@
+//! The vocabulary: what a node, a workspace and a session *are*, in the words
+//! and units that people, the HTTP API and the other parts use.
+//!
+//! Arithmetic and parsing only. Nothing here reads a clock, a file or a socket,
+//! and every part may use it. The serde shapes of these types are the JSON of
+//! the HTTP API.
+
+mod amount;
+mod cluster;
+mod error;
+mod id;
+mod invalid;
+mod node;
+mod placement;
+mod resources;
+#[cfg(test)]
+pub(crate) mod sample;
+mod schema;
+mod session;
+mod text;
+mod time;
+mod token;
+mod volume;
+mod workspace;
+
+pub use amount::{Bytes, Cores};
+pub use cluster::{ClusterMode, OnUnknown, Strategy};
+pub use error::{ErrorBody, ErrorCode, ErrorDetail, NodeReason, Reason};
+pub use id::{Ballot, Name, NodeId, SessionId, User};
+pub use invalid::Invalid;
+pub use node::{
+    Condition, ConditionKind, Disk, Drain, DrainRequest, Figures, Gpu, GpuSharing, Labels, LabelsPatch, Node,
+    NodeResources, NodeState, Prune, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Swap,
+};
+pub use placement::{Explanation, NodeVerdict, Plan};
+pub use resources::{Dimension, Resources};
+pub use session::{
+    EndReason, Endpoint, ExtendRequest, KeepaliveRequest, Protocol, Remembered, Session, SessionFilter, SessionRequest,
+    SessionState, Wait,
+};
+pub use text::check_env;
+pub use time::{BootInstant, Deadline, Moment, Period, Timestamp};
+pub use token::{ApiToken, ApiTokenRequest, NewApiToken, Role};
+pub use volume::Volume;
+pub use workspace::{GpuCapability, OnHostRestart, Port, PullPolicy, VolumeMount, Workspace};
+
+/// A page of a list, as every list of the API answers it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct List<T> {
+    pub items: Vec<T>,
+    /// Pass it back as `cursor` to read on; `null` at the end.
+    pub next_cursor: Option<String>,
+}
+
+impl<T> List<T> {
+    /// A page of items that come in the order of their keys: at most `limit` of those after `after`.
+    /// A cursor is the key of the last item shown, so that a page neither repeats nor skips what was
+    /// there all along, however the list changes between two calls.
+    pub fn page(items: impl IntoIterator<Item = (String, T)>, after: Option<&str>, limit: usize) -> Self {
+        let mut rest = items.into_iter().skip_while(|(key, _)| after.is_some_and(|after| key.as_str() <= after));
+        let mut last = String::new();
+        let items: Vec<T> = rest
+            .by_ref()
+            .take(limit)
+            .map(|(key, item)| {
+                last = key;
+                item
+            })
+            .collect();
+        let next_cursor = rest.next().map(|_| data_encoding::HEXLOWER.encode(last.as_bytes()));
+        Self { items, next_cursor }
+    }
+}
+
+/// The cluster's name, part of every container name, label and session id.
+pub type ClusterName = Name;

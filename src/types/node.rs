@@ -1,0 +1,422 @@
+//! A node as everybody sees it, and what its operator may say of it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::text::words;
+use super::{Bytes, Cores, Invalid, Name, NodeId, SessionId, Timestamp, schema};
+
+pub type Labels = BTreeMap<String, String>;
+/// Labels to set; `null` takes one away (RFC 7396).
+pub type LabelsPatch = BTreeMap<String, Option<String>>;
+
+const MAX_LABELS: usize = 64;
+const MAX_LABEL: usize = 63;
+/// Overrides above these are typing errors, whatever the host: 65,536 cores, 1 PiB, 1,024 GPUs.
+const MAX_CORES_OVERRIDE: Cores = Cores::whole(65_536);
+const MAX_MEMORY_OVERRIDE: Bytes = Bytes::gib(1 << 20);
+const MAX_GPUS_OVERRIDE: u32 = super::workspace::MAX_GPUS;
+
+/// Which images a node will remove by itself. Kept and shown; nothing is removed yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Prune {
+    Off,
+    #[default]
+    Normal,
+    Aggressive,
+}
+words!(Prune { Off => "off", Normal => "normal", Aggressive => "aggressive" });
+
+/// Who may share one GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GpuSharing {
+    /// Nobody: one session a device.
+    None,
+    /// Sessions of one user.
+    #[default]
+    SameUser,
+    /// Anybody: isolation between users on one GPU is not well established.
+    Any,
+}
+words!(GpuSharing { None => "none", SameUser => "same_user", Any => "any" });
+
+/// What the operator says of a node. An override of 0 means none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Settings {
+    /// Off: no new sessions; those that are here go on.
+    pub enabled: bool,
+    pub prune: Prune,
+    pub cores_override: Cores,
+    pub memory_override_bytes: Bytes,
+    pub gpus_override: u32,
+    pub gpu_sharing: GpuSharing,
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: Labels,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            prune: Prune::default(),
+            cores_override: Cores::ZERO,
+            memory_override_bytes: Bytes::ZERO,
+            gpus_override: 0,
+            gpu_sharing: GpuSharing::default(),
+            labels: Labels::new(),
+        }
+    }
+}
+
+/// Any subset of the settings, to change.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SettingsPatch {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prune: Option<Prune>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::cores_override, required = false)]
+    pub cores_override: Option<Cores>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::memory_override, required = false)]
+    pub memory_override_bytes: Option<Bytes>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 1024)]
+    pub gpus_override: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_sharing: Option<GpuSharing>,
+    /// Joined into the node's labels; `null` takes one away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::labels_patch, required = false)]
+    pub labels: Option<LabelsPatch>,
+}
+
+impl SettingsPatch {
+    /// Checks the figures against their bounds, whatever the host.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if let Some(cores) = self.cores_override
+            && cores > MAX_CORES_OVERRIDE
+        {
+            let bound = format!("{cores} is absurd; expected 0 (no override) to {MAX_CORES_OVERRIDE}");
+            return Err(Invalid::new("cores_override", bound));
+        }
+        if let Some(memory) = self.memory_override_bytes
+            && memory > MAX_MEMORY_OVERRIDE
+        {
+            let bound = format!("{memory} is absurd; expected 0 (no override) to {MAX_MEMORY_OVERRIDE}");
+            return Err(Invalid::new("memory_override_bytes", bound));
+        }
+        if let Some(gpus) = self.gpus_override
+            && gpus > MAX_GPUS_OVERRIDE
+        {
+            let bound = format!("{gpus} is absurd; expected 0 (no override) to {MAX_GPUS_OVERRIDE}");
+            return Err(Invalid::new("gpus_override", bound));
+        }
+        if let Some(labels) = &self.labels {
+            let set = labels.iter().map(|(key, value)| (key.clone(), value.clone().unwrap_or_default())).collect();
+            check_labels("labels", &set)?;
+        }
+        Ok(())
+    }
+
+    /// The names of the settings that the patch would change.
+    pub fn fields(&self) -> Vec<&'static str> {
+        [
+            ("enabled", self.enabled.is_some()),
+            ("prune", self.prune.is_some()),
+            ("cores_override", self.cores_override.is_some()),
+            ("memory_override_bytes", self.memory_override_bytes.is_some()),
+            ("gpus_override", self.gpus_override.is_some()),
+            ("gpu_sharing", self.gpu_sharing.is_some()),
+            ("labels", self.labels.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(name, given)| given.then_some(name))
+        .collect()
+    }
+
+    /// The settings with the patch applied.
+    pub fn apply(&self, settings: &Settings) -> Settings {
+        let mut labels = settings.labels.clone();
+        for (key, value) in self.labels.iter().flatten() {
+            match value {
+                Some(value) => labels.insert(key.clone(), value.clone()),
+                None => labels.remove(key),
+            };
+        }
+        Settings {
+            enabled: self.enabled.unwrap_or(settings.enabled),
+            prune: self.prune.unwrap_or(settings.prune),
+            cores_override: self.cores_override.unwrap_or(settings.cores_override),
+            memory_override_bytes: self.memory_override_bytes.unwrap_or(settings.memory_override_bytes),
+            gpus_override: self.gpus_override.unwrap_or(settings.gpus_override),
+            gpu_sharing: self.gpu_sharing.unwrap_or(settings.gpu_sharing),
+            labels,
+        }
+    }
+}
+
+/// Labels: at most 64; keys as names with `/` allowed, values of at most 63 printable ASCII characters.
+pub(super) fn check_labels(field: &str, labels: &Labels) -> Result<(), Invalid> {
+    if labels.len() > MAX_LABELS {
+        return Err(Invalid::new(field, format!("{} labels; at most {MAX_LABELS}", labels.len())));
+    }
+    for (key, value) in labels {
+        let shown: String = key.chars().take(MAX_LABEL).collect();
+        let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/');
+        if key.is_empty() || key.len() > MAX_LABEL || !key.bytes().all(fine) {
+            let expected = format!("expected 1 to {MAX_LABEL} of letters, digits and . _ - /");
+            return Err(Invalid::new(format!("{field}.{shown}"), expected));
+        }
+        if value.len() > MAX_LABEL || !value.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+            let expected = format!("a value is at most {MAX_LABEL} printable ASCII characters");
+            return Err(Invalid::new(format!("{field}.{shown}"), expected));
+        }
+    }
+    Ok(())
+}
+
+/// How the rest of the cluster sees a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    Alive,
+    Suspect,
+    Unknown,
+    Left,
+}
+words!(NodeState { Alive => "alive", Suspect => "suspect", Unknown => "unknown", Left => "left" });
+
+/// One resource of a node, in the words of every table and bar.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Figures<T> {
+    /// What the host has.
+    pub physical: T,
+    /// What the operator says instead; 0: nothing.
+    #[serde(rename = "override")]
+    pub override_: T,
+    /// The override where it is not 0, else physical.
+    pub effective: T,
+    /// The sum of what admitted sessions reserved.
+    pub allocated: T,
+    /// `max(0, effective - allocated)`
+    pub available: T,
+    /// What is measured in use, foreign processes included; `null` when unknown.
+    pub utilized: Option<T>,
+    pub utilized_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeResources {
+    pub cores: Figures<Cores>,
+    pub memory_bytes: Figures<Bytes>,
+    pub gpus: Figures<u32>,
+}
+
+/// The file system that images live on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Disk {
+    pub path: String,
+    pub total_bytes: Bytes,
+    pub free_bytes: Bytes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Swap {
+    pub total_bytes: Bytes,
+    pub used_bytes: Bytes,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Gpu {
+    pub uuid: String,
+    pub index: u32,
+    pub node: Name,
+    pub model: String,
+    pub memory_total_bytes: Option<Bytes>,
+    pub memory_used_bytes: Option<Bytes>,
+    pub utilization_percent: Option<f64>,
+    pub temperature_celsius: Option<f64>,
+    pub power_watts: Option<f64>,
+    pub health: String,
+    /// How many sessions may hold it at once under the override.
+    pub slots: u32,
+    pub slots_used: u32,
+    pub cordoned: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RuntimeKind {
+    Docker,
+    Process,
+}
+words!(RuntimeKind { Docker => "docker", Process => "process" });
+
+/// What runs the sessions, and whether it answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RuntimeStatus {
+    pub kind: RuntimeKind,
+    pub version: Option<String>,
+    pub available: bool,
+    /// Why it does not answer, or what it cannot do on this host.
+    pub message: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ConditionKind {
+    /// More is allocated than is offered: nothing more is admitted, nothing is stopped.
+    Overcommitted,
+    /// More memory is offered than RAM and swap hold: sessions may be killed when it is used.
+    MemoryOvercommitWithoutSwap,
+    /// A GPU override is set, but the host shows no GPU.
+    GpuOverrideInactive,
+    /// A GPU override above physical that sharing rules keep from being used.
+    GpuSharingLimitsOverride,
+    RuntimeUnavailable,
+    /// The process runtime cannot enforce all limits on this host.
+    LimitsNotEnforced,
+    /// The journal of sessions could not be read; it was moved aside and rebuilt from labels.
+    JournalRebuilt,
+    /// Sessions keep failing to start here.
+    FailingStarts,
+    /// Less disk is free than `limits.min_free_disk`: nothing more is admitted.
+    LowDisk,
+    /// Another live node has this node's id, as a copy of its disk has: nothing more is admitted.
+    DuplicateNodeId,
+    /// There are seeds, and none of them was ever heard.
+    AloneWithSeeds,
+    /// Other nodes have another `cluster.mode` or `cluster.expected_nodes`: their votes do not count here.
+    ModeMismatch,
+    /// Workspaces that were changed on two sides of a partition: one change lost.
+    WorkspaceConflict,
+    /// Figures were made up by the `[dev]` section.
+    DevFigures,
+}
+words!(ConditionKind {
+    Overcommitted => "overcommitted",
+    MemoryOvercommitWithoutSwap => "memory_overcommit_without_swap",
+    GpuOverrideInactive => "gpu_override_inactive",
+    GpuSharingLimitsOverride => "gpu_sharing_limits_override",
+    RuntimeUnavailable => "runtime_unavailable",
+    LimitsNotEnforced => "limits_not_enforced",
+    JournalRebuilt => "journal_rebuilt",
+    FailingStarts => "failing_starts",
+    LowDisk => "low_disk",
+    DuplicateNodeId => "duplicate_node_id",
+    AloneWithSeeds => "alone_with_seeds",
+    ModeMismatch => "mode_mismatch",
+    WorkspaceConflict => "workspace_conflict",
+    DevFigures => "dev_figures",
+});
+
+/// Something about a node that its operator should know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Condition {
+    pub kind: ConditionKind,
+    pub message: String,
+    pub since: Timestamp,
+}
+
+/// What a drain is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// When the drain should be over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3153600000i64)]
+    pub deadline_seconds: Option<u64>,
+    /// At the deadline (at once, where there is none), stop what is left.
+    #[serde(default)]
+    pub stop_sessions: bool,
+    /// For those who wonder why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 1024)]
+    pub message: Option<String>,
+}
+
+impl DrainRequest {
+    const MAX_MESSAGE: usize = 1024;
+
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if self.message.as_ref().is_some_and(|m| m.len() > Self::MAX_MESSAGE) {
+            return Err(Invalid::new("message", format!("at most {} bytes", Self::MAX_MESSAGE)));
+        }
+        super::workspace::check_spans(self.deadline_seconds, None)
+            .map_err(|e| Invalid::new("deadline_seconds", e.message))
+    }
+}
+
+/// A drain in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Drain {
+    pub since: Timestamp,
+    pub deadline: Option<Timestamp>,
+    pub stop_sessions: bool,
+    pub message: Option<String>,
+    /// The sessions that still hold a reservation here.
+    pub blockers: Vec<SessionId>,
+}
+
+/// A node as everybody sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    pub id: NodeId,
+    pub name: Name,
+    pub address: String,
+    pub version: String,
+    pub state: NodeState,
+    pub enabled: bool,
+    pub is_leader: bool,
+    pub last_seen: Timestamp,
+    pub runtime: RuntimeStatus,
+    pub resources: NodeResources,
+    pub disk: Option<Disk>,
+    pub swap: Option<Swap>,
+    /// Load averages of 1, 5 and 15 minutes.
+    pub load: Option<[f64; 3]>,
+    pub gpus: Vec<Gpu>,
+    /// Sessions that hold a reservation.
+    pub sessions: u32,
+    pub settings: Settings,
+    /// The settings that the node's configuration file declares; the API cannot change them.
+    pub declared_settings: Vec<String>,
+    pub drain: Option<Drain>,
+    pub conditions: Vec<Condition>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_changes_what_it_names_and_null_takes_a_label_away() {
+        let patch: SettingsPatch =
+            serde_json::from_str(r#"{"cores_override":12,"labels":{"rack":"3","old":null}}"#).unwrap();
+        assert_eq!(patch.fields(), ["cores_override", "labels"]);
+        let mut settings = Settings::default();
+        settings.labels.insert("old".to_owned(), "1".to_owned());
+        let changed = patch.apply(&settings);
+        assert_eq!(changed.cores_override, Cores::whole(12));
+        assert_eq!(changed.labels, Labels::from([("rack".to_owned(), "3".to_owned())]));
+        assert_eq!((changed.enabled, changed.gpu_sharing), (settings.enabled, settings.gpu_sharing));
+    }
+
+    #[test]
+    fn absurd_overrides_are_refused() {
+        let refused = |json: &str| serde_json::from_str::<SettingsPatch>(json).unwrap().validate().unwrap_err().field;
+        assert_eq!(refused(r#"{"cores_override": 65537}"#), "cores_override");
+        assert_eq!(refused(r#"{"memory_override_bytes": 2251799813685248}"#), "memory_override_bytes");
+        assert_eq!(refused(r#"{"gpus_override": 2000}"#), "gpus_override");
+        assert_eq!(refused(r#"{"labels": {"a b": "1"}}"#), "labels.a b");
+        assert!(serde_json::from_str::<SettingsPatch>(r#"{"cores_override": -1}"#).is_err());
+        assert!(serde_json::from_str::<SettingsPatch>(r#"{"cores_override": NaN}"#).is_err());
+    }
+}

@@ -1,0 +1,88 @@
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Bytes, Cores};
+
+/// What a session reserves, and what a host has: the three figures that admission compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Resources {
+    pub cores: Cores,
+    #[serde(rename = "memory_bytes")]
+    pub memory: Bytes,
+    pub gpus: u32,
+}
+
+impl Resources {
+    pub const ZERO: Self = Self { cores: Cores::ZERO, memory: Bytes::ZERO, gpus: 0 };
+
+    pub const fn new(cores: Cores, memory: Bytes, gpus: u32) -> Self {
+        Self { cores, memory, gpus }
+    }
+
+    pub const fn saturating_add(self, other: Self) -> Self {
+        Self {
+            cores: self.cores.saturating_add(other.cores),
+            memory: self.memory.saturating_add(other.memory),
+            gpus: self.gpus.saturating_add(other.gpus),
+        }
+    }
+
+    pub const fn saturating_sub(self, other: Self) -> Self {
+        Self {
+            cores: self.cores.saturating_sub(other.cores),
+            memory: self.memory.saturating_sub(other.memory),
+            gpus: self.gpus.saturating_sub(other.gpus),
+        }
+    }
+
+    /// The first dimension, in the order cores, memory, GPUs, in which `self` is more than `limit`.
+    pub fn exceeds(&self, limit: &Self) -> Option<Dimension> {
+        if self.cores > limit.cores {
+            Some(Dimension::Cores)
+        } else if self.memory > limit.memory {
+            Some(Dimension::MemoryBytes)
+        } else if self.gpus > limit.gpus {
+            Some(Dimension::Gpus)
+        } else {
+            None
+        }
+    }
+
+    /// One figure as a number in the unit of its dimension: cores, bytes, devices.
+    pub fn figure(&self, dimension: Dimension) -> Option<f64> {
+        match dimension {
+            Dimension::Cores => Some(self.cores.milli() as f64 / 1000.0),
+            Dimension::MemoryBytes => Some(self.memory.get() as f64),
+            Dimension::Gpus => Some(f64::from(self.gpus)),
+            Dimension::Sessions | Dimension::Ports | Dimension::DiskBytes => None,
+        }
+    }
+}
+
+/// What a refusal is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Dimension {
+    Cores,
+    MemoryBytes,
+    Gpus,
+    Sessions,
+    Ports,
+    DiskBytes,
+}
+
+impl Dimension {
+    /// A figure of this dimension for people: `3 cores`, `1.5 GiB`.
+    pub fn describe(self, figure: f64) -> String {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // figures come from u64 and u32
+        let whole = figure as u64;
+        match self {
+            Self::Cores => format!("{figure} cores"),
+            Self::MemoryBytes => format!("{} of memory", Bytes::new(whole)),
+            Self::DiskBytes => format!("{} of disk", Bytes::new(whole)),
+            Self::Gpus => format!("{whole} GPUs"),
+            Self::Sessions => format!("{whole} sessions"),
+            Self::Ports => format!("{whole} ports"),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What the types' checks accept, in the words of JSON Schema, where no derive can say it.
+//!
+//! Each stands for a check of the same name; a request that follows these is refused for what its fields
+//! say together only, such as more shared memory than memory.
+
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
+
+use super::Bytes;
+
+/// `check_env`
+pub(super) fn env() -> Schema {
+    let reserved = "(?![Ll][Dd]_|[Nn][Vv][Ii][Dd][Ii][Aa]_|[Oo][Ss][Tt][Ll][Ee][Rr]_)";
+    let name = format!("^{reserved}[A-Za-z_][A-Za-z0-9_]{{0,127}}$");
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .description(Some("Environment variables. Values may hold `{user}`, `{session}` and `{secret}`."))
+        .property_names(Some(text(&name)))
+        .additional_properties(Some(text(r"^[^\x00]{0,32768}$")))
+        .max_properties(Some(128))
+        .into()
+}
+
+/// `check_labels`
+pub(super) fn labels() -> Schema {
+    label_map(text(LABEL).into(), "Labels; as constraints those that a node must have.")
+}
+
+/// `check_labels`, with `null` for a label to take away.
+pub(super) fn labels_patch() -> Schema {
+    let value = nullable(text(LABEL).into());
+    nullable(label_map(value, "Joined into the node's labels; `null` takes one away."))
+}
+
+const LABEL: &str = "^[ -~]{0,63}$";
+
+fn label_map(value: Schema, description: &str) -> Schema {
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .description(Some(description))
+        .property_names(Some(text("^[A-Za-z0-9._/-]{1,63}$")))
+        .additional_properties(Some(value))
+        .max_properties(Some(64))
+        .into()
+}
+
+/// `Workspace::check_command`
+pub(super) fn command() -> Schema {
+    ArrayBuilder::new()
+        .description(Some("Replaces the image's command; its entry point stays."))
+        .prefix_items([text(r"^[^\x00]+$")])
+        .items(text(r"^[^\x00]*$"))
+        .max_items(Some(256))
+        .into()
+}
+
+/// `check_cores`
+pub(super) fn session_cores() -> Schema {
+    cores("CPU cores, in steps of 0.001", 0.01, 1_000_000.0)
+}
+
+pub(super) fn session_cores_or_null() -> Schema {
+    nullable(session_cores())
+}
+
+/// The bounds of `SettingsPatch::validate`.
+pub(super) fn cores_override() -> Schema {
+    nullable(cores("CPU cores, in steps of 0.001; 0: no override", 0.0, 65_536.0))
+}
+
+fn cores(description: &str, least: f64, most: f64) -> Schema {
+    ObjectBuilder::new()
+        .schema_type(Type::Number)
+        .description(Some(description))
+        .minimum(Some(least))
+        .maximum(Some(most))
+        .multiple_of(Some(0.001))
+        .into()
+}
+
+/// `check_memory`
+pub(super) fn session_memory() -> Schema {
+    let size = text("^([1-9][0-9]{1,5}[Mm]|[1-9][0-9]{0,5}[Gg])([Ii]?[Bb])?$");
+    OneOfBuilder::new().item(bytes(Bytes::mib(6), Bytes::MAX)).item(size).into()
+}
+
+pub(super) fn session_memory_or_null() -> Schema {
+    nullable(session_memory())
+}
+
+/// The bounds of `SettingsPatch::validate`.
+pub(super) fn memory_override() -> Schema {
+    let size = text("^(0|[1-9][0-9]{0,5}[KMGkmg]([Ii]?[Bb])?)$");
+    OneOfBuilder::new().item(bytes(Bytes::ZERO, Bytes::gib(1 << 20))).item(size).item(null()).into()
+}
+
+fn bytes(least: Bytes, most: Bytes) -> Schema {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(least.get() as f64))
+        .maximum(Some(most.get() as f64))
+        .into()
+}
+
+fn text(pattern: &str) -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern))
+}
+
+fn nullable(schema: Schema) -> Schema {
+    OneOfBuilder::new().item(schema).item(null()).into()
+}
+
+fn null() -> Schema {
+    ObjectBuilder::new().schema_type(Type::Null).into()
+}

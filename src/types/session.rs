@@ -1,0 +1,281 @@
+//! Sessions: what is asked for, and what is shown.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::text::words;
+use super::{Bytes, Cores, Invalid, Labels, Name, NodeId, Resources, SessionId, Timestamp, User, check_env, schema};
+
+/// Where a session is in its life. Only the node that owns it moves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionState {
+    /// Admitted: its resources are reserved, nothing has been done yet.
+    Pending,
+    /// Its image is being fetched.
+    Pulling,
+    /// Its container is being created or started.
+    Starting,
+    Running,
+    Paused,
+    /// It is being stopped or removed; its reservation holds until the runtime confirms the exit.
+    Stopping,
+    /// Ended well or by request. Holds no reservation.
+    Stopped,
+    /// Ended badly. Holds no reservation.
+    Failed,
+    /// The node or the engine that has it cannot be reached. Never a death sentence.
+    Unknown,
+}
+words!(SessionState {
+    Pending => "pending",
+    Pulling => "pulling",
+    Starting => "starting",
+    Running => "running",
+    Paused => "paused",
+    Stopping => "stopping",
+    Stopped => "stopped",
+    Failed => "failed",
+    Unknown => "unknown",
+});
+
+impl SessionState {
+    /// Whether the session is over, unless somebody starts it again.
+    pub const fn has_ended(self) -> bool {
+        matches!(self, Self::Stopped | Self::Failed)
+    }
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    UserStopped,
+    Exited,
+    TtlExpired,
+    IdleExpired,
+    OomKilled,
+    ImageFailed,
+    StartFailed,
+    /// Its container vanished while it ran.
+    Lost,
+    HostRebooted,
+    Drained,
+    Duplicate,
+}
+words!(EndReason {
+    UserStopped => "user_stopped",
+    Exited => "exited",
+    TtlExpired => "ttl_expired",
+    IdleExpired => "idle_expired",
+    OomKilled => "oom_killed",
+    ImageFailed => "image_failed",
+    StartFailed => "start_failed",
+    Lost => "lost",
+    HostRebooted => "host_rebooted",
+    Drained => "drained",
+    Duplicate => "duplicate",
+});
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+}
+words!(Protocol { Tcp => "tcp", Udp => "udp" });
+
+/// Where one port of a session can be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Endpoint {
+    pub container_port: u16,
+    pub host: String,
+    pub host_port: u16,
+    pub protocol: Protocol,
+}
+
+/// A session as everybody sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Session {
+    pub id: SessionId,
+    pub user: User,
+    pub workspace: Name,
+    /// `null` where the process runtime runs a bare command.
+    pub image: Option<String>,
+    pub image_digest: Option<String>,
+    /// The node's name.
+    pub node: Name,
+    pub node_id: NodeId,
+    pub container_id: Option<String>,
+    pub state: SessionState,
+    pub cores: Cores,
+    pub memory_bytes: Bytes,
+    pub gpus: u32,
+    /// The devices it was given: distinct, and kept while it holds its reservation.
+    pub gpu_uuids: Vec<String>,
+    pub endpoints: Vec<Endpoint>,
+    pub created_at: Timestamp,
+    pub last_activity_at: Timestamp,
+    /// When its ttl ends it; `null`: never.
+    pub expires_at: Option<Timestamp>,
+    /// Who last said that it is in use.
+    pub kept_alive_by: Option<String>,
+    pub end_reason: Option<EndReason>,
+    pub exit_code: Option<i64>,
+    /// For a person: progress, or what went wrong.
+    pub message: Option<String>,
+    /// How often it has been offered to a host; 1 for the first time.
+    pub attempt: u32,
+    /// The session's random secret: in the answer to its creation only, where the workspace uses `{secret}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+}
+
+impl Session {
+    pub const fn resources(&self) -> Resources {
+        Resources::new(self.cores, self.memory_bytes, self.gpus)
+    }
+}
+
+/// A request for a session. What is left out comes from the workspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SessionRequest {
+    pub workspace: Name,
+    pub user: User,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::session_cores_or_null, required = false)]
+    pub cores: Option<Cores>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::session_memory_or_null, required = false)]
+    pub memory_bytes: Option<Bytes>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 1024)]
+    pub gpus: Option<u32>,
+    /// Added to the workspace's environment; the request's value wins.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = schema::env, required = false)]
+    pub env: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3153600000i64)]
+    pub ttl_seconds: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3153600000i64)]
+    pub idle_timeout_seconds: Option<u64>,
+    /// Labels that the node must have, besides the workspace's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = schema::labels, required = false)]
+    pub constraints: Labels,
+}
+
+impl SessionRequest {
+    /// A request for a workspace as it is.
+    pub fn new(workspace: Name, user: User) -> Self {
+        Self {
+            workspace,
+            user,
+            cores: None,
+            memory_bytes: None,
+            gpus: None,
+            env: BTreeMap::new(),
+            ttl_seconds: None,
+            idle_timeout_seconds: None,
+            constraints: Labels::new(),
+        }
+    }
+
+    /// Checks what the types alone do not.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        check_env(&self.env)?;
+        super::node::check_labels("constraints", &self.constraints)?;
+        super::workspace::check_spans(self.ttl_seconds, self.idle_timeout_seconds)?;
+        if let Some(cores) = self.cores {
+            super::workspace::check_cores(cores)?;
+        }
+        if let Some(memory) = self.memory_bytes {
+            super::workspace::check_memory(memory)?;
+        }
+        super::workspace::check_gpus(self.gpus.unwrap_or(0))
+    }
+
+    /// What "the same request" means for an idempotency key: every field, in one canonical order.
+    pub fn fingerprint(&self) -> String {
+        let canonical = serde_json::to_vec(self).expect("a request of strings and numbers always serialises");
+        data_encoding::HEXLOWER.encode(ring::digest::digest(&ring::digest::SHA256, &canonical).as_ref())
+    }
+}
+
+/// Says that somebody uses the session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeepaliveRequest {
+    /// Who or what says so.
+    pub by: User,
+}
+
+/// Asks for the session to live at least this long from now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExtendRequest {
+    #[schema(minimum = 1, maximum = 3153600000i64)]
+    pub ttl_seconds: u64,
+}
+
+impl ExtendRequest {
+    pub fn validate(&self) -> Result<(), Invalid> {
+        super::workspace::check_spans(Some(self.ttl_seconds), None)
+    }
+}
+
+/// A session, and whether only the memory of it is left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    pub session: Session,
+    /// Its container is destroyed: it is kept so that a retry of its key finds it.
+    pub gone: bool,
+}
+
+/// Which sessions to list, and from where on.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SessionFilter {
+    pub user: Option<User>,
+    pub state: Option<SessionState>,
+    /// A node's name or id.
+    pub node: Option<Name>,
+    pub workspace: Option<Name>,
+    /// Sessions whose containers are destroyed, too.
+    pub all: bool,
+    /// Only what comes after this place in the list.
+    pub after: Option<String>,
+    /// Sessions in the answer at most.
+    pub limit: usize,
+}
+
+/// What a caller waits for a session to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Wait {
+    /// It is in this state, or is over: then it will not come by itself.
+    Until(SessionState),
+    /// Its container is destroyed.
+    UntilGone,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fingerprint_is_of_the_request_and_of_nothing_else() {
+        let request: SessionRequest =
+            serde_json::from_str(r#"{"user":"alice","workspace":"desktop","env":{"B":"2","A":"1"}}"#).unwrap();
+        let reordered: SessionRequest =
+            serde_json::from_str(r#"{"workspace":"desktop","env":{"A":"1","B":"2"},"user":"alice","cores":null}"#)
+                .unwrap();
+        assert_eq!(request.fingerprint(), reordered.fingerprint());
+        let other = SessionRequest { cores: Some(Cores::whole(1)), ..request.clone() };
+        assert_ne!(request.fingerprint(), other.fingerprint());
+    }
+}

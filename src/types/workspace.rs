@@ -1,0 +1,415 @@
+//! Workspaces: the catalogue entries that sessions are made from.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::node::check_labels;
+use super::text::words;
+use super::{Bytes, Cores, Invalid, Labels, Name, Period, Protocol, Resources, SessionRequest, check_env, schema};
+
+const MAX_DESCRIPTION: usize = 1024;
+const MAX_IMAGE: usize = 512;
+const MAX_COMMAND_WORDS: usize = 256;
+const MAX_COMMAND_BYTES: usize = 64 * 1024;
+const MAX_PORTS: usize = 32;
+const MAX_VOLUMES: usize = 16;
+const MAX_PATH: usize = 1024;
+const MAX_VOLUME_TEMPLATE: usize = 128;
+/// Docker refuses a container below 6 MiB.
+const MIN_MEMORY: Bytes = Bytes::mib(6);
+/// The finest share of a core that a CPU quota of a 100 ms period expresses.
+const MIN_CORES: Cores = Cores::from_milli(10);
+/// More than any host has: a larger figure is a typing error.
+pub(super) const MAX_GPUS: u32 = 1024;
+
+/// When a node asks the registry for a newer image of the same tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PullPolicy {
+    /// Only where the image is not there.
+    Missing,
+    /// At most once a day, beside the session's start.
+    #[default]
+    Daily,
+    /// Before every start; where that fails, what is there is used.
+    Always,
+}
+words!(PullPolicy { Missing => "missing", Daily => "daily", Always => "always" });
+
+/// What becomes of a running session when its host or engine restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnHostRestart {
+    #[default]
+    Start,
+    Stop,
+}
+words!(OnHostRestart { Start => "start", Stop => "stop" });
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GpuCapability {
+    Compute,
+    Utility,
+    Graphics,
+    Video,
+    Display,
+}
+words!(GpuCapability {
+    Compute => "compute",
+    Utility => "utility",
+    Graphics => "graphics",
+    Video => "video",
+    Display => "display",
+});
+
+/// A port that the workspace listens on inside its container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    #[schema(minimum = 1, maximum = 65535)]
+    pub container_port: u16,
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// A named volume in the container. Never a path of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeMount {
+    /// May hold `{user}` and `{workspace}`: `home-{user}` is one volume per person.
+    #[schema(
+        max_length = 128,
+        pattern = r"^([a-z0-9]|\{user\}|\{workspace\})(([a-z0-9._-]|\{user\}|\{workspace\}){0,61}([a-z0-9]|\{user\}|\{workspace\}))?$"
+    )]
+    pub name: String,
+    /// Where it is in the container; absolute.
+    #[schema(
+        max_length = 1024,
+        pattern = r"^/(?!(proc|sys|dev)(/|$))(?!\.{1,2}(/|$))[^/:,\x00]+(/(?!\.{1,2}(/|$))[^/:,\x00]+)*$"
+    )]
+    pub path: String,
+    #[serde(default)]
+    pub read_only: bool,
+    /// The session may be placed on a host that does not have the volume yet.
+    #[serde(default)]
+    pub roam: bool,
+}
+
+/// A catalogue entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Workspace {
+    pub name: Name,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(max_length = 1024)]
+    pub description: String,
+    /// A reference as Docker reads it. May be left out only for the process runtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 512, pattern = "^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")]
+    pub image: Option<String>,
+    /// Replaces the image's command; its entry point stays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(schema_with = schema::command, required = false)]
+    pub command: Vec<String>,
+    #[schema(schema_with = schema::session_cores)]
+    pub cores: Cores,
+    #[schema(schema_with = schema::session_memory)]
+    pub memory_bytes: Bytes,
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 1024)]
+    pub gpus: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 32)]
+    pub ports: Vec<Port>,
+    /// Values may hold `{user}`, `{session}` and `{secret}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = schema::env, required = false)]
+    pub env: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 16)]
+    pub volumes: Vec<VolumeMount>,
+    /// Labels that a node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = schema::labels, required = false)]
+    pub constraints: Labels,
+    /// A network from the node's `runtime.networks`; left out: ostler's own, where sessions do not reach each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Name>,
+    #[serde(default = "default_gpu_capabilities")]
+    pub gpu_capabilities: Vec<GpuCapability>,
+    #[serde(default = "default_shm")]
+    pub shm_bytes: Bytes,
+    #[serde(default)]
+    pub pull: PullPolicy,
+    /// Fetch the image before anybody asks for a session. Kept and shown; nothing is fetched ahead yet.
+    #[serde(default)]
+    pub prepull: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3153600000i64)]
+    pub ttl_seconds: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3153600000i64)]
+    pub idle_timeout_seconds: Option<u64>,
+    #[serde(default)]
+    pub on_host_restart: OnHostRestart,
+}
+
+fn default_gpu_capabilities() -> Vec<GpuCapability> {
+    vec![GpuCapability::Compute, GpuCapability::Utility, GpuCapability::Graphics, GpuCapability::Video]
+}
+
+const fn default_shm() -> Bytes {
+    Bytes::mib(512)
+}
+
+impl Workspace {
+    /// A workspace with every default.
+    pub fn new(name: Name, cores: Cores, memory: Bytes) -> Self {
+        Self {
+            name,
+            description: String::new(),
+            image: None,
+            command: Vec::new(),
+            cores,
+            memory_bytes: memory,
+            gpus: 0,
+            ports: Vec::new(),
+            env: BTreeMap::new(),
+            volumes: Vec::new(),
+            constraints: Labels::new(),
+            network: None,
+            gpu_capabilities: default_gpu_capabilities(),
+            shm_bytes: default_shm(),
+            pull: PullPolicy::default(),
+            prepull: false,
+            ttl_seconds: None,
+            idle_timeout_seconds: None,
+            on_host_restart: OnHostRestart::default(),
+        }
+    }
+
+    pub const fn resources(&self) -> Resources {
+        Resources::new(self.cores, self.memory_bytes, self.gpus)
+    }
+
+    /// The workspace as one request wants it: what the request says wins, maps are joined.
+    pub fn resolve(&self, request: &SessionRequest) -> Self {
+        let mut resolved = self.clone();
+        resolved.cores = request.cores.unwrap_or(self.cores);
+        resolved.memory_bytes = request.memory_bytes.unwrap_or(self.memory_bytes);
+        resolved.gpus = request.gpus.unwrap_or(self.gpus);
+        resolved.ttl_seconds = request.ttl_seconds.or(self.ttl_seconds);
+        resolved.idle_timeout_seconds = request.idle_timeout_seconds.or(self.idle_timeout_seconds);
+        resolved.env.extend(request.env.clone());
+        resolved.constraints.extend(request.constraints.clone());
+        resolved
+    }
+
+    /// Checks every field that its type alone does not.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if self.description.len() > MAX_DESCRIPTION {
+            return Err(Invalid::new("description", format!("at most {MAX_DESCRIPTION} bytes")));
+        }
+        if let Some(image) = &self.image {
+            check_image(image)?;
+        } else if self.command.is_empty() {
+            return Err(Invalid::new("image", "a workspace needs an image (or, for the process runtime, a command)"));
+        }
+        self.check_command()?;
+        check_cores(self.cores)?;
+        check_memory(self.memory_bytes)?;
+        check_gpus(self.gpus)?;
+        self.check_ports()?;
+        check_env(&self.env)?;
+        self.check_volumes()?;
+        check_labels("constraints", &self.constraints)?;
+        if self.shm_bytes > self.memory_bytes && self.shm_bytes != default_shm() {
+            return Err(Invalid::new("shm_bytes", "shared memory counts as memory: at most memory_bytes"));
+        }
+        check_spans(self.ttl_seconds, self.idle_timeout_seconds)
+    }
+
+    fn check_command(&self) -> Result<(), Invalid> {
+        let bytes: usize = self.command.iter().map(String::len).sum();
+        if self.command.len() > MAX_COMMAND_WORDS || bytes > MAX_COMMAND_BYTES {
+            let bound = format!("at most {MAX_COMMAND_WORDS} words and {MAX_COMMAND_BYTES} bytes");
+            return Err(Invalid::new("command", bound));
+        }
+        if self.command.iter().any(|word| word.contains('\0')) {
+            return Err(Invalid::new("command", "a word cannot hold NUL"));
+        }
+        if self.command.first().is_some_and(String::is_empty) {
+            return Err(Invalid::new("command[0]", "the program's name is empty"));
+        }
+        Ok(())
+    }
+
+    fn check_ports(&self) -> Result<(), Invalid> {
+        if self.ports.len() > MAX_PORTS {
+            return Err(Invalid::new("ports", format!("{} ports; at most {MAX_PORTS}", self.ports.len())));
+        }
+        let mut seen = BTreeSet::new();
+        for (i, port) in self.ports.iter().enumerate() {
+            if port.container_port == 0 {
+                return Err(Invalid::new(format!("ports[{i}].container_port"), "0 is not a port; expected 1 to 65535"));
+            }
+            if !seen.insert(port) {
+                let twice = format!("{}/{} is listed twice", port.container_port, port.protocol);
+                return Err(Invalid::new(format!("ports[{i}]"), twice));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_volumes(&self) -> Result<(), Invalid> {
+        if self.volumes.len() > MAX_VOLUMES {
+            return Err(Invalid::new("volumes", format!("{} volumes; at most {MAX_VOLUMES}", self.volumes.len())));
+        }
+        let mut paths = BTreeSet::new();
+        for (i, volume) in self.volumes.iter().enumerate() {
+            volume.validate().map_err(|e| e.within(format!("volumes[{i}]")))?;
+            if !paths.insert(&volume.path) {
+                return Err(Invalid::new(format!("volumes[{i}].path"), format!("{} is mounted twice", volume.path)));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl VolumeMount {
+    fn validate(&self) -> Result<(), Invalid> {
+        let plain = self.name.replace("{user}", "u").replace("{workspace}", "w");
+        if self.name.len() > MAX_VOLUME_TEMPLATE || plain.parse::<Name>().is_err() {
+            let expected =
+                "expected a name of a-z, 0-9, `.`, `_`, `-` that may hold {user} and {workspace}; no host path";
+            return Err(Invalid::new("name", expected));
+        }
+        let components: Vec<&str> = self.path.split('/').skip(1).collect();
+        let absolute = self.path.starts_with('/') && self.path.len() <= MAX_PATH;
+        let clean = !components.iter().any(|c| c.is_empty() || matches!(*c, "." | ".."))
+            && !self.path.contains(['\0', ':', ',']);
+        let reserved = matches!(components.first(), Some(&("proc" | "sys" | "dev")));
+        if !absolute || !clean || reserved {
+            let expected = "expected an absolute path inside the container, not under /proc, /sys or /dev";
+            return Err(Invalid::new("path", expected));
+        }
+        Ok(())
+    }
+}
+
+/// An image reference, loosely: what no registry could mean is refused here, the rest is Docker's to judge.
+fn check_image(image: &str) -> Result<(), Invalid> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '@');
+    let starts = image.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if image.len() > MAX_IMAGE || !starts || !image.chars().all(fine) {
+        return Err(Invalid::new("image", "not an image reference; expected for example kasmweb/chrome:1.16.0"));
+    }
+    Ok(())
+}
+
+pub(super) fn check_cores(cores: Cores) -> Result<(), Invalid> {
+    if cores < MIN_CORES {
+        return Err(Invalid::new(
+            "cores",
+            format!("{cores} is too little; a session needs at least {MIN_CORES} cores"),
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn check_memory(memory: Bytes) -> Result<(), Invalid> {
+    if memory < MIN_MEMORY {
+        let least = format!("{memory} is too little; a session needs at least {MIN_MEMORY}");
+        return Err(Invalid::new("memory_bytes", least));
+    }
+    Ok(())
+}
+
+pub(super) fn check_gpus(gpus: u32) -> Result<(), Invalid> {
+    if gpus > MAX_GPUS {
+        return Err(Invalid::new("gpus", format!("{gpus} GPUs is absurd; at most {MAX_GPUS}")));
+    }
+    Ok(())
+}
+
+pub(super) fn check_spans(ttl: Option<u64>, idle: Option<u64>) -> Result<(), Invalid> {
+    for (field, seconds) in [("ttl_seconds", ttl), ("idle_timeout_seconds", idle)] {
+        if let Some(seconds) = seconds
+            && !(1..=Period::MAX.as_secs()).contains(&seconds)
+        {
+            let expected =
+                format!("{seconds} is out of range; expected 1 to {} seconds, or leave it out", Period::MAX.as_secs());
+            return Err(Invalid::new(field, expected));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workspace() -> Workspace {
+        let mut workspace = Workspace::new("desktop".parse().unwrap(), Cores::whole(2), Bytes::gib(2));
+        workspace.image = Some("kasmweb/desktop:1.16.0".to_owned());
+        workspace
+    }
+
+    fn refused(change: impl FnOnce(&mut Workspace)) -> String {
+        let mut workspace = workspace();
+        change(&mut workspace);
+        workspace.validate().unwrap_err().field
+    }
+
+    #[test]
+    fn every_field_is_checked_and_named() {
+        assert_eq!(workspace().validate(), Ok(()));
+        let port = Port { container_port: 80, protocol: Protocol::Tcp };
+        let mount = |name: &str, path: &str| VolumeMount {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            read_only: false,
+            roam: false,
+        };
+        assert_eq!(refused(|w| w.image = None), "image");
+        assert_eq!(refused(|w| w.image = Some("--privileged".to_owned())), "image");
+        assert_eq!(refused(|w| w.cores = Cores::ZERO), "cores");
+        assert_eq!(refused(|w| w.memory_bytes = Bytes::new(1)), "memory_bytes");
+        assert_eq!(refused(|w| w.gpus = 100_000), "gpus");
+        assert_eq!(refused(|w| w.ports = vec![Port { container_port: 0, ..port }]), "ports[0].container_port");
+        assert_eq!(refused(|w| w.ports = vec![port, port]), "ports[1]");
+        assert_eq!(refused(|w| w.ttl_seconds = Some(0)), "ttl_seconds");
+        assert_eq!(refused(|w| w.idle_timeout_seconds = Some(u64::MAX)), "idle_timeout_seconds");
+        assert_eq!(refused(|w| w.command = vec![String::new()]), "command[0]");
+        assert_eq!(refused(|w| w.volumes = vec![mount("/etc", "/host")]), "volumes[0].name");
+        assert_eq!(refused(|w| w.volumes = vec![mount("home-{user}", "/a/../b")]), "volumes[0].path");
+        assert_eq!(refused(|w| w.volumes = vec![mount("home-{user}", "/proc/x")]), "volumes[0].path");
+        assert_eq!(refused(|w| w.shm_bytes = Bytes::gib(4)), "shm_bytes");
+    }
+
+    #[test]
+    fn a_request_changes_only_what_it_names() {
+        let mut workspace = workspace();
+        workspace.env.insert("A".to_owned(), "1".to_owned());
+        let mut request = SessionRequest::new(workspace.name.clone(), "alice".parse().unwrap());
+        assert_eq!(workspace.resolve(&request), workspace);
+        request.cores = Some(Cores::whole(1));
+        request.env.insert("A".to_owned(), "2".to_owned());
+        let resolved = workspace.resolve(&request);
+        assert_eq!((resolved.cores, resolved.memory_bytes), (Cores::whole(1), Bytes::gib(2)));
+        assert_eq!(resolved.env["A"], "2");
+    }
+
+    #[test]
+    fn json_needs_little_and_refuses_the_unknown() {
+        let json = r#"{"name":"x","image":"busybox","cores":1,"memory_bytes":"64M"}"#;
+        let workspace: Workspace = serde_json::from_str(json).unwrap();
+        assert_eq!(workspace.shm_bytes, Bytes::mib(512));
+        assert_eq!(serde_json::from_str::<Workspace>(&serde_json::to_string(&workspace).unwrap()).unwrap(), workspace);
+        let unknown = r#"{"name":"x","image":"busybox","cores":1,"memory_bytes":1,"privileged":true}"#;
+        assert!(serde_json::from_str::<Workspace>(unknown).unwrap_err().to_string().contains("privileged"));
+    }
+}

@@ -1,0 +1,130 @@
+//! Any node takes any request.
+
+use serde_json::{Value, json};
+
+use super::{FOREVER, id};
+use crate::support::agent::until;
+use crate::support::cluster::Cluster;
+use crate::support::http::Request;
+
+/// The names of the nodes that a list shows.
+fn names(list: &Value) -> Vec<&str> {
+    list["items"].as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn every_node_shows_and_changes_every_node() {
+    let cluster = Cluster::start(3, "");
+    let leader = format!("n{}", cluster.leader());
+    for node in &cluster.nodes {
+        let list = node.get("/v1/nodes").expect(200);
+        assert_eq!(names(&list), ["n0", "n1", "n2"]);
+        let leads = list["items"].as_array().unwrap().iter().find(|node| node["is_leader"] == true).unwrap();
+        assert_eq!(leads["name"], leader);
+    }
+    let [asked, other] = [&cluster.nodes[0], &cluster.nodes[1]];
+    let changed = asked.patch("/v1/nodes/n1", &json!({"cores_override": 12, "labels": {"rack": "3"}}));
+    assert_eq!(changed.header("x-ostler-served-by"), Some("n1"));
+    assert_eq!(changed.header("x-ostler-leader"), Some(leader.as_str()));
+    assert_eq!(changed.expect(200)["settings"]["cores_override"], 12.0);
+    assert_eq!(other.node()["settings"]["labels"]["rack"], "3");
+    for node in &cluster.nodes {
+        until("everybody lists it", || {
+            node.get("/v1/nodes").expect(200)["items"][1]["settings"]["cores_override"] == 12.0
+        });
+    }
+
+    // By selector, from a node that is not among the selected.
+    asked.cli(&["node", "set", "-l", "rack=3", "--memory-override", "64M"]).ok();
+    assert_eq!(other.node()["settings"]["memory_override_bytes"], 64 << 20);
+    let refused = asked.patch("/v1/nodes/n1", &json!({"gpus_override": 4}));
+    refused.refused(422, "invalid");
+    asked.get("/v1/nodes/n9").refused(404, "not_found");
+}
+
+#[test]
+fn a_session_is_made_seen_and_ended_from_any_node() {
+    let cluster = Cluster::start(3, "");
+    let [a, b] = cluster.followers()[..] else { panic!("three nodes have two followers") };
+    let (a, b) = (&cluster.nodes[a], &cluster.nodes[b]);
+    a.workspace("shout", "echo hello from $0; exec sleep 100000", &json!({"env": {"WHO": "{user}"}}));
+    let made = a.post("/v1/sessions?wait=running&timeout=60s", &json!({"workspace": "shout", "user": "alice"}));
+    assert!(made.header("x-ostler-served-by").is_some(), "the leader placed it");
+    let session = made.expect(202);
+    assert_eq!(session["state"], "running", "{session}");
+    let session = id(&session);
+
+    for node in &cluster.nodes {
+        assert_eq!(node.session(&session)["state"], "running");
+        assert!(node.sessions(false).iter().any(|listed| listed["id"] == session.as_str()));
+        until("its output", || node.get(&format!("/v1/sessions/{session}/logs")).text().contains("hello from"));
+        let explained = node.get(&format!("/v1/sessions/{session}/explain")).expect(200);
+        assert_eq!(explained["nodes"].as_array().unwrap().len(), 3, "{explained}");
+    }
+    b.cli(&["session", "pause", &session]).ok();
+    assert_eq!(a.until_state(&session, "paused")["id"], session.as_str());
+    a.cli(&["session", "resume", &session]).ok();
+    b.cli(&["session", "stop", &session]).ok();
+    a.until_state(&session, "stopped");
+    b.delete(&format!("/v1/sessions/{session}?wait=true&timeout=60s")).expect(200);
+    for node in &cluster.nodes {
+        until("gone everywhere", || node.sessions(false).is_empty());
+    }
+}
+
+#[test]
+fn one_key_is_one_session_on_whatever_node_it_is_used() {
+    let cluster = Cluster::start(3, "");
+    cluster.nodes[0].workspace("w", FOREVER, &json!({"env": {"PASSWORD": "{secret}"}}));
+    let ask = |node: usize, user: &str| {
+        let request = Request::new("POST", "/v1/sessions").header("Idempotency-Key", "order-17");
+        cluster.nodes[node].client().send(&request.json(&json!({"workspace": "w", "user": user})))
+    };
+    let first = ask(0, "alice").expect(202);
+    for node in 0..3 {
+        let again = ask(node, "alice").expect(200);
+        assert_eq!((&again["id"], &again["secret"]), (&first["id"], &first["secret"]), "asked at n{node}");
+        ask(node, "bob").refused(422, "idempotency_mismatch");
+    }
+    assert_eq!(cluster.nodes[1].sessions(false).len(), 1);
+}
+
+#[test]
+fn sessions_are_spread_and_refusals_name_every_node() {
+    let cluster = Cluster::start(3, "dev = { physical_cores = 2, physical_memory = '1GiB' }");
+    let asked = &cluster.nodes[0];
+    asked.workspace("w", FOREVER, &json!({"cores": 1}));
+    asked.workspace("huge", FOREVER, &json!({"cores": 3}));
+    let mut hosts: Vec<String> =
+        (0..6).map(|_| asked.create("w", "alice").expect(202)["node"].as_str().unwrap().to_owned()).collect();
+    hosts.sort_unstable();
+    assert_eq!(hosts, ["n0", "n0", "n1", "n1", "n2", "n2"], "spread");
+
+    let full = asked.create("w", "alice").refused(503, "no_capacity");
+    let mut refused: Vec<_> = full["nodes"].as_array().unwrap().iter().map(|n| n["node"].as_str().unwrap()).collect();
+    refused.sort_unstable();
+    assert_eq!(refused, ["n0", "n1", "n2"], "{full}");
+    asked.create("huge", "alice").refused(422, "exceeds_physical");
+
+    // One node offers more: that is where the next one goes, at once.
+    cluster.nodes[2].patch("/v1/nodes/n1", &json!({"cores_override": 3})).expect(200);
+    assert_eq!(asked.create("w", "alice").expect(202)["node"], "n1");
+}
+
+#[test]
+fn a_drain_is_asked_for_and_waited_for_from_another_node() {
+    let cluster = Cluster::start(3, "");
+    let [asked, drained] = [&cluster.nodes[0], &cluster.nodes[1]];
+    asked.workspace("w", FOREVER, &json!({"cores": 0.1, "constraints": {"here": "yes"}}));
+    asked.patch("/v1/nodes/n1", &json!({"labels": {"here": "yes"}})).expect(200);
+    let session = asked.create("w", "alice").expect(202);
+    assert_eq!(session["node"], "n1");
+    let late = asked.cli(&["node", "drain", "n1", "--wait", "--deadline", "1s", "--message", "new disk"]).failed(1);
+    assert!(late.contains(&id(&session)[..8]), "the blocker is named: {late}");
+    assert_eq!(drained.node()["drain"]["message"], "new disk");
+    asked.create("w", "alice").refused(503, "node_disabled");
+    asked.cli(&["node", "drain", "-l", "here=yes", "--wait", "--stop-sessions"]).ok();
+    assert_eq!(asked.session(&id(&session))["end_reason"], "drained");
+    asked.cli(&["node", "undrain", "n1"]).ok();
+    assert_eq!(drained.node()["drain"], Value::Null);
+}

@@ -1,0 +1,167 @@
+//! Leaders that die, freeze and come back. Whatever happens, one key is one session, and no host takes
+//! more than it offers.
+
+use serde_json::{Value, json};
+
+use super::{FOREVER, id};
+use crate::support::agent::{Agent, until};
+use crate::support::cluster::Cluster;
+use crate::support::http::{Request, Response};
+
+fn keyed(agent: &Agent, key: &str) -> std::io::Result<Response> {
+    let request = Request::new("POST", "/v1/sessions").header("Idempotency-Key", key);
+    agent.client().try_send(&request.json(&json!({"workspace": "w", "user": "alice"})))
+}
+
+/// Asks with this key until it is answered for good; every other answer must ask to try again.
+fn persist(agent: &Agent, key: &str) -> Value {
+    let mut session = Value::Null;
+    until("a session", || {
+        let Ok(answer) = keyed(agent, key) else { return false };
+        if answer.status == 200 || answer.status == 202 {
+            session = answer.json();
+            return true;
+        }
+        let refusal = answer.json();
+        assert_eq!(refusal["error"]["retryable"], true, "{refusal}");
+        false
+    });
+    session
+}
+
+/// A workspace whose sessions only this node takes.
+fn held_to(cluster: &Cluster, name: &str, node: usize) {
+    let label = json!({"labels": {name: "yes"}});
+    cluster.nodes[node].patch(&format!("/v1/nodes/n{node}"), &label).expect(200);
+    cluster.nodes[node].workspace(name, FOREVER, &json!({"cores": 0.1, "constraints": {name: "yes"}}));
+    for node in &cluster.nodes {
+        until("the workspace is everywhere", || node.get(&format!("/v1/workspaces/{name}")).status == 200);
+    }
+}
+
+#[test]
+fn the_next_leader_goes_on_where_one_was_killed() {
+    let mut cluster = Cluster::start(3, "");
+    let killed = cluster.leader();
+    let survivor = cluster.followers()[0];
+    held_to(&cluster, "w", survivor);
+    let before = persist(&cluster.nodes[survivor], "before");
+    cluster.nodes[killed].kill9();
+    let after = persist(&cluster.nodes[survivor], "after");
+    assert_ne!(before["id"], after["id"]);
+    for key in ["before", "after"] {
+        let again = persist(&cluster.nodes[survivor], key);
+        assert!(again["id"] == before["id"] || again["id"] == after["id"], "a retry is the same session");
+    }
+    cluster.nodes[killed].up();
+    cluster.settled();
+    for node in &cluster.nodes {
+        until("both run", || {
+            let sessions = node.sessions(false);
+            sessions.len() == 2 && sessions.iter().all(|session| session["state"] == "running")
+        });
+    }
+}
+
+#[test]
+fn what_is_on_a_host_that_cannot_be_asked_is_unknown_and_never_made_again() {
+    let mut cluster = Cluster::start(3, "");
+    let [asked, away] = cluster.followers()[..] else { panic!("three nodes have two followers") };
+    held_to(&cluster, "w", away);
+    let made = persist(&cluster.nodes[asked], "key");
+    for node in &cluster.nodes {
+        until("everybody has heard of it", || node.sessions(false).iter().any(|s| s["state"] == "running"));
+    }
+    cluster.nodes[away].kill9();
+    for node in cluster.nodes.iter().filter(|node| node.is_running()) {
+        until("it is unknown", || node.session(&id(&made))["state"] == "unknown");
+        let again = persist(node, "key");
+        assert_eq!((&again["id"], &again["state"]), (&made["id"], &json!("unknown")));
+        // As long as the connection is not seen to be dead, nobody can say what became of the request.
+        until("the host is known to be away", || {
+            let stop = node.client().command(&format!("/v1/sessions/{}/stop", id(&made))).json();
+            assert_eq!(stop["error"]["retryable"], true, "{stop}");
+            stop["error"]["code"] == "node_unreachable"
+        });
+    }
+    cluster.nodes[away].up();
+    until("it runs on", || cluster.nodes[asked].session(&id(&made))["state"] == "running");
+}
+
+#[test]
+fn a_leader_that_froze_is_followed_no_more() {
+    let cluster = Cluster::start(3, "");
+    cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
+    let frozen = cluster.leader();
+    let survivor = cluster.followers()[0];
+    until("it has the workspace", || cluster.nodes[survivor].get("/v1/workspaces/w").status == 200);
+    cluster.nodes[frozen].freeze(true);
+    let made = persist(&cluster.nodes[survivor], "during");
+    assert_ne!(made["node"], format!("n{frozen}"));
+    cluster.nodes[frozen].freeze(false);
+    // Whatever it thought it was, its orders are refused, and it finds out.
+    let asked = persist(&cluster.nodes[frozen], "during");
+    assert_eq!(asked["id"], made["id"]);
+    cluster.settled();
+    assert_ne!(cluster.leader(), frozen);
+    let term = |node: &Agent| node.get("/v1/status").expect(200)["cluster"]["term"].as_u64().unwrap();
+    assert_eq!(term(&cluster.nodes[frozen]), term(&cluster.nodes[survivor]));
+}
+
+#[test]
+fn a_leader_that_is_stopped_hands_over() {
+    let mut cluster = Cluster::start(3, "");
+    cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
+    let first = cluster.leader();
+    let survivor = cluster.followers()[0];
+    until("it has the workspace", || cluster.nodes[survivor].get("/v1/workspaces/w").status == 200);
+    assert!(cluster.nodes[first].sigterm().success());
+    persist(&cluster.nodes[survivor], "key");
+    assert_ne!(cluster.leader(), first);
+}
+
+#[test]
+fn leaders_are_killed_while_people_ask_and_nobody_gets_two() {
+    const ROUNDS: usize = 3;
+    const EACH: usize = 8;
+    let mut cluster = Cluster::start(3, "dev = { physical_cores = 4, physical_memory = '4GiB' }");
+    cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.25}));
+    for node in 0..3 {
+        until("everywhere", || cluster.nodes[node].get("/v1/workspaces/w").status == 200);
+    }
+    let mut made = std::collections::BTreeMap::new();
+    for round in 0..ROUNDS {
+        let killed = cluster.leader();
+        let asked = cluster.followers();
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..EACH)
+                .map(|i| {
+                    let agent = &cluster.nodes[asked[i % asked.len()]];
+                    scope.spawn(move || (i, id(&persist(agent, &format!("{round}-{i}")))))
+                })
+                .collect();
+            let victim = cluster.nodes[killed].pid();
+            rustix::process::kill_process(victim, rustix::process::Signal::KILL).unwrap();
+            for client in clients {
+                let (i, session) = client.join().unwrap();
+                made.insert(format!("{round}-{i}"), session);
+            }
+        });
+        cluster.nodes[killed].kill9();
+        cluster.nodes[killed].up();
+        cluster.settled();
+    }
+    let asked = &cluster.nodes[0];
+    until("each session is there once and runs", || {
+        let sessions = asked.sessions(false);
+        sessions.len() == ROUNDS * EACH && sessions.iter().all(|session| session["state"] == "running")
+    });
+    let listed: std::collections::BTreeSet<String> = asked.sessions(false).iter().map(id).collect();
+    assert_eq!(listed, made.into_values().collect());
+    for node in &cluster.nodes {
+        let cores = &node.node()["resources"]["cores"];
+        assert!(cores["allocated"].as_f64() <= cores["effective"].as_f64(), "{cores}");
+        let own = node.process_directories().len();
+        assert_eq!(own, node.node()["sessions"].as_u64().map_or(0, |n| usize::try_from(n).unwrap()), "none twice");
+    }
+}

@@ -1,0 +1,127 @@
+//! Who is in a cluster, and who is kept out of it.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::agent::{Agent, until};
+use crate::support::cluster::{Cluster, write_token};
+
+/// The state that one node sees another in.
+fn state(asked: &Agent, name: &str) -> String {
+    let nodes = asked.get("/v1/nodes").expect(200);
+    let found = nodes["items"].as_array().unwrap().iter().find(|node| node["name"] == name).cloned();
+    found.map_or_else(String::new, |node| node["state"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn a_node_that_says_goodbye_has_left_and_one_that_vanishes_is_unknown() {
+    let mut cluster = Cluster::start(3, "");
+    let [leaves, vanishes] = cluster.followers()[..] else { panic!("three nodes have two followers") };
+    let asked = cluster.leader();
+    assert!(cluster.nodes[leaves].sigterm().success());
+    until("it left", || state(&cluster.nodes[asked], &format!("n{leaves}")) == "left");
+    cluster.nodes[vanishes].kill9();
+    until("it is missed", || state(&cluster.nodes[asked], &format!("n{vanishes}")) == "suspect");
+    until("it is unknown", || state(&cluster.nodes[asked], &format!("n{vanishes}")) == "unknown");
+    cluster.nodes[leaves].up();
+    cluster.nodes[vanishes].up();
+    cluster.settled();
+}
+
+#[test]
+fn a_cluster_that_was_stopped_finds_itself_again_without_its_seeds() {
+    let mut cluster = Cluster::start(3, "");
+    let mesh = cluster.mesh(0);
+    for node in &mut cluster.nodes {
+        node.sigterm();
+        let configuration = std::fs::read_to_string(node.config_file()).unwrap();
+        let mut table: toml::Table = toml::from_str(&configuration).unwrap();
+        table["cluster"].as_table_mut().unwrap().insert("seeds".to_owned(), toml::Value::Array(Vec::new()));
+        node.configure(&toml::to_string(&table).unwrap());
+    }
+    assert!(!std::fs::read_to_string(cluster.nodes[1].config_file()).unwrap().contains(&mesh));
+    cluster.nodes.iter_mut().for_each(Agent::up);
+    cluster.settled();
+}
+
+#[test]
+fn another_token_and_another_cluster_stay_out() {
+    let cluster = Cluster::start(2, "");
+    let seeds = format!("seeds = ['{}', '{}']", cluster.mesh(0), cluster.mesh(1));
+    let mut strangers = Vec::new();
+    for (token, name) in [
+        ("Zt8mPq1rLc4vXs7kWy0hBd3fNg6jAe9uTo2iRb5nQxE", cluster.name.clone()),
+        (crate::support::cluster::TOKEN, format!("{}-other", cluster.name)),
+    ] {
+        let agent = Agent::prepare("");
+        write_token(&agent.directory().join("token"), token);
+        let configuration = agent.configuration(&format!(
+            "node = {{ name = 'stranger' }}\ncluster = {{ name = '{name}', listen = '127.0.0.1:0', {seeds} }}"
+        ));
+        agent.configure(&configuration);
+        strangers.push(agent);
+    }
+    for stranger in &mut strangers {
+        stranger.up();
+        until("it says that it is alone", || stranger.node()["conditions"].to_string().contains("alone_with_seeds"));
+        until("it says why", || stranger.log().contains("another token"));
+        assert_eq!(stranger.get("/v1/nodes").expect(200)["items"].as_array().unwrap().len(), 1);
+    }
+    for node in &cluster.nodes {
+        assert_eq!(node.get("/v1/nodes").expect(200)["items"].as_array().unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn two_nodes_with_one_id_are_noticed_and_admit_nothing() {
+    let mut cluster = Cluster::start(2, "");
+    // A copy of the data directory on the same machine: nothing but the mesh can tell.
+    cluster.nodes[1].sigterm();
+    let twin = Agent::prepare("");
+    let copied =
+        std::process::Command::new("cp").arg("-a").arg(cluster.nodes[1].data_dir()).arg(twin.data_dir()).status();
+    assert!(copied.unwrap().success());
+    cluster.nodes[1].up();
+    write_token(&twin.directory().join("token"), crate::support::cluster::TOKEN);
+    let configuration = twin.configuration(&format!(
+        "node = {{ name = 'twin' }}\ncluster = {{ name = '{}', listen = '127.0.0.1:0', seeds = ['{}', '{}'] }}",
+        cluster.name,
+        cluster.mesh(0),
+        cluster.mesh(1)
+    ));
+    twin.configure(&configuration);
+    let mut twin = twin;
+    twin.up();
+    until("one of them raises the alarm", || {
+        [&twin, &cluster.nodes[1]]
+            .iter()
+            .any(|node| node.node()["conditions"].to_string().contains("duplicate_node_id"))
+    });
+}
+
+#[test]
+fn in_quorum_mode_a_minority_places_nothing() {
+    let mut cluster = Cluster::prepare(3, "cluster = { mode = 'quorum', expected_nodes = 3 }");
+    cluster.nodes[0].up();
+    let alone = &cluster.nodes[0];
+    alone
+        .post("/v1/workspaces", &json!({"name": "w", "command": ["true"], "cores": 1, "memory_bytes": 64 << 20}))
+        .refused(503, "no_leader");
+    cluster.nodes[1].up();
+    cluster.settled();
+    cluster.nodes[0].workspace("w", "exec sleep 1000", &json!({"cores": 0.1}));
+    cluster.nodes[2].up();
+    cluster.settled();
+    let leader = cluster.leader();
+    cluster.nodes[0].create("w", "alice").expect(202);
+    for i in (0..3).filter(|i| *i != leader) {
+        cluster.nodes[i].kill9();
+    }
+    std::thread::sleep(Duration::from_secs(1)); // a lease is over by then
+    cluster.nodes[leader].create("w", "alice").refused(503, "no_leader");
+    assert_eq!(cluster.nodes[leader].get("/v1/nodes").expect(200)["items"].as_array().unwrap().len(), 3);
+    cluster.nodes.iter_mut().filter(|node| !node.is_running()).for_each(Agent::up);
+    cluster.settled();
+    cluster.nodes[0].create("w", "alice").expect(202);
+}

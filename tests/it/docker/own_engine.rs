@@ -1,0 +1,154 @@
+//! An engine of its own, to be stopped, killed and frozen: in namespaces that end with it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use tempfile::TempDir;
+
+use crate::support::agent::until;
+use crate::support::docker::Lab;
+
+const TOOLS: [&str; 5] = ["dockerd", "setpriv", "unshare", "nsenter", "ip"];
+/// Keeps the namespaces, and reaps what is orphaned in them.
+const KEEPER: &str = "ip link set lo up && echo ready && while :; do sleep 1 & wait; done";
+
+/// A Docker engine with nothing on it but the lab's image.
+pub(super) struct OwnEngine {
+    directory: TempDir,
+    /// Ends every process of the namespaces when it ends.
+    keeper: Child,
+    init: u32,
+    /// Enters the namespaces, and waits there for the engine.
+    entrance: Option<Child>,
+}
+
+impl OwnEngine {
+    /// `None`, said aloud, where no second engine can run.
+    pub(super) fn start(test: &str, lab: &Lab) -> Option<Self> {
+        let found = |tool: &&str| -> bool {
+            let paths = std::env::var_os("PATH").unwrap_or_default();
+            std::env::split_paths(&paths).any(|path| path.join(tool).exists())
+        };
+        if !geteuid().is_root() || !TOOLS.iter().all(found) {
+            crate::support::skip(test, "docker-engine");
+            return None;
+        }
+        // All of it ends with the test, also when the test is killed.
+        let mut keeper = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "unshare"])
+            .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", KEEPER])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut ready = String::new();
+        BufReader::new(keeper.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
+        if ready.trim() != "ready" {
+            keeper.wait().unwrap();
+            crate::support::skip(test, "docker-engine");
+            return None;
+        }
+        let init = only_child(keeper.id());
+        let mut engine = Self { directory: tempfile::tempdir().unwrap(), keeper, init, entrance: None };
+        fs::write(engine.path("daemon.json"), "{}").unwrap();
+        engine.up();
+        let saved = format!("docker save {} | docker -H {} load", lab.image, engine.host());
+        assert!(Command::new("sh").args(["-c", &saved]).stdout(Stdio::null()).status().unwrap().success());
+        Some(engine)
+    }
+
+    /// As `docker_host` names it.
+    pub(super) fn host(&self) -> String {
+        format!("unix://{}", self.path("d.sock").display())
+    }
+
+    /// What `docker` prints of this engine.
+    pub(super) fn docker(&self, arguments: &[&str]) -> String {
+        let output = Command::new("docker").arg("-H").arg(self.host()).args(arguments).output().unwrap();
+        assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Starts the engine and waits until it answers.
+    pub(super) fn up(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let _ = fs::remove_file(self.path("pid"));
+        let entrance = Command::new("nsenter")
+            .args(["--target", &self.init.to_string(), "--net", "--mount", "--pid", "--"])
+            .args(["dockerd", "--storage-driver", "vfs", "--host", &self.host()])
+            .args(["--config-file".as_ref(), self.path("daemon.json").as_os_str()])
+            .args(["--data-root".as_ref(), self.path("data").as_os_str()])
+            .args(["--exec-root".as_ref(), self.path("exec").as_os_str()])
+            .args(["--pidfile".as_ref(), self.path("pid").as_os_str()])
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.entrance = Some(entrance);
+        until("an engine that answers", || {
+            if let Some(status) = self.entrance.as_mut().unwrap().try_wait().unwrap() {
+                let log = fs::read_to_string(self.path("log")).unwrap();
+                panic!("the engine ended with {status}: {log}");
+            }
+            let asked = Command::new("docker").arg("-H").arg(self.host()).arg("version").output().unwrap();
+            asked.status.success()
+        });
+    }
+
+    /// Sends the engine, and nothing else, a signal.
+    pub(super) fn signal(&self, signal: Signal) {
+        let entrance = self.entrance.as_ref().expect("it runs").id();
+        kill_process(pid(only_child(entrance)), signal).unwrap();
+        if signal == Signal::CONT {
+            // It freezes with what it waits for, and does not thaw with it.
+            kill_process(pid(entrance), signal).unwrap();
+        }
+    }
+
+    /// Ends the engine by this signal. Where it is told to stop, it stops its containers first.
+    pub(super) fn down(&mut self, signal: Signal) {
+        self.signal(signal);
+        self.entrance.take().unwrap().wait().unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+impl Drop for OwnEngine {
+    fn drop(&mut self) {
+        if let Some(mut entrance) = self.entrance.take() {
+            if let Some(engine) = children(entrance.id()).first() {
+                let _ = kill_process(pid(*engine), Signal::CONT);
+                // It stops its containers, and takes down what it mounted.
+                let _ = kill_process(pid(*engine), Signal::TERM);
+            }
+            let _ = kill_process(pid(entrance.id()), Signal::CONT);
+            let _ = entrance.wait();
+        }
+        let _ = kill_process(pid(self.init), Signal::KILL);
+        let _ = self.keeper.wait();
+    }
+}
+
+fn pid(raw: u32) -> Pid {
+    Pid::from_raw(i32::try_from(raw).unwrap()).unwrap()
+}
+
+fn children(parent: u32) -> Vec<u32> {
+    let path = format!("/proc/{parent}/task/{parent}/children");
+    let text = fs::read_to_string(Path::new(&path)).unwrap_or_default();
+    text.split_whitespace().map(|child| child.parse().unwrap()).collect()
+}
+
+fn only_child(parent: u32) -> u32 {
+    let mut found = Vec::new();
+    until("a child", || {
+        found = children(parent);
+        !found.is_empty()
+    });
+    found[0]
+}

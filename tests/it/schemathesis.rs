@@ -1,0 +1,75 @@
+//! The API against its own description: schemathesis sends what `/openapi.json` allows and what it does not.
+
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::support::agent::Agent;
+use crate::support::skip;
+
+/// Requests of each kind for each operation. More are sent with `OSTLER_SCHEMATHESIS_EXAMPLES`.
+const EXAMPLES: &str = "8";
+/// So that a failure comes again.
+const SEED: &str = "20260101";
+const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
+                      response_schema_conformance,negative_data_rejection,unsupported_method,ignored_auth";
+
+#[test]
+fn the_api_is_as_it_describes_itself() {
+    if Command::new("schemathesis").arg("--version").output().is_err() {
+        return skip("the_api_is_as_it_describes_itself", "schemathesis");
+    }
+    let agent = Agent::start("dev = { physical_cores = 64, physical_memory = '64GiB', physical_gpus = 2 }");
+    agent.workspace("shell", "exec sleep 600", &json!({}));
+    let session = agent.running("shell", "alice");
+    let id = session["id"].as_str().unwrap();
+    let examples = std::env::var("OSTLER_SCHEMATHESIS_EXAMPLES").unwrap_or_else(|_| EXAMPLES.to_owned());
+    let config = agent.directory().join("schemathesis.toml");
+    std::fs::write(&config, configuration(id)).unwrap();
+    let output = Command::new("schemathesis")
+        .args([
+            "--config-file",
+            config.to_str().unwrap(),
+            "run",
+            &format!("http://{}/openapi.json", agent.tcp_address()),
+        ])
+        .args(["--header", &format!("Authorization: Bearer {}", agent.token("admin"))])
+        .args(["--checks", CHECKS, "--max-examples", &examples, "--seed", SEED])
+        // Answers that are held and logs that are followed last as long as they are asked to.
+        .args(["--request-timeout", "20", "--workers", "2", "--phases", "examples,coverage,fuzzing", "--no-color"])
+        .current_dir(agent.directory())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    agent.get("/readyz").expect(200);
+}
+
+/// What there is to be found, so that not everything ends at 404. What is removed is made up, so that the rest stays.
+fn configuration(session: &str) -> String {
+    // What has no room now, and a node that was drained a request ago, are no faults of the program.
+    let mut text = "[checks]\nnot_a_server_error = { expected-statuses = ['2xx', '4xx', '503'] }\n".to_owned();
+    // A log that is followed, and a wait, last as long as they are asked to.
+    text += "[parameters]\n'path.node' = 'self'\n'query.timeout' = '10ms'\n'query.follow' = false\n";
+    for path in ["", "/explain", "/secret", "/logs"] {
+        text += &format!(
+            "[[operations]]\ninclude-name = 'GET /v1/sessions/{{id}}{path}'\nparameters = {{ id = '{session}' }}\n"
+        );
+    }
+    for command in ["stop", "start", "pause", "resume", "keepalive", "extend"] {
+        text += &format!(
+            "[[operations]]\ninclude-name = 'POST /v1/sessions/{{id}}/{command}'\nparameters = {{ id = '{session}' }}\n"
+        );
+    }
+    for method in ["GET", "PUT"] {
+        text += &format!(
+            "[[operations]]\ninclude-name = '{method} /v1/workspaces/{{name}}'\nparameters = {{ name = 'shell' }}\n"
+        );
+    }
+    text
+}

@@ -1,0 +1,128 @@
+//! Several real agents of one cluster on loopback.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::agent::{Agent, unique_name, until};
+
+/// A token for clusters of tests; the rules for tokens hold for it, too.
+pub(crate) const TOKEN: &str = "q3ZbJ0rTn8wVx5LkPy2sHd7fGm4cAe9uXo1iKt6vRjM";
+
+/// Agents that know each other. Dropping it stops them all and leaves nothing behind.
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Agent>,
+    pub(crate) name: String,
+    ports: Vec<u16>,
+    /// Holds the token file.
+    directory: TempDir,
+}
+
+impl Cluster {
+    /// `size` nodes `n0`, `n1`, … that have found each other and follow one leader, with these sections
+    /// besides.
+    pub(crate) fn start(size: usize, extra: &str) -> Self {
+        let mut cluster = Self::prepare(size, extra);
+        cluster.nodes.iter_mut().for_each(Agent::up);
+        cluster.settled();
+        cluster
+    }
+
+    /// The same, not started yet.
+    pub(crate) fn prepare(size: usize, extra: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let ports = (0..size).map(|_| free_port()).collect();
+        let mut cluster = Self { nodes: Vec::new(), name: unique_name(), ports, directory };
+        write_token(&cluster.token_file(), TOKEN);
+        cluster.nodes = (0..size).map(|i| Agent::prepare(&cluster.configuration(i, extra))).collect();
+        cluster
+    }
+
+    pub(crate) fn token_file(&self) -> PathBuf {
+        self.directory.path().join("token")
+    }
+
+    /// Where the node's mesh listens.
+    pub(crate) fn mesh(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.ports[node])
+    }
+
+    /// What makes an agent node `i` of this cluster.
+    fn configuration(&self, i: usize, extra: &str) -> String {
+        let seeds: Vec<String> =
+            (0..self.ports.len()).filter(|j| *j != i).map(|j| format!("'{}'", self.mesh(j))).collect();
+        let mut all: toml::Table = toml::from_str(extra).unwrap();
+        let own: toml::Table = toml::from_str(&format!(
+            "node = {{ name = 'n{i}' }}\n\
+             cluster = {{ name = '{}', token_file = '{}', listen = '{}', seeds = [{}] }}",
+            self.name,
+            self.token_file().display(),
+            self.mesh(i),
+            seeds.join(", ")
+        ))
+        .unwrap();
+        for (section, keys) in own {
+            let joined = all.entry(section).or_insert_with(|| toml::Table::new().into()).as_table_mut().unwrap();
+            for (key, value) in keys.as_table().unwrap() {
+                joined.entry(key).or_insert(value.clone());
+            }
+        }
+        toml::to_string(&all).unwrap()
+    }
+
+    /// Waits until every running node follows one leader that runs, and sees every running node alive.
+    pub(crate) fn settled(&self) {
+        let running: Vec<usize> = (0..self.nodes.len()).filter(|i| self.nodes[*i].is_running()).collect();
+        let names: BTreeSet<String> = running.iter().map(|i| format!("n{i}")).collect();
+        until("one leader and everybody alive", || {
+            let leaders: BTreeSet<String> = running.iter().map(|i| self.followed_by(*i).unwrap_or_default()).collect();
+            let one = leaders.len() == 1 && leaders.is_subset(&names);
+            one && running.iter().all(|i| names.is_subset(&self.alive(*i)))
+        });
+    }
+
+    /// The name of the node that this one follows.
+    pub(crate) fn followed_by(&self, node: usize) -> Option<String> {
+        let status = self.nodes[node].get("/v1/status").expect(200);
+        status["cluster"]["leader"]["name"].as_str().map(str::to_owned)
+    }
+
+    /// The names of the nodes that this one sees alive.
+    fn alive(&self, node: usize) -> BTreeSet<String> {
+        let nodes = self.nodes[node].get("/v1/nodes").expect(200);
+        let alive = nodes["items"].as_array().unwrap().iter().filter(|node| node["state"] == "alive");
+        alive.map(|node| node["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Which node leads, as a running node says.
+    pub(crate) fn leader(&self) -> usize {
+        let asked = (0..self.nodes.len()).find(|i| self.nodes[*i].is_running()).unwrap();
+        let mut leader = None;
+        until("a leader", || {
+            leader = self.followed_by(asked).and_then(|name| name.strip_prefix('n')?.parse().ok());
+            leader.is_some()
+        });
+        leader.unwrap()
+    }
+
+    /// Some running nodes that do not lead.
+    pub(crate) fn followers(&self) -> Vec<usize> {
+        let leader = self.leader();
+        (0..self.nodes.len()).filter(|i| *i != leader && self.nodes[*i].is_running()).collect()
+    }
+}
+
+/// A token file as the rules want it.
+pub(crate) fn write_token(file: &std::path::Path, token: &str) {
+    fs::write(file, token).unwrap();
+    fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// A UDP port of loopback that nobody has now.
+fn free_port() -> u16 {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}

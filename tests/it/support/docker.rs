@@ -1,0 +1,297 @@
+//! A corner of the real engine for one test: its own cluster, its own image, and nothing left behind.
+//!
+//! What a test expects is checked with the `docker` command, which shares no code with the runtime.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ostler::sessions::runtime::docker::{Config, CpuMode, DEFAULT_CAPABILITIES, DockerRuntime};
+use ostler::sessions::runtime::{Container, Error, Launch, Runtime};
+use ostler::types::{Bytes, Cores, Name, NodeId, PullPolicy, Resources, SessionId};
+use tokio::io::copy_bidirectional;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// How long a test waits for what must happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const SOCKET: &str = "unix:///var/run/docker.sock";
+pub(crate) const NODE: &str = "k3f7q2m5x6a4b7c2";
+/// A static busybox, from which images are made without any registry.
+const BUSYBOX: &str = "/bin/busybox";
+const APPLETS: [&str; 24] = [
+    "sh", "cat", "chown", "cut", "echo", "grep", "httpd", "id", "kill", "ls", "mkdir", "nc", "printf", "rm", "seq",
+    "sleep", "stat", "su", "tail", "touch", "true", "whoami", "head", "yes",
+];
+
+/// The engine and a cluster of its own on it. Dropping it removes everything that the cluster made.
+pub(crate) struct Lab {
+    pub(crate) cluster: Name,
+    pub(crate) image: String,
+    pub(crate) runtime: Arc<DockerRuntime>,
+}
+
+impl Lab {
+    /// `None`, said aloud, where there is no engine or nothing to make an image of.
+    pub(crate) fn open(test: &str) -> Option<Self> {
+        if !available() {
+            crate::support::skip(test, "docker");
+            return None;
+        }
+        let cluster: Name = super::agent::unique_name().parse().unwrap();
+        let image = format!("ostler-{cluster}:1");
+        let runtime = DockerRuntime::new(config(&cluster)).unwrap();
+        let lab = Self { cluster, image, runtime };
+        import_busybox(&lab.image);
+        Some(lab)
+    }
+
+    /// A session that runs `script` in a shell, with little of everything.
+    pub(crate) fn launch(&self, key: &str, script: &str) -> Launch {
+        Launch {
+            session: SessionId::of_key(&self.cluster, key),
+            user: "alice".parse().unwrap(),
+            workspace: "desktop".parse().unwrap(),
+            image: Some(self.image.clone()),
+            pull: PullPolicy::Missing,
+            command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            env: BTreeMap::new(),
+            resources: Resources::new(Cores::from_milli(500), Bytes::mib(32), 0),
+            gpu_uuids: Vec::new(),
+            ports: Vec::new(),
+            volumes: Vec::new(),
+            shm: Bytes::mib(16),
+            network: None,
+        }
+    }
+
+    pub(crate) async fn run(&self, launch: &Launch) -> Result<(), Error> {
+        self.runtime.create(launch).await?;
+        self.runtime.start(&launch.session).await
+    }
+
+    /// Waits until the session's container is as `wanted` says, and answers how it is then.
+    pub(crate) async fn until(&self, session: &SessionId, wanted: impl Fn(&Container) -> bool) -> Container {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let container = self.runtime.observe(session).await.unwrap();
+            if wanted(&container) {
+                return container;
+            }
+            assert!(Instant::now() < deadline, "the container stayed {container:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) fn container(&self, session: &SessionId) -> String {
+        format!("ostler-{}-{session}", self.cluster)
+    }
+
+    pub(crate) fn network(&self) -> String {
+        format!("ostler-{}", self.cluster)
+    }
+
+    /// One field of the session's container, by a template of `docker inspect`.
+    pub(crate) fn inspect(&self, session: &SessionId, template: &str) -> String {
+        docker(&["inspect", "--format", template, &self.container(session)])
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let of_cluster = format!("label=ostler.cluster={}", self.cluster);
+        for id in lines(&["ps", "--all", "--quiet", "--filter", &of_cluster]) {
+            quietly(&["rm", "--force", "--volumes", &id]);
+        }
+        for name in lines(&["volume", "ls", "--quiet", "--filter", &of_cluster]) {
+            quietly(&["volume", "rm", &name]);
+        }
+        for id in lines(&["network", "ls", "--quiet", "--filter", &of_cluster]) {
+            quietly(&["network", "rm", &id]);
+        }
+        quietly(&["network", "rm", &self.network()]);
+        for reference in [format!("ostler-{}", self.cluster), format!("*/{}", self.cluster)] {
+            for id in lines(&["images", "--quiet", "--no-trunc", "--filter", &format!("reference={reference}")]) {
+                quietly(&["rmi", "--force", &id]);
+            }
+        }
+    }
+}
+
+pub(crate) fn config(cluster: &Name) -> Config {
+    Config {
+        cluster: cluster.clone(),
+        node: NODE.parse::<NodeId>().unwrap(),
+        host: SOCKET.to_owned(),
+        cpu_mode: CpuMode::Quota,
+        cap_allow: DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
+        publish_address: "127.0.0.1".parse().unwrap(),
+    }
+}
+
+/// What `docker` prints, which must not fail.
+pub(crate) fn docker(arguments: &[&str]) -> String {
+    let output = Command::new("docker").args(arguments).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "docker {arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// For cleaning up: what is gone already is fine.
+pub(crate) fn quietly(arguments: &[&str]) {
+    let _ = Command::new("docker").args(arguments).output();
+}
+
+/// A port of loopback that nobody listens on now.
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn available() -> bool {
+    let engine = Command::new("docker").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    engine.is_ok_and(|status| status.success()) && Path::new(BUSYBOX).exists()
+}
+
+pub(crate) fn lines(arguments: &[&str]) -> Vec<String> {
+    let output = Command::new("docker").args(arguments).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn import_busybox(image: &str) {
+    import(busybox_root().path(), image);
+}
+
+/// A folder with what a shell needs.
+fn busybox_root() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for directory in ["bin", "etc", "tmp", "home"] {
+        std::fs::create_dir(root.path().join(directory)).unwrap();
+    }
+    std::fs::copy(BUSYBOX, root.path().join("bin/busybox")).unwrap();
+    for applet in APPLETS {
+        symlink("busybox", root.path().join("bin").join(applet)).unwrap();
+    }
+    let users = "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n";
+    std::fs::write(root.path().join("etc/passwd"), users).unwrap();
+    root
+}
+
+/// Makes an image of a folder.
+pub(crate) fn import(root: &Path, image: &str) {
+    let folder = root.to_str().unwrap();
+    let tar = ["--owner=0", "--group=0", "-C", folder, "-c", "."];
+    let mut tar = Command::new("tar").args(tar).stdout(Stdio::piped()).spawn().unwrap();
+    let archive = tar.stdout.take().unwrap();
+    let import = ["import", "--change", r#"CMD ["/bin/sh"]"#, "-", image];
+    let output = Command::new("docker").args(import).stdin(archive).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(tar.wait().unwrap().success());
+}
+
+/// Stands between a runtime and the engine, and can make the engine look as if it hung.
+pub(crate) struct Freezer {
+    frozen: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+}
+
+impl Freezer {
+    /// Passes everything on from `socket` to the engine.
+    pub(crate) fn between(socket: &Path) -> Self {
+        let (frozen, is_frozen) = watch::channel(false);
+        let listener = UnixListener::bind(socket).unwrap();
+        let accepting = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(pass_on(client, is_frozen.clone()));
+            }
+        });
+        Self { frozen, accepting }
+    }
+
+    pub(crate) fn freeze(&self) {
+        self.frozen.send_replace(true);
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.frozen.send_replace(false);
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn pass_on(mut client: UnixStream, mut frozen: watch::Receiver<bool>) {
+    let mut engine = UnixStream::connect(SOCKET.trim_start_matches("unix://")).await.unwrap();
+    tokio::select! {
+        _ = copy_bidirectional(&mut client, &mut engine) => {}
+        _ = frozen.wait_for(|frozen| *frozen) => {}
+    }
+    // A frozen connection stays open, and nothing passes.
+    let _ = frozen.wait_for(|frozen| !*frozen).await;
+}
+
+/// A registry on loopback, for as long as it is kept.
+pub(crate) struct Registry {
+    process: std::process::Child,
+    port: u16,
+    _store: tempfile::TempDir,
+}
+
+impl Registry {
+    /// `None`, said aloud, where there is no registry's program.
+    pub(crate) fn start(test: &str) -> Option<Self> {
+        let store = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let folder = store.path().display();
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n\
+             storage: {{filesystem: {{rootdirectory: '{folder}'}}}}\n"
+        );
+        let file = store.path().join("config.yml");
+        std::fs::write(&file, config).unwrap();
+        let mut command = Command::new("docker-registry");
+        let spawned = command.arg("serve").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let Ok(process) = spawned else {
+            crate::support::skip(test, "docker-registry");
+            return None;
+        };
+        let registry = Self { process, port, _store: store };
+        let deadline = Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < deadline, "the registry does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(registry)
+    }
+
+    /// What an image of the cluster is called here, published or not.
+    pub(crate) fn reference(&self, cluster: &Name) -> String {
+        format!("127.0.0.1:{}/{cluster}:1", self.port)
+    }
+
+    /// Puts an image with a shell and `bytes` of noise into the registry, and keeps nothing of it in the engine.
+    pub(crate) fn publish(&self, cluster: &Name, bytes: u64) -> String {
+        let image = self.reference(cluster);
+        let root = busybox_root();
+        let noise = std::io::Read::take(std::fs::File::open("/dev/urandom").unwrap(), bytes);
+        std::io::copy(&mut { noise }, &mut std::fs::File::create(root.path().join("noise")).unwrap()).unwrap();
+        import(root.path(), &image);
+        docker(&["push", "--quiet", &image]);
+        docker(&["rmi", &image]);
+        image
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,36 @@
+//! Whole clusters of the real decisions on virtual time, with everything going wrong that can.
+//!
+//! A seed is one history, and replays exactly. `OSTLER_SEEDS` says how many are tried, `OSTLER_SEED` tries
+//! one. What must never happen is checked after each step ([`safety`]); what must happen in the end, once
+//! the faults are over ([`liveness`]).
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a simulation that cannot go on has failed, and names its seed
+
+#[path = "simulation/liveness.rs"]
+mod liveness;
+#[path = "simulation/network.rs"]
+mod network;
+#[path = "simulation/safety.rs"]
+mod safety;
+#[path = "simulation/transcript.rs"]
+mod transcript;
+#[path = "simulation/world.rs"]
+mod world;
+
+/// Histories that are tried where nobody says how many.
+const SEEDS: u64 = 1000;
+
+/// Tries the history of every seed; one that fails says which it was.
+fn each_seed(run: impl Fn(u64) + std::panic::RefUnwindSafe) {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let seeds = match number("OSTLER_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("OSTLER_SEEDS").unwrap_or(SEEDS),
+    };
+    for seed in seeds {
+        if let Err(failure) = std::panic::catch_unwind(|| run(seed)) {
+            println!("this history failed: OSTLER_SEED={seed}");
+            std::panic::resume_unwind(failure);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What must happen once the faults are over.
+
+use ostler::types::{ClusterMode, NodeId};
+
+use crate::each_seed;
+use crate::network::{Network, Random};
+use crate::world::World;
+
+/// L2: one leader, followed by everybody, so soon after the last fault.
+const HEALED: u64 = 10_000;
+/// L1: a new leader so soon after the old one was killed.
+const SUCCESSION: u64 = 5_000;
+/// L3: how long a one-way cut is watched.
+const FIVE_MINUTES: u64 = 300_000;
+
+fn mode(size: usize, random: &mut Random) -> ClusterMode {
+    let expected_nodes = u32::try_from(size).unwrap();
+    if random.chance(50) { ClusterMode::Available } else { ClusterMode::Quorum { expected_nodes } }
+}
+
+/// Runs until somebody leads everybody, and says who.
+fn settle(world: &mut World, within: u64) -> NodeId {
+    let end = world.now + within;
+    while world.now < end {
+        world.step(end);
+        if let Some(leader) = world.settled() {
+            return leader;
+        }
+    }
+    panic!("nobody leads everybody after {within} ms: {:#?}", world.picture());
+}
+
+#[test]
+fn after_any_trouble_one_leader_is_followed_by_all() {
+    each_seed(|seed| {
+        let mut random = Random(seed ^ 0x11fe);
+        let size = 1 + random.pick(6);
+        let network = Network::of(&mut random);
+        let mode = mode(size, &mut random);
+        let mut world = World::new(size, mode, network, seed);
+        for _ in 0..1 + random.below(5) {
+            let i = random.pick(size);
+            match random.below(3) {
+                0 => world.network.partition(size, &mut random),
+                1 => world.crash(i),
+                _ => world.hosts[i].frozen_until = world.now + random.below(3000),
+            }
+            let end = world.now + random.below(3000);
+            while world.step(end) {}
+        }
+        world.network = Network::good();
+        for i in 0..size {
+            world.hosts[i].frozen_until = 0;
+            if world.hosts[i].election.is_none() {
+                world.start(i);
+            }
+        }
+        settle(&mut world, HEALED);
+    });
+}
+
+#[test]
+fn a_killed_leader_is_succeeded_in_time() {
+    each_seed(|seed| {
+        let mut random = Random(seed ^ 0xdead);
+        let size = 3 + random.pick(4);
+        let mode = mode(size, &mut random);
+        let mut world = World::new(size, mode, Network::good(), seed);
+        let leader = settle(&mut world, HEALED);
+        let killed = world.hosts.iter().position(|host| host.id == leader).unwrap();
+        world.crash(killed);
+        assert_ne!(settle(&mut world, SUCCESSION), leader);
+    });
+}
+
+#[test]
+fn under_loss_and_delay_nobody_is_unseated() {
+    each_seed(|seed| {
+        let mut random = Random(seed ^ 0x1055);
+        let size = 2 + random.pick(4);
+        let mode = mode(size, &mut random);
+        // 80 ms there and back, and one in ten lost.
+        let network = Network { loss: 10, twice: 2, delay: 35, jitter: 10, again: Some(150), ..Network::good() };
+        let mut world = World::new(size, mode, network, seed);
+        settle(&mut world, 2 * HEALED);
+        let changes = leader_changes(&mut world, 30_000);
+        // One message in a thousand is lost three times running, which is as long as a timeout.
+        assert!(changes <= 2, "{changes} changes of leader in 30 s: {:#?}", world.picture());
+    });
+}
+
+#[test]
+fn a_one_way_cut_does_not_unseat_leaders_for_ever() {
+    // Five minutes of virtual time each: fewer histories.
+    each_seed(|seed| {
+        if seed % 20 != 0 {
+            return;
+        }
+        let mut random = Random(seed ^ 0x0ea1);
+        let size = 3 + random.pick(3);
+        let mode = mode(size, &mut random);
+        let mut world = World::new(size, mode, Network::good(), seed);
+        settle(&mut world, HEALED);
+        let from = random.pick(size);
+        let to = (from + 1 + random.pick(size - 1)) % size;
+        world.network.cut.insert((from, to));
+        let changes = leader_changes(&mut world, FIVE_MINUTES);
+        assert!(changes <= 2, "{changes} changes of leader with n{from} cut from n{to}: {:#?}", world.picture());
+    });
+}
+
+/// How often another node began to rule.
+fn leader_changes(world: &mut World, span: u64) -> usize {
+    let end = world.now + span;
+    let rulers = |world: &World| -> Vec<NodeId> {
+        let reigns = (0..world.size()).filter_map(|i| world.leadership(i)?.reign);
+        reigns.map(|reign| reign.ballot.node.clone()).collect()
+    };
+    let mut last = rulers(world);
+    let mut changes = 0;
+    while world.step(end) {
+        let now = rulers(world);
+        changes += now.iter().filter(|ruler| !last.contains(ruler)).count();
+        if !now.is_empty() {
+            last = now;
+        }
+    }
+    changes
+}

@@ -1,0 +1,35 @@
+//! Two elections word for word: a change of the protocol shows here.
+
+use ostler::types::ClusterMode;
+
+use crate::network::Network;
+use crate::world::World;
+
+/// A first election of three, then its leader dies.
+fn transcript() -> String {
+    let mut world = World::new(3, ClusterMode::Available, Network::good(), 7);
+    world.log = Some(Vec::new());
+    while world.settled().is_none() {
+        world.step(10_000);
+    }
+    let leader = world.settled().unwrap();
+    let killed = world.hosts.iter().position(|host| host.id == leader).unwrap();
+    let dies = world.now + 300;
+    while world.step(dies) {}
+    world.crash(killed);
+    world.log.as_mut().unwrap().push(format!("{:>6} ms  n{killed} dies", world.now));
+    while world.settled().is_none() {
+        world.step(world.now + 10_000);
+    }
+    world.log.unwrap().join("\n") + "\n"
+}
+
+#[test]
+fn an_election_and_a_succession_are_as_they_were() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/election-v1.txt");
+    let now = transcript();
+    if std::env::var_os("OSTLER_REWRITE").is_some() {
+        std::fs::write(golden, &now).unwrap();
+    }
+    assert_eq!(now, std::fs::read_to_string(golden).unwrap(), "OSTLER_REWRITE=1 takes it as it is now");
+}
