@@ -238,13 +238,11 @@ impl Daemon {
             hosts: Arc::new(hosts.clone()),
             clock: clock.clone(),
         });
-        let leader = Leader {
-            host: host.clone(),
-            fleet: placement.fleet(),
-            placer: Placer::new(name.clone(), catalogue.clone(), Arc::new(hosts.clone()), placement, clock.clone()),
-            leadership: election.leadership(),
-            view: view.clone(),
-        };
+        let fleet = placement.fleet();
+        let placer = Placer::new(name.clone(), catalogue.clone(), Arc::new(hosts.clone()), placement, clock.clone());
+        let elsewhere_task = placement::elsewhere::spawn(placer.clone(), fleet.clone(), election.leadership());
+        let leader =
+            Leader { host: host.clone(), fleet, placer, leadership: election.leadership(), view: view.clone() };
         let mut owners = vec![
             ("the owner of the election", election_task),
             ("the owner of capacity", capacity_task),
@@ -253,6 +251,7 @@ impl Daemon {
             ("the owner of conditions", conditions_task),
             ("the owner of the catalogue", catalogue_task),
             ("the owner of placements", placement_task),
+            ("the owner of second placements", elsewhere_task),
         ];
         let mut told = None;
         if let Some(net) = &net {

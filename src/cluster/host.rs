@@ -14,8 +14,8 @@ use crate::sessions::Snapshot;
 use crate::types::{Node, Remembered, SessionId, SessionState, Timestamp, Volume, Wait};
 use crate::wire::Document;
 use crate::wire::message::{
-    Admit, AdmitError, Command, Compare, Describe, Drain, Explain, Find, Hold, Keep, Patch, RemoveVolume, Report,
-    Secret, Undrain, Volumes,
+    Admit, AdmitError, Claim, Command, Compare, Describe, Drain, Explain, Find, Hold, Keep, Patch, RemoveVolume,
+    Report, Secret, Undrain, Volumes,
 };
 use crate::{capacity, catalogue, election, node, sessions};
 
@@ -108,6 +108,18 @@ impl Serves<Admit> for Host {
         self.election.adopt(&admit.ballot).await.map_err(AdmitError::Stale)?;
         match self.sessions.admit(admit).await {
             Ok(admitted) => Ok(Document(admitted)),
+            Err(sessions::Error::Stale(stale)) => Err(AdmitError::Stale(stale)),
+            Err(error) => Err(AdmitError::Refused(Document(error))),
+        }
+    }
+}
+
+#[async_trait]
+impl Serves<Claim> for Host {
+    async fn serve(&self, Claim { ballot, session }: Claim) -> Result<Document<sessions::Asked>, AdmitError> {
+        self.election.adopt(&ballot).await.map_err(AdmitError::Stale)?;
+        match self.sessions.claim(ballot, session).await {
+            Ok(asked) => Ok(Document(asked)),
             Err(sessions::Error::Stale(stale)) => Err(AdmitError::Stale(stale)),
             Err(error) => Err(AdmitError::Refused(Document(error))),
         }

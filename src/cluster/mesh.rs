@@ -10,7 +10,7 @@ use crate::catalogue::{Difference, Entry, Replicas, Versions};
 use crate::election::{self, Answer};
 use crate::net::{self, Net};
 use crate::placement::{Have, HostReport, Hosts, Offered};
-use crate::sessions::{self, Admit};
+use crate::sessions::{self, Admit, Asked};
 use crate::types::{Ballot, NodeId, Session, SessionId};
 use crate::wire::message::{self, AdmitError};
 use crate::wire::{Call, Document};
@@ -139,6 +139,23 @@ impl Hosts for Mesh {
             Ok(Ok(found)) => Ok(found.map(|Document(session)| session)),
             Ok(Err(Document(error))) => Err(Some(error)),
             Err(_) => Err(None),
+        }
+    }
+
+    async fn claim(&self, host: &NodeId, session: &SessionId, ballot: Ballot) -> Result<Asked, String> {
+        let claim = message::Claim { ballot, session: session.clone() };
+        let claimed = self.ask(host, claim, ADMIT_WITHIN).await.map_err(|error| error.to_string())?;
+        match claimed {
+            Ok(Document(asked)) => Ok(asked),
+            Err(AdmitError::Stale(stale)) => Err(stale.to_string()),
+            Err(AdmitError::Refused(Document(error))) => Err(error.to_string()),
+        }
+    }
+
+    async fn give_up(&self, host: &NodeId, session: &SessionId) {
+        let command = message::Command { session: session.clone(), command: sessions::Command::GiveUp };
+        if let Err(error) = self.ask(host, command, QUICK).await {
+            tracing::debug!(%host, %session, %error, "the host will give the session up by itself");
         }
     }
 

@@ -75,6 +75,7 @@ impl Serve for Rpc {
             Request::Sessions(call) => answer(&self.leader, call).await,
             Request::Locate(call) => answer(&self.leader, call).await,
             Request::Edit(call) => answer(&self.leader, call).await,
+            Request::Claim(call) => answer(&self.host, call).await,
         }
     }
 }

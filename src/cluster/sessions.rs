@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use tokio::time::Instant;
 
 use super::{Cluster, Error, LEADER_PATIENCE, QUICK, READ_PATIENCE, Routed, SLOW};
 use crate::placement::{self, Placed};
@@ -93,6 +94,22 @@ impl Cluster {
     /// The session once it is as wanted or the time is up; as it was, where its host cannot be asked or
     /// does not know it any more.
     pub async fn hold(&self, session: Session, wait: Wait, timeout: Duration) -> Remembered {
+        let deadline = Instant::now() + timeout;
+        let mut held = self.hold_there(session, wait, timeout).await;
+        // One that could not be started where it was goes on elsewhere.
+        while held.gone
+            && matches!(wait, Wait::Until(_))
+            && let Ok(Routed { answer: found, .. }) = self.session(held.session.id.as_str()).await
+            && !found.gone
+            && found.session.node_id != held.session.node_id
+        {
+            let left = deadline.saturating_duration_since(Instant::now());
+            held = self.hold_there(found.session, wait, left).await;
+        }
+        held
+    }
+
+    async fn hold_there(&self, session: Session, wait: Wait, timeout: Duration) -> Remembered {
         let timeout_millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let hold = Hold { session: session.id.clone(), wait, timeout_millis };
         match self.on(&session.node_id, hold, timeout + HOLD_MARGIN).await {

@@ -164,7 +164,7 @@ impl From<sessions::Error> for Refusal {
             Error::Busy => Self::new(BUSY, message),
             Error::Journal(_) => Self::new(STORE, message),
             Error::Runtime(error) => error.into(),
-            Error::Stopping => Self::new(ErrorCode::OutcomeUnknown, message),
+            Error::Moving(_) | Error::Stopping => Self::new(ErrorCode::OutcomeUnknown, message),
         }
     }
 }
@@ -224,6 +224,7 @@ const fn code_of(reason: Reason) -> ErrorCode {
         | Reason::Network
         | Reason::Runtime
         | Reason::Volume
+        | Reason::StartFailed
         | Reason::SessionLimit
         | Reason::NoPorts
         | Reason::LowDisk => ErrorCode::NoCapacity,
@@ -244,6 +245,7 @@ fn describe(refused: &NodeReason) -> String {
         Reason::Unreachable => "the node does not answer",
         Reason::Runtime => "the workspace does not name what the node's runtime starts",
         Reason::Volume => "a volume of this user is on another node",
+        Reason::StartFailed => "the session could not be started there",
         Reason::DuplicateNodeId => "another live node has the node's id",
         Reason::SessionLimit => "limits.max_sessions_per_node is reached",
         Reason::NoPorts => "no port of runtime.port_range is free",

@@ -16,8 +16,11 @@ use crate::types::{
     SessionId, SessionState, User, Workspace,
 };
 
-/// How long a host that did not answer an offer is the only one that the session is offered to.
-const UNCERTAIN_FOR: Duration = Duration::from_secs(60);
+/// How long a host that did not answer an offer is the only one that the session is offered to, and how long
+/// one that took it may take to tell.
+const REMEMBERED_FOR: Duration = Duration::from_secs(60);
+/// After so long the sessions of a host that is silent no longer count against their users.
+const COUNTED_FOR: Duration = Duration::from_secs(300);
 
 /// A session that somebody asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +31,16 @@ pub struct Begin {
     pub workspace: Result<Workspace, Error>,
     /// The key was drawn for this very request: it cannot be known anywhere.
     pub drawn: bool,
+}
+
+/// A session that its host could not start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Again {
+    pub session: SessionId,
+    pub user: User,
+    pub workspace: Workspace,
+    /// The hosts that could not start it.
+    pub tried: Vec<NodeId>,
 }
 
 /// What is to be done about it.
@@ -58,6 +71,8 @@ pub struct Book {
     config: Config,
     index: Index,
     flights: BTreeMap<SessionId, Flight>,
+    /// Since when the hosts are silent that told something and do not answer now.
+    silent: BTreeMap<NodeId, BootInstant>,
 }
 
 /// A session that was offered, until its host tells that it has it.
@@ -72,8 +87,13 @@ struct Flight {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FlightState {
     Offered,
-    Taken,
-    Uncertain { until: BootInstant },
+    /// The host has it, and has not told of it yet.
+    Taken {
+        until: BootInstant,
+    },
+    Uncertain {
+        until: BootInstant,
+    },
 }
 
 /// What the book is read with.
@@ -86,7 +106,7 @@ pub struct Context<'a> {
 
 impl Book {
     pub fn new(config: Config) -> Self {
-        Self { config, index: Index::default(), flights: BTreeMap::new() }
+        Self { config, index: Index::default(), flights: BTreeMap::new(), silent: BTreeMap::new() }
     }
 
     pub const fn index(&self) -> &Index {
@@ -101,18 +121,31 @@ impl Book {
     pub fn clear(&mut self) {
         self.index.clear();
         self.flights.clear();
+        self.silent.clear();
+    }
+
+    /// Notes who answers and who does not.
+    pub fn note_silence(&mut self, reign: &Reign, now: BootInstant) {
+        self.silent.retain(|host, _| !reign.reached.contains(host));
+        for host in self.index.fleet().hosts.keys().filter(|host| !reign.reached.contains(*host)) {
+            self.silent.entry(host.clone()).or_insert(now);
+        }
     }
 
     /// What is to be done about a request.
     pub fn begin(&mut self, begin: &Begin, cx: Context<'_>) -> Result<Begun, Error> {
         self.settle(cx.now);
+        let flight = self.flights.get(&begin.session).map(|flight| (flight.state, flight.host.clone()));
+        // A session that was placed again is no longer where it is known to be.
+        if let Some((FlightState::Taken { .. }, Some(host))) = flight {
+            return Ok(Begun::Known { host: host.id, session: None });
+        }
         if let Some(known) = self.known(&begin.session, cx) {
             return Ok(known);
         }
-        let certain = match self.flights.get(&begin.session).map(|flight| (flight.state, flight.host.clone())) {
+        let certain = match flight {
             None => None,
             Some((FlightState::Uncertain { .. }, host)) => host,
-            Some((FlightState::Taken, Some(host))) => return Ok(Begun::Known { host: host.id, session: None }),
             Some(_) => return Ok(Begun::Wait(Error::NoLeader("the same session is being placed just now".to_owned()))),
         };
         let workspace = begin.workspace.as_ref().map_err(Clone::clone)?;
@@ -120,10 +153,10 @@ impl Book {
         if certain.is_none() && !missing.is_empty() && !begin.drawn {
             return Ok(Begun::Wait(Error::Indexing { waiting_for: missing }));
         }
-        self.check_quota(&begin.user)?;
+        self.check_quota(&begin.user, cx.now)?;
         let offers = match certain {
             Some(host) => Offers { candidates: vec![host], refusals: Vec::new() },
-            None => self.offers(&begin.session, &begin.user, workspace, cx)?,
+            None => self.offers(&begin.session, &begin.user, workspace, &[], cx)?,
         };
         if offers.candidates.is_empty() {
             let untold = self.unheard(false, cx);
@@ -132,14 +165,38 @@ impl Book {
             let error = super::plan::nobody(offers.refusals);
             return if heard_all { Err(error) } else { Ok(Begun::Wait(error)) };
         }
+        self.take_off(&begin.session, &begin.user, workspace, &offers);
+        Ok(Begun::Offer { ballot: cx.reign.ballot.clone(), offers })
+    }
+
+    /// Where else a session may go that its host could not start.
+    ///
+    /// # Errors
+    /// No other host takes it; or ([`Error::Indexing`], [`Error::NoLeader`]) that cannot be said yet.
+    pub fn begin_again(&mut self, again: &Again, cx: Context<'_>) -> Result<Offers, Error> {
+        self.settle(cx.now);
+        if self.flights.contains_key(&again.session) {
+            return Err(Error::NoLeader("the same session is being placed just now".to_owned()));
+        }
+        let offers = self.offers(&again.session, &again.user, &again.workspace, &again.tried, cx)?;
+        if offers.candidates.is_empty() {
+            let waiting_for = self.unheard(false, cx);
+            let error = super::plan::nobody(offers.refusals);
+            return Err(if waiting_for.is_empty() { error } else { Error::Indexing { waiting_for } });
+        }
+        self.take_off(&again.session, &again.user, &again.workspace, &offers);
+        Ok(offers)
+    }
+
+    /// The session is offered around from now on.
+    fn take_off(&mut self, session: &SessionId, user: &User, workspace: &Workspace, offers: &Offers) {
         let flight = Flight {
-            user: begin.user.clone(),
+            user: user.clone(),
             resources: workspace.resources(),
             host: offers.candidates.first().cloned(),
             state: FlightState::Offered,
         };
-        self.flights.insert(begin.session.clone(), flight);
-        Ok(Begun::Offer { ballot: cx.reign.ballot.clone(), offers })
+        self.flights.insert(session.clone(), flight);
     }
 
     /// The session is offered to this host now.
@@ -150,10 +207,11 @@ impl Book {
     }
 
     pub fn end(&mut self, session: &SessionId, end: End, now: BootInstant) {
+        let until = now.plus(REMEMBERED_FOR);
         match end {
             End::NotTaken => drop(self.flights.remove(session)),
-            End::Taken => self.set_state(session, FlightState::Taken),
-            End::Uncertain => self.set_state(session, FlightState::Uncertain { until: now.plus(UNCERTAIN_FOR) }),
+            End::Taken => self.set_state(session, FlightState::Taken { until }),
+            End::Uncertain => self.set_state(session, FlightState::Uncertain { until }),
         }
         self.settle(now);
     }
@@ -166,7 +224,7 @@ impl Book {
         workspace: &Workspace,
         cx: Context<'_>,
     ) -> Result<Offers, Error> {
-        self.offers(session, user, workspace, cx)
+        self.offers(session, user, workspace, &[], cx)
     }
 
     fn set_state(&mut self, session: &SessionId, state: FlightState) {
@@ -180,7 +238,9 @@ impl Book {
         let index = &self.index;
         self.flights.retain(|session, flight| match flight.state {
             FlightState::Offered => true,
-            FlightState::Taken => index.holder(session).is_none(),
+            FlightState::Taken { until } => {
+                now < until && !flight.host.as_ref().is_some_and(|host| index.is_on(session, &host.id))
+            }
             FlightState::Uncertain { until } => index.holder(session).is_none() && now < until,
         });
     }
@@ -225,11 +285,15 @@ impl Book {
         unheard.map(|node| name_of(node, cx.view)).collect()
     }
 
-    fn check_quota(&self, user: &User) -> Result<(), Error> {
+    fn check_quota(&self, user: &User, now: BootInstant) -> Result<(), Error> {
         let limit = self.config.max_sessions_per_user;
+        if limit == 0 {
+            return Ok(());
+        }
         let on_their_way = self.flights.values().filter(|flight| flight.user == *user).count();
-        let has = self.index.sessions_of(user) + on_their_way;
-        if limit == 0 || has < usize::try_from(limit).unwrap_or(usize::MAX) {
+        let counts = |host: &NodeId| self.silent.get(host).is_none_or(|since| now.since(*since) < COUNTED_FOR);
+        let has = self.index.sessions_of(user, counts) + on_their_way;
+        if has < usize::try_from(limit).unwrap_or(usize::MAX) {
             return Ok(());
         }
         Err(Error::Host(sessions::Error::Quota { user: user.clone(), limit }))
@@ -240,6 +304,7 @@ impl Book {
         session: &SessionId,
         user: &User,
         workspace: &Workspace,
+        tried: &[NodeId],
         cx: Context<'_>,
     ) -> Result<Offers, Error> {
         let in_flight = self.in_flight();
@@ -253,7 +318,7 @@ impl Book {
             heard: *heard,
         });
         let pinned = self.pinned(user, workspace);
-        let wanted = Wanted { session, workspace, strategy: self.config.strategy, pinned: pinned.as_ref() };
+        let wanted = Wanted { session, workspace, strategy: self.config.strategy, pinned: pinned.as_ref(), tried };
         let mut offers = plan(hosts, wanted);
         // A node that was only heard of may be large enough: nobody can say that it is not.
         let nameless = cx.view.members.iter().filter(|(id, member)| member.node.is_none() && !self.index.knows(id));
@@ -312,4 +377,204 @@ fn not_runnable(workspace: &Workspace) -> Invalid {
     let what =
         if workspace.image.is_none() { "image, and the Docker runtime" } else { "command, and the process runtime" };
     Invalid::new("workspace", format!("{} has no {what} needs one", workspace.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::HostReport;
+    use crate::sessions::{Changes, Have, Held};
+    use crate::types::{Bytes, Cores, Strategy, sample};
+
+    const NOW: BootInstant = BootInstant::from_millis(1_000_000);
+    const NAMES: [&str; 3] = ["a", "b", "c"];
+
+    fn id(host: usize) -> NodeId {
+        NodeId::from_bytes([u8::try_from(host).unwrap(); 10])
+    }
+
+    fn workspace() -> Workspace {
+        let mut workspace = Workspace::new("desktop".parse().unwrap(), Cores::whole(2), Bytes::gib(1));
+        workspace.command = vec!["sleep".to_owned()];
+        workspace
+    }
+
+    /// A leader of three hosts of four cores, which have told what they hold: nothing.
+    struct Leader {
+        book: Book,
+        reign: Reign,
+        view: ClusterView,
+    }
+
+    impl Leader {
+        fn new(config: Config) -> Self {
+            let all: BTreeSet<NodeId> = (0..3).map(id).collect();
+            let ballot = Ballot { term: 7, node: id(0) };
+            let reign =
+                Reign { ballot, electorate: all.clone(), reached: all, needed: 2, lease: NOW.plus(REMEMBERED_FOR) };
+            Self { book: Book::new(config), reign, view: ClusterView::default() }
+        }
+
+        fn that_heard(hosts: &[usize]) -> Self {
+            let mut leader = Self::new(config());
+            hosts.iter().for_each(|host| leader.hear(*host, Vec::new()));
+            leader
+        }
+
+        fn hear(&mut self, host: usize, held: Vec<Held>) {
+            let mut node = sample::node(NAMES[host], id(host).as_str());
+            node.resources.cores.physical = Cores::whole(4);
+            node.resources.cores.effective = Cores::whole(4);
+            node.resources.memory_bytes.physical = Bytes::gib(64);
+            node.resources.memory_bytes.effective = Bytes::gib(64);
+            let now = Have { incarnation: 1, version: 1 };
+            let changes = Changes { now, whole: true, held, forgotten: Vec::new() };
+            self.book.index_mut().apply(&id(host), HostReport { node, node_digest: 0, changes });
+        }
+
+        fn lose(&mut self, host: usize) {
+            self.reign.reached.remove(&id(host));
+            self.book.note_silence(&self.reign, NOW);
+        }
+
+        fn begin(&mut self, key: &str, drawn: bool, now: BootInstant) -> Result<Begun, Error> {
+            let begin = Begin {
+                session: sample::session_id(key),
+                user: "alice".parse().unwrap(),
+                workspace: Ok(workspace()),
+                drawn,
+            };
+            let cx = Context { now, reign: &self.reign, view: &self.view };
+            self.book.begin(&begin, cx)
+        }
+
+        /// Whom it offers the session to, first to last.
+        fn offers(&mut self, key: &str) -> Vec<String> {
+            match self.begin(key, true, NOW).unwrap() {
+                Begun::Offer { offers, .. } => names(&offers),
+                other => panic!("it is not offered: {other:?}"),
+            }
+        }
+
+        fn again(&mut self, key: &str, tried: &[usize]) -> Result<Vec<String>, Error> {
+            let again = Again {
+                session: sample::session_id(key),
+                user: "alice".parse().unwrap(),
+                workspace: workspace(),
+                tried: tried.iter().map(|host| id(*host)).collect(),
+            };
+            let cx = Context { now: NOW, reign: &self.reign, view: &self.view };
+            self.book.begin_again(&again, cx).map(|offers| names(&offers))
+        }
+
+        fn end(&mut self, key: &str, end: End) {
+            self.book.end(&sample::session_id(key), end, NOW);
+        }
+    }
+
+    fn config() -> Config {
+        Config { strategy: Strategy::Spread, on_unknown: OnUnknown::Place, max_sessions_per_user: 0 }
+    }
+
+    fn names(offers: &Offers) -> Vec<String> {
+        let mut names: Vec<String> = offers.candidates.iter().map(|candidate| candidate.name.to_string()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn held(key: &str, host: usize, unplaced: bool) -> Held {
+        let state = if unplaced { SessionState::Pending } else { SessionState::Running };
+        let mut session = sample::session(key, "desktop", "alice", state);
+        session.node_id = id(host);
+        Held { session, ballot: Ballot { term: 1, node: id(0) }, gone: false, unplaced }
+    }
+
+    fn holder(begun: Result<Begun, Error>) -> NodeId {
+        match begun {
+            Ok(Begun::Known { host, .. }) => host,
+            other => panic!("no host is said to have it: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_on_its_way_takes_room_until_its_host_tells() {
+        let mut leader = Leader::that_heard(&[0]);
+        assert_eq!(leader.offers("one"), ["a"]);
+        assert_eq!(leader.offers("two"), ["a"]);
+        assert!(matches!(leader.begin("three", true, NOW), Ok(Begun::Wait(_))), "who has not told may have room");
+        leader.end("two", End::NotTaken);
+        assert_eq!(leader.offers("three"), ["a"], "what was refused takes none");
+        leader.end("one", End::Taken);
+        assert_eq!(holder(leader.begin("one", false, NOW)), id(0));
+    }
+
+    #[test]
+    fn a_key_that_others_may_know_waits_until_they_have_told() {
+        let mut leader = Leader::that_heard(&[0, 1]);
+        let Ok(Begun::Wait(Error::Indexing { waiting_for })) = leader.begin("k", false, NOW) else {
+            panic!("the third may know it")
+        };
+        assert_eq!(waiting_for, [id(2).as_str().parse().unwrap()]);
+        assert!(matches!(leader.begin("drawn", true, NOW), Ok(Begun::Offer { .. })), "nobody knows this one");
+        leader.hear(2, vec![held("k", 2, false)]);
+        assert_eq!(holder(leader.begin("k", false, NOW)), id(2));
+        leader.lose(2);
+        assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Unknown(_))), "it is never placed again");
+    }
+
+    #[test]
+    fn a_silent_host_is_waited_for_only_where_the_operator_says_so() {
+        let mut leader = Leader::that_heard(&[0, 1]);
+        leader.lose(2);
+        assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Offer { .. })));
+        let mut leader = Leader::new(Config { on_unknown: OnUnknown::Fail, ..config() });
+        leader.hear(0, Vec::new());
+        leader.hear(1, Vec::new());
+        leader.lose(2);
+        assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Wait(Error::Indexing { .. }))));
+    }
+
+    #[test]
+    fn only_the_host_that_may_have_it_is_asked_again() {
+        let mut leader = Leader::that_heard(&[0, 1, 2]);
+        let Ok(Begun::Offer { offers, .. }) = leader.begin("k", true, NOW) else { panic!("it is offered") };
+        let asked = offers.candidates[1].clone();
+        leader.book.offering(&sample::session_id("k"), asked.clone());
+        assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Wait(_))), "it is being placed");
+        leader.end("k", End::Uncertain);
+        let Ok(Begun::Offer { offers, .. }) = leader.begin("k", false, NOW) else { panic!("it is offered") };
+        assert_eq!(offers.candidates, [asked]);
+    }
+
+    #[test]
+    fn a_session_that_a_host_could_not_start_goes_to_another() {
+        let mut leader = Leader::that_heard(&[0, 1, 2]);
+        leader.hear(0, vec![held("k", 0, true)]);
+        assert_eq!(leader.book.index().fleet().unplaced, [(sample::session_id("k"), id(0))].into());
+        assert_eq!(leader.again("k", &[0]).unwrap(), ["b", "c"]);
+        assert!(matches!(leader.again("k", &[0]), Err(Error::NoLeader(_))), "it is being placed");
+        assert_eq!(holder(leader.begin("k", false, NOW)), id(0), "a retry finds it where it is");
+        leader.book.offering(&sample::session_id("k"), Candidate { id: id(1), name: "b".parse().unwrap() });
+        leader.end("k", End::Taken);
+        assert_eq!(holder(leader.begin("k", false, NOW)), id(1), "and where it went");
+        leader.hear(0, Vec::new());
+        assert!(leader.book.index().fleet().unplaced.is_empty());
+        assert!(matches!(leader.again("l", &[0, 1, 2]), Err(Error::NoCapacity(_))), "nobody is left");
+        let mut young = Leader::that_heard(&[0]);
+        assert!(matches!(young.again("l", &[0]), Err(Error::Indexing { .. })), "others may take it yet");
+    }
+
+    #[test]
+    fn sessions_of_a_host_that_is_long_silent_do_not_count_against_their_user() {
+        let mut leader = Leader::new(Config { max_sessions_per_user: 1, ..config() });
+        (0..2).for_each(|host| leader.hear(host, Vec::new()));
+        leader.hear(2, vec![held("old", 2, false)]);
+        let refused = |begun| matches!(begun, Err(Error::Host(sessions::Error::Quota { limit: 1, .. })));
+        assert!(refused(leader.begin("new", true, NOW)));
+        leader.lose(2);
+        assert!(refused(leader.begin("new", true, NOW)));
+        let later = NOW.plus(COUNTED_FOR);
+        assert!(matches!(leader.begin("new", true, later), Ok(Begun::Offer { .. })));
+        assert!(refused(leader.begin("newer", true, later)), "what is on its way counts");
+    }
 }

@@ -11,6 +11,8 @@ use crate::types::{Node, NodeId, SessionId, SessionState, User};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Fleet {
     pub hosts: BTreeMap<NodeId, Arc<HostView>>,
+    /// Sessions that could not be started on the host they are on, and wait to be placed elsewhere.
+    pub unplaced: BTreeMap<SessionId, NodeId>,
 }
 
 /// What one host told.
@@ -65,6 +67,9 @@ impl Index {
             sessions.remove(session);
         }
         self.find_again(host, &sessions);
+        self.fleet.unplaced.retain(|_, on| on != host);
+        let unplaced = sessions.values().filter(|held| held.unplaced && !held.gone);
+        self.fleet.unplaced.extend(unplaced.map(|held| (held.session.id.clone(), host.clone())));
         let view = HostView { node: Arc::new(report.node), sessions, have };
         self.fleet.hosts.insert(host.clone(), Arc::new(view));
         Some(changed.iter().flat_map(|session| self.duplicates(session)).collect())
@@ -101,6 +106,11 @@ impl Index {
         held.max_by_key(|(host, held)| (worth(held), *host))
     }
 
+    /// Whether this host has told of the session.
+    pub fn is_on(&self, session: &SessionId, host: &NodeId) -> bool {
+        self.by_session.get(session).is_some_and(|hosts| hosts.contains(host))
+    }
+
     /// The copies of a session that lose to another.
     fn duplicates(&self, session: &SessionId) -> Vec<Duplicate> {
         let Some((best, held)) = self.holder(session) else { return Vec::new() };
@@ -115,9 +125,10 @@ impl Index {
         live.map(|host| Duplicate { host: host.clone(), session: session.clone() }).collect()
     }
 
-    /// How many sessions of a user hold a reservation, as far as the hosts that answer say.
-    pub fn sessions_of(&self, user: &User) -> usize {
-        let held = self.fleet.hosts.values().flat_map(|view| view.sessions.values());
+    /// How many sessions of a user hold a reservation on hosts that count.
+    pub fn sessions_of(&self, user: &User, counts: impl Fn(&NodeId) -> bool) -> usize {
+        let hosts = self.fleet.hosts.iter().filter(|(host, _)| counts(host));
+        let held = hosts.flat_map(|(_, view)| view.sessions.values());
         held.filter(|held| held.session.user == *user && is_live(held)).count()
     }
 }

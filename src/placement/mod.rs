@@ -6,6 +6,7 @@
 //! makes the offers. The host decides: a plan is a hint.
 
 pub mod book;
+pub mod elsewhere;
 pub mod filter;
 pub mod index;
 pub mod offer;
@@ -16,6 +17,7 @@ pub mod task;
 
 use async_trait::async_trait;
 
+use crate::sessions::Asked;
 use crate::types::{Ballot, Invalid, Name, Node, NodeId, NodeReason, OnUnknown, Session, SessionId, Strategy};
 use crate::{election, sessions};
 
@@ -134,6 +136,15 @@ pub trait Hosts: Send + Sync + 'static {
         session: &SessionId,
         fingerprint: String,
     ) -> Result<Option<Session>, Option<sessions::Error>>;
+
+    /// Takes charge of a session that the host could not start.
+    ///
+    /// # Errors
+    /// The host says no, cannot be asked, or follows a higher ballot: for the log.
+    async fn claim(&self, host: &NodeId, session: &SessionId, ballot: Ballot) -> Result<Asked, String>;
+
+    /// Tells the host that no other takes the session it could not start.
+    async fn give_up(&self, host: &NodeId, session: &SessionId);
 
     /// Asks the host to stop and put away a session of which there is a better one elsewhere.
     async fn drop_duplicate(&self, host: &NodeId, session: &SessionId);

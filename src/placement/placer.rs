@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-use super::book::{Begin, Begun, End};
+use super::book::{Again, Begin, Begun, End};
 use super::offer::{Offer, Step};
 use super::plan::Offers;
 use super::{Error, Handle, Hosts, Placed};
 use crate::catalogue;
 use crate::clock::Clock;
-use crate::sessions::{Admit, Admitted};
+use crate::sessions::{Admit, Admitted, Asked};
 use crate::types::{Ballot, Name, NodeId, Plan, Session, SessionId, SessionRequest, SessionState, Workspace};
 
 /// Random bytes of the key that is drawn for a request without one.
@@ -44,15 +44,23 @@ impl Placer {
     pub async fn place_here(&self, session: SessionId, drawn: bool, request: SessionRequest) -> Result<Placed, Error> {
         let fingerprint = request.fingerprint();
         for _ in 0..MAX_MISUNDERSTANDINGS {
-            let begin = Begin {
-                session: session.clone(),
-                user: request.user.clone(),
-                // A retry finds its session even where the workspace is gone by now.
-                workspace: self.resolve(&request),
-                drawn,
-            };
+            // A retry finds its session even where the workspace is gone by now.
+            let workspace = self.resolve(&request);
+            let begin =
+                Begin { session: session.clone(), user: request.user.clone(), workspace: workspace.clone(), drawn };
             match self.book.begin(begin).await? {
-                Begun::Offer { ballot, offers } => return self.offer(session, ballot, &request, offers).await,
+                Begun::Offer { ballot, offers } => {
+                    let asked = Asked {
+                        user: request.user,
+                        fingerprint,
+                        workspace: workspace?,
+                        attempt: FIRST_ATTEMPT,
+                        tried: Vec::new(),
+                        secret: None,
+                    };
+                    let Admitted { session, replayed } = self.offer(&session, &ballot, &asked, offers).await?;
+                    return Ok(Placed { session, replayed });
+                }
                 Begun::Unknown(known) => return Ok(Placed { session: *known, replayed: true }),
                 Begun::Known { host, session: known } => {
                     if let Some(placed) = self.find(&host, &session, &fingerprint, known).await? {
@@ -93,31 +101,60 @@ impl Placer {
         }
     }
 
+    /// Places a session elsewhere that its host could not start, or tells the host that nobody takes it. Where
+    /// that cannot be said yet, it stays as it is: its host gives it up in time.
+    pub async fn place_elsewhere(&self, session: &SessionId, host: &NodeId, ballot: Ballot) {
+        let asked = match self.hosts.claim(host, session, ballot.clone()).await {
+            Ok(asked) => asked,
+            Err(error) => {
+                tracing::debug!(%host, %session, %error, "a session that could not be started is not claimed");
+                return;
+            }
+        };
+        let again = Again {
+            session: session.clone(),
+            user: asked.user.clone(),
+            workspace: asked.workspace.clone(),
+            tried: asked.tried.clone(),
+        };
+        let placed = match self.book.begin_again(again).await {
+            Ok(offers) => self.offer(session, &ballot, &asked, offers).await,
+            Err(error) => Err(error),
+        };
+        match placed {
+            // The host that could not start it puts its copy away once this one is known to be there.
+            Ok(admitted) => tracing::info!(%session, node = %admitted.session.node, "placed elsewhere"),
+            Err(Error::Indexing { .. } | Error::NoLeader(_) | Error::OutcomeUnknown { .. }) => {}
+            Err(error) => {
+                tracing::info!(%session, %error, "no other node takes it");
+                self.hosts.give_up(host, session).await;
+            }
+        }
+    }
+
     /// Offers the session to the candidates in turn, and tells the book how that ended.
     async fn offer(
         &self,
-        session: SessionId,
-        ballot: Ballot,
-        request: &SessionRequest,
+        session: &SessionId,
+        ballot: &Ballot,
+        asked: &Asked,
         offers: Offers,
-    ) -> Result<Placed, Error> {
-        let workspace = self.resolve(request)?;
-        let outcome = self.offer_around(&session, &ballot, request, &workspace, offers).await;
+    ) -> Result<Admitted, Error> {
+        let outcome = self.offer_around(session, ballot, asked, offers).await;
         let end = match &outcome {
             Ok(_) => End::Taken,
             Err(Error::OutcomeUnknown { .. }) => End::Uncertain,
             Err(_) => End::NotTaken,
         };
-        self.book.end(session, end).await;
-        outcome.map(|admitted| Placed { session: admitted.session, replayed: admitted.replayed })
+        self.book.end(session.clone(), end).await;
+        outcome
     }
 
     async fn offer_around(
         &self,
         session: &SessionId,
         ballot: &Ballot,
-        request: &SessionRequest,
-        workspace: &Workspace,
+        asked: &Asked,
         offers: Offers,
     ) -> Result<Admitted, Error> {
         let mut offer = Offer::new(offers, self.clock.now().boot);
@@ -131,11 +168,9 @@ impl Placer {
             let admit = Admit {
                 cluster: self.cluster.clone(),
                 ballot: ballot.clone(),
-                attempt: FIRST_ATTEMPT,
                 destination: host.id.clone(),
                 session: session.clone(),
-                request: request.clone(),
-                workspace: workspace.clone(),
+                asked: asked.clone(),
                 // The leader counts over all hosts.
                 user_limit: None,
                 considered,

@@ -34,6 +34,8 @@ pub struct Wanted<'a> {
     pub strategy: Strategy,
     /// The node that a volume of it is on.
     pub pinned: Option<&'a NodeId>,
+    /// The nodes that could not start it.
+    pub tried: &'a [NodeId],
 }
 
 /// Which nodes to ask for this session.
@@ -41,9 +43,11 @@ pub fn plan<'a>(hosts: impl Iterator<Item = Host<'a>>, wanted: Wanted<'_>) -> Of
     let mut offers = Offers::default();
     let mut fit: Vec<(Rank, &'a Node)> = Vec::new();
     for host in hosts {
+        let plain = |holds: bool, reason| holds.then(|| NodeReason::plain(host.node.name.clone(), reason));
         let elsewhere = wanted.pinned.is_some_and(|pinned| *pinned != host.node.id);
-        let refusal = filter::refusal(&host, wanted.workspace)
-            .or_else(|| elsewhere.then(|| NodeReason::plain(host.node.name.clone(), Reason::Volume)));
+        let refusal = plain(wanted.tried.contains(&host.node.id), Reason::StartFailed)
+            .or_else(|| filter::refusal(&host, wanted.workspace))
+            .or_else(|| plain(elsewhere, Reason::Volume));
         match refusal {
             Some(refusal) => offers.refusals.push(refusal),
             None => fit.push((rank(&host, wanted.workspace, wanted.session, wanted.strategy), host.node)),
@@ -152,7 +156,7 @@ mod tests {
     }
 
     fn asked<'a>(session: &'a SessionId, workspace: &'a Workspace) -> Wanted<'a> {
-        Wanted { session, workspace, strategy: Strategy::Spread, pinned: None }
+        Wanted { session, workspace, strategy: Strategy::Spread, pinned: None, tried: &[] }
     }
 
     fn heard(node: &Node) -> Host<'_> {
@@ -264,6 +268,16 @@ mod tests {
         let offers = plan([a(8, 0), b(8, 7)].iter().map(heard), wanted);
         assert_eq!(offers.candidates.len(), 1);
         assert_eq!((offers.candidates[0].id.clone(), offers.refusals[0].reason), (pinned, Reason::Volume));
+    }
+
+    #[test]
+    fn a_node_that_could_not_start_a_session_is_not_asked_again() {
+        let (session, workspace) = (sample::session_id("k"), wanted(1));
+        let tried: [NodeId; 1] = [FIRST.parse().unwrap()];
+        let wanted = Wanted { tried: &tried, ..asked(&session, &workspace) };
+        let offers = plan([a(8, 0), b(8, 7)].iter().map(heard), wanted);
+        assert_eq!((offers.candidates.len(), offers.candidates[0].name.as_str()), (1, "b"));
+        assert_eq!(offers.refusals[0].reason, Reason::StartFailed);
     }
 
     #[test]

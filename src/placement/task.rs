@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
-use super::book::{Begin, Begun, Book, Context, End};
+use super::book::{Again, Begin, Begun, Book, Context, End};
 use super::index::{Duplicate, Fleet};
 use super::plan::{Candidate, Offers};
 use super::{Config, Error, HostReport, Hosts};
@@ -41,6 +41,7 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 #[derive(Debug)]
 enum Request {
     Begin(Box<Begin>, Reply<Begun>),
+    BeginAgain(Box<Again>, Reply<Offers>),
     Offering(SessionId, Candidate),
     End(SessionId, End),
     DryRun(Box<(SessionId, User, Workspace)>, Reply<Offers>),
@@ -55,6 +56,11 @@ impl Handle {
     /// What is to be done about a session. Waits, for a while, for hosts that have not told what they hold.
     pub async fn begin(&self, begin: Begin) -> Result<Begun, Error> {
         self.ask(|reply| Request::Begin(Box::new(begin), reply)).await
+    }
+
+    /// Where else a session may go that its host could not start.
+    pub async fn begin_again(&self, again: Again) -> Result<Offers, Error> {
+        self.ask(|reply| Request::BeginAgain(Box::new(again), reply)).await
     }
 
     /// The session is offered to this host now.
@@ -178,6 +184,12 @@ impl Owner {
                 let until = self.clock.now().boot.plus(PARKED_FOR);
                 self.begin(Parked { begin, reply, until });
             }
+            Request::BeginAgain(again, reply) => {
+                let offers = self.with_context(|book, cx| book.begin_again(&again, cx)).and_then(|offers| offers);
+                if let Err(Ok(_)) = reply.send(offers) {
+                    self.book.end(&again.session, End::NotTaken, self.clock.now().boot);
+                }
+            }
             Request::Offering(session, host) => self.book.offering(&session, host),
             Request::End(session, end) => {
                 self.book.end(&session, end, self.clock.now().boot);
@@ -238,6 +250,7 @@ impl Owner {
         }
         self.reign = reign;
         let Some(reign) = &self.reign else { return };
+        self.book.note_silence(reign, self.clock.now().boot);
         for host in reign.electorate.union(&reign.reached) {
             if !self.listeners.contains_key(host) {
                 let listening = listen(Arc::clone(&self.hosts), host.clone(), reign.ballot.clone(), told.clone());

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Changes, Have, Held, Snapshot};
+use super::{Changes, Have, Held, Record, Snapshot};
 use crate::types::{Ballot, Session, SessionId};
 
 /// Sessions that are remembered to be forgotten. Whoever has not looked for so long is told everything.
@@ -16,7 +16,7 @@ const MAX_FORGOTTEN: usize = 1000;
 pub struct Feed {
     incarnation: u64,
     version: u64,
-    told: BTreeMap<SessionId, Told>,
+    told: BTreeMap<SessionId, (u64, Standing)>,
     forgotten: VecDeque<(u64, SessionId)>,
     /// What was forgotten up to this version is no longer in `forgotten`.
     complete_since: u64,
@@ -24,10 +24,16 @@ pub struct Feed {
 
 /// What is told of a session besides what everybody sees of it.
 #[derive(Debug, Clone, PartialEq)]
-struct Told {
-    version: u64,
-    ballot: Ballot,
-    gone: bool,
+pub(super) struct Standing {
+    pub(super) ballot: Ballot,
+    pub(super) gone: bool,
+    pub(super) unplaced: bool,
+}
+
+impl Standing {
+    pub(super) fn of(record: &Record) -> Self {
+        Self { ballot: record.ballot.clone(), gone: record.is_gone(), unplaced: record.unplaced.is_some() }
+    }
 }
 
 impl Feed {
@@ -41,14 +47,13 @@ impl Feed {
     }
 
     /// Notes a session as it is now. `before` is what was published of it last.
-    pub(super) fn note(&mut self, before: Option<&Session>, now: &Session, ballot: &Ballot, gone: bool) {
-        let known = self.told.get(&now.id);
-        let same = known.is_some_and(|told| told.ballot == *ballot && told.gone == gone);
+    pub(super) fn note(&mut self, before: Option<&Session>, now: &Session, standing: Standing) {
+        let same = self.told.get(&now.id).is_some_and(|(_, told)| *told == standing);
         if same && before.is_some_and(|before| means_the_same(before, now)) {
             return;
         }
         self.version += 1;
-        self.told.insert(now.id.clone(), Told { version: self.version, ballot: ballot.clone(), gone });
+        self.told.insert(now.id.clone(), (self.version, standing));
     }
 
     /// Notes that a session is not remembered any more.
@@ -73,9 +78,10 @@ impl Snapshot {
         let seen = have.filter(|have| have.incarnation == feed.incarnation && have.version <= feed.version);
         let seen = seen.map(|have| have.version).filter(|version| *version >= feed.complete_since);
         let after = |version: u64| seen.is_none_or(|seen| version > seen);
-        let held = feed.told.iter().filter(|(_, told)| after(told.version)).filter_map(|(id, told)| {
-            let session = self.sessions.get(id)?;
-            Some(Held { session: (**session).clone(), ballot: told.ballot.clone(), gone: told.gone })
+        let held = feed.told.iter().filter(|(_, (version, _))| after(*version)).filter_map(|(id, (_, standing))| {
+            let session = (**self.sessions.get(id)?).clone();
+            let Standing { ballot, gone, unplaced } = standing.clone();
+            Some(Held { session, ballot, gone, unplaced })
         });
         // A key that is free is used again: what is there now is not forgotten.
         let is_gone = |id: &SessionId| !feed.told.contains_key(id);
@@ -103,14 +109,14 @@ mod tests {
     use super::*;
     use crate::types::{NodeId, SessionState, Timestamp, sample};
 
-    fn ballot(term: u64) -> Ballot {
-        Ballot { term, node: NodeId::from_bytes([1; 10]) }
+    fn standing(term: u64, gone: bool) -> Standing {
+        Standing { ballot: Ballot { term, node: NodeId::from_bytes([1; 10]) }, gone, unplaced: false }
     }
 
     fn put(snapshot: &mut Snapshot, key: &str, state: SessionState, gone: bool) {
         let session = sample::session(key, "desktop", "alice", state);
         let before = snapshot.sessions.insert(session.id.clone(), Arc::new(session.clone()));
-        snapshot.feed.note(before.as_deref(), &session, &ballot(1), gone);
+        snapshot.feed.note(before.as_deref(), &session, standing(1, gone));
     }
 
     fn forget(snapshot: &mut Snapshot, key: &str) {
@@ -194,9 +200,9 @@ mod tests {
         let mut session = sample::session("a", "desktop", "alice", SessionState::Running);
         let before = session.clone();
         session.last_activity_at = Timestamp::from_millis(99);
-        snapshot.feed.note(Some(&before), &session, &ballot(1), false);
+        snapshot.feed.note(Some(&before), &session, standing(1, false));
         assert_eq!(snapshot.feed.now(), seen);
-        snapshot.feed.note(Some(&before), &session, &ballot(2), false);
+        snapshot.feed.note(Some(&before), &session, standing(2, false));
         assert_ne!(snapshot.feed.now(), seen, "somebody else decided");
     }
 }

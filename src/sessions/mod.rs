@@ -17,7 +17,7 @@ pub mod task;
 #[cfg(test)]
 mod tests;
 
-pub use decide::FAILING_STARTS;
+pub use decide::{FAILING_STARTS, MAX_ATTEMPTS, Unplaced};
 pub use feed::Feed;
 pub use journal::Journal;
 pub use record::Record;
@@ -32,8 +32,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::election;
 use crate::ledger::PortRange;
 use crate::types::{
-    Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session, SessionId,
-    SessionRequest, User, Workspace,
+    Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session, SessionId, User,
+    Workspace,
 };
 use runtime::{LogStream, Runtime};
 
@@ -67,18 +67,31 @@ pub struct Admit {
     pub cluster: Name,
     /// Who decided, and in which term.
     pub ballot: Ballot,
-    /// How often the session has been offered, this time included.
-    pub attempt: u32,
     /// The host that is meant. Another refuses.
     pub destination: NodeId,
     pub session: SessionId,
-    pub request: SessionRequest,
-    /// The workspace as the request wants it.
-    pub workspace: Workspace,
+    pub asked: Asked,
     /// How many live sessions of this user this host may hold after it; `None`: any number.
     pub user_limit: Option<u32>,
     /// What the other nodes said, kept to explain the placement later.
     pub considered: Vec<NodeVerdict>,
+}
+
+/// What is asked for: of an offer, what is the same for every host.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Asked {
+    pub user: User,
+    /// [Of the request](crate::types::SessionRequest::fingerprint): a retry must have the same.
+    pub fingerprint: String,
+    /// The workspace as the request wants it.
+    pub workspace: Workspace,
+    /// How often the session has been offered, this time included. Another time is begun only where a host could
+    /// not start it.
+    pub attempt: u32,
+    /// The hosts that could not start it.
+    pub tried: Vec<NodeId>,
+    /// What the first of them gave it; `None`: the host draws one where the workspace wants one.
+    pub secret: Option<String>,
 }
 
 /// A session that the host has taken, now or before.
@@ -110,6 +123,9 @@ pub enum Error {
     /// Too many requests are waiting.
     #[error("too many requests are waiting")]
     Busy,
+    /// Its leader places it on another host just now.
+    #[error("session {0} is being placed on another node: try again")]
+    Moving(SessionId),
     #[error("the journal cannot be written: {0}")]
     Journal(String),
     #[error(transparent)]
@@ -168,6 +184,9 @@ pub struct Held {
     pub ballot: Ballot,
     /// Its container is destroyed: only the memory of it is left.
     pub gone: bool,
+    /// It could not be started there, and waits to be placed elsewhere.
+    #[serde(default)]
+    pub unplaced: bool,
 }
 
 /// Asks the owner of sessions.
@@ -188,6 +207,7 @@ enum Request {
     Command(SessionId, Command, Reply<Session>),
     Secret(SessionId, Reply<Option<String>>),
     Explain(SessionId, Reply<Explanation>),
+    Claim(Ballot, SessionId, Reply<Asked>),
     Fence(Ballot, oneshot::Sender<Result<(), election::Stale>>),
 }
 
@@ -207,6 +227,8 @@ pub enum Command {
     Remove,
     /// It is removed, for there is a better one of the same id on another host.
     Duplicate,
+    /// It could not be started here, and no other host takes it.
+    GiveUp,
 }
 
 impl Handle {
@@ -227,6 +249,11 @@ impl Handle {
     /// Asks one session to change. It answers once the wish is durable; the session follows behind.
     pub async fn command(&self, session: SessionId, command: Command) -> Result<Session, Error> {
         self.ask(|reply| Request::Command(session, command, reply)).await
+    }
+
+    /// Takes charge of a session that could not be started here, to place it elsewhere.
+    pub async fn claim(&self, ballot: Ballot, session: SessionId) -> Result<Asked, Error> {
+        self.ask(|reply| Request::Claim(ballot, session, reply)).await
     }
 
     /// The session's random secret, if its workspace uses one.

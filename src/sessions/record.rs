@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Asked;
+use super::decide::Unplaced;
 use super::lifecycle::{Order, Wish};
 use super::runtime::{Found, Launch, Mount, PortBinding, Run};
 use crate::types::{
@@ -24,6 +26,12 @@ pub struct Record {
     pub ballot: Ballot,
     pub attempt: u32,
     pub considered: Vec<NodeVerdict>,
+    /// The hosts that could not start it before.
+    #[serde(default)]
+    pub tried: Vec<NodeId>,
+    /// This host could not start it either, and another may.
+    #[serde(default)]
+    pub unplaced: Option<Unplaced>,
     pub created_at: Timestamp,
 
     pub wish: Wish,
@@ -60,17 +68,17 @@ pub struct Record {
 impl Record {
     /// A session that was just admitted.
     pub fn admitted(admit: &super::Admit, now: Moment) -> Self {
-        let workspace = admit.workspace.clone();
+        let Asked { user, fingerprint, workspace, attempt, tried, secret } = admit.asked.clone();
+        let deadline = |secs: Option<u64>| secs.map(|secs| Deadline::after(now, Duration::from_secs(secs)));
         Self {
-            id: admit.session.clone(),
-            user: admit.request.user.clone(),
-            fingerprint: Some(admit.request.fingerprint()),
-            ballot: admit.ballot.clone(),
-            attempt: admit.attempt,
+            fingerprint: Some(fingerprint),
+            attempt,
             considered: admit.considered.clone(),
-            ttl: workspace.ttl_seconds.map(|secs| Deadline::after(now, Duration::from_secs(secs))),
-            idle: workspace.idle_timeout_seconds.map(|secs| Deadline::after(now, Duration::from_secs(secs))),
-            ..Self::blank(admit.session.clone(), admit.request.user.clone(), workspace, admit.ballot.clone(), now)
+            tried,
+            secret,
+            ttl: deadline(workspace.ttl_seconds),
+            idle: deadline(workspace.idle_timeout_seconds),
+            ..Self::blank(admit.session.clone(), user, workspace, admit.ballot.clone(), now)
         }
     }
 
@@ -98,6 +106,8 @@ impl Record {
             ballot,
             attempt: 1,
             considered: Vec::new(),
+            tried: Vec::new(),
+            unplaced: None,
             created_at: now.wall,
             wish: Wish::Run,
             state: SessionState::Pending,
@@ -130,7 +140,8 @@ impl Record {
 
     /// What a runner is to work towards; `None` where there is nothing to do.
     pub fn order(&self) -> Option<Order> {
-        let at_rest = self.is_gone() || (self.state.has_ended() && self.wish != Wish::Remove);
+        let ended = self.state.has_ended() && self.wish != Wish::Remove;
+        let at_rest = self.is_gone() || ended || self.unplaced.is_some();
         (!at_rest).then(|| Order {
             wish: self.wish,
             previous_run: self.previous_run.clone(),

@@ -14,6 +14,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
 use super::decide::{Book, Context};
+use super::feed::Standing;
 use super::journal::Journal;
 use super::record::Record;
 use super::runner::{Envelope, Runner, Work};
@@ -245,6 +246,10 @@ impl Owner {
                     let _ = reply.send(written.and(decided).and_then(|()| owner.session(&id)));
                 }));
             }
+            Request::Claim(ballot, id, reply) => {
+                let decided = self.with_context(|book, cx| book.claim(&ballot, &id, cx));
+                answers.push(Box::new(move |written, _| drop(reply.send(written.and(decided)))));
+            }
             Request::Secret(id, reply) => {
                 let record = self.book.record(&id).ok_or_else(|| Error::NotFound(id.clone()));
                 let _ = reply.send(record.map(|record| record.secret.clone()));
@@ -359,7 +364,7 @@ impl Owner {
                 continue;
             };
             log_change(before.as_deref(), &session);
-            self.feed.note(before.as_deref(), &session, &record.ballot, record.is_gone());
+            self.feed.note(before.as_deref(), &session, Standing::of(record));
             self.published.insert(id.clone(), Arc::new(session));
         }
         self.fresh.clear();

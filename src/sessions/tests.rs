@@ -191,6 +191,13 @@ async fn sessions_that_cannot_start_fail_and_free_what_they_held() {
     {
         world.engine.refuse(step, error);
         daemon.create(key).await.unwrap();
+        let unplaced = id(key);
+        daemon
+            .until("it waits for another host", |s| {
+                s.since(None).held.iter().any(|h| h.unplaced && h.session.id == unplaced)
+            })
+            .await;
+        daemon.command(key, Command::GiveUp).await.unwrap();
         daemon.until_state(key, SessionState::Failed).await;
         let session = daemon.handle.snapshot().sessions[&id(key)].clone();
         assert_eq!(session.end_reason, Some(reason));

@@ -88,6 +88,8 @@ pub enum Reason {
     Runtime,
     /// A volume of this user and workspace is on another node.
     Volume,
+    /// The session could not be started there.
+    StartFailed,
     /// Another live node has this node's id.
     DuplicateNodeId,
     /// `limits.max_sessions_per_node` is reached.

@@ -94,6 +94,8 @@ calls! {
     Keep(Member, Keep) -> Result<(), Document<catalogue::Error>>;
     /// What each side has and the other has not.
     Compare(Member, Compare) -> Document<catalogue::Difference>;
+    /// A leader takes charge of a session that its host could not start.
+    Claim(BallotHolder, Claim) -> Result<Document<sessions::Asked>, AdmitError>;
 }
 
 impl Request {
@@ -102,6 +104,7 @@ impl Request {
         match self {
             Self::Election(request) => Some(request.ballot()),
             Self::Report(report) => Some(&report.ballot),
+            Self::Claim(claim) => Some(&claim.ballot),
             Self::Admit(Admit(Document(admit))) => Some(&admit.ballot),
             _ => None,
         }
@@ -134,6 +137,12 @@ pub enum AdmitError {
     /// It follows a higher ballot.
     Stale(election::Stale),
     Refused(Document<sessions::Error>),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Claim {
+    pub ballot: Ballot,
+    pub session: SessionId,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

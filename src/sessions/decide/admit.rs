@@ -16,25 +16,25 @@ impl Book {
             return Err(Error::Conflict(meant));
         }
         self.fence(&admit.ballot).map_err(Error::Stale)?;
-        if self.find(&admit.session, &admit.request.fingerprint())?.is_some() {
+        if self.find(&admit.session, &admit.asked.fingerprint)?.is_some() {
             return Ok(true);
         }
-        self.check_host(&admit.workspace, cx)?;
-        let user = &admit.request.user;
+        self.check_host(&admit.asked.workspace, cx)?;
+        let user = &admit.asked.user;
         if let Some(limit) = admit.user_limit {
             self.check_quota(user, limit)?;
         }
 
         let mut record = Record::admitted(admit, cx.now);
-        record.ports = self.assign_ports(&admit.session, &admit.workspace, cx)?;
-        match self.reserve(&admit.session, user, admit.workspace.resources(), None, cx) {
+        record.ports = self.assign_ports(&admit.session, &admit.asked.workspace, cx)?;
+        match self.reserve(&admit.session, user, admit.asked.workspace.resources(), None, cx) {
             Ok(gpus) => record.gpu_uuids = gpus,
             Err(refused) => {
                 self.ports.release(&admit.session);
                 return Err(refused);
             }
         }
-        if Record::wants_secret(&admit.workspace) {
+        if record.secret.is_none() && Record::wants_secret(&admit.asked.workspace) {
             record.secret = Some((cx.draw_secret)());
         }
         self.insert(record);

@@ -23,6 +23,9 @@ impl Book {
         if record.wish == Wish::Remove {
             return if is_met_by_removal(command) { Ok(()) } else { Err(conflict(record, "is being removed")) };
         }
+        if record.is_claimed() && !matches!(command, Command::Duplicate | Command::GiveUp) {
+            return Err(Error::Moving(session.clone()));
+        }
         match command {
             Command::Stop => self.stop(session, EndReason::UserStopped),
             Command::Start => self.start(session, cx),
@@ -32,6 +35,7 @@ impl Book {
             Command::Extend { ttl } => self.extend(session, *ttl, cx),
             Command::Remove => self.remove(session, EndReason::UserStopped),
             Command::Duplicate => self.remove(session, EndReason::Duplicate),
+            Command::GiveUp => self.give_up(session, cx),
         }
     }
 
@@ -41,6 +45,7 @@ impl Book {
         if !record.state.has_ended() && record.wish != Wish::Stop {
             record.wish = Wish::Stop;
             record.state = SessionState::Stopping;
+            record.unplaced = None;
             record.end_reason = Some(reason);
         }
         Ok(())
@@ -51,7 +56,8 @@ impl Book {
         let record = self.change(session)?;
         record.wish = Wish::Remove;
         record.state = SessionState::Stopping;
-        record.end_reason.get_or_insert(reason);
+        let failed = record.unplaced.take().map(|unplaced| unplaced.reason);
+        record.end_reason.get_or_insert(failed.unwrap_or(reason));
         Ok(())
     }
 
@@ -141,7 +147,7 @@ impl Record {
 }
 
 const fn is_met_by_removal(command: &Command) -> bool {
-    matches!(command, Command::Remove | Command::Stop | Command::Duplicate)
+    matches!(command, Command::Remove | Command::Stop | Command::Duplicate | Command::GiveUp)
 }
 
 fn conflict(record: &Record, what: &str) -> Error {

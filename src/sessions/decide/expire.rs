@@ -11,6 +11,7 @@ impl Book {
         let mut forgotten: Vec<SessionId> = Vec::new();
         let mut removed = Vec::new();
         let mut stopped = Vec::new();
+        let mut given_up = Vec::new();
         for record in self.records.values() {
             let id = || record.id.clone();
             if record.is_gone() {
@@ -31,6 +32,8 @@ impl Book {
                     stopped.push((id(), EndReason::Drained));
                 } else if idle {
                     stopped.push((id(), EndReason::IdleExpired));
+                } else if due(record.unplaced.as_ref().map(|unplaced| unplaced.until)) {
+                    given_up.push(id());
                 }
             }
         }
@@ -45,6 +48,10 @@ impl Book {
             let known = self.stop(&id, reason);
             debug_assert!(known.is_ok(), "the record was there a moment ago");
         }
+        for id in given_up {
+            let known = self.give_up(&id, cx);
+            debug_assert!(known.is_ok(), "the record was there a moment ago");
+        }
     }
 
     /// Counts every deadline from this boot, so that from now on the boot clock alone decides.
@@ -54,6 +61,9 @@ impl Book {
             let Some(record) = self.touch(&id) else { continue };
             for deadline in [&mut record.ttl, &mut record.idle, &mut record.retention, &mut record.forget] {
                 *deadline = deadline.map(|deadline| deadline.rebased(cx.now));
+            }
+            if let Some(unplaced) = &mut record.unplaced {
+                unplaced.until = unplaced.until.rebased(cx.now);
             }
         }
     }

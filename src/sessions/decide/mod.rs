@@ -3,6 +3,7 @@
 
 mod admit;
 mod command;
+mod elsewhere;
 mod expire;
 mod recover;
 mod report;
@@ -22,6 +23,7 @@ use crate::node;
 use crate::store::Change;
 use crate::types::{Ballot, Bytes, EndReason, Moment, Name, NodeId, NodeReason, Reason, SessionId, SessionState};
 
+pub use elsewhere::{MAX_ATTEMPTS, Unplaced};
 pub(super) use report::Report;
 
 /// Starts in a row that fail before a node says so and is offered sessions last.
@@ -216,6 +218,7 @@ impl Book {
         let retention = self.config.stopped_retention;
         let record = self.change(session)?;
         record.reserved = false;
+        record.unplaced = None;
         record.end_reason = Some(reason);
         record.ended_at = Some(cx.now.boot);
         record.state = ended_state(record);

@@ -95,6 +95,7 @@ impl Book {
         }
         record.run = Some(run);
         record.boot_id = cx.now.boot_id;
+        record.unplaced = None;
         record.state = SessionState::Running;
         record.message = None;
         Ok(())
@@ -153,7 +154,7 @@ impl Book {
         Ok(())
     }
 
-    /// It failed before it ran.
+    /// It could not be started. One that never ran may run elsewhere.
     fn start_failed(
         &mut self,
         session: &SessionId,
@@ -161,12 +162,17 @@ impl Book {
         message: String,
         cx: &Context<'_>,
     ) -> Result<(), Error> {
-        match self.known(session)?.wish {
+        let record = self.known(session)?;
+        if matches!(record.wish, Wish::Remove | Wish::Stop) {
             // Asked to end meanwhile: stopping or removing goes on by itself.
-            Wish::Remove | Wish::Stop => return Ok(()),
-            Wish::Run | Wish::Pause => self.change(session)?.wish = Wish::Stop,
+            return Ok(());
         }
+        let may_go_elsewhere = record.may_go_elsewhere();
         self.failing_starts = self.failing_starts.saturating_add(1);
+        if may_go_elsewhere {
+            return self.set_aside(session, reason, message, cx);
+        }
+        self.change(session)?.wish = Wish::Stop;
         self.end(session, reason, cx)?.message = Some(message);
         Ok(())
     }

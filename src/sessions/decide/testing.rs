@@ -4,7 +4,7 @@ use super::{Book, Context};
 use crate::ledger::{Capacity, PortRange};
 use crate::node;
 use crate::sessions::record::Record;
-use crate::sessions::{Admit, Config};
+use crate::sessions::{Admit, Asked, Config};
 use crate::types::{
     Ballot, BootInstant, Bytes, Cores, Moment, Name, NodeId, Period, Port, Protocol, Resources, SessionId,
     SessionRequest, Settings, Timestamp, Workspace,
@@ -58,14 +58,21 @@ pub(in crate::sessions) fn workspace() -> Workspace {
 
 /// An offer of `workspace` under `key`.
 pub(in crate::sessions) fn offer(key: &str, workspace: Workspace) -> Admit {
+    let request = SessionRequest::new(workspace.name.clone(), "alice".parse().unwrap());
+    let asked = Asked {
+        user: request.user.clone(),
+        fingerprint: request.fingerprint(),
+        workspace,
+        attempt: 1,
+        tried: Vec::new(),
+        secret: None,
+    };
     Admit {
         cluster: cluster(),
         ballot: Ballot { term: 1, node: node_id() },
-        attempt: 1,
         destination: node_id(),
         session: id(key),
-        request: SessionRequest::new(workspace.name.clone(), "alice".parse().unwrap()),
-        workspace,
+        asked,
         user_limit: None,
         considered: Vec::new(),
     }

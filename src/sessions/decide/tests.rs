@@ -3,12 +3,12 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::testing::{Host, config, id, offer, workspace};
+use super::testing::{Host, config, id, node_id, offer, workspace};
 use super::*;
 use crate::node::DrainState;
 use crate::sessions::lifecycle::{Sight, Wish};
 use crate::sessions::runtime::{Container, Exit, Found, Run};
-use crate::sessions::{Command, Error};
+use crate::sessions::{Admit, Asked, Command, Error};
 use crate::types::{Bytes, Cores, Deadline, OnHostRestart, Resources, SessionState, Workspace};
 
 fn run(n: u32) -> Run {
@@ -55,7 +55,7 @@ fn one_key_is_one_session() {
     assert_eq!(admit(&mut host, "k", workspace()), Ok(false));
     assert_eq!(admit(&mut host, "k", workspace()), Ok(true));
     let mut other = offer("k", workspace());
-    other.request.cores = Some(Cores::whole(2));
+    other.asked.fingerprint = "another".to_owned();
     assert_eq!(host.decide(|book, cx| book.admit(&other, cx)), Err(Error::IdempotencyMismatch));
     assert_eq!(host.book.ledger().allocated().cores, Cores::whole(1));
 }
@@ -158,12 +158,82 @@ fn a_natural_end_is_stopped_or_failed() {
     assert!(matches!(command(&mut host, "k", Command::Start), Err(Error::Conflict(_))));
 }
 
+fn fail_start(host: &mut Host, key: &str) {
+    host.decide(|book, cx| book.report(&id(key), Report::StartFailed("no such file".to_owned()), cx));
+}
+
+fn claim(host: &mut Host, key: &str) -> Result<Asked, Error> {
+    let ballot = offer(key, workspace()).ballot;
+    host.decide(|book, cx| book.claim(&ballot, &id(key), cx))
+}
+
+#[test]
+fn what_could_not_be_started_waits_for_another_host() {
+    let mut host = Host::new();
+    let secret = Workspace { env: [("PW".to_owned(), "{secret}".to_owned())].into(), ..workspace() };
+    admit(&mut host, "k", secret).unwrap();
+    assert!(matches!(claim(&mut host, "k"), Err(Error::Conflict(_))), "it may start yet");
+    fail_start(&mut host, "k");
+    assert_eq!(state(&host, "k"), (SessionState::Pending, None));
+    assert_eq!(host.book.record(&id("k")).unwrap().order(), None, "nothing more is tried here");
+    assert_eq!(host.book.ledger().len(), 1, "a session that is to run holds its reservation");
+
+    host.restart();
+    let asked = claim(&mut host, "k").unwrap();
+    assert_eq!((asked.attempt, asked.tried, asked.secret.as_deref()), (2, vec![node_id()], Some("s3cret")));
+    let busy = command(&mut host, "k", Command::Remove);
+    assert!(matches!(busy, Err(Error::Moving(_))), "it is never ended here and begun there");
+    claim(&mut host, "k").expect("the next leader goes on");
+    command(&mut host, "k", Command::Duplicate).unwrap();
+    saw(&mut host, "k", Sight::Gone);
+    assert_eq!(host.book.record(&id("k")).unwrap().end_reason, Some(EndReason::StartFailed));
+    assert!(host.book.ledger().is_empty());
+}
+
+#[test]
+fn what_nobody_else_starts_has_failed() {
+    let failed = (SessionState::Failed, Some(EndReason::StartFailed));
+    let mut host = Host::new();
+    for key in ["given up", "never claimed", "claimed in vain", "removed", "last"] {
+        let attempt = if key == "last" { MAX_ATTEMPTS } else { 1 };
+        let offer = offer(key, workspace());
+        let offer = Admit { asked: Asked { attempt, ..offer.asked.clone() }, ..offer };
+        host.decide(|book, cx| book.admit(&offer, cx)).unwrap();
+        fail_start(&mut host, key);
+    }
+    assert_eq!(state(&host, "last"), failed, "it was offered often enough");
+    command(&mut host, "given up", Command::GiveUp).unwrap();
+    assert_eq!(state(&host, "given up"), failed);
+    assert_eq!(host.book.record(&id("given up")).unwrap().message.as_deref(), Some("no such file"));
+    command(&mut host, "removed", Command::Remove).unwrap();
+    assert!(matches!(claim(&mut host, "removed"), Err(Error::Conflict(_))));
+    claim(&mut host, "claimed in vain").unwrap();
+    host.now = host.now.plus(Duration::from_secs(20));
+    host.decide(|book, cx| book.expire(cx));
+    assert_eq!(state(&host, "never claimed"), failed);
+    assert_eq!(state(&host, "claimed in vain").0, SessionState::Pending);
+    host.now = host.now.plus(Duration::from_secs(20));
+    host.decide(|book, cx| book.expire(cx));
+    assert_eq!(state(&host, "claimed in vain"), failed);
+}
+
+#[test]
+fn what_ran_once_stays_where_it_is() {
+    let mut host = running("k", workspace());
+    command(&mut host, "k", Command::Stop).unwrap();
+    saw(&mut host, "k", Sight::Stopped(Some(exit(1, 0))));
+    command(&mut host, "k", Command::Start).unwrap();
+    fail_start(&mut host, "k");
+    assert_eq!(state(&host, "k"), (SessionState::Failed, Some(EndReason::StartFailed)));
+}
+
 #[test]
 fn failed_starts_are_counted_until_one_works() {
     let mut host = Host::new();
     for key in ["a", "b"] {
         admit(&mut host, key, workspace()).unwrap();
-        host.decide(|book, cx| book.report(&id(key), Report::StartFailed("no such file".to_owned()), cx));
+        fail_start(&mut host, key);
+        command(&mut host, key, Command::GiveUp).unwrap();
         assert_eq!(state(&host, key), (SessionState::Failed, Some(EndReason::StartFailed)));
     }
     assert_eq!((host.book.failing_starts(), host.book.ledger().len()), (2, 0));
@@ -195,7 +265,11 @@ fn a_removed_session_is_remembered_for_its_key_and_then_forgotten() {
     let record = host.book.record(&id("k")).unwrap().clone();
     assert!(record.is_gone() && record.secret.is_none() && record.order().is_none());
     assert_eq!(host.book.ledger().allocated(), Resources::ZERO);
-    assert_eq!(admit(&mut host, "k", offer("k", record.workspace.clone()).workspace), Ok(true), "a retry finds it");
+    assert_eq!(
+        admit(&mut host, "k", offer("k", record.workspace.clone()).asked.workspace),
+        Ok(true),
+        "a retry finds it"
+    );
     assert_eq!(command(&mut host, "k", Command::Remove), Ok(()));
     assert!(matches!(command(&mut host, "k", Command::Start), Err(Error::Conflict(_))));
     host.now = host.now.plus(Duration::from_secs(3601));

@@ -7,6 +7,7 @@ use super::{FOREVER, id};
 use crate::support::agent::{Agent, until};
 use crate::support::cluster::Cluster;
 use crate::support::http::{Request, Response};
+use crate::support::skip;
 
 fn keyed(agent: &Agent, key: &str) -> std::io::Result<Response> {
     let request = Request::new("POST", "/v1/sessions").header("Idempotency-Key", key);
@@ -86,6 +87,60 @@ fn what_is_on_a_host_that_cannot_be_asked_is_unknown_and_never_made_again() {
     }
     cluster.nodes[away].up();
     until("it runs on", || cluster.nodes[asked].session(&id(&made))["state"] == "running");
+}
+
+#[test]
+fn a_session_that_one_host_cannot_start_runs_on_another() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("a_session_that_one_host_cannot_start_runs_on_another", "root");
+    }
+    let mut cluster = Cluster::prepare(3, "");
+    // Only sessions of this host run as the user who may run the program: on the others the start fails.
+    let able = 2;
+    for (i, node) in cluster.nodes.iter().enumerate().filter(|(i, _)| *i != able) {
+        let mut configuration: toml::Table =
+            toml::from_str(&std::fs::read_to_string(node.config_file()).unwrap()).unwrap();
+        let user = if i == 0 { "daemon" } else { "bin" };
+        configuration["runtime"].as_table_mut().unwrap().insert("process_user".to_owned(), user.into());
+        node.configure(&toml::to_string(&configuration).unwrap());
+    }
+    cluster.nodes.iter_mut().for_each(Agent::up);
+    cluster.settled();
+    let program = tempfile::NamedTempFile::with_prefix("only-nobody").unwrap();
+    std::fs::write(program.path(), "#!/bin/sh\nexec sleep 100000\n").unwrap();
+    rustix::fs::chmod(program.path(), rustix::fs::Mode::RWXU).unwrap();
+    let program = program.into_temp_path();
+    assert!(std::process::Command::new("chown").arg("nobody").arg(&program).status().unwrap().success());
+
+    let asked = &cluster.nodes[0];
+    let workspace = json!({"name": "w", "command": [program.display().to_string()], "cores": 0.1, "memory_bytes": 64 << 20,
+        "env": {"PASSWORD": "{secret}"}});
+    asked.post("/v1/workspaces", &workspace).expect(201);
+    for key in ["a", "b", "c"] {
+        let request = Request::new("POST", "/v1/sessions?wait=running&timeout=60s").header("Idempotency-Key", key);
+        let made = asked.client().send(&request.json(&json!({"workspace": "w", "user": "alice"}))).expect(202);
+        assert_eq!((&made["state"], &made["node"]), (&json!("running"), &json!(format!("n{able}"))), "{made}");
+        let again = persist(asked, key);
+        assert_eq!((&again["id"], &again["secret"]), (&made["id"], &made["secret"]), "still the same session");
+        let explained = asked.get(&format!("/v1/sessions/{}/explain", id(&made))).expect(200);
+        let failed = |verdict: &Value| verdict["refusal"]["reason"] == "start_failed";
+        let tried = explained["nodes"].as_array().unwrap().iter().filter(|verdict| failed(verdict)).count();
+        assert_eq!(explained["attempt"], tried + 1, "{explained}");
+    }
+    // Nobody starts this one: it fails once each has tried.
+    asked.workspace("none", "true", &json!({"command": ["/no/such"]}));
+    let failed = asked.post("/v1/sessions?wait=running", &json!({"workspace": "none", "user": "alice"})).expect(202);
+    assert_eq!((&failed["state"], &failed["end_reason"]), (&json!("failed"), &json!("start_failed")), "{failed}");
+    assert_eq!(failed["attempt"], 3);
+    until("each is there once", || {
+        let mut everywhere: Vec<usize> = cluster
+            .nodes
+            .iter()
+            .map(|node| usize::try_from(node.node()["sessions"].as_u64().unwrap()).unwrap())
+            .collect();
+        everywhere.sort_unstable();
+        everywhere == [0, 0, 3]
+    });
 }
 
 #[test]

@@ -1,0 +1,99 @@
+//! Sessions that could not be started here, and that another host may start.
+//!
+//! One that never ran waits, its reservation held, for its leader to place it elsewhere. Once the leader has
+//! claimed it, nobody else decides about it, so that it is never both ended here and begun there. If nobody
+//! takes it, or nobody asks in time, it has failed.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Book, Context};
+use crate::sessions::lifecycle::Wish;
+use crate::sessions::record::Record;
+use crate::sessions::{Asked, Error};
+use crate::types::{Ballot, Deadline, EndReason, SessionId, SessionState};
+
+/// How often a session is offered to a host at most, the first time included.
+pub const MAX_ATTEMPTS: u32 = 3;
+/// How long a leader may take to claim it: longer than an election.
+const CLAIMED_WITHIN: Duration = Duration::from_secs(15);
+/// How long a leader that has claimed it may take to place it: longer than it offers a session around.
+const PLACED_WITHIN: Duration = Duration::from_secs(30);
+
+/// What is remembered of a session that waits for another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unplaced {
+    /// Why it could not be started here.
+    pub reason: EndReason,
+    /// The same for people.
+    pub message: String,
+    /// It has failed if it is still here then.
+    pub until: Deadline,
+    /// A leader places it just now.
+    pub claimed: bool,
+}
+
+impl Book {
+    /// It could not be started, for this reason, and waits to be placed elsewhere.
+    pub(super) fn set_aside(
+        &mut self,
+        session: &SessionId,
+        reason: EndReason,
+        message: String,
+        cx: &Context<'_>,
+    ) -> Result<(), Error> {
+        let until = Deadline::after(cx.now, CLAIMED_WITHIN);
+        let record = self.change(session)?;
+        record.state = SessionState::Pending;
+        record.message = Some(format!("could not be started on {}, looking for another node: {message}", cx.node.name));
+        record.unplaced = Some(Unplaced { reason, message, until, claimed: false });
+        Ok(())
+    }
+
+    /// The leader places the session elsewhere, as answered: until it says how that went, nobody else decides about it. Where a
+    /// leader died meanwhile, the next one claims it again.
+    pub(in crate::sessions) fn claim(
+        &mut self,
+        ballot: &Ballot,
+        session: &SessionId,
+        cx: &Context<'_>,
+    ) -> Result<Asked, Error> {
+        self.fence(ballot).map_err(Error::Stale)?;
+        let record = self.known(session)?;
+        let (Some(unplaced), Some(fingerprint)) = (record.unplaced.clone(), record.fingerprint.clone()) else {
+            return Err(Error::Conflict(format!("session {session} waits for no other host")));
+        };
+        let until = Deadline::after(cx.now, PLACED_WITHIN);
+        let here = self.node.clone();
+        let record = self.change(session)?;
+        record.unplaced = Some(Unplaced { claimed: true, until, ..unplaced });
+        Ok(Asked {
+            user: record.user.clone(),
+            fingerprint,
+            workspace: record.workspace.clone(),
+            secret: record.secret.clone(),
+            attempt: record.attempt + 1,
+            tried: record.tried.iter().cloned().chain([here]).collect(),
+        })
+    }
+
+    /// No other host takes it: it has failed for the reason that it could not be started here for.
+    pub(super) fn give_up(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
+        let Some(Unplaced { reason, message, .. }) = self.known(session)?.unplaced.clone() else { return Ok(()) };
+        self.change(session)?.wish = Wish::Stop;
+        self.end(session, reason, cx)?.message = Some(message);
+        Ok(())
+    }
+}
+
+impl Record {
+    /// Whether another host may start what this one could not: it never ran, and who asked for it is known.
+    pub(super) fn may_go_elsewhere(&self) -> bool {
+        self.attempt < MAX_ATTEMPTS && self.run.is_none() && self.previous_run.is_none() && self.fingerprint.is_some()
+    }
+
+    pub(super) fn is_claimed(&self) -> bool {
+        self.unplaced.as_ref().is_some_and(|unplaced| unplaced.claimed)
+    }
+}
