@@ -229,6 +229,7 @@ impl Daemon {
             catalogue: catalogue.clone(),
             election: election.clone(),
             told: Arc::default(),
+            gossip: Arc::default(),
         };
         let hosts = Mesh::new(me.clone(), host.clone(), peers);
         let (placement, placement_task) = placement::task::spawn(placement::task::Parts {
@@ -272,6 +273,8 @@ impl Daemon {
                 gossip::task::spawn(gossip, &transport, source, (roster, remembered), channels, clock.clone());
             let (gossip, gossip_task) = started.await?;
             owners.push(("the owner of gossip", gossip_task));
+            // It is set this once.
+            let _ = host.gossip.set(gossip.clone());
             told = Some(gossip);
         }
         let signs_task = cluster::signs::spawn(mode, net.clone(), view, catalogue.watch(), publish_signs);

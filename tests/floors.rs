@@ -75,6 +75,7 @@ const ADAPTERS: &[(&str, &[&str])] = &[
     ("zstd", &["net/gossip"]),
     ("sysinfo", &["capacity/probe"]),
     ("toml", &["config", "cli/workspace", "cli/login"]),
+    ("toml_edit", &["config"]),
     ("clap", &["cli"]),
     ("comfy_table", &["cli"]),
     ("indicatif", &["cli"]),
@@ -109,7 +110,7 @@ const CORES: &[&str] = &[
 
 /// What the command line may import: it speaks to the API. Those subcommands that are not clients may more.
 const CLI_MAY: &[&str] = &["cli", "types", "clock"];
-const CLI_LOCAL: &[&str] = &["cli/agent", "cli/demo", "cli/config", "cli/token"];
+const CLI_LOCAL: &[&str] = &["cli/agent", "cli/demo", "cli/config", "cli/token", "cli/init", "cli/join"];
 
 struct Source {
     /// Under `src/`, without `.rs` and `/mod`.

@@ -13,11 +13,14 @@ mod connection;
 pub mod demo;
 mod failure;
 mod gpu;
+mod init;
+mod join;
 mod login;
 mod node;
 mod output;
 mod progress;
 mod route;
+mod service;
 mod session;
 mod status;
 mod table;
@@ -69,6 +72,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Agent(agent::AgentArgs),
+    Init(init::InitArgs),
+    Join(join::JoinArgs),
     Demo(demo::DemoArgs),
     Login(login::LoginArgs),
     /// Forget the stored login.
@@ -176,6 +181,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let mut context = Context { connection: cli.connection, out: Output::here(cli.output)? };
     match &cli.command {
         Command::Agent(args) => agent::run(args).await,
+        Command::Init(args) => init::run(args, &context.out).await,
+        Command::Join(args) => join::run(args, &context.connection, &context.out).await,
         Command::Demo(args) => demo::run(args, &context.out).await,
         Command::Config(command) => config::run(command, &context.out),
         Command::Login(args) => login::login(args, &context.connection, &context.out).await,

@@ -1,7 +1,7 @@
 //! What this node does as a host, whoever asks: its own sessions, settings and volumes.
 
 use std::hash::{DefaultHasher, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,10 +14,10 @@ use crate::sessions::Snapshot;
 use crate::types::{Node, Remembered, SessionId, SessionState, Timestamp, Volume, Wait};
 use crate::wire::Document;
 use crate::wire::message::{
-    Admit, AdmitError, Claim, Command, Compare, Describe, Drain, Explain, Find, Hold, Keep, Patch, RemoveVolume,
-    Report, Secret, Undrain, Volumes,
+    Admit, AdmitError, Claim, Command, Compare, Describe, Drain, Explain, Find, Forget, Hold, Keep, Patch,
+    RemoveVolume, Report, Secret, Undrain, Volumes,
 };
-use crate::{capacity, catalogue, election, node, sessions};
+use crate::{capacity, catalogue, election, gossip, node, sessions};
 
 /// How long a report waits for something to tell.
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
@@ -41,6 +41,8 @@ pub struct Host {
     pub election: election::Handle,
     /// What the leader has of this host, as it said last.
     pub told: Arc<watch::Sender<Option<Have>>>,
+    /// Once gossip has begun, which tells of this host: it is made after it.
+    pub gossip: Arc<OnceLock<gossip::Handle>>,
 }
 
 impl Host {
@@ -220,6 +222,17 @@ impl Serves<RemoveVolume> for Host {
             return Err(Document(sessions::Error::Conflict(message)));
         }
         self.sessions.runtime().remove_volume(&name).await.map_err(|error| Document(error.into()))
+    }
+}
+
+#[async_trait]
+impl Serves<Forget> for Host {
+    async fn serve(&self, Forget(node): Forget) -> Result<(), gossip::Error> {
+        match self.gossip.get() {
+            Some(gossip) => gossip.forget(node).await,
+            // A node that stays alone remembers nobody.
+            None => Err(gossip::Error::NotFound(node)),
+        }
     }
 }
 

@@ -71,6 +71,10 @@ pub enum Error {
     /// It may have been done.
     #[error("node {node} did not answer, and may have done it or not: {reason}")]
     NoAnswer { node: String, reason: String },
+    #[error("node {0} is alive: stop its agent first, or it would be back at once")]
+    Alive(String),
+    #[error("node {node} is not forgotten everywhere: {reason}")]
+    NotForgotten { node: String, reason: String },
     #[error("nobody leads the cluster now, or whoever does cannot be reached: try again")]
     NoLeader,
 }

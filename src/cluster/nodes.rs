@@ -2,9 +2,10 @@
 
 use super::knowledge::find_node;
 use super::{Cluster, Error, QUICK, READ_PATIENCE, Routed, SLOW};
-use crate::types::{DrainRequest, Name, Node, NodeId, SettingsPatch, Volume};
+use crate::gossip;
+use crate::types::{DrainRequest, Name, Node, NodeId, NodeState, SettingsPatch, Volume};
 use crate::wire::Document;
-use crate::wire::message::{Describe, Drain, Nodes, Patch, RemoveVolume, Undrain, Volumes};
+use crate::wire::message::{Describe, Drain, Forget, Nodes, Patch, RemoveVolume, Undrain, Volumes};
 
 impl Cluster {
     /// Every node of the cluster, as the leader sees them; as this one does where nobody leads.
@@ -41,6 +42,32 @@ impl Cluster {
         let id = self.resolve(wanted).await?;
         let changed = self.on(&id, Undrain, SLOW).await?;
         self.changed(changed)
+    }
+
+    /// Has every node forget one that is gone for good, with what is remembered of its sessions. It is back as soon
+    /// as it is heard again.
+    ///
+    /// # Errors
+    /// It is alive. Or not every node could be told: those that were have forgotten it, and it may be asked again.
+    pub async fn forget(&self, wanted: &Name) -> Result<(), Error> {
+        let node = self.resolve(wanted).await?;
+        let name = self.name_of(&node);
+        // Whoever answers is alive, whatever is heard of it.
+        if self.on(&node, Describe, QUICK).await.is_ok() {
+            return Err(Error::Alive(name));
+        }
+        let view = self.view();
+        let alive = view.members.iter().filter(|(id, member)| **id != node && member.state == NodeState::Alive);
+        let everybody: Vec<NodeId> = alive.map(|(id, _)| id.clone()).chain([self.mesh.me().clone()]).collect();
+        let told = everybody.iter().map(|peer| self.on(peer, Forget(node.clone()), QUICK));
+        for outcome in futures_util::future::join_all(told).await {
+            match outcome?.answer {
+                Ok(()) | Err(gossip::Error::NotFound(_)) => {}
+                Err(gossip::Error::Alive(_)) => return Err(Error::Alive(name)),
+                Err(error) => return Err(Error::NotForgotten { node: name, reason: error.to_string() }),
+            }
+        }
+        Ok(())
     }
 
     /// The named volumes on a node.

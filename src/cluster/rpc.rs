@@ -76,6 +76,7 @@ impl Serve for Rpc {
             Request::Locate(call) => answer(&self.leader, call).await,
             Request::Edit(call) => answer(&self.leader, call).await,
             Request::Claim(call) => answer(&self.host, call).await,
+            Request::Forget(call) => answer(&self.host, call).await,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! wrong is said with file, line, key and value, and all of it at once.
 
 mod document;
+mod edit;
 mod problem;
 mod read;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::http;
 use crate::sessions::runtime::docker;
+pub use edit::{EditError, add_seed};
 pub use problem::{Error, Place, Problem};
 
 use crate::capacity::DevFigures;
@@ -26,7 +28,7 @@ use crate::{logging, node, sessions};
 /// The file that is read where no other is named and this one exists.
 pub const DEFAULT_FILE: &str = "/etc/ostler/ostler.toml";
 /// Where nodes are reached where nothing else is said.
-const MESH_PORT: u16 = 7480;
+pub const MESH_PORT: u16 = 7480;
 /// A longer file is not a configuration; the shipped one, with all its comments, has 4 KiB.
 const MAX_FILE: usize = 128 << 10;
 

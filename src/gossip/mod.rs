@@ -47,7 +47,7 @@ pub struct Channels {
 }
 
 /// Why gossip does not run, or a request was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 pub enum Error {
     #[error("gossip cannot be started: {0}")]
     Start(String),

@@ -163,8 +163,9 @@ impl Owner {
         self.keep().await;
         let members = view::members(&view, self.config.mode, self.membership.is_untried(now));
         publish(&self.channels.directory, view::directory(&view));
-        publish(&self.channels.members, members);
+        // Whoever hears of new members finds them in the view.
         publish(&self.channels.view, view);
+        publish(&self.channels.members, members);
     }
 
     /// The next look tries again where the disk refuses: the roster only helps a start.

@@ -35,6 +35,7 @@ pub(super) const OPERATIONS: &[(Method, &str, Access)] = &[
     (Method::GET, "/v1/nodes", Needs(Read)),
     (Method::GET, "/v1/nodes/{node}", Needs(Read)),
     (Method::PATCH, "/v1/nodes/{node}", Needs(Admin)),
+    (Method::DELETE, "/v1/nodes/{node}", Needs(Admin)),
     (Method::POST, "/v1/nodes/{node}/drain", Needs(Admin)),
     (Method::DELETE, "/v1/nodes/{node}/drain", Needs(Admin)),
     (Method::GET, "/v1/nodes/{node}/volumes", Needs(Read)),

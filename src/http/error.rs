@@ -119,7 +119,10 @@ impl From<cluster::Error> for Refusal {
             Error::Node(error) => error.into(),
             Error::Catalogue(error) => error.into(),
             Error::NoSession(_) | Error::NoNode(_) => Self::not_found(message),
-            Error::AmbiguousSession { .. } | Error::AmbiguousNode(_) => Self::new(ErrorCode::Conflict, message),
+            Error::AmbiguousSession { .. } | Error::AmbiguousNode(_) | Error::Alive(_) => {
+                Self::new(ErrorCode::Conflict, message)
+            }
+            Error::NotForgotten { .. } => Self::new(STORE, message),
             Error::Unreachable { .. } => Self::new(ErrorCode::NodeUnreachable, message),
             Error::NoAnswer { .. } => Self::new(ErrorCode::OutcomeUnknown, message),
             Error::NoLeader => Self::new(ErrorCode::NoLeader, message),

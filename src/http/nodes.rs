@@ -2,6 +2,7 @@
 
 use axum::Json as Answer;
 use axum::extract::State;
+use axum::http::StatusCode;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -53,6 +54,23 @@ pub(super) async fn set(
     Json(patch): Json<SettingsPatch>,
 ) -> Result<Served<Answer<Node>>, Refusal> {
     Ok(Served(app.api.cluster.patch(&path.node, patch).await?.map(Answer)))
+}
+
+/// Forgets a node that is gone for good, on every node that is alive, with what is remembered of its sessions.
+///
+/// It is back as soon as it is heard again.
+#[utoipa::path(delete, path = "/v1/nodes/{node}", tag = "nodes", operation_id = "remove_node", params(NodePath), responses(
+    (status = 204, description = "it is forgotten"),
+    (status = 409, description = "`conflict`: it is alive, or more than one node's id begins so", body = ErrorBody),
+    (status = 503, description = "not every node could be told, and it may be asked again: `runtime_unavailable`, `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn remove(
+    State(app): Shared,
+    Path(path): Path<NodePath>,
+    _: Query<NoParameters>,
+) -> Result<StatusCode, Refusal> {
+    app.api.cluster.forget(&path.node).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Takes no new sessions on a node, until its drain is ended. Those that are here go on.

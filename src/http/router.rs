@@ -33,7 +33,7 @@ pub(super) fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(status::status))
         .routes(routes!(nodes::gpus))
         .routes(routes!(nodes::list))
-        .routes(routes!(nodes::show, nodes::set))
+        .routes(routes!(nodes::show, nodes::set, nodes::remove))
         .routes(routes!(nodes::drain, nodes::undrain))
         .routes(routes!(volumes::list))
         .routes(routes!(volumes::remove))

@@ -101,11 +101,16 @@ pub fn read(path: &Path) -> Result<Token, Error> {
     str::from_utf8(&content).map_err(|_| weak(TooWeak::NotPlain))?.parse().map_err(weak)
 }
 
-/// Writes a token to a new file that only its owner can have. It is on disk when this returns.
+/// Writes a token to a new file that only its owner can have, and makes its directory where there is none. It is
+/// on disk when this returns.
 ///
 /// # Errors
 /// The file exists, and is left as it is; or it cannot be written, and is not there.
 pub fn write_new(path: &Path, token: &Token) -> Result<(), Error> {
+    if let Some(directory) = path.parent() {
+        let unwritable = |source| Error::Unwritable { file: path.to_owned(), source };
+        std::fs::create_dir_all(directory).map_err(unwritable)?;
+    }
     let file = match OpenOptions::new().write(true).create_new(true).mode(MODE).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Error::Exists(path.to_owned())),
@@ -171,7 +176,7 @@ mod tests {
     #[test]
     fn a_token_that_is_written_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("token");
+        let path = dir.path().join("etc/token");
         let token = generate().unwrap();
         write_new(&path, &token).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
@@ -272,7 +277,8 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_not_there() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("none").join("token");
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let path = dir.path().join("file").join("token");
         assert!(matches!(write_new(&path, &generate().unwrap()), Err(Error::Unwritable { .. })));
     }
 }

@@ -95,6 +95,17 @@ impl Index {
         }
     }
 
+    /// Forgets the hosts that do not stay, and all that they told. True where there were any.
+    pub fn retain(&mut self, stays: impl Fn(&NodeId) -> bool) -> bool {
+        let gone: Vec<NodeId> = self.fleet.hosts.keys().filter(|host| !stays(host)).cloned().collect();
+        for host in &gone {
+            self.find_again(host, &BTreeMap::new());
+            self.fleet.hosts.remove(host);
+            self.fleet.unplaced.retain(|_, on| on != host);
+        }
+        !gone.is_empty()
+    }
+
     pub fn clear(&mut self) {
         *self = Self::default();
     }

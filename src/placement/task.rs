@@ -251,6 +251,14 @@ impl Owner {
         self.reign = reign;
         let Some(reign) = &self.reign else { return };
         self.book.note_silence(reign, self.clock.now().boot);
+        // Who was forgotten is in none of these; who vanished is in all.
+        let view = self.view.borrow().clone();
+        let stays = |host: &NodeId| {
+            reign.electorate.contains(host) || reign.reached.contains(host) || view.members.contains_key(host)
+        };
+        if self.book.index_mut().retain(stays) {
+            self.publish.send_replace(Arc::new(self.book.index().fleet().clone()));
+        }
         for host in reign.electorate.union(&reign.reached) {
             if !self.listeners.contains_key(host) {
                 let listening = listen(Arc::clone(&self.hosts), host.clone(), reign.ballot.clone(), told.clone());

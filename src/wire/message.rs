@@ -9,7 +9,7 @@ use crate::types::{
     Ballot, DrainRequest, Explanation, List, Node, NodeId, Plan, Remembered, Session, SessionFilter, SessionId,
     SessionRequest, SettingsPatch, Volume, Wait,
 };
-use crate::{catalogue, election, node, placement, sessions};
+use crate::{catalogue, election, gossip, node, placement, sessions};
 
 /// A question and the type of its answer.
 pub trait Call: Send + 'static {
@@ -96,6 +96,8 @@ calls! {
     Compare(Member, Compare) -> Document<catalogue::Difference>;
     /// A leader takes charge of a session that its host could not start.
     Claim(BallotHolder, Claim) -> Result<Document<sessions::Asked>, AdmitError>;
+    /// A node is gone for good: nobody is to remember it.
+    Forget(Member, Forget) -> Result<(), gossip::Error>;
 }
 
 impl Request {
@@ -144,6 +146,9 @@ pub struct Claim {
     pub ballot: Ballot,
     pub session: SessionId,
 }
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Forget(pub NodeId);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Find {

@@ -11,6 +11,7 @@ mod crash;
 mod demo;
 mod docker;
 mod docker_runtime;
+mod found;
 mod process_runtime;
 mod schemathesis;
 mod session;

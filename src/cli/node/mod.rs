@@ -10,11 +10,12 @@ use clap::{Args, Subcommand};
 
 use crate::types::{Figures, List, Node, SettingsPatch};
 
-use super::Context;
+use super::client::Call;
 use super::failure::Failure;
 use super::route::Route;
 use super::table::{NONE, joined, table};
 use super::terminal::Terminal;
+use super::{Context, Failures};
 use selection::Selection;
 pub(super) use show::resources;
 
@@ -35,6 +36,17 @@ pub(super) enum NodeCommand {
     /// End the drain of nodes. Whether they are enabled stays as it is.
     Undrain(SelectArgs),
     Label(label::LabelArgs),
+    /// Forget nodes that are gone for good, with what is remembered of their sessions.
+    ///
+    /// Every node that is alive forgets them. One that is heard again is back.
+    Rm(RmArgs),
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct RmArgs {
+    /// Names, ids, or the beginnings of ids, of nodes that are not alive.
+    #[arg(value_name = "NODE", required = true)]
+    nodes: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -66,14 +78,27 @@ pub(super) async fn run(command: &NodeCommand, context: &Context) -> Result<(), 
         NodeCommand::Drain(args) => drain::run(args, context).await,
         NodeCommand::Undrain(args) => drain::end(&args.selection, context).await,
         NodeCommand::Label(args) => label::run(args, context).await,
+        NodeCommand::Rm(args) => remove(args, context).await,
     }
+}
+
+async fn remove(args: &RmArgs, context: &Context) -> Result<(), Failure> {
+    let client = context.client()?;
+    let mut failures = Failures::default();
+    for node in &args.nodes {
+        match client.send(Call::delete(Route::new(&["nodes", node]))).await {
+            Ok(_) => context.out.done(node)?,
+            Err(failure) => failures.add(node, &failure),
+        }
+    }
+    failures.into_result()
 }
 
 fn enabled(enabled: bool) -> SettingsPatch {
     SettingsPatch { enabled: Some(enabled), ..SettingsPatch::default() }
 }
 
-fn describe(nodes: &[Node], terminal: &Terminal) -> String {
+pub(super) fn describe(nodes: &[Node], terminal: &Terminal) -> String {
     let rows = nodes.iter().map(|node| {
         let resources = &node.resources;
         vec![

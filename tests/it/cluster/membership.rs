@@ -30,6 +30,29 @@ fn a_node_that_says_goodbye_has_left_and_one_that_vanishes_is_unknown() {
 }
 
 #[test]
+fn a_node_that_is_gone_for_good_is_forgotten_by_all() {
+    let mut cluster = Cluster::start(3, "");
+    let [asked, gone] = cluster.followers()[..] else { panic!("three nodes have two followers") };
+    let name = format!("n{gone}");
+    let refused = cluster.nodes[asked].cli(&["node", "rm", &name]).failed(3);
+    assert!(refused.contains("is alive"), "{refused}");
+    cluster.nodes[gone].workspace("w", "exec sleep 100000", &json!({"constraints": {"here": "yes"}}));
+    cluster.nodes[gone].patch(&format!("/v1/nodes/{name}"), &json!({"labels": {"here": "yes"}})).expect(200);
+    cluster.nodes[asked].create("w", "alice").expect(202);
+    cluster.nodes[gone].kill9();
+    let list = |i: usize| cluster.nodes[i].get("/v1/nodes").expect(200)["items"].as_array().unwrap().len();
+    until("it may be forgotten", || cluster.nodes[asked].cli(&["node", "rm", &name]).code == 0);
+    for i in (0..3).filter(|i| *i != gone) {
+        until("nobody lists it", || list(i) == 2);
+        until("nor what it had", || cluster.nodes[i].sessions(false).is_empty());
+        assert_eq!(cluster.nodes[i].get(&format!("/v1/nodes/{name}")).status, 404);
+    }
+    cluster.nodes[gone].up();
+    cluster.settled();
+    until("it is back with what it has", || cluster.nodes[asked].sessions(false).len() == 1);
+}
+
+#[test]
 fn a_cluster_that_was_stopped_finds_itself_again_without_its_seeds() {
     let mut cluster = Cluster::start(3, "");
     let mesh = cluster.mesh(0);
