@@ -174,7 +174,7 @@ impl Cluster {
         loop {
             let known = leadership.borrow_and_update().leader.clone();
             let last = match named.take().or(known) {
-                Some(leader) => match self.ask_as_leader(&leader, call.clone(), within).await {
+                Some(leader) => match self.ask_while_leader(&leader, call.clone(), within).await {
                     Ok(Ok(answer)) => return Ok(self.routed(&leader, answer)),
                     // Whoever was asked may know better, once.
                     Ok(Err(other)) => {
@@ -196,6 +196,25 @@ impl Cluster {
                 let news = async { leadership.changed().await.is_ok() };
                 let _ = tokio::time::timeout_at(deadline.min(Instant::now() + AGAIN), news).await;
             }
+        }
+    }
+
+    /// Asks a node for as long as it is the leader: one that died does not even say that it did.
+    async fn ask_while_leader<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<C::Answer, net::Error>
+    where
+        Leader: Serves<C>,
+    {
+        let mut leadership = self.leader.leadership.clone();
+        let led = leadership.borrow_and_update().leader.as_ref() == Some(node);
+        let deposed = async {
+            // Whom another node named may lead though this one has not heard of it.
+            if !led || leadership.wait_for(|known| known.leader.as_ref() != Some(node)).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            answer = self.ask_as_leader(node, call, within) => answer,
+            () = deposed => Err(net::Error::NoAnswer { node: node.clone(), reason: "it leads no more".to_owned() }),
         }
     }
 

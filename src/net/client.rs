@@ -9,7 +9,7 @@ use futures_util::{Stream, stream};
 use quinn::{RecvStream, VarInt};
 use tokio::time::timeout;
 
-use super::endpoint::{Inner, Net};
+use super::endpoint::Net;
 use super::pool::{Link, explain};
 use super::{Error, Hello, frame};
 use crate::types::NodeId;
@@ -17,6 +17,10 @@ use crate::wire::{Call, codec};
 
 /// Bytes of a stream that are handed on at once.
 const CHUNK: usize = 64 << 10;
+/// How often a call that waits makes sure that the peer is there.
+const LISTEN_EVERY: Duration = Duration::from_millis(400);
+/// So often in a row nothing may have come from it: a host that died sends nothing, not even that it did.
+const SILENT_ROUNDS: u32 = 3;
 /// The code of a connection that brings nothing any more.
 const SILENT: VarInt = VarInt::from_u32(3);
 
@@ -62,26 +66,36 @@ impl Net {
             Ok(link) => link.map_err(unreachable)?,
             Err(_) => return Err(unreachable("no connection in time".to_owned())),
         };
-        let heard = Inner::heard(&link);
-        let asked = timeout(within, exchange::<C>(&link, &request)).await;
         let no_answer = |reason: String| Error::NoAnswer { node: node.clone(), reason };
-        match asked {
-            Ok(answered) => answered
-                .map_err(|reason| no_answer(link.connection.close_reason().map_or(reason, |closed| explain(&closed)))),
-            Err(_) => {
-                if Inner::heard(&link) == heard {
-                    // Not a packet came meanwhile: whoever asks next dials anew.
-                    link.connection.close(SILENT, b"silent");
-                }
-                Err(no_answer(format!("not within {} ms", within.as_millis())))
+        tokio::select! {
+            answered = timeout(within, exchange::<C>(&link, &request)) => match answered {
+                Ok(answered) => answered.map_err(|reason| {
+                    no_answer(link.connection.close_reason().map_or(reason, |closed| explain(&closed)))
+                }),
+                Err(_) => Err(no_answer(format!("not within {} ms", within.as_millis()))),
+            },
+            () = silence(&link) => {
+                // Whoever asks next dials anew.
+                link.connection.close(SILENT, b"silent");
+                Err(no_answer("nothing comes from it any more".to_owned()))
             }
         }
     }
 }
 
-impl Inner {
-    fn heard(link: &Link) -> u64 {
-        link.connection.stats().udp_rx.datagrams
+/// Returns once nothing has come from the peer for a while, not even that it received something.
+async fn silence(link: &Link) {
+    let heard = || link.connection.stats().udp_rx.datagrams;
+    let (mut last, mut silent) = (heard(), 0);
+    while silent < SILENT_ROUNDS {
+        tokio::time::sleep(LISTEN_EVERY).await;
+        // An empty message means nothing, and is acknowledged.
+        if let Ok(mut stream) = link.connection.open_uni().await {
+            let _ = stream.finish();
+        }
+        let now = heard();
+        silent = if now == last { silent + 1 } else { 0 };
+        last = now;
     }
 }
 

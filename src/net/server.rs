@@ -143,7 +143,10 @@ fn refuse(to: &mut SendStream, node: &NodeId, reason: &str) {
 }
 
 async fn take_gossip(net: Arc<Inner>, address: std::net::SocketAddr, mut from: RecvStream) {
-    if let Ok(Ok(message)) = timeout(REQUEST_WITHIN, from.read_to_end(MAX_GOSSIP_BYTES)).await {
+    if let Ok(Ok(message)) = timeout(REQUEST_WITHIN, from.read_to_end(MAX_GOSSIP_BYTES)).await
+        // One without content only asks to be acknowledged.
+        && !message.is_empty()
+    {
         // Gossip may be lost: it comes again.
         let _ = net.gossip.try_send((address, message));
     }
