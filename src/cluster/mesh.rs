@@ -159,10 +159,13 @@ impl Hosts for Mesh {
         }
     }
 
-    async fn drop_duplicate(&self, host: &NodeId, session: &SessionId) {
+    async fn drop_duplicate(&self, host: &NodeId, session: &SessionId) -> Result<(), String> {
         let command = message::Command { session: session.clone(), command: sessions::Command::Duplicate };
-        if let Err(error) = self.ask(host, command, QUICK).await {
-            tracing::warn!(%host, %session, %error, "a duplicate cannot be put away yet");
+        match self.ask(host, command, QUICK).await {
+            // What is not there is put away.
+            Ok(Ok(_) | Err(Document(sessions::Error::NotFound(_)))) => Ok(()),
+            Ok(Err(Document(error))) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
         }
     }
 }

@@ -37,6 +37,8 @@ pub struct Begin {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Again {
     pub session: SessionId,
+    /// The host that could not start it last, and still has it.
+    pub host: NodeId,
     pub user: User,
     pub workspace: Workspace,
     /// The hosts that could not start it.
@@ -175,8 +177,10 @@ impl Book {
     /// No other host takes it; or ([`Error::Indexing`], [`Error::NoLeader`]) that cannot be said yet.
     pub fn begin_again(&mut self, again: &Again, cx: Context<'_>) -> Result<Offers, Error> {
         self.settle(cx.now);
-        if self.flights.contains_key(&again.session) {
-            return Err(Error::NoLeader("the same session is being placed just now".to_owned()));
+        // Until its host has put its copy away, one that went elsewhere looks as if it still waited.
+        let elsewhere = self.index.holder(&again.session).is_some_and(|(host, _)| *host != again.host);
+        if elsewhere || self.flights.contains_key(&again.session) {
+            return Err(Error::NoLeader("the same session is being placed, or has been".to_owned()));
         }
         let offers = self.offers(&again.session, &again.user, &again.workspace, &again.tried, cx)?;
         if offers.candidates.is_empty() {
@@ -459,6 +463,7 @@ mod tests {
         fn again(&mut self, key: &str, tried: &[usize]) -> Result<Vec<String>, Error> {
             let again = Again {
                 session: sample::session_id(key),
+                host: id(tried[0]),
                 user: "alice".parse().unwrap(),
                 workspace: workspace(),
                 tried: tried.iter().map(|host| id(*host)).collect(),
@@ -557,8 +562,12 @@ mod tests {
         leader.book.offering(&sample::session_id("k"), Candidate { id: id(1), name: "b".parse().unwrap() });
         leader.end("k", End::Taken);
         assert_eq!(holder(leader.begin("k", false, NOW)), id(1), "and where it went");
+        let second = held("k", 1, false);
+        leader.hear(1, vec![Held { session: Session { attempt: 2, ..second.session.clone() }, ..second }]);
+        assert!(leader.book.index().fleet().unplaced.is_empty(), "though the first host has not put it away yet");
+        assert!(matches!(leader.again("k", &[0]), Err(Error::NoLeader(_))), "it has been placed");
         leader.hear(0, Vec::new());
-        assert!(leader.book.index().fleet().unplaced.is_empty());
+        assert_eq!(holder(leader.begin("k", false, NOW)), id(1));
         assert!(matches!(leader.again("l", &[0, 1, 2]), Err(Error::NoCapacity(_))), "nobody is left");
         let mut young = Leader::that_heard(&[0]);
         assert!(matches!(young.again("l", &[0]), Err(Error::Indexing { .. })), "others may take it yet");

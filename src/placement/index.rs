@@ -67,11 +67,12 @@ impl Index {
             sessions.remove(session);
         }
         self.find_again(host, &sessions);
-        self.fleet.unplaced.retain(|_, on| on != host);
-        let unplaced = sessions.values().filter(|held| held.unplaced && !held.gone);
-        self.fleet.unplaced.extend(unplaced.map(|held| (held.session.id.clone(), host.clone())));
         let view = HostView { node: Arc::new(report.node), sessions, have };
-        self.fleet.hosts.insert(host.clone(), Arc::new(view));
+        let before = self.fleet.hosts.insert(host.clone(), Arc::new(view));
+        if let Some(before) = before.filter(|_| report.changes.whole) {
+            before.sessions.keys().for_each(|session| self.note_unplaced(session));
+        }
+        changed.iter().chain(&report.changes.forgotten).for_each(|session| self.note_unplaced(session));
         Some(changed.iter().flat_map(|session| self.duplicates(session)).collect())
     }
 
@@ -93,6 +94,15 @@ impl Index {
                 hosts.push(host.clone());
             }
         }
+    }
+
+    /// Notes whether the copy of the session that counts waits to be placed elsewhere.
+    fn note_unplaced(&mut self, session: &SessionId) {
+        let holder = self.holder(session).filter(|(_, held)| held.unplaced && !held.gone);
+        match holder.map(|(host, _)| host.clone()) {
+            Some(host) => self.fleet.unplaced.insert(session.clone(), host),
+            None => self.fleet.unplaced.remove(session),
+        };
     }
 
     /// Forgets the hosts that do not stay, and all that they told. True where there were any.

@@ -147,5 +147,8 @@ pub trait Hosts: Send + Sync + 'static {
     async fn give_up(&self, host: &NodeId, session: &SessionId);
 
     /// Asks the host to stop and put away a session of which there is a better one elsewhere.
-    async fn drop_duplicate(&self, host: &NodeId, session: &SessionId);
+    ///
+    /// # Errors
+    /// The host cannot be asked, or says no: for the log.
+    async fn drop_duplicate(&self, host: &NodeId, session: &SessionId) -> Result<(), String>;
 }

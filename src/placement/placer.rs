@@ -113,6 +113,7 @@ impl Placer {
         };
         let again = Again {
             session: session.clone(),
+            host: host.clone(),
             user: asked.user.clone(),
             workspace: asked.workspace.clone(),
             tried: asked.tried.clone(),

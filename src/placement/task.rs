@@ -26,6 +26,9 @@ const MAX_PARKED: usize = 4096;
 const PARKED_FOR: Duration = Duration::from_secs(4);
 /// How often they are looked at where nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
+/// How often a host is asked to put a duplicate away, and the pause between.
+const PUT_AWAY_TRIES: u32 = 10;
+const PUT_AWAY_AGAIN: Duration = Duration::from_secs(1);
 /// Between two questions to a host that does not answer.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -279,11 +282,22 @@ impl Owner {
         self.book.settle(self.clock.now().boot);
         for Duplicate { host, session } in applied.into_iter().flatten() {
             tracing::warn!(%host, %session, "this session is there twice: the older decision is put away");
-            let hosts = Arc::clone(&self.hosts);
-            self.tasks.spawn(async move { hosts.drop_duplicate(&host, &session).await });
+            self.tasks.spawn(put_away(Arc::clone(&self.hosts), host, session));
         }
         changed
     }
+}
+
+/// Asks a host to put its copy of a session away, until it does or has had the time to.
+async fn put_away(hosts: Arc<dyn Hosts>, host: NodeId, session: SessionId) {
+    for _ in 0..PUT_AWAY_TRIES {
+        match hosts.drop_duplicate(&host, &session).await {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(%host, %session, %error, "a duplicate is not put away yet"),
+        }
+        tokio::time::sleep(PUT_AWAY_AGAIN).await;
+    }
+    tracing::warn!(%host, %session, "a duplicate was not put away; it will be when its host tells of it again");
 }
 
 /// Asks one host again and again what it holds. It is stopped when this node no longer leads.

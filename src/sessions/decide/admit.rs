@@ -16,7 +16,9 @@ impl Book {
             return Err(Error::Conflict(meant));
         }
         self.fence(&admit.ballot).map_err(Error::Stale)?;
-        if self.find(&admit.session, &admit.asked.fingerprint)?.is_some() {
+        // What was put away here for another attempt's sake may come back as the next one.
+        let comes_back = |record: &Record| record.is_gone() && record.attempt < admit.asked.attempt;
+        if self.find(&admit.session, &admit.asked.fingerprint)?.is_some_and(|record| !comes_back(record)) {
             return Ok(true);
         }
         self.check_host(&admit.asked.workspace, cx)?;

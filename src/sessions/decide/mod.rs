@@ -198,10 +198,10 @@ impl Book {
 
     fn insert(&mut self, record: Record) {
         let id = record.id.clone();
-        self.undo.entry(id.clone()).or_insert(None);
         self.unwritten.insert(id.clone());
         self.unpublished.insert(id.clone());
-        self.records.insert(id, record);
+        let before = self.records.insert(id.clone(), record);
+        self.undo.entry(id).or_insert(before);
     }
 
     fn forget(&mut self, session: &SessionId) {

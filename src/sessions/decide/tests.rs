@@ -218,6 +218,22 @@ fn what_nobody_else_starts_has_failed() {
 }
 
 #[test]
+fn what_was_put_away_comes_back_as_the_next_attempt_only() {
+    let mut host = running("k", workspace());
+    command(&mut host, "k", Command::Duplicate).unwrap();
+    saw(&mut host, "k", Sight::Gone);
+    assert_eq!(admit(&mut host, "k", workspace()), Ok(true), "a retry finds what was");
+    assert!(host.book.record(&id("k")).unwrap().is_gone());
+    let offer = offer("k", workspace());
+    let next = Admit { asked: Asked { attempt: 2, ..offer.asked.clone() }, ..offer };
+    assert_eq!(host.decide_unwritten(|book, cx| book.admit(&next, cx)), Ok(false));
+    host.book.roll_back();
+    assert!(host.book.record(&id("k")).unwrap().is_gone(), "what was not written never was");
+    assert_eq!(host.decide(|book, cx| book.admit(&next, cx)), Ok(false));
+    assert_eq!((state(&host, "k").0, host.book.ledger().len()), (SessionState::Pending, 1));
+}
+
+#[test]
 fn what_ran_once_stays_where_it_is() {
     let mut host = running("k", workspace());
     command(&mut host, "k", Command::Stop).unwrap();
