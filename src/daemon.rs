@@ -221,6 +221,8 @@ impl Daemon {
             facts,
             clock.clone(),
         );
+        let (publish_images, images) = watch::channel(cluster::images::Images::default());
+        let images_task = cluster::images::spawn(runtime.clone(), catalogue.watch(), sessions.watch(), publish_images);
         let host = Host {
             observer: observer.clone(),
             settings: node,
@@ -229,6 +231,7 @@ impl Daemon {
             catalogue: catalogue.clone(),
             election: election.clone(),
             told: Arc::default(),
+            images: images.clone(),
             gossip: Arc::default(),
         };
         let hosts = Mesh::new(me.clone(), host.clone(), peers);
@@ -251,6 +254,7 @@ impl Daemon {
             ("the owner of sessions", sessions_task),
             ("the owner of conditions", conditions_task),
             ("the owner of the catalogue", catalogue_task),
+            ("the owner of the images that are here", images_task),
             ("the owner of placements", placement_task),
             ("the owner of second placements", elsewhere_task),
         ];

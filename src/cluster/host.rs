@@ -1,12 +1,14 @@
 //! What this node does as a host, whoever asks: its own sessions, settings and volumes.
 
-use std::hash::{DefaultHasher, Hasher};
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use super::images::Images;
 use super::rpc::Serves;
 use super::volumes;
 use crate::placement::{Have, HostReport};
@@ -41,6 +43,8 @@ pub struct Host {
     pub election: election::Handle,
     /// What the leader has of this host, as it said last.
     pub told: Arc<watch::Sender<Option<Have>>>,
+    /// The images of the catalogue that are here.
+    pub images: watch::Receiver<Images>,
     /// Once gossip has begun, which tells of this host: it is made after it.
     pub gossip: Arc<OnceLock<gossip::Handle>>,
 }
@@ -55,14 +59,17 @@ impl Host {
         let mut state = self.settings.watch();
         let mut capacity = self.capacity.watch();
         let mut conditions = self.settings.watch_conditions();
+        let mut images = self.images.clone();
+        images.mark_unchanged();
         state.mark_unchanged();
         capacity.mark_unchanged();
         conditions.mark_unchanged();
-        while digest == Some(digest_of(&self.node())) {
+        while digest == Some(self.digest()) {
             tokio::select! {
                 Ok(()) = state.changed() => {}
                 Ok(()) = capacity.changed() => {}
                 Ok(()) = conditions.changed() => {}
+                Ok(()) = images.changed() => {}
                 else => std::future::pending().await,
             }
         }
@@ -70,7 +77,11 @@ impl Host {
 
     /// What whoever has heard everything by now has.
     fn have(&self) -> Have {
-        Have { sessions: self.sessions.snapshot().feed.now(), node_digest: digest_of(&self.node()) }
+        Have { sessions: self.sessions.snapshot().feed.now(), node_digest: self.digest() }
+    }
+
+    fn digest(&self) -> u64 {
+        digest_of(&self.node(), &self.images.borrow())
     }
 
     /// Returns once the leader knows how this host is now, or after a while.
@@ -99,8 +110,8 @@ impl Serves<Report> for Host {
             // What a node has and offers is in every report: a change of it alone is reason for one.
             () = self.differs_from(digest) => self.sessions.changes(ballot, known, Duration::ZERO).await?,
         };
-        let node = self.node();
-        Ok(Document(HostReport { node_digest: digest_of(&node), node, changes }))
+        let (node, images) = (self.node(), self.images.borrow().clone());
+        Ok(Document(HostReport { node_digest: digest_of(&node, &images), node, images: (*images).clone(), changes }))
     }
 }
 
@@ -258,7 +269,7 @@ impl Serves<election::Request> for Host {
 }
 
 /// Stands for what matters of a node to whoever places sessions: not what is measured from second to second.
-fn digest_of(node: &Node) -> u64 {
+fn digest_of(node: &Node, images: &BTreeSet<String>) -> u64 {
     let mut steady = node.clone();
     steady.last_seen = Timestamp::default();
     steady.load = None;
@@ -270,6 +281,7 @@ fn digest_of(node: &Node) -> u64 {
     let text = serde_json::to_vec(&steady).expect("a node of strings, numbers and lists always serialises");
     let mut hasher = DefaultHasher::new();
     hasher.write(&text);
+    images.hash(&mut hasher);
     hasher.finish()
 }
 

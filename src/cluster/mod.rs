@@ -7,6 +7,7 @@
 
 mod catalogue;
 mod host;
+pub mod images;
 mod knowledge;
 mod leader;
 mod mesh;

@@ -316,7 +316,12 @@ impl Book {
         if !nodes.is_empty() && !nodes.iter().any(|(node, _)| runs(node.runtime.kind, workspace)) {
             return Err(Error::Invalid(not_runnable(workspace)));
         }
+        let has_image = |host: &NodeId| {
+            let there = self.index.fleet().hosts.get(host).map(|view| &view.images);
+            there.zip(workspace.image.as_ref()).is_some_and(|(images, wanted)| images.contains(wanted))
+        };
         let hosts = nodes.iter().map(|(node, heard)| Host {
+            has_image: has_image(&node.id),
             node,
             in_flight: in_flight.get(&node.id).copied().unwrap_or_default(),
             heard: *heard,
@@ -433,7 +438,9 @@ mod tests {
             node.resources.memory_bytes.effective = Bytes::gib(64);
             let now = Have { incarnation: 1, version: 1 };
             let changes = Changes { now, whole: true, held, forgotten: Vec::new() };
-            self.book.index_mut().apply(&id(host), HostReport { node, node_digest: 0, changes });
+            self.book
+                .index_mut()
+                .apply(&id(host), HostReport { node, node_digest: 0, images: BTreeSet::new(), changes });
         }
 
         fn lose(&mut self, host: usize) {

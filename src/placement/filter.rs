@@ -11,6 +11,8 @@ pub struct Host<'a> {
     pub in_flight: Resources,
     /// It has told this leader what it has and holds, and answers.
     pub heard: bool,
+    /// It has the image already.
+    pub has_image: bool,
 }
 
 /// The first reason why the node would not take the session. What can never be is said before what is only not

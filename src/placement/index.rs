@@ -1,6 +1,6 @@
 //! What every host told its leader. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Have, HostReport};
@@ -21,6 +21,8 @@ pub struct HostView {
     pub node: Arc<Node>,
     /// Every session that it remembers.
     pub sessions: BTreeMap<SessionId, Arc<Held>>,
+    /// The images of the catalogue that are there.
+    pub images: BTreeSet<String>,
     pub have: Have,
 }
 
@@ -67,7 +69,7 @@ impl Index {
             sessions.remove(session);
         }
         self.find_again(host, &sessions);
-        let view = HostView { node: Arc::new(report.node), sessions, have };
+        let view = HostView { node: Arc::new(report.node), sessions, images: report.images, have };
         let before = self.fleet.hosts.insert(host.clone(), Arc::new(view));
         if let Some(before) = before.filter(|_| report.changes.whole) {
             before.sessions.keys().for_each(|session| self.note_unplaced(session));

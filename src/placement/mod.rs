@@ -15,6 +15,8 @@ pub mod plan;
 pub mod score;
 pub mod task;
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 
 use crate::sessions::Asked;
@@ -81,8 +83,11 @@ pub enum Error {
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct HostReport {
     pub node: Node,
-    /// Stands for what matters of `node`. Only the host knows how it is made.
+    /// Stands for what matters of `node`, and for `images`. Only the host knows how it is made.
     pub node_digest: u64,
+    /// The images of the catalogue that are there.
+    #[serde(default)]
+    pub images: BTreeSet<String>,
     pub changes: sessions::Changes,
 }
 

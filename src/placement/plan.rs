@@ -160,7 +160,7 @@ mod tests {
     }
 
     fn heard(node: &Node) -> Host<'_> {
-        Host { node, in_flight: Resources::default(), heard: true }
+        Host { node, in_flight: Resources::default(), heard: true, has_image: false }
     }
 
     fn offers(nodes: &[Node], workspace: &Workspace) -> Offers {
@@ -268,6 +268,20 @@ mod tests {
         let offers = plan([a(8, 0), b(8, 7)].iter().map(heard), wanted);
         assert_eq!(offers.candidates.len(), 1);
         assert_eq!((offers.candidates[0].id.clone(), offers.refusals[0].reason), (pinned, Reason::Volume));
+    }
+
+    #[test]
+    fn a_node_that_has_the_image_is_preferred_unless_it_is_much_fuller() {
+        let (session, mut workspace) = (sample::session_id("k"), wanted(1));
+        let first = |workspace: &Workspace, taken: u32| {
+            let (has, pulls) = (a(8, taken), b(8, 1));
+            let hosts = [Host { has_image: true, ..heard(&has) }, heard(&pulls)];
+            let hosts = hosts.map(|host| Host { node: if host.has_image { &has } else { &pulls }, ..host });
+            plan(hosts.into_iter(), asked(&session, workspace)).candidates[0].name.to_string()
+        };
+        assert_eq!(first(&workspace, 2), "b", "a session without an image goes where room is");
+        workspace.image = Some("desktop:1".to_owned());
+        assert_eq!((first(&workspace, 2), first(&workspace, 4)), ("a".to_owned(), "b".to_owned()));
     }
 
     #[test]

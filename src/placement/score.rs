@@ -6,6 +6,9 @@ use crate::types::{ConditionKind, NodeId, SessionId, Strategy, Workspace};
 /// Parts in a whole that figures are compared in.
 const WHOLE: u64 = 1_000_000;
 
+/// What a pull is worth, of a whole node: one that is so much emptier is better though it must pull the image.
+const PULL: u64 = WHOLE / 4;
+
 /// How good a node is for a session, the most important first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
@@ -13,7 +16,7 @@ pub struct Rank {
     fails_starts: bool,
     /// It has GPUs that the session does not want and others might.
     wastes_gpus: bool,
-    /// How full it would be, or how empty, as the strategy has it.
+    /// How full it would be, or how empty, as the strategy has it; more where the image must be pulled.
     fill: u64,
     /// Ties fall the same way for the same session.
     tie: u64,
@@ -21,6 +24,7 @@ pub struct Rank {
 
 pub fn rank(host: &Host<'_>, wanted: &Workspace, session: &SessionId, strategy: Strategy) -> Rank {
     let fill = fill(host, wanted);
+    let pull = if wanted.image.is_some() && !host.has_image { PULL } else { 0 };
     let fails = |condition: &crate::types::Condition| condition.kind == ConditionKind::FailingStarts;
     Rank {
         fails_starts: host.node.conditions.iter().any(fails),
@@ -28,7 +32,8 @@ pub fn rank(host: &Host<'_>, wanted: &Workspace, session: &SessionId, strategy: 
         fill: match strategy {
             Strategy::Spread => fill,
             Strategy::Binpack => WHOLE.saturating_sub(fill),
-        },
+        }
+        .saturating_add(pull),
         tie: tie(session, &host.node.id),
     }
 }

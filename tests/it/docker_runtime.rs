@@ -537,6 +537,9 @@ async fn images_come_from_a_registry() {
     let mut launch = lab.launch("pull", "true");
     launch.image = Some(image.clone());
 
+    let wanted = [image.clone(), "no-such-image".to_owned(), "not an image".to_owned()];
+    assert_eq!(lab.runtime.present(&wanted).await, Ok(std::collections::BTreeSet::new()));
+
     // Two sessions, one pull: both are told how far it is, both get the same image.
     let (progress, mut told) = mpsc::channel(64);
     let (also, mut told_too) = mpsc::channel(64);
@@ -545,6 +548,7 @@ async fn images_come_from_a_registry() {
     let digest = first.unwrap().unwrap();
     assert_eq!(second.unwrap().as_ref(), Some(&digest));
     assert!(docker(&["inspect", "--format", "{{index .RepoDigests 0}}", &image]).ends_with(&digest));
+    assert_eq!(lab.runtime.present(&wanted).await, Ok([image.clone()].into()));
     assert!(told.recv().await.unwrap().contains("pulling") && told_too.recv().await.unwrap().contains("pulling"));
 
     let mut missing = launch.clone();

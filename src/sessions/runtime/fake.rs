@@ -2,6 +2,7 @@
 //! outlives the daemon as an engine does.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -292,6 +293,10 @@ impl Runtime for FakeEngine {
 
     async fn traffic(&self, _: &SessionId) -> Result<Option<u64>, Error> {
         Ok(None)
+    }
+
+    async fn present(&self, _: &[String]) -> Result<BTreeSet<String>, Error> {
+        Ok(BTreeSet::new())
     }
 
     async fn volumes(&self) -> Result<Vec<String>, Error> {

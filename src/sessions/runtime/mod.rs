@@ -10,7 +10,7 @@ pub mod fake;
 pub mod process;
 mod volume_name;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -45,6 +45,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// Makes the image available as the launch's pull policy says. Answers its digest, where it has one.
     /// Progress goes to `progress` as text for people.
     async fn ensure_image(&self, launch: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error>;
+
+    /// Which of these images, as workspaces name them, are here.
+    async fn present(&self, images: &[String]) -> Result<BTreeSet<String>, Error>;
 
     /// Creates the container, stopped, under the name made from the session's id. Where one of that
     /// name and session exists already, that one is the answer. Returns the container's id.

@@ -1,11 +1,11 @@
 //! Images: there when a session needs them, pulled once however many sessions ask.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bollard::models::ImageInspect;
-use bollard::query_parameters::CreateImageOptionsBuilder;
+use bollard::query_parameters::{CreateImageOptionsBuilder, ListImagesOptions};
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -138,6 +138,24 @@ impl Images {
         let task = Task { engine: self.engine.clone(), state: self.state.clone(), image: image.clone(), report };
         tokio::spawn(task.run());
         pull
+    }
+
+    /// Which of these texts name an image that is here.
+    pub(super) async fn present(&self, texts: &[String]) -> Result<BTreeSet<String>, Error> {
+        if texts.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let listed = self
+            .engine
+            .ask("list images", LOOK, |docker| async move { docker.list_images(None::<ListImagesOptions>).await });
+        let listed = listed.await.map_err(Failure::or_try_again)?;
+        let names: HashSet<&str> = listed
+            .iter()
+            .flat_map(|image| image.repo_tags.iter().chain(&image.repo_digests))
+            .map(String::as_str)
+            .collect();
+        let is_here = |text: &&String| Reference::parse(text).is_ok_and(|image| names.contains(image.familiar()));
+        Ok(texts.iter().filter(is_here).cloned().collect())
     }
 
     async fn look(&self, image: &Reference) -> Result<Option<Present>, Error> {

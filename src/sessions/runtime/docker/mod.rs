@@ -21,6 +21,7 @@ mod steps;
 mod visit;
 mod volumes;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -181,6 +182,10 @@ impl Runtime for DockerRuntime {
 
     async fn traffic(&self, session: &SessionId) -> Result<Option<u64>, Error> {
         self.network_bytes(session).await
+    }
+
+    async fn present(&self, images: &[String]) -> Result<BTreeSet<String>, Error> {
+        self.images.present(images).await
     }
 
     async fn volumes(&self) -> Result<Vec<String>, Error> {

@@ -25,6 +25,12 @@ impl Reference {
         &self.0
     }
 
+    /// As the engine lists it: without what it means anyway.
+    pub(super) fn familiar(&self) -> &str {
+        let name = self.0.strip_prefix("docker.io/").unwrap_or(&self.0);
+        name.strip_prefix("library/").unwrap_or(name)
+    }
+
     /// It says by its digest what it means, so that no registry can ever have a newer one.
     pub(super) fn is_fixed(&self) -> bool {
         self.0.contains('@')
@@ -58,6 +64,10 @@ mod tests {
         assert_eq!(read("registry:5000/team/x"), "registry:5000/team/x:latest");
         assert_eq!(read("registry:5000/team/x:2"), "registry:5000/team/x:2");
         assert_eq!(read("x@sha256:ab"), "x@sha256:ab");
+        let familiar = |text: &str| Reference::parse(text).unwrap().familiar().to_owned();
+        assert_eq!(familiar("docker.io/library/busybox"), "busybox:latest");
+        assert_eq!(familiar("docker.io/team/x:1"), "team/x:1");
+        assert_eq!(familiar("registry:5000/library/x:1"), "registry:5000/library/x:1");
         assert!(Reference::parse("x@sha256:ab").unwrap().is_fixed());
     }
 

@@ -27,6 +27,7 @@ mod steps;
 mod volumes;
 mod watcher;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -246,6 +247,10 @@ impl Runtime for ProcessRuntime {
 
     async fn traffic(&self, _session: &SessionId) -> Result<Option<u64>, Error> {
         Ok(None)
+    }
+
+    async fn present(&self, _: &[String]) -> Result<BTreeSet<String>, Error> {
+        Ok(BTreeSet::new())
     }
 
     async fn volumes(&self) -> Result<Vec<String>, Error> {
