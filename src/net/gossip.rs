@@ -72,7 +72,8 @@ impl Socket for GossipSocket {
     }
 }
 
-fn decode(compressed: &[u8]) -> Option<ChitchatMessage> {
+/// The message that a peer sent, if it is one.
+pub fn decode(compressed: &[u8]) -> Option<ChitchatMessage> {
     let bytes = zstd::bulk::decompress(compressed, MAX_MESSAGE).ok()?;
     ChitchatMessage::deserialize(&mut bytes.as_slice()).ok()
 }
@@ -88,6 +89,85 @@ async fn deliver(net: Arc<Inner>, to: SocketAddr, mut messages: mpsc::Receiver<V
         });
         if let Ok(Err(reason)) = sent.await {
             tracing::trace!(%to, reason, "gossip was not sent");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+    use crate::wire::fixture::damage::{damaged, damages};
+
+    /// As chitchat writes text.
+    fn text(text: &str) -> Vec<u8> {
+        [&u16::try_from(text.len()).unwrap().to_le_bytes()[..], text.as_bytes()].concat()
+    }
+
+    fn numbers(numbers: &[u64]) -> Vec<u8> {
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    /// A node's id, generation and address.
+    fn node(name: &str) -> Vec<u8> {
+        [text(name), numbers(&[7]), vec![4, 127, 0, 0, 1], 7000_u16.to_le_bytes().to_vec()].concat()
+    }
+
+    fn digest() -> Vec<u8> {
+        [2_u16.to_le_bytes().to_vec(), node("one"), numbers(&[3, 0, 9]), node("two"), numbers(&[4, 1, 8])].concat()
+    }
+
+    /// What changed of a node: a key and its value, in one block that is not compressed, and one that is.
+    fn delta() -> Vec<u8> {
+        let begins = [vec![0], node("one"), numbers(&[0, 0])].concat();
+        let changes = [vec![1], text("key"), text(&"value".repeat(20)), numbers(&[5]), vec![0]].concat();
+        let compressed = zstd::bulk::compress(&changes, COMPRESSION).unwrap();
+        let block =
+            |kind: u8, bytes: &[u8]| [&[kind][..], &u16::try_from(bytes.len()).unwrap().to_le_bytes(), bytes].concat();
+        [block(2, &begins), block(1, &compressed), vec![0]].concat()
+    }
+
+    /// A message of each kind, before it is compressed.
+    fn messages() -> [Vec<u8>; 4] {
+        let message = |kind: u8, bytes: Vec<u8>| [vec![0x53, 0xb0, 0, kind], bytes].concat();
+        [
+            message(0, [digest(), text("cluster")].concat()),
+            message(1, [digest(), delta()].concat()),
+            message(2, delta()),
+            message(3, Vec::new()),
+        ]
+    }
+
+    fn compress(bytes: &[u8]) -> Vec<u8> {
+        zstd::bulk::compress(bytes, COMPRESSION).unwrap()
+    }
+
+    #[test]
+    fn what_is_sent_is_read() {
+        use ChitchatMessage::{Ack, BadCluster, Syn, SynAck};
+        let [syn, syn_ack, ack, bad_cluster] = messages().map(|bytes| decode(&compress(&bytes)).unwrap());
+        assert!(matches!(syn, Syn { .. }) && matches!(syn_ack, SynAck { .. }) && matches!(ack, Ack { .. }));
+        assert_eq!(bad_cluster, BadCluster);
+        assert_eq!(decode(&compress(&syn.serialize_to_vec())), Some(syn));
+    }
+
+    #[test]
+    fn what_unpacks_to_more_than_a_message_may_have_is_not_one() {
+        let bomb = compress(&vec![0; 64 << 20]);
+        assert!(bomb.len() < MAX_MESSAGE);
+        assert_eq!(decode(&bomb), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_harm_whoever_reads_them(message: Index, other: Index, inside in damages(), outside in damages()) {
+            let messages = messages();
+            let [message, other] = [message, other].map(|index| index.get(&messages));
+            let compressed = compress(&damaged(message, other, &inside));
+            decode(&compressed);
+            decode(&damaged(&compressed, &compress(other), &outside));
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::Document;
+use super::{Document, codec};
 use crate::sessions::LogsRequest;
 use crate::types::{
     Ballot, DrainRequest, Explanation, List, Node, NodeId, Plan, Remembered, Session, SessionFilter, SessionId,
@@ -56,6 +56,19 @@ macro_rules! calls {
                 Request::$name(self)
             }
         })*
+
+        /// Reads bytes as the answer to each call in turn: whatever they are, no reader may be harmed.
+        pub fn read_as_every_answer(bytes: &[u8]) {
+            $(let _ = codec::decode::<$answer>(bytes);)*
+        }
+
+        /// Samples of every call. It does not compile while a call has none.
+        #[cfg(test)]
+        pub(super) fn samples_of_calls() -> Vec<super::fixture::Sample> {
+            let mut samples = Vec::new();
+            $(samples.extend(super::fixture::samples_of::<$body>(stringify!($name)));)*
+            samples
+        }
     };
 }
 

@@ -8,7 +8,11 @@
 
 pub mod codec;
 mod document;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod message;
+#[cfg(test)]
+mod tests;
 
 pub use document::Document;
 pub use message::{Call, Request};
