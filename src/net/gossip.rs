@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chitchat::transport::{Socket, Transport};
-use chitchat::{ChitchatMessage, Deserializable, Serializable};
+use chitchat::{ChitchatId, ChitchatMessage, Deserializable, Serializable};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -24,6 +24,11 @@ const KEPT: Duration = Duration::from_secs(60);
 const SEND_WITHIN: Duration = Duration::from_secs(2);
 /// Bytes of a message of chitchat's at most, uncompressed.
 const MAX_MESSAGE: usize = 65_507;
+/// Bytes of all that a message says of nodes, at most: chitchat packs that in blocks of its own, and unpacks whatever
+/// comes. What is in a block is alike, but never so much that it packs to a sixtieth.
+const MAX_UNPACKED: usize = 4 << 20;
+/// What chitchat unpacks one block into, at most.
+const MAX_BLOCK: usize = 65_535;
 /// The fastest: messages are small and alike.
 const COMPRESSION: i32 = 1;
 
@@ -75,7 +80,44 @@ impl Socket for GossipSocket {
 /// The message that a peer sent, if it is one.
 pub fn decode(compressed: &[u8]) -> Option<ChitchatMessage> {
     let bytes = zstd::bulk::decompress(compressed, MAX_MESSAGE).ok()?;
+    if unpacked(&bytes)? > MAX_UNPACKED {
+        return None;
+    }
     ChitchatMessage::deserialize(&mut bytes.as_slice()).ok()
+}
+
+/// How many bytes the blocks of a message unpack to, counted no further than to more than there may be; `None` where
+/// it is no message. A message is: magic number and version, kind, digest, blocks; not every kind has all of these.
+fn unpacked(bytes: &[u8]) -> Option<usize> {
+    const SYN_ACK: u8 = 1;
+    const ACK: u8 = 2;
+    const NO_MORE: u8 = 0;
+    const PACKED: u8 = 1;
+    let (header, mut rest) = bytes.split_at_checked(4)?;
+    match header[3] {
+        SYN_ACK => {
+            for _ in 0..u16::deserialize(&mut rest).ok()? {
+                ChitchatId::deserialize(&mut rest).ok()?;
+                // Its heartbeat, and two versions.
+                <[u8; 24]>::deserialize(&mut rest).ok()?;
+            }
+        }
+        ACK => {}
+        _ => return Some(0),
+    }
+    let mut unpacker = zstd::bulk::Decompressor::new().ok()?;
+    let mut buffer = vec![0; MAX_BLOCK];
+    let mut total = 0;
+    while total <= MAX_UNPACKED {
+        let kind = u8::deserialize(&mut rest).ok()?;
+        if kind == NO_MORE {
+            break;
+        }
+        let length = u16::deserialize(&mut rest).ok()?;
+        let block = rest.split_off(..usize::from(length))?;
+        total += if kind == PACKED { unpacker.decompress_to_buffer(block, &mut buffer).ok()? } else { block.len() };
+    }
+    Some(total)
 }
 
 /// Brings messages to one address, until none comes for a while.
@@ -119,14 +161,19 @@ mod tests {
         [2_u16.to_le_bytes().to_vec(), node("one"), numbers(&[3, 0, 9]), node("two"), numbers(&[4, 1, 8])].concat()
     }
 
-    /// What changed of a node: a key and its value, in one block that is not compressed, and one that is.
+    fn block(kind: u8, bytes: &[u8]) -> Vec<u8> {
+        [&[kind][..], &u16::try_from(bytes.len()).unwrap().to_le_bytes(), bytes].concat()
+    }
+
+    /// Whose changes follow, in a block that is not packed.
+    fn begins() -> Vec<u8> {
+        block(2, &[vec![0], node("one"), numbers(&[0, 0])].concat())
+    }
+
+    /// What changed of a node: a key and its value, in a packed block.
     fn delta() -> Vec<u8> {
-        let begins = [vec![0], node("one"), numbers(&[0, 0])].concat();
         let changes = [vec![1], text("key"), text(&"value".repeat(20)), numbers(&[5]), vec![0]].concat();
-        let compressed = zstd::bulk::compress(&changes, COMPRESSION).unwrap();
-        let block =
-            |kind: u8, bytes: &[u8]| [&[kind][..], &u16::try_from(bytes.len()).unwrap().to_le_bytes(), bytes].concat();
-        [block(2, &begins), block(1, &compressed), vec![0]].concat()
+        [begins(), block(1, &compress(&changes)), vec![0]].concat()
     }
 
     /// A message of each kind, before it is compressed.
@@ -158,6 +205,19 @@ mod tests {
         let bomb = compress(&vec![0; 64 << 20]);
         assert!(bomb.len() < MAX_MESSAGE);
         assert_eq!(decode(&bomb), None);
+    }
+
+    #[test]
+    fn blocks_that_unpack_to_more_than_there_may_be_are_not_read() {
+        // A version that is set again and again: nine bytes each here, many more in memory.
+        let versions: Vec<u8> = [vec![2], numbers(&[0])].concat().into_iter().cycle().take(9 * 7281).collect();
+        let block = block(1, &zstd::bulk::compress(&versions, 19).unwrap());
+        let of = |blocks| [vec![0x53, 0xb0, 0, 2], begins(), block.repeat(blocks), vec![0]].concat();
+        assert!(decode(&compress(&of(2))).is_some());
+        let most = (MAX_MESSAGE - of(0).len()) / block.len();
+        assert!(most * versions.len() > 2 * MAX_UNPACKED);
+        assert_eq!(unpacked(&of(most)).unwrap() / MAX_BLOCK, MAX_UNPACKED / MAX_BLOCK, "it stops where it is too much");
+        assert_eq!(decode(&compress(&of(most))), None);
     }
 
     proptest! {
