@@ -400,7 +400,11 @@ impl Election {
     fn count_pre_votes(&mut self, now: BootInstant) {
         let Role::Asking { ballot, answered, granted, .. } = &self.role else { return };
         let electorate: BTreeSet<NodeId> = answered.iter().cloned().chain([self.me.clone()]).collect();
-        let elected = granted.len() + 1 >= self.needed(electorate.len());
+        // Whoever says no holds on to a leader. Where it is between that leader and this node, which do not hear each
+        // other, each of the two sides may be a majority of those who answer it, and would unseat the other for ever:
+        // only one can be a majority of all that are known.
+        let counted = if granted.len() < answered.len() { self.members.voters.len() + 1 } else { electorate.len() };
+        let elected = granted.len() + 1 >= self.needed(counted);
         let ballot = ballot.clone();
         if self.forsakes(electorate.len()) && elected {
             self.loyal_rounds += 1;
