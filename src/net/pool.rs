@@ -94,7 +94,9 @@ impl Pool {
             links.by_node.remove(&link.hello.node);
         }
         let address = address_of(&link.connection);
-        if links.nodes.get(&address) == Some(&link.hello.node) {
+        // Where both sides dialled at once there are two connections of one address: the other is still there.
+        let is_left = links.by_node.get(&link.hello.node).is_some_and(|other| address_of(&other.connection) == address);
+        if !is_left && links.nodes.get(&address) == Some(&link.hello.node) {
             links.nodes.remove(&address);
         }
     }
@@ -162,7 +164,7 @@ impl Inner {
         dialled
     }
 
-    async fn dial(self: Arc<Self>, address: SocketAddr) -> Result<Link, String> {
+    pub(super) async fn dial(self: Arc<Self>, address: SocketAddr) -> Result<Link, String> {
         let dialled = timeout(HANDSHAKE, self.clone().shake_hands(address)).await;
         let dialled = dialled.unwrap_or_else(|_| Err("no answer".to_owned()));
         if let Err(reason) = &dialled

@@ -298,6 +298,22 @@ async fn a_node_that_comes_back_is_found_again_and_its_last_life_is_over() {
 }
 
 #[tokio::test]
+async fn of_two_connections_of_one_address_the_one_that_is_left_is_used() {
+    let (one, two) = pair();
+    let net = &one.net.0;
+    let older = net.link_to(two.address()).await.unwrap_or_else(|e| panic!("{e}"));
+    let newer = Arc::clone(net).dial(two.address()).await.unwrap_or_else(|e| panic!("{e}"));
+    older.connection.close(0_u32.into(), b"as if it was idle");
+    older.connection.closed().await;
+    // Whoever answers over the older one finds out meanwhile, and forgets it.
+    for _ in 0..1000 {
+        let used = net.link_to(two.address()).await.unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(used.connection.stable_id(), newer.connection.stable_id());
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn two_live_agents_with_one_id_notice() {
     let (one, twin) = (Node::start(&node(1)), Node::start(&Identity { incarnation: 2, ..node(1) }));
     one.knows(2, twin.address());
