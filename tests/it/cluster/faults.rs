@@ -9,13 +9,13 @@ use crate::support::cluster::Cluster;
 use crate::support::http::{Request, Response};
 use crate::support::skip;
 
-fn keyed(agent: &Agent, key: &str) -> std::io::Result<Response> {
+pub(crate) fn keyed(agent: &Agent, key: &str) -> std::io::Result<Response> {
     let request = Request::new("POST", "/v1/sessions").header("Idempotency-Key", key);
     agent.client().try_send(&request.json(&json!({"workspace": "w", "user": "alice"})))
 }
 
 /// Asks with this key until it is answered for good; every other answer must ask to try again.
-fn persist(agent: &Agent, key: &str) -> Value {
+pub(crate) fn persist(agent: &Agent, key: &str) -> Value {
     let mut session = Value::Null;
     until("a session", || {
         let Ok(answer) = keyed(agent, key) else { return false };

@@ -59,6 +59,8 @@ impl Output {
 pub(crate) struct Agent {
     directory: TempDir,
     program: PathBuf,
+    /// The network namespace that the agent runs in, and its sessions with it; `None`: this one.
+    namespace: Option<String>,
     child: Option<Child>,
     /// Which start this is: each writes a log of its own.
     starts: u32,
@@ -78,7 +80,8 @@ impl Agent {
         let directory = tempfile::tempdir().unwrap();
         // Under root, sessions run as somebody else, who must be able to pass.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let agent = Self { directory, program: env!("CARGO_BIN_EXE_ostler").into(), child: None, starts: 0 };
+        let agent =
+            Self { directory, program: env!("CARGO_BIN_EXE_ostler").into(), namespace: None, child: None, starts: 0 };
         let configuration = agent.configuration(extra);
         agent.configure(&configuration);
         agent
@@ -122,6 +125,11 @@ impl Agent {
         self.program = program.to_owned();
     }
 
+    /// The agent runs in this network namespace from its next start on.
+    pub(crate) fn live_in(&mut self, namespace: &str) {
+        self.namespace = Some(namespace.to_owned());
+    }
+
     /// Starts the agent and waits until it is ready.
     pub(crate) fn up(&mut self) {
         assert!(self.child.is_none(), "it runs already");
@@ -142,7 +150,16 @@ impl Agent {
     fn spawn(&mut self) -> Child {
         self.starts += 1;
         let log = File::create(self.log_file()).unwrap();
-        Command::new(&self.program)
+        let mut command = match &self.namespace {
+            // `ip netns exec` would hide the control groups.
+            Some(namespace) => {
+                let mut nsenter = Command::new("nsenter");
+                nsenter.arg(format!("--net=/run/netns/{namespace}")).arg(&self.program);
+                nsenter
+            }
+            None => Command::new(&self.program),
+        };
+        command
             .args(["agent", "--dev", "--config"])
             .arg(self.config_file())
             .env_clear()

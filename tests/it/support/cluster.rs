@@ -13,11 +13,25 @@ use super::agent::{Agent, unique_name, until};
 /// A token for clusters of tests; the rules for tokens hold for it, too.
 pub(crate) const TOKEN: &str = "q3ZbJ0rTn8wVx5LkPy2sHd7fGm4cAe9uXo1iKt6vRjM";
 
+/// Where a node's mesh is.
+pub(crate) struct Mesh {
+    pub(crate) listen: String,
+    /// Where it is for the others: what the node advertises.
+    pub(crate) reached: String,
+}
+
+impl Mesh {
+    /// It listens where it is reached.
+    pub(crate) fn at(address: String) -> Self {
+        Self { listen: address.clone(), reached: address }
+    }
+}
+
 /// Agents that know each other. Dropping it stops them all and leaves nothing behind.
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Agent>,
     pub(crate) name: String,
-    ports: Vec<u16>,
+    meshes: Vec<Mesh>,
     /// Holds the token file.
     directory: TempDir,
 }
@@ -34,9 +48,14 @@ impl Cluster {
 
     /// The same, not started yet.
     pub(crate) fn prepare(size: usize, extra: &str) -> Self {
+        Self::prepare_at((0..size).map(|_| Mesh::at(format!("127.0.0.1:{}", free_port()))).collect(), extra)
+    }
+
+    /// One node for each of these places, not started yet.
+    pub(crate) fn prepare_at(meshes: Vec<Mesh>, extra: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let ports = (0..size).map(|_| free_port()).collect();
-        let mut cluster = Self { nodes: Vec::new(), name: unique_name(), ports, directory };
+        let size = meshes.len();
+        let mut cluster = Self { nodes: Vec::new(), name: unique_name(), meshes, directory };
         write_token(&cluster.token_file(), TOKEN);
         cluster.nodes = (0..size).map(|i| Agent::prepare(&cluster.configuration(i, extra))).collect();
         cluster
@@ -46,21 +65,22 @@ impl Cluster {
         self.directory.path().join("token")
     }
 
-    /// Where the node's mesh listens.
+    /// Where the others reach the node's mesh.
     pub(crate) fn mesh(&self, node: usize) -> String {
-        format!("127.0.0.1:{}", self.ports[node])
+        self.meshes[node].reached.clone()
     }
 
     /// What makes an agent node `i` of this cluster.
     fn configuration(&self, i: usize, extra: &str) -> String {
         let seeds: Vec<String> =
-            (0..self.ports.len()).filter(|j| *j != i).map(|j| format!("'{}'", self.mesh(j))).collect();
+            (0..self.meshes.len()).filter(|j| *j != i).map(|j| format!("'{}'", self.mesh(j))).collect();
         let mut all: toml::Table = toml::from_str(extra).unwrap();
         let own: toml::Table = toml::from_str(&format!(
             "node = {{ name = 'n{i}' }}\n\
-             cluster = {{ name = '{}', token_file = '{}', listen = '{}', seeds = [{}] }}",
+             cluster = {{ name = '{}', token_file = '{}', listen = '{}', advertise = '{}', seeds = [{}] }}",
             self.name,
             self.token_file().display(),
+            self.meshes[i].listen,
             self.mesh(i),
             seeds.join(", ")
         ))
@@ -85,6 +105,11 @@ impl Cluster {
         });
     }
 
+    /// The highest term that this node knows.
+    pub(crate) fn term(&self, node: usize) -> u64 {
+        self.nodes[node].get("/v1/status").expect(200)["cluster"]["term"].as_u64().unwrap()
+    }
+
     /// The name of the node that this one follows.
     pub(crate) fn followed_by(&self, node: usize) -> Option<String> {
         let status = self.nodes[node].get("/v1/status").expect(200);
@@ -92,7 +117,7 @@ impl Cluster {
     }
 
     /// The names of the nodes that this one sees alive.
-    fn alive(&self, node: usize) -> BTreeSet<String> {
+    pub(crate) fn alive(&self, node: usize) -> BTreeSet<String> {
         let nodes = self.nodes[node].get("/v1/nodes").expect(200);
         let alive = nodes["items"].as_array().unwrap().iter().filter(|node| node["state"] == "alive");
         alive.map(|node| node["name"].as_str().unwrap().to_owned()).collect()
@@ -123,6 +148,6 @@ pub(crate) fn write_token(file: &std::path::Path, token: &str) {
 }
 
 /// A UDP port of loopback that nobody has now.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -4,6 +4,8 @@ pub(crate) mod agent;
 pub(crate) mod cluster;
 pub(crate) mod docker;
 pub(crate) mod http;
+pub(crate) mod netns;
+pub(crate) mod relay;
 
 use std::io::Write;
 

@@ -1,0 +1,164 @@
+//! Real agents on hosts whose network is cut: into two sides, one way, and with one host that reaches both sides.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::cluster::faults::{keyed, persist};
+use crate::cluster::{FOREVER, id};
+use crate::support::agent::until;
+use crate::support::cluster::Cluster;
+use crate::support::netns::Hosts;
+
+/// After a heal, one leader is followed within this.
+const ONE_LEADER_WITHIN: Duration = Duration::from_secs(10);
+/// After a heal, one session of a key is left within this.
+const ONE_SESSION_WITHIN: Duration = Duration::from_secs(30);
+/// How long a cut that stays is looked at.
+const SPAN: Duration = Duration::from_secs(15);
+/// Terms that may begin in that time.
+const MOST_CHANGES: u64 = 2;
+
+/// A workspace that every node has.
+fn workspace(cluster: &Cluster) {
+    cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
+    for node in &cluster.nodes {
+        until("the workspace is everywhere", || node.get("/v1/workspaces/w").status == 200);
+    }
+}
+
+/// Waits until these follow one of them.
+fn elected(cluster: &Cluster, side: &[usize]) {
+    let names: BTreeSet<String> = side.iter().map(|i| format!("n{i}")).collect();
+    until("a leader of this side", || {
+        let followed: BTreeSet<String> = side.iter().filter_map(|i| cluster.followed_by(*i)).collect();
+        followed.len() == 1 && followed.is_subset(&names)
+    });
+}
+
+/// The ballot that this node follows: term first, then node.
+fn ballot(cluster: &Cluster, node: usize) -> (u64, String) {
+    let status = cluster.nodes[node].get("/v1/status").expect(200);
+    (status["cluster"]["term"].as_u64().unwrap(), status["cluster"]["leader"]["id"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn what_was_made_on_both_sides_of_a_cut_is_there_after_it_and_one_key_is_one_session() {
+    let name = "what_was_made_on_both_sides_of_a_cut_is_there_after_it_and_one_key_is_one_session";
+    let Some(hosts) = Hosts::start(name, 3, "") else { return };
+    let cluster = &hosts.cluster;
+    workspace(cluster);
+    let alone = cluster.leader();
+    let together = cluster.followers();
+    let asked = together[0];
+    let mut made = BTreeSet::from([id(&persist(&cluster.nodes[alone], "before"))]);
+
+    hosts.network.split(&[alone], &together);
+    elected(cluster, &together);
+    let there = persist(&cluster.nodes[asked], "both");
+    made.insert(id(&persist(&cluster.nodes[asked], "there")));
+    elected(cluster, &[alone]);
+    made.insert(id(&persist(&cluster.nodes[alone], "here")));
+    let here = persist(&cluster.nodes[alone], "both");
+    assert_eq!(here["id"], there["id"], "one key");
+    assert_ne!(here["node"], there["node"], "twice, for neither side can know");
+    made.insert(id(&here));
+
+    let ballots = [ballot(cluster, asked), ballot(cluster, alone)];
+    hosts.network.heal();
+    let healed = Instant::now();
+    elected(cluster, &[0, 1, 2]);
+    assert!(healed.elapsed() < ONE_LEADER_WITHIN, "one leader after {:?}", healed.elapsed());
+    let both = id(&here);
+    until("one of the two is put away", || {
+        cluster.nodes.iter().filter(|node| node.process_directories().contains(&both)).count() == 1
+    });
+    assert!(healed.elapsed() < ONE_SESSION_WITHIN, "one session after {:?}", healed.elapsed());
+    for node in &cluster.nodes {
+        until("every session is listed once and runs", || {
+            let sessions = node.sessions(false);
+            sessions.len() == made.len()
+                && sessions.iter().all(|session| session["state"] == "running" && made.contains(&id(session)))
+        });
+    }
+    // Of two decisions the later one stays.
+    let [kept, lost] = if ballots[0] > ballots[1] { [&there, &here] } else { [&here, &there] };
+    assert_eq!(cluster.nodes[asked].session(&both)["node"], kept["node"], "{ballots:?}");
+    let lost = cluster.nodes.iter().find(|node| node.node()["name"] == lost["node"]).unwrap();
+    assert!(lost.log().contains("reason=\"duplicate\""), "it says why it put its session away");
+    cluster.settled();
+}
+
+#[test]
+fn cuts_that_stay_do_not_make_leaders_come_and_go() {
+    let Some(hosts) = Hosts::start("cuts_that_stay_do_not_make_leaders_come_and_go", 5, "") else { return };
+    let cluster = &hosts.cluster;
+    workspace(cluster);
+    let mut made = BTreeSet::new();
+    let leader = cluster.leader();
+    let deaf = cluster.followers()[0];
+    hosts.network.cut(leader, deaf);
+    made.append(&mut look_on(cluster, "one-way"));
+    hosts.network.heal();
+    cluster.settled();
+
+    // One host is in the middle, and the leader at one end.
+    let leader = cluster.leader();
+    let [a, _, c, d] = cluster.followers()[..] else { panic!("five nodes have four followers") };
+    hosts.network.split(&[leader, a], &[c, d]);
+    made.append(&mut look_on(cluster, "bridge"));
+    hosts.network.heal();
+    cluster.settled();
+    for node in &cluster.nodes {
+        until("nothing that was answered is lost", || {
+            let listed: BTreeSet<String> = node.sessions(false).iter().map(id).collect();
+            made.is_subset(&listed)
+        });
+    }
+}
+
+/// Asks everybody all the while: each answer must be one, or ask to try again. Returns the sessions that were made.
+fn look_on(cluster: &Cluster, cut: &str) -> BTreeSet<String> {
+    let nodes = 0..cluster.nodes.len();
+    let term = || nodes.clone().map(|i| cluster.term(i)).max().unwrap();
+    let (before, begun) = (term(), Instant::now());
+    let mut made = BTreeSet::new();
+    while begun.elapsed() < SPAN {
+        for (i, node) in cluster.nodes.iter().enumerate() {
+            let answer = keyed(node, &format!("{cut}-{i}")).unwrap();
+            if answer.status == 200 || answer.status == 202 {
+                made.insert(id(&answer.json()));
+            } else {
+                let refusal = answer.json();
+                assert_eq!(refusal["error"]["retryable"], true, "at n{i}: {refusal}");
+            }
+            assert_eq!(node.get("/v1/nodes").expect(200)["items"].as_array().unwrap().len(), nodes.len());
+        }
+    }
+    let began = term() - before;
+    assert!(began <= MOST_CHANGES, "{began} terms began");
+    made
+}
+
+#[test]
+fn in_quorum_mode_whoever_is_cut_off_places_nothing_and_the_others_go_on() {
+    let name = "in_quorum_mode_whoever_is_cut_off_places_nothing_and_the_others_go_on";
+    let Some(hosts) = Hosts::start(name, 3, "cluster = { mode = 'quorum', expected_nodes = 3 }") else { return };
+    let cluster = &hosts.cluster;
+    workspace(cluster);
+    let alone = cluster.leader();
+    let together = cluster.followers();
+    hosts.network.split(&[alone], &together);
+    until("it leads no more", || cluster.followed_by(alone).is_none());
+    cluster.nodes[alone].create("w", "alice").refused(503, "no_leader");
+    elected(cluster, &together);
+    // A key of the caller's own may be on the host that is cut off, and waits; without one it is a new session.
+    let asked = &cluster.nodes[together[0]];
+    let waits = keyed(asked, "key").unwrap().refused(503, "no_leader");
+    assert_eq!(waits["retryable"], true, "{waits}");
+    until("a session", || asked.create("w", "alice").status == 202);
+    hosts.network.heal();
+    cluster.settled();
+    persist(&cluster.nodes[alone], "key");
+}

@@ -1,0 +1,68 @@
+//! Real agents on a network that loses, delays and reorders packets.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::cluster::faults::persist;
+use crate::cluster::{FOREVER, id};
+use crate::support::agent::{Agent, until};
+use crate::support::cluster::{Cluster, Mesh, free_port};
+use crate::support::relay::{Relay, Weather};
+
+/// A bad line over an ocean.
+const BAD: Weather = Weather { lost: 10, delay: Duration::from_millis(40), jitter: Duration::from_millis(10) };
+const SEED: u64 = 17;
+/// Longer than it takes to miss a node.
+const SPAN: Duration = Duration::from_secs(20);
+/// Sessions that are made at each node.
+const EACH: usize = 4;
+/// For so long nobody has been taken for dead before it counts: who has only just started was not heard yet.
+const CALM: Duration = Duration::from_secs(3);
+
+/// Whether a node shows everybody, and nobody as dead. One whose heartbeat is late is suspect, and no more than that.
+fn nobody_is_dead(node: &Agent) -> bool {
+    let list = node.get("/v1/nodes").expect(200);
+    let states: Vec<&str> = list["items"].as_array().unwrap().iter().map(|n| n["state"].as_str().unwrap()).collect();
+    states.len() == 3 && states.iter().all(|state| ["alive", "suspect"].contains(state))
+}
+
+#[test]
+fn a_network_that_loses_packets_takes_nobody_for_dead_and_sessions_are_made_everywhere() {
+    let listen: Vec<SocketAddr> = (0..3).map(|_| SocketAddr::from(([127, 0, 0, 1], free_port()))).collect();
+    let relay = Relay::between(listen.clone(), BAD, SEED);
+    let mesh =
+        |(i, listen): (usize, &SocketAddr)| Mesh { listen: listen.to_string(), reached: relay.address(i).to_string() };
+    let mut cluster = Cluster::prepare_at(listen.iter().enumerate().map(mesh).collect(), "");
+    cluster.nodes.iter_mut().for_each(Agent::up);
+    cluster.settled();
+    cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
+    let mut made = BTreeSet::new();
+    for (i, node) in cluster.nodes.iter().enumerate() {
+        until("the workspace is everywhere", || node.get("/v1/workspaces/w").status == 200);
+        made.extend((0..EACH).map(|n| id(&persist(node, &format!("{i}-{n}")))));
+    }
+    let mut calm = Instant::now();
+    until("everybody was heard", || {
+        if !cluster.nodes.iter().all(nobody_is_dead) {
+            calm = Instant::now();
+        }
+        calm.elapsed() > CALM
+    });
+    let begun = Instant::now();
+    while begun.elapsed() < SPAN {
+        for (i, node) in cluster.nodes.iter().enumerate() {
+            assert!(nobody_is_dead(node), "as n{i} sees it: {}", node.get("/v1/nodes").text());
+        }
+    }
+    assert_eq!(made.len(), 3 * EACH);
+    for node in &cluster.nodes {
+        until("every session is listed once and runs", || {
+            let sessions = node.sessions(false);
+            sessions.len() == made.len()
+                && sessions.iter().all(|session| session["state"] == "running" && made.contains(&id(session)))
+        });
+    }
+}

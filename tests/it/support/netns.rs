@@ -1,0 +1,126 @@
+//! Hosts with a network between them that can be cut: namespaces of this machine.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::agent::Agent;
+use super::cluster::{Cluster, Mesh};
+
+/// The port of every host's mesh.
+const MESH_PORT: u16 = 7000;
+
+/// Namespaces joined by a switch, which is in one of its own: nothing of it is seen in this machine's own network.
+/// Dropping it removes them.
+pub(crate) struct Network {
+    switch: String,
+    hosts: Vec<String>,
+}
+
+impl Network {
+    /// `None`, said aloud, where there can be no namespaces.
+    fn lay(test: &str, size: usize) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("ostler-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut network = Self { switch: name.clone(), hosts: Vec::new() };
+        let laid = network.add_namespace(&name) && {
+            network.hosts = (0..size).map(|i| format!("{name}-n{i}")).collect();
+            network.hosts.iter().all(|host| network.add_namespace(host) && iptables(host, "-L INPUT"))
+        };
+        if !laid {
+            super::skip(test, "netns");
+            return None;
+        }
+        ip(&format!("-n {name} link add switch type bridge"));
+        ip(&format!("-n {name} link set switch up"));
+        for (i, host) in network.hosts.iter().enumerate() {
+            ip(&format!("-n {name} link add n{i} type veth peer name eth0 netns {host}"));
+            ip(&format!("-n {name} link set n{i} master switch up"));
+            ip(&format!("-n {host} address add {}/24 dev eth0", address(i)));
+            ip(&format!("-n {host} link set lo up"));
+            ip(&format!("-n {host} link set eth0 up"));
+        }
+        Some(network)
+    }
+
+    fn add_namespace(&self, name: &str) -> bool {
+        run("ip", &format!("netns add {name}"))
+    }
+
+    /// From now on `to` hears nothing of `from`. It is dropped where it arrives: a network loses packets, it does
+    /// not tell whoever sends them.
+    pub(crate) fn cut(&self, from: usize, to: usize) {
+        let cut = iptables(&self.hosts[to], &format!("-A INPUT -s {} -j DROP", address(from)));
+        assert!(cut, "what comes from n{from} cannot be dropped at n{to}");
+    }
+
+    /// From now on nobody of the one side hears anybody of the other.
+    pub(crate) fn split(&self, one: &[usize], other: &[usize]) {
+        for a in one {
+            for b in other {
+                self.cut(*a, *b);
+                self.cut(*b, *a);
+            }
+        }
+    }
+
+    /// Everybody hears everybody again.
+    pub(crate) fn heal(&self) {
+        for host in &self.hosts {
+            iptables(host, "-F INPUT");
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for name in self.hosts.iter().chain([&self.switch]) {
+            run("ip", &format!("netns delete {name}"));
+        }
+    }
+}
+
+/// A cluster with each agent on a host of such a network.
+pub(crate) struct Hosts {
+    pub(crate) cluster: Cluster,
+    pub(crate) network: Network,
+}
+
+impl Hosts {
+    /// They have found each other and follow one leader. `None`, said aloud, where there can be no namespaces.
+    pub(crate) fn start(test: &str, size: usize, extra: &str) -> Option<Self> {
+        let network = Network::lay(test, size)?;
+        let meshes = (0..size).map(|i| Mesh::at(format!("{}:{MESH_PORT}", address(i)))).collect();
+        let mut cluster = Cluster::prepare_at(meshes, extra);
+        for (agent, namespace) in cluster.nodes.iter_mut().zip(&network.hosts) {
+            agent.live_in(namespace);
+        }
+        cluster.nodes.iter_mut().for_each(Agent::up);
+        let hosts = Self { cluster, network };
+        hosts.cluster.settled();
+        Some(hosts)
+    }
+}
+
+impl Drop for Hosts {
+    /// The agents, which go first, can clean up.
+    fn drop(&mut self) {
+        self.network.heal();
+    }
+}
+
+fn address(host: usize) -> String {
+    format!("10.77.0.{}", host + 1)
+}
+
+fn iptables(namespace: &str, arguments: &str) -> bool {
+    run("ip", &format!("netns exec {namespace} iptables --wait {arguments}"))
+}
+
+fn ip(arguments: &str) {
+    assert!(run("ip", arguments), "ip {arguments}");
+}
+
+/// Whether a command, its arguments separated by spaces, succeeds.
+fn run(program: &str, arguments: &str) -> bool {
+    Command::new(program).args(arguments.split(' ')).output().is_ok_and(|output| output.status.success())
+}

@@ -1,0 +1,132 @@
+//! A network on loopback that loses, delays and reorders packets.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Bytes of a packet at most.
+const MAX_PACKET: usize = 65_535;
+/// How often a thread that waits looks whether it is over.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What a network does to packets, one way.
+#[derive(Clone, Copy)]
+pub(crate) struct Weather {
+    /// Of a hundred packets.
+    pub(crate) lost: u64,
+    pub(crate) delay: Duration,
+    /// So much later at most, at random: packets overtake each other.
+    pub(crate) jitter: Duration,
+}
+
+/// Stands before every node. Each node is reached at an address of the relay's, and what it sends comes from there.
+pub(crate) struct Relay {
+    addresses: Vec<SocketAddr>,
+    over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// In the order in which they are to arrive, and of those that arrive together, in which they were sent.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Packet {
+    due: Instant,
+    sent: Instant,
+    from: usize,
+    to: usize,
+    bytes: Vec<u8>,
+}
+
+/// The nodes, and the relay's socket for each.
+struct Sides {
+    nodes: Vec<SocketAddr>,
+    sockets: Vec<UdpSocket>,
+}
+
+impl Relay {
+    /// Relays between nodes that listen there. Which packets are lost follows from the seed, and from how many come.
+    pub(crate) fn between(nodes: Vec<SocketAddr>, weather: Weather, seed: u64) -> Self {
+        let sockets: Vec<UdpSocket> = nodes.iter().map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let addresses = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
+        let over = Arc::new(AtomicBool::new(false));
+        let (packets, sent) = mpsc::channel();
+        let sides = Arc::new(Sides { nodes, sockets });
+        let mut threads: Vec<_> = (0..sides.nodes.len())
+            .map(|to| {
+                let (sides, packets, over) = (Arc::clone(&sides), packets.clone(), Arc::clone(&over));
+                let random = Random(seed.wrapping_add(to as u64));
+                std::thread::spawn(move || take(&sides, to, weather, random, &packets, &over))
+            })
+            .collect();
+        threads.push(std::thread::spawn(move || deliver(&sides, &sent)));
+        Self { addresses, over, threads }
+    }
+
+    /// Where a node is reached.
+    pub(crate) fn address(&self, node: usize) -> SocketAddr {
+        self.addresses[node]
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Takes what is sent to one node.
+fn take(sides: &Sides, to: usize, weather: Weather, mut random: Random, packets: &Sender<Packet>, over: &AtomicBool) {
+    let socket = &sides.sockets[to];
+    socket.set_read_timeout(Some(LOOK_EVERY)).unwrap();
+    let mut buffer = vec![0; MAX_PACKET];
+    while !over.load(Ordering::Relaxed) {
+        let Ok((length, sender)) = socket.recv_from(&mut buffer) else { continue };
+        let Some(from) = sides.nodes.iter().position(|node| *node == sender) else { continue };
+        if random.below(100) < weather.lost {
+            continue;
+        }
+        let sent = Instant::now();
+        let jitter = random.below(u64::try_from(weather.jitter.as_micros()).unwrap() + 1);
+        let due = sent + weather.delay + Duration::from_micros(jitter);
+        let _ = packets.send(Packet { due, sent, from, to, bytes: buffer[..length].to_vec() });
+    }
+}
+
+/// Brings each packet when it is due, until nobody sends any more.
+fn deliver(sides: &Sides, sent: &Receiver<Packet>) {
+    let mut underway = BinaryHeap::new();
+    loop {
+        let next = underway.peek().map(|Reverse(Packet { due, .. })| *due);
+        let wait = next.map_or(LOOK_EVERY, |due| due.saturating_duration_since(Instant::now()));
+        match sent.recv_timeout(wait) {
+            Ok(packet) => underway.push(Reverse(packet)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        while underway.peek().is_some_and(|Reverse(Packet { due, .. })| *due <= Instant::now()) {
+            let Some(Reverse(packet)) = underway.pop() else { break };
+            // A node that is not there takes nothing.
+            let _ = sides.sockets[packet.from].send_to(&packet.bytes, sides.nodes[packet.to]);
+        }
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
