@@ -260,7 +260,7 @@ impl Daemon {
         ];
         let mut told = None;
         if let Some(net) = &net {
-            net.serve(Arc::new(Rpc::new(host.clone(), leader.clone())));
+            net.serve(Arc::new(Rpc::new(host.clone(), leader.clone(), Peers(Some(net.clone())))));
             let gossip = gossip::Config {
                 me: me.clone(),
                 cluster: name.clone(),

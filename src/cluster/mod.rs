@@ -20,14 +20,15 @@ mod volumes;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::election::Leadership;
 use crate::gossip::ClusterView;
-use crate::types::{Name, NodeId};
-use crate::wire::Call;
-use crate::wire::message::Led;
+use crate::types::{Name, NodeId, NodeState};
+use crate::wire::message::{Led, NotPassed, Pass, Passed};
+use crate::wire::{Call, codec};
 use crate::{net, node, placement};
 
 pub use host::{Host, MAX_HOLD};
@@ -45,6 +46,10 @@ const READ_PATIENCE: Duration = Duration::from_secs(1);
 const QUICK: Duration = Duration::from_secs(2);
 /// How long a peer may take over what it must write or ask others for.
 const SLOW: Duration = Duration::from_secs(15);
+/// After so long without an answer of the leader's, other nodes are asked to pass the request on to theirs.
+const HEARD_WITHIN: Duration = Duration::from_millis(1500);
+/// How many nodes are asked for that at most, in one round.
+const MAX_PASSES: usize = 8;
 /// Between two tries of a leader that does not answer, where no news of another one comes before.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -168,9 +173,10 @@ impl Cluster {
     where
         C: Call<Answer = Led<T>> + Clone,
         Leader: Serves<C>,
+        T: DeserializeOwned,
     {
-        let deadline = Instant::now() + patience;
-        let mut leadership = self.leader.leadership.clone();
+        let (begun, mut leadership) = (Instant::now(), self.leader.leadership.clone());
+        let deadline = begun + patience;
         let mut named = None;
         loop {
             let known = leadership.borrow_and_update().leader.clone();
@@ -187,6 +193,14 @@ impl Cluster {
                 },
                 None => Error::NoLeader,
             };
+            // An election is over by then: others may hear a leader whom this node does not.
+            if named.is_none() && begun.elapsed() >= HEARD_WITHIN {
+                match self.ask_through_others(&call, within).await {
+                    Some(Err(error @ Error::NoAnswer { .. })) if !again => return Err(error),
+                    Some(Ok(answered)) => return Ok(answered),
+                    Some(Err(_)) | None => {}
+                }
+            }
             if Instant::now() >= deadline {
                 return Err(match last {
                     Error::Unreachable { .. } => Error::NoLeader,
@@ -198,6 +212,31 @@ impl Cluster {
                 let _ = tokio::time::timeout_at(deadline.min(Instant::now() + AGAIN), news).await;
             }
         }
+    }
+
+    /// Has the nodes that can be reached pass a request on to the leader that they follow, one after the other.
+    /// `None` where none of them could.
+    async fn ask_through_others<C, T>(&self, call: &C, within: Duration) -> Option<Result<Routed<T>, Error>>
+    where
+        C: Call<Answer = Led<T>> + Clone,
+        T: DeserializeOwned,
+    {
+        let request = codec::encode(&call.clone().into_request()).ok()?;
+        let view = self.view();
+        let alive = view.members.iter().filter(|(_, member)| member.state == NodeState::Alive);
+        for (peer, _) in alive.take(MAX_PASSES) {
+            let (leader, answer) = match self.mesh.call(peer, Pass(request.clone()), within).await {
+                Ok(Ok(Passed { leader, answer })) => (leader, answer),
+                Ok(Err(NotPassed::Undelivered)) | Err(net::Error::Unreachable { .. }) => continue,
+                Ok(Err(NotPassed::NoAnswer(reason))) | Err(net::Error::NoAnswer { reason, .. }) => {
+                    return Some(Err(Error::NoAnswer { node: self.name_of(peer), reason }));
+                }
+            };
+            if let Ok(Ok(answer)) = codec::decode::<C::Answer>(&answer) {
+                return Some(Ok(self.routed(&leader, answer)));
+            }
+        }
+        None
     }
 
     /// Asks a node for as long as it is the leader: one that died does not even say that it did.

@@ -4,9 +4,9 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use serde::Serialize;
 
-use super::{Host, Leader};
-use crate::net::{Peer, Reply, Serve};
-use crate::wire::message::{Asker, Logs};
+use super::{Host, Leader, Peers, SLOW};
+use crate::net::{self, Peer, Reply, Serve};
+use crate::wire::message::{Asker, Logs, NotPassed, Pass, Passed};
 use crate::wire::{Call, Document, Request, codec};
 
 /// What answers one kind of request, whoever asks.
@@ -19,11 +19,25 @@ pub(super) trait Serves<C: Call> {
 pub struct Rpc {
     host: Host,
     leader: Leader,
+    peers: Peers,
 }
 
 impl Rpc {
-    pub const fn new(host: Host, leader: Leader) -> Self {
-        Self { host, leader }
+    pub const fn new(host: Host, leader: Leader, peers: Peers) -> Self {
+        Self { host, leader, peers }
+    }
+
+    /// Passes a request on to the leader that this node follows, and its answer back.
+    async fn pass(&self, Pass(request): Pass) -> Result<Passed, NotPassed> {
+        let of_leader = codec::decode::<Request>(&request).is_ok_and(|request| request.is_of_leader());
+        let known = self.leader.leadership.borrow().clone();
+        let followed = known.leader.clone().filter(|_| of_leader && known.reign.is_none());
+        let (Some(leader), Some(net)) = (followed, &self.peers.0) else { return Err(NotPassed::Undelivered) };
+        match net.pass(&leader, &request, SLOW).await {
+            Ok(answer) => Ok(Passed { leader, answer }),
+            Err(net::Error::Unreachable { .. }) => Err(NotPassed::Undelivered),
+            Err(error @ net::Error::NoAnswer { .. }) => Err(NotPassed::NoAnswer(error.to_string())),
+        }
     }
 
     /// The log of a session: the answer, then what it is about.
@@ -77,6 +91,7 @@ impl Serve for Rpc {
             Request::Edit(call) => answer(&self.leader, call).await,
             Request::Claim(call) => answer(&self.host, call).await,
             Request::Forget(call) => answer(&self.host, call).await,
+            Request::Pass(call) => frame::<Pass>(&self.pass(call).await),
         }
     }
 }

@@ -16,6 +16,8 @@ use crate::types::{Ballot, BootInstant, ClusterMode, NodeId};
 const BEATS_A_SECOND: usize = 500;
 /// The smallest election timeout, in heartbeats. The largest is twice as long.
 const TIMEOUT_BEATS: u32 = 2;
+/// A node that has not answered for so many heartbeats is not reached any more: one that was lost is sent again.
+const REACHED_BEATS: u32 = 5;
 /// How often a node tries again before it does with no more than half of the electorate that it knew.
 const LOYAL_ROUNDS: u32 = 3;
 /// Rounds whose sending time is remembered: answers to older ones come too late to count.
@@ -259,7 +261,7 @@ impl Election {
     }
 
     fn reign(&self, rule: &Rule, now: BootInstant) -> Reign {
-        let recent = |at: &BootInstant| now.since(*at) < self.timeout();
+        let recent = |at: &BootInstant| now.since(*at) < self.beat_every() * REACHED_BEATS;
         let reached = rule.answered.iter().filter(|(_, at)| recent(at)).map(|(node, _)| node.clone());
         Reign {
             ballot: rule.ballot.clone(),

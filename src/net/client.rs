@@ -30,7 +30,8 @@ impl Net {
     /// # Errors
     /// It was not asked, or did not answer.
     pub async fn call<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<C::Answer, Error> {
-        self.ask::<C>(node, call, within).await.map(|(answer, _)| answer)
+        let (answer, _) = self.call_stream(node, call, within).await?;
+        Ok(answer)
     }
 
     /// The same, where more follows the answer.
@@ -43,7 +44,11 @@ impl Net {
         call: C,
         within: Duration,
     ) -> Result<(C::Answer, impl Stream<Item = io::Result<Bytes>> + Send + use<C>), Error> {
-        let (answer, rest) = self.ask::<C>(node, call, within).await?;
+        let request = codec::encode(&call.into_request());
+        let request = request.map_err(|e| Error::Unreachable { node: node.clone(), reason: e.to_string() })?;
+        let (answer, rest) = self.ask(node, &request, within).await?;
+        let answer =
+            codec::decode(&answer).map_err(|e| Error::NoAnswer { node: node.clone(), reason: e.to_string() })?;
         let chunks = stream::try_unfold(rest, |mut rest| async move {
             match rest.read_chunk(CHUNK, true).await {
                 Ok(Some(chunk)) => Ok(Some((chunk.bytes, rest))),
@@ -54,21 +59,28 @@ impl Net {
         Ok((answer, chunks))
     }
 
+    /// Asks a node in another's place: the request and its answer as they are on the wire.
+    ///
+    /// # Errors
+    /// It was not asked, or did not answer.
+    pub async fn pass(&self, node: &NodeId, request: &[u8], within: Duration) -> Result<Vec<u8>, Error> {
+        self.ask(node, request, within).await.map(|(answer, _)| answer)
+    }
+
     /// What a node that is connected said of itself.
     pub fn hello_of(&self, node: &NodeId) -> Option<Arc<Hello>> {
         self.0.pool.of_node(node).map(|link| link.hello)
     }
 
-    async fn ask<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<(C::Answer, RecvStream), Error> {
+    async fn ask(&self, node: &NodeId, request: &[u8], within: Duration) -> Result<(Vec<u8>, RecvStream), Error> {
         let unreachable = |reason: String| Error::Unreachable { node: node.clone(), reason };
-        let request = codec::encode(&call.into_request()).map_err(|e| unreachable(e.to_string()))?;
         let link = match timeout(within, self.0.link(node)).await {
             Ok(link) => link.map_err(unreachable)?,
             Err(_) => return Err(unreachable("no connection in time".to_owned())),
         };
         let no_answer = |reason: String| Error::NoAnswer { node: node.clone(), reason };
         tokio::select! {
-            answered = timeout(within, exchange::<C>(&link, &request)) => match answered {
+            answered = timeout(within, exchange(&link, request)) => match answered {
                 Ok(answered) => answered.map_err(|reason| {
                     no_answer(link.connection.close_reason().map_or(reason, |closed| explain(&closed)))
                 }),
@@ -99,10 +111,10 @@ async fn silence(link: &Link) {
     }
 }
 
-async fn exchange<C: Call>(link: &Link, request: &[u8]) -> Result<(C::Answer, RecvStream), String> {
+async fn exchange(link: &Link, request: &[u8]) -> Result<(Vec<u8>, RecvStream), String> {
     let (mut to, mut from) = link.connection.open_bi().await.map_err(|e| e.to_string())?;
     frame::send(&mut to, request).await?;
     let _ = to.finish();
-    let answer = frame::receive::<C::Answer>(&mut from).await?;
+    let answer = frame::receive_bytes(&mut from).await?;
     Ok((answer, from))
 }

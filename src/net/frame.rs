@@ -21,8 +21,13 @@ pub(super) async fn send_value(stream: &mut SendStream, value: &impl Serialize) 
     send(stream, &bytes).await
 }
 
-/// Reads a message. Never takes more memory than has come, nor more than a frame may have.
+/// Reads a message.
 pub(super) async fn receive<T: DeserializeOwned>(stream: &mut RecvStream) -> Result<T, String> {
+    codec::decode(&receive_bytes(stream).await?).map_err(|e| e.to_string())
+}
+
+/// Reads a message's bytes. Never takes more memory than has come, nor more than a frame may have.
+pub(super) async fn receive_bytes(stream: &mut RecvStream) -> Result<Vec<u8>, String> {
     let mut length = [0; 4];
     stream.read_exact(&mut length).await.map_err(|e| e.to_string())?;
     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
@@ -35,5 +40,5 @@ pub(super) async fn receive<T: DeserializeOwned>(stream: &mut RecvStream) -> Res
         bytes.resize(length.min(had + PIECE), 0);
         stream.read_exact(&mut bytes[had..]).await.map_err(|e| e.to_string())?;
     }
-    codec::decode(&bytes).map_err(|e| e.to_string())
+    Ok(bytes)
 }

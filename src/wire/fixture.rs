@@ -112,4 +112,7 @@ sampled! {
     Keep: [Keep(Document(entries()))] => [Ok(()), Err(Document(catalogue::Error::NoLeader))];
     Compare: [Compare(Document(entries().into_iter().map(|entry| (entry.key, entry.version)).collect()))]
         => [Document(catalogue::Difference { newer: entries(), wanted: keys() })];
+    Claim: [Claim { ballot: ballot(), session: session_id() }] => claim_answers();
+    Forget: [Forget(id(3))] => forget_answers();
+    Pass: [Pass(vec![15, 0, 255])] => pass_answers();
 }

@@ -111,6 +111,8 @@ calls! {
     Claim(BallotHolder, Claim) -> Result<Document<sessions::Asked>, AdmitError>;
     /// A node is gone for good: nobody is to remember it.
     Forget(Member, Forget) -> Result<(), gossip::Error>;
+    /// Of a follower: a request of its leader's, whom whoever asks cannot reach.
+    Pass(Member, Pass) -> Result<Passed, NotPassed>;
 }
 
 impl Request {
@@ -124,6 +126,35 @@ impl Request {
             _ => None,
         }
     }
+}
+
+impl Request {
+    /// Whether it is of the leader, and so may be [passed](Pass) on to it.
+    pub const fn is_of_leader(&self) -> bool {
+        use Request::{DryRun, Edit, Locate, Nodes, Place, Sessions};
+        matches!(self, Place(_) | DryRun(_) | Nodes(_) | Sessions(_) | Locate(_) | Edit(_))
+    }
+}
+
+/// A request as it is on the wire.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pass(pub Vec<u8>);
+
+/// What the leader answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Passed {
+    pub leader: NodeId,
+    /// As it is on the wire.
+    pub answer: Vec<u8>,
+}
+
+/// Why a request has no answer of the leader's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NotPassed {
+    /// The leader did not get it.
+    Undelivered,
+    /// What became of it is not known.
+    NoAnswer(String),
 }
 
 /// The answer of a node that was asked as the leader: it may not be it.
