@@ -25,7 +25,7 @@ use crate::{capacity, catalogue, election, gossip, node, sessions};
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a change waits for the leader to know of it: whoever makes it and then asks for a session would
 /// otherwise be answered from what was before.
-const KNOWN_WITHIN: Duration = Duration::from_millis(500);
+pub(super) const KNOWN_WITHIN: Duration = Duration::from_millis(500);
 /// How long an answer is held at most, whatever is asked: longer than proxies let a request idle.
 pub const MAX_HOLD: Duration = Duration::from_secs(600);
 
@@ -153,7 +153,9 @@ impl Serves<Find> for Host {
 #[async_trait]
 impl Serves<Command> for Host {
     async fn serve(&self, Command { session, command }: Command) -> Answer<crate::types::Session, sessions::Error> {
-        self.sessions.command(session, command).await.map(Document).map_err(Document)
+        let commanded = self.sessions.command(session, command).await.map_err(Document)?;
+        self.is_known().await;
+        Ok(Document(commanded))
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use super::host::KNOWN_WITHIN;
 use super::knowledge::Knowledge;
 use super::rpc::Serves;
 use super::{Host, LeadershipWatch, ViewWatch};
@@ -37,6 +38,15 @@ impl Leader {
         }
     }
 
+    /// Returns once this leader has heard of the session from its host, or after a while: whoever made it may
+    /// look for it at any node, and is answered from here.
+    async fn has_heard_of(&self, session: &Session) {
+        let mut fleet = self.fleet.clone();
+        let told = |fleet: &Fleet| fleet.hosts.get(&session.node_id)?.sessions.contains_key(&session.id).then_some(());
+        let heard = fleet.wait_for(|fleet| told(fleet).is_some());
+        let _ = tokio::time::timeout(KNOWN_WITHIN, heard).await;
+    }
+
     fn reigns(&self) -> Result<(), NotLeader> {
         let leadership = self.leadership.borrow();
         if leadership.reign.is_some() {
@@ -57,6 +67,11 @@ impl Serves<Place> for Leader {
         // It goes to its end even where whoever asked does not wait: hosts may have been asked already.
         let placed = tokio::spawn(async move { placer.place_here(session, drawn, request).await });
         let placed = placed.await.unwrap_or_else(|error| Err(placement::Error::Internal(error.to_string())));
+        if let Ok(placed) = &placed
+            && !placed.replayed
+        {
+            self.has_heard_of(&placed.session).await;
+        }
         Ok(placed.map(Document).map_err(Document))
     }
 }

@@ -73,6 +73,42 @@ fn a_session_is_made_seen_and_ended_from_any_node() {
 }
 
 #[test]
+fn whoever_was_told_of_a_session_finds_it_on_every_node() {
+    const SESSIONS: usize = 20;
+    let cluster = Cluster::start(3, "");
+    cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.01}));
+    for node in &cluster.nodes {
+        until("the workspace is everywhere", || node.get("/v1/workspaces/w").status == 200);
+    }
+    for i in 0..SESSIONS {
+        let made = cluster.nodes[i % cluster.nodes.len()].create("w", "alice").expect(202);
+        for node in &cluster.nodes {
+            node.get(&format!("/v1/sessions/{}", id(&made))).expect(200);
+        }
+    }
+}
+
+#[test]
+fn whoever_commanded_a_session_sees_it_obey_on_every_node() {
+    const ROUNDS: usize = 5;
+    let cluster = Cluster::start(3, "");
+    cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
+    let sessions: Vec<String> = (0..ROUNDS).map(|_| id(&cluster.nodes[0].create("w", "alice").expect(202))).collect();
+    let seen = |session: &str, command: &str, never: &str| {
+        cluster.nodes[0].client().command(&format!("/v1/sessions/{session}/{command}")).expect(202);
+        for node in &cluster.nodes {
+            assert_ne!(node.session(session)["state"], never, "after {command}");
+        }
+    };
+    for session in &sessions {
+        cluster.nodes[0].until_state(session, "running");
+        seen(session, "stop", "running");
+        cluster.nodes[0].until_state(session, "stopped");
+        seen(session, "start", "stopped");
+    }
+}
+
+#[test]
 fn one_key_is_one_session_on_whatever_node_it_is_used() {
     let cluster = Cluster::start(3, "");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"env": {"PASSWORD": "{secret}"}}));

@@ -65,6 +65,27 @@ fn the_next_leader_goes_on_where_one_was_killed() {
 }
 
 #[test]
+fn whoever_waits_for_a_leader_that_was_killed_is_answered_by_the_next() {
+    let mut cluster = Cluster::start(3, "");
+    cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
+    for node in &cluster.nodes {
+        until("the workspace is everywhere", || node.get("/v1/workspaces/w").status == 200);
+    }
+    let (killed, asked) = (cluster.leader(), cluster.followers());
+    cluster.nodes[killed].kill9();
+    std::thread::scope(|scope| {
+        for i in asked {
+            let node = &cluster.nodes[i];
+            // The first answer, not the last: nobody has to ask again to find out.
+            scope.spawn(move || {
+                let answer = keyed(node, &format!("key-{i}")).unwrap().json();
+                assert_ne!(answer["error"]["code"], "outcome_unknown", "{answer}");
+            });
+        }
+    });
+}
+
+#[test]
 fn what_is_on_a_host_that_cannot_be_asked_is_unknown_and_never_made_again() {
     let mut cluster = Cluster::start(3, "");
     let [asked, away] = cluster.followers()[..] else { panic!("three nodes have two followers") };
