@@ -54,7 +54,8 @@ pub(super) async fn run(context: &Context) -> Result<(), Failure> {
     context.out.answer(&body, |status| describe(status, &context.out.terminal))
 }
 
-fn describe(status: &Status, terminal: &Terminal) -> String {
+/// The status as people read it.
+pub(super) fn describe(status: &Status, terminal: &Terminal) -> String {
     let Status { node, cluster } = status;
     let leader = or_none(cluster.leader.as_ref().map(|leader| &leader.name));
     let leader = if leader == NONE { terminal.red("none") } else { leader };

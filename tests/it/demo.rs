@@ -16,6 +16,8 @@ use rustix::process::{Pid, Signal, kill_process};
 /// How long something that should happen may take on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
 const NO_ENGINE: &str = "unix:///nonexistent/docker.sock";
+/// What an agent of the demo is called with.
+const AGENT: &str = " agent --dev ";
 const LAST_STEP: &str = "It goes on ";
 
 /// A demo with a directory for temporary files to itself.
@@ -137,21 +139,58 @@ fn get(address: &str) -> String {
     page
 }
 
+/// The lines that the demo says itself, without tables and other answers of commands, which are as wide as they are.
+fn narrated<'a>(text: &'a str) -> impl Iterator<Item = &'a str> {
+    let wide = ["$ ostler status", "$ ostler node ls", "$ ostler session ls", "$ ostler session explain"];
+    let mut answer = false;
+    text.lines().filter(move |line: &&'a str| {
+        if line.starts_with("$ ") || line.is_empty() {
+            answer = wide.iter().any(|command| line.starts_with(command));
+        }
+        !answer && !line.starts_with('$')
+    })
+}
+
 #[test]
-fn it_shows_overcommit_and_refusals_and_ends_by_itself() {
+fn it_shows_a_cluster_refusals_and_a_killed_leader_and_ends_by_itself() {
     let mut demo = Demo::start(NO_ENGINE, &["--for", "1s"]);
     demo.until(LAST_STEP);
-    for told in ["Docker cannot be used", "no_capacity", "exceeds_physical", "(physical ", "export OSTLER_SOCKET="] {
-        assert!(demo.text.contains(told), "`{told}` in {}", demo.text);
+    for told in [
+        "Docker cannot be used",
+        "3 nodes",
+        "x-ostler-served-by: host-",
+        "no_capacity",
+        "(physical ",
+        "exceeds_physical",
+        "waits for ",
+        "draining",
+        "s after host-",
+        "term 2, it was 1",
+        " unknown ",
+        "Nothing is lost.",
+        "export OSTLER_SOCKET=",
+    ] {
+        let told_in = demo.text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(told_in.contains(told.trim()), "`{told}` in {}", demo.text);
     }
-    for line in demo.text.lines() {
-        let ours = line.starts_with('$') || line.contains(demo.temporary.path().to_str().unwrap());
+    for refusal in ["no_capacity", "exceeds_physical"] {
+        for node in ["host-a", "host-b", "host-c"] {
+            let named = |line: &str| line.starts_with(node) && line.contains(refusal);
+            assert!(demo.text.lines().any(named), "{node} {refusal}: {}", demo.text);
+        }
+    }
+    for line in narrated(&demo.text) {
+        let ours = line.contains(demo.temporary.path().to_str().unwrap());
         assert!(ours || line.chars().count() <= 80, "too wide: {line}");
     }
-    assert!(demo.pages().len() >= 4, "{}", demo.text);
-    let page = get(demo.pages().last().unwrap());
-    assert!(page.starts_with("HTTP/1.1 200 OK") && page.contains("Hello, "), "{page}");
-    assert!(!processes(demo.temporary.path()).is_empty(), "the test would not see a process that is left");
+    // Those at the end: by then every session runs.
+    let pages: std::collections::BTreeSet<&str> = demo.pages().into_iter().rev().take(6).collect();
+    assert_eq!(pages.len(), 6, "{}", demo.text);
+    for address in pages {
+        let page = get(address);
+        assert!(page.starts_with("HTTP/1.1 200 OK") && page.contains("Hello, "), "{page}");
+    }
+    assert_eq!(agents(demo.temporary.path()), 3, "the killed one runs again");
     let status = demo.ended();
     assert!(status.success(), "{status}: {}", demo.text);
     assert!(demo.text.ends_with("Nothing is left behind.\n"), "{}", demo.text);
@@ -159,11 +198,22 @@ fn it_shows_overcommit_and_refusals_and_ends_by_itself() {
     assert_eq!((files(demo.temporary.path()), processes(demo.temporary.path())), (Vec::new(), Vec::new()));
 }
 
+/// How many agents of the demo run.
+fn agents(directory: &Path) -> usize {
+    processes(directory).iter().filter(|arguments| arguments.contains(AGENT)).count()
+}
+
 #[test]
 fn killed_at_any_point_it_leaves_nothing() {
-    for point in
-        ["Going on with", "1. A node", "$ ostler session create page --user carol", "$ ostler session stop", LAST_STEP]
-    {
+    for point in [
+        "Going on with",
+        "1. Three nodes",
+        "$ ostler session create page --user carol",
+        "$ ostler node drain",
+        "$ pkill",
+        "10. Its agent",
+        LAST_STEP,
+    ] {
         let mut demo = Demo::start(NO_ENGINE, &[]);
         demo.until(point);
         demo.signal(Signal::KILL);
@@ -177,6 +227,7 @@ fn asked_to_end_it_leaves_nothing() {
     for (point, signal, code) in [
         ("3. A session", Signal::INT, 130),
         ("5. Say", Signal::TERM, 130),
+        ("9. The leader", Signal::INT, 130),
         (LAST_STEP, Signal::INT, 0),
         (LAST_STEP, Signal::HUP, 0),
     ] {
@@ -210,14 +261,24 @@ fn closed() -> ChildStdout {
 fn an_agent_that_dies_is_told_with_its_log() {
     let mut demo = Demo::start(NO_ENGINE, &["--for", "5m"]);
     demo.until(LAST_STEP);
-    let agent = processes(demo.temporary.path()).into_iter().find(|arguments| arguments.contains(" agent --dev "));
-    assert!(agent.is_some());
-    let pid = pid_of(" agent --dev ", demo.temporary.path());
-    kill_process(pid, Signal::KILL).unwrap();
+    kill_process(pid_of("host-b.toml", demo.temporary.path()), Signal::KILL).unwrap();
     assert_eq!(demo.ended().code(), Some(1));
     let mut errors = String::new();
     demo.process.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
-    assert!(errors.contains("the agent has ended") && errors.contains("session changed"), "{errors}");
+    assert!(errors.contains("the agent of host-b has ended") && errors.contains("session changed"), "{errors}");
+    assert!(!errors.contains("host-a:"), "only the one that has ended is heard: {errors}");
+    demo.leaves_nothing();
+}
+
+#[test]
+fn an_agent_that_dies_during_the_show_is_told_too() {
+    let mut demo = Demo::start(NO_ENGINE, &["--for", "5m"]);
+    demo.until("2. A catalogue");
+    kill_process(pid_of("host-c.toml", demo.temporary.path()), Signal::KILL).unwrap();
+    assert_eq!(demo.ended().code(), Some(1), "{}", demo.text);
+    let mut errors = String::new();
+    demo.process.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    assert!(errors.contains("the agent of host-c has ended"), "{errors}");
     demo.leaves_nothing();
 }
 
@@ -260,7 +321,7 @@ mod docker {
         let mut demo = Demo::start(ENGINE, &["--for", "1s"]);
         demo.until("click one");
         let cluster = demo.cluster();
-        assert_eq!(of_cluster(&cluster, &["ps", "--quiet"]).len(), 4, "the test would not see what is left");
+        assert_eq!(of_cluster(&cluster, &["ps", "--quiet"]).len(), 6, "the test would not see what is left");
         assert!(demo.ended().success(), "{}", demo.text);
         assert!(demo.text.contains("no_capacity") && demo.text.contains("exceeds_physical"), "{}", demo.text);
         demo.leaves_nothing();
@@ -272,11 +333,9 @@ mod docker {
         if !available("killed_with_containers_it_leaves_nothing") {
             return;
         }
-        for point in ["1. A node", "$ ostler session create page --user bob", "$ ostler session stop", LAST_STEP] {
+        for point in ["OSTLER_SOCKET=", "$ ostler session create page --user bob", "$ pkill", LAST_STEP] {
             let mut demo = Demo::start(ENGINE, &[]);
             demo.until(point);
-            // The name is printed after the heading.
-            demo.until("OSTLER_SOCKET=");
             let cluster = demo.cluster();
             demo.signal(Signal::KILL);
             demo.process.wait().unwrap();

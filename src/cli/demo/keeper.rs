@@ -1,25 +1,29 @@
 //! The keeper of a demo's place: `ostler demo-keeper`, started by the demo and outliving it.
 //!
-//! It reads the [plan](Plan) from its standard input, makes the place and starts the agent there. Then
-//! it waits for that input to end, which the kernel sees to when the demo ends, is killed, or loses
-//! its terminal. So there is one way in which everything is cleared away, and it always comes.
+//! It reads the [plan](Plan) from its standard input, makes the place and starts the agents there. Then
+//! it carries out [orders](Order), and waits for that input to end, which the kernel sees to when the
+//! demo ends, is killed, or loses its terminal. So there is one way in which everything is cleared
+//! away, and it always comes.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
+use futures_util::future::{join_all, select_all};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines, Take};
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
-use super::plan::{Engine, Plan};
+use super::plan::{Agent, Engine, Plan};
+use crate::identity;
 use crate::sessions::runtime::docker::Visit;
 use crate::sessions::runtime::process::{self, ProcessRuntime};
 use crate::sessions::runtime::{Error, Runtime};
@@ -28,12 +32,12 @@ use crate::types::{Bytes, Cores, NodeId};
 /// What this program is called with to be a keeper.
 pub const SUBCOMMAND: &str = "demo-keeper";
 
-/// A plan is a few paths.
-const MAX_PLAN: u64 = 64 << 10;
-/// How long the agent may take to end by itself.
+/// All that a demo says: a plan is a few paths, and its orders are a handful of words.
+const MAX_SAID: u64 = 64 << 10;
+/// How long the agents may take to end by themselves.
 const AGENT_GRACE: Duration = Duration::from_secs(3);
 /// How often it is looked whether something is left, and the pause between two looks. An engine that is
-/// restarting or busy is waited for; what was under way when the agent ended comes to light meanwhile.
+/// restarting or busy is waited for; what was under way when the agents ended comes to light meanwhile.
 const LOOKS: u32 = 120;
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 /// Nothing is left where this many looks in a row find nothing.
@@ -41,14 +45,27 @@ const EMPTY_LOOKS: u32 = 2;
 /// The same while an image may still be on its way into the engine.
 const EMPTY_LOOKS_IMPORTING: u32 = 20;
 
+/// What the demo asks of the keeper after the plan, a line of JSON each. Agents go by their index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Order {
+    /// Kill an agent: it has no time to say or save anything.
+    Kill(usize),
+    /// Start an agent that was killed, as it was started first.
+    Start(usize),
+}
+
 /// What the keeper tells the demo, a line of JSON each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Word {
-    /// The place is there, and the agent was started.
-    Ready,
+    /// The place is there and the agents were started, or an order was carried out.
+    Done,
+    /// An agent has ended and nobody had asked for it; how, for people.
+    Ended { agent: usize, how: String },
     /// Something failed; for people.
     Trouble(String),
 }
+
+type Said = Lines<Take<BufReader<Receiver>>>;
 
 /// Keeps one demo's place, from its plan to its end.
 pub fn main() -> ExitCode {
@@ -72,37 +89,34 @@ pub fn main() -> ExitCode {
 }
 
 async fn keep() -> Result<(), String> {
-    let mut input = standard_input().map_err(|e| format!("the demo's keeper is started by the demo alone: {e}"))?;
-    let plan = read_plan(&mut input).await?;
-    let mut agent = None;
-    match make(&plan) {
-        Ok(started) => {
-            say(&Word::Ready);
-            hold(input, agent.insert(started)).await;
+    let mut said = standard_input().map_err(|e| format!("the demo's keeper is started by the demo alone: {e}"))?;
+    let plan = read_plan(&mut said).await?;
+    let mut agents = Agents::default();
+    match make(&plan, &mut agents) {
+        Ok(()) => {
+            say(&Word::Done);
+            hold(&plan, said, &mut agents).await;
         }
         Err(e) => say(&Word::Trouble(format!("{} cannot be made: {e}", plan.directory.display()))),
     }
-    if let Some(agent) = &mut agent {
-        end(agent).await;
-    }
+    agents.end().await;
     clear(&plan).await
 }
 
 /// The demo's pipe. Whatever else it is, this program was not started by a demo.
-fn standard_input() -> io::Result<BufReader<Receiver>> {
+fn standard_input() -> io::Result<Said> {
     let input = io::stdin().as_fd().try_clone_to_owned()?;
-    Receiver::from_owned_fd(input).map(BufReader::new)
+    Ok(BufReader::new(Receiver::from_owned_fd(input)?).take(MAX_SAID).lines())
 }
 
-async fn read_plan(input: &mut BufReader<Receiver>) -> Result<Plan, String> {
-    let mut line = String::new();
-    input.take(MAX_PLAN).read_line(&mut line).await.map_err(|e| e.to_string())?;
+async fn read_plan(said: &mut Said) -> Result<Plan, String> {
+    let line = said.next_line().await.map_err(|e| e.to_string())?.unwrap_or_default();
     // Half a line is no plan: the demo was gone before it began, and nothing has been made.
     serde_json::from_str(&line).map_err(|e| format!("that is no plan: {e}"))
 }
 
-/// Makes the place, and starts the agent in it.
-fn make(plan: &Plan) -> io::Result<Child> {
+/// Makes the place, and starts the agents in it.
+fn make(plan: &Plan, agents: &mut Agents) -> io::Result<()> {
     // Sessions of root run as somebody else, who passes through to their own directories.
     let mode = if plan.sessions_are_others() { 0o711 } else { 0o700 };
     DirBuilder::new().mode(0o700).create(&plan.directory)?;
@@ -111,46 +125,88 @@ fn make(plan: &Plan) -> io::Result<Child> {
         fs::copy(&plan.program, plan.program_for_others())?;
         fs::set_permissions(plan.program_for_others(), fs::Permissions::from_mode(0o755))?;
     }
-    private(&plan.configuration())?.write_all(plan.configuration_text().as_bytes())?;
-    let log = private(&plan.log())?;
-    Command::new(&plan.program)
-        .args(["agent", "--dev", "--config"])
-        .arg(plan.configuration())
-        .env_remove("OSTLER_LOG")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
+    let token = identity::generate().map_err(io::Error::other)?;
+    identity::write_new(&plan.token(), &token).map_err(io::Error::other)?;
+    for agent in plan.agents() {
+        private(&agent.configuration())?.write_all(agent.configuration_text().as_bytes())?;
+    }
+    plan.agents().try_for_each(|agent| agents.start(plan, agent))
 }
 
-fn private(path: &std::path::Path) -> io::Result<File> {
-    OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)
+/// A file that is this user's alone, to write on at its end.
+fn private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
-/// Returns when the demo is over: its end of the pipe is closed, or somebody ends this process.
-async fn hold(mut input: BufReader<Receiver>, agent: &mut Child) {
-    let over = async {
-        let (Ok(mut terminate), Ok(mut hangup)) = (signal(SignalKind::terminate()), signal(SignalKind::hangup()))
-        else {
-            return;
-        };
-        let mut nothing = [0; 64];
-        tokio::select! {
-            () = async { while input.read(&mut nothing).await.is_ok_and(|read| read > 0) {} } => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
+/// Carries out orders. Returns when the demo is over: its end of the pipe is closed, or somebody ends
+/// this process.
+async fn hold(plan: &Plan, mut said: Said, agents: &mut Agents) {
+    let (Ok(mut terminate), Ok(mut hangup)) = (signal(SignalKind::terminate()), signal(SignalKind::hangup())) else {
+        return;
     };
-    let mut over = std::pin::pin!(over);
-    tokio::select! {
-        () = &mut over => return,
-        ended = agent.wait() => {
-            let how = ended.map_or_else(|e| e.to_string(), |status| status.to_string());
-            say(&Word::Trouble(format!("the agent has ended ({how})")));
+    loop {
+        tokio::select! {
+            line = said.next_line() => {
+                let Ok(Some(line)) = line else { return };
+                say(&obey(plan, agents, &line).await.map_or_else(Word::Trouble, |()| Word::Done));
+            }
+            // The demo reads the agent's log before anything is cleared away.
+            (agent, how) = agents.ended_unasked() => say(&Word::Ended { agent, how }),
+            _ = terminate.recv() => return,
+            _ = hangup.recv() => return,
         }
     }
-    // The demo reads the agent's log before anything is cleared away.
-    over.await;
+}
+
+async fn obey(plan: &Plan, agents: &mut Agents, line: &str) -> Result<(), String> {
+    match serde_json::from_str(line).map_err(|e| format!("that is no order: {e}"))? {
+        Order::Kill(agent) => agents.kill(plan.agent(agent)).await,
+        Order::Start(agent) => {
+            let agent = plan.agent(agent);
+            agents.start(plan, agent).map_err(|e| format!("the agent of {} cannot be started: {e}", agent.name()))
+        }
+    }
+}
+
+/// The agents that run, with their indices.
+#[derive(Default)]
+struct Agents(Vec<(usize, Child)>);
+
+impl Agents {
+    fn start(&mut self, plan: &Plan, agent: Agent<'_>) -> io::Result<()> {
+        let log = private(&agent.log())?;
+        let child = Command::new(&plan.program)
+            .args(["agent", "--dev", "--config"])
+            .arg(agent.configuration())
+            .env_remove("OSTLER_LOG")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        self.0.push((agent.index, child));
+        Ok(())
+    }
+
+    async fn kill(&mut self, agent: Agent<'_>) -> Result<(), String> {
+        let at = self.0.iter().position(|(index, _)| *index == agent.index);
+        let at = at.ok_or_else(|| format!("the agent of {} does not run", agent.name()))?;
+        let (_, mut child) = self.0.swap_remove(at);
+        child.kill().await.map_err(|e| format!("the agent of {} cannot be killed: {e}", agent.name()))
+    }
+
+    /// The first that ends, and how. Never returns where none runs.
+    async fn ended_unasked(&mut self) -> (usize, String) {
+        if self.0.is_empty() {
+            return std::future::pending().await;
+        }
+        let (ended, at, _) = select_all(self.0.iter_mut().map(|(_, child)| Box::pin(child.wait()))).await;
+        let (agent, _) = self.0.swap_remove(at);
+        (agent, ended.map_or_else(|e| e.to_string(), |status| status.to_string()))
+    }
+
+    async fn end(&mut self) {
+        join_all(self.0.iter_mut().map(|(_, child)| end(child))).await;
+    }
 }
 
 async fn end(agent: &mut Child) {
@@ -164,7 +220,7 @@ async fn end(agent: &mut Child) {
     }
 }
 
-/// Takes away everything that came of the plan. The agent has ended.
+/// Takes away everything that came of the plan. The agents have ended.
 async fn clear(plan: &Plan) -> Result<(), String> {
     let sessions = match &plan.engine {
         Engine::Docker { host } => clear_engine(plan, host).await.map_err(|e| {
@@ -176,7 +232,11 @@ async fn clear(plan: &Plan) -> Result<(), String> {
                 plan.image()
             )
         }),
-        Engine::Process => clear_processes(plan).await.map_err(|e| format!("a session does not end: {e}")),
+        Engine::Process => {
+            let cleared = join_all(plan.agents().map(|agent| clear_processes(plan, agent))).await;
+            let cleared: Result<(), Error> = cleared.into_iter().collect();
+            cleared.map_err(|e| format!("a session does not end: {e}"))
+        }
     };
     let files = remove_directory(plan).await;
     sessions.and(files)
@@ -198,8 +258,8 @@ async fn clear_engine_once(plan: &Plan, visit: &Visit) -> Result<usize, Error> {
     Ok(found + 1)
 }
 
-async fn clear_processes(plan: &Plan) -> Result<(), Error> {
-    let directory = plan.data().join("process");
+async fn clear_processes(plan: &Plan, agent: Agent<'_>) -> Result<(), Error> {
+    let directory = agent.data().join("process");
     if !directory.exists() {
         return Ok(());
     }

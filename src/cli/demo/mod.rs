@@ -1,15 +1,17 @@
-//! `ostler demo`: a real agent in a temporary place, real sessions, and a tour of what it does.
+//! `ostler demo`: three real agents in a temporary place, one cluster, real sessions, and a tour of what
+//! it does.
 //!
-//! Three processes take part. The demo itself is a client: it tells what it does and does it through
-//! the API ([`show`]). The [`keeper`] has the agent, the temporary place and all that comes to be
-//! there, and takes it away when the demo ends, however that ends ([`stage`] is the demo's side of
-//! it). Each session runs this program once more, as a [`page`].
+//! Several processes take part. The demo itself is a client: it tells what it does ([`show`]) and does it
+//! through the API ([`prompt`]). The [`keeper`] has the agents, the temporary place and all that comes to
+//! be there, and takes it away when the demo ends, however that ends ([`stage`] is the demo's side of it).
+//! Each session runs this program once more, as a [`page`].
 
 mod image;
 pub mod keeper;
 mod narrator;
 pub mod page;
 mod plan;
+mod prompt;
 mod show;
 mod sizes;
 mod stage;
@@ -22,18 +24,20 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::Failure;
 use super::output::{Output, note};
+use crate::capacity::probe::host_bounds;
 use crate::sessions::runtime::Error;
 use crate::sessions::runtime::docker::Visit;
 use crate::types::Period;
 use narrator::Narrator;
 use plan::{Engine, Plan};
 use show::Show;
+use sizes::Sizes;
 use stage::Stage;
 
 /// How long the demo goes on after the show where nobody is there to end it and nobody said.
 const UNATTENDED: Duration = Duration::from_secs(10);
 
-/// Show ostler at work on this host: an agent in a temporary place, sessions to click, refusals explained.
+/// Show ostler at work on this host: a cluster of three agents, sessions to click, a leader that is killed.
 ///
 /// Sessions run in Docker where it answers, and as processes of this host where not. No network is
 /// needed. On a terminal it goes on until Ctrl-C. It leaves nothing behind, however it ends.
@@ -47,34 +51,35 @@ pub(super) struct DemoArgs {
 pub(super) async fn run(args: &DemoArgs, out: &Output) -> Result<(), Failure> {
     let mut interruption = Interruption::listen()?;
     let narrator = Narrator::new(out);
-    narrator.title("ostler demo: a node, a few people, and more asked for than there is")?;
-    let engine = choose_engine(&narrator).await?;
-    let mut stage = Stage::set(Plan::new(engine)?).await?;
+    narrator.title("ostler demo: three nodes, a few people, and more asked for than there is")?;
+    let (engine, sizes) = choose_engine(&narrator).await?;
+    let stage = Stage::set(Plan::new(engine, sizes)?).await?;
     let played = tokio::select! {
-        played = play(&mut stage, &narrator) => played,
+        biased;
         () = interruption.came() => Err(Failure::Interrupted),
+        trouble = stage.trouble() => Err(trouble),
+        played = play(&stage, &narrator) => played,
     };
     let played = match played {
-        Ok(()) => linger(args, &mut stage, &mut interruption, &narrator).await,
+        Ok(()) => linger(args, &stage, &mut interruption, &narrator).await,
         Err(failure) => Err(with_log(failure, &stage)),
     };
     // Whoever is told may be gone; what is there to clear away is cleared away all the same.
-    let _ = narrator.say("\nClearing away: sessions, agent, files.");
+    let _ = narrator.say("\nClearing away: sessions, agents, files.");
     let cleared = stage.strike().await;
     played?;
     cleared?;
     narrator.say("Nothing is left behind.")
 }
 
-async fn play(stage: &mut Stage, narrator: &Narrator<'_>) -> Result<(), Failure> {
-    stage.open().await?;
-    Show::new(stage, narrator).await?.play().await
+async fn play(stage: &Stage, narrator: &Narrator<'_>) -> Result<(), Failure> {
+    Show::open(stage, narrator).await?.play().await
 }
 
 /// Leaves everything as it is until the time is over or somebody has seen enough.
 async fn linger(
     args: &DemoArgs,
-    stage: &mut Stage,
+    stage: &Stage,
     interruption: &mut Interruption,
     narrator: &Narrator<'_>,
 ) -> Result<(), Failure> {
@@ -99,8 +104,8 @@ async fn linger(
     }
 }
 
-/// Docker where it answers. Where not, why not, and the process runtime.
-async fn choose_engine(narrator: &Narrator<'_>) -> Result<Engine, Failure> {
+/// Docker where it answers. Where not, why not, and the process runtime. With it, figures for what it has.
+async fn choose_engine(narrator: &Narrator<'_>) -> Result<(Engine, Sizes), Failure> {
     /// Where Docker is, unless the environment says otherwise.
     const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
     let host = std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
@@ -119,23 +124,26 @@ async fn choose_engine(narrator: &Narrator<'_>) -> Result<Engine, Failure> {
                 "Docker {} answers: sessions are containers, of an image made from this very program.",
                 info.version
             ))?;
-            Ok(Engine::Docker { host })
+            Ok((Engine::Docker { host }, Sizes::of(info.cores, info.memory)))
         }
         Err(why) => {
             narrator.warn(&format!("Docker cannot be used: {why}"))?;
             narrator.say("Going on with the process runtime: sessions are processes of this host.")?;
-            Ok(Engine::Process)
+            let (cores, memory) = host_bounds();
+            Ok((Engine::Process, Sizes::of(cores, memory)))
         }
     }
 }
 
-/// Tells what failed, and what the agent had to say last.
+/// Tells what failed, and what the agents had to say last.
 fn with_log(failure: Failure, stage: &Stage) -> Failure {
     let Some(report) = failure.report() else { return failure };
     note(report);
-    let tail = stage.log_tail();
-    if !tail.is_empty() {
-        note(format_args!("The agent's last words:\n{tail}"));
+    for agent in stage.witnesses() {
+        let tail = Stage::log_tail(agent);
+        if !tail.is_empty() {
+            note(format_args!("The last words of the agent of {}:\n{tail}", agent.name()));
+        }
     }
     Failure::Reported(failure.exit())
 }

@@ -3,6 +3,8 @@
 
 use std::env;
 use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +12,7 @@ use data_encoding::HEXLOWER;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 
+use super::sizes::Sizes;
 use crate::cli::failure::Failure;
 use crate::daemon::this_program;
 use crate::types::Name;
@@ -18,8 +21,15 @@ use crate::types::Name;
 pub(super) const REPOSITORY: &str = "ostler-demo";
 /// What the name of a demo's cluster begins with.
 const PREFIX: &str = "demo-";
+/// What the nodes are called; each has an agent of its own.
+const NAMES: [&str; 3] = ["host-a", "host-b", "host-c"];
+/// How many there are.
+pub(super) const NODES: u64 = NAMES.len() as u64;
 /// Ports for the sessions of one demo. It has a handful.
 const PORTS: u16 = 100;
+/// Those of each agent: they share the host, and must not publish on each other's.
+const AGENT_PORTS: u16 = 33;
+const _: () = assert!(AGENT_PORTS as usize * NAMES.len() <= PORTS as usize);
 /// Where those ports may lie: below what the kernel gives to clients.
 const FIRST_PORT: u16 = 20_000;
 /// How many such ranges there are, of which chance picks one: two demos side by side seldom meet.
@@ -38,6 +48,17 @@ pub(super) struct Plan {
     pub(super) program: PathBuf,
     pub(super) engine: Engine,
     pub(super) first_port: u16,
+    /// Where the mesh of each agent listens, on loopback.
+    pub(super) mesh_ports: [u16; NAMES.len()],
+    /// What the nodes have, and what is asked of them.
+    pub(super) sizes: Sizes,
+}
+
+/// One of the plan's agents: everything that it has alone.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Agent<'a> {
+    plan: &'a Plan,
+    pub(super) index: usize,
 }
 
 /// What runs the sessions.
@@ -51,7 +72,7 @@ pub(super) enum Engine {
 }
 
 impl Plan {
-    pub(super) fn new(engine: Engine) -> Result<Self, Failure> {
+    pub(super) fn new(engine: Engine, sizes: Sizes) -> Result<Self, Failure> {
         let mut random = [0; 6];
         SystemRandom::new()
             .fill(&mut random)
@@ -64,29 +85,27 @@ impl Plan {
             program,
             engine,
             first_port: FIRST_PORT + PORTS * (u16::from_le_bytes([random[4], random[5]]) % RANGES),
+            mesh_ports: free_ports().map_err(|e| Failure::Failed(format!("there are no ports for the mesh: {e}")))?,
+            sizes,
         })
     }
 
-    pub(super) fn socket(&self) -> PathBuf {
-        self.directory.join("ostler.sock")
+    pub(super) fn agents(&self) -> impl Iterator<Item = Agent<'_>> {
+        (0..NAMES.len()).map(|index| Agent { plan: self, index })
     }
 
-    /// The agent's configuration file.
-    pub(super) fn configuration(&self) -> PathBuf {
-        self.directory.join("ostler.toml")
+    /// The agent of this index, or of the last one.
+    pub(super) fn agent(&self, index: usize) -> Agent<'_> {
+        Agent { plan: self, index: index.min(NAMES.len() - 1) }
     }
 
-    /// What the agent prints.
-    pub(super) fn log(&self) -> PathBuf {
-        self.directory.join("agent.log")
+    /// The cluster's token, which makes the agents one cluster.
+    pub(super) fn token(&self) -> PathBuf {
+        self.directory.join("token")
     }
 
     pub(super) fn catalogue(&self) -> PathBuf {
         self.directory.join("catalogue.toml")
-    }
-
-    pub(super) fn data(&self) -> PathBuf {
-        self.directory.join("data")
     }
 
     /// There while the image is being made: one that is not there yet may still come.
@@ -112,29 +131,85 @@ impl Plan {
         let cluster = self.cluster.as_str();
         cluster.strip_prefix(PREFIX).unwrap_or(cluster)
     }
+}
 
-    /// The text of the agent's configuration.
+impl Agent<'_> {
+    pub(super) fn name(&self) -> &'static str {
+        NAMES[self.index]
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.file("sock")
+    }
+
+    /// Its configuration file.
+    pub(super) fn configuration(&self) -> PathBuf {
+        self.file("toml")
+    }
+
+    /// What it prints.
+    pub(super) fn log(&self) -> PathBuf {
+        self.file("log")
+    }
+
+    pub(super) fn data(&self) -> PathBuf {
+        self.plan.directory.join(self.name())
+    }
+
+    fn file(&self, extension: &str) -> PathBuf {
+        self.plan.directory.join(format!("{}.{extension}", self.name()))
+    }
+
+    /// The text of its configuration.
     pub(super) fn configuration_text(&self) -> String {
         let text = |path: &Path| quoted(&path.display().to_string());
-        let runtime = match &self.engine {
+        let plan = self.plan;
+        let runtime = match &plan.engine {
             Engine::Docker { host } => {
                 format!("kind = \"docker\"\ndocker_host = {}\n", quoted(host))
             }
             Engine::Process => "kind = \"process\"\n".to_owned(),
         };
-        let (first, last) = (self.first_port, self.first_port + PORTS - 1);
+        let first = plan.first_port + AGENT_PORTS * u16::try_from(self.index).unwrap_or_default();
+        let last = first + AGENT_PORTS - 1;
+        let others = plan.agents().filter(|agent| agent.index != self.index);
+        let seeds: Vec<String> = others.map(|other| quoted(&other.mesh())).collect();
         format!(
-            "[node]\ndata_dir = {}\n\n[cluster]\nname = \"{}\"\ntoken_file = {}\n\n\
+            "[node]\nname = \"{}\"\ndata_dir = {}\n\n\
+             [cluster]\nname = \"{}\"\ntoken_file = {}\nlisten = \"{}\"\nseeds = [{}]\n\n\
              [http]\nlisten = \"127.0.0.1:0\"\nsocket = {}\n\n\
              [runtime]\n{runtime}port_range = \"{first}-{last}\"\n\
              publish_address = \"127.0.0.1\"\nendpoint_host = \"127.0.0.1\"\n\n\
-             [limits]\nmin_free_disk = 0\n",
+             [limits]\nmin_free_disk = 0\n\n\
+             [dev]\nphysical_cores = {}\nphysical_memory = {}\n",
+            self.name(),
             text(&self.data()),
-            self.cluster,
-            text(&self.directory.join("token")),
+            plan.cluster,
+            text(&plan.token()),
+            self.mesh(),
+            seeds.join(", "),
             text(&self.socket()),
+            plan.sizes.node_cores,
+            plan.sizes.node_memory.get(),
         )
     }
+
+    fn mesh(&self) -> String {
+        format!("127.0.0.1:{}", self.plan.mesh_ports[self.index])
+    }
+}
+
+/// UDP ports of loopback that nobody has now, each once.
+fn free_ports() -> io::Result<[u16; NAMES.len()]> {
+    let mut ports = [0; NAMES.len()];
+    // All are held until all are known.
+    let mut held = Vec::new();
+    for port in &mut ports {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        *port = socket.local_addr()?.port();
+        held.push(socket);
+    }
+    Ok(ports)
 }
 
 /// As a string of TOML, which takes every escape of JSON.
@@ -158,35 +233,60 @@ fn is_passable(directory: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::config::{Config, Environment};
-    use crate::types::RuntimeKind;
+    use crate::types::{Bytes, Cores, RuntimeKind};
 
-    fn parsed(plan: &Plan) -> Config {
+    fn parsed(agent: Agent<'_>) -> Config {
         let environment = Environment { host_name: "desk".to_owned(), docker_host: None, log_level: None };
-        Config::parse(&plan.configuration_text(), None, true, &environment).unwrap()
+        Config::parse(&agent.configuration_text(), None, true, &environment).unwrap()
+    }
+
+    fn plan(engine: Engine) -> Plan {
+        Plan::new(engine, Sizes::of(Cores::whole(2), Bytes::gib(4))).unwrap()
     }
 
     #[test]
-    fn the_agents_configuration_is_sound_and_stays_in_its_place() {
+    fn the_agents_configurations_are_sound_and_stay_in_their_place() {
         for engine in [Engine::Process, Engine::Docker { host: "unix:///run/d \"x\".sock".to_owned() }] {
-            let mut plan = Plan::new(engine.clone()).unwrap();
+            let mut plan = plan(engine.clone());
             plan.directory = "/tmp/a \"b\"".into();
-            let config = parsed(&plan);
-            for path in [&config.data_dir, &config.cluster.token_file, &config.http.socket] {
-                assert!(path.starts_with(&plan.directory), "{}", path.display());
+            for agent in plan.agents() {
+                let config = parsed(agent);
+                for path in [&config.data_dir, &config.cluster.token_file, &config.http.socket] {
+                    assert!(path.starts_with(&plan.directory), "{}", path.display());
+                }
+                assert_eq!(config.node.name.as_str(), agent.name());
+                assert_eq!(config.cluster.name, plan.cluster);
+                assert_eq!(config.cluster.seeds.len(), NAMES.len() - 1);
+                assert!(config.runtime.publish_address.is_loopback());
+                assert_eq!(config.dev.physical_cores, Some(plan.sizes.node_cores));
+                assert_eq!(config.dev.physical_memory, Some(plan.sizes.node_memory));
+                let kind = if engine == Engine::Process { RuntimeKind::Process } else { RuntimeKind::Docker };
+                assert_eq!(config.runtime.kind, kind);
             }
-            assert_eq!(config.cluster.name, plan.cluster);
-            assert!(config.runtime.publish_address.is_loopback());
-            let kind = if engine == Engine::Process { RuntimeKind::Process } else { RuntimeKind::Docker };
-            assert_eq!(config.runtime.kind, kind);
+        }
+    }
+
+    #[test]
+    fn the_agents_of_a_demo_share_the_cluster_and_nothing_else() {
+        let plan = plan(Engine::Process);
+        let configs: Vec<Config> = plan.agents().map(parsed).collect();
+        for (i, one) in configs.iter().enumerate() {
+            for other in &configs[i + 1..] {
+                assert_eq!(one.cluster.token_file, other.cluster.token_file);
+                assert_ne!(one.data_dir, other.data_dir);
+                assert_ne!(one.http.socket, other.http.socket);
+                assert_ne!(one.cluster.listen, other.cluster.listen);
+                let (one, other) = (&one.sessions.port_range, &other.sessions.port_range);
+                assert!(one.last < other.first || other.last < one.first, "{one:?} and {other:?}");
+            }
         }
     }
 
     #[test]
     fn two_demos_have_nothing_in_common() {
-        let plan = || Plan::new(Engine::Process).unwrap();
-        let (one, other) = (plan(), plan());
+        let (one, other) = (plan(Engine::Process), plan(Engine::Process));
         assert_ne!(one.directory, other.directory);
         assert_ne!(one.cluster, other.cluster);
-        assert!(one.socket().as_os_str().len() < 100);
+        assert!(one.agents().all(|agent| agent.socket().as_os_str().len() < 100));
     }
 }

@@ -1,69 +1,88 @@
 //! The story: each step is a command as a person would type it, run as it would be.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use clap::Parser;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::Instant;
 
+use super::keeper::Order;
 use super::narrator::Narrator;
 use super::page;
-use super::plan::Engine;
+use super::plan::{Agent, Engine};
+use super::prompt::Prompt;
 use super::sizes::Sizes;
 use super::stage::Stage;
-use crate::cli::client::Client;
 use crate::cli::failure::Failure;
-use crate::cli::node::resources;
-use crate::cli::route::Route;
-use crate::cli::table::table;
 use crate::cli::workspace::export;
-use crate::cli::{Cli, run};
-use crate::types::{Cores, ErrorCode, List, Name, Node, Port, Protocol, PullPolicy, Session, Workspace};
+use crate::types::{Cores, ErrorCode, Name, Port, Protocol, PullPolicy, Session, SessionState, Workspace};
 
 /// Who comes first, one for each session that fits.
-const FIRST: [&str; 4] = ["alice", "bob", "carol", "dave"];
+const FIRST: [&str; 6] = ["alice", "bob", "carol", "dave", "erin", "frank"];
 /// Who comes when it is full.
-const LATE: &str = "erin";
-
-/// How long a page may take to answer once its session runs. It takes milliseconds.
-const ANSWERING: Duration = Duration::from_secs(15);
-const ASK_EVERY: Duration = Duration::from_millis(50);
-/// A page has two kilobytes.
-const MAX_PAGE: u64 = 64 << 10;
+const LATE: &str = "grace";
+/// Who wants too much.
+const GREEDY: &str = "heidi";
+/// Who comes while a node is drained.
+const MEANWHILE: &str = "ivan";
+/// Who comes when the leader is gone.
+const UNLED: &str = "judy";
 
 pub(super) struct Show<'a> {
+    prompt: Prompt<'a>,
     stage: &'a Stage,
     narrator: &'a Narrator<'a>,
-    client: Client,
-    node: Name,
+    /// The node that is changed and drained: neither the one that is asked nor the one that leads at first.
+    other: Name,
     sizes: Sizes,
+    /// The command words of a session that serves a page.
+    page_command: Vec<String>,
 }
 
 impl<'a> Show<'a> {
-    pub(super) async fn new(stage: &'a Stage, narrator: &'a Narrator<'a>) -> Result<Self, Failure> {
-        let client = stage.client()?;
-        let node = only_node(&client).await?;
-        let sizes = Sizes::of(node.resources.cores.physical, node.resources.memory_bytes.physical);
-        Ok(Self { stage, narrator, client, node: node.name, sizes })
+    /// The first step up to where there is a cluster to ask.
+    pub(super) async fn open(stage: &'a Stage, narrator: &'a Narrator<'a>) -> Result<Self, Failure> {
+        narrator.step("Three nodes, one token")?;
+        let plan = &stage.plan;
+        let mut prompt = Prompt::at(plan.agent(0), stage, narrator)?;
+        narrator.command(&format!("(umask 077; ostler token generate > {})", plan.token().display()))?;
+        plan.agents().try_for_each(|agent| prompt.start(agent))?;
+        let page_command = stage.open().await?;
+        let (leader, _) = prompt.leader().await?;
+        let mut followers = plan.agents().filter(|agent| agent.index != leader.index);
+        let (Some(asked), Some(other)) = (followers.next(), followers.next()) else {
+            return Err(Failure::Failed("the demo has too few nodes".to_owned()));
+        };
+        narrator.say(&format!(
+            "They have found each other, and elected {}. Any node takes any request: {} is asked, which does not lead.",
+            leader.name(),
+            asked.name()
+        ))?;
+        prompt.turn_to(asked)?;
+        let other = other.name().parse().map_err(Failure::Failed)?;
+        Ok(Self { prompt, stage, narrator, other, sizes: plan.sizes, page_command })
     }
 
-    pub(super) async fn play(&self) -> Result<(), Failure> {
-        self.a_node().await?;
+    pub(super) async fn play(mut self) -> Result<(), Failure> {
+        self.three_nodes().await?;
         self.a_catalogue().await?;
         self.sessions().await?;
         self.no_room().await?;
         self.more_than_there_is().await?;
         self.never().await?;
         self.room_again().await?;
+        self.a_drain().await?;
+        let (killed, lost) = self.a_leader_killed().await?;
+        self.nothing_lost(killed, &lost).await?;
         self.where_to_look().await
     }
 
-    async fn a_node(&self) -> Result<(), Failure> {
-        self.narrator.step("A node, and what it has")?;
-        self.narrator.command(&self.export_line())?;
-        self.bars().await
+    async fn three_nodes(&self) -> Result<(), Failure> {
+        self.prompt.ostler("status").await?;
+        self.prompt.ostler("node ls").await?;
+        self.narrator.say(&format!(
+            "\nThe figures are made up, and marked so: three agents share this machine, and each is told to have {} \
+             cores and {} of it.",
+            self.sizes.node_cores, self.sizes.node_memory
+        ))
     }
 
     async fn a_catalogue(&self) -> Result<(), Failure> {
@@ -72,33 +91,39 @@ impl<'a> Show<'a> {
         let file = self.stage.plan.catalogue();
         std::fs::write(&file, catalogue)
             .map_err(|e| Failure::Failed(format!("{} cannot be written: {e}", file.display())))?;
-        self.ostler(&format!("workspace apply -f {}", file.display())).await?;
-        self.ostler("workspace ls").await
+        self.prompt.ostler(&format!("workspace apply -f {}", file.display())).await?;
+        self.prompt.ostler("workspace ls").await
     }
 
     async fn sessions(&self) -> Result<(), Failure> {
-        self.narrator.step("A session for each of four people")?;
+        self.narrator.step("A session for each of six people")?;
         for user in FIRST {
-            self.ostler(&format!("session create page --user {user}")).await?;
+            self.prompt.ostler(&format!("session create page --user {user}")).await?;
         }
-        self.narrator.say("\nEach serves a page. They answer; click one:")?;
-        self.pages().await
+        self.narrator.say("\nThey are spread over the nodes. Each serves a page. They answer; click one:")?;
+        self.prompt.pages(self.prompt.sessions().await?.iter()).await?;
+        self.narrator.say(&format!(
+            "\nIt does not matter who is asked: {} passes it on to the leader, and the answer says so:",
+            self.prompt.asked()
+        ))?;
+        self.prompt.headers().await
     }
 
     async fn no_room(&self) -> Result<(), Failure> {
-        self.narrator.step("The node is full")?;
-        self.refused(&format!("session create page --user {LATE}"), ErrorCode::NoCapacity).await?;
+        self.narrator.step("The cluster is full")?;
+        self.prompt.refused(&format!("session create page --user {LATE}"), ErrorCode::NoCapacity).await?;
         self.narrator.say(
-            "\nRefused, not queued, with the figures that were compared: it may fit later, so the API says 503 and \
+            "\nRefused, not queued, with what was compared on every node: it may fit later, so the API says 503 and \
              Retry-After.",
         )
     }
 
     async fn more_than_there_is(&self) -> Result<(), Failure> {
-        self.narrator.step("Say that it may offer more cores than it has")?;
-        self.ostler(&format!("node set {} --cores-override {}", self.node, self.sizes.offered_cores)).await?;
-        self.ostler(&format!("session create page --user {LATE}")).await?;
-        self.bars().await?;
+        self.narrator.step("Say that one node may offer more cores than it has")?;
+        let offer = format!("node set {} --cores-override {}", self.other, self.sizes.offered_cores);
+        self.prompt.ostler(&offer).await?;
+        self.prompt.ostler(&format!("session create page --user {LATE}")).await?;
+        self.prompt.bars(&self.other).await?;
         self.narrator.say(
             "\nPeople seldom all work at the same time. The change is in force already, and outlives a restart. Memory \
              stays what it is, unless you say so too: --memory-override.",
@@ -106,37 +131,123 @@ impl<'a> Show<'a> {
     }
 
     async fn never(&self) -> Result<(), Failure> {
-        self.narrator.step("An override oversubscribes the host, never one session")?;
-        self.refused("session create giant --user frank", ErrorCode::ExceedsPhysical).await?;
+        self.narrator.step("An override oversubscribes a host, never one session")?;
+        self.prompt.refused(&format!("session create giant --user {GREEDY}"), ErrorCode::ExceedsPhysical).await?;
         self.narrator.say("\nNo host of the cluster could ever run it: refused for good, 422, and no use to try again.")
     }
 
     async fn room_again(&self) -> Result<(), Failure> {
         self.narrator.step("Stopped sessions give their room back")?;
-        let sessions = self.running().await?;
-        let [alice, bob, ..] = sessions.as_slice() else {
-            return Err(Failure::Failed("the sessions of the demo are gone".to_owned()));
+        let sessions = self.prompt.sessions().await?;
+        let here = of(&sessions, &self.other).next().ok_or_else(gone)?;
+        self.prompt.ostler(&format!("session stop {}", short(here))).await?;
+        self.narrator.say("It keeps its container and its port. Two others leave for good, one on each other node:")?;
+        // One session of each other node.
+        let elsewhere = sessions.iter().filter(|session| session.node != self.other);
+        let leave: BTreeMap<&Name, &Session> = elsewhere.map(|session| (&session.node, session)).collect();
+        let ids: Vec<String> = leave.into_values().map(short).collect();
+        self.prompt.ostler(&format!("session rm {}", ids.join(" "))).await?;
+        self.prompt.ostler("session ls").await
+    }
+
+    async fn a_drain(&self) -> Result<(), Failure> {
+        self.narrator.step("A node is emptied for maintenance")?;
+        let other = &self.other;
+        self.prompt.ostler(&format!("node drain {other} --message maintenance")).await?;
+        self.prompt.drain(other).await?;
+        self.narrator.say(
+            "\nNothing is moved or stopped: it waits for those. What is new goes elsewhere, though there is room:",
+        )?;
+        self.prompt.ostler(&format!("session create page --user {MEANWHILE}")).await?;
+        let created = self.session_of(MEANWHILE).await?;
+        self.prompt.ostler(&format!("session explain {}", short(&created))).await?;
+        self.prompt.ostler(&format!("node undrain {other}")).await?;
+        self.narrator.say("The session that was stopped there starts again where it was:")?;
+        let sessions = self.prompt.sessions().await?;
+        let stopped = sessions.iter().find(|session| session.state == SessionState::Stopped).ok_or_else(gone)?;
+        self.prompt.ostler(&format!("session start {}", short(stopped))).await
+    }
+
+    /// Answers whose agent was killed, and the sessions that are there.
+    async fn a_leader_killed(&mut self) -> Result<(Agent<'a>, Vec<Session>), Failure> {
+        self.narrator.step("The leader is killed")?;
+        let plan = &self.stage.plan;
+        let (leader, term) = self.prompt.leader().await?;
+        if leader.name() == self.prompt.asked() {
+            self.narrator.say(&format!("{} leads by now; another one is asked.", leader.name()))?;
+            let follower = plan.agents().find(|agent| agent.index != leader.index);
+            self.prompt.turn_to(follower.ok_or_else(gone)?)?;
+        }
+        let name: Name = leader.name().parse().map_err(Failure::Failed)?;
+        let sessions: Vec<Session> = of(&self.prompt.sessions().await?, &name).cloned().collect();
+
+        self.narrator.command(&format!("pkill -KILL -f {}", leader.configuration().display()))?;
+        self.stage.order(Order::Kill(leader.index)).await?;
+        let killed = Instant::now();
+        self.prompt.persist(&format!("session create page --user {UNLED} --no-wait --key {UNLED}-1")).await?;
+        let after = killed.elapsed();
+        let created = self.session_of(UNLED).await?;
+        let (next, next_term) = self.prompt.leader().await?;
+        self.narrator.say(&format!(
+            "Accepted by {} {:.1} s after {} was killed. {} leads now: term {next_term}, it was {term}.",
+            created.node,
+            after.as_secs_f64(),
+            leader.name(),
+            next.name()
+        ))?;
+        self.prompt.leads().await?;
+
+        self.narrator.say(&format!("\nWhat becomes of the sessions of {name} nobody can say, so nobody guesses:"))?;
+        let all_unknown = async || {
+            let listed = self.prompt.sessions().await?;
+            let unknown = of(&listed, &name).all(|session| session.state == SessionState::Unknown);
+            Ok(unknown.then_some(()))
         };
-        self.ostler(&format!("session stop {}", short(alice))).await?;
-        self.ostler(&format!("session rm {}", short(bob))).await?;
-        self.bars().await?;
-        self.narrator.say("\nA stopped session keeps its container and its port, and starts where it was:")?;
-        self.ostler(&format!("session start {}", short(alice))).await
+        self.prompt.until("the sessions of the killed agent are not unknown", all_unknown).await?;
+        self.prompt.ostler(&format!("session ls --node {name}")).await?;
+        self.narrator.say("\nThey run on without their agent; their pages answer:")?;
+        self.prompt.pages(sessions.iter()).await?;
+        Ok((leader, sessions))
+    }
+
+    async fn nothing_lost(&self, killed: Agent<'a>, lost: &[Session]) -> Result<(), Failure> {
+        self.narrator.step("Its agent is started again")?;
+        self.prompt.start(killed)?;
+        self.stage.order(Order::Start(killed.index)).await?;
+        let started = Instant::now();
+        // The same container, at the same place: not one like it.
+        let same = |one: &Session, other: &Session| {
+            let same = one.id == other.id && one.container_id == other.container_id;
+            same && one.endpoints == other.endpoints && other.state == SessionState::Running
+        };
+        let adopted = async || {
+            let listed = self.prompt.sessions().await?;
+            let back = |session: &Session| listed.iter().any(|now| same(session, now));
+            let all_run = listed.iter().all(|session| session.state == SessionState::Running);
+            Ok((all_run && lost.iter().all(back)).then_some(()))
+        };
+        self.prompt.until("the sessions are not adopted", adopted).await?;
+        self.narrator.say(&format!(
+            "After {:.1} s it has taken its sessions over: the same, at the same ports. Nothing is lost.",
+            started.elapsed().as_secs_f64()
+        ))?;
+        self.prompt.ostler("session ls").await?;
+        self.prompt.ostler("node ls").await
     }
 
     async fn where_to_look(&self) -> Result<(), Failure> {
         self.narrator.step("Look around")?;
-        self.pages().await?;
+        let sessions = self.prompt.sessions().await?;
+        self.prompt.pages(sessions.iter()).await?;
         self.narrator.say("\nIn another terminal:")?;
-        self.narrator.command(&self.export_line())?;
+        self.prompt.export()?;
         if !self.is_on_path() {
             self.narrator.command(&format!("alias ostler={}", self.stage.plan.program.display()))?;
         }
-        let sessions = self.running().await?;
         let id = sessions.first().map(short).unwrap_or_default();
         for line in [
             "status".to_owned(),
-            format!("node show {}", self.node),
+            format!("node show {}", self.other),
             "session ls".to_owned(),
             format!("session explain {id}"),
             format!("session logs {id}"),
@@ -147,56 +258,8 @@ impl<'a> Show<'a> {
         self.narrator.say("")
     }
 
-    /// Runs a command as its own process would, against the demo's agent.
-    async fn ostler(&self, line: &str) -> Result<(), Failure> {
-        self.narrator.command(&format!("ostler {line}"))?;
-        let mut cli = Cli::try_parse_from(format!("ostler {line}").split(' '))
-            .map_err(|e| Failure::Usage(format!("the demo's own command is wrong: {e}")))?;
-        cli.connection = self.stage.connection();
-        // A demo is a command that runs commands.
-        Box::pin(run(cli)).await
-    }
-
-    /// Runs a command that must be refused for this reason, and shows the refusal.
-    async fn refused(&self, line: &str, code: ErrorCode) -> Result<(), Failure> {
-        match self.ostler(line).await {
-            Err(Failure::Api(refusal)) if refusal.code == Some(code) => {
-                let failure = Failure::Api(refusal);
-                self.narrator.out.text(failure.report().unwrap_or_default())
-            }
-            Err(failure) => Err(failure),
-            Ok(()) => Err(Failure::Failed(format!("`ostler {line}` should have been refused, and was not"))),
-        }
-    }
-
-    /// The part of `node show` that matters here.
-    async fn bars(&self) -> Result<(), Failure> {
-        let node = only_node(&self.client).await?;
-        let resources = resources(&node, &self.narrator.out.terminal);
-        let bars: Vec<&str> = resources.lines().filter(|line| line.contains("allocated")).collect();
-        self.narrator.command(&format!("ostler node show {} | grep allocated", self.node))?;
-        self.narrator.out.text(bars.join("\n"))
-    }
-
-    /// The address of each session's page, once it has answered.
-    async fn pages(&self) -> Result<(), Failure> {
-        let mut rows = Vec::new();
-        for session in self.running().await? {
-            let Some(endpoint) = session.endpoints.first() else { continue };
-            let address = format!("{}:{}", endpoint.host, endpoint.host_port);
-            let answered = timeout(ANSWERING, answer(&address, session.id.as_str())).await;
-            answered.map_err(|_| Failure::Failed(format!("the page of {} does not answer", session.user)))?;
-            rows.push(vec![session.user.to_string(), format!("http://{address}/")]);
-        }
-        self.narrator.out.text(table(&["USER", "PAGE"], rows))
-    }
-
-    /// The sessions that run, the oldest first.
-    async fn running(&self) -> Result<Vec<Session>, Failure> {
-        let route = Route::new(&["sessions"]).with("state", "running");
-        let mut sessions = self.client.list(route).await?.read::<List<Session>>()?.items;
-        sessions.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
-        Ok(sessions)
+    async fn session_of(&self, user: &str) -> Result<Session, Failure> {
+        self.prompt.sessions().await?.into_iter().find(|session| session.user.as_str() == user).ok_or_else(gone)
     }
 
     fn workspaces(&self) -> Result<[Workspace; 2], Failure> {
@@ -214,7 +277,7 @@ impl<'a> Show<'a> {
         Ok(Workspace {
             description: description.to_owned(),
             image: matches!(self.stage.plan.engine, Engine::Docker { .. }).then(|| self.stage.plan.image()),
-            command: self.stage.page_command.clone(),
+            command: self.page_command.clone(),
             ports: vec![Port { container_port: page::PORT, protocol: Protocol::Tcp }],
             env: BTreeMap::from_iter(variables.into_iter().zip(values)),
             pull: PullPolicy::Missing,
@@ -229,15 +292,15 @@ impl<'a> Show<'a> {
         let first = std::env::split_paths(&path).map(|directory| directory.join("ostler")).find(|file| file.exists());
         program.is_some() && first.and_then(|file| std::fs::canonicalize(file).ok()) == program
     }
-
-    fn export_line(&self) -> String {
-        format!("export OSTLER_SOCKET={}", self.stage.plan.socket().display())
-    }
 }
 
-async fn only_node(client: &Client) -> Result<Node, Failure> {
-    let nodes = client.list(Route::new(&["nodes"])).await?.read::<List<Node>>()?;
-    nodes.items.into_iter().next().ok_or_else(|| Failure::Failed("the demo's agent knows no node".to_owned()))
+/// The sessions of a node.
+fn of<'s>(sessions: &'s [Session], node: &Name) -> impl Iterator<Item = &'s Session> {
+    sessions.iter().filter(move |session| session.node == *node)
+}
+
+fn gone() -> Failure {
+    Failure::Failed("the sessions of the demo are gone".to_owned())
 }
 
 /// As much of a session's id as nobody else's begins with, in a demo.
@@ -245,30 +308,14 @@ fn short(session: &Session) -> String {
     session.id.as_str().chars().take(8).collect()
 }
 
-/// Returns once the page of this session was served there.
-async fn answer(address: &str, session: &str) {
-    while !is_served(address, session).await.unwrap_or(false) {
-        sleep(ASK_EVERY).await;
-    }
-}
-
-async fn is_served(address: &str, session: &str) -> std::io::Result<bool> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut page = String::new();
-    stream.take(MAX_PAGE).read_to_string(&mut page).await?;
-    // Another's page on this port would be answered too.
-    Ok(page.starts_with("HTTP/1.1 200 ") && page.contains(session))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::demo::plan::NODES;
     use crate::cli::demo::sizes::FULL;
 
     #[test]
     fn as_many_people_come_as_fit() {
-        assert_eq!(u64::try_from(FIRST.len()).unwrap(), FULL);
+        assert_eq!(u64::try_from(FIRST.len()).unwrap(), NODES * FULL);
     }
 }

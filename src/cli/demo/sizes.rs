@@ -1,38 +1,58 @@
-//! How large the demo's workspaces are, so that its story holds on this host. Pure.
+//! How large the demo's nodes and workspaces are, so that its story holds on this host. Pure.
 
+use serde::{Deserialize, Serialize};
+
+use super::plan::NODES;
 use crate::types::{Bytes, Cores};
 
-/// So many sessions fill the node.
-pub(super) const FULL: u64 = 4;
+/// So many sessions fill a node.
+pub(super) const FULL: u64 = 2;
 /// The finest share of a core that can be limited.
 const CORES_STEP: u64 = 10;
+/// Tenths are easier to read, where there are any.
+const CORES_TENTH: u64 = 100;
 /// A page needs little. On a large host it does not pretend to need more.
-const MOST_MEMORY: Bytes = Bytes::gib(1);
-/// What is left of memory for what the story does not fill: a page takes an eighth at most.
+const MOST_CORES: Cores = Cores::whole(1);
+const MOST_MEMORY: Bytes = Bytes::mib(256);
+/// Less is too little for any program.
+const LEAST_MEMORY: Bytes = Bytes::mib(8);
+/// What is left of memory for what the story does not fill: a page takes an eighth of a node.
 const MEMORY_SHARE: u64 = 8;
 
-/// Figures for a host, from what it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Figures that the demo's nodes are told, made up: they share one host, and each would count all of it.
+/// Together they claim no more than there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Sizes {
-    /// What a page reserves: [`FULL`] of them fit, and no more.
+    /// What each node says that it has.
+    pub(super) node_cores: Cores,
+    pub(super) node_memory: Bytes,
+    /// What a page reserves: [`FULL`] of them fit on a node, and no more.
     pub(super) page_cores: Cores,
     pub(super) page_memory: Bytes,
-    /// Twice what there is.
+    /// Twice what a node has.
     pub(super) offered_cores: Cores,
-    /// More than there is, and less than is offered then.
+    /// More than a node has, and less than is offered then.
     pub(super) giant_cores: Cores,
 }
 
 impl Sizes {
+    /// Figures for nodes on a host that has this much.
     pub(super) fn of(cores: Cores, memory: Bytes) -> Self {
-        let share = memory.get() / MEMORY_SHARE;
-        let half = cores.milli() / 2 / CORES_STEP * CORES_STEP;
-        let page = cores.milli() / FULL / CORES_STEP * CORES_STEP;
+        let share = cores.milli() / (NODES * FULL);
+        let step = if share < CORES_TENTH { CORES_STEP } else { CORES_TENTH };
+        let page = Cores::from_milli((share / step * step).clamp(CORES_STEP, MOST_CORES.milli()));
+        let node = Cores::from_milli(page.milli() * FULL);
+        let share = memory.get() / (NODES * MEMORY_SHARE);
+        // A power of two is a figure that people know.
+        let power = share.checked_ilog2().map_or(0, |log| 1 << log);
+        let page_memory = Bytes::new(power.clamp(LEAST_MEMORY.get(), MOST_MEMORY.get()));
         Self {
-            page_cores: Cores::from_milli(page.max(CORES_STEP)),
-            page_memory: Bytes::mib(share.min(MOST_MEMORY.get()) >> 20),
-            offered_cores: cores + cores,
-            giant_cores: cores + Cores::from_milli(half.max(CORES_STEP)),
+            node_cores: node,
+            node_memory: Bytes::new(page_memory.get() * MEMORY_SHARE),
+            page_cores: page,
+            page_memory,
+            offered_cores: node + node,
+            giant_cores: node + page,
         }
     }
 }
@@ -45,23 +65,32 @@ mod tests {
     #[test]
     fn ordinary_hosts_get_ordinary_figures() {
         let sizes = Sizes::of(Cores::whole(2), Bytes::gib(4));
-        assert_eq!((sizes.page_cores, sizes.page_memory), (Cores::from_milli(500), Bytes::mib(512)));
-        assert_eq!(Sizes::of(Cores::whole(64), Bytes::gib(512)).page_memory, Bytes::gib(1));
-        assert_eq!(Sizes::of(Cores::whole(6), Bytes::gib(8)).page_cores, Cores::from_milli(1500));
-        assert_eq!(Sizes::of(Cores::whole(6), Bytes::gib(8)).giant_cores, Cores::whole(9));
+        assert_eq!((sizes.node_cores, sizes.page_cores), (Cores::from_milli(600), Cores::from_milli(300)));
+        assert_eq!((sizes.node_memory, sizes.page_memory), (Bytes::gib(1), Bytes::mib(128)));
+        let sizes = Sizes::of(Cores::whole(64), Bytes::gib(512));
+        assert_eq!((sizes.node_cores, sizes.page_cores), (Cores::whole(2), Cores::whole(1)));
+        assert_eq!((sizes.node_memory, sizes.page_memory), (Bytes::gib(2), Bytes::mib(256)));
+        assert_eq!((sizes.offered_cores, sizes.giant_cores), (Cores::whole(4), Cores::whole(3)));
+    }
+
+    #[test]
+    fn a_host_that_says_nothing_of_itself_gets_figures_too() {
+        let sizes = Sizes::of(Cores::ZERO, Bytes::ZERO);
+        assert!(sizes.page_cores > Cores::ZERO && sizes.page_memory == LEAST_MEMORY);
     }
 
     proptest! {
         #[test]
-        fn the_story_holds_on_any_host(milli in 100..=1_000_000_u64, mib in 64..=4_000_000_u64) {
+        fn the_story_holds_on_any_host(milli in 100..=1_000_000_u64, mib in 256..=4_000_000_u64) {
             let (cores, memory) = (Cores::from_milli(milli), Bytes::mib(mib));
             let sizes = Sizes::of(cores, memory);
-            let page = sizes.page_cores.milli();
-            prop_assert!(FULL * page <= milli && (FULL + 1) * page > milli, "exactly four fit");
-            prop_assert!((FULL + 1) * page <= sizes.offered_cores.milli(), "the fifth does once more is offered");
-            prop_assert!((FULL + 1) * sizes.page_memory.get() <= memory.get(), "memory is not in its way");
-            prop_assert!(sizes.page_memory >= Bytes::mib(6));
-            prop_assert!(sizes.giant_cores > cores && sizes.giant_cores <= sizes.offered_cores);
+            let (page, node) = (sizes.page_cores.milli(), sizes.node_cores.milli());
+            prop_assert!(FULL * page <= node && (FULL + 1) * page > node, "exactly so many fit");
+            prop_assert!((FULL + 1) * page <= sizes.offered_cores.milli(), "one more does once more is offered");
+            prop_assert!((FULL + 2) * sizes.page_memory.get() <= sizes.node_memory.get(), "memory is not in its way");
+            prop_assert!(sizes.giant_cores > sizes.node_cores && sizes.giant_cores <= sizes.offered_cores);
+            prop_assert!(NODES * node <= milli, "the nodes have no more than there is");
+            prop_assert!(NODES * sizes.node_memory.get() <= memory.get());
         }
     }
 }

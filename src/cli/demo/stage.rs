@@ -1,49 +1,67 @@
-//! The demo's side of its [keeper](super::keeper): has the stage set, waits until the agent answers,
-//! has it all struck.
+//! The demo's side of its [keeper](super::keeper): has the stage set, waits until the agents are one
+//! cluster, gives orders, has it all struck.
 
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, Lines};
+use serde::Serialize;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::image;
-use super::keeper::{SUBCOMMAND, Word};
-use super::plan::{Engine, Plan, REPOSITORY};
+use super::keeper::{Order, SUBCOMMAND, Word};
+use super::plan::{Agent, Engine, Plan, REPOSITORY};
 use crate::cli::client::Client;
 use crate::cli::connection::Connection;
 use crate::cli::failure::Failure;
 use crate::cli::route::Route;
+use crate::cli::status::Status;
 use crate::sessions::runtime::docker::Visit;
-use crate::types::{List, Node};
+use crate::types::{List, Name, Node, NodeState};
 
-/// How long an agent may take to answer, and its node to say what it has. It takes a second.
-const OPENING: Duration = Duration::from_secs(30);
-/// How often it is asked meanwhile.
+/// How long the agents may take to answer and to find each other. It takes seconds.
+const OPENING: Duration = Duration::from_secs(60);
+/// How often they are asked meanwhile.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// How long clearing away may take. The keeper goes on by itself if the demo does not wait.
 const STRIKING: Duration = Duration::from_secs(120);
-/// How much of the agent's log is shown when something failed.
+/// Answers of the keeper that nobody has read yet: there is one to each order, which is waited for.
+const ANSWERS: usize = 1;
+/// How much of an agent's log is shown when something failed.
 const LOG_LINES: usize = 20;
 const LOG_BYTES: u64 = 16 << 10;
 
-/// A temporary place with an agent in it.
+/// A temporary place with agents in it.
 pub(super) struct Stage {
     pub(super) plan: Plan,
-    /// The command words of a session that serves a page.
-    pub(super) page_command: Vec<String>,
     keeper: Child,
+    orders: Mutex<Orders>,
+    trouble: watch::Receiver<Option<Trouble>>,
+    reader: JoinHandle<Vec<String>>,
+}
+
+/// The way to the keeper, and its answers.
+struct Orders {
     /// As long as it is open the keeper keeps the place; the kernel closes it for whoever is killed.
     hold: ChildStdin,
-    words: Lines<tokio::io::BufReader<ChildStdout>>,
+    done: mpsc::Receiver<()>,
+}
+
+/// What went wrong at the keeper's.
+#[derive(Debug, Clone)]
+pub(super) struct Trouble {
+    /// The agent that has ended, if that is what it was.
+    pub(super) agent: Option<usize>,
+    what: String,
 }
 
 impl Stage {
-    /// Starts the keeper, which makes the place and starts the agent.
+    /// Starts the keeper, which makes the place and starts the agents.
     pub(super) async fn set(plan: Plan) -> Result<Self, Failure> {
-        let failed = |e: std::io::Error| Failure::Failed(format!("the demo's keeper cannot be started: {e}"));
         let mut keeper = Command::new(&plan.program)
             .arg(SUBCOMMAND)
             // For people who look at processes.
@@ -52,37 +70,52 @@ impl Stage {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(failed)?;
+            .map_err(|e| Failure::Failed(format!("the demo's keeper cannot be started: {e}")))?;
         let (Some(hold), Some(words)) = (keeper.stdin.take(), keeper.stdout.take()) else {
             return Err(Failure::Failed("the demo's keeper has no pipes".to_owned()));
         };
-        let words = tokio::io::BufReader::new(words).lines();
-        let mut stage = Self { plan, page_command: Vec::new(), keeper, hold, words };
-        let mut plan = serde_json::to_vec(&stage.plan).map_err(|e| Failure::Failed(e.to_string()))?;
-        plan.push(b'\n');
-        stage.hold.write_all(&plan).await.map_err(failed)?;
-        match stage.word().await {
-            Some(Word::Ready) => Ok(stage),
-            Some(Word::Trouble(trouble)) => Err(Failure::Failed(trouble)),
-            None => Err(Failure::Failed("the demo's keeper ended before it began".to_owned())),
+        let (publish_done, done) = mpsc::channel(ANSWERS);
+        let (publish_trouble, trouble) = watch::channel(None);
+        let reader = tokio::spawn(read(words, plan.clone(), publish_done, publish_trouble));
+        let stage = Self { plan, keeper, orders: Mutex::new(Orders { hold, done }), trouble, reader };
+        tokio::select! {
+            biased;
+            trouble = stage.trouble() => return Err(trouble),
+            set = stage.say(&stage.plan) => set?,
         }
+        Ok(stage)
     }
 
-    /// Makes what sessions are made of, and returns once the agent answers.
-    pub(super) async fn open(&mut self) -> Result<(), Failure> {
-        self.page_command = match &self.plan.engine {
+    /// Makes what sessions are made of, and returns once the agents are one cluster: the command words of a
+    /// session that serves a page.
+    pub(super) async fn open(&self) -> Result<Vec<String>, Failure> {
+        let page_command = match &self.plan.engine {
             Engine::Docker { host } => self.bring_image(host).await?,
             Engine::Process if self.plan.sessions_are_others() => {
                 image::page_command(&self.plan.program_for_others().display().to_string())
             }
             Engine::Process => image::page_command(&self.plan.program.display().to_string()),
         };
-        let client = self.client()?;
-        tokio::select! {
-            ready = timeout(OPENING, node(&client)) => {
-                ready.map_err(|_| Failure::Failed("the agent does not come up".to_owned()))
-            }
-            trouble = self.trouble() => Err(trouble),
+        let clients: Vec<Client> = self.plan.agents().map(|agent| self.client(agent)).collect::<Result<_, _>>()?;
+        let found = timeout(OPENING, one_cluster(&clients)).await;
+        found.map_err(|_| Failure::Failed("the agents do not find each other".to_owned()))?;
+        Ok(page_command)
+    }
+
+    /// Has an agent killed or started, and returns once it is.
+    pub(super) async fn order(&self, order: Order) -> Result<(), Failure> {
+        self.say(&order).await
+    }
+
+    /// Tells the keeper something that it answers. What went wrong instead is heard from [`Stage::trouble`].
+    async fn say(&self, what: &impl Serialize) -> Result<(), Failure> {
+        let mut line = serde_json::to_vec(what).map_err(|e| Failure::Failed(e.to_string()))?;
+        line.push(b'\n');
+        let mut orders = self.orders.lock().await;
+        let sent = orders.hold.write_all(&line).await;
+        match (sent, orders.done.recv().await) {
+            (Ok(()), Some(())) => Ok(()),
+            _ => Err(Failure::Failed("the demo's keeper is gone".to_owned())),
         }
     }
 
@@ -98,27 +131,33 @@ impl Stage {
         Ok(made.command)
     }
 
-    /// How commands reach the agent, whatever the environment says of others.
-    pub(super) fn connection(&self) -> Connection {
-        Connection { socket: Some(self.plan.socket()), isolated: true, ..Connection::default() }
+    /// How commands reach an agent, whatever the environment says of others.
+    pub(super) fn connection(&self, agent: Agent<'_>) -> Connection {
+        Connection { socket: Some(agent.socket()), isolated: true, ..Connection::default() }
     }
 
-    pub(super) fn client(&self) -> Result<Client, Failure> {
-        Client::new(&self.connection().choose_here()?)
+    pub(super) fn client(&self, agent: Agent<'_>) -> Result<Client, Failure> {
+        Client::new(&self.connection(agent).choose_here()?)
     }
 
-    /// Returns when the agent has ended, which it should not have.
-    pub(super) async fn trouble(&mut self) -> Failure {
-        Failure::Failed(match self.word().await {
-            Some(Word::Trouble(trouble)) => trouble,
-            Some(Word::Ready) | None => "the demo's keeper is gone".to_owned(),
-        })
+    /// Returns when something has gone wrong with the place: an agent has ended, which it should not have.
+    pub(super) async fn trouble(&self) -> Failure {
+        let mut trouble = self.trouble.clone();
+        let told = trouble.wait_for(Option::is_some).await;
+        let told = told.ok().and_then(|trouble| trouble.as_ref().map(|trouble| trouble.what.clone()));
+        Failure::Failed(told.unwrap_or_else(|| "the demo's keeper is gone".to_owned()))
     }
 
-    /// The last lines that the agent printed.
-    pub(super) fn log_tail(&self) -> String {
+    /// The agents that have something to say of a failure: the one that has ended, else all.
+    pub(super) fn witnesses(&self) -> Vec<Agent<'_>> {
+        let ended = self.trouble.borrow().as_ref().and_then(|trouble| trouble.agent);
+        ended.map_or_else(|| self.plan.agents().collect(), |agent| vec![self.plan.agent(agent)])
+    }
+
+    /// The last lines that an agent printed.
+    pub(super) fn log_tail(agent: Agent<'_>) -> String {
         let read = || -> std::io::Result<String> {
-            let mut log = std::fs::File::open(self.plan.log())?;
+            let mut log = std::fs::File::open(agent.log())?;
             let start = log.metadata()?.len().saturating_sub(LOG_BYTES);
             log.seek(SeekFrom::Start(start))?;
             let mut bytes = Vec::new();
@@ -135,41 +174,76 @@ impl Stage {
     /// # Errors
     /// Something could not be, and what to do about it.
     pub(super) async fn strike(self) -> Result<(), Failure> {
-        let Self { mut keeper, hold, mut words, .. } = self;
-        drop(hold);
-        let mut troubles = Vec::new();
-        let struck = timeout(STRIKING, async {
-            while let Ok(Some(line)) = words.next_line().await {
-                if let Ok(Word::Trouble(trouble)) = serde_json::from_str(&line) {
-                    troubles.push(trouble);
-                }
-            }
-            keeper.wait().await
-        });
+        let Self { mut keeper, orders, reader, .. } = self;
+        drop(orders);
+        let struck = timeout(STRIKING, async { (reader.await.unwrap_or_default(), keeper.wait().await) });
         match struck.await {
-            Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) if troubles.is_empty() => Err(Failure::Failed(format!("the demo's keeper: {status}"))),
-            Ok(Ok(_)) => Err(Failure::Failed(troubles.join("\n"))),
-            Ok(Err(e)) => Err(Failure::Failed(format!("the demo's keeper cannot be waited for: {e}"))),
+            Ok((_, Ok(status))) if status.success() => Ok(()),
+            Ok((troubles, Ok(status))) if troubles.is_empty() => {
+                Err(Failure::Failed(format!("the demo's keeper: {status}")))
+            }
+            Ok((troubles, Ok(_))) => Err(Failure::Failed(troubles.join("\n"))),
+            Ok((_, Err(e))) => Err(Failure::Failed(format!("the demo's keeper cannot be waited for: {e}"))),
             Err(_) => Err(Failure::Failed("clearing away takes long; it goes on by itself".to_owned())),
         }
     }
-
-    async fn word(&mut self) -> Option<Word> {
-        let line = self.words.next_line().await.ok()??;
-        serde_json::from_str(&line).ok()
-    }
 }
 
-/// Returns once the agent's node can be seen and knows what it has.
-async fn node(client: &Client) {
+/// Hears the keeper out: passes on what was done and the first trouble. Answers everything that failed.
+async fn read(
+    words: ChildStdout,
+    plan: Plan,
+    done: mpsc::Sender<()>,
+    publish: watch::Sender<Option<Trouble>>,
+) -> Vec<String> {
+    let mut lines = tokio::io::BufReader::new(words).lines();
+    let mut troubles = Vec::new();
+    let first = |trouble: Trouble| {
+        publish.send_modify(|known| {
+            known.get_or_insert(trouble);
+        });
+    };
+    while let Ok(Some(line)) = lines.next_line().await {
+        match serde_json::from_str(&line) {
+            // Nobody waits for it where the demo was interrupted.
+            Ok(Word::Done) => drop(done.try_send(())),
+            Ok(Word::Ended { agent, how }) => {
+                let what = format!("the agent of {} has ended ({how})", plan.agent(agent).name());
+                first(Trouble { agent: Some(agent), what });
+            }
+            Ok(Word::Trouble(what)) => {
+                first(Trouble { agent: None, what: what.clone() });
+                troubles.push(what);
+            }
+            Err(_) => {}
+        }
+    }
+    troubles
+}
+
+/// Returns once every agent sees every node, knows what it has, and follows the same leader.
+async fn one_cluster(clients: &[Client]) {
     loop {
-        if let Ok(body) = client.get(Route::new(&["nodes"])).await
-            && let Ok(list) = body.read::<List<Node>>()
-            && list.items.iter().any(|node| node.runtime.available && !node.resources.cores.physical.is_zero())
-        {
+        let mut followed = Vec::new();
+        for client in clients {
+            followed.push(leader_of_all(client, clients.len()).await.ok().flatten());
+        }
+        if followed.iter().all(|leader| leader.is_some() && *leader == followed[0]) {
             return;
         }
         sleep(ASK_EVERY).await;
     }
+}
+
+/// Whom this agent follows; `None` while it does not see so many nodes at work.
+async fn leader_of_all(client: &Client, nodes: usize) -> Result<Option<Name>, Failure> {
+    let list = client.list(Route::new(&["nodes"])).await?.read::<List<Node>>()?;
+    let at_work = |node: &Node| {
+        node.state == NodeState::Alive && node.runtime.available && !node.resources.cores.physical.is_zero()
+    };
+    if list.items.len() != nodes || !list.items.iter().all(at_work) {
+        return Ok(None);
+    }
+    let status = client.get(Route::new(&["status"])).await?.read::<Status>()?;
+    Ok(status.cluster.leader.map(|leader| leader.name))
 }

@@ -17,7 +17,7 @@ use super::table::{NONE, joined, table};
 use super::terminal::Terminal;
 use super::{Context, Failures};
 use selection::Selection;
-pub(super) use show::resources;
+pub(super) use show::{drain as draining, resources};
 
 /// What can be asked of nodes.
 #[derive(Debug, Subcommand)]

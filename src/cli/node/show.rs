@@ -113,7 +113,8 @@ fn gpu_lines(device: &Gpu, terminal: &Terminal) -> [String; 3] {
     ]
 }
 
-fn drain(node: &Node, terminal: &Terminal, now: Timestamp) -> Option<String> {
+/// What a drain of the node waits for; `None` where there is none.
+pub(in crate::cli) fn drain(node: &Node, terminal: &Terminal, now: Timestamp) -> Option<String> {
     let Drain { since, deadline, stop_sessions, message, blockers } = node.drain.as_ref()?;
     let deadline = deadline.map(|at| if at > now { format!("in {}", until(at, now)) } else { "over".to_owned() });
     let blockers = if blockers.is_empty() { "nothing: it is drained".to_owned() } else { joined(short_ids(blockers)) };
