@@ -209,6 +209,12 @@ impl Owner {
 
     fn begin(&mut self, parked: Parked) {
         let begun = self.with_context(|book, cx| book.begin(&parked.begin, cx)).and_then(|begun| begun);
+        // Who has just been elected, or was not heard for a moment, is sure of it with the next answers.
+        let unsure = self.reign.as_ref().is_some_and(|reign| self.clock.now().boot >= reign.lease);
+        let begun = match begun {
+            Err(error @ Error::NoLeader(_)) if unsure => Ok(Begun::Wait(error)),
+            begun => begun,
+        };
         let answer = match begun {
             Ok(Begun::Wait(_)) if self.clock.now().boot < parked.until && self.parked.len() < MAX_PARKED => {
                 return self.parked.push(parked);
