@@ -13,8 +13,9 @@ use prometheus_client::registry::Registry;
 use super::Shared;
 use super::error::Refusal;
 use super::extract::{NoParameters, Query};
+use crate::gossip::ClusterView;
 use crate::sessions::Snapshot;
-use crate::types::{Bytes, ConditionKind, Cores, ErrorCode, Figures, Gpu, Node, SessionState};
+use crate::types::{Bytes, ConditionKind, Cores, ErrorCode, Figures, Gpu, Node, NodeState, SessionState};
 
 const CONTENT_TYPE: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -24,16 +25,18 @@ const CONTENT_TYPE: HeaderValue =
     (status = 200, description = "the figures", content_type = "application/openmetrics-text", body = String),
 ))]
 pub(super) async fn metrics(State(app): Shared, _: Query<NoParameters>) -> Result<impl IntoResponse + use<>, Refusal> {
-    let text = render(&app.api.cluster.host().node(), &app.api.cluster.host().sessions.snapshot())
+    let cluster = &app.api.cluster;
+    let text = render(&cluster.host().node(), &cluster.host().sessions.snapshot(), &cluster.view())
         .map_err(|_| Refusal::new(ErrorCode::Internal, "the metrics cannot be written as text"))?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text))
 }
 
-fn render(node: &Node, sessions: &Snapshot) -> Result<String, std::fmt::Error> {
+fn render(node: &Node, sessions: &Snapshot, view: &ClusterView) -> Result<String, std::fmt::Error> {
     let mut exposition = Exposition { registry: Registry::with_prefix("ostler"), node: node.name.to_string() };
     exposition.build(node);
     exposition.resources(node);
     exposition.state(node);
+    exposition.nodes(node, view);
     exposition.sessions(sessions);
     exposition.gpus(&node.gpus);
     let mut text = String::new();
@@ -119,6 +122,17 @@ impl Exposition {
         }
     }
 
+    /// As this node sees them: others may see them otherwise.
+    fn nodes(&mut self, node: &Node, view: &ClusterView) {
+        let family = self.family("nodes", "Nodes as this one sees them, itself included, by state");
+        let states = || view.members.values().map(|member| member.state).chain([node.state]);
+        for state in NodeState::ALL {
+            let labels = vec![("node", self.node.clone()), ("state", state.to_string())];
+            let count = u32::try_from(states().filter(|seen| seen == state).count());
+            family.get_or_create(&labels).set(f64::from(count.unwrap_or(u32::MAX)));
+        }
+    }
+
     fn sessions(&mut self, sessions: &Snapshot) {
         let family = self.family("sessions", "Sessions that have a container, by state");
         let present = || sessions.sessions.iter().filter(|(id, _)| !sessions.gone.contains(*id));
@@ -156,7 +170,9 @@ impl Exposition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::sample;
+    use crate::gossip::Member;
+    use crate::types::{ClusterMode, sample};
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     fn rendered() -> String {
@@ -171,7 +187,22 @@ mod tests {
             sessions.sessions.insert(session.id.clone(), Arc::new(session));
         }
         sessions.gone.insert(sample::session_id("b"));
-        render(&node, &sessions).unwrap()
+        render(&node, &sessions, &view()).unwrap()
+    }
+
+    /// Another node, that was heard and is silent now.
+    fn view() -> ClusterView {
+        let member = Member {
+            address: "192.0.2.7:7480".parse().unwrap(),
+            incarnation: 1,
+            state: NodeState::Suspect,
+            mode: ClusterMode::default(),
+            node: None,
+            sessions: BTreeMap::new(),
+            catalogue: None,
+        };
+        let members = BTreeMap::from([("aacc222222222222".parse().unwrap(), Arc::new(member))]);
+        ClusterView { members, ..ClusterView::default() }
     }
 
     #[test]
@@ -183,6 +214,9 @@ mod tests {
             r#"ostler_node_cores{node="one",figure="allocated"} 2.5"#,
             r#"ostler_node_enabled{node="one"} 1.0"#,
             r#"ostler_node_condition{node="one",condition="low_disk"} 0.0"#,
+            r#"ostler_nodes{node="one",state="alive"} 1.0"#,
+            r#"ostler_nodes{node="one",state="suspect"} 1.0"#,
+            r#"ostler_nodes{node="one",state="left"} 0.0"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
