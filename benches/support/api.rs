@@ -3,18 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::Request;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
+use super::http::{Answer, Connection};
+
 pub(crate) struct Api {
     socket: PathBuf,
-    connection: SendRequest<Full<Bytes>>,
+    connection: Connection,
 }
 
 impl Api {
@@ -48,27 +44,16 @@ impl Api {
     }
 
     async fn ask(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
-        if self.connection.ready().await.is_err() {
+        if !self.connection.is_open().await {
             self.connection = open(&self.socket).await?; // the agent closes one that idles
         }
-        let request = Request::builder().method(method).uri(path).header(HOST, "localhost");
-        let request = match body {
-            Some(body) => request.header(CONTENT_TYPE, "application/json").body(Full::from(body.to_string()))?,
-            None => request.body(Full::default())?,
-        };
-        let response = self.connection.send_request(request).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        if !status.is_success() {
-            bail!("{method} {path}: {status}: {}", String::from_utf8_lossy(&body));
+        match self.connection.ask(method, path, &[], body).await? {
+            Answer { status, body } if status.is_success() => Ok(body),
+            Answer { status, body } => bail!("{method} {path}: {status}: {body}"),
         }
-        Ok(if body.is_empty() { Value::Null } else { serde_json::from_slice(&body)? })
     }
 }
 
-async fn open(socket: &PathBuf) -> Result<SendRequest<Full<Bytes>>> {
-    let stream = UnixStream::connect(socket).await?;
-    let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    Ok(sender)
+async fn open(socket: &PathBuf) -> Result<Connection> {
+    Connection::over(UnixStream::connect(socket).await?).await
 }

@@ -22,7 +22,7 @@ impl Figures {
     }
 
     /// Between the two nearest where none is exactly there; NaN where nothing was measured.
-    fn quantile(&self, q: f64) -> f64 {
+    pub(crate) fn quantile(&self, q: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };

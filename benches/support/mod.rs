@@ -4,3 +4,4 @@ pub(crate) mod agent;
 pub(crate) mod api;
 pub(crate) mod engine;
 pub(crate) mod figures;
+pub(crate) mod http;

@@ -1,0 +1,70 @@
+//! What asking another node than the leader adds to a create.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::SIZE;
+use crate::agents::Cluster;
+use crate::figures::{Figures, table};
+use crate::http::{Answer, Connection};
+
+/// Rounds that are not counted.
+const WARM_UP: usize = 5;
+const SESSION: Duration = Duration::from_secs(900);
+const WORKSPACE: &str = "bench";
+
+pub(crate) async fn run(creates: usize) -> Result<()> {
+    let mut cluster = Cluster::start(SIZE, "").await?;
+    let leader = cluster.settled().await?;
+    // Every session goes to the leader's own host: what differs is only where it is asked for.
+    let here = json!({ "labels": { "bench": "here" } });
+    cluster.nodes[leader].put("PATCH", "/v1/nodes/self", &here).await?;
+    cluster.workspace(WORKSPACE, SESSION, &json!({ "constraints": { "bench": "here" } })).await?;
+    let mut leads = cluster.nodes[leader].connect().await?;
+    let mut follows = cluster.nodes[(leader + 1) % SIZE].connect().await?;
+    let (mut first, mut again, mut forwarded) = (Figures::default(), Figures::default(), Figures::default());
+    for round in 0..WARM_UP + creates {
+        let mut took = [Duration::ZERO; 3];
+        for turn in 0..took.len() {
+            let way = (round + turn) % took.len();
+            let asked = if way == 2 { &mut follows } else { &mut leads };
+            took[way] = create_and_remove(asked).await?;
+        }
+        if round >= WARM_UP {
+            [&mut first, &mut again, &mut forwarded].into_iter().zip(took).for_each(|(f, took)| f.add_millis(took));
+        }
+    }
+    ensure!(cluster.one_leader().await? == leader, "another leads now");
+    cluster.clear().await?;
+    cluster.stop()?;
+    let row = |what: &str, figures: &Figures| {
+        let over = Figures(figures.0.iter().zip(&first.0).map(|(figure, base)| figure / base).collect());
+        let millis = |figure: f64| format!("{figure:.2} ms");
+        [what.to_owned(), millis(figures.median()), millis(figures.p95()), format!("{:.3}", over.median())]
+    };
+    let rows = [row("at the leader", &first), row("at the leader, again", &again), row("elsewhere", &forwarded)];
+    let head = ["a session asked for", "median", "p95", "÷ at the leader, median of rounds"];
+    println!("{creates} rounds, {SIZE} nodes\n{}", table(head, rows));
+    Ok(())
+}
+
+/// How long the create takes; the removal is not counted.
+async fn create_and_remove(connection: &mut Connection) -> Result<Duration> {
+    let request = json!({ "workspace": WORKSPACE, "user": "bench" });
+    let started = Instant::now();
+    let session = ask(connection, "POST", "/v1/sessions", Some(&request)).await?;
+    let took = started.elapsed();
+    let id = session["id"].as_str().context("a session has an id")?;
+    ask(connection, "DELETE", &format!("/v1/sessions/{id}?wait=true"), None).await?;
+    Ok(took)
+}
+
+async fn ask(connection: &mut Connection, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+    ensure!(connection.is_open().await, "the agent hung up");
+    let Answer { status, body } = connection.ask(method, path, &[], body).await?;
+    ensure!(status.is_success(), "{method} {path}: {status}: {body}");
+    Ok(body)
+}

@@ -1,0 +1,114 @@
+//! From the death of a leader until the others take something new again, beside etcd.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use crate::SIZE;
+use crate::agents::{Cluster, PATIENCE};
+use crate::etcd::Etcd;
+use crate::figures::{Figures, table};
+
+/// A survivor is asked again so often, whether or not it has answered: what counts is when something is accepted,
+/// not how long a client waits for an answer that was lost with the leader.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+/// How long a cluster rests after it is whole again, so that one death is not measured on the next.
+const REST: Duration = Duration::from_secs(1);
+/// Sessions that nobody removes end by themselves.
+const SESSION: Duration = Duration::from_secs(900);
+const WORKSPACE: &str = "bench";
+
+pub(crate) async fn run(rounds: usize) -> Result<()> {
+    let mut ostler = Cluster::start(SIZE, "").await?;
+    ostler.workspace(WORKSPACE, SESSION, &json!({})).await?;
+    let mut etcd = Etcd::start(SIZE).await?;
+    if etcd.is_none() {
+        println!("SKIPPED: succession beside etcd: needs etcd");
+    }
+    let (mut ours, mut theirs) = (Figures::default(), Figures::default());
+    for round in 0..rounds {
+        // In turn, and each in turn first.
+        for turn in [round, round + 1] {
+            match &mut etcd {
+                Some(etcd) if turn % 2 == 1 => theirs.add_millis(of_etcd(etcd, round).await?),
+                None if turn % 2 == 1 => {}
+                _ => ours.add_millis(of_ostler(&mut ostler, round).await?),
+            }
+        }
+    }
+    ostler.clear().await?;
+    ostler.stop()?;
+    let row = |what: &str, figures: &Figures| {
+        let seconds = |q| format!("{:.3} s", figures.quantile(q) / 1000.0);
+        [what.to_owned(), seconds(0.5), seconds(0.95), seconds(0.99), seconds(1.0)]
+    };
+    let mut rows = vec![row("ostler: a session is accepted", &ours)];
+    if etcd.is_some() {
+        rows.push(row("etcd: a put is accepted", &theirs));
+    }
+    let head = ["after the leader's death", "median", "p95", "p99", "max"];
+    println!("{rounds} leaders killed of {SIZE} nodes\n{}", table(head, rows));
+    if etcd.is_some() {
+        println!("ostler ÷ etcd, of the medians: {:.2}", ours.median() / theirs.median());
+    }
+    Ok(())
+}
+
+async fn of_ostler(cluster: &mut Cluster, round: usize) -> Result<Duration> {
+    let leader = cluster.settled().await?;
+    let survivor = cluster.nodes[survivor(leader, round)].clone();
+    let key = format!("round-{round}");
+    sleep(REST).await;
+    cluster.kill(leader);
+    let took = accepted(|| {
+        let (survivor, key) = (survivor.clone(), key.clone());
+        async move {
+            let request = json!({ "workspace": WORKSPACE, "user": "bench" });
+            let answer = survivor.ask("POST", "/v1/sessions", &[("Idempotency-Key", &key)], Some(&request)).await;
+            answer.is_ok_and(|answer| answer.status.is_success())
+        }
+    })
+    .await?;
+    cluster.spawn(leader)?;
+    cluster.settled().await?;
+    Ok(took)
+}
+
+async fn of_etcd(etcd: &mut Etcd, round: usize) -> Result<Duration> {
+    let leader = etcd.settled().await?;
+    let survivor = etcd.member(survivor(leader, round));
+    let key = format!("round-{round}");
+    sleep(REST).await;
+    etcd.kill(leader);
+    let took = accepted(|| {
+        let (survivor, key) = (survivor.clone(), key.clone());
+        async move { survivor.put(&key).await.unwrap_or(false) }
+    })
+    .await?;
+    etcd.spawn(leader)?;
+    etcd.settled().await?;
+    Ok(took)
+}
+
+/// Another than the leader, and another one in each round.
+const fn survivor(leader: usize, round: usize) -> usize {
+    (leader + 1 + round % (SIZE - 1)) % SIZE
+}
+
+/// From now until one of many tries is accepted.
+async fn accepted<F: Future<Output = bool> + Send + 'static>(mut attempt: impl FnMut() -> F) -> Result<Duration> {
+    let started = Instant::now();
+    let mut again = interval(ASK_EVERY);
+    again.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut attempts = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = again.tick() => drop(attempts.spawn(attempt())),
+            Some(Ok(true)) = attempts.join_next() => return Ok(started.elapsed()),
+        }
+        ensure!(started.elapsed() < PATIENCE, "nothing is accepted");
+    }
+}

@@ -1,0 +1,210 @@
+//! How fast a leader finds a host for a session, beside a bare scan of the same figures.
+//!
+//! `cargo bench --bench placement`. One item is one session placed: filtered, ranked, and its offers in order.
+
+use std::collections::BTreeSet;
+use std::hint::black_box;
+use std::sync::Arc;
+
+use divan::{Bencher, counter::ItemsCount};
+use ostler::election::Reign;
+use ostler::gossip::ClusterView;
+use ostler::placement::book::{Begin, Begun, Book, Context, End};
+use ostler::placement::filter::Host;
+use ostler::placement::plan::{Wanted, plan};
+use ostler::placement::{Config, HostReport};
+use ostler::sessions::{Changes, Have};
+use ostler::types::{
+    Ballot, BootInstant, Bytes, Cores, Figures, Name, Node, NodeId, NodeResources, NodeState, OnUnknown, Resources,
+    RuntimeKind, RuntimeStatus, SessionId, Settings, Strategy, Timestamp, Workspace,
+};
+
+const NODES: [usize; 4] = [10, 100, 1_000, 10_000];
+/// Of so many nodes, one is full, and one has no GPU.
+const ONE_OF: usize = 4;
+const CORES: u32 = 64;
+const MEMORY: Bytes = Bytes::gib(256);
+const GPUS: u32 = 8;
+const NOW: BootInstant = BootInstant::from_millis(1_000_000);
+
+fn main() {
+    divan::main();
+}
+
+/// What a session needs to be placed: every figure of every node, and the fullest dimension of those that fit. The
+/// figures lie in one row in memory.
+#[divan::bench(args = NODES)]
+fn bare_scan(bencher: Bencher<'_, '_>, nodes: usize) {
+    let figures: Vec<Packed> = fleet(nodes).iter().map(|node| Packed::of(node)).collect();
+    let wanted = workspace(1).resources();
+    bencher
+        .counter(ItemsCount::new(1_u32))
+        .bench_local(|| best(black_box(&figures).iter().copied(), black_box(wanted)));
+}
+
+/// The same, of the nodes as they lie in memory.
+#[divan::bench(args = NODES)]
+fn bare_scan_of_nodes(bencher: Bencher<'_, '_>, nodes: usize) {
+    let fleet = fleet(nodes);
+    let wanted = workspace(1).resources();
+    let figures = |fleet: &[Arc<Node>]| best(fleet.iter().map(|node| Packed::of(node)), black_box(wanted));
+    bencher.counter(ItemsCount::new(1_u32)).bench_local(|| figures(black_box(&fleet)));
+}
+
+/// A session on a GPU: some nodes have none, some have no room.
+#[divan::bench(args = NODES)]
+fn plan_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
+    measure_plan(bencher, nodes, &workspace(1));
+}
+
+/// A session that no node is large enough for: each says why.
+#[divan::bench(args = NODES)]
+fn plan_that_everybody_refuses(bencher: Bencher<'_, '_>, nodes: usize) {
+    let mut workspace = workspace(1);
+    workspace.cores = Cores::whole(CORES + 1);
+    measure_plan(bencher, nodes, &workspace);
+}
+
+/// The same as the leader does it: with what it knows of keys, and with what is on its way.
+#[divan::bench(args = NODES)]
+fn book_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
+    let mut book =
+        Book::new(Config { strategy: Strategy::Spread, on_unknown: OnUnknown::Place, max_sessions_per_user: 0 });
+    let fleet = fleet(nodes);
+    let all: BTreeSet<NodeId> = fleet.iter().map(|node| node.id.clone()).collect();
+    for node in fleet {
+        let now = Have { incarnation: 1, version: 1 };
+        let changes = Changes { now, whole: true, held: Vec::new(), forgotten: Vec::new() };
+        let id = node.id.clone();
+        book.index_mut().apply(&id, HostReport { node: Node::clone(&node), node_digest: 0, changes });
+    }
+    let ballot = Ballot { term: 1, node: id(0) };
+    let reign = Reign { ballot, electorate: all.clone(), needed: all.len() / 2 + 1, reached: all, lease: NOW };
+    let view = ClusterView::default();
+    let workspace = workspace(1);
+    let mut key = 0_u64;
+    bencher.counter(ItemsCount::new(1_u32)).bench_local(|| {
+        key += 1;
+        let session = SessionId::of_key(&name("bench"), &key.to_string());
+        let user = "bench".parse().expect("a good user");
+        let begin = Begin { session, user, workspace: Ok(workspace.clone()), drawn: false };
+        let begun = book.begin(&begin, Context { now: NOW, reign: &reign, view: &view });
+        assert!(matches!(begun, Ok(Begun::Offer { .. })), "there is room");
+        book.end(&begin.session, End::NotTaken, NOW);
+    });
+}
+
+fn measure_plan(bencher: Bencher<'_, '_>, nodes: usize, workspace: &Workspace) {
+    let fleet = fleet(nodes);
+    let session = SessionId::of_key(&name("bench"), "key");
+    let wanted = Wanted { session: &session, workspace, strategy: Strategy::Spread, pinned: None, tried: &[] };
+    let host = |node| Host { node, in_flight: Resources::ZERO, heard: true };
+    bencher
+        .counter(ItemsCount::new(1_u32))
+        .bench_local(|| plan(black_box(&fleet).iter().map(|node| host(&**node)), black_box(wanted)));
+}
+
+/// The figures of a node, and nothing else.
+#[derive(Clone, Copy)]
+struct Packed {
+    physical: Resources,
+    effective: Resources,
+    allocated: Resources,
+}
+
+impl Packed {
+    const fn of(node: &Node) -> Self {
+        let NodeResources { cores, memory_bytes: memory, gpus } = &node.resources;
+        Self {
+            physical: Resources::new(cores.physical, memory.physical, gpus.physical),
+            effective: Resources::new(cores.effective, memory.effective, gpus.effective),
+            allocated: Resources::new(cores.allocated, memory.allocated, gpus.allocated),
+        }
+    }
+}
+
+/// The emptiest node that fits: the scan that any planner comes down to.
+fn best(nodes: impl Iterator<Item = Packed>, wanted: Resources) -> Option<usize> {
+    let mut best = None;
+    for (i, node) in nodes.enumerate() {
+        let sum = node.allocated.saturating_add(wanted);
+        if wanted.exceeds(&node.physical).is_some() || sum.exceeds(&node.effective).is_some() {
+            continue;
+        }
+        let cores = sum.cores.milli() * 1_000_000 / node.effective.cores.milli().max(1);
+        let memory = (sum.memory.get() >> 20) * 1_000_000 / (node.effective.memory.get() >> 20).max(1);
+        let gpus = u64::from(sum.gpus) * 1_000_000 / u64::from(node.effective.gpus.max(1));
+        let fill = cores.max(memory).max(gpus);
+        if best.is_none_or(|(least, _)| fill < least) {
+            best = Some((fill, i));
+        }
+    }
+    best.map(|(_, i)| i)
+}
+
+fn fleet(nodes: usize) -> Vec<Arc<Node>> {
+    (0..nodes).map(|i| Arc::new(node(i))).collect()
+}
+
+fn node(i: usize) -> Node {
+    let spread = u32::try_from(i).expect("a small number").wrapping_mul(2_654_435_761);
+    let gpus = if i % ONE_OF == 1 { 0 } else { GPUS };
+    let used = if i % ONE_OF == 2 { CORES } else { spread % (CORES / 2) };
+    let memory = Bytes::gib(u64::from(spread % 100));
+    let resources = NodeResources {
+        cores: figures(Cores::whole(CORES), Cores::whole(used)),
+        memory_bytes: figures(MEMORY, memory),
+        gpus: figures(gpus, gpus / 2),
+    };
+    Node {
+        id: id(i),
+        name: name(&format!("node-{i}")),
+        address: "192.0.2.1:7480".to_owned(),
+        version: "0.1.0".to_owned(),
+        state: NodeState::Alive,
+        enabled: true,
+        is_leader: i == 0,
+        last_seen: Timestamp::default(),
+        runtime: RuntimeStatus { kind: RuntimeKind::Process, version: None, available: true, message: None },
+        resources,
+        disk: None,
+        swap: None,
+        load: None,
+        gpus: Vec::new(),
+        sessions: used,
+        settings: Settings::default(),
+        declared_settings: Vec::new(),
+        drain: None,
+        conditions: Vec::new(),
+    }
+}
+
+fn figures<T: Copy + Default>(physical: T, allocated: T) -> Figures<T> {
+    Figures {
+        physical,
+        override_: T::default(),
+        effective: physical,
+        allocated,
+        available: physical,
+        utilized: None,
+        utilized_at: None,
+    }
+}
+
+fn id(i: usize) -> NodeId {
+    let mut bytes = [0; 10];
+    bytes[..8].copy_from_slice(&u64::try_from(i).expect("a small number").to_be_bytes());
+    NodeId::from_bytes(bytes)
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a good name")
+}
+
+/// Two cores and 2 GiB.
+fn workspace(gpus: u32) -> Workspace {
+    let mut workspace = Workspace::new(name("bench"), Cores::whole(2), Bytes::gib(2));
+    workspace.command = vec!["sleep".to_owned()];
+    workspace.gpus = gpus;
+    workspace
+}
