@@ -76,7 +76,8 @@ fn book_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
         let now = Have { incarnation: 1, version: 1 };
         let changes = Changes { now, whole: true, held: Vec::new(), forgotten: Vec::new() };
         let id = node.id.clone();
-        book.index_mut().apply(&id, HostReport { node: Node::clone(&node), node_digest: 0, changes });
+        book.index_mut()
+            .apply(&id, HostReport { node: Node::clone(&node), node_digest: 0, images: BTreeSet::new(), changes });
     }
     let ballot = Ballot { term: 1, node: id(0) };
     let reign = Reign { ballot, electorate: all.clone(), needed: all.len() / 2 + 1, reached: all, lease: NOW };
@@ -98,7 +99,7 @@ fn measure_plan(bencher: Bencher<'_, '_>, nodes: usize, workspace: &Workspace) {
     let fleet = fleet(nodes);
     let session = SessionId::of_key(&name("bench"), "key");
     let wanted = Wanted { session: &session, workspace, strategy: Strategy::Spread, pinned: None, tried: &[] };
-    let host = |node| Host { node, in_flight: Resources::ZERO, heard: true };
+    let host = |node| Host { node, in_flight: Resources::ZERO, heard: true, has_image: false };
     bencher
         .counter(ItemsCount::new(1_u32))
         .bench_local(|| plan(black_box(&fleet).iter().map(|node| host(&**node)), black_box(wanted)));

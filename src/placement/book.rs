@@ -1,7 +1,7 @@
 //! What a leader decides with, and its decisions. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::iter::Peekable;
 use std::time::Duration;
 
 use super::filter::{Host, runs};
@@ -12,7 +12,7 @@ use crate::election::Reign;
 use crate::gossip::ClusterView;
 use crate::sessions;
 use crate::types::{
-    Ballot, BootInstant, Invalid, Name, Node, NodeId, NodeReason, NodeState, OnUnknown, Reason, Resources, Session,
+    Ballot, BootInstant, Invalid, Name, NodeId, NodeReason, NodeState, OnUnknown, Reason, Resources, Session,
     SessionId, SessionState, User, Workspace,
 };
 
@@ -277,15 +277,17 @@ impl Book {
         if drawn {
             return Vec::new();
         }
-        let silent_matter = self.config.on_unknown == OnUnknown::Fail;
-        let mut needed: BTreeSet<&NodeId> = cx.reign.electorate.iter().collect();
-        if silent_matter {
+        let (electorate, told) = (cx.reign.electorate.iter(), self.index.fleet().hosts.keys());
+        let mut told = Along::new(told);
+        let unheard: BTreeSet<&NodeId> = if self.config.on_unknown == OnUnknown::Fail {
             let left = |state: NodeState| state == NodeState::Left;
-            needed.extend(cx.view.members.iter().filter(|(_, member)| !left(member.state)).map(|(id, _)| id));
+            let members = cx.view.members.iter().filter(|(_, member)| !left(member.state)).map(|(id, _)| id);
+            let needed: BTreeSet<&NodeId> = electorate.chain(members).collect();
+            needed.into_iter().filter(|node| !told.has(node)).collect()
         } else {
-            needed.retain(|node| cx.reign.reached.contains(*node));
-        }
-        let unheard = needed.into_iter().filter(|node| !self.index.knows(node));
+            electorate.filter(|node| !told.has(node) && cx.reign.reached.contains(*node)).collect()
+        };
+        let unheard = unheard.into_iter();
         unheard.map(|node| name_of(node, cx.view)).collect()
     }
 
@@ -312,20 +314,13 @@ impl Book {
         cx: Context<'_>,
     ) -> Result<Offers, Error> {
         let in_flight = self.in_flight();
-        let nodes = self.nodes(cx);
-        if !nodes.is_empty() && !nodes.iter().any(|(node, _)| runs(node.runtime.kind, workspace)) {
+        let nodes = self.nodes(workspace, cx);
+        if !nodes.is_empty() && !nodes.iter().any(|host| runs(host.node.runtime.kind, workspace)) {
             return Err(Error::Invalid(not_runnable(workspace)));
         }
-        let has_image = |host: &NodeId| {
-            let there = self.index.fleet().hosts.get(host).map(|view| &view.images);
-            there.zip(workspace.image.as_ref()).is_some_and(|(images, wanted)| images.contains(wanted))
-        };
-        let hosts = nodes.iter().map(|(node, heard)| Host {
-            has_image: has_image(&node.id),
-            node,
-            in_flight: in_flight.get(&node.id).copied().unwrap_or_default(),
-            heard: *heard,
-        });
+        let hosts = nodes
+            .iter()
+            .map(|host| Host { in_flight: in_flight.get(&host.node.id).copied().unwrap_or_default(), ..*host });
         let pinned = self.pinned(user, workspace);
         let wanted = Wanted { session, workspace, strategy: self.config.strategy, pinned: pinned.as_ref(), tried };
         let mut offers = plan(hosts, wanted);
@@ -336,17 +331,22 @@ impl Book {
         Ok(offers)
     }
 
-    /// Every node that is known, with whether it told this leader and answers.
-    fn nodes(&self, cx: Context<'_>) -> Vec<(Arc<Node>, bool)> {
+    /// Every node that is known, without what is on its way there.
+    fn nodes<'a>(&'a self, workspace: &Workspace, cx: Context<'a>) -> Vec<Host<'a>> {
         let fleet: &Fleet = self.index.fleet();
-        let told = fleet.hosts.iter().map(|(id, host)| (Arc::clone(&host.node), cx.reign.reached.contains(id)));
-        let heard_of = cx
-            .view
-            .members
-            .iter()
-            .filter(|(id, member)| !fleet.hosts.contains_key(*id) && member.state != NodeState::Left);
-        let heard_of = heard_of.filter_map(|(_, member)| Some((Arc::clone(member.node.as_ref()?), false)));
-        told.chain(heard_of).collect()
+        let host = |node, heard, has_image| Host { node, in_flight: Resources::default(), heard, has_image };
+        let mut reached = Along::new(cx.reign.reached.iter());
+        let told = fleet.hosts.iter().map(|(id, view)| {
+            let has_image = workspace.image.as_ref().is_some_and(|image| view.images.contains(image));
+            host(&*view.node, reached.has(id), has_image)
+        });
+        let mut nodes: Vec<Host<'a>> = Vec::with_capacity(fleet.hosts.len());
+        nodes.extend(told);
+        let mut known = Along::new(fleet.hosts.keys());
+        let heard_of = cx.view.members.iter().filter(|(id, _)| !known.has(id));
+        let heard_of = heard_of.filter(|(_, member)| member.state != NodeState::Left);
+        nodes.extend(heard_of.filter_map(|(_, member)| Some(host(member.node.as_deref()?, false, false))));
+        nodes
     }
 
     /// What the offers on their way would take, by host.
@@ -370,6 +370,20 @@ impl Book {
         let sessions = hosts.flat_map(|(id, host)| host.sessions.values().map(move |held| (id, &held.session)));
         let own = sessions.filter(|(_, s)| s.user == *user && s.workspace == workspace.name);
         own.max_by_key(|(id, session)| (session.created_at, *id)).map(|(id, _)| id.clone())
+    }
+}
+
+/// Ids in their order, and whether others that come in that order are among them: one walk instead of a search each.
+struct Along<'a, I: Iterator<Item = &'a NodeId>>(Peekable<I>);
+
+impl<'a, I: Iterator<Item = &'a NodeId>> Along<'a, I> {
+    fn new(ids: I) -> Self {
+        Self(ids.peekable())
+    }
+
+    fn has(&mut self, id: &NodeId) -> bool {
+        while self.0.next_if(|next| *next < id).is_some() {}
+        self.0.peek().is_some_and(|next| *next == id)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whether a node could take a session, as far as can be told from outside. Each rule explains itself.
 
 use crate::ledger;
-use crate::types::{Node, NodeReason, NodeState, Reason, Resources, RuntimeKind, Workspace};
+use crate::types::{Name, Node, NodeReason, NodeState, Reason, Resources, RuntimeKind, Workspace};
 
 /// A node as placement looks at it.
 #[derive(Debug, Clone, Copy)]
@@ -15,24 +15,48 @@ pub struct Host<'a> {
     pub has_image: bool,
 }
 
+/// Why a node would not take a session. Of many nodes, few are told to anybody: only those get their name.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Refused {
+    Plain(Reason),
+    Room(ledger::Refusal),
+}
+
+impl Refused {
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Plain(reason) => *reason,
+            Self::Room(refusal) => refusal.reason,
+        }
+    }
+
+    /// The refusal as this node's reason.
+    pub fn on(self, node: Name) -> NodeReason {
+        match self {
+            Self::Plain(reason) => NodeReason::plain(node, reason),
+            Self::Room(refusal) => refusal.on(node),
+        }
+    }
+}
+
 /// The first reason why the node would not take the session. What can never be is said before what is only not
 /// possible now: "it is too large" must not hide behind "it is disabled".
-pub fn refusal(host: &Host<'_>, wanted: &Workspace) -> Option<NodeReason> {
+pub fn refusal(host: &Host<'_>, wanted: &Workspace) -> Option<Refused> {
     let node = host.node;
     let room = room(host, wanted.resources());
     if let Err(refusal) = room
         && refusal.reason == Reason::ExceedsPhysical
     {
-        return Some(refusal.on(node.name.clone()));
+        return Some(Refused::Room(refusal));
     }
-    let plain = |holds: bool, reason| (!holds).then(|| NodeReason::plain(node.name.clone(), reason));
+    let plain = |holds: bool, reason| (!holds).then_some(Refused::Plain(reason));
     plain(has_labels(node, wanted), Reason::Constraint)
         .or_else(|| plain(runs(node.runtime.kind, wanted), Reason::Runtime))
         .or_else(|| plain(node.enabled, Reason::Disabled))
         .or_else(|| plain(node.drain.is_none(), Reason::Draining))
         .or_else(|| plain(host.heard && node.state == NodeState::Alive, Reason::Unreachable))
         .or_else(|| plain(node.runtime.available, Reason::RuntimeUnavailable))
-        .or_else(|| room.err().map(|refusal| refusal.on(node.name.clone())))
+        .or_else(|| room.err().map(Refused::Room))
 }
 
 /// Whether a runtime of this kind finds in the workspace what it starts.

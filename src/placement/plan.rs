@@ -1,8 +1,8 @@
 //! From the nodes and a request to an order of offers, or to an explanation. Pure.
 
 use super::Error;
-use super::filter::{self, Host};
-use super::score::{Rank, rank};
+use super::filter::{self, Host, Refused};
+use super::score::{Rank, Ties, Worth, worth};
 use crate::types::{Name, Node, NodeId, NodeReason, NodeVerdict, Plan, Reason, SessionId, Strategy, Workspace};
 
 /// Candidates that are kept in order: if so many refuse, the cluster has changed under the plan.
@@ -12,10 +12,11 @@ const MAX_REASONS: usize = 1000;
 /// Verdicts that go with an offer at most, to explain it later.
 const MAX_VERDICTS: usize = 100;
 
-/// The nodes to offer a session to, best first, and what is said of every node.
+/// The nodes to offer a session to, best first, and why the others are not among them.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Offers {
     pub candidates: Vec<Candidate>,
+    /// As many as somebody may read, and of every reason one at least.
     pub refusals: Vec<NodeReason>,
 }
 
@@ -40,27 +41,80 @@ pub struct Wanted<'a> {
 
 /// Which nodes to ask for this session.
 pub fn plan<'a>(hosts: impl Iterator<Item = Host<'a>>, wanted: Wanted<'_>) -> Offers {
-    let mut offers = Offers::default();
-    let mut fit: Vec<(Rank, &'a Node)> = Vec::new();
+    let ties = Ties::of(wanted.session);
+    let mut best = Best::default();
+    let mut refusals = Refusals::default();
     for host in hosts {
-        let plain = |holds: bool, reason| holds.then(|| NodeReason::plain(host.node.name.clone(), reason));
-        let elsewhere = wanted.pinned.is_some_and(|pinned| *pinned != host.node.id);
-        let refusal = plain(wanted.tried.contains(&host.node.id), Reason::StartFailed)
+        let id = &host.node.id;
+        let plain = |holds: bool, reason| holds.then_some(Refused::Plain(reason));
+        let refused = plain(wanted.tried.contains(id), Reason::StartFailed)
             .or_else(|| filter::refusal(&host, wanted.workspace))
-            .or_else(|| plain(elsewhere, Reason::Volume));
-        match refusal {
-            Some(refusal) => offers.refusals.push(refusal),
-            None => fit.push((rank(&host, wanted.workspace, wanted.session, wanted.strategy), host.node)),
+            .or_else(|| plain(wanted.pinned.is_some_and(|pinned| pinned != id), Reason::Volume));
+        if let Some(refused) = refused {
+            refusals.add(host.node, refused, if best.0.is_empty() { MAX_REASONS } else { MAX_VERDICTS });
+            continue;
+        }
+        let worth = worth(&host, wanted.workspace, wanted.strategy);
+        if best.wants(&worth) {
+            best.add(Rank { worth, tie: ties.with(id) }, host.node);
         }
     }
-    if fit.len() > MAX_CANDIDATES {
-        fit.select_nth_unstable_by_key(MAX_CANDIDATES - 1, |(rank, _)| *rank);
-        fit.truncate(MAX_CANDIDATES);
+    let named = if best.0.is_empty() { MAX_REASONS } else { MAX_VERDICTS };
+    Offers { candidates: best.candidates(), refusals: refusals.named(named) }
+}
+
+/// The best nodes so far, in their order.
+#[derive(Default)]
+struct Best<'a>(Vec<(Rank, &'a Node)>);
+
+impl<'a> Best<'a> {
+    /// Whether a node of such worth may be among the best: most are not, and need not be looked at any closer.
+    fn wants(&self, worth: &Worth) -> bool {
+        self.0.len() < MAX_CANDIDATES || self.0.last().is_some_and(|(last, _)| *worth <= last.worth)
     }
-    fit.sort_unstable_by_key(|(rank, _)| *rank);
-    let candidate = |(_, node): (Rank, &Node)| Candidate { id: node.id.clone(), name: node.name.clone() };
-    offers.candidates = fit.into_iter().map(candidate).collect();
-    offers
+
+    fn add(&mut self, rank: Rank, node: &'a Node) {
+        let at = self.0.partition_point(|(better, _)| *better <= rank);
+        self.0.insert(at, (rank, node));
+        self.0.truncate(MAX_CANDIDATES);
+    }
+
+    fn candidates(self) -> Vec<Candidate> {
+        self.0.into_iter().map(|(_, node)| Candidate { id: node.id.clone(), name: node.name.clone() }).collect()
+    }
+}
+
+/// The nodes that refuse: those that were looked at first, and one of every reason, since what they amount to must
+/// not depend on how many there are.
+#[derive(Default)]
+struct Refusals<'a> {
+    kept: Vec<(&'a Node, Refused)>,
+    reasons: Vec<Reason>,
+}
+
+impl<'a> Refusals<'a> {
+    fn add(&mut self, node: &'a Node, refused: Refused, most: usize) {
+        let new = is_new(&mut self.reasons, refused.reason());
+        if new || self.kept.len() < most {
+            self.kept.push((node, refused));
+        }
+    }
+
+    fn named(self, most: usize) -> Vec<NodeReason> {
+        let mut reasons = Vec::new();
+        let kept = self.kept.into_iter().enumerate();
+        let kept = kept.filter(|(i, (_, refused))| is_new(&mut reasons, refused.reason()) || *i < most);
+        kept.map(|(_, (node, refused))| refused.on(node.name.clone())).collect()
+    }
+}
+
+/// Notes a reason. True where it was not among them.
+fn is_new(reasons: &mut Vec<Reason>, reason: Reason) -> bool {
+    let new = !reasons.contains(&reason);
+    if new {
+        reasons.push(reason);
+    }
+    new
 }
 
 impl Offers {
@@ -319,6 +373,20 @@ mod tests {
         by_fill.sort_by_key(|node| node.resources.cores.allocated);
         let expected: Vec<_> = by_fill.iter().take(MAX_CANDIDATES).map(|node| node.name.to_string()).collect();
         assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn of_many_that_refuse_some_are_named_and_every_reason() {
+        let full = (0..200_u8).map(|i| node(&format!("n{i}"), NodeId::from_bytes([i; 10]).as_str(), 4, 4));
+        let disabled = Node { enabled: false, ..node("z", FIRST, 4, 0) };
+        let mut nodes: Vec<Node> = full.chain([disabled]).collect();
+        assert_eq!(offers(&nodes, &wanted(1)).refusals.len(), nodes.len(), "nobody takes it: all are told");
+        nodes.push(b(4, 0));
+        let offers = offers(&nodes, &wanted(1));
+        let disabled = |refusal: &NodeReason| refusal.reason == Reason::Disabled;
+        assert!(offers.refusals.iter().any(disabled), "a reason that comes late is told, too");
+        assert_eq!((offers.candidates.len(), offers.refusals.len()), (1, MAX_VERDICTS + 1));
+        assert_eq!(offers.verdicts().len(), MAX_VERDICTS);
     }
 
     #[test]
