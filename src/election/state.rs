@@ -68,6 +68,8 @@ enum Role {
         ballot: Ballot,
         answered: BTreeSet<NodeId>,
         granted: BTreeSet<NodeId>,
+        /// Whom it followed until just now: it campaigns because they are silent, so they are not waited for.
+        silent: Option<NodeId>,
         deadline: BootInstant,
     },
     Candidate {
@@ -153,12 +155,15 @@ impl Election {
             self.seen = self.seen.max(highest.term);
         }
         match (&mut self.role, request) {
-            (Role::Asking { ballot, answered, granted, .. }, Request::PreVote { ballot: asked }) if ballot == asked => {
+            (Role::Asking { ballot, answered, granted, silent, .. }, Request::PreVote { ballot: asked })
+                if ballot == asked =>
+            {
                 answered.insert(from.clone());
                 if answer.granted {
                     granted.insert(from.clone());
                 }
-                if *answered == self.members.voters {
+                let waited_for = |node: &&NodeId| !answered.contains(*node) && silent.as_ref() != Some(*node);
+                if !self.members.voters.iter().any(|node| waited_for(&node)) {
                     self.count_pre_votes(now);
                 }
             }
@@ -388,12 +393,13 @@ impl Election {
         if !self.may_vote() {
             return self.follow_nobody(now);
         }
+        let silent = self.follows_since_start().cloned();
         let ballot = Ballot { term: self.seen + 1, node: self.me.clone() };
         let ask = Request::PreVote { ballot: ballot.clone() };
         self.outgoing.extend(self.members.voters.iter().map(|node| (node.clone(), ask.clone())));
         // Half a timeout: who is there answers by then, and who is not is not waited for.
         let deadline = now.plus(self.timeout() / 2);
-        self.role = Role::Asking { ballot, answered: BTreeSet::new(), granted: BTreeSet::new(), deadline };
+        self.role = Role::Asking { ballot, answered: BTreeSet::new(), granted: BTreeSet::new(), silent, deadline };
         if self.members.voters.is_empty() {
             self.count_pre_votes(now);
         }

@@ -74,6 +74,27 @@ fn a_killed_leader_is_succeeded_in_time() {
 }
 
 #[test]
+fn a_killed_leader_is_not_waited_for() {
+    let took = std::sync::Mutex::new(Vec::new());
+    each_seed(|seed| {
+        let mut random = Random(seed ^ 0xdead);
+        let size = 3 + random.pick(4);
+        let mode = mode(size, &mut random);
+        let mut world = World::new(size, mode, Network::good(), seed);
+        let leader = settle(&mut world, HEALED);
+        world.crash(world.hosts.iter().position(|host| host.id == leader).unwrap());
+        let killed = world.now;
+        settle(&mut world, SUCCESSION);
+        took.lock().unwrap().push(world.now - killed);
+    });
+    let mut took = took.into_inner().unwrap();
+    took.sort_unstable();
+    // The first of some timeouts of 400 to 800 ms, and a few messages: whoever died could only be waited for longer.
+    let median = took[took.len() / 2];
+    assert!(median <= 550, "it took {median} ms until another was followed");
+}
+
+#[test]
 fn under_loss_and_delay_nobody_is_unseated() {
     each_seed(|seed| {
         let mut random = Random(seed ^ 0x1055);
