@@ -24,20 +24,21 @@ pub struct Feed {
 
 /// What is told of a session besides what everybody sees of it.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Standing {
-    pub(super) ballot: Ballot,
-    pub(super) gone: bool,
-    pub(super) unplaced: bool,
+pub struct Standing {
+    pub ballot: Ballot,
+    pub gone: bool,
+    pub unplaced: bool,
 }
 
 impl Standing {
-    pub(super) fn of(record: &Record) -> Self {
+    pub fn of(record: &Record) -> Self {
         Self { ballot: record.ballot.clone(), gone: record.is_gone(), unplaced: record.unplaced.is_some() }
     }
 }
 
 impl Feed {
-    pub(super) fn new(incarnation: u64) -> Self {
+    /// Nothing yet, in a new life of the agent.
+    pub fn new(incarnation: u64) -> Self {
         Self { incarnation, ..Self::default() }
     }
 
@@ -47,7 +48,7 @@ impl Feed {
     }
 
     /// Notes a session as it is now. `before` is what was published of it last.
-    pub(super) fn note(&mut self, before: Option<&Session>, now: &Session, standing: Standing) {
+    pub fn note(&mut self, before: Option<&Session>, now: &Session, standing: Standing) {
         let same = self.told.get(&now.id).is_some_and(|(_, told)| *told == standing);
         if same && before.is_some_and(|before| means_the_same(before, now)) {
             return;
@@ -57,7 +58,7 @@ impl Feed {
     }
 
     /// Notes that a session is not remembered any more.
-    pub(super) fn forget(&mut self, session: &SessionId) {
+    pub fn forget(&mut self, session: &SessionId) {
         if self.told.remove(session).is_none() {
             return;
         }

@@ -31,7 +31,7 @@ pub struct Order {
 
 /// One step towards the wish.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
+pub enum Step {
     /// Fetch the image and create the container.
     Prepare,
     Start,
@@ -47,7 +47,7 @@ pub(super) enum Step {
 
 /// Something seen that moves the session on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Sight {
+pub enum Sight {
     Running(Run),
     Paused,
     /// It ran, and ended.
@@ -61,7 +61,7 @@ pub(super) enum Sight {
 }
 
 /// The next step.
-pub(super) fn next(order: &Order, container: &Container) -> Step {
+pub fn next(order: &Order, container: &Container) -> Step {
     match order.wish {
         Wish::Run => towards_running(order, container),
         Wish::Pause => towards_paused(order, container),

@@ -6,10 +6,10 @@
 //! engine's calls, runs in one [`runner`] a session, which asks [`lifecycle`]
 //! (pure) for the next step and reports what it saw.
 
-mod decide;
+pub mod decide;
 mod feed;
 mod journal;
-mod lifecycle;
+pub mod lifecycle;
 mod record;
 mod runner;
 pub mod runtime;
@@ -18,7 +18,7 @@ pub mod task;
 mod tests;
 
 pub use decide::{FAILING_STARTS, MAX_ATTEMPTS, Unplaced};
-pub use feed::Feed;
+pub use feed::{Feed, Standing};
 pub use journal::Journal;
 pub use record::Record;
 pub use runtime::LogsRequest;

@@ -10,7 +10,7 @@ use crate::types::{Dimension, Name, Reason, Resources, SessionId, User, Workspac
 impl Book {
     /// Takes the session, or says why not and changes nothing. True where the key was used for the
     /// same request before, and nothing new was made.
-    pub(in crate::sessions) fn admit(&mut self, admit: &Admit, cx: &Context<'_>) -> Result<bool, Error> {
+    pub fn admit(&mut self, admit: &Admit, cx: &Context<'_>) -> Result<bool, Error> {
         if admit.cluster != self.cluster || admit.destination != self.node {
             let meant = format!("this offer is for node {} of cluster {}", admit.destination, admit.cluster);
             return Err(Error::Conflict(meant));
@@ -44,7 +44,7 @@ impl Book {
     }
 
     /// The session of a key, if the key was used before: it must have been for the same request.
-    pub(in crate::sessions) fn find(&self, session: &SessionId, fingerprint: &str) -> Result<Option<&Record>, Error> {
+    pub fn find(&self, session: &SessionId, fingerprint: &str) -> Result<Option<&Record>, Error> {
         let Some(record) = self.records.get(session) else { return Ok(None) };
         // What was adopted from labels alone has lost its request: its key is trusted.
         let same = record.fingerprint.as_ref().is_none_or(|known| known == fingerprint);

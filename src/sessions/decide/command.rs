@@ -10,12 +10,7 @@ use crate::types::{Deadline, EndReason, SessionId, SessionState, User};
 
 impl Book {
     /// Takes in the wish, or says why it cannot be and changes nothing. What is wished already is fine.
-    pub(in crate::sessions) fn command(
-        &mut self,
-        session: &SessionId,
-        command: &Command,
-        cx: &Context<'_>,
-    ) -> Result<(), Error> {
+    pub fn command(&mut self, session: &SessionId, command: &Command, cx: &Context<'_>) -> Result<(), Error> {
         let record = self.known(session)?;
         if record.is_gone() {
             return if is_met_by_removal(command) { Ok(()) } else { Err(conflict(record, "has been removed")) };

@@ -53,12 +53,7 @@ impl Book {
 
     /// The leader places the session elsewhere, as answered: until it says how that went, nobody else decides about it. Where a
     /// leader died meanwhile, the next one claims it again.
-    pub(in crate::sessions) fn claim(
-        &mut self,
-        ballot: &Ballot,
-        session: &SessionId,
-        cx: &Context<'_>,
-    ) -> Result<Asked, Error> {
+    pub fn claim(&mut self, ballot: &Ballot, session: &SessionId, cx: &Context<'_>) -> Result<Asked, Error> {
         self.fence(ballot).map_err(Error::Stale)?;
         let record = self.known(session)?;
         let (Some(unplaced), Some(fingerprint)) = (record.unplaced.clone(), record.fingerprint.clone()) else {

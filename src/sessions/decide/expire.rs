@@ -6,7 +6,7 @@ use crate::types::{Deadline, EndReason, SessionId, SessionState};
 
 impl Book {
     /// Ends what is over: ttl, idle time, retention, a drain's deadline, and the memory of what is gone.
-    pub(in crate::sessions) fn expire(&mut self, cx: &Context<'_>) {
+    pub fn expire(&mut self, cx: &Context<'_>) {
         let due = |deadline: Option<Deadline>| deadline.is_some_and(|deadline| deadline.is_due(cx.now));
         let mut forgotten: Vec<SessionId> = Vec::new();
         let mut removed = Vec::new();
@@ -55,7 +55,7 @@ impl Book {
     }
 
     /// Counts every deadline from this boot, so that from now on the boot clock alone decides.
-    pub(in crate::sessions) fn rebase_deadlines(&mut self, cx: &Context<'_>) {
+    pub fn rebase_deadlines(&mut self, cx: &Context<'_>) {
         let ids: Vec<SessionId> = self.records.keys().cloned().collect();
         for id in ids {
             let Some(record) = self.touch(&id) else { continue };

@@ -24,28 +24,28 @@ use crate::store::Change;
 use crate::types::{Ballot, Bytes, EndReason, Moment, Name, NodeId, NodeReason, Reason, SessionId, SessionState};
 
 pub use elsewhere::{MAX_ATTEMPTS, Unplaced};
-pub(super) use report::Report;
+pub use report::Report;
 
 /// Starts in a row that fail before a node says so and is offered sessions last.
 pub const FAILING_STARTS: u32 = 3;
 
 /// What a decision may look at besides the book.
 #[derive(Clone, Copy)]
-pub(super) struct Context<'a> {
-    pub(super) now: Moment,
-    pub(super) node: &'a node::State,
-    pub(super) capacity: Capacity<'a>,
-    pub(super) engine_up: bool,
+pub struct Context<'a> {
+    pub now: Moment,
+    pub node: &'a node::State,
+    pub capacity: Capacity<'a>,
+    pub engine_up: bool,
     /// Another live node has this node's id: one of the two is a copy.
-    pub(super) duplicated: bool,
+    pub duplicated: bool,
     /// Free where images live; `None`: not known.
-    pub(super) disk_free: Option<Bytes>,
-    pub(super) port_usable: &'a dyn Fn(u16) -> bool,
-    pub(super) draw_secret: &'a dyn Fn() -> String,
+    pub disk_free: Option<Bytes>,
+    pub port_usable: &'a dyn Fn(u16) -> bool,
+    pub draw_secret: &'a dyn Fn() -> String,
 }
 
 /// Every record, and what they hold together.
-pub(super) struct Book {
+pub struct Book {
     config: Config,
     cluster: Name,
     node: NodeId,
@@ -66,13 +66,8 @@ pub(super) struct Book {
 }
 
 impl Book {
-    pub(super) fn new(
-        config: Config,
-        cluster: Name,
-        node: NodeId,
-        fence: Option<Ballot>,
-        records: Vec<Record>,
-    ) -> Self {
+    /// Begins with what is on disk: the records, and the highest ballot that this host has followed.
+    pub fn new(config: Config, cluster: Name, node: NodeId, fence: Option<Ballot>, records: Vec<Record>) -> Self {
         let records: BTreeMap<_, _> = records.into_iter().map(|record| (record.id.clone(), record)).collect();
         let mut book = Self {
             config,
@@ -93,7 +88,7 @@ impl Book {
     }
 
     /// From now on nothing is admitted under a lower ballot.
-    pub(super) fn fence(&mut self, ballot: &Ballot) -> Result<(), Stale> {
+    pub fn fence(&mut self, ballot: &Ballot) -> Result<(), Stale> {
         match &self.fence {
             Some(highest) if highest > ballot => Err(Stale { highest: highest.clone() }),
             _ => {
@@ -103,29 +98,33 @@ impl Book {
         }
     }
 
-    pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
+    /// Every record, ended ones included.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.values()
     }
 
-    pub(super) fn record(&self, session: &SessionId) -> Option<&Record> {
+    /// The record of a session; `None` where it is not remembered.
+    pub fn record(&self, session: &SessionId) -> Option<&Record> {
         self.records.get(session)
     }
 
-    pub(super) const fn ledger(&self) -> &Ledger {
+    /// What the records reserve together.
+    pub const fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    pub(super) const fn failing_starts(&self) -> u32 {
+    /// Starts in a row that failed.
+    pub const fn failing_starts(&self) -> u32 {
         self.failing_starts
     }
 
     /// Whether something was decided that must be on disk before anybody is told.
-    pub(super) fn must_commit(&self) -> bool {
+    pub fn must_commit(&self) -> bool {
         !self.undo.is_empty()
     }
 
     /// What to write: everything that differs from the disk.
-    pub(super) fn changes(&self) -> Vec<Change> {
+    pub fn changes(&self) -> Vec<Change> {
         let change = |id: &SessionId| match self.records.get(id) {
             Some(record) => journal::put(record),
             None => Change::Remove(id.to_string()),
@@ -134,13 +133,13 @@ impl Book {
     }
 
     /// The changes are on disk.
-    pub(super) fn committed(&mut self) {
+    pub fn committed(&mut self) {
         self.undo.clear();
         self.unwritten.clear();
     }
 
     /// The changes could not be written: everything is as it was before them.
-    pub(super) fn roll_back(&mut self) {
+    pub fn roll_back(&mut self) {
         for (id, before) in std::mem::take(&mut self.undo) {
             self.unpublished.insert(id.clone());
             match before {
@@ -152,7 +151,7 @@ impl Book {
     }
 
     /// The sessions to publish anew.
-    pub(super) fn take_unpublished(&mut self) -> BTreeSet<SessionId> {
+    pub fn take_unpublished(&mut self) -> BTreeSet<SessionId> {
         std::mem::take(&mut self.unpublished)
     }
 

@@ -18,7 +18,7 @@ impl Book {
     /// stopped. Runners see to everything else that has a record.
     ///
     /// Returns containers of this cluster that another node id made: they are nobody's to touch here.
-    pub(in crate::sessions) fn reconcile(&mut self, found: Vec<Found>, cx: &Context<'_>) -> Vec<(SessionId, NodeId)> {
+    pub fn reconcile(&mut self, found: Vec<Found>, cx: &Context<'_>) -> Vec<(SessionId, NodeId)> {
         let mut foreign = Vec::new();
         for found in found {
             if found.node != self.node {
@@ -37,12 +37,12 @@ impl Book {
     }
 
     /// Whether the session ran when the engine went, and nobody has seen since what became of it.
-    pub(in crate::sessions) fn is_out_of_sight(&self, session: &SessionId) -> bool {
+    pub fn is_out_of_sight(&self, session: &SessionId) -> bool {
         self.out_of_sight.contains(session)
     }
 
     /// The engine went. What ran may run on, or end with it: only a look at each session tells.
-    pub(in crate::sessions) fn engine_went(&mut self) {
+    pub fn engine_went(&mut self) {
         let runs = |record: &&Record| !record.is_gone() && !record.state.has_ended() && record.run.is_some();
         self.out_of_sight = self.records.values().filter(runs).map(|record| record.id.clone()).collect();
     }
@@ -90,7 +90,7 @@ impl Book {
     /// The engine went at `lost_at` and is back. Sessions that were seen to end just before, since it took
     /// them down with it, start again, or stop, as their workspaces say. One that no longer fits stays
     /// ended. Those whose end was not seen are judged once they are looked at.
-    pub(in crate::sessions) fn engine_returned(&mut self, lost_at: Moment, cx: &Context<'_>) {
+    pub fn engine_returned(&mut self, lost_at: Moment, cx: &Context<'_>) {
         let victims: Vec<SessionId> = self
             .records
             .values()

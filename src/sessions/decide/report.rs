@@ -9,7 +9,7 @@ use crate::types::{Deadline, EndReason, OnHostRestart, SessionId, SessionState};
 
 /// News of one session.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::sessions) enum Report {
+pub enum Report {
     /// Its image is being fetched: progress for people.
     Pulling(String),
     /// Its image is here; the container is being made.
@@ -30,7 +30,7 @@ pub(in crate::sessions) enum Report {
 
 impl Book {
     /// Takes in a report. One about a session that is not known changes nothing.
-    pub(in crate::sessions) fn report(&mut self, session: &SessionId, report: Report, cx: &Context<'_>) {
+    pub fn report(&mut self, session: &SessionId, report: Report, cx: &Context<'_>) {
         if self.records.get(session).is_none_or(|record| record.is_gone()) {
             return;
         }
