@@ -103,12 +103,13 @@ impl Book {
 
     /// It ended unasked. That its host or its engine restarted under it is not its own end.
     fn ended(&mut self, session: &SessionId, exit: &Exit, cx: &Context<'_>) -> Result<(), Error> {
+        // Started again, it is this run that is told from the next.
+        self.change(session)?.run = Some(exit.run.clone());
         if self.outlived_by_host(session, cx) || self.is_out_of_sight(session) {
             return self.host_restarted(session, cx);
         }
         let reason = if exit.oom_killed { EndReason::OomKilled } else { EndReason::Exited };
         let record = self.change(session)?;
-        record.run = Some(exit.run.clone());
         record.exit_code = Some(exit.code);
         record.wish = Wish::Stop;
         let message = match (exit.oom_killed, exit.code) {
@@ -177,9 +178,9 @@ impl Book {
         Ok(())
     }
 
-    /// Whether the host rebooted since the session last ran.
+    /// Whether the host rebooted since the session last ran, or was to: a start that nobody saw counts, too.
     fn outlived_by_host(&self, session: &SessionId, cx: &Context<'_>) -> bool {
-        self.records.get(session).is_some_and(|record| record.run.is_some() && record.boot_id != cx.now.boot_id)
+        self.records.get(session).is_some_and(|record| record.boot_id != cx.now.boot_id)
     }
 
     /// Its host or engine restarted under it: it starts again, its reservation kept, or it stops.

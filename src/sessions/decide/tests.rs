@@ -365,6 +365,19 @@ fn after_a_reboot_a_session_starts_again_or_stops_as_its_workspace_says() {
 }
 
 #[test]
+fn a_start_that_a_reboot_ended_before_it_was_seen_is_made_again() {
+    let mut host = Host::new();
+    admit(&mut host, "k", workspace()).unwrap();
+    host.now.boot_id = 2;
+    host.restart();
+    saw(&mut host, "k", Sight::Ended(exit(1, 137)));
+    assert_eq!(state(&host, "k"), (SessionState::Starting, None));
+    assert_eq!(host.book.record(&id("k")).unwrap().previous_run, Some(run(1)), "seeing it is no news");
+    saw(&mut host, "k", Sight::Ended(exit(2, 1)));
+    assert_eq!(state(&host, "k"), (SessionState::Failed, Some(EndReason::Exited)), "that was its own end");
+}
+
+#[test]
 fn an_engine_that_restarts_takes_sessions_down_and_they_come_back() {
     let mut host = running("k", workspace());
     saw(&mut host, "k", Sight::Ended(exit(1, 137)));
