@@ -6,6 +6,24 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a simulation that cannot go on has failed, and names its seed
 
+#[path = "simulation/call.rs"]
+mod call;
+#[path = "simulation/client.rs"]
+mod client;
+#[path = "simulation/cluster.rs"]
+mod cluster;
+#[path = "simulation/engine.rs"]
+mod engine;
+#[path = "simulation/fleet.rs"]
+mod fleet;
+#[path = "simulation/histories.rs"]
+mod histories;
+#[path = "simulation/host.rs"]
+mod host;
+#[path = "simulation/invariants.rs"]
+mod invariants;
+#[path = "simulation/leader.rs"]
+mod leader;
 #[path = "simulation/liveness.rs"]
 mod liveness;
 #[path = "simulation/network.rs"]

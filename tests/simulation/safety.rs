@@ -13,13 +13,13 @@ const SPAN: u64 = 15_000;
 
 /// What has been seen so far, to compare with.
 #[derive(Default)]
-struct Witness {
+pub(crate) struct Witness {
     leaders: BTreeMap<u64, NodeId>,
     disks: BTreeMap<usize, Ballot>,
 }
 
 impl Witness {
-    fn look(&mut self, world: &World) {
+    pub(crate) fn look(&mut self, world: &World) {
         let mut sure = Vec::new();
         for i in 0..world.size() {
             self.disk_only_rises(world, i);

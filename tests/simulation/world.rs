@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use ostler::election::state::{Election, Kept};
-use ostler::election::{Answer, Config, Leadership, Members, Request};
+use ostler::election::{Answer, Config, Leadership, Members, Request, Stale};
 use ostler::types::{Ballot, BootInstant, ClusterMode, NodeId};
 
 use crate::network::{Network, Random};
@@ -62,6 +62,8 @@ pub(crate) struct World {
     pub(crate) hosts: Vec<Host>,
     pub(crate) network: Network,
     pub(crate) random: Random,
+    /// The host that did something last.
+    pub(crate) touched: usize,
     flying: BinaryHeap<Reverse<Flight>>,
     sent: u64,
     /// What was sent and delivered, where somebody wants to read it.
@@ -88,7 +90,8 @@ impl World {
                 },
             })
             .collect();
-        let mut world = Self { mode, now: 1000, hosts, network, random, flying: BinaryHeap::new(), sent: 0, log: None };
+        let flying = BinaryHeap::new();
+        let mut world = Self { mode, now: 1000, hosts, network, random, touched: 0, flying, sent: 0, log: None };
         (0..size).for_each(|i| world.start(i));
         world
     }
@@ -123,6 +126,13 @@ impl World {
         Some(self.hosts[i].election.as_ref()?.leadership(self.clock(i)))
     }
 
+    /// Makes a ballot the host's highest, as whoever asks by it wants. `None`: it crashed over that.
+    pub(crate) fn adopt(&mut self, i: usize, ballot: &Ballot) -> Option<Result<(), Stale>> {
+        let now = self.clock(i);
+        let adopted = self.hosts[i].election.as_mut()?.adopt(ballot, now);
+        self.flush(i).then_some(adopted)
+    }
+
     /// The next thing that happens, no later than `until`. False where nothing does.
     pub(crate) fn step(&mut self, until: u64) -> bool {
         let due = |i: usize, host: &Host, world: &Self| {
@@ -135,6 +145,7 @@ impl World {
         match (tick, arrival) {
             (Some((at, i)), arrival) if at <= until && arrival.is_none_or(|arrival| at < arrival) => {
                 self.now = self.now.max(at);
+                self.touched = i;
                 let now = self.clock(i);
                 self.hosts[i].election.as_mut().unwrap().tick(now);
                 self.flush(i);
@@ -143,6 +154,7 @@ impl World {
             (_, Some(at)) if at <= until => {
                 self.now = self.now.max(at);
                 let Reverse((_, _, from, to, message)) = self.flying.pop().unwrap();
+                self.touched = to;
                 self.arrive(from, to, message);
                 true
             }

@@ -1,0 +1,88 @@
+//! What hosts ask each other, and what becomes of it on the way.
+
+use ostler::election::Stale;
+use ostler::gossip::Member;
+use ostler::placement::{self, Have, HostReport, Placed};
+use ostler::sessions::{self, Admit, Admitted, Command};
+use ostler::types::{Ballot, NodeId, Session, SessionId, SessionRequest};
+
+/// Who waits for an answer: a call of one life of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Caller {
+    pub(crate) host: usize,
+    pub(crate) life: u64,
+    pub(crate) call: u64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Call {
+    Report {
+        ballot: Ballot,
+        have: Option<Have>,
+    },
+    Admit(Box<Admit>),
+    Find {
+        session: SessionId,
+        fingerprint: String,
+    },
+    Command {
+        session: SessionId,
+        command: Command,
+    },
+    Place(Box<Place>),
+    /// What one host says of itself.
+    Gossip(NodeId, Box<Member>),
+}
+
+/// A session to place.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) session: SessionId,
+    pub(crate) drawn: bool,
+    pub(crate) request: SessionRequest,
+}
+
+pub(crate) enum Answer {
+    Report(Result<Box<HostReport>, Stale>),
+    Admit(Result<Box<Admitted>, Refused>),
+    Find(Box<Result<Option<Session>, sessions::Error>>),
+    Command,
+    /// Whoever was asked does not lead: who does, as far as it knows.
+    NotLeader(Option<NodeId>),
+    Place(Box<Result<Placed, placement::Error>>),
+}
+
+pub(crate) enum Refused {
+    Stale(Stale),
+    Host(sessions::Error),
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// It was not delivered.
+    Unreachable,
+    /// It may have been done.
+    NoAnswer,
+}
+
+/// What the caller does with an answer.
+#[derive(Debug, Clone)]
+pub(crate) enum Then {
+    Nothing,
+    /// It listens to this host while it leads by this ballot.
+    Heard {
+        host: usize,
+        ballot: Ballot,
+        have: Option<Have>,
+    },
+    Offered {
+        placing: u64,
+    },
+    Found {
+        placing: u64,
+    },
+    Entry {
+        entry: u64,
+    },
+}

@@ -1,0 +1,105 @@
+//! A container engine: it goes on when the daemon is killed, and does what it was asked before that.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ostler::sessions::runtime::{Container, Exit, Found, Launch, Run};
+use ostler::types::{NodeId, SessionId, Timestamp};
+
+/// A step that a runner asks for.
+#[derive(Debug, Clone)]
+pub(crate) enum Op {
+    Create(Arc<Launch>),
+    Start,
+    Pause,
+    Resume,
+    Stop,
+    Remove,
+}
+
+/// The containers of one host.
+#[derive(Debug, Default)]
+pub(crate) struct Engine {
+    containers: BTreeMap<SessionId, (Arc<Launch>, Container)>,
+    runs: u64,
+}
+
+impl Engine {
+    pub(crate) fn observe(&self, session: &SessionId) -> Container {
+        self.containers.get(session).map_or(Container::Absent, |(_, container)| container.clone())
+    }
+
+    /// Does the step, and says what is known of the container then without another look.
+    pub(crate) fn take(&mut self, session: &SessionId, op: &Op) -> Option<Container> {
+        if let Op::Create(launch) = op {
+            let created = || (Arc::clone(launch), Container::Created);
+            return Some(self.containers.entry(session.clone()).or_insert_with(created).1.clone());
+        }
+        if let Op::Remove = op {
+            self.containers.remove(session);
+            return Some(Container::Absent);
+        }
+        let (_, container) = self.containers.get_mut(session)?;
+        *container = match (op, container.clone()) {
+            (Op::Start, Container::Created | Container::Exited(_)) => {
+                self.runs += 1;
+                Container::Running(Run(self.runs.to_string()))
+            }
+            (Op::Pause, Container::Running(run)) => Container::Paused(run),
+            (Op::Resume, Container::Paused(run)) => Container::Running(run),
+            (Op::Stop, Container::Running(run) | Container::Paused(run)) => Container::Exited(exit(run, 143)),
+            (_, as_it_is) => as_it_is,
+        };
+        None
+    }
+
+    /// The main process of a container ends by itself.
+    pub(crate) fn end(&mut self, session: &SessionId, code: i64) {
+        if let Some((_, container)) = self.containers.get_mut(session)
+            && let Container::Running(run) = container
+        {
+            *container = Container::Exited(exit(run.clone(), code));
+        }
+    }
+
+    /// The whole host restarts: nothing runs any more.
+    pub(crate) fn reboot(&mut self) {
+        for (_, container) in self.containers.values_mut() {
+            if let Container::Running(run) | Container::Paused(run) = container {
+                *container = Container::Exited(exit(run.clone(), 255));
+            }
+        }
+    }
+
+    /// Everything, as its labels say.
+    pub(crate) fn list(&self, node: &NodeId) -> Vec<Found> {
+        let found = |(id, (launch, container)): (&SessionId, &(Arc<Launch>, Container))| Found {
+            container_id: container_id(id),
+            node: node.clone(),
+            session: id.clone(),
+            user: launch.user.clone(),
+            workspace: launch.workspace.clone(),
+            resources: launch.resources,
+            gpu_uuids: launch.gpu_uuids.clone(),
+            image: launch.image.clone(),
+            ports: launch.ports.clone(),
+            created_at: Timestamp::default(),
+            container: container.clone(),
+        };
+        self.containers.iter().map(found).collect()
+    }
+
+    /// The sessions whose processes run, paused or not.
+    pub(crate) fn alive(&self) -> impl Iterator<Item = &SessionId> {
+        let alive = |container: &Container| matches!(container, Container::Running(_) | Container::Paused(_));
+        self.containers.iter().filter(move |(_, (_, container))| alive(container)).map(|(id, _)| id)
+    }
+}
+
+pub(crate) fn container_id(session: &SessionId) -> String {
+    format!("container-{session}")
+}
+
+const fn exit(run: Run, code: i64) -> Exit {
+    Exit { run, code, oom_killed: false, finished_at: None }
+}

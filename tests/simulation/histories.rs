@@ -1,0 +1,181 @@
+//! Histories of whole clusters: people ask for sessions, and everything goes wrong that can.
+
+use ostler::types::{ClusterMode, Cores, SessionRequest};
+
+use crate::cluster::Cluster;
+use crate::each_seed;
+use crate::host::Crash;
+use crate::network::{Network, Random};
+use crate::safety::Witness;
+
+/// Milliseconds of trouble.
+const TROUBLE: u64 = 8000;
+/// So soon after the last fault every key is one session, and everybody is answered.
+const HEALED: u64 = 30_000;
+/// A day, in milliseconds.
+const DAY: i64 = 24 * 3600 * 1000;
+/// Of so many histories, one is lived twice to compare.
+const LIVED_TWICE: u64 = 20;
+
+fn begin(seed: u64, quorum: bool) -> (Cluster, Random) {
+    let mut random = Random(seed ^ 0x0f1ee7);
+    let size = 1 + random.pick(5);
+    let mode = if quorum {
+        ClusterMode::Quorum { expected_nodes: u32::try_from(size).unwrap() }
+    } else {
+        ClusterMode::Available
+    };
+    let network = Network::of(&mut random);
+    let mut cluster = Cluster::new(size, mode, network, seed);
+    if std::env::var_os("OSTLER_LOG").is_some() {
+        cluster.log = Some(Vec::new());
+    }
+    for c in 0..4 + random.below(10) {
+        let workspaces = ["desktop", "desktop", "large", "trainer", "brief", "frail"];
+        let workspace = workspaces[random.pick(workspaces.len())].parse().unwrap();
+        let user = ["alice", "bob", "carol"][random.pick(3)].parse().unwrap();
+        // Some share a key: the same person on two machines.
+        let key = match random.below(10) {
+            0 | 1 => None,
+            2 => Some("shared".to_owned()),
+            _ => Some(format!("key {c}")),
+        };
+        let request = if key.as_deref() == Some("shared") {
+            SessionRequest::new("desktop".parse().unwrap(), "alice".parse().unwrap())
+        } else {
+            SessionRequest::new(workspace, user)
+        };
+        cluster.add_client(random.below(TROUBLE), key, request);
+    }
+    (cluster, random)
+}
+
+/// Lives through trouble until then.
+fn trouble(cluster: &mut Cluster, random: &mut Random, end: u64, wall_jumps: bool) {
+    let mut elections = Witness::default();
+    let mut trouble = cluster.now() + random.below(1000);
+    while cluster.now() < end {
+        if cluster.now() >= trouble {
+            make_trouble(cluster, random, wall_jumps);
+            trouble = cluster.now() + 1 + random.below(1000);
+        }
+        cluster.step(trouble.min(end));
+        elections.look(&cluster.world);
+    }
+}
+
+fn make_trouble(cluster: &mut Cluster, random: &mut Random, wall_jumps: bool) {
+    let size = cluster.size();
+    let i = random.pick(size);
+    match random.below(22) {
+        0..=2 => cluster.world.network.partition(size, random),
+        3 | 4 => cluster.world.network.cut.clear(),
+        5 => cluster.crash(i),
+        6 => {
+            let until = cluster.now() + random.below(5000);
+            cluster.say(|| format!("n{i} is frozen until {until}"));
+            cluster.world.hosts[i].frozen_until = until;
+        }
+        7 => cluster.world.hosts[i].crashes_at_write = true,
+        8 => cluster.hosts[i].crashes = Some(Crash::BeforeWrite),
+        9 => cluster.hosts[i].crashes = Some(Crash::AfterWrite),
+        10 => cluster.hosts[i].journal_fails ^= true,
+        11 => {
+            let cut = cluster.world.network.cut.clone();
+            cluster.world.network = Network { cut, ..Network::of(random) };
+        }
+        12 => {
+            let days = if random.chance(50) { DAY } else { -DAY };
+            cluster.hosts[i].wall_ahead += if wall_jumps { days } else { 0 };
+        }
+        13 => cluster.reboot(i),
+        14 => {
+            // From less than is in use to more than there is.
+            let cores = u32::try_from(random.below(7)).unwrap();
+            let gpus = u32::try_from(random.below(4)).unwrap();
+            let settings = &mut cluster.hosts[i].state.settings;
+            (settings.cores_override, settings.gpus_override) = (Cores::whole(cores), gpus);
+            if cluster.is_up(i) {
+                cluster.look_at_watchers(i);
+            }
+        }
+        15 => cluster.hosts[i].state.settings.enabled ^= true,
+        16 => {
+            let code = i64::from(random.chance(50));
+            cluster.end_by_itself(i, code);
+        }
+        17 => cluster.hosts[i].failing = random.below(100),
+        _ if !cluster.is_up(i) => cluster.start(i),
+        _ => {}
+    }
+    cluster.say(String::new);
+}
+
+/// The faults are over.
+fn heal(cluster: &mut Cluster) {
+    cluster.say(|| "everything is well again".to_owned());
+    cluster.world.network = Network::good();
+    for i in 0..cluster.size() {
+        cluster.world.hosts[i].frozen_until = 0;
+        cluster.world.hosts[i].crashes_at_write = false;
+        let host = &mut cluster.hosts[i];
+        host.journal_fails = false;
+        host.crashes = None;
+        host.failing = 0;
+        host.state.settings.enabled = true;
+        if !cluster.is_up(i) {
+            cluster.start(i);
+        }
+    }
+}
+
+fn safe(seed: u64, quorum: bool) {
+    let (mut cluster, mut random) = begin(seed, quorum);
+    let end = cluster.now() + TROUBLE;
+    trouble(&mut cluster, &mut random, end, true);
+}
+
+#[test]
+fn in_quorum_mode_a_key_is_never_two_sessions_and_nothing_is_over_committed_or_lost() {
+    each_seed(|seed| safe(seed, true));
+}
+
+#[test]
+fn in_available_mode_nothing_is_over_committed_or_lost() {
+    each_seed(|seed| safe(seed, false));
+}
+
+#[test]
+fn after_any_trouble_every_key_is_one_session_and_everybody_is_answered() {
+    each_seed(|seed| {
+        let (mut cluster, mut random) = begin(seed, seed.is_multiple_of(2));
+        let end = cluster.now() + TROUBLE;
+        trouble(&mut cluster, &mut random, end, true);
+        heal(&mut cluster);
+        let end = cluster.now() + HEALED;
+        let healed = cluster.now();
+        while cluster.step(end) {}
+        assert!(cluster.world.settled().is_some(), "L2: {:#?}", cluster.world.picture());
+        cluster.check_one_each();
+        cluster.check_nothing_lost();
+        cluster.check_answered(healed);
+        cluster.check_engines();
+    });
+}
+
+/// What came of a history.
+fn digest(seed: u64, wall_jumps: bool) -> u64 {
+    let (mut cluster, mut random) = begin(seed, seed.is_multiple_of(2));
+    let end = cluster.now() + TROUBLE;
+    trouble(&mut cluster, &mut random, end, wall_jumps);
+    cluster.digest()
+}
+
+#[test]
+fn the_same_seed_is_the_same_history() {
+    each_seed(|seed| {
+        if seed.is_multiple_of(LIVED_TWICE) {
+            assert_eq!(digest(seed, true), digest(seed, true));
+        }
+    });
+}

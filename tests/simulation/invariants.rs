@@ -1,0 +1,200 @@
+//! What is checked while a history goes on, and once it is over. The numbers are those of the invariants in
+//! the assertions' texts: I1 sums, I2 GPUs, I3 ballots, I5 one session a key, I6 nothing acknowledged is
+//! lost, I8 nothing runs without its reservation, I9 nothing is told or made that is not on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ostler::sessions::{Admit, Record};
+use ostler::types::{Ballot, ClusterMode, EndReason, NodeId, Resources, SessionId};
+
+use crate::client::is_certain;
+use crate::cluster::Cluster;
+use crate::host::Host;
+
+/// What has been seen so far, to compare with.
+#[derive(Default)]
+pub(crate) struct Witness {
+    /// No lower ballot may admit on a host.
+    promised: BTreeMap<usize, Ballot>,
+    /// Whom a leader reached when it began to offer a session.
+    pub(crate) begun: BTreeMap<(SessionId, Ballot), BTreeSet<NodeId>>,
+    acknowledged: BTreeSet<SessionId>,
+    /// Ended rightly, and not remembered any more: their keys are free.
+    forgotten: BTreeSet<SessionId>,
+    pub(crate) ended_by_itself: BTreeSet<SessionId>,
+}
+
+impl Witness {
+    /// An agent starts: what its host has promised, it keeps.
+    pub(crate) fn starts(&mut self, i: usize, disk: Option<&Ballot>) {
+        if let Some(disk) = disk {
+            self.fenced(i, disk);
+        }
+        // Only what is on disk binds who starts; but nobody may have been told of more.
+        assert!(self.promised.get(&i).is_none_or(|promised| disk >= Some(promised)), "I3: n{i} forgot a ballot");
+    }
+
+    /// A host has told a leader what it holds: nobody of before adds to that.
+    pub(crate) fn fenced(&mut self, i: usize, ballot: &Ballot) {
+        let promised = self.promised.entry(i).or_insert_with(|| ballot.clone());
+        if *promised < *ballot {
+            *promised = ballot.clone();
+        }
+    }
+
+    /// What the records of a host hold together.
+    pub(crate) fn reserved(&self, host: &Host) -> Resources {
+        let records = host.life.as_ref().unwrap().book.records().filter(|record| record.reserved);
+        records.fold(Resources::ZERO, |sum, record| sum.saturating_add(record.workspace.resources()))
+    }
+
+    /// I1 and I2, after a decision of a host whose records held `before`.
+    pub(crate) fn check_sums(&self, host: &Host, before: Resources) {
+        let (now, most) = (self.reserved(host), host.effective());
+        if now == before {
+            return;
+        }
+        let fine = (now.cores <= before.cores || now.cores <= most.cores)
+            && (now.memory <= before.memory || now.memory <= most.memory)
+            && (now.gpus <= before.gpus || now.gpus <= most.gpus);
+        assert!(fine, "I1: {} holds {now:?} and offers {most:?}", host.state.name);
+        let mut users = BTreeMap::new();
+        for record in host.life.as_ref().unwrap().book.records().filter(|record| record.reserved) {
+            for gpu in &record.gpu_uuids {
+                let user = users.entry(gpu.clone()).or_insert_with(|| record.user.clone());
+                assert_eq!(*user, record.user, "I2: {gpu} is two users'");
+            }
+        }
+    }
+
+    /// I9: what is told, or given to the engine, is on disk.
+    pub(crate) fn check_durable(&self, host: &Host, session: &SessionId) {
+        assert!(host.disk.contains_key(session.as_str()), "I9: {session} is not on the disk of {}", host.state.name);
+    }
+
+    /// I8: what runs holds its reservation. What an earlier life of the agent asked of the engine may still
+    /// come true for a moment.
+    pub(crate) fn check_running(&self, host: &Host) {
+        if host.lives > 1 {
+            return;
+        }
+        let book = &host.life.as_ref().unwrap().book;
+        for session in host.engine.alive() {
+            let reserved = book.record(session).is_some_and(|record| record.reserved);
+            assert!(reserved, "I8: {session} runs on {} without a reservation", host.state.name);
+        }
+    }
+}
+
+impl Cluster {
+    /// A host takes a session that it did not have.
+    pub(crate) fn check_admission(&mut self, i: usize, admit: &Admit) {
+        let promised = self.witness.promised.get(&i);
+        let stale = promised.filter(|promised| **promised > admit.ballot);
+        assert!(stale.is_none(), "I3: n{i} admits under {:?} after {stale:?}", admit.ballot);
+        let reached = self.witness.begun.get(&(admit.session.clone(), admit.ballot.clone()));
+        for other in (0..self.size()).filter(|other| *other != i) {
+            let Some(kept) = self.hosts[other].kept(&admit.session) else { continue };
+            let id = &self.hosts[other].id;
+            // A majority of all nodes has told its leader; or all that it could reach have.
+            let must_know = match self.world.mode {
+                ClusterMode::Quorum { .. } => true,
+                ClusterMode::Available => {
+                    kept.ballot <= admit.ballot && reached.is_some_and(|reached| reached.contains(id))
+                }
+            };
+            let by = &admit.ballot;
+            assert!(!must_know, "I5: n{i} admits by {by:?} {}, what n{other} has: {}", admit.session, shown(&kept));
+        }
+    }
+
+    /// Somebody was told that a session is there.
+    pub(crate) fn acknowledged(&mut self, session: &SessionId) {
+        let kept = self.hosts.iter().any(|host| host.disk.contains_key(session.as_str()));
+        assert!(kept, "I6: {session} was acknowledged and is on no disk");
+        self.witness.acknowledged.insert(session.clone());
+    }
+
+    /// A record is taken from the disk: only the memory of what ended rightly was left.
+    pub(crate) fn check_forgotten(&mut self, i: usize, session: &str) {
+        let record: Record = serde_json::from_slice(&self.hosts[i].disk[session]).unwrap();
+        let duplicate = record.end_reason == Some(EndReason::Duplicate);
+        let rightly = record.is_gone() && (duplicate || self.ended_rightly(&record));
+        assert!(rightly, "I6: n{i} forgets {session}: {}", shown(&record));
+        if !duplicate {
+            self.witness.forgotten.insert(record.id);
+        }
+    }
+
+    /// Who has a session on disk, and what.
+    fn copies(&self, session: &SessionId) -> Vec<(usize, Record)> {
+        (0..self.size()).filter_map(|i| Some((i, self.hosts[i].kept(session)?))).collect()
+    }
+
+    /// I5, some time after the last fault.
+    pub(crate) fn check_one_each(&self) {
+        let mut live: BTreeMap<SessionId, Vec<usize>> = BTreeMap::new();
+        for (i, host) in self.hosts.iter().enumerate() {
+            for record in host.records().into_iter().filter(is_live) {
+                live.entry(record.id).or_default().push(i);
+            }
+        }
+        for (session, hosts) in live {
+            assert_eq!(hosts.len(), 1, "I5: {session} lives on {hosts:?}");
+        }
+    }
+
+    /// I6: whatever was acknowledged is there, or ended as somebody wanted.
+    pub(crate) fn check_nothing_lost(&self) {
+        for session in self.witness.acknowledged.difference(&self.witness.forgotten) {
+            let copies = self.copies(session);
+            assert!(!copies.is_empty(), "I6: {session} was acknowledged and is gone");
+            let lives = copies.iter().any(|(_, record)| is_live(record));
+            let ended = copies.iter().any(|(_, record)| self.ended_rightly(record));
+            let copies: Vec<String> = copies.iter().map(|(i, record)| format!("n{i} {}", shown(record))).collect();
+            assert!(lives || ended, "I6: {session} was acknowledged and ended for no reason: {copies:#?}");
+        }
+    }
+
+    fn ended_rightly(&self, record: &Record) -> bool {
+        let session = &record.id;
+        let owners = self.clients.iter().filter(|client| client.has.as_ref().is_some_and(|(id, _)| id == session));
+        match record.end_reason {
+            Some(EndReason::UserStopped) => owners.into_iter().any(|client| client.asked_to_end),
+            Some(EndReason::Exited) => self.witness.ended_by_itself.contains(session),
+            Some(EndReason::TtlExpired) => record.workspace.ttl_seconds.is_some(),
+            Some(EndReason::HostRebooted) => record.workspace.name.as_str() == "frail",
+            Some(EndReason::StartFailed | EndReason::ImageFailed) => true,
+            _ => false,
+        }
+    }
+
+    /// Everybody who asks was told for certain, since then.
+    pub(crate) fn check_answered(&self, since: u64) {
+        for (c, client) in self.clients.iter().enumerate().filter(|(_, client)| client.key.is_some()) {
+            let certain = client.last_error.as_ref().is_none_or(is_certain);
+            let answered = client.has.is_some() || (certain && client.answered_at.is_some_and(|at| at >= since));
+            assert!(answered, "client {c} was not answered: {:?}", client.last_error);
+        }
+    }
+
+    /// I7, I8: what runs is what is reserved, on every host.
+    pub(crate) fn check_engines(&self) {
+        for host in &self.hosts {
+            for session in host.engine.alive() {
+                let kept = host.kept(session);
+                let reserved = kept.as_ref().is_some_and(|record| record.reserved);
+                assert!(reserved, "I8: {session} runs on {} as {:?}", host.state.name, kept.as_ref().map(shown));
+            }
+        }
+    }
+}
+
+fn is_live(record: &Record) -> bool {
+    !record.is_gone() && !record.state.has_ended()
+}
+
+fn shown(record: &Record) -> String {
+    let Record { state, wish, end_reason, ballot, reserved, .. } = record;
+    format!("{state} wish {wish:?} reason {end_reason:?} by {ballot:?} reserved {reserved}")
+}
