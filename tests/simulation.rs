@@ -28,6 +28,8 @@ mod leader;
 mod liveness;
 #[path = "simulation/network.rs"]
 mod network;
+#[path = "simulation/replicas.rs"]
+mod replicas;
 #[path = "simulation/safety.rs"]
 mod safety;
 #[path = "simulation/transcript.rs"]
