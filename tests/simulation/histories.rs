@@ -14,10 +14,26 @@ const TROUBLE: u64 = 8000;
 const HEALED: u64 = 30_000;
 /// A day, in milliseconds.
 const DAY: i64 = 24 * 3600 * 1000;
-/// Of so many histories, one is lived twice to compare.
-const LIVED_TWICE: u64 = 20;
+/// Long enough for everything that is remembered for a minute to be forgotten.
+const LONG_TROUBLE: u64 = 150_000;
+/// Of so many seeds, one has a long history.
+const LONG: u64 = 20;
+/// Of so many seeds, one is lived twice to compare.
+const LIVED_TWICE: u64 = 10;
 
-fn begin(seed: u64, quorum: bool) -> (Cluster, Random) {
+/// Which faults there are.
+#[derive(Debug, Clone, Copy)]
+struct Faults {
+    wall_jumps: bool,
+    reboots: bool,
+    /// Milliseconds between two of them, at most.
+    apart: u64,
+}
+
+const ALL: Faults = Faults { wall_jumps: true, reboots: true, apart: 1000 };
+
+/// A cluster, and people who come within `span` milliseconds.
+fn begin(seed: u64, quorum: bool, span: u64) -> (Cluster, Random) {
     let mut random = Random(seed ^ 0x0f1ee7);
     let size = 1 + random.pick(5);
     let mode = if quorum {
@@ -45,26 +61,27 @@ fn begin(seed: u64, quorum: bool) -> (Cluster, Random) {
         } else {
             SessionRequest::new(workspace, user)
         };
-        cluster.add_client(random.below(TROUBLE), key, request);
+        cluster.add_client(random.below(span), key, request);
     }
     (cluster, random)
 }
 
-/// Lives through trouble until then.
-fn trouble(cluster: &mut Cluster, random: &mut Random, end: u64, wall_jumps: bool) {
+/// Lives through trouble for so long.
+fn trouble(cluster: &mut Cluster, random: &mut Random, span: u64, faults: Faults) {
+    let end = cluster.now() + span;
     let mut elections = Witness::default();
     let mut trouble = cluster.now() + random.below(1000);
     while cluster.now() < end {
         if cluster.now() >= trouble {
-            make_trouble(cluster, random, wall_jumps);
-            trouble = cluster.now() + 1 + random.below(1000);
+            make_trouble(cluster, random, faults);
+            trouble = cluster.now() + 1 + random.below(faults.apart);
         }
         cluster.step(trouble.min(end));
         elections.look(&cluster.world);
     }
 }
 
-fn make_trouble(cluster: &mut Cluster, random: &mut Random, wall_jumps: bool) {
+fn make_trouble(cluster: &mut Cluster, random: &mut Random, faults: Faults) {
     let size = cluster.size();
     let i = random.pick(size);
     match random.below(22) {
@@ -86,9 +103,9 @@ fn make_trouble(cluster: &mut Cluster, random: &mut Random, wall_jumps: bool) {
         }
         12 => {
             let days = if random.chance(50) { DAY } else { -DAY };
-            cluster.hosts[i].wall_ahead += if wall_jumps { days } else { 0 };
+            cluster.hosts[i].wall_ahead += if faults.wall_jumps { days } else { 0 };
         }
-        13 => cluster.reboot(i),
+        13 if faults.reboots => cluster.reboot(i),
         14 => {
             // From less than is in use to more than there is.
             let cores = u32::try_from(random.below(7)).unwrap();
@@ -130,9 +147,8 @@ fn heal(cluster: &mut Cluster) {
 }
 
 fn safe(seed: u64, quorum: bool) {
-    let (mut cluster, mut random) = begin(seed, quorum);
-    let end = cluster.now() + TROUBLE;
-    trouble(&mut cluster, &mut random, end, true);
+    let (mut cluster, mut random) = begin(seed, quorum, TROUBLE);
+    trouble(&mut cluster, &mut random, TROUBLE, ALL);
 }
 
 #[test]
@@ -148,26 +164,39 @@ fn in_available_mode_nothing_is_over_committed_or_lost() {
 #[test]
 fn after_any_trouble_every_key_is_one_session_and_everybody_is_answered() {
     each_seed(|seed| {
-        let (mut cluster, mut random) = begin(seed, seed.is_multiple_of(2));
-        let end = cluster.now() + TROUBLE;
-        trouble(&mut cluster, &mut random, end, true);
-        heal(&mut cluster);
-        let end = cluster.now() + HEALED;
-        let healed = cluster.now();
-        while cluster.step(end) {}
-        assert!(cluster.world.settled().is_some(), "L2: {:#?}", cluster.world.picture());
-        cluster.check_one_each();
-        cluster.check_nothing_lost();
-        cluster.check_answered(healed);
-        cluster.check_engines();
+        let (mut cluster, mut random) = begin(seed, seed.is_multiple_of(2), TROUBLE);
+        trouble(&mut cluster, &mut random, TROUBLE, ALL);
+        get_well(&mut cluster);
     });
 }
 
+#[test]
+fn after_long_outages_every_key_is_one_session_and_everybody_is_answered() {
+    each_seed(|seed| {
+        if seed.is_multiple_of(LONG) {
+            let (mut cluster, mut random) = begin(seed, (seed / LONG).is_multiple_of(2), LONG_TROUBLE);
+            trouble(&mut cluster, &mut random, LONG_TROUBLE, Faults { apart: 8000, ..ALL });
+            get_well(&mut cluster);
+        }
+    });
+}
+
+/// What must come to be, once the faults are over.
+fn get_well(cluster: &mut Cluster) {
+    heal(cluster);
+    let healed = cluster.now();
+    while cluster.step(healed + HEALED) {}
+    assert!(cluster.world.settled().is_some(), "L2: {:#?}", cluster.world.picture());
+    cluster.check_one_each();
+    cluster.check_nothing_lost();
+    cluster.check_answered(healed);
+    cluster.check_engines();
+}
+
 /// What came of a history.
-fn digest(seed: u64, wall_jumps: bool) -> u64 {
-    let (mut cluster, mut random) = begin(seed, seed.is_multiple_of(2));
-    let end = cluster.now() + TROUBLE;
-    trouble(&mut cluster, &mut random, end, wall_jumps);
+fn digest(seed: u64, faults: Faults) -> u64 {
+    let (mut cluster, mut random) = begin(seed, (seed / LIVED_TWICE).is_multiple_of(2), TROUBLE);
+    trouble(&mut cluster, &mut random, TROUBLE, faults);
     cluster.digest()
 }
 
@@ -175,7 +204,18 @@ fn digest(seed: u64, wall_jumps: bool) -> u64 {
 fn the_same_seed_is_the_same_history() {
     each_seed(|seed| {
         if seed.is_multiple_of(LIVED_TWICE) {
-            assert_eq!(digest(seed, true), digest(seed, true));
+            assert_eq!(digest(seed, ALL), digest(seed, ALL));
+        }
+    });
+}
+
+/// I10. A reboot is another matter: what outlives it is shortened by the wall clock.
+#[test]
+fn a_wall_clock_that_jumps_by_days_changes_no_history() {
+    each_seed(|seed| {
+        if seed.is_multiple_of(LIVED_TWICE) {
+            let steady = Faults { wall_jumps: false, reboots: false, ..ALL };
+            assert_eq!(digest(seed, Faults { wall_jumps: true, ..steady }), digest(seed, steady));
         }
     });
 }
