@@ -157,7 +157,7 @@ impl Book {
         }
         self.check_quota(&begin.user, cx.now)?;
         let offers = match certain {
-            Some(host) => Offers { candidates: vec![host], refusals: Vec::new() },
+            Some(host) => Offers { candidates: vec![host], refusals: Vec::new(), uncertain: true },
             None => self.offers(&begin.session, &begin.user, workspace, &[], cx)?,
         };
         if offers.candidates.is_empty() {

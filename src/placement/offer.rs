@@ -46,7 +46,7 @@ impl Offer {
             candidates: offers.candidates.into(),
             refusals: offers.refusals,
             deadline: now.plus(PATIENCE),
-            unknown: false,
+            unknown: offers.uncertain,
         }
     }
 
@@ -67,8 +67,10 @@ impl Offer {
             // Whether it got the question before is not known, and it cannot be asked.
             Offered::Unreachable(_) if self.unknown => self.ask_again(now),
             Offered::Unreachable(_) => self.refused(Reason::Unreachable),
-            // It was too busy even to look whether it has it.
-            Offered::Refused(sessions::Error::Busy) if self.unknown => self.ask_again(now),
+            // It was too busy even to look whether it has it, or could write nothing down at that moment.
+            Offered::Refused(sessions::Error::Busy | sessions::Error::Journal(_)) if self.unknown => {
+                self.ask_again(now)
+            }
             Offered::Refused(error) => self.judge(error),
         }
     }
@@ -141,7 +143,7 @@ mod tests {
 
     fn offers(hosts: u8) -> Offers {
         let candidate = |i: u8| Candidate { id: NodeId::from_bytes([i; 10]), name: format!("n{i}").parse().unwrap() };
-        Offers { candidates: (0..hosts).map(candidate).collect(), refusals: Vec::new() }
+        Offers { candidates: (0..hosts).map(candidate).collect(), refusals: Vec::new(), uncertain: false }
     }
 
     fn accepted() -> Offered {
@@ -182,6 +184,21 @@ mod tests {
         let stale = Stale { highest: Ballot { term: 9, node: NodeId::from_bytes([9; 10]) } };
         let end = offer.offered(Offered::Stale(stale), NOW);
         assert!(matches!(end, Step::Done(done) if matches!(*done, Err(Error::NoLeader(_)))));
+    }
+
+    #[test]
+    fn a_host_that_may_have_it_from_before_is_not_passed_over() {
+        let mut offer = Offer::new(Offers { uncertain: true, ..offers(1) }, NOW);
+        let host = asked(&offer.begin());
+        for outcome in [
+            Offered::Unreachable(String::new()),
+            Offered::Refused(sessions::Error::Journal(String::new())),
+            Offered::Unknown(String::new()),
+        ] {
+            assert_eq!(asked(&offer.offered(outcome, NOW)), host);
+        }
+        let end = offer.offered(Offered::Unreachable(String::new()), NOW.plus(PATIENCE));
+        assert!(matches!(end, Step::Done(done) if matches!(*done, Err(Error::OutcomeUnknown { .. }))));
     }
 
     #[derive(Debug, Clone, Copy)]

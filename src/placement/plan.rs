@@ -18,6 +18,8 @@ pub struct Offers {
     pub candidates: Vec<Candidate>,
     /// As many as somebody may read, and of every reason one at least.
     pub refusals: Vec<NodeReason>,
+    /// The candidate was offered it before and did not answer: it may have it.
+    pub uncertain: bool,
 }
 
 /// A node that may take the session.
