@@ -19,6 +19,9 @@ use crate::types::{
 /// How long a host that did not answer an offer is the only one that the session is offered to, and how long
 /// one that took it may take to tell.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60);
+/// Reports after which a host has told whether it has what it was offered: the first may have been on its
+/// way before the offer was.
+const TOLD_FOR_CERTAIN: u64 = 2;
 /// After so long the sessions of a host that is silent no longer count against their users.
 const COUNTED_FOR: Duration = Duration::from_secs(300);
 
@@ -95,6 +98,8 @@ enum FlightState {
     },
     Uncertain {
         until: BootInstant,
+        /// How often its host will have told once it has told for certain.
+        told: u64,
     },
 }
 
@@ -137,6 +142,7 @@ impl Book {
     /// What is to be done about a request.
     pub fn begin(&mut self, begin: &Begin, cx: Context<'_>) -> Result<Begun, Error> {
         self.settle(cx.now);
+        self.forget_removed(cx);
         let flight = self.flights.get(&begin.session).map(|flight| (flight.state, flight.host.clone()));
         // A session that was placed again is no longer where it is known to be.
         if let Some((FlightState::Taken { .. }, Some(host))) = flight {
@@ -215,7 +221,11 @@ impl Book {
         match end {
             End::NotTaken => drop(self.flights.remove(session)),
             End::Taken => self.set_state(session, FlightState::Taken { until }),
-            End::Uncertain => self.set_state(session, FlightState::Uncertain { until }),
+            End::Uncertain => {
+                let host = self.flights.get(session).and_then(|flight| flight.host.as_ref());
+                let told = host.map_or(0, |host| self.index.told(&host.id) + TOLD_FOR_CERTAIN);
+                self.set_state(session, FlightState::Uncertain { until, told });
+            }
         }
         self.settle(now);
     }
@@ -240,12 +250,27 @@ impl Book {
     /// Forgets flights that have landed: their host tells of them by now.
     pub fn settle(&mut self, now: BootInstant) {
         let index = &self.index;
+        let waits = self.config.on_unknown == OnUnknown::Fail;
         self.flights.retain(|session, flight| match flight.state {
             FlightState::Offered => true,
             FlightState::Taken { until } => {
                 now < until && !flight.host.as_ref().is_some_and(|host| index.is_on(session, &host.id))
             }
-            FlightState::Uncertain { until } => index.holder(session).is_none() && now < until,
+            FlightState::Uncertain { until, told } => {
+                let silent = || flight.host.as_ref().is_some_and(|host| index.told(&host.id) < told);
+                index.holder(session).is_none() && (now < until || (waits && silent()))
+            }
+        });
+    }
+
+    /// Forgets what may be on hosts that were removed: nobody waits for them.
+    fn forget_removed(&mut self, cx: Context<'_>) {
+        let left = |host: &NodeId| cx.view.members.get(host).is_none_or(|member| member.state == NodeState::Left);
+        self.flights.retain(|_, flight| match (flight.state, &flight.host) {
+            (FlightState::Uncertain { until, .. }, Some(host)) => {
+                cx.now < until || cx.reign.electorate.contains(&host.id) || !left(&host.id)
+            }
+            _ => true,
         });
     }
 

@@ -32,6 +32,8 @@ pub struct Index {
     fleet: Fleet,
     /// The hosts that remember a session: one, but for what a partition left.
     by_session: BTreeMap<SessionId, Vec<NodeId>>,
+    /// How often each host has told.
+    told: BTreeMap<NodeId, u64>,
 }
 
 /// A session that a host is to put away: there is a better one.
@@ -49,6 +51,11 @@ impl Index {
     /// Whether the host has told what it holds.
     pub fn knows(&self, host: &NodeId) -> bool {
         self.fleet.hosts.contains_key(host)
+    }
+
+    /// How often the host has told.
+    pub fn told(&self, host: &NodeId) -> u64 {
+        self.told.get(host).copied().unwrap_or_default()
     }
 
     /// Takes in a report, and answers which sessions of it, or because of it, are there twice. A report that
@@ -69,6 +76,7 @@ impl Index {
             sessions.remove(session);
         }
         self.find_again(host, &sessions);
+        *self.told.entry(host.clone()).or_default() += 1;
         let view = HostView { node: Arc::new(report.node), sessions, images: report.images, have };
         let before = self.fleet.hosts.insert(host.clone(), Arc::new(view));
         if let Some(before) = before.filter(|_| report.changes.whole) {

@@ -62,7 +62,7 @@ pub fn plan<'a>(hosts: impl Iterator<Item = Host<'a>>, wanted: Wanted<'_>) -> Of
         }
     }
     let named = if best.0.is_empty() { MAX_REASONS } else { MAX_VERDICTS };
-    Offers { candidates: best.candidates(), refusals: refusals.named(named) }
+    Offers { candidates: best.candidates(), refusals: refusals.named(named), uncertain: false }
 }
 
 /// The best nodes so far, in their order.

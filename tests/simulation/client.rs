@@ -69,6 +69,13 @@ impl Cluster {
         self.put_in(wait, Event::Client(self.clients.len() - 1));
     }
 
+    /// Every person does something soon.
+    pub(crate) fn everybody_acts(&mut self) {
+        for c in 0..self.clients.len() {
+            self.act_again(c, 1000);
+        }
+    }
+
     /// A person does something.
     pub(crate) fn act(&mut self, c: usize) {
         let i = self.random.pick(self.size());
@@ -188,7 +195,7 @@ impl Cluster {
             return;
         }
         self.clients[c].attempt += 1;
-        let now = self.now();
+        let (now, retries) = (self.now(), self.retries_within);
         let client = &mut self.clients[c];
         match told {
             Told::Placed(placed) => match *placed {
@@ -210,11 +217,11 @@ impl Cluster {
                     self.say(|| format!("client {c} hears: {error}"));
                     self.clients[c].last_error = Some(error);
                     if asks_again {
-                        self.act_again(c, if certain { 4000 } else { 1000 });
+                        self.act_again(c, if certain { 4000 } else { retries });
                     }
                 }
             },
-            Told::Lost if client.key.is_some() => self.act_again(c, 1000),
+            Told::Lost if client.key.is_some() => self.act_again(c, retries),
             Told::Lost => {}
         }
     }

@@ -51,6 +51,8 @@ pub(crate) struct Cluster {
     pub(crate) workspaces: BTreeMap<Name, Workspace>,
     pub(crate) placement: placement::Config,
     pub(crate) clients: Vec<Client>,
+    /// So soon do people ask again who were not answered for certain.
+    pub(crate) retries_within: u64,
     pub(crate) witness: Witness,
     pub(crate) calls: u64,
     queue: BinaryHeap<Reverse<Due>>,
@@ -175,6 +177,7 @@ impl Cluster {
             workspaces: crate::fleet::workspaces(),
             placement,
             clients: Vec::new(),
+            retries_within: crate::histories::OFTEN,
             witness: Witness::default(),
             calls: 0,
             queue: BinaryHeap::new(),

@@ -21,6 +21,10 @@ const LONG: u64 = 20;
 /// Of so many seeds, one is lived twice to compare.
 const LIVED_TWICE: u64 = 10;
 
+/// So soon do people ask again: at once, or once they have done something else.
+pub(crate) const OFTEN: u64 = 1000;
+const RARELY: u64 = 100_000;
+
 /// Which faults there are.
 #[derive(Debug, Clone, Copy)]
 struct Faults {
@@ -132,6 +136,10 @@ fn make_trouble(cluster: &mut Cluster, random: &mut Random, faults: Faults) {
 fn heal(cluster: &mut Cluster) {
     cluster.say(|| "everything is well again".to_owned());
     cluster.world.network = Network::good();
+    if std::mem::replace(&mut cluster.retries_within, OFTEN) != OFTEN {
+        // Whoever would come back late comes now.
+        cluster.everybody_acts();
+    }
     for i in 0..cluster.size() {
         cluster.world.hosts[i].frozen_until = 0;
         cluster.world.hosts[i].crashes_at_write = false;
@@ -178,6 +186,23 @@ fn after_long_outages_every_key_is_one_session_and_everybody_is_answered() {
             trouble(&mut cluster, &mut random, LONG_TROUBLE, Faults { apart: 8000, ..ALL });
             get_well(&mut cluster);
         }
+    });
+}
+
+#[test]
+fn what_a_host_took_before_it_was_away_for_minutes_is_not_placed_again() {
+    each_seed(|seed| {
+        if !seed.is_multiple_of(LONG) {
+            return;
+        }
+        let (mut cluster, mut random) = begin(seed, true, 3 * TROUBLE);
+        cluster.world.network = Network::good();
+        cluster.retries_within = RARELY;
+        let away = random.pick(cluster.size());
+        cluster.hosts[away].crashes = Some(Crash::AfterWrite);
+        let end = cluster.now() + LONG_TROUBLE;
+        while cluster.step(end) {}
+        get_well(&mut cluster);
     });
 }
 
