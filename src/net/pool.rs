@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -153,15 +154,22 @@ impl Inner {
         }
         let dial = {
             let mut dials = lock(&self.pool.dials);
-            let begin = || Arc::clone(self).dial(address).boxed().shared();
-            dials.entry(address).or_insert_with(begin).clone()
+            dials.entry(address).or_insert_with(|| self.begin_dial(address)).clone()
         };
-        let dialled = dial.clone().await;
-        let mut dials = lock(&self.pool.dials);
-        if dials.get(&address).is_some_and(|known| known.ptr_eq(&dial)) {
-            dials.remove(&address);
-        }
-        dialled
+        dial.await
+    }
+
+    /// Dials in a task of its own: callers give up at any time, and the other side takes a connection that nobody
+    /// brings to its end for one that is answered.
+    fn begin_dial(self: &Arc<Self>, address: SocketAddr) -> Dial {
+        let inner = Arc::clone(self);
+        let dialling = tokio::spawn(async move {
+            let dialled = AssertUnwindSafe(Arc::clone(&inner).dial(address)).catch_unwind().await;
+            // Whoever began it has put it there before the lock was free.
+            lock(&inner.pool.dials).remove(&address);
+            dialled.unwrap_or_else(|_| Err("the dial panicked: see the log".to_owned()))
+        });
+        dialling.map(|ended| ended.unwrap_or_else(|error| Err(error.to_string()))).boxed().shared()
     }
 
     pub(super) async fn dial(self: Arc<Self>, address: SocketAddr) -> Result<Link, String> {

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use chitchat::ChitchatMessage;
@@ -181,6 +182,24 @@ async fn one_connection_carries_calls_both_ways() {
     assert_eq!(two.asks(1).await, Ok(id(2).to_string()), "it was never told where the first is");
     assert_eq!(one.net.hello_of(&id(2)).unwrap().node, id(2));
     assert_eq!((one.net.refused(), two.net.refused()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_connection_whose_dialler_gave_up_is_answered() {
+    let (a, b) = (Node::start(&node(1)), Node::start(&node(2)));
+    a.knows(2, b.address());
+    b.knows(1, a.address());
+    {
+        let asks = a.asks(2);
+        tokio::pin!(asks);
+        // It gives up once the other side counts the connection, and before it has heard so itself.
+        while b.net.hello_of(&id(1)).is_none() {
+            let polled = std::future::poll_fn(|cx| Poll::Ready(asks.as_mut().poll(cx))).await;
+            assert!(polled.is_pending(), "{polled:?}");
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(b.asks_within(1, Duration::from_secs(5)).await, Ok(id(2).to_string()));
 }
 
 #[tokio::test]
