@@ -1,6 +1,6 @@
 //! Several agents of this build as one cluster on loopback.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
@@ -193,11 +193,13 @@ impl Cluster {
 
     /// The leader that every running node follows, if it is one.
     pub(crate) async fn one_leader(&self) -> Result<usize> {
-        let mut leaders = BTreeSet::new();
+        let mut leaders = BTreeMap::new();
         for node in self.running() {
-            leaders.insert(self.nodes[node].follows().await?.0);
+            let (leader, term, _) = self.nodes[node].follows().await?;
+            let followers: &mut Vec<String> = leaders.entry(leader).or_default();
+            followers.push(format!("{} (term {term})", self.nodes[node].name));
         }
-        let [Some(leader)] = leaders.iter().collect::<Vec<_>>()[..] else { bail!("leaders: {leaders:?}") };
+        let [Some(leader)] = leaders.keys().collect::<Vec<_>>()[..] else { bail!("who follows whom: {leaders:?}") };
         let leader = leader.strip_prefix('n').and_then(|n| n.parse().ok()).context("a node's name")?;
         ensure!(self.processes.get(leader).is_some_and(Option::is_some), "n{leader} is followed and does not run");
         Ok(leader)

@@ -28,14 +28,18 @@ pub(crate) async fn run(rounds: usize) -> Result<()> {
     if etcd.is_none() {
         println!("SKIPPED: succession beside etcd: needs etcd");
     }
-    let (mut ours, mut theirs) = (Figures::default(), Figures::default());
+    let (mut follows, mut ours, mut theirs) = (Figures::default(), Figures::default(), Figures::default());
     for round in 0..rounds {
         // In turn, and each in turn first.
         for turn in [round, round + 1] {
             match &mut etcd {
                 Some(etcd) if turn % 2 == 1 => theirs.add_millis(of_etcd(etcd, round).await?),
                 None if turn % 2 == 1 => {}
-                _ => ours.add_millis(of_ostler(&mut ostler, round).await?),
+                _ => {
+                    let (followed, accepted) = of_ostler(&mut ostler, round).await?;
+                    follows.add_millis(followed);
+                    ours.add_millis(accepted);
+                }
             }
         }
     }
@@ -45,7 +49,7 @@ pub(crate) async fn run(rounds: usize) -> Result<()> {
         let seconds = |q| format!("{:.3} s", figures.quantile(q) / 1000.0);
         [what.to_owned(), seconds(0.5), seconds(0.95), seconds(0.99), seconds(1.0)]
     };
-    let mut rows = vec![row("ostler: a session is accepted", &ours)];
+    let mut rows = vec![row("ostler: another is followed", &follows), row("ostler: a session is accepted", &ours)];
     if etcd.is_some() {
         rows.push(row("etcd: a put is accepted", &theirs));
     }
@@ -57,21 +61,27 @@ pub(crate) async fn run(rounds: usize) -> Result<()> {
     Ok(())
 }
 
-async fn of_ostler(cluster: &mut Cluster, round: usize) -> Result<Duration> {
+/// Until the survivor follows another leader, and until a session is accepted there.
+async fn of_ostler(cluster: &mut Cluster, round: usize) -> Result<(Duration, Duration)> {
     let leader = cluster.settled().await?;
     let survivor = cluster.nodes[survivor(leader, round)].clone();
     let key = format!("round-{round}");
     sleep(REST).await;
     cluster.kill(leader);
-    let took = accepted(|| {
+    let old = &cluster.nodes[leader].name;
+    let followed = first(|| {
+        let (survivor, old) = (survivor.clone(), old.clone());
+        async move { survivor.follows().await.is_ok_and(|(leader, ..)| leader.is_some_and(|leader| leader != old)) }
+    });
+    let accepted = first(|| {
         let (survivor, key) = (survivor.clone(), key.clone());
         async move {
             let request = json!({ "workspace": WORKSPACE, "user": "bench" });
             let answer = survivor.ask("POST", "/v1/sessions", &[("Idempotency-Key", &key)], Some(&request)).await;
             answer.is_ok_and(|answer| answer.status.is_success())
         }
-    })
-    .await?;
+    });
+    let took = tokio::try_join!(followed, accepted)?;
     cluster.spawn(leader)?;
     cluster.settled().await?;
     Ok(took)
@@ -83,7 +93,7 @@ async fn of_etcd(etcd: &mut Etcd, round: usize) -> Result<Duration> {
     let key = format!("round-{round}");
     sleep(REST).await;
     etcd.kill(leader);
-    let took = accepted(|| {
+    let took = first(|| {
         let (survivor, key) = (survivor.clone(), key.clone());
         async move { survivor.put(&key).await.unwrap_or(false) }
     })
@@ -98,8 +108,8 @@ const fn survivor(leader: usize, round: usize) -> usize {
     (leader + 1 + round % (SIZE - 1)) % SIZE
 }
 
-/// From now until one of many tries is accepted.
-async fn accepted<F: Future<Output = bool> + Send + 'static>(mut attempt: impl FnMut() -> F) -> Result<Duration> {
+/// From now until one of many tries succeeds.
+async fn first<F: Future<Output = bool> + Send + 'static>(mut attempt: impl FnMut() -> F) -> Result<Duration> {
     let started = Instant::now();
     let mut again = interval(ASK_EVERY);
     again.set_missed_tick_behavior(MissedTickBehavior::Skip);
