@@ -86,13 +86,20 @@ pub fn fits(
             physical: physical.figure(dimension),
         }
     };
+    lacks(request, allocated, physical, effective).map_or(Ok(()), |(reason, dimension)| Err(refusal(reason, dimension)))
+}
+
+/// The same without the figures, for whoever asks about many hosts: why it does not fit, and what is short.
+pub fn lacks(
+    request: Resources,
+    allocated: Resources,
+    physical: Resources,
+    effective: Resources,
+) -> Option<(Reason, Dimension)> {
     if let Some(dimension) = request.exceeds(&physical) {
-        return Err(refusal(Reason::ExceedsPhysical, dimension));
+        return Some((Reason::ExceedsPhysical, dimension));
     }
-    if let Some(dimension) = short(request, allocated, effective) {
-        return Err(refusal(Reason::NoCapacity, dimension));
-    }
-    Ok(())
+    short(request, allocated, effective).map(|dimension| (Reason::NoCapacity, dimension))
 }
 
 /// The first dimension in which the sum would be more than is offered. A session that asks for

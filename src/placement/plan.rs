@@ -1,7 +1,7 @@
 //! From the nodes and a request to an order of offers, or to an explanation. Pure.
 
 use super::Error;
-use super::filter::{self, Host, Refused};
+use super::filter::{self, Host};
 use super::score::{Rank, Ties, Worth, worth};
 use crate::types::{Name, Node, NodeId, NodeReason, NodeVerdict, Plan, Reason, SessionId, Strategy, Workspace};
 
@@ -48,12 +48,12 @@ pub fn plan<'a>(hosts: impl Iterator<Item = Host<'a>>, wanted: Wanted<'_>) -> Of
     let mut refusals = Refusals::default();
     for host in hosts {
         let id = &host.node.id;
-        let plain = |holds: bool, reason| holds.then_some(Refused::Plain(reason));
+        let plain = |holds: bool, reason| holds.then_some(reason);
         let refused = plain(wanted.tried.contains(id), Reason::StartFailed)
             .or_else(|| filter::refusal(&host, wanted.workspace))
             .or_else(|| plain(wanted.pinned.is_some_and(|pinned| pinned != id), Reason::Volume));
         if let Some(refused) = refused {
-            refusals.add(host.node, refused, if best.0.is_empty() { MAX_REASONS } else { MAX_VERDICTS });
+            refusals.add(host, refused, if best.0.is_empty() { MAX_REASONS } else { MAX_VERDICTS });
             continue;
         }
         let worth = worth(&host, wanted.workspace, wanted.strategy);
@@ -62,7 +62,8 @@ pub fn plan<'a>(hosts: impl Iterator<Item = Host<'a>>, wanted: Wanted<'_>) -> Of
         }
     }
     let named = if best.0.is_empty() { MAX_REASONS } else { MAX_VERDICTS };
-    Offers { candidates: best.candidates(), refusals: refusals.named(named), uncertain: false }
+    let refusals = refusals.explained(wanted.workspace, named);
+    Offers { candidates: best.candidates(), refusals, uncertain: false }
 }
 
 /// The best nodes so far, in their order.
@@ -90,23 +91,23 @@ impl<'a> Best<'a> {
 /// not depend on how many there are.
 #[derive(Default)]
 struct Refusals<'a> {
-    kept: Vec<(&'a Node, Refused)>,
+    kept: Vec<(Host<'a>, Reason)>,
     reasons: Vec<Reason>,
 }
 
 impl<'a> Refusals<'a> {
-    fn add(&mut self, node: &'a Node, refused: Refused, most: usize) {
-        let new = is_new(&mut self.reasons, refused.reason());
+    fn add(&mut self, host: Host<'a>, reason: Reason, most: usize) {
+        let new = is_new(&mut self.reasons, reason);
         if new || self.kept.len() < most {
-            self.kept.push((node, refused));
+            self.kept.push((host, reason));
         }
     }
 
-    fn named(self, most: usize) -> Vec<NodeReason> {
+    fn explained(self, wanted: &Workspace, most: usize) -> Vec<NodeReason> {
         let mut reasons = Vec::new();
-        let kept = self.kept.into_iter().enumerate();
-        let kept = kept.filter(|(i, (_, refused))| is_new(&mut reasons, refused.reason()) || *i < most);
-        kept.map(|(_, (node, refused))| refused.on(node.name.clone())).collect()
+        let kept = self.kept.iter().enumerate();
+        let kept = kept.filter(|(i, (_, reason))| is_new(&mut reasons, *reason) || *i < most);
+        kept.map(|(_, (host, reason))| filter::explain(host, wanted, *reason)).collect()
     }
 }
 
