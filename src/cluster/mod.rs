@@ -81,7 +81,7 @@ pub enum Error {
     Alive(String),
     #[error("node {node} is not forgotten everywhere: {reason}")]
     NotForgotten { node: String, reason: String },
-    #[error("nobody leads the cluster now, or whoever does cannot be reached: try again")]
+    #[error("nobody leads the cluster now, or whoever does cannot be reached")]
     NoLeader,
 }
 

@@ -70,7 +70,7 @@ impl Placer {
                 Begun::Wait(error) => return Err(error),
             }
         }
-        Err(Error::NoLeader("what the hosts hold is changing just now: try again".to_owned()))
+        Err(Error::NoLeader("what the hosts hold is changing just now".to_owned()))
     }
 
     /// Says where the session would go, and changes nothing.
@@ -96,7 +96,7 @@ impl Placer {
                     let session = Session { state: SessionState::Unknown, ..*known };
                     Ok(Some(Placed { session, replayed: true }))
                 }
-                None => Err(Error::NoLeader("the host of this session does not answer just now: try again".to_owned())),
+                None => Err(Error::NoLeader("the host of this session does not answer just now".to_owned())),
             },
         }
     }

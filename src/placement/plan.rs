@@ -146,6 +146,7 @@ impl From<Offers> for Plan {
 /// What it means when no node takes a session. That it is too large for good is said only if every node says so.
 pub(super) fn nobody(mut reasons: Vec<NodeReason>) -> Error {
     let kinds = Kinds::of(&reasons);
+    reasons.sort_by(|a, b| a.node.cmp(&b.node));
     reasons.truncate(MAX_REASONS);
     if kinds.all_exceed {
         Error::ExceedsPhysical(reasons)

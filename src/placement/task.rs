@@ -242,7 +242,7 @@ impl Owner {
         let Some(reign) = self.reign.clone() else { return no_leader("this node does not lead") };
         // Another may have been elected since: it is not known, so nothing is decided.
         if now >= reign.lease {
-            return no_leader("this node leads, but too few nodes have answered lately to be sure of it: try again");
+            return no_leader("this node leads, but too few nodes have answered lately to be sure of it");
         }
         let view = self.view.borrow().clone();
         Ok(decide(&mut self.book, Context { now, reign: &reign, view: &view }))

@@ -1,7 +1,5 @@
 //! Who is in a cluster, and who is kept out of it.
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use crate::support::agent::{Agent, until};
@@ -133,18 +131,21 @@ fn in_quorum_mode_a_minority_places_nothing() {
         .refused(503, "no_leader");
     cluster.nodes[1].up();
     cluster.settled();
-    cluster.nodes[0].workspace("w", "exec sleep 1000", &json!({"cores": 0.1}));
+    until("the workspace is stored", || {
+        let workspace = json!({"name": "w", "command": ["sleep", "1000"], "cores": 0.1, "memory_bytes": 64 << 20});
+        [201, 409].contains(&cluster.nodes[0].post("/v1/workspaces", &workspace).status)
+    });
+    until("two of three place sessions", || cluster.nodes[0].create("w", "alice").status == 202);
     cluster.nodes[2].up();
     cluster.settled();
     let leader = cluster.leader();
-    cluster.nodes[0].create("w", "alice").expect(202);
     for i in (0..3).filter(|i| *i != leader) {
         cluster.nodes[i].kill9();
     }
-    std::thread::sleep(Duration::from_secs(1)); // a lease is over by then
+    until("its lease is over", || cluster.nodes[leader].create("w", "alice").status == 503);
     cluster.nodes[leader].create("w", "alice").refused(503, "no_leader");
     assert_eq!(cluster.nodes[leader].get("/v1/nodes").expect(200)["items"].as_array().unwrap().len(), 3);
     cluster.nodes.iter_mut().filter(|node| !node.is_running()).for_each(Agent::up);
     cluster.settled();
-    cluster.nodes[0].create("w", "alice").expect(202);
+    until("they place sessions again", || cluster.nodes[0].create("w", "alice").status == 202);
 }
