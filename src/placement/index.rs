@@ -142,6 +142,12 @@ impl Index {
         self.by_session.get(session).is_some_and(|hosts| hosts.contains(host))
     }
 
+    /// The copies of all sessions that lose to another.
+    pub fn all_duplicates(&self) -> Vec<Duplicate> {
+        let twice = self.by_session.iter().filter(|(_, hosts)| hosts.len() > 1);
+        twice.flat_map(|(session, _)| self.duplicates(session)).collect()
+    }
+
     /// The copies of a session that lose to another.
     fn duplicates(&self, session: &SessionId) -> Vec<Duplicate> {
         let Some((best, held)) = self.holder(session) else { return Vec::new() };

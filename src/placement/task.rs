@@ -26,9 +26,8 @@ const MAX_PARKED: usize = 4096;
 const PARKED_FOR: Duration = Duration::from_secs(4);
 /// How often they are looked at where nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
-/// How often a host is asked to put a duplicate away, and the pause between.
-const PUT_AWAY_TRIES: u32 = 10;
-const PUT_AWAY_AGAIN: Duration = Duration::from_secs(1);
+/// How often hosts are told again of the duplicates that they have: one that hung may not have heard it.
+const REMIND: Duration = Duration::from_secs(3);
 /// Between two questions to a host that does not answer.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -152,6 +151,8 @@ impl Owner {
         let (told, mut reports) = mpsc::channel(QUEUE);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut remind = tokio::time::interval(REMIND);
+        remind.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut election_runs = true;
         self.follow_leadership(&told);
         loop {
@@ -176,6 +177,11 @@ impl Owner {
                     self.unpark();
                 }
                 _ = tick.tick(), if !self.parked.is_empty() => self.unpark(),
+                _ = remind.tick(), if self.reign.is_some() => {
+                    if let Ok(left) = self.with_context(|book, _| book.index().all_duplicates()) {
+                        self.put_away(left);
+                    }
+                }
                 Some(_) = self.tasks.join_next() => {}
             }
         }
@@ -286,24 +292,22 @@ impl Owner {
         let changed = applied.is_some();
         let _ = taken.send(changed);
         self.book.settle(self.clock.now().boot);
-        for Duplicate { host, session } in applied.into_iter().flatten() {
-            tracing::warn!(%host, %session, "this session is there twice: the older decision is put away");
-            self.tasks.spawn(put_away(Arc::clone(&self.hosts), host, session));
-        }
+        self.put_away(applied.unwrap_or_default());
         changed
     }
-}
 
-/// Asks a host to put its copy of a session away, until it does or has had the time to.
-async fn put_away(hosts: Arc<dyn Hosts>, host: NodeId, session: SessionId) {
-    for _ in 0..PUT_AWAY_TRIES {
-        match hosts.drop_duplicate(&host, &session).await {
-            Ok(()) => return,
-            Err(error) => tracing::debug!(%host, %session, %error, "a duplicate is not put away yet"),
+    /// Has hosts put away what there is a better one of elsewhere.
+    fn put_away(&mut self, duplicates: Vec<Duplicate>) {
+        for Duplicate { host, session } in duplicates {
+            tracing::warn!(%host, %session, "this session is there twice: the older decision is put away");
+            let hosts = Arc::clone(&self.hosts);
+            self.tasks.spawn(async move {
+                if let Err(error) = hosts.drop_duplicate(&host, &session).await {
+                    tracing::debug!(%host, %session, %error, "a duplicate is not put away yet");
+                }
+            });
         }
-        tokio::time::sleep(PUT_AWAY_AGAIN).await;
     }
-    tracing::warn!(%host, %session, "a duplicate was not put away; it will be when its host tells of it again");
 }
 
 /// Asks one host again and again what it holds. It is stopped when this node no longer leads.

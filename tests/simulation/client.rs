@@ -112,6 +112,9 @@ impl Cluster {
     }
 
     fn command(&mut self, c: usize, i: usize, session: SessionId, node: &NodeId) {
+        if self.people_rest {
+            return;
+        }
         self.act_again(c, 4000);
         let (command, ends) = match self.random.below(8) {
             0 => (Command::Remove, true),

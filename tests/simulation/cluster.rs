@@ -53,6 +53,10 @@ pub(crate) struct Cluster {
     pub(crate) clients: Vec<Client>,
     /// So soon do people ask again who were not answered for certain.
     pub(crate) retries_within: u64,
+    /// Who has a session leaves it alone.
+    pub(crate) people_rest: bool,
+    /// Of a hundred orders to put away a duplicate, so many do not arrive: its host hangs, or is away just then.
+    pub(crate) orders_lost: u64,
     pub(crate) witness: Witness,
     pub(crate) calls: u64,
     queue: BinaryHeap<Reverse<Due>>,
@@ -109,6 +113,8 @@ pub(crate) enum Event {
     Tick(At),
     Relist(At),
     Gossip(At),
+    /// The leader looks after duplicates.
+    Remind(At),
     /// Reports have waited long enough.
     Patience(At),
     /// The engine has done a step: it happens whatever became of the agent.
@@ -135,6 +141,7 @@ impl Event {
             | Self::Tick(at)
             | Self::Relist(at)
             | Self::Gossip(at)
+            | Self::Remind(at)
             | Self::Patience(at)
             | Self::Stepped(at, ..)
             | Self::Retry(at, ..)
@@ -178,6 +185,8 @@ impl Cluster {
             placement,
             clients: Vec::new(),
             retries_within: crate::histories::OFTEN,
+            people_rest: false,
+            orders_lost: 0,
             witness: Witness::default(),
             calls: 0,
             queue: BinaryHeap::new(),
@@ -284,6 +293,7 @@ impl Cluster {
         self.put_in(TICK, Event::Tick(at));
         let first = self.random.below(GOSSIP);
         self.put_in(first, Event::Gossip(at));
+        self.put_in(first, Event::Remind(at));
     }
 
     /// The agent dies: its disk and its engine are left.
@@ -356,6 +366,7 @@ impl Cluster {
                 self.put_in(RELIST, Event::Relist(at));
             }
             Event::Gossip(at) => self.gossip(at),
+            Event::Remind(at) => self.remind(at),
             Event::Patience(at) => self.look_at_watchers(at.host),
             Event::Did(at, session, serial, op) => self.did(at, session, serial, &op),
             Event::Stepped(at, session, serial, outcome) => self.stepped(at.host, &session, serial, outcome),
@@ -587,6 +598,7 @@ impl Cluster {
                     let session = self.hosts[i].session(&session, now).unwrap();
                     Box::new(sessions::Admitted { session, replayed })
                 });
+                self.witness.refused += u64::from(matches!(admitted, Err(sessions::Error::Refused(_))));
                 let admitted = admitted.map_err(|error| match error {
                     sessions::Error::Stale(stale) => Refused::Stale(stale),
                     error => Refused::Host(error),

@@ -8,7 +8,7 @@ use crate::network::Random;
 
 /// Few enough cores that hosts are full soon.
 pub(crate) fn physical(random: &mut Random) -> Resources {
-    let gpus = if random.chance(50) { 2 } else { 0 };
+    let gpus = if random.chance(60) { 1 + u32::try_from(random.below(2)).unwrap() } else { 0 };
     Resources::new(Cores::whole(4), Bytes::gib(6), gpus)
 }
 

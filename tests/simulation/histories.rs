@@ -51,7 +51,7 @@ fn begin(seed: u64, quorum: bool, span: u64) -> (Cluster, Random) {
         cluster.log = Some(Vec::new());
     }
     for c in 0..4 + random.below(10) {
-        let workspaces = ["desktop", "desktop", "large", "trainer", "brief", "frail"];
+        let workspaces = ["desktop", "desktop", "large", "trainer", "trainer", "brief", "frail"];
         let workspace = workspaces[random.pick(workspaces.len())].parse().unwrap();
         let user = ["alice", "bob", "carol"][random.pick(3)].parse().unwrap();
         // Some share a key: the same person on two machines.
@@ -113,7 +113,7 @@ fn make_trouble(cluster: &mut Cluster, random: &mut Random, faults: Faults) {
         14 => {
             // From less than is in use to more than there is.
             let cores = u32::try_from(random.below(7)).unwrap();
-            let gpus = u32::try_from(random.below(4)).unwrap();
+            let gpus = u32::try_from(random.below(8)).unwrap();
             let settings = &mut cluster.hosts[i].state.settings;
             (settings.cores_override, settings.gpus_override) = (Cores::whole(cores), gpus);
             if cluster.is_up(i) {
@@ -200,17 +200,60 @@ fn what_a_host_took_before_it_was_away_for_minutes_is_not_placed_again() {
         cluster.retries_within = RARELY;
         let away = random.pick(cluster.size());
         cluster.hosts[away].crashes = Some(Crash::AfterWrite);
-        let end = cluster.now() + LONG_TROUBLE;
-        while cluster.step(end) {}
+        live(&mut cluster, LONG_TROUBLE);
         get_well(&mut cluster);
     });
+}
+
+#[test]
+fn a_duplicate_is_put_away_though_its_host_did_not_hear_that_at_first() {
+    each_seed(|seed| {
+        if !seed.is_multiple_of(LIVED_TWICE) {
+            return;
+        }
+        let (mut cluster, mut random) = begin(seed, false, TROUBLE);
+        // Nobody does anything afterwards that would have the hosts tell again.
+        let slow = Network { delay: 30, jitter: 100, ..Network::good() };
+        cluster.people_rest = true;
+        cluster.orders_lost = 50;
+        for _ in 0..3 {
+            cluster.world.network = slow.clone();
+            cluster.world.network.partition(cluster.hosts.len(), &mut random);
+            live(&mut cluster, random.below(TROUBLE));
+            cluster.world.network = slow.clone();
+            live(&mut cluster, random.below(3000));
+        }
+        get_well(&mut cluster);
+    });
+}
+
+#[test]
+fn a_leader_that_counts_what_is_on_its_way_is_refused_by_nobody() {
+    each_seed(|seed| {
+        let mut random = Random(seed ^ 0xf117);
+        let size = 2 + random.pick(4);
+        let mut cluster = Cluster::new(size, ClusterMode::Available, Network::good(), seed);
+        cluster.people_rest = true;
+        live(&mut cluster, 5000);
+        for c in 0..5 * size {
+            let request = SessionRequest::new("desktop".parse().unwrap(), "alice".parse().unwrap());
+            cluster.add_client(random.below(20), Some(format!("key {c}")), request);
+        }
+        live(&mut cluster, 2000);
+        assert_eq!(cluster.witness.refused, 0, "hosts were offered what does not fit");
+    });
+}
+
+fn live(cluster: &mut Cluster, span: u64) {
+    let end = cluster.now() + span;
+    while cluster.step(end) {}
 }
 
 /// What must come to be, once the faults are over.
 fn get_well(cluster: &mut Cluster) {
     heal(cluster);
     let healed = cluster.now();
-    while cluster.step(healed + HEALED) {}
+    live(cluster, HEALED);
     assert!(cluster.world.settled().is_some(), "L2: {:#?}", cluster.world.picture());
     cluster.check_one_each();
     cluster.check_nothing_lost();

@@ -22,6 +22,8 @@ pub(crate) struct Witness {
     /// Ended rightly, and not remembered any more: their keys are free.
     forgotten: BTreeSet<SessionId>,
     pub(crate) ended_by_itself: BTreeSet<SessionId>,
+    /// Offers that did not fit.
+    pub(crate) refused: u64,
 }
 
 impl Witness {

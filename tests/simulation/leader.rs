@@ -12,12 +12,13 @@ use ostler::sessions::{self, Admit, Asked, Command};
 use ostler::types::{Ballot, NodeId, NodeVerdict, Session, SessionId, SessionRequest, SessionState, Workspace};
 
 use crate::call::{Answer, Call, Caller, Failure, Refused, Then};
-use crate::cluster::{Cluster, Event};
+use crate::cluster::{At, Cluster, Event};
 use crate::host::cluster_name;
 
 const PARKED_FOR: u64 = 4000;
 const TICK: u64 = 100;
 const ASK_AGAIN: u64 = 100;
+const REMIND: u64 = 3000;
 const FIRST_ATTEMPT: u32 = 1;
 const MAX_MISUNDERSTANDINGS: u32 = 3;
 const REPORT_WITHIN: Duration = Duration::from_secs(8);
@@ -125,15 +126,29 @@ impl Cluster {
         let applied = leader.book.index_mut().apply(&id, *report);
         leader.book.settle(now);
         let have = applied.is_some().then_some(has);
-        for Duplicate { host, session } in applied.into_iter().flatten() {
-            let to = self.index_of(&host);
-            self.note(i, "drops", &session, || format!("on n{to}"));
-            self.call(i, to, Call::Command { session, command: Command::Duplicate }, QUICK, Then::Nothing);
-        }
+        self.put_away(i, applied.unwrap_or_default());
         if have.is_some() {
             self.unpark(i);
         }
         self.listen(i, host, ballot, have);
+    }
+
+    /// Looks again at what was to be put away and is still there.
+    pub(crate) fn remind(&mut self, at: At) {
+        self.put_in(REMIND, Event::Remind(at));
+        if let Ok(left) = self.with_context(at.host, |book, _| book.index().all_duplicates()) {
+            self.put_away(at.host, left);
+        }
+    }
+
+    fn put_away(&mut self, i: usize, duplicates: Vec<Duplicate>) {
+        for Duplicate { host, session } in duplicates {
+            let to = self.index_of(&host);
+            self.note(i, "drops", &session, || format!("on n{to}"));
+            if !self.random.chance(self.orders_lost) {
+                self.call(i, to, Call::Command { session, command: Command::Duplicate }, QUICK, Then::Nothing);
+            }
+        }
     }
 
     /// Places a session, where this host leads.
