@@ -11,7 +11,9 @@ use tokio::time::Instant;
 use super::{Cluster, Error, LEADER_PATIENCE, QUICK, READ_PATIENCE, Routed, SLOW};
 use crate::placement::{self, Placed};
 use crate::sessions::{self, Command, LogsRequest};
-use crate::types::{Explanation, List, Plan, Remembered, Session, SessionFilter, SessionId, SessionRequest, Wait};
+use crate::types::{
+    Explanation, List, NodeState, Plan, Remembered, Session, SessionFilter, SessionId, SessionRequest, Wait,
+};
 use crate::wire::Document;
 use crate::wire::message::{self, DryRun, Explain, Hold, Locate, Logs, Place, Secret, Sessions};
 
@@ -78,8 +80,21 @@ impl Cluster {
                     first: first.session.id.to_string(),
                     second: second.session.id.to_string(),
                 }),
-                _ => Err(Error::NoSession(prefix.to_owned())),
+                _ => Err(self.unknown(prefix)),
             },
+        }
+    }
+
+    /// Why nobody tells of a session: by its whole id, it may be on a node that cannot be asked.
+    fn unknown(&self, prefix: &str) -> Error {
+        let silent = |state| matches!(state, NodeState::Suspect | NodeState::Unknown);
+        let view = self.view();
+        match view.members.iter().find(|(_, member)| silent(member.state)) {
+            Some((away, _)) if prefix.parse::<SessionId>().is_ok() => {
+                let reason = format!("it may have session {prefix}, which no other node knows");
+                Error::Unreachable { node: self.name_of(away), reason }
+            }
+            _ => Error::NoSession(prefix.to_owned()),
         }
     }
 

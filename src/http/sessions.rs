@@ -180,6 +180,7 @@ pub(super) async fn create(
 #[utoipa::path(get, path = "/v1/sessions/{id}", tag = "sessions", operation_id = "show_session", params(SessionPath, WaitQuery), responses(
     (status = 200, description = "the session", body = Session),
     (status = 409, description = "`conflict`: more than one session's id begins so", body = ErrorBody),
+    (status = 503, description = "`node_unreachable`: it may be on a node that cannot be asked", body = ErrorBody),
 ))]
 pub(super) async fn show(
     State(app): Shared,

@@ -106,6 +106,10 @@ fn what_is_on_a_host_that_cannot_be_asked_is_unknown_and_never_made_again() {
             stop["error"]["code"] == "node_unreachable"
         });
     }
+    // Nor can anybody say that a session is not there which that host may have.
+    let other = "a".repeat(26);
+    cluster.nodes[asked].get(&format!("/v1/sessions/{other}")).refused(503, "node_unreachable");
+    cluster.nodes[asked].get("/v1/sessions/aaaaaaaa").refused(404, "not_found");
     cluster.nodes[away].up();
     until("it runs on", || cluster.nodes[asked].session(&id(&made))["state"] == "running");
 }
