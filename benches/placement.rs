@@ -91,7 +91,7 @@ fn book_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
         let begin = Begin { session, user, workspace: Ok(workspace.clone()), drawn: false };
         let begun = book.begin(&begin, Context { now: NOW, reign: &reign, view: &view });
         assert!(matches!(begun, Ok(Begun::Offer { .. })), "there is room");
-        book.end(&begin.session, End::NotTaken, NOW);
+        book.end(&begin.session, &reign.ballot, End::NotTaken, NOW);
     });
 }
 

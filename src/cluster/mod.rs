@@ -224,7 +224,10 @@ impl Cluster {
         let request = codec::encode(&call.clone().into_request()).ok()?;
         let view = self.view();
         let alive = view.members.iter().filter(|(_, member)| member.state == NodeState::Alive);
-        for (peer, _) in alive.take(MAX_PASSES) {
+        let mut peers: Vec<&NodeId> = alive.map(|(peer, _)| peer).collect();
+        // Dialling one that cannot be reached takes longer than asking one that is connected.
+        peers.sort_by_key(|peer| self.mesh.net().is_none_or(|net| net.hello_of(peer).is_none()));
+        for peer in peers.into_iter().take(MAX_PASSES) {
             let (leader, answer) = match self.mesh.call(peer, Pass(request.clone()), within).await {
                 Ok(Ok(Passed { leader, answer })) => (leader, answer),
                 Ok(Err(NotPassed::Undelivered)) | Err(net::Error::Unreachable { .. }) => continue,

@@ -83,6 +83,8 @@ pub struct Book {
 /// A session that was offered, until its host tells that it has it.
 #[derive(Debug)]
 struct Flight {
+    /// By which it is offered: an offer of an earlier reign that ends says nothing of one of this.
+    ballot: Ballot,
     user: User,
     resources: Resources,
     host: Option<Candidate>,
@@ -173,15 +175,16 @@ impl Book {
             let error = super::plan::nobody(offers.refusals);
             return if heard_all { Err(error) } else { Ok(Begun::Wait(error)) };
         }
-        self.take_off(&begin.session, &begin.user, workspace, &offers);
-        Ok(Begun::Offer { ballot: cx.reign.ballot.clone(), offers })
+        let ballot = cx.reign.ballot.clone();
+        self.take_off(&begin.session, &ballot, &begin.user, workspace, &offers);
+        Ok(Begun::Offer { ballot, offers })
     }
 
     /// Where else a session may go that its host could not start.
     ///
     /// # Errors
     /// No other host takes it; or ([`Error::Indexing`], [`Error::NoLeader`]) that cannot be said yet.
-    pub fn begin_again(&mut self, again: &Again, cx: Context<'_>) -> Result<Offers, Error> {
+    pub fn begin_again(&mut self, again: &Again, cx: Context<'_>) -> Result<(Ballot, Offers), Error> {
         self.settle(cx.now);
         // Until its host has put its copy away, one that went elsewhere looks as if it still waited.
         let elsewhere = self.index.holder(&again.session).is_some_and(|(host, _)| *host != again.host);
@@ -194,13 +197,15 @@ impl Book {
             let error = super::plan::nobody(offers.refusals);
             return Err(if waiting_for.is_empty() { error } else { Error::Indexing { waiting_for } });
         }
-        self.take_off(&again.session, &again.user, &again.workspace, &offers);
-        Ok(offers)
+        let ballot = cx.reign.ballot.clone();
+        self.take_off(&again.session, &ballot, &again.user, &again.workspace, &offers);
+        Ok((ballot, offers))
     }
 
     /// The session is offered around from now on.
-    fn take_off(&mut self, session: &SessionId, user: &User, workspace: &Workspace, offers: &Offers) {
+    fn take_off(&mut self, session: &SessionId, ballot: &Ballot, user: &User, workspace: &Workspace, offers: &Offers) {
         let flight = Flight {
+            ballot: ballot.clone(),
             user: user.clone(),
             resources: workspace.resources(),
             host: offers.candidates.first().cloned(),
@@ -210,13 +215,17 @@ impl Book {
     }
 
     /// The session is offered to this host now.
-    pub fn offering(&mut self, session: &SessionId, host: Candidate) {
-        if let Some(flight) = self.flights.get_mut(session) {
+    pub fn offering(&mut self, session: &SessionId, ballot: &Ballot, host: Candidate) {
+        if let Some(flight) = self.flight(session, ballot) {
             flight.host = Some(host);
         }
     }
 
-    pub fn end(&mut self, session: &SessionId, end: End, now: BootInstant) {
+    /// How the offer ended that was made by this ballot.
+    pub fn end(&mut self, session: &SessionId, ballot: &Ballot, end: End, now: BootInstant) {
+        if self.flight(session, ballot).is_none() {
+            return;
+        }
         let until = now.plus(REMEMBERED_FOR);
         match end {
             End::NotTaken => drop(self.flights.remove(session)),
@@ -239,6 +248,10 @@ impl Book {
         cx: Context<'_>,
     ) -> Result<Offers, Error> {
         self.offers(session, user, workspace, &[], cx)
+    }
+
+    fn flight(&mut self, session: &SessionId, ballot: &Ballot) -> Option<&mut Flight> {
+        self.flights.get_mut(session).filter(|flight| flight.ballot == *ballot)
     }
 
     fn set_state(&mut self, session: &SessionId, state: FlightState) {
@@ -515,11 +528,11 @@ mod tests {
                 tried: tried.iter().map(|host| id(*host)).collect(),
             };
             let cx = Context { now: NOW, reign: &self.reign, view: &self.view };
-            self.book.begin_again(&again, cx).map(|offers| names(&offers))
+            self.book.begin_again(&again, cx).map(|(_, offers)| names(&offers))
         }
 
         fn end(&mut self, key: &str, end: End) {
-            self.book.end(&sample::session_id(key), end, NOW);
+            self.book.end(&sample::session_id(key), &self.reign.ballot, end, NOW);
         }
     }
 
@@ -590,7 +603,7 @@ mod tests {
         let mut leader = Leader::that_heard(&[0, 1, 2]);
         let Ok(Begun::Offer { offers, .. }) = leader.begin("k", true, NOW) else { panic!("it is offered") };
         let asked = offers.candidates[1].clone();
-        leader.book.offering(&sample::session_id("k"), asked.clone());
+        leader.book.offering(&sample::session_id("k"), &leader.reign.ballot, asked.clone());
         assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Wait(_))), "it is being placed");
         leader.end("k", End::Uncertain);
         let Ok(Begun::Offer { offers, .. }) = leader.begin("k", false, NOW) else { panic!("it is offered") };
@@ -605,7 +618,11 @@ mod tests {
         assert_eq!(leader.again("k", &[0]).unwrap(), ["b", "c"]);
         assert!(matches!(leader.again("k", &[0]), Err(Error::NoLeader(_))), "it is being placed");
         assert_eq!(holder(leader.begin("k", false, NOW)), id(0), "a retry finds it where it is");
-        leader.book.offering(&sample::session_id("k"), Candidate { id: id(1), name: "b".parse().unwrap() });
+        leader.book.offering(
+            &sample::session_id("k"),
+            &leader.reign.ballot,
+            Candidate { id: id(1), name: "b".parse().unwrap() },
+        );
         leader.end("k", End::Taken);
         assert_eq!(holder(leader.begin("k", false, NOW)), id(1), "and where it went");
         let second = held("k", 1, false);

@@ -104,7 +104,7 @@ impl Placer {
     /// Places a session elsewhere that its host could not start, or tells the host that nobody takes it. Where
     /// that cannot be said yet, it stays as it is: its host gives it up in time.
     pub async fn place_elsewhere(&self, session: &SessionId, host: &NodeId, ballot: Ballot) {
-        let asked = match self.hosts.claim(host, session, ballot.clone()).await {
+        let asked = match self.hosts.claim(host, session, ballot).await {
             Ok(asked) => asked,
             Err(error) => {
                 tracing::debug!(%host, %session, %error, "a session that could not be started is not claimed");
@@ -119,7 +119,7 @@ impl Placer {
             tried: asked.tried.clone(),
         };
         let placed = match self.book.begin_again(again).await {
-            Ok(offers) => self.offer(session, &ballot, &asked, offers).await,
+            Ok((ballot, offers)) => self.offer(session, &ballot, &asked, offers).await,
             Err(error) => Err(error),
         };
         match placed {
@@ -147,7 +147,7 @@ impl Placer {
             Err(Error::OutcomeUnknown { .. }) => End::Uncertain,
             Err(_) => End::NotTaken,
         };
-        self.book.end(session.clone(), end).await;
+        self.book.end(session.clone(), ballot.clone(), end).await;
         outcome
     }
 
@@ -176,7 +176,7 @@ impl Placer {
                 user_limit: None,
                 considered,
             };
-            self.book.offering(session.clone(), host).await;
+            self.book.offering(session.clone(), ballot.clone(), host).await;
             let outcome = self.hosts.admit(admit).await;
             step = offer.offered(outcome, self.clock.now().boot);
         }

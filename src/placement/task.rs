@@ -43,9 +43,9 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 #[derive(Debug)]
 enum Request {
     Begin(Box<Begin>, Reply<Begun>),
-    BeginAgain(Box<Again>, Reply<Offers>),
-    Offering(SessionId, Candidate),
-    End(SessionId, End),
+    BeginAgain(Box<Again>, Reply<(Ballot, Offers)>),
+    Offering(SessionId, Ballot, Candidate),
+    End(SessionId, Ballot, End),
     DryRun(Box<(SessionId, User, Workspace)>, Reply<Offers>),
 }
 
@@ -61,18 +61,18 @@ impl Handle {
     }
 
     /// Where else a session may go that its host could not start.
-    pub async fn begin_again(&self, again: Again) -> Result<Offers, Error> {
+    pub async fn begin_again(&self, again: Again) -> Result<(Ballot, Offers), Error> {
         self.ask(|reply| Request::BeginAgain(Box::new(again), reply)).await
     }
 
     /// The session is offered to this host now.
-    pub async fn offering(&self, session: SessionId, host: Candidate) {
-        let _ = self.requests.send(Request::Offering(session, host)).await;
+    pub async fn offering(&self, session: SessionId, ballot: Ballot, host: Candidate) {
+        let _ = self.requests.send(Request::Offering(session, ballot, host)).await;
     }
 
-    /// How the offer ended that [`Self::begin`] began.
-    pub async fn end(&self, session: SessionId, end: End) {
-        let _ = self.requests.send(Request::End(session, end)).await;
+    /// How the offer ended that [`Self::begin`] began by this ballot.
+    pub async fn end(&self, session: SessionId, ballot: Ballot, end: End) {
+        let _ = self.requests.send(Request::End(session, ballot, end)).await;
     }
 
     pub async fn dry_run(&self, session: SessionId, user: User, workspace: Workspace) -> Result<Offers, Error> {
@@ -194,14 +194,14 @@ impl Owner {
                 self.begin(Parked { begin, reply, until });
             }
             Request::BeginAgain(again, reply) => {
-                let offers = self.with_context(|book, cx| book.begin_again(&again, cx)).and_then(|offers| offers);
-                if let Err(Ok(_)) = reply.send(offers) {
-                    self.book.end(&again.session, End::NotTaken, self.clock.now().boot);
+                let begun = self.with_context(|book, cx| book.begin_again(&again, cx)).and_then(|begun| begun);
+                if let Err(Ok((ballot, _))) = reply.send(begun) {
+                    self.book.end(&again.session, &ballot, End::NotTaken, self.clock.now().boot);
                 }
             }
-            Request::Offering(session, host) => self.book.offering(&session, host),
-            Request::End(session, end) => {
-                self.book.end(&session, end, self.clock.now().boot);
+            Request::Offering(session, ballot, host) => self.book.offering(&session, &ballot, host),
+            Request::End(session, ballot, end) => {
+                self.book.end(&session, &ballot, end, self.clock.now().boot);
                 self.unpark();
             }
             Request::DryRun(wanted, reply) => {
@@ -228,10 +228,15 @@ impl Owner {
             Ok(Begun::Wait(error)) => Err(error),
             answer => answer,
         };
-        let offered = matches!(answer, Ok(Begun::Offer { .. }));
-        if parked.reply.send(answer).is_err() && offered {
+        let offered = match &answer {
+            Ok(Begun::Offer { ballot, .. }) => Some(ballot.clone()),
+            _ => None,
+        };
+        if parked.reply.send(answer).is_err()
+            && let Some(ballot) = offered
+        {
             // Whoever asked has gone: nothing is offered.
-            self.book.end(&parked.begin.session, End::NotTaken, self.clock.now().boot);
+            self.book.end(&parked.begin.session, &ballot, End::NotTaken, self.clock.now().boot);
         }
     }
 

@@ -244,9 +244,11 @@ impl Cluster {
                     Err(Error::OutcomeUnknown { .. }) => End::Uncertain,
                     Err(_) => End::NotTaken,
                 };
-                let (session, now) = (self.leader(i).placings[&id].session.clone(), self.world.clock(i));
+                let now = self.world.clock(i);
+                let placing = self.leader(i).placings.get_mut(&id).unwrap();
+                let (session, (_, ballot)) = (placing.session.clone(), placing.offer.take().unwrap());
                 self.note(i, "offered", &session, || format!("{end:?}"));
-                self.leader(i).book.end(&session, end, now);
+                self.leader(i).book.end(&session, &ballot, end, now);
                 let placed = outcome.map(|taken| Placed { session: taken.session, replayed: taken.replayed });
                 self.placed(i, id, placed);
                 self.unpark(i);
@@ -261,7 +263,7 @@ impl Cluster {
         let (host, considered) = placing.asks.take().unwrap();
         let (session, request) = (placing.session.clone(), placing.request.clone());
         let ballot = placing.offer.as_ref().unwrap().1.clone();
-        leader.book.offering(&session, host.clone());
+        leader.book.offering(&session, &ballot, host.clone());
         let to = self.index_of(&host.id);
         let admit = Admit {
             cluster: cluster_name(),
