@@ -158,7 +158,13 @@ impl Owner {
         loop {
             tokio::select! {
                 request = queue.recv() => match request {
-                    Some(request) => self.decide(request),
+                    Some(request) => {
+                        // Whoever asks may have heard of an election that this owner has not taken in yet.
+                        if self.leadership.has_changed().unwrap_or(false) {
+                            self.follow_leadership(&told);
+                        }
+                        self.decide(request);
+                    }
                     None => return,
                 },
                 Some(heard) = reports.recv() => {
