@@ -12,7 +12,7 @@ use super::{Cluster, Error, LEADER_PATIENCE, QUICK, READ_PATIENCE, Routed, SLOW}
 use crate::placement::{self, Placed};
 use crate::sessions::{self, Command, LogsRequest};
 use crate::types::{
-    Explanation, List, NodeState, Plan, Remembered, Session, SessionFilter, SessionId, SessionRequest, Wait,
+    Explanation, List, Node, NodeState, Plan, Remembered, Session, SessionFilter, SessionId, SessionRequest, Wait,
 };
 use crate::wire::Document;
 use crate::wire::message::{self, DryRun, Explain, Hold, Locate, Logs, Place, Secret, Sessions};
@@ -80,21 +80,23 @@ impl Cluster {
                     first: first.session.id.to_string(),
                     second: second.session.id.to_string(),
                 }),
-                _ => Err(self.unknown(prefix)),
+                _ => Err(self.unknown(prefix).await),
             },
         }
     }
 
     /// Why nobody tells of a session: by its whole id, it may be on a node that cannot be asked.
-    fn unknown(&self, prefix: &str) -> Error {
-        let silent = |state| matches!(state, NodeState::Suspect | NodeState::Unknown);
-        let view = self.view();
-        match view.members.iter().find(|(_, member)| silent(member.state)) {
-            Some((away, _)) if prefix.parse::<SessionId>().is_ok() => {
+    async fn unknown(&self, prefix: &str) -> Error {
+        if prefix.parse::<SessionId>().is_err() {
+            return Error::NoSession(prefix.to_owned());
+        }
+        let silent = |node: &Node| matches!(node.state, NodeState::Suspect | NodeState::Unknown);
+        match self.nodes().await.answer.into_iter().find(silent) {
+            Some(away) => {
                 let reason = format!("it may have session {prefix}, which no other node knows");
-                Error::Unreachable { node: self.name_of(away), reason }
+                Error::Unreachable { node: away.name.to_string(), reason }
             }
-            _ => Error::NoSession(prefix.to_owned()),
+            None => Error::NoSession(prefix.to_owned()),
         }
     }
 
