@@ -55,7 +55,8 @@ fn a_session_is_made_seen_and_ended_from_any_node() {
     let session = id(&session);
 
     for node in &cluster.nodes {
-        assert_eq!(node.session(&session)["state"], "running");
+        // Its host tells the leader as soon as it runs, and answers whoever waits at the same moment.
+        node.until_state(&session, "running");
         assert!(node.sessions(false).iter().any(|listed| listed["id"] == session.as_str()));
         until("its output", || node.get(&format!("/v1/sessions/{session}/logs")).text().contains("hello from"));
         let explained = node.get(&format!("/v1/sessions/{session}/explain")).expect(200);
