@@ -52,10 +52,13 @@ impl Knowledge {
 
     fn other(&self, id: &NodeId, member: &Member) -> Option<Node> {
         let state = self.state_of(id, member);
-        match self.fleet.hosts.get(id) {
-            Some(told) if state == NodeState::Alive => Some(Node { state, ..(*told.node).clone() }),
-            _ => Some(Node { state, ..(**member.node.as_ref()?).clone() }),
-        }
+        let told = self.fleet.hosts.get(id).map(|told| &told.node);
+        let node = match told.filter(|_| state == NodeState::Alive) {
+            Some(fresh) => fresh,
+            // It may have fallen silent before gossip brought what it is.
+            None => member.node.as_ref().or(told)?,
+        };
+        Some(Node { state, ..(**node).clone() })
     }
 
     /// A leader hears from everybody several times a second: it knows first who is silent, and who is back.
@@ -164,6 +167,8 @@ mod tests {
 
     use super::*;
     use crate::election::Reign;
+    use crate::placement::{Have, index::HostView};
+    use crate::sessions;
     use crate::types::{Ballot, BootInstant, ClusterMode, Timestamp, sample};
 
     const OWN: &str = "aabb222222222222";
@@ -289,6 +294,25 @@ mod tests {
         let (alive, suspect) = (NodeState::Alive, NodeState::Suspect);
         assert_eq!(seen(alive, &[OWN]), [(alive, true), (suspect, false)]);
         assert_eq!(seen(NodeState::Unknown, &[OWN, OTHER]), [(alive, true), (alive, false)]);
+    }
+
+    #[test]
+    fn who_told_its_leader_and_fell_silent_before_gossip_named_it_is_listed() {
+        let mut known = with_another(NodeState::Unknown);
+        let id: NodeId = OTHER.parse().unwrap();
+        let unnamed = Member { node: None, ..(*known.view.members[&id]).clone() };
+        known.view =
+            Arc::new(ClusterView { members: [(id.clone(), Arc::new(unnamed))].into(), ..ClusterView::default() });
+        assert_eq!(known.nodes().len(), 1, "nothing is known of it");
+        let told = HostView {
+            node: Arc::new(sample::node("two", OTHER)),
+            sessions: BTreeMap::new(),
+            images: BTreeSet::new(),
+            have: Have { sessions: sessions::Have { incarnation: 1, version: 1 }, node_digest: 1 },
+        };
+        known.fleet = Arc::new(Fleet { hosts: [(id, Arc::new(told))].into(), ..Fleet::default() });
+        let listed: Vec<_> = known.nodes().into_iter().map(|node| (node.name.to_string(), node.state)).collect();
+        assert_eq!(listed[1], ("two".to_owned(), NodeState::Unknown));
     }
 
     fn found(nodes: &[Node], wanted: &str) -> Result<String, Error> {

@@ -57,17 +57,16 @@ impl Cluster {
             return Err(Error::Alive(name));
         }
         let view = self.view();
-        let alive = view.members.iter().filter(|(id, member)| **id != node && member.state == NodeState::Alive);
-        let everybody: Vec<NodeId> = alive.map(|(id, _)| id.clone()).chain([self.mesh.me().clone()]).collect();
-        let told = everybody.iter().map(|peer| self.on(peer, Forget(node.clone()), QUICK));
-        for outcome in futures_util::future::join_all(told).await {
-            match outcome?.answer {
-                Ok(()) | Err(gossip::Error::NotFound(_)) => {}
-                Err(gossip::Error::Alive(_)) => return Err(Error::Alive(name)),
-                Err(error) => return Err(Error::NotForgotten { node: name, reason: error.to_string() }),
-            }
-        }
-        Ok(())
+        let others = view.members.iter().filter(|(id, member)| **id != node && member.state != NodeState::Left);
+        let told = others.map(async |(peer, member)| match self.on(peer, Forget(node.clone()), QUICK).await {
+            // Whoever is not heard yet is told all the same; whoever is away cannot be.
+            Err(_) if member.state != NodeState::Alive => Ok(()),
+            told => told?.answer.or_else(|error| is_forgotten(&name, error)),
+        });
+        futures_util::future::join_all(told).await.into_iter().collect::<Result<(), Error>>()?;
+        // This one is last: while one of the others refuses, it knows whom to ask them to forget.
+        let Routed { answer, .. } = self.on(self.mesh.me(), Forget(node.clone()), QUICK).await?;
+        answer.or_else(|error| is_forgotten(&name, error))
     }
 
     /// The named volumes on a node.
@@ -114,5 +113,14 @@ impl Cluster {
     fn seen(&self, node: Node) -> Node {
         let is_leader = self.leadership().leader.as_ref() == Some(&node.id);
         Node { is_leader, ..node }
+    }
+}
+
+/// Whether a node that was told to forget another need not be told again.
+fn is_forgotten(name: &str, error: gossip::Error) -> Result<(), Error> {
+    match error {
+        gossip::Error::NotFound(_) => Ok(()),
+        gossip::Error::Alive(_) => Err(Error::Alive(name.to_owned())),
+        error => Err(Error::NotForgotten { node: name.to_owned(), reason: error.to_string() }),
     }
 }

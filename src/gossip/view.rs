@@ -23,8 +23,9 @@ const SUSPECT_SELF_FOR: Duration = Duration::from_secs(30);
 const ALONE_AFTER: Duration = Duration::from_secs(5);
 /// The time when a live node was last seen moves on in these steps, so that time alone changes little.
 const LAST_SEEN_STEP: Duration = Duration::from_secs(5);
-/// The previous life of this node lives on in what others tell of it, until their detectors have noticed.
-const PREVIOUS_LIFE: Duration = Duration::from_secs(30);
+/// A life that is over lives on in what others tell of it, until their detectors have noticed: they heard it last at
+/// different times, and each later time makes it seem alive again.
+const ECHO: Duration = Duration::from_secs(30);
 
 /// What is remembered between two looks at the cluster.
 #[derive(Debug, Clone)]
@@ -41,8 +42,7 @@ pub struct Membership {
     suspects: BTreeMap<NodeId, Silence>,
     /// Since when an older life of this node has seemed alive.
     twin_since: Option<BootInstant>,
-    /// By id, the life that was to be forgotten: it is not taken up again until it is heard.
-    forgotten: BTreeMap<NodeId, u64>,
+    forgotten: BTreeMap<NodeId, Forgotten>,
     members: BTreeMap<NodeId, Arc<Member>>,
 }
 
@@ -51,6 +51,25 @@ pub struct Membership {
 struct Silence {
     since: BootInstant,
     patience: Duration,
+}
+
+/// A life that was to be forgotten: it is not taken up again until it is heard.
+#[derive(Debug, Clone, Copy)]
+struct Forgotten {
+    incarnation: u64,
+    /// Since when it has seemed alive again.
+    heard_since: Option<BootInstant>,
+}
+
+impl Forgotten {
+    /// Looks at the newest life of its node, and says whether that one stays forgotten.
+    fn stays(&mut self, entry: &Entry, now: BootInstant) -> bool {
+        if entry.incarnation > self.incarnation {
+            return false;
+        }
+        self.heard_since = entry.live.then(|| self.heard_since.unwrap_or(now));
+        self.heard_since.is_none_or(|since| now.since(since) < ECHO)
+    }
 }
 
 impl Membership {
@@ -87,7 +106,7 @@ impl Membership {
         if now.boot.since(self.stamp.boot) >= LAST_SEEN_STEP {
             self.stamp = now;
         }
-        let newest = self.newest(entries);
+        let newest = self.newest(entries, now.boot);
         self.heard_anybody |= !newest.is_empty();
         self.note_silence(&newest, now);
         let ids: BTreeSet<&NodeId> = newest.keys().copied().chain(self.members.keys()).collect();
@@ -108,7 +127,7 @@ impl Membership {
         let member = self.members.remove(id)?;
         self.suspects.remove(id);
         self.live.remove(id);
-        self.forgotten.insert(id.clone(), member.incarnation);
+        self.forgotten.insert(id.clone(), Forgotten { incarnation: member.incarnation, heard_since: None });
         Some(member)
     }
 
@@ -117,7 +136,7 @@ impl Membership {
     }
 
     /// Of each other node the latest life, unless a later one is remembered, or it was to be forgotten.
-    fn newest<'a>(&mut self, entries: &'a [Entry]) -> BTreeMap<&'a NodeId, &'a Entry> {
+    fn newest<'a>(&mut self, entries: &'a [Entry], now: BootInstant) -> BTreeMap<&'a NodeId, &'a Entry> {
         let mut newest: BTreeMap<&NodeId, &Entry> = BTreeMap::new();
         for entry in entries.iter().filter(|entry| entry.id != self.me) {
             let best = newest.entry(&entry.id).or_insert(entry);
@@ -126,7 +145,7 @@ impl Membership {
             }
         }
         // Once chitchat does not know it any more, nothing is left that could bring it back.
-        self.forgotten.retain(|id, life| newest.get(id).is_some_and(|e| !e.live && e.incarnation <= *life));
+        self.forgotten.retain(|id, forgotten| newest.get(id).is_some_and(|entry| forgotten.stays(entry, now)));
         newest.retain(|id, entry| {
             let outdated = self.members.get(*id).is_some_and(|known| known.incarnation > entry.incarnation);
             !self.forgotten.contains_key(*id) && (entry.live || !outdated)
@@ -222,7 +241,7 @@ impl Membership {
             return None;
         };
         let since = *self.twin_since.get_or_insert(now.boot);
-        let certain = twin.incarnation >= self.incarnation || now.boot.since(since) >= PREVIOUS_LIFE;
+        let certain = twin.incarnation >= self.incarnation || now.boot.since(since) >= ECHO;
         certain.then_some(twin)
     }
 
@@ -421,7 +440,28 @@ mod tests {
         membership.look(&[entry(1, false)], moment(1));
         assert!(membership.forget(&id(1)).is_some() && membership.forget(&id(1)).is_none());
         assert!(membership.look(&[entry(1, false)], moment(2)).members.is_empty());
-        assert_eq!(state(&membership.look(&[entry(1, true)], moment(3)), 1), NodeState::Alive);
+        for second in 3..33 {
+            let view = membership.look(&[entry(1, true)], moment(second));
+            assert!(view.members.is_empty(), "after {second} s it may be what others heard before");
+        }
+        assert_eq!(state(&membership.look(&[entry(1, true)], moment(33)), 1), NodeState::Alive);
+    }
+
+    #[test]
+    fn what_others_heard_last_of_a_forgotten_node_does_not_bring_it_back() {
+        let mut membership = membership();
+        membership.look(&[entry(1, true)], moment(0));
+        membership.forget(&id(1));
+        for second in 1..100 {
+            let echo = entry(1, second % 20 < 15);
+            assert!(membership.look(&[echo], moment(second)).members.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_forgotten_node_that_starts_again_is_back_at_once() {
+        let mut membership = membership();
+        membership.look(&[entry(1, true)], moment(0));
         membership.forget(&id(1));
         let next = Entry { incarnation: 6, ..entry(1, false) };
         assert_eq!(state(&membership.look(&[next], moment(4)), 1), NodeState::Unknown);

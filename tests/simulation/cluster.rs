@@ -55,7 +55,7 @@ pub(crate) struct Cluster {
     pub(crate) retries_within: u64,
     /// Who has a session leaves it alone.
     pub(crate) people_rest: bool,
-    /// Of a hundred orders to put away a duplicate, so many do not arrive: its host hangs, or is away just then.
+    /// So many orders to put away a duplicate do not arrive: its host hangs, or is away just then.
     pub(crate) orders_lost: u64,
     pub(crate) witness: Witness,
     pub(crate) calls: u64,

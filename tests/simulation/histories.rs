@@ -25,6 +25,9 @@ const LIVED_TWICE: u64 = 10;
 pub(crate) const OFTEN: u64 = 1000;
 const RARELY: u64 = 100_000;
 
+/// Fewer orders than that are lost: with one every few seconds, the last arrives well before all must be well.
+const ORDERS_LOST: u64 = 6;
+
 /// Which faults there are.
 #[derive(Debug, Clone, Copy)]
 struct Faults {
@@ -215,7 +218,7 @@ fn a_duplicate_is_put_away_though_its_host_did_not_hear_that_at_first() {
         // Nobody does anything afterwards that would have the hosts tell again.
         let slow = Network { delay: 30, jitter: 100, ..Network::good() };
         cluster.people_rest = true;
-        cluster.orders_lost = 50;
+        cluster.orders_lost = random.below(ORDERS_LOST);
         for _ in 0..3 {
             cluster.world.network = slow.clone();
             cluster.world.network.partition(cluster.hosts.len(), &mut random);

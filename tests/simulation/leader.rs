@@ -145,9 +145,11 @@ impl Cluster {
         for Duplicate { host, session } in duplicates {
             let to = self.index_of(&host);
             self.note(i, "drops", &session, || format!("on n{to}"));
-            if !self.random.chance(self.orders_lost) {
-                self.call(i, to, Call::Command { session, command: Command::Duplicate }, QUICK, Then::Nothing);
+            if self.orders_lost > 0 {
+                self.orders_lost -= 1;
+                continue;
             }
+            self.call(i, to, Call::Command { session, command: Command::Duplicate }, QUICK, Then::Nothing);
         }
     }
 

@@ -28,16 +28,26 @@ fn a_node_that_says_goodbye_has_left_and_one_that_vanishes_is_unknown() {
 }
 
 #[test]
-fn a_node_is_forgotten_once_it_is_gone_and_not_while_it_is_alive() {
+fn a_node_that_is_gone_for_good_is_forgotten_by_all() {
     let mut cluster = Cluster::start(3, "");
     let [asked, gone] = cluster.followers()[..] else { panic!("three nodes have two followers") };
     let name = format!("n{gone}");
     let refused = cluster.nodes[asked].cli(&["node", "rm", &name]).failed(3);
     assert!(refused.contains("is alive"), "{refused}");
+    cluster.nodes[gone].workspace("w", "exec sleep 100000", &json!({"constraints": {"here": "yes"}}));
+    cluster.nodes[gone].patch(&format!("/v1/nodes/{name}"), &json!({"labels": {"here": "yes"}})).expect(200);
+    cluster.nodes[asked].create("w", "alice").expect(202);
     cluster.nodes[gone].kill9();
     until("it may be forgotten", || cluster.nodes[asked].cli(&["node", "rm", &name]).code == 0);
+    for i in (0..3).filter(|i| *i != gone) {
+        let list = || cluster.nodes[i].get("/v1/nodes").expect(200)["items"].as_array().unwrap().len();
+        until("nobody lists it", || list() == 2);
+        until("nor what it had", || cluster.nodes[i].sessions(false).is_empty());
+        assert_eq!(cluster.nodes[i].get(&format!("/v1/nodes/{name}")).status, 404);
+    }
     cluster.nodes[gone].up();
     cluster.settled();
+    until("it is back with what it has", || cluster.nodes[asked].sessions(false).len() == 1);
 }
 
 #[test]
