@@ -139,7 +139,10 @@ impl Election {
 
     /// Answers another node. The answer may leave once what [`Self::poll_persist`] says is on disk.
     pub fn request(&mut self, request: Request, now: BootInstant) -> Answer {
-        self.seen = self.seen.max(request.ballot().term);
+        if !matches!(request, Request::PreVote { .. }) {
+            // Who only asks who would vote has begun no term: such questions must not drive each other's terms up.
+            self.seen = self.seen.max(request.ballot().term);
+        }
         let (granted, round) = match request {
             Request::PreVote { ballot } => (self.would_vote(&ballot, now), 0),
             Request::Vote { ballot } => (self.vote(ballot, now), 0),
@@ -267,7 +270,10 @@ impl Election {
 
     fn reign(&self, rule: &Rule, now: BootInstant) -> Reign {
         let recent = |at: &BootInstant| now.since(*at) < self.beat_every() * REACHED_BEATS;
-        let reached = rule.answered.iter().filter(|(_, at)| recent(at)).map(|(node, _)| node.clone());
+        let answers = rule.answered.iter().filter(|(_, at)| recent(at)).map(|(node, _)| node);
+        // Who has just voted is there, and may know what nobody else does.
+        let voted = rule.electorate.iter().filter(|_| recent(&rule.since));
+        let reached = answers.chain(voted).cloned();
         Reign {
             ballot: rule.ballot.clone(),
             electorate: rule.electorate.clone(),

@@ -5,6 +5,7 @@ use std::iter::Peekable;
 use std::time::Duration;
 
 use super::filter::{Host, runs};
+use super::flights::{End, Flight, Flights, State};
 use super::index::{Fleet, Index};
 use super::plan::{Candidate, Offers, Wanted, plan};
 use super::{Config, Error};
@@ -16,12 +17,6 @@ use crate::types::{
     SessionId, SessionState, User, Workspace,
 };
 
-/// How long a host that did not answer an offer is the only one that the session is offered to, and how long
-/// one that took it may take to tell.
-const REMEMBERED_FOR: Duration = Duration::from_secs(60);
-/// Reports after which a host has told whether it has what it was offered: the first may have been on its
-/// way before the offer was.
-const TOLD_FOR_CERTAIN: u64 = 2;
 /// After so long the sessions of a host that is silent no longer count against their users.
 const COUNTED_FOR: Duration = Duration::from_secs(300);
 
@@ -61,48 +56,14 @@ pub enum Begun {
     Wait(Error),
 }
 
-/// How an offer ended, for the book.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    Taken,
-    NotTaken,
-    /// The host that was asked last may have it.
-    Uncertain,
-}
-
 /// Everything that the leader knows.
 #[derive(Debug)]
 pub struct Book {
     config: Config,
     index: Index,
-    flights: BTreeMap<SessionId, Flight>,
+    flights: Flights,
     /// Since when the hosts are silent that told something and do not answer now.
     silent: BTreeMap<NodeId, BootInstant>,
-}
-
-/// A session that was offered, until its host tells that it has it.
-#[derive(Debug)]
-struct Flight {
-    /// By which it is offered: an offer of an earlier reign that ends says nothing of one of this.
-    ballot: Ballot,
-    user: User,
-    resources: Resources,
-    host: Option<Candidate>,
-    state: FlightState,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FlightState {
-    Offered,
-    /// The host has it, and has not told of it yet.
-    Taken {
-        until: BootInstant,
-    },
-    Uncertain {
-        until: BootInstant,
-        /// How often its host will have told once it has told for certain.
-        told: u64,
-    },
 }
 
 /// What the book is read with.
@@ -115,7 +76,7 @@ pub struct Context<'a> {
 
 impl Book {
     pub fn new(config: Config) -> Self {
-        Self { config, index: Index::default(), flights: BTreeMap::new(), silent: BTreeMap::new() }
+        Self { config, index: Index::default(), flights: Flights::default(), silent: BTreeMap::new() }
     }
 
     pub const fn index(&self) -> &Index {
@@ -144,10 +105,10 @@ impl Book {
     /// What is to be done about a request.
     pub fn begin(&mut self, begin: &Begin, cx: Context<'_>) -> Result<Begun, Error> {
         self.settle(cx.now);
-        self.forget_removed(cx);
+        self.flights.forget_removed(|host| is_removed(host, cx), cx.now);
         let flight = self.flights.get(&begin.session).map(|flight| (flight.state, flight.host.clone()));
         // A session that was placed again is no longer where it is known to be.
-        if let Some((FlightState::Taken { .. }, Some(host))) = flight {
+        if let Some((State::Taken { .. }, Some(host))) = flight {
             return Ok(Begun::Known { host: host.id, session: None });
         }
         if let Some(known) = self.known(&begin.session, cx) {
@@ -155,7 +116,8 @@ impl Book {
         }
         let certain = match flight {
             None => None,
-            Some((FlightState::Uncertain { .. }, host)) => host,
+            // Who is silent for so long is waited for only where the operator says so.
+            Some((State::Uncertain { .. }, host)) => host.filter(|host| self.waits_for(&host.id, cx)),
             Some(_) => return Ok(Begun::Wait(Error::NoLeader("the same session is being placed just now".to_owned()))),
         };
         let workspace = begin.workspace.as_ref().map_err(Clone::clone)?;
@@ -188,7 +150,7 @@ impl Book {
         self.settle(cx.now);
         // Until its host has put its copy away, one that went elsewhere looks as if it still waited.
         let elsewhere = self.index.holder(&again.session).is_some_and(|(host, _)| *host != again.host);
-        if elsewhere || self.flights.contains_key(&again.session) {
+        if elsewhere || self.flights.get(&again.session).is_some() {
             return Err(Error::NoLeader("the same session is being placed, or has been".to_owned()));
         }
         let offers = self.offers(&again.session, &again.user, &again.workspace, &again.tried, cx)?;
@@ -209,33 +171,20 @@ impl Book {
             user: user.clone(),
             resources: workspace.resources(),
             host: offers.candidates.first().cloned(),
-            state: FlightState::Offered,
+            state: State::Offered,
+            doubted_until: None,
         };
-        self.flights.insert(session.clone(), flight);
+        self.flights.take_off(session.clone(), flight);
     }
 
     /// The session is offered to this host now.
     pub fn offering(&mut self, session: &SessionId, ballot: &Ballot, host: Candidate) {
-        if let Some(flight) = self.flight(session, ballot) {
-            flight.host = Some(host);
-        }
+        self.flights.offering(session, ballot, host);
     }
 
     /// How the offer ended that was made by this ballot.
     pub fn end(&mut self, session: &SessionId, ballot: &Ballot, end: End, now: BootInstant) {
-        if self.flight(session, ballot).is_none() {
-            return;
-        }
-        let until = now.plus(REMEMBERED_FOR);
-        match end {
-            End::NotTaken => drop(self.flights.remove(session)),
-            End::Taken => self.set_state(session, FlightState::Taken { until }),
-            End::Uncertain => {
-                let host = self.flights.get(session).and_then(|flight| flight.host.as_ref());
-                let told = host.map_or(0, |host| self.index.told(&host.id) + TOLD_FOR_CERTAIN);
-                self.set_state(session, FlightState::Uncertain { until, told });
-            }
-        }
+        self.flights.end(session, ballot, end, &self.index, now);
         self.settle(now);
     }
 
@@ -250,41 +199,14 @@ impl Book {
         self.offers(session, user, workspace, &[], cx)
     }
 
-    fn flight(&mut self, session: &SessionId, ballot: &Ballot) -> Option<&mut Flight> {
-        self.flights.get_mut(session).filter(|flight| flight.ballot == *ballot)
-    }
-
-    fn set_state(&mut self, session: &SessionId, state: FlightState) {
-        if let Some(flight) = self.flights.get_mut(session) {
-            flight.state = state;
-        }
-    }
-
-    /// Forgets flights that have landed: their host tells of them by now.
+    /// Forgets flights that have landed.
     pub fn settle(&mut self, now: BootInstant) {
-        let index = &self.index;
-        let waits = self.config.on_unknown == OnUnknown::Fail;
-        self.flights.retain(|session, flight| match flight.state {
-            FlightState::Offered => true,
-            FlightState::Taken { until } => {
-                now < until && !flight.host.as_ref().is_some_and(|host| index.is_on(session, &host.id))
-            }
-            FlightState::Uncertain { until, told } => {
-                let silent = || flight.host.as_ref().is_some_and(|host| index.told(&host.id) < told);
-                index.holder(session).is_none() && (now < until || (waits && silent()))
-            }
-        });
+        self.flights.settle(&self.index, self.config.on_unknown == OnUnknown::Fail, now);
     }
 
-    /// Forgets what may be on hosts that were removed: nobody waits for them.
-    fn forget_removed(&mut self, cx: Context<'_>) {
-        let left = |host: &NodeId| cx.view.members.get(host).is_none_or(|member| member.state == NodeState::Left);
-        self.flights.retain(|_, flight| match (flight.state, &flight.host) {
-            (FlightState::Uncertain { until, .. }, Some(host)) => {
-                cx.now < until || cx.reign.electorate.contains(&host.id) || !left(&host.id)
-            }
-            _ => true,
-        });
+    /// Whether a host that may have a session is the only one that it is offered to.
+    fn waits_for(&self, host: &NodeId, cx: Context<'_>) -> bool {
+        self.config.on_unknown == OnUnknown::Fail || cx.reign.reached.contains(host)
     }
 
     fn known(&self, session: &SessionId, cx: Context<'_>) -> Option<Begun> {
@@ -334,9 +256,8 @@ impl Book {
         if limit == 0 {
             return Ok(());
         }
-        let on_their_way = self.flights.values().filter(|flight| flight.user == *user).count();
         let counts = |host: &NodeId| self.silent.get(host).is_none_or(|since| now.since(*since) < COUNTED_FOR);
-        let has = self.index.sessions_of(user, counts) + on_their_way;
+        let has = self.index.sessions_of(user, counts) + self.flights.of_user(user);
         if has < usize::try_from(limit).unwrap_or(usize::MAX) {
             return Ok(());
         }
@@ -351,7 +272,7 @@ impl Book {
         tried: &[NodeId],
         cx: Context<'_>,
     ) -> Result<Offers, Error> {
-        let in_flight = self.in_flight();
+        let in_flight = self.flights.by_host();
         let nodes = self.nodes(workspace, cx);
         if !nodes.is_empty() && !nodes.iter().any(|host| runs(host.node.runtime.kind, workspace)) {
             return Err(Error::Invalid(not_runnable(workspace)));
@@ -387,18 +308,6 @@ impl Book {
         nodes
     }
 
-    /// What the offers on their way would take, by host.
-    fn in_flight(&self) -> BTreeMap<NodeId, Resources> {
-        let mut sums: BTreeMap<NodeId, Resources> = BTreeMap::new();
-        for flight in self.flights.values() {
-            if let Some(host) = &flight.host {
-                let sum = sums.entry(host.id.clone()).or_default();
-                *sum = sum.saturating_add(flight.resources);
-            }
-        }
-        sums
-    }
-
     /// The node that the user's volumes of this workspace are on: that of their last session there.
     fn pinned(&self, user: &User, workspace: &Workspace) -> Option<NodeId> {
         if !workspace.volumes.iter().any(|volume| !volume.roam) {
@@ -425,6 +334,11 @@ impl<'a, I: Iterator<Item = &'a NodeId>> Along<'a, I> {
     }
 }
 
+fn is_removed(host: &NodeId, cx: Context<'_>) -> bool {
+    let left = || cx.view.members.get(host).is_none_or(|member| member.state == NodeState::Left);
+    !cx.reign.electorate.contains(host) && left()
+}
+
 fn as_unknown(session: Box<Session>) -> Box<Session> {
     if session.state.has_ended() { session } else { Box::new(Session { state: SessionState::Unknown, ..*session }) }
 }
@@ -444,6 +358,7 @@ fn not_runnable(workspace: &Workspace) -> Invalid {
 mod tests {
     use super::*;
     use crate::placement::HostReport;
+    use crate::placement::flights::REMEMBERED_FOR;
     use crate::sessions::{Changes, Have, Held};
     use crate::types::{Bytes, Cores, Strategy, sample};
 
@@ -608,6 +523,35 @@ mod tests {
         leader.end("k", End::Uncertain);
         let Ok(Begun::Offer { offers, .. }) = leader.begin("k", false, NOW) else { panic!("it is offered") };
         assert_eq!(offers.candidates, [asked]);
+    }
+
+    #[test]
+    fn a_host_that_answers_no_offer_is_asked_for_a_minute_however_often_people_ask() {
+        let mut leader = Leader::that_heard(&[0, 1, 2]);
+        let mut offered_at = |now: BootInstant| {
+            let Ok(Begun::Offer { offers, ballot }) = leader.begin("k", false, now) else { panic!("it is offered") };
+            leader.book.end(&sample::session_id("k"), &ballot, End::Uncertain, now);
+            offers.candidates.len()
+        };
+        assert_eq!(offered_at(NOW), 3);
+        for seconds in [10, 20, 59] {
+            assert_eq!(offered_at(NOW.plus(Duration::from_secs(seconds))), 1, "after {seconds} s");
+        }
+        assert_eq!(offered_at(NOW.plus(REMEMBERED_FOR)), 3);
+    }
+
+    #[test]
+    fn a_host_that_may_have_it_and_is_silent_is_waited_for_only_where_the_operator_says_so() {
+        for (on_unknown, candidates) in [(OnUnknown::Place, 2), (OnUnknown::Fail, 1)] {
+            let mut leader = Leader::new(Config { on_unknown, ..config() });
+            (0..3).for_each(|host| leader.hear(host, Vec::new()));
+            let Ok(Begun::Offer { offers, .. }) = leader.begin("k", true, NOW) else { panic!("it is offered") };
+            let asked = (0..3).find(|host| id(*host) == offers.candidates[0].id).unwrap();
+            leader.end("k", End::Uncertain);
+            leader.lose(asked);
+            let Ok(Begun::Offer { offers, .. }) = leader.begin("k", false, NOW) else { panic!("it is offered") };
+            assert_eq!(offers.candidates.len(), candidates, "{on_unknown:?}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 pub mod book;
 pub mod elsewhere;
 pub mod filter;
+pub mod flights;
 pub mod index;
 pub mod offer;
 pub mod placer;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-use super::book::{Again, Begin, Begun, End};
+use super::book::{Again, Begin, Begun};
+use super::flights::End;
 use super::offer::{Offer, Step};
 use super::plan::Offers;
 use super::{Error, Handle, Hosts, Placed};

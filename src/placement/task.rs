@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
-use super::book::{Again, Begin, Begun, Book, Context, End};
+use super::book::{Again, Begin, Begun, Book, Context};
+use super::flights::End;
 use super::index::{Duplicate, Fleet};
 use super::plan::{Candidate, Offers};
 use super::{Config, Error, HostReport, Hosts};

@@ -30,7 +30,7 @@ impl Host {
         let host = Self { agent, bin };
         let script = format!(
             "#!/bin/sh\n[ $1 = cat ] && exit 0\n[ \"$1 $2\" = 'restart ostler.service' ] || exit 1\n\
-             [ -e {pid} ] && kill $(cat {pid})\n\
+             if [ -e {pid} ]; then kill $(cat {pid}); while kill -0 $(cat {pid}) 2>/dev/null; do sleep 0.05; done; fi\n\
              setsid {program} agent --dev --config {config} >{log} 2>&1 </dev/null &\necho $! >{pid}\n",
             program = env!("CARGO_BIN_EXE_ostler"),
             config = host.agent.config_file().display(),

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ostler::placement::book::{Begin, Begun, Book, Context, End};
+use ostler::placement::book::{Begin, Begun, Book, Context};
+use ostler::placement::flights::End;
 use ostler::placement::index::Duplicate;
 use ostler::placement::offer::{Offer, Step};
 use ostler::placement::{Config, Error, Have, Offered, Placed};

@@ -245,5 +245,6 @@ async fn leader_of_all(client: &Client, nodes: usize) -> Result<Option<Name>, Fa
         return Ok(None);
     }
     let status = client.get(Route::new(&["status"])).await?.read::<Status>()?;
-    Ok(status.cluster.leader.map(|leader| leader.name))
+    // It lists what its leader sees, and tells how many it sees itself.
+    Ok(status.cluster.leader.filter(|_| usize::try_from(status.cluster.nodes) == Ok(nodes)).map(|leader| leader.name))
 }

@@ -1,13 +1,18 @@
 //! Leaders that die, freeze and come back. Whatever happens, one key is one session, and no host takes
 //! more than it offers.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use super::{FOREVER, id};
-use crate::support::agent::{Agent, until};
+use crate::support::agent::{Agent, LOOK_EVERY, SOON, until};
 use crate::support::cluster::Cluster;
 use crate::support::http::{Request, Response};
 use crate::support::skip;
+
+/// So long is a leader's host asleep, as the longest of its orders may be on their way.
+const FROZEN_FOR: Duration = Duration::from_secs(30);
 
 pub(crate) fn keyed(agent: &Agent, key: &str) -> std::io::Result<Response> {
     let request = Request::new("POST", "/v1/sessions").header("Idempotency-Key", key);
@@ -16,18 +21,17 @@ pub(crate) fn keyed(agent: &Agent, key: &str) -> std::io::Result<Response> {
 
 /// Asks with this key until it is answered for good; every other answer must ask to try again.
 pub(crate) fn persist(agent: &Agent, key: &str) -> Value {
-    let mut session = Value::Null;
-    until("a session", || {
-        let Ok(answer) = keyed(agent, key) else { return false };
-        if answer.status == 200 || answer.status == 202 {
-            session = answer.json();
-            return true;
-        }
-        let refusal = answer.json();
+    let deadline = Instant::now() + SOON;
+    loop {
+        let refusal = match keyed(agent, key) {
+            Ok(answer) if answer.status == 200 || answer.status == 202 => return answer.json(),
+            Ok(answer) => answer.json(),
+            Err(error) => json!({"error": {"retryable": true, "message": error.to_string()}}),
+        };
         assert_eq!(refusal["error"]["retryable"], true, "{refusal}");
-        false
-    });
-    session
+        assert!(Instant::now() < deadline, "not yet a session for {key}: {refusal}");
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// A workspace whose sessions only this node takes.
@@ -186,6 +190,44 @@ fn a_leader_that_froze_is_followed_no_more() {
     assert_ne!(cluster.leader(), frozen);
     let term = |node: &Agent| node.get("/v1/status").expect(200)["cluster"]["term"].as_u64().unwrap();
     assert_eq!(term(&cluster.nodes[frozen]), term(&cluster.nodes[survivor]));
+}
+
+#[test]
+fn what_a_leader_ordered_before_it_froze_for_half_a_minute_makes_nothing_twice() {
+    const KEYS: usize = 24;
+    let cluster = Cluster::start(3, "dev = { physical_cores = 8, physical_memory = '8GiB' }");
+    cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
+    for node in &cluster.nodes {
+        until("everywhere", || node.get("/v1/workspaces/w").status == 200);
+    }
+    let (frozen, survivors) = (&cluster.nodes[cluster.leader()], cluster.followers());
+    std::thread::scope(|scope| {
+        // It wakes in the midst of these, and goes on with them.
+        let asked: Vec<_> = (0..KEYS).map(|i| scope.spawn(move || keyed(frozen, &format!("key-{i}")))).collect();
+        frozen.freeze(true);
+        let thaws = Instant::now() + FROZEN_FOR;
+        let made: Vec<Value> =
+            (0..KEYS).map(|i| persist(&cluster.nodes[survivors[i % survivors.len()]], &format!("key-{i}"))).collect();
+        std::thread::sleep(thaws.saturating_duration_since(Instant::now()));
+        frozen.freeze(false);
+        for (asked, made) in asked.into_iter().zip(&made) {
+            let answer = asked.join().unwrap().expect("it answers once it is awake");
+            let told = answer.json();
+            match answer.status {
+                200 | 202 => assert_eq!(told["id"], made["id"]),
+                _ => assert_eq!(told["error"]["retryable"], true, "{told}"),
+            }
+        }
+        for (i, made) in made.iter().enumerate() {
+            assert_eq!(persist(frozen, &format!("key-{i}"))["id"], made["id"]);
+        }
+    });
+    cluster.settled();
+    until("each is there once and runs", || {
+        let sessions = cluster.nodes[survivors[0]].sessions(false);
+        let directories: usize = cluster.nodes.iter().map(|node| node.process_directories().len()).sum();
+        directories == KEYS && sessions.len() == KEYS && sessions.iter().all(|session| session["state"] == "running")
+    });
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::http::{Address, Client, Request, Response};
 /// How long something that should happen may take on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 /// How often a condition is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Host ports for one agent's sessions.
 const PORTS_EACH: u16 = 40;
 /// The first agent's first port.
