@@ -14,6 +14,8 @@ mod client;
 mod cluster;
 #[path = "simulation/engine.rs"]
 mod engine;
+#[path = "simulation/event.rs"]
+mod event;
 #[path = "simulation/fleet.rs"]
 mod fleet;
 #[path = "simulation/histories.rs"]
@@ -28,8 +30,12 @@ mod leader;
 mod liveness;
 #[path = "simulation/network.rs"]
 mod network;
+#[path = "simulation/owner.rs"]
+mod owner;
 #[path = "simulation/replicas.rs"]
 mod replicas;
+#[path = "simulation/runner.rs"]
+mod runner;
 #[path = "simulation/safety.rs"]
 mod safety;
 #[path = "simulation/transcript.rs"]

@@ -8,7 +8,8 @@ use ostler::sessions::Command;
 use ostler::types::{NodeId, SessionId, SessionRequest};
 
 use crate::call::{Answer, Call, Failure, Place, Then};
-use crate::cluster::{Cluster, Event};
+use crate::cluster::Cluster;
+use crate::event::Event;
 use crate::host::cluster_name;
 
 const LEADER_PATIENCE: u64 = 6000;

@@ -1,18 +1,12 @@
 //! Whole hosts, what they ask each other, and their engines, on one virtual time.
 
-use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ostler::gossip::Member;
-use ostler::placement::{self, Have, HostReport};
-use ostler::sessions;
-use ostler::sessions::decide::Report;
-use ostler::sessions::lifecycle::{Step, Wish, next};
-use ostler::sessions::runtime::Container;
-use ostler::store::Change;
+use ostler::placement;
 use ostler::types::{
     Ballot, ClusterMode, Moment, Name, Node, NodeId, NodeState, OnUnknown, Session, SessionId, Strategy, Timestamp,
     Workspace,
@@ -20,22 +14,18 @@ use ostler::types::{
 
 use crate::call::{Answer, Call, Caller, Failure, Place, Refused, Then};
 use crate::client::{Client, Told};
-use crate::engine::{Op, container_id};
-use crate::host::{Crash, Host, Input, Watcher};
+use crate::event::{At, Event, Queue};
+use crate::host::{Host, Input};
 use crate::invariants::Witness;
 use crate::network::{Network, Random};
 use crate::world::World;
 
-/// How long a report waits for something to tell.
-const REPORT_PATIENCE: u64 = 5000;
 /// How often deadlines are looked at.
 const TICK: u64 = 1000;
 /// How often the engine's containers are listed.
 const RELIST: u64 = 5000;
 /// How often a host says to another how it is.
 const GOSSIP: u64 = 500;
-/// How long a runner waits whose report could not be taken in.
-const RETRY: u64 = 5000;
 /// Messages on their way through an agent that are overtaken by others, of a hundred, and by how long at most.
 const OVERTAKEN: u64 = 5;
 const OVERTAKEN_BY: u64 = 400;
@@ -59,99 +49,10 @@ pub(crate) struct Cluster {
     pub(crate) orders_lost: u64,
     pub(crate) witness: Witness,
     pub(crate) calls: u64,
-    queue: BinaryHeap<Reverse<Due>>,
-    put: u64,
+    queue: Queue,
     history: DefaultHasher,
     /// What happened, where somebody wants to read it.
     pub(crate) log: Option<Vec<String>>,
-}
-
-struct Due {
-    at: u64,
-    order: u64,
-    event: Event,
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-impl Eq for Due {}
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.at, self.order).cmp(&(other.at, other.order))
-    }
-}
-
-/// One life of a host's agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct At {
-    pub(crate) host: usize,
-    pub(crate) life: u64,
-}
-
-/// Something that comes.
-pub(crate) enum Event {
-    Arrive {
-        from: Caller,
-        to: usize,
-        call: Call,
-    },
-    Return {
-        caller: Caller,
-        answer: Result<Answer, Failure>,
-    },
-    /// It has found its way to the owner of sessions.
-    Inbox(At, Input),
-    Turn(At),
-    Tick(At),
-    Relist(At),
-    Gossip(At),
-    /// The leader looks after duplicates.
-    Remind(At),
-    /// Reports have waited long enough.
-    Patience(At),
-    /// The engine has done a step: it happens whatever became of the agent.
-    Did(At, SessionId, u64, Op),
-    /// The runner hears what became of a step.
-    Stepped(At, SessionId, u64, Result<Option<Container>, Report>),
-    Retry(At, SessionId, u64),
-    Listen(At, usize, Ballot, Option<Have>),
-    Ask(At, u64),
-    Unpark(At),
-    Enter(At, u64),
-    Client(usize),
-    Told(usize, u64, Told),
-}
-
-impl Event {
-    /// Whose agent must be up for it, and in which life; any life where it is 0.
-    const fn whose(&self) -> Option<At> {
-        match self {
-            Self::Arrive { to, .. } => Some(At { host: *to, life: 0 }),
-            Self::Return { caller, .. } => Some(At { host: caller.host, life: caller.life }),
-            Self::Inbox(at, _)
-            | Self::Turn(at)
-            | Self::Tick(at)
-            | Self::Relist(at)
-            | Self::Gossip(at)
-            | Self::Remind(at)
-            | Self::Patience(at)
-            | Self::Stepped(at, ..)
-            | Self::Retry(at, ..)
-            | Self::Listen(at, ..)
-            | Self::Ask(at, _)
-            | Self::Unpark(at)
-            | Self::Enter(at, _) => Some(*at),
-            Self::Did(..) | Self::Client(_) | Self::Told(..) => None,
-        }
-    }
 }
 
 /// What happened is told where somebody wants to read it, however the history ended.
@@ -189,8 +90,7 @@ impl Cluster {
             orders_lost: 0,
             witness: Witness::default(),
             calls: 0,
-            queue: BinaryHeap::new(),
-            put: 0,
+            queue: Queue::default(),
             history: DefaultHasher::new(),
             log: None,
         };
@@ -266,8 +166,7 @@ impl Cluster {
     }
 
     pub(crate) fn put(&mut self, at: u64, event: Event) {
-        self.put += 1;
-        self.queue.push(Reverse(Due { at, order: self.put, event }));
+        self.queue.put(at, event);
     }
 
     pub(crate) fn put_in(&mut self, wait: u64, event: Event) {
@@ -322,7 +221,7 @@ impl Cluster {
 
     /// The next thing that happens, no later than `until`. False where nothing does.
     pub(crate) fn step(&mut self, until: u64) -> bool {
-        let due = self.queue.peek().map(|Reverse(due)| due.at);
+        let due = self.queue.next_at();
         if self.world.step(due.unwrap_or(until).min(until)) {
             let i = self.world.touched;
             if self.world.hosts[i].election.is_none() {
@@ -335,7 +234,7 @@ impl Cluster {
         if due.is_none_or(|at| at > until) {
             return false;
         }
-        let Some(Reverse(Due { event, .. })) = self.queue.pop() else { return false };
+        let Some(event) = self.queue.pop() else { return false };
         if let Some(At { host, life }) = event.whose() {
             if self.hosts[host].life.as_ref().is_none_or(|now| life != 0 && now.number != life) {
                 return true;
@@ -474,264 +373,6 @@ impl Cluster {
         }
     }
 
-    fn tell_owner(&mut self, i: usize, input: Input) {
-        let life = self.hosts[i].life.as_mut().unwrap();
-        life.inbox.push(input);
-        if !std::mem::replace(&mut life.turn_due, true) {
-            let at = self.at(i);
-            let wait = self.random.below(4);
-            self.put_in(wait, Event::Turn(at));
-        }
-    }
-
-    /// The owner of sessions takes in all that waits.
-    fn turn(&mut self, i: usize) {
-        let life = self.hosts[i].life.as_mut().unwrap();
-        life.turn_due = false;
-        let inputs = std::mem::take(&mut life.inbox);
-        let mut answers = Vec::new();
-        for input in inputs {
-            self.decide(i, input, &mut answers);
-        }
-        self.finish_turn(i, answers);
-    }
-
-    fn decide(&mut self, i: usize, input: Input, answers: &mut Vec<Turned>) {
-        let now = self.moment(i);
-        let before = self.witness.reserved(&self.hosts[i]);
-        let host = &mut self.hosts[i];
-        match input {
-            Input::Admit(admit, caller) => {
-                let decided = host.decide(now, |book, cx| book.admit(&admit, cx));
-                if decided == Ok(false) {
-                    host.life.as_mut().unwrap().fresh.insert(admit.session.clone());
-                    self.check_admission(i, &admit);
-                    self.note(i, "admits", &admit.session, || format!("under {}", admit.ballot.term));
-                }
-                answers.push(Turned::Admit(caller, admit.session, decided));
-            }
-            Input::Find(session, fingerprint, caller) => {
-                let book = &host.life.as_ref().unwrap().book;
-                let found = book.find(&session, &fingerprint).map(|record| record.is_some());
-                let found = found.map(|found| found.then(|| host.session(&session, now)).flatten());
-                self.answer(i, caller, Answer::Find(Box::new(found)));
-            }
-            Input::Command(session, command, caller) => {
-                let decided = host.decide(now, |book, cx| book.command(&session, &command, cx));
-                if decided.is_ok() {
-                    self.note(i, "is told", &session, || format!("{command:?}"));
-                }
-                answers.push(Turned::Command(caller));
-            }
-            Input::Fence(ballot, have, caller) => {
-                let fenced = host.life.as_mut().unwrap().book.fence(&ballot);
-                answers.push(Turned::Fence(caller, ballot, have, fenced));
-            }
-            Input::Report(session, serial, report, known) => {
-                host.decide(now, |book, cx| book.report(&session, report.clone(), cx));
-                self.note(i, "saw", &session, || format!("{report:?}"));
-                answers.push(Turned::Report(session, serial, known));
-            }
-            Input::Listed(found) => drop(host.decide(now, |book, cx| book.reconcile(found, cx))),
-            Input::Tick => host.decide(now, |book, cx| book.expire(cx)),
-        }
-        self.witness.check_sums(&self.hosts[i], before);
-    }
-
-    /// Persist, publish, set to work, reply: in this order.
-    fn finish_turn(&mut self, i: usize, answers: Vec<Turned>) {
-        let crash = self.hosts[i].crashes;
-        let host = &mut self.hosts[i];
-        let book = &mut host.life.as_mut().unwrap().book;
-        let mut written = Ok(());
-        if book.must_commit() {
-            if crash == Some(Crash::BeforeWrite) {
-                return self.crash(i);
-            }
-            if host.journal_fails {
-                book.roll_back();
-                written = Err(sessions::Error::Journal("no space".to_owned()));
-            } else {
-                let changes = book.changes();
-                book.committed();
-                for change in changes {
-                    if let Change::Remove(id) = &change
-                        && self.hosts[i].disk.contains_key(id)
-                    {
-                        self.check_forgotten(i, id);
-                    }
-                    let disk = &mut self.hosts[i].disk;
-                    match change {
-                        Change::Put(id, json) => drop(disk.insert(id, json)),
-                        Change::Remove(id) => drop(disk.remove(&id)),
-                    }
-                }
-            }
-            if crash == Some(Crash::AfterWrite) {
-                return self.crash(i);
-            }
-        }
-        let now = self.moment(i);
-        let changed = self.hosts[i].publish(now);
-        for session in &changed {
-            self.hosts[i].direct_runner(session);
-        }
-        self.hosts[i].life.as_mut().unwrap().fresh.clear();
-        for session in &changed {
-            self.advance(i, session);
-        }
-        if !changed.is_empty() {
-            self.look_at_watchers(i);
-        }
-        self.witness.check_running(&self.hosts[i]);
-        for turned in answers {
-            self.reply(i, turned, written.clone());
-        }
-    }
-
-    fn reply(&mut self, i: usize, turned: Turned, written: Result<(), sessions::Error>) {
-        let now = self.moment(i);
-        match turned {
-            Turned::Admit(caller, session, decided) => {
-                let admitted = written.and(decided).map(|replayed| {
-                    self.witness.check_durable(&self.hosts[i], &session);
-                    let session = self.hosts[i].session(&session, now).unwrap();
-                    Box::new(sessions::Admitted { session, replayed })
-                });
-                self.witness.refused += u64::from(matches!(admitted, Err(sessions::Error::Refused(_))));
-                let admitted = admitted.map_err(|error| match error {
-                    sessions::Error::Stale(stale) => Refused::Stale(stale),
-                    error => Refused::Host(error),
-                });
-                self.answer(i, caller, Answer::Admit(admitted));
-            }
-            Turned::Command(caller) => self.answer(i, caller, Answer::Command),
-            Turned::Fence(caller, _, _, Err(stale)) => self.answer(i, caller, Answer::Report(Err(stale))),
-            Turned::Fence(caller, ballot, have, Ok(())) => {
-                self.witness.fenced(i, &ballot);
-                let until = self.world.now + REPORT_PATIENCE;
-                self.hosts[i].life.as_mut().unwrap().watchers.push(Watcher { caller, have, until });
-                let at = self.at(i);
-                self.put(until, Event::Patience(at));
-                self.look_at_watchers(i);
-            }
-            Turned::Report(session, serial, known) => {
-                if written.is_ok() {
-                    self.go_on(i, &session, serial, known);
-                } else {
-                    let at = self.at(i);
-                    self.put_in(RETRY, Event::Retry(at, session, serial));
-                }
-            }
-        }
-    }
-
-    /// Tells leaders that wait what is new to them.
-    pub(crate) fn look_at_watchers(&mut self, i: usize) {
-        let (have, now) = (self.hosts[i].have(), self.world.now);
-        let life = self.hosts[i].life.as_mut().unwrap();
-        let due = |watcher: &Watcher| watcher.have != Some(have) || now >= watcher.until;
-        let (due, rest) = std::mem::take(&mut life.watchers).into_iter().partition(due);
-        life.watchers = rest;
-        for Watcher { caller, have: known, .. } in due {
-            let node = self.hosts[i].node(self.moment(i));
-            let changes = self.hosts[i].life.as_ref().unwrap().snapshot.since(known.map(|have| have.sessions));
-            let report =
-                HostReport { node, node_digest: have.node_digest, images: std::collections::BTreeSet::new(), changes };
-            self.answer(i, caller, Answer::Report(Ok(Box::new(report))));
-        }
-    }
-
-    /// Lets a session's runner take its next step, unless it is at one.
-    fn advance(&mut self, i: usize, session: &SessionId) {
-        let at = self.at(i);
-        let host = &mut self.hosts[i];
-        let Some(runner) = host.life.as_mut().unwrap().runners.get_mut(session).filter(|runner| !runner.busy) else {
-            return;
-        };
-        let container = runner.known.take().unwrap_or_else(|| host.engine.observe(session));
-        let serial = runner.serial;
-        let step = next(&runner.order, &container);
-        runner.busy = step != Step::Wait;
-        let op = match step {
-            Step::Wait => return,
-            Step::Tell(sight) => {
-                let report = Input::Report(session.clone(), serial, Report::Saw(sight), Some(container));
-                return self.tell_owner(i, report);
-            }
-            Step::Prepare => Op::Create(Arc::clone(&runner.launch)),
-            Step::Start => Op::Start,
-            Step::Pause => Op::Pause,
-            Step::Resume => Op::Resume,
-            Step::Stop => Op::Stop,
-            Step::Remove => Op::Remove,
-        };
-        self.witness.check_durable(&self.hosts[i], session);
-        let wait = 5 + self.random.below(300);
-        let starts = matches!(op, Op::Create(_) | Op::Start);
-        if starts && self.random.chance(self.hosts[i].failing) {
-            let failure = match op {
-                Op::Create(_) => Report::ImageFailed("no such image".to_owned()),
-                _ => Report::StartFailed("it does not start".to_owned()),
-            };
-            return self.put_in(wait, Event::Stepped(at, session.clone(), serial, Err(failure)));
-        }
-        self.put_in(wait, Event::Did(at, session.clone(), serial, op));
-    }
-
-    fn did(&mut self, at: At, session: SessionId, serial: u64, op: &Op) {
-        let known = self.hosts[at.host].engine.take(&session, op);
-        self.put_in(0, Event::Stepped(at, session, serial, Ok(known)));
-    }
-
-    fn stepped(&mut self, i: usize, session: &SessionId, serial: u64, outcome: Result<Option<Container>, Report>) {
-        let Some(runner) = self.runner(i, session, serial) else { return };
-        let starting = runner.order.wish == Wish::Run && runner.order.run.is_none();
-        match outcome {
-            Ok(Some(Container::Created)) => {
-                let report = Report::Created { container_id: container_id(session) };
-                let created = Input::Report(session.clone(), serial, report, Some(Container::Created));
-                self.tell_owner(i, created);
-            }
-            Ok(known) => self.go_on(i, session, serial, known),
-            Err(failure) if starting => {
-                self.tell_owner(i, Input::Report(session.clone(), serial, failure, None));
-            }
-            Err(_) => {
-                let at = self.at(i);
-                self.put_in(RETRY, Event::Retry(at, session.clone(), serial));
-            }
-        }
-    }
-
-    /// The runner's step is over.
-    fn go_on(&mut self, i: usize, session: &SessionId, serial: u64, known: Option<Container>) {
-        let Some(runner) = self.runner(i, session, serial) else { return };
-        runner.busy = false;
-        runner.known = known;
-        self.advance(i, session);
-    }
-
-    fn runner(&mut self, i: usize, session: &SessionId, serial: u64) -> Option<&mut crate::host::Runner> {
-        let runner = self.hosts[i].life.as_mut()?.runners.get_mut(session)?;
-        (runner.serial == serial).then_some(runner)
-    }
-
-    /// A container's process ends by itself, and the engine says so.
-    pub(crate) fn end_by_itself(&mut self, i: usize, code: i64) {
-        let alive: Vec<SessionId> = self.hosts[i].engine.alive().cloned().collect();
-        if alive.is_empty() {
-            return;
-        }
-        let session = alive[self.random.pick(alive.len())].clone();
-        self.note(i, "ends", &session, || format!("with {code}"));
-        self.witness.ended_by_itself.insert(session.clone());
-        self.hosts[i].engine.end(&session, code);
-        if self.is_up(i) && self.world.hosts[i].frozen_until <= self.world.now {
-            self.advance(i, &session);
-        }
-    }
-
     fn gossip(&mut self, at: At) {
         self.put_in(GOSSIP, Event::Gossip(at));
         let i = at.host;
@@ -747,12 +388,4 @@ impl Cluster {
         let gossip = Call::Gossip(host.id.clone(), Box::new(member));
         self.call(i, to, gossip, Duration::ZERO, Then::Nothing);
     }
-}
-
-/// What is answered once a turn is on disk.
-enum Turned {
-    Admit(Caller, SessionId, Result<bool, sessions::Error>),
-    Command(Caller),
-    Fence(Caller, Ballot, Option<Have>, Result<(), ostler::election::Stale>),
-    Report(SessionId, u64, Option<Container>),
 }

@@ -13,7 +13,8 @@ use ostler::sessions::{self, Admit, Asked, Command};
 use ostler::types::{Ballot, NodeId, NodeVerdict, Session, SessionId, SessionRequest, SessionState, Workspace};
 
 use crate::call::{Answer, Call, Caller, Failure, Refused, Then};
-use crate::cluster::{At, Cluster, Event};
+use crate::cluster::Cluster;
+use crate::event::{At, Event};
 use crate::host::cluster_name;
 
 const PARKED_FOR: u64 = 4000;

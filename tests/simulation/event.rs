@@ -1,0 +1,125 @@
+//! What comes in a history, and when: the queue of the virtual time.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+
+use ostler::placement::Have;
+use ostler::sessions::decide::Report;
+use ostler::sessions::runtime::Container;
+use ostler::types::{Ballot, SessionId};
+
+use crate::call::{Answer, Call, Caller, Failure};
+use crate::client::Told;
+use crate::engine::Op;
+use crate::host::Input;
+
+/// What is still to come, in its order.
+#[derive(Default)]
+pub(crate) struct Queue {
+    due: BinaryHeap<Reverse<Due>>,
+    put: u64,
+}
+
+impl Queue {
+    pub(crate) fn put(&mut self, at: u64, event: Event) {
+        self.put += 1;
+        self.due.push(Reverse(Due { at, order: self.put, event }));
+    }
+
+    /// When the next event is due.
+    pub(crate) fn next_at(&self) -> Option<u64> {
+        self.due.peek().map(|Reverse(due)| due.at)
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Event> {
+        self.due.pop().map(|Reverse(due)| due.event)
+    }
+}
+
+struct Due {
+    at: u64,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Due {}
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// One life of a host's agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct At {
+    pub(crate) host: usize,
+    pub(crate) life: u64,
+}
+
+/// Something that comes.
+pub(crate) enum Event {
+    Arrive {
+        from: Caller,
+        to: usize,
+        call: Call,
+    },
+    Return {
+        caller: Caller,
+        answer: Result<Answer, Failure>,
+    },
+    /// It has found its way to the owner of sessions.
+    Inbox(At, Input),
+    Turn(At),
+    Tick(At),
+    Relist(At),
+    Gossip(At),
+    /// The leader looks after duplicates.
+    Remind(At),
+    /// Reports have waited long enough.
+    Patience(At),
+    /// The engine has done a step: it happens whatever became of the agent.
+    Did(At, SessionId, u64, Op),
+    /// The runner hears what became of a step.
+    Stepped(At, SessionId, u64, Result<Option<Container>, Report>),
+    Retry(At, SessionId, u64),
+    Listen(At, usize, Ballot, Option<Have>),
+    Ask(At, u64),
+    Unpark(At),
+    Enter(At, u64),
+    Client(usize),
+    Told(usize, u64, Told),
+}
+
+impl Event {
+    /// Whose agent must be up for it, and in which life; any life where it is 0.
+    pub(crate) const fn whose(&self) -> Option<At> {
+        match self {
+            Self::Arrive { to, .. } => Some(At { host: *to, life: 0 }),
+            Self::Return { caller, .. } => Some(At { host: caller.host, life: caller.life }),
+            Self::Inbox(at, _)
+            | Self::Turn(at)
+            | Self::Tick(at)
+            | Self::Relist(at)
+            | Self::Gossip(at)
+            | Self::Remind(at)
+            | Self::Patience(at)
+            | Self::Stepped(at, ..)
+            | Self::Retry(at, ..)
+            | Self::Listen(at, ..)
+            | Self::Ask(at, _)
+            | Self::Unpark(at)
+            | Self::Enter(at, _) => Some(*at),
+            Self::Did(..) | Self::Client(_) | Self::Told(..) => None,
+        }
+    }
+}
