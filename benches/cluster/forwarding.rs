@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::SIZE;
 use crate::agents::Cluster;
+use crate::echo::Echo;
 use crate::figures::{Figures, table};
 use crate::http::{Answer, Connection};
 
@@ -25,6 +26,8 @@ pub(crate) async fn run(creates: usize) -> Result<()> {
     cluster.workspace(WORKSPACE, SESSION, &json!({ "constraints": { "bench": "here" } })).await?;
     let mut leads = cluster.nodes[leader].connect().await?;
     let mut follows = cluster.nodes[(leader + 1) % SIZE].connect().await?;
+    let echo = Echo::start().await?;
+    let mut bare = Figures::default();
     let (mut first, mut again, mut forwarded) = (Figures::default(), Figures::default(), Figures::default());
     for round in 0..WARM_UP + creates {
         let mut took = [Duration::ZERO; 3];
@@ -33,7 +36,9 @@ pub(crate) async fn run(creates: usize) -> Result<()> {
             let asked = if way == 2 { &mut follows } else { &mut leads };
             took[way] = create_and_remove(asked).await?;
         }
+        let exchange = echo.exchange().await?;
         if round >= WARM_UP {
+            bare.add_millis(exchange);
             [&mut first, &mut again, &mut forwarded].into_iter().zip(took).for_each(|(f, took)| f.add_millis(took));
         }
     }
@@ -48,6 +53,12 @@ pub(crate) async fn run(creates: usize) -> Result<()> {
     let rows = [row("at the leader", &first), row("at the leader, again", &again), row("elsewhere", &forwarded)];
     let head = ["a session asked for", "median", "p95", "÷ at the leader, median of rounds"];
     println!("{creates} rounds, {SIZE} nodes\n{}", table(head, rows));
+    let added = Figures(forwarded.0.iter().zip(&first.0).map(|(there, here)| there - here).collect()).median();
+    let bare = bare.median();
+    println!(
+        "asking elsewhere adds {added:.2} ms; a bare exchange over QUIC takes {bare:.2} ms: {:.2} of it",
+        added / bare
+    );
     Ok(())
 }
 

@@ -1,12 +1,14 @@
 //! Many real agents of one cluster on loopback, with the process runtime: what a leader's death costs, what
-//! forwarding adds, whether all holds while leaders die for minutes, and how many nodes one network bears.
+//! forwarding adds, how fast news goes around, whether all holds while leaders die for minutes, and how many nodes one
+//! network bears.
 //!
-//! `cargo bench --bench cluster -- --rounds 30` measures, `-- --soak-minutes 10 --clients 16` breaks and
-//! checks, `-- --nodes 100` grows.
+//! `cargo bench --bench cluster -- --rounds 30` measures, `-- --news 30` spreads, `-- --soak-minutes 10 --clients 16`
+//! breaks and checks, `-- --nodes 100` grows.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 mod agents;
+mod echo;
 mod etcd;
 #[path = "../support/figures.rs"]
 mod figures;
@@ -14,6 +16,7 @@ mod forwarding;
 #[path = "../support/http.rs"]
 mod http;
 mod membership;
+mod news;
 mod process;
 mod soak;
 mod succession;
@@ -26,12 +29,15 @@ const SIZE: usize = 5;
 
 #[derive(Parser)]
 struct Arguments {
-    /// How often a leader is killed, of each system.
+    /// How often a leader is killed, of each system; how often there is news.
     #[arg(long, default_value_t = 20)]
     rounds: usize,
     /// How often a session is asked for at the leader, again there, and elsewhere.
     #[arg(long, default_value_t = 100)]
     creates: usize,
+    /// Instead: how fast news goes around a cluster of so many nodes.
+    #[arg(long)]
+    news: Option<usize>,
     /// Instead: for so long, sessions come and go while leaders die; then it is checked that all is as acknowledged.
     #[arg(long)]
     soak_minutes: Option<f64>,
@@ -61,6 +67,9 @@ async fn main() -> Result<()> {
     if let Some(minutes) = arguments.soak_minutes {
         let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
         return soak::run(minutes, arguments.clients, seed).await;
+    }
+    if let Some(nodes) = arguments.news {
+        return news::run(nodes, arguments.rounds).await;
     }
     if let Some(nodes) = arguments.nodes {
         return membership::run(nodes, arguments.idle_seconds, arguments.busy_seconds).await;
