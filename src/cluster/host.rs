@@ -240,9 +240,9 @@ impl Serves<RemoveVolume> for Host {
 
 #[async_trait]
 impl Serves<Forget> for Host {
-    async fn serve(&self, Forget(node): Forget) -> Result<(), gossip::Error> {
+    async fn serve(&self, Forget { node, session }: Forget) -> Result<(), gossip::Error> {
         match self.gossip.get() {
-            Some(gossip) => gossip.forget(node).await,
+            Some(gossip) => gossip.forget(node, session).await,
             // A node that stays alone remembers nobody.
             None => Err(gossip::Error::NotFound(node)),
         }

@@ -167,8 +167,7 @@ mod tests {
 
     use super::*;
     use crate::election::Reign;
-    use crate::placement::{Have, index::HostView};
-    use crate::sessions;
+    use crate::placement::index::HostView;
     use crate::types::{Ballot, BootInstant, ClusterMode, Timestamp, sample};
 
     const OWN: &str = "aabb222222222222";
@@ -308,7 +307,7 @@ mod tests {
             node: Arc::new(sample::node("two", OTHER)),
             sessions: BTreeMap::new(),
             images: BTreeSet::new(),
-            have: Have { sessions: sessions::Have { incarnation: 1, version: 1 }, node_digest: 1 },
+            have: None,
         };
         known.fleet = Arc::new(Fleet { hosts: [(id, Arc::new(told))].into(), ..Fleet::default() });
         let listed: Vec<_> = known.nodes().into_iter().map(|node| (node.name.to_string(), node.state)).collect();

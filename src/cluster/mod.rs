@@ -79,6 +79,8 @@ pub enum Error {
     NoAnswer { node: String, reason: String },
     #[error("node {0} is alive: stop its agent first, or it would be back at once")]
     Alive(String),
+    #[error("node {0} is alive and has the session: remove it without --forget")]
+    HostAlive(String),
     #[error("node {node} is not forgotten everywhere: {reason}")]
     NotForgotten { node: String, reason: String },
     #[error("nobody leads the cluster now, or whoever does cannot be reached")]

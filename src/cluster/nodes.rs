@@ -3,7 +3,7 @@
 use super::knowledge::find_node;
 use super::{Cluster, Error, QUICK, READ_PATIENCE, Routed, SLOW};
 use crate::gossip;
-use crate::types::{DrainRequest, Name, Node, NodeId, NodeState, SettingsPatch, Volume};
+use crate::types::{DrainRequest, Name, Node, NodeId, NodeState, Session, SettingsPatch, Volume};
 use crate::wire::Document;
 use crate::wire::message::{Describe, Drain, Forget, Nodes, Patch, RemoveVolume, Undrain, Volumes};
 
@@ -52,21 +52,36 @@ impl Cluster {
     pub async fn forget(&self, wanted: &Name) -> Result<(), Error> {
         let node = self.resolve(wanted).await?;
         let name = self.name_of(&node);
+        self.forget_everywhere(Forget { node, session: None }).await.map_err(|error| error.about(name, Error::Alive))
+    }
+
+    /// The same of one session, whose host will not return.
+    pub async fn forget_session(&self, session: &Session) -> Result<(), Error> {
+        let forget = Forget { node: session.node_id.clone(), session: Some(session.id.clone()) };
+        let name = session.node.to_string();
+        self.forget_everywhere(forget).await.map_err(|error| error.about(name, Error::HostAlive))
+    }
+
+    async fn forget_everywhere(&self, forget: Forget) -> Result<(), NotForgotten> {
         // Whoever answers is alive, whatever is heard of it.
-        if self.on(&node, Describe, QUICK).await.is_ok() {
-            return Err(Error::Alive(name));
+        if self.on(&forget.node, Describe, QUICK).await.is_ok() {
+            return Err(NotForgotten::Alive);
         }
-        let view = self.view();
-        let others = view.members.iter().filter(|(id, member)| **id != node && member.state != NodeState::Left);
-        let told = others.map(async |(peer, member)| match self.on(peer, Forget(node.clone()), QUICK).await {
+        let (view, leader) = (self.view(), self.leadership().leader.clone());
+        let me = self.mesh.me();
+        // Whoever is looked at when it is asked again comes last: as long as anybody refuses, it knows of it.
+        let last = leader.filter(|leader| *leader != forget.node).unwrap_or_else(|| me.clone());
+        let away = |peer: &NodeId| view.members.get(peer).is_some_and(|member| member.state != NodeState::Alive);
+        let left = |peer: &NodeId| view.members.get(peer).is_some_and(|member| member.state == NodeState::Left);
+        let others =
+            view.members.keys().chain([me]).filter(|peer| **peer != forget.node && **peer != last && !left(peer));
+        let told = others.map(async |peer| match self.on(peer, forget.clone(), QUICK).await {
             // Whoever is not heard yet is told all the same; whoever is away cannot be.
-            Err(_) if member.state != NodeState::Alive => Ok(()),
-            told => told?.answer.or_else(|error| is_forgotten(&name, error)),
+            Err(_) if away(peer) => Ok(()),
+            told => NotForgotten::unless(told),
         });
-        futures_util::future::join_all(told).await.into_iter().collect::<Result<(), Error>>()?;
-        // This one is last: while one of the others refuses, it knows whom to ask them to forget.
-        let Routed { answer, .. } = self.on(self.mesh.me(), Forget(node.clone()), QUICK).await?;
-        answer.or_else(|error| is_forgotten(&name, error))
+        futures_util::future::join_all(told).await.into_iter().collect::<Result<(), NotForgotten>>()?;
+        NotForgotten::unless(self.on(&last, forget, QUICK).await)
     }
 
     /// The named volumes on a node.
@@ -116,11 +131,27 @@ impl Cluster {
     }
 }
 
-/// Whether a node that was told to forget another need not be told again.
-fn is_forgotten(name: &str, error: gossip::Error) -> Result<(), Error> {
-    match error {
-        gossip::Error::NotFound(_) => Ok(()),
-        gossip::Error::Alive(_) => Err(Error::Alive(name.to_owned())),
-        error => Err(Error::NotForgotten { node: name.to_owned(), reason: error.to_string() }),
+/// Why something is not forgotten by everybody.
+enum NotForgotten {
+    Alive,
+    Unanswered(Error),
+    Failed(gossip::Error),
+}
+
+impl NotForgotten {
+    fn unless(told: Result<Routed<Result<(), gossip::Error>>, Error>) -> Result<(), Self> {
+        match told.map_err(Self::Unanswered)?.answer {
+            Ok(()) | Err(gossip::Error::NotFound(_)) => Ok(()),
+            Err(gossip::Error::Alive(_)) => Err(Self::Alive),
+            Err(error) => Err(Self::Failed(error)),
+        }
+    }
+
+    fn about(self, node: String, alive: impl FnOnce(String) -> Error) -> Error {
+        match self {
+            Self::Alive => alive(node),
+            Self::Unanswered(error) => error,
+            Self::Failed(error) => Error::NotForgotten { node, reason: error.to_string() },
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! read; [`roster`] keeps it, so that a node that starts finds the others without a seed; [`task`] owns
 //! it all.
 
+mod forgotten;
 pub mod keys;
 mod link;
 pub mod roster;
@@ -13,7 +14,7 @@ mod seeds;
 pub mod task;
 pub mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +73,7 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 #[derive(Debug)]
 enum Request {
-    Forget(NodeId, Reply<()>),
+    Forget(NodeId, Option<SessionId>, Reply<()>),
     Leave(Reply<()>),
 }
 
@@ -82,9 +83,10 @@ impl Handle {
         self.ask(Request::Leave).await
     }
 
-    /// Takes a node that is not alive out of the roster. It is back as soon as it is heard again.
-    pub async fn forget(&self, node: NodeId) -> Result<(), Error> {
-        self.ask(|reply| Request::Forget(node, reply)).await
+    /// Takes a node that is not alive out of the roster, or one of its sessions. They are back as soon as it is heard
+    /// again.
+    pub async fn forget(&self, node: NodeId, session: Option<SessionId>) -> Result<(), Error> {
+        self.ask(|reply| Request::Forget(node, session, reply)).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
@@ -98,6 +100,8 @@ impl Handle {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ClusterView {
     pub members: BTreeMap<NodeId, Arc<Member>>,
+    /// By member, its sessions that somebody had forgotten: it will not return.
+    pub forgotten: BTreeMap<NodeId, BTreeSet<SessionId>>,
     /// Another live node has this node's id.
     pub duplicate: Option<SocketAddr>,
     /// There are seeds or known nodes, and none of them was ever heard.

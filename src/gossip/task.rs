@@ -17,7 +17,7 @@ use super::seeds::Seeds;
 use super::view::{self, Membership};
 use super::{Channels, Config, Error, Handle, Reply, Request};
 use crate::clock::Clock;
-use crate::types::{NodeId, NodeState};
+use crate::types::{NodeId, NodeState, SessionId};
 
 /// Requests waiting for the owner. Callers beyond it wait.
 const QUEUE: usize = 16;
@@ -117,7 +117,9 @@ impl Owner {
                 }
                 request = queue.recv() => match request {
                     // Nobody has to wait for the answer: it is done or refused all the same.
-                    Some(Request::Forget(node, reply)) => drop(reply.send(self.forget(&node).await)),
+                    Some(Request::Forget(node, session, reply)) => {
+                        drop(reply.send(self.forget(&node, session.as_ref()).await));
+                    }
                     Some(Request::Leave(reply)) => return self.leave(reply).await,
                     None => return,
                 },
@@ -204,14 +206,18 @@ impl Owner {
         members.filter(|member| member.state == NodeState::Alive).map(|member| member.address).collect()
     }
 
-    async fn forget(&mut self, node: &NodeId) -> Result<(), Error> {
+    async fn forget(&mut self, node: &NodeId, session: Option<&SessionId>) -> Result<(), Error> {
         let mut next = self.membership.clone();
-        let known = next.forget(node).ok_or_else(|| Error::NotFound(node.clone()))?;
+        let known = match session {
+            Some(session) => next.forget_session(node, session),
+            None => next.forget(node),
+        };
+        let known = known.ok_or_else(|| Error::NotFound(node.clone()))?;
         if known.state == NodeState::Alive {
             return Err(Error::Alive(node.clone()));
         }
-        self.roster.keep(next.members(), false).await.map_err(|e| Error::Store(e.to_string()))?;
-        tracing::info!(%node, "node forgotten");
+        self.roster.keep(next.members(), true).await.map_err(|e| Error::Store(e.to_string()))?;
+        tracing::info!(%node, session = session.map(tracing::field::display), "forgotten");
         self.membership = next;
         self.look().await;
         Ok(())

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::forgotten::{ECHO, Forgotten};
 use super::{ClusterView, Directory, Entry, Member};
 use crate::election::Members;
 use crate::types::{BootInstant, ClusterMode, Moment, Node, NodeId, NodeState, Session, SessionId, SessionState};
@@ -23,9 +24,6 @@ const SUSPECT_SELF_FOR: Duration = Duration::from_secs(30);
 const ALONE_AFTER: Duration = Duration::from_secs(5);
 /// The time when a live node was last seen moves on in these steps, so that time alone changes little.
 const LAST_SEEN_STEP: Duration = Duration::from_secs(5);
-/// A life that is over lives on in what others tell of it, until their detectors have noticed: they heard it last at
-/// different times, and each later time makes it seem alive again.
-const ECHO: Duration = Duration::from_secs(30);
 
 /// What is remembered between two looks at the cluster.
 #[derive(Debug, Clone)]
@@ -42,7 +40,7 @@ pub struct Membership {
     suspects: BTreeMap<NodeId, Silence>,
     /// Since when an older life of this node has seemed alive.
     twin_since: Option<BootInstant>,
-    forgotten: BTreeMap<NodeId, Forgotten>,
+    forgotten: Forgotten,
     members: BTreeMap<NodeId, Arc<Member>>,
 }
 
@@ -51,25 +49,6 @@ pub struct Membership {
 struct Silence {
     since: BootInstant,
     patience: Duration,
-}
-
-/// A life that was to be forgotten: it is not taken up again until it is heard.
-#[derive(Debug, Clone, Copy)]
-struct Forgotten {
-    incarnation: u64,
-    /// Since when it has seemed alive again.
-    heard_since: Option<BootInstant>,
-}
-
-impl Forgotten {
-    /// Looks at the newest life of its node, and says whether that one stays forgotten.
-    fn stays(&mut self, entry: &Entry, now: BootInstant) -> bool {
-        if entry.incarnation > self.incarnation {
-            return false;
-        }
-        self.heard_since = entry.live.then(|| self.heard_since.unwrap_or(now));
-        self.heard_since.is_none_or(|since| now.since(since) < ECHO)
-    }
 }
 
 impl Membership {
@@ -91,7 +70,7 @@ impl Membership {
             live: BTreeSet::new(),
             suspects: BTreeMap::new(),
             twin_since: None,
-            forgotten: BTreeMap::new(),
+            forgotten: Forgotten::default(),
             members: known,
         }
     }
@@ -114,7 +93,8 @@ impl Membership {
         self.members = ids.into_iter().filter_map(look).collect();
         self.evict();
         let duplicate = self.duplicate(entries, now).map(|twin| twin.address);
-        ClusterView { members: self.members.clone(), duplicate, alone: self.is_alone(now) }
+        let forgotten = self.forgotten.sessions().map(|(id, sessions)| (id.clone(), sessions.clone())).collect();
+        ClusterView { members: self.members.clone(), forgotten, duplicate, alone: self.is_alone(now) }
     }
 
     /// Whether there are nodes that may still answer for the first time.
@@ -127,8 +107,17 @@ impl Membership {
         let member = self.members.remove(id)?;
         self.suspects.remove(id);
         self.live.remove(id);
-        self.forgotten.insert(id.clone(), Forgotten { incarnation: member.incarnation, heard_since: None });
+        self.forgotten.add_node(id, member.incarnation);
         Some(member)
+    }
+
+    /// Forgets a session of a node, until the node is heard again. Returns what was known of the node.
+    pub fn forget_session(&mut self, id: &NodeId, session: &SessionId) -> Option<Arc<Member>> {
+        let member = self.members.get_mut(id)?;
+        let before = Arc::clone(member);
+        Arc::make_mut(member).sessions.remove(session);
+        self.forgotten.add_session(id, before.incarnation, session);
+        Some(before)
     }
 
     fn is_alone(&self, now: Moment) -> bool {
@@ -144,11 +133,10 @@ impl Membership {
                 *best = entry;
             }
         }
-        // Once chitchat does not know it any more, nothing is left that could bring it back.
-        self.forgotten.retain(|id, forgotten| newest.get(id).is_some_and(|entry| forgotten.stays(entry, now)));
+        self.forgotten.look(&newest, now);
         newest.retain(|id, entry| {
             let outdated = self.members.get(*id).is_some_and(|known| known.incarnation > entry.incarnation);
-            !self.forgotten.contains_key(*id) && (entry.live || !outdated)
+            !self.forgotten.has_node(id) && (entry.live || !outdated)
         });
         newest
     }
@@ -222,13 +210,17 @@ impl Membership {
             Some(before) if heard.node.is_none() => &before.sessions,
             _ => &heard.sessions,
         };
+        let mut sessions = as_seen(sessions, state);
+        if let Some(forgotten) = self.forgotten.sessions_of(&entry.id) {
+            sessions.retain(|session, _| !forgotten.contains(session));
+        }
         Member {
             address: entry.address,
             incarnation: entry.incarnation,
             state,
             mode: heard.mode.or(before.map(|before| before.mode)).unwrap_or_default(),
             node: node.map(|node| Arc::new(Node { state, last_seen, ..node.clone() })),
-            sessions: as_seen(sessions, state),
+            sessions,
             catalogue: heard.catalogue.clone().or_else(|| before.and_then(|before| before.catalogue.clone())),
         }
     }
@@ -456,6 +448,25 @@ mod tests {
             let echo = entry(1, second % 20 < 15);
             assert!(membership.look(&[echo], moment(second)).members.is_empty());
         }
+    }
+
+    #[test]
+    fn a_session_that_is_forgotten_is_back_with_its_host() {
+        let mut membership = membership();
+        let first = membership.look(&[entry(1, true)], moment(0));
+        let sessions: Vec<SessionId> = first.members[&id(1)].sessions.keys().cloned().collect();
+        membership.look(&[entry(1, false)], moment(1));
+        assert!(membership.forget_session(&id(1), &sessions[0]).is_some());
+        assert!(membership.forget_session(&id(2), &sessions[0]).is_none());
+        for second in 2..100 {
+            let view = membership.look(&[entry(1, second % 20 < 15)], moment(second));
+            assert!(view.members[&id(1)].sessions.keys().eq(&sessions[1..]), "after {second} s");
+            assert_eq!(view.forgotten, [(id(1), [sessions[0].clone()].into())].into());
+        }
+        let next = Entry { incarnation: 6, ..entry(1, true) };
+        let view = membership.look(&[next], moment(100));
+        assert!(view.members[&id(1)].sessions.keys().eq(&sessions));
+        assert!(view.forgotten.is_empty());
     }
 
     #[test]

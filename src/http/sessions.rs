@@ -102,6 +102,9 @@ pub(super) struct RemoveQuery {
     /// How long to hold it, as `90s` or `2m`; at most ten minutes, whatever is asked.
     #[serde(default)]
     timeout: Timeout,
+    /// Only have everybody forget it, since its host is not alive and will not return.
+    #[serde(default)]
+    forget: bool,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -195,10 +198,12 @@ pub(super) async fn show(
 }
 
 /// Ends a session and destroys its container. Named volumes stay.
+///
+/// One that is only forgotten is back as soon as its host is heard again, unless its key was used anew meanwhile.
 #[utoipa::path(delete, path = "/v1/sessions/{id}", tag = "sessions", operation_id = "remove_session", params(SessionPath, RemoveQuery), responses(
-    (status = 200, description = "the session, whose container is destroyed", body = Session),
+    (status = 200, description = "the session, whose container is destroyed; or as it was last known, once it is forgotten", body = Session),
     (status = 202, description = "the session, being removed", body = Session),
-    (status = 409, description = "`conflict`: more than one session's id begins so", body = ErrorBody),
+    (status = 409, description = "`conflict`: more than one session's id begins so, or it is to be forgotten and its host is alive", body = ErrorBody),
     (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn remove(
@@ -208,6 +213,10 @@ pub(super) async fn remove(
 ) -> Result<Served<(StatusCode, Answer<Session>)>, Refusal> {
     let Routed { answer: Remembered { session, gone }, by } = find(&app, &path).await?;
     if gone {
+        return Ok(Served(Routed { answer: (StatusCode::OK, Answer(session)), by }));
+    }
+    if query.forget {
+        app.api.cluster.forget_session(&session).await?;
         return Ok(Served(Routed { answer: (StatusCode::OK, Answer(session)), by }));
     }
     let Routed { answer: session, by } = app.api.cluster.command(&session, Command::Remove).await?;

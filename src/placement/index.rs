@@ -23,7 +23,8 @@ pub struct HostView {
     pub sessions: BTreeMap<SessionId, Arc<Held>>,
     /// The images of the catalogue that are there.
     pub images: BTreeSet<String>,
-    pub have: Have,
+    /// What builds on this is understood. `None` where some of it was forgotten: the host must tell everything.
+    pub have: Option<Have>,
 }
 
 /// The leader's own copy, with its ways to find things.
@@ -62,11 +63,12 @@ impl Index {
     /// builds on something that is not here is left out: `None`, and the host must tell everything.
     pub fn apply(&mut self, host: &NodeId, report: HostReport) -> Option<Vec<Duplicate>> {
         let have = report.have();
-        let before = self.fleet.hosts.get(host);
+        let same_life = |before: Have| before.sessions.incarnation == have.sessions.incarnation;
+        let before = self.fleet.hosts.get(host).filter(|view| view.have.is_some_and(same_life));
         let mut sessions = match before {
             _ if report.changes.whole => BTreeMap::new(),
-            Some(view) if view.have.sessions.incarnation == have.sessions.incarnation => view.sessions.clone(),
-            _ => return None,
+            Some(view) => view.sessions.clone(),
+            None => return None,
         };
         let changed: Vec<SessionId> = report.changes.held.iter().map(|held| held.session.id.clone()).collect();
         for held in report.changes.held {
@@ -77,7 +79,7 @@ impl Index {
         }
         self.find_again(host, &sessions);
         *self.told.entry(host.clone()).or_default() += 1;
-        let view = HostView { node: Arc::new(report.node), sessions, images: report.images, have };
+        let view = HostView { node: Arc::new(report.node), sessions, images: report.images, have: Some(have) };
         let before = self.fleet.hosts.insert(host.clone(), Arc::new(view));
         if let Some(before) = before.filter(|_| report.changes.whole) {
             before.sessions.keys().for_each(|session| self.note_unplaced(session));
@@ -124,6 +126,23 @@ impl Index {
             self.fleet.unplaced.retain(|_, on| on != host);
         }
         !gone.is_empty()
+    }
+
+    /// Forgets sessions of a host that will not return. True where there were any.
+    pub fn forget(&mut self, host: &NodeId, gone: &BTreeSet<SessionId>) -> bool {
+        let Some(view) = self.fleet.hosts.get(host) else { return false };
+        let left = view.sessions.iter().filter(|(id, _)| !gone.contains(*id));
+        let left: BTreeMap<SessionId, Arc<Held>> = left.map(|(id, held)| (id.clone(), Arc::clone(held))).collect();
+        if left.len() == view.sessions.len() {
+            return false;
+        }
+        self.find_again(host, &left);
+        if let Some(view) = self.fleet.hosts.get_mut(host) {
+            let view = Arc::make_mut(view);
+            (view.sessions, view.have) = (left, None);
+        }
+        gone.iter().for_each(|session| self.note_unplaced(session));
+        true
     }
 
     pub fn clear(&mut self) {
@@ -178,4 +197,41 @@ pub fn is_live(held: &Held) -> bool {
 /// Of two copies of one session, the one that is there counts before one that is gone, then the later decision.
 fn worth(held: &Held) -> (bool, &crate::types::Ballot, u32) {
     (!held.gone, &held.ballot, held.session.attempt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sessions::Changes;
+    use crate::types::{Ballot, sample};
+
+    const HOST: &str = "aabb222222222222";
+
+    fn held(key: &str) -> Held {
+        let session = sample::session(key, "desktop", "alice", SessionState::Running);
+        Held { session, ballot: Ballot { term: 1, node: id() }, gone: false, unplaced: false }
+    }
+
+    fn id() -> NodeId {
+        HOST.parse().unwrap()
+    }
+
+    fn report(whole: bool, version: u64, held: Vec<Held>) -> HostReport {
+        let now = crate::sessions::Have { incarnation: 1, version };
+        let changes = Changes { now, whole, held, forgotten: Vec::new() };
+        HostReport { node: sample::node("a", HOST), node_digest: 0, images: BTreeSet::new(), changes }
+    }
+
+    #[test]
+    fn of_a_host_of_which_something_was_forgotten_everything_is_heard_anew() {
+        let mut index = Index::default();
+        index.apply(&id(), report(true, 1, vec![held("one"), held("two")]));
+        let one = sample::session_id("one");
+        assert!(index.forget(&id(), &[one.clone()].into()) && !index.forget(&id(), &[one.clone()].into()));
+        assert!(index.holder(&one).is_none() && index.holder(&sample::session_id("two")).is_some());
+        assert_eq!(index.apply(&id(), report(false, 2, vec![held("three")])), None);
+        index.apply(&id(), report(true, 2, vec![held("one"), held("two"), held("three")]));
+        assert_eq!(index.holder(&one).map(|(host, _)| host), Some(&id()));
+        assert!(index.apply(&id(), report(false, 3, vec![held("four")])).is_some());
+    }
 }

@@ -283,7 +283,11 @@ impl Owner {
         let stays = |host: &NodeId| {
             reign.electorate.contains(host) || reign.reached.contains(host) || view.members.contains_key(host)
         };
-        if self.book.index_mut().retain(stays) {
+        let mut forgets = self.book.index_mut().retain(stays);
+        for (host, sessions) in view.forgotten.iter().filter(|(host, _)| !reign.reached.contains(*host)) {
+            forgets |= self.book.index_mut().forget(host, sessions);
+        }
+        if forgets {
             self.publish.send_replace(Arc::new(self.book.index().fleet().clone()));
         }
         for host in reign.electorate.union(&reign.reached) {

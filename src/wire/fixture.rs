@@ -113,6 +113,6 @@ sampled! {
     Compare: [Compare(Document(entries().into_iter().map(|entry| (entry.key, entry.version)).collect()))]
         => [Document(catalogue::Difference { newer: entries(), wanted: keys() })];
     Claim: [Claim { ballot: ballot(), session: session_id() }] => claim_answers();
-    Forget: [Forget(id(3))] => forget_answers();
+    Forget: [Forget { node: id(3), session: None }, Forget { node: id(3), session: Some(session_id()) }] => forget_answers();
     Pass: [Pass(vec![15, 0, 255])] => pass_answers();
 }

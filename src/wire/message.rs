@@ -109,7 +109,7 @@ calls! {
     Compare(Member, Compare) -> Document<catalogue::Difference>;
     /// A leader takes charge of a session that its host could not start.
     Claim(BallotHolder, Claim) -> Result<Document<sessions::Asked>, AdmitError>;
-    /// A node is gone for good: nobody is to remember it.
+    /// A node is gone for good: nobody is to remember it, or one of its sessions.
     Forget(Member, Forget) -> Result<(), gossip::Error>;
     /// Of a follower: a request of its leader's, whom whoever asks cannot reach.
     Pass(Member, Pass) -> Result<Passed, NotPassed>;
@@ -192,7 +192,11 @@ pub struct Claim {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Forget(pub NodeId);
+pub struct Forget {
+    pub node: NodeId,
+    /// Only this one of its sessions.
+    pub session: Option<SessionId>,
+}
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Find {

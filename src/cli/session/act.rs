@@ -49,6 +49,9 @@ pub(in crate::cli) struct StartArgs {
 pub(in crate::cli) struct RmArgs {
     #[command(flatten)]
     ids: IdArgs,
+    /// Only have every node forget them: their hosts are not alive and will not return.
+    #[arg(long, conflicts_with = "no_wait")]
+    forget: bool,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -102,6 +105,9 @@ pub(super) async fn remove(args: &RmArgs, context: &Context) -> Result<(), Failu
     let WaitArgs { no_wait, timeout } = args.wait;
     let removing = async |client: &Client, id: &str, _: &Progress| {
         let route = Route::new(&["sessions", id]);
+        if args.forget {
+            return client.send(Call::delete(route.with("forget", true))).await;
+        }
         if no_wait { client.send(Call::delete(route)).await } else { remove_and_wait(client, id, timeout).await }
     };
     each(&args.ids.ids, "removing", context, removing).await

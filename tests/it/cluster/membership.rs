@@ -1,7 +1,9 @@
 //! Who is in a cluster, and who is kept out of it.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::faults::persist;
+use super::{FOREVER, id};
 use crate::support::agent::{Agent, until};
 use crate::support::cluster::{Cluster, write_token};
 
@@ -48,6 +50,43 @@ fn a_node_that_is_gone_for_good_is_forgotten_by_all() {
     cluster.nodes[gone].up();
     cluster.settled();
     until("it is back with what it has", || cluster.nodes[asked].sessions(false).len() == 1);
+}
+
+#[test]
+fn a_session_whose_host_will_not_return_is_forgotten_and_its_key_is_free() {
+    let mut cluster = Cluster::start(3, "");
+    let [asked, gone] = cluster.followers()[..] else { panic!("three nodes have two followers") };
+    cluster.nodes[gone].workspace("w", FOREVER, &json!({"cores": 0.1}));
+    for node in &cluster.nodes {
+        until("the workspace is everywhere", || node.get("/v1/workspaces/w").status == 200);
+    }
+    // Spread: one for each node.
+    let made: Vec<Value> = (0..3).map(|key| persist(&cluster.nodes[asked], &format!("key-{key}"))).collect();
+    let name = format!("n{gone}");
+    let key = made.iter().position(|session| session["node"] == json!(name)).expect("it has one");
+    let lost = id(&made[key]);
+    let agent = &cluster.nodes[asked];
+    for node in &cluster.nodes {
+        until("everybody has heard of it", || node.sessions(false).iter().any(|session| id(session) == lost));
+    }
+    let refused = agent.cli(&["session", "rm", "--forget", &lost]).failed(3);
+    assert!(refused.contains("is alive"), "{refused}");
+    cluster.nodes[gone].kill9();
+    let agent = &cluster.nodes[asked];
+    agent.cli(&["session", "rm", "--forget", "--no-wait", &lost]).failed(2);
+    until("it may be forgotten", || agent.cli(&["session", "rm", "--forget", &lost]).code == 0);
+    for node in cluster.nodes.iter().filter(|node| node.is_running()) {
+        until("nobody lists it", || node.sessions(false).iter().all(|session| id(session) != lost));
+        assert_eq!(node.sessions(false).len(), 2, "the others are there");
+    }
+    // Its id is that of its key: whoever asks with that again gets a new session of this id.
+    let anew = persist(&cluster.nodes[asked], &format!("key-{key}"));
+    assert_eq!((id(&anew), anew["node"] == json!(name)), (lost.clone(), false));
+    cluster.nodes[gone].up();
+    cluster.settled();
+    until("it is there once, wherever that is", || {
+        cluster.nodes.iter().filter(|node| node.process_directories().contains(&lost)).count() == 1
+    });
 }
 
 #[test]

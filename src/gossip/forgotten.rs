@@ -1,0 +1,88 @@
+//! What was to be forgotten of nodes that will not return. Pure.
+//!
+//! Others still tell of them for a while. So it is remembered what was forgotten, until the node itself is heard.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::Entry;
+use crate::types::{BootInstant, NodeId, SessionId};
+
+/// A life that is over lives on in what others tell of it, until their detectors have noticed: they heard it last at
+/// different times, and each later time makes it seem alive again.
+pub(super) const ECHO: Duration = Duration::from_secs(30);
+/// Nodes of which something is forgotten. Above it, some are taken up again where others tell of them.
+const MAX_NODES: usize = 1000;
+
+/// By node, the life that is not taken up again.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Forgotten(BTreeMap<NodeId, Life>);
+
+#[derive(Debug, Clone)]
+struct Life {
+    incarnation: u64,
+    /// Since when it has seemed alive again.
+    heard_since: Option<BootInstant>,
+    what: What,
+}
+
+#[derive(Debug, Clone)]
+enum What {
+    All,
+    Sessions(BTreeSet<SessionId>),
+}
+
+impl Forgotten {
+    pub(super) fn add_node(&mut self, id: &NodeId, incarnation: u64) {
+        self.0.insert(id.clone(), Life { incarnation, heard_since: None, what: What::All });
+        self.bound();
+    }
+
+    pub(super) fn add_session(&mut self, id: &NodeId, incarnation: u64, session: &SessionId) {
+        let nothing = || Life { incarnation, heard_since: None, what: What::Sessions(BTreeSet::new()) };
+        if let What::Sessions(sessions) = &mut self.0.entry(id.clone()).or_insert_with(nothing).what {
+            sessions.insert(session.clone());
+        }
+        self.bound();
+    }
+
+    fn bound(&mut self) {
+        while self.0.len() > MAX_NODES {
+            self.0.pop_first();
+        }
+    }
+
+    /// Looks at the newest life of every node: what is heard again is not forgotten any more.
+    pub(super) fn look(&mut self, newest: &BTreeMap<&NodeId, &Entry>, now: BootInstant) {
+        self.0.retain(|id, life| newest.get(id).is_none_or(|entry| life.is_over(entry, now)));
+    }
+
+    /// Whether the node is not to be listed.
+    pub(super) fn has_node(&self, id: &NodeId) -> bool {
+        self.0.get(id).is_some_and(|life| matches!(life.what, What::All))
+    }
+
+    /// The sessions of a node that are not to be listed.
+    pub(super) fn sessions_of(&self, id: &NodeId) -> Option<&BTreeSet<SessionId>> {
+        match &self.0.get(id)?.what {
+            What::All => None,
+            What::Sessions(sessions) => Some(sessions),
+        }
+    }
+
+    /// The same of all nodes.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = (&NodeId, &BTreeSet<SessionId>)> {
+        self.0.keys().filter_map(|id| Some((id, self.sessions_of(id)?)))
+    }
+}
+
+impl Life {
+    /// Whether the newest life of the node is still this one, and over.
+    fn is_over(&mut self, newest: &Entry, now: BootInstant) -> bool {
+        if newest.incarnation > self.incarnation {
+            return false;
+        }
+        self.heard_since = newest.live.then(|| self.heard_since.unwrap_or(now));
+        self.heard_since.is_none_or(|since| now.since(since) < ECHO)
+    }
+}
