@@ -2,7 +2,8 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,27 +36,28 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// Sets up the log of this process, once.
 pub fn init(config: &Config) -> Result<(), Error> {
     let filter = filter(&config.level).map_err(Error::Level)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours());
-    match config.format {
-        Format::Text => log.try_init(),
-        Format::Json => log.json().flatten_event(true).try_init(),
-    }
-    .map_err(|_| Error::AlreadySet)
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours());
+    let lines = match config.format {
+        Format::Text => lines.boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().map_err(|_| Error::AlreadySet)
 }
 
 /// Reads a level. The error says what would be right.
-pub fn filter(level: &str) -> Result<EnvFilter, String> {
+pub fn filter(level: &str) -> Result<Targets, String> {
     let wrong = || format!("expected {}, or levels by module such as info,ostler::sessions=debug", LEVELS.join(", "));
     // The filter's own parser takes a misspelled level for a module's name, and logs nothing.
     let known = |directive: &str| {
-        let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
-        LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level))
+        let (module, level) = directive.rsplit_once('=').unwrap_or(("", directive));
+        let named = module.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:".contains(&byte));
+        named && LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level))
     };
     let directives: Vec<&str> = level.split(',').map(str::trim).collect();
     if !directives.iter().copied().all(known) {
         return Err(wrong());
     }
-    EnvFilter::builder().parse(directives.join(",")).map_err(|_| wrong())
+    directives.join(",").parse().map_err(|_| wrong())
 }
 
 /// Colours are for terminals whose user wants them: <https://no-color.org>.

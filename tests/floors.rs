@@ -70,7 +70,7 @@ const ADAPTERS: &[(&str, &[&str])] = &[
     ("quinn", &["net"]),
     ("rcgen", &["identity"]),
     ("argon2", &["identity"]),
-    ("x509_parser", &["net", "identity"]),
+    ("webpki", &["identity"]),
     ("chitchat", &["gossip", "net/gossip"]),
     ("postcard", &["wire/codec"]),
     ("zstd", &["net/gossip"]),

@@ -75,13 +75,9 @@ impl Authority {
 
 /// The node that a certificate names. That the cluster's authority signed it was checked in the handshake.
 pub fn node_of(certificate: &[u8]) -> Option<NodeId> {
-    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let names = certificate.subject_alternative_name().ok()??;
-    names.value.general_names.iter().find_map(|name| match name {
-        GeneralName::URI(uri) => uri.strip_prefix(NODE_URI)?.parse().ok(),
-        _ => None,
-    })
+    let certificate = CertificateDer::from(certificate);
+    let certificate = webpki::EndEntityCert::try_from(&certificate).ok()?;
+    certificate.valid_uri_names().find_map(|uri| uri.strip_prefix(NODE_URI)?.parse().ok())
 }
 
 fn expand(stretched: &[u8; 32]) -> Result<[u8; 32], KeyError> {

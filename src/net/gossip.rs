@@ -37,15 +37,17 @@ pub struct GossipTransport(pub Net);
 
 #[async_trait]
 impl Transport for GossipTransport {
-    async fn open(&self, _: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
+    async fn open(&self, own: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let inbox = self.0.0.gossip_inbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let inbox = inbox.ok_or_else(|| anyhow::anyhow!("the mesh carries one gossip only"))?;
-        Ok(Box::new(GossipSocket { net: Arc::clone(&self.0.0), queues: HashMap::new(), inbox }))
+        Ok(Box::new(GossipSocket { net: Arc::clone(&self.0.0), own, queues: HashMap::new(), inbox }))
     }
 }
 
 struct GossipSocket {
     net: Arc<Inner>,
+    /// Where this node is for the others.
+    own: SocketAddr,
     queues: HashMap<SocketAddr, mpsc::Sender<Vec<u8>>>,
     inbox: mpsc::Receiver<Gossip>,
 }
@@ -53,6 +55,9 @@ struct GossipSocket {
 #[async_trait]
 impl Socket for GossipSocket {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
+        if to == self.own {
+            return Ok(()); // an earlier life of this node, which chitchat takes for another
+        }
         let Ok(compressed) = zstd::bulk::compress(&message.serialize_to_vec(), COMPRESSION) else { return Ok(()) };
         self.queues.retain(|_, queue| !queue.is_closed());
         let net = &self.net;

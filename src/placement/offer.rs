@@ -59,6 +59,8 @@ impl Offer {
     pub fn offered(&mut self, outcome: Offered, now: BootInstant) -> Step {
         match outcome {
             Offered::Accepted(admitted) => Step::Done(Box::new(Ok(*admitted))),
+            // It may have taken it from this leader before it followed another.
+            Offered::Stale(_) if self.unknown => self.give_up(),
             Offered::Stale(stale) => Step::Done(Box::new(Err(Error::NoLeader(stale.to_string())))),
             Offered::Unknown(_) => {
                 self.unknown = true;
@@ -114,6 +116,13 @@ impl Offer {
     fn ask_again(&self, now: BootInstant) -> Step {
         match self.candidates.front() {
             Some(host) if now < self.deadline => self.ask(host, AGAIN),
+            _ => self.give_up(),
+        }
+    }
+
+    /// Nobody can say whether the host that was asked last has taken it.
+    fn give_up(&self) -> Step {
+        match self.candidates.front() {
             Some(host) => Step::Done(Box::new(Err(Error::OutcomeUnknown { node: host.name.clone() }))),
             None => self.ask_next(),
         }
@@ -156,6 +165,10 @@ mod tests {
         Offered::Refused(sessions::Error::Refused(Box::new(reason)))
     }
 
+    fn stale() -> Offered {
+        Offered::Stale(Stale { highest: Ballot { term: 9, node: NodeId::from_bytes([9; 10]) } })
+    }
+
     fn asked(step: &Step) -> Candidate {
         match step {
             Step::Ask { host, .. } => host.clone(),
@@ -181,9 +194,17 @@ mod tests {
     fn a_leader_that_is_none_any_more_stops() {
         let mut offer = Offer::new(offers(2), NOW);
         offer.begin();
-        let stale = Stale { highest: Ballot { term: 9, node: NodeId::from_bytes([9; 10]) } };
-        let end = offer.offered(Offered::Stale(stale), NOW);
+        let end = offer.offered(stale(), NOW);
         assert!(matches!(end, Step::Done(done) if matches!(*done, Err(Error::NoLeader(_)))));
+    }
+
+    #[test]
+    fn who_follows_another_leader_may_have_taken_it_before() {
+        let mut offer = Offer::new(offers(2), NOW);
+        offer.begin();
+        offer.offered(Offered::Unknown(String::new()), NOW);
+        let end = offer.offered(stale(), NOW);
+        assert!(matches!(end, Step::Done(done) if matches!(*done, Err(Error::OutcomeUnknown { .. }))));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::agent::{Agent, lives, until};
 use crate::support::http::{Client, Request, Response};
+use crate::support::random::Random;
 
 const ROOMY: &str = "dev = { physical_cores = 1000, physical_memory = '1000GiB' }";
 
@@ -302,19 +303,4 @@ fn shims(agent: &Agent) -> Vec<String> {
         arguments.contains(" shim ") && arguments.contains(&data_dir)
     };
     processes.filter(|name| name.bytes().all(|b| b.is_ascii_digit())).filter(is_shim).collect()
-}
-
-/// A small generator, so that a seed says all.
-struct Random(u64);
-
-impl Random {
-    /// A number from 0 to `bound`, that one left out.
-    fn below(&mut self, bound: u64) -> u64 {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
 }

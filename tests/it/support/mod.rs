@@ -5,6 +5,7 @@ pub(crate) mod cluster;
 pub(crate) mod docker;
 pub(crate) mod http;
 pub(crate) mod netns;
+pub(crate) mod random;
 pub(crate) mod relay;
 
 use std::io::Write;

@@ -9,6 +9,8 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::random::Random;
+
 /// Bytes of a packet at most.
 const MAX_PACKET: usize = 65_535;
 /// How often a thread that waits looks whether it is over.
@@ -115,18 +117,5 @@ fn deliver(sides: &Sides, sent: &Receiver<Packet>) {
             // A node that is not there takes nothing.
             let _ = sides.sockets[packet.from].send_to(&packet.bytes, sides.nodes[packet.to]);
         }
-    }
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
     }
 }
