@@ -1,4 +1,5 @@
-//! Real agents on hosts whose network is cut: into two sides, one way, and with one host that reaches both sides.
+//! Real agents on hosts of their own, whose leaders die and freeze, and whose network is cut: into two sides, one way, and
+//! with one host that reaches both sides.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -120,6 +121,45 @@ fn cuts_that_stay_do_not_make_leaders_come_and_go() {
             made.is_subset(&listed)
         });
     }
+}
+
+#[test]
+fn hosts_go_on_whose_leaders_die_and_freeze() {
+    const ROUNDS: usize = 4;
+    let Some(mut hosts) = Hosts::start("hosts_go_on_whose_leaders_die_and_freeze", 5, "") else { return };
+    let cluster = &mut hosts.cluster;
+    workspace(cluster);
+    let mut made = BTreeSet::new();
+    for round in 0..ROUNDS {
+        let (leader, survivors) = (cluster.leader(), cluster.followers());
+        let freezes = round % 2 == 1;
+        if freezes {
+            cluster.nodes[leader].freeze(true);
+        } else {
+            cluster.nodes[leader].kill9();
+        }
+        let asked = survivors.iter().map(|i| id(&persist(&cluster.nodes[*i], &format!("{round}-{i}"))));
+        made.extend(asked);
+        elected(cluster, &survivors);
+        if freezes {
+            cluster.nodes[leader].freeze(false);
+        } else {
+            cluster.nodes[leader].up();
+        }
+        cluster.settled();
+        assert_ne!(cluster.leader(), leader, "who comes back follows");
+    }
+    assert_eq!(made.len(), ROUNDS * cluster.followers().len(), "each key is a session");
+    for node in &cluster.nodes {
+        until("every session is listed once and runs", || {
+            let sessions = node.sessions(false);
+            sessions.len() == made.len()
+                && sessions.iter().all(|session| session["state"] == "running" && made.contains(&id(session)))
+        });
+    }
+    until("each is there once", || {
+        cluster.nodes.iter().map(|node| node.process_directories().len()).sum::<usize>() == made.len()
+    });
 }
 
 /// Asks everybody all the while: each answer must be one, or ask to try again. Returns the sessions that were made.
