@@ -64,7 +64,7 @@ pub struct Reign {
     pub ballot: Ballot,
     /// The nodes a majority is counted of, this one included.
     pub electorate: BTreeSet<NodeId>,
-    /// Those of all nodes that answered lately, this one included.
+    /// Those of all nodes that answered lately, or have just voted for this one, which is included.
     pub reached: BTreeSet<NodeId>,
     /// How many nodes are a majority.
     pub needed: usize,

@@ -59,16 +59,21 @@ fn after_any_trouble_one_leader_is_followed_by_all() {
     });
 }
 
+/// A cluster of three nodes or more that has just lost the leader that it followed, and who that was.
+fn with_its_leader_killed(seed: u64) -> (World, NodeId) {
+    let mut random = Random(seed ^ 0xdead);
+    let size = 3 + random.pick(4);
+    let mode = mode(size, &mut random);
+    let mut world = World::new(size, mode, Network::good(), seed);
+    let leader = settle(&mut world, HEALED);
+    world.crash(world.hosts.iter().position(|host| host.id == leader).unwrap());
+    (world, leader)
+}
+
 #[test]
 fn a_killed_leader_is_succeeded_in_time() {
     each_seed(|seed| {
-        let mut random = Random(seed ^ 0xdead);
-        let size = 3 + random.pick(4);
-        let mode = mode(size, &mut random);
-        let mut world = World::new(size, mode, Network::good(), seed);
-        let leader = settle(&mut world, HEALED);
-        let killed = world.hosts.iter().position(|host| host.id == leader).unwrap();
-        world.crash(killed);
+        let (mut world, leader) = with_its_leader_killed(seed);
         assert_ne!(settle(&mut world, SUCCESSION), leader);
     });
 }
@@ -77,12 +82,7 @@ fn a_killed_leader_is_succeeded_in_time() {
 fn a_killed_leader_is_not_waited_for() {
     let took = std::sync::Mutex::new(Vec::new());
     each_seed(|seed| {
-        let mut random = Random(seed ^ 0xdead);
-        let size = 3 + random.pick(4);
-        let mode = mode(size, &mut random);
-        let mut world = World::new(size, mode, Network::good(), seed);
-        let leader = settle(&mut world, HEALED);
-        world.crash(world.hosts.iter().position(|host| host.id == leader).unwrap());
+        let (mut world, _) = with_its_leader_killed(seed);
         let killed = world.now;
         settle(&mut world, SUCCESSION);
         took.lock().unwrap().push(world.now - killed);

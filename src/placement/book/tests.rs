@@ -1,0 +1,234 @@
+use super::*;
+use crate::placement::HostReport;
+use crate::placement::flights::REMEMBERED_FOR;
+use crate::sessions::{Changes, Have, Held};
+use crate::types::{Bytes, Cores, Strategy, sample};
+
+const NOW: BootInstant = BootInstant::from_millis(1_000_000);
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
+fn id(host: usize) -> NodeId {
+    NodeId::from_bytes([u8::try_from(host).unwrap(); 10])
+}
+
+fn workspace() -> Workspace {
+    let mut workspace = Workspace::new("desktop".parse().unwrap(), Cores::whole(2), Bytes::gib(1));
+    workspace.command = vec!["sleep".to_owned()];
+    workspace
+}
+
+/// A leader of three hosts of four cores, which have told what they hold: nothing.
+struct Leader {
+    book: Book,
+    reign: Reign,
+    view: ClusterView,
+}
+
+impl Leader {
+    fn new(config: Config) -> Self {
+        let all: BTreeSet<NodeId> = (0..3).map(id).collect();
+        let ballot = Ballot { term: 7, node: id(0) };
+        let reign = Reign { ballot, electorate: all.clone(), reached: all, needed: 2, lease: NOW.plus(REMEMBERED_FOR) };
+        Self { book: Book::new(config), reign, view: ClusterView::default() }
+    }
+
+    fn that_heard(hosts: &[usize]) -> Self {
+        let mut leader = Self::new(config());
+        hosts.iter().for_each(|host| leader.hear(*host, Vec::new()));
+        leader
+    }
+
+    fn hear(&mut self, host: usize, held: Vec<Held>) {
+        let mut node = sample::node(NAMES[host], id(host).as_str());
+        node.resources.cores.physical = Cores::whole(4);
+        node.resources.cores.effective = Cores::whole(4);
+        node.resources.memory_bytes.physical = Bytes::gib(64);
+        node.resources.memory_bytes.effective = Bytes::gib(64);
+        let now = Have { incarnation: 1, version: 1 };
+        let changes = Changes { now, whole: true, held, forgotten: Vec::new() };
+        self.book.index_mut().apply(&id(host), HostReport { node, node_digest: 0, images: BTreeSet::new(), changes });
+    }
+
+    fn lose(&mut self, host: usize) {
+        self.reign.reached.remove(&id(host));
+        self.book.note_silence(&self.reign, NOW);
+    }
+
+    fn begin(&mut self, key: &str, drawn: bool, now: BootInstant) -> Result<Begun, Error> {
+        let begin = Begin {
+            session: sample::session_id(key),
+            user: "alice".parse().unwrap(),
+            workspace: Ok(workspace()),
+            drawn,
+        };
+        let cx = Context { now, reign: &self.reign, view: &self.view };
+        self.book.begin(&begin, cx)
+    }
+
+    /// Whom it offers the session to, first to last.
+    fn offers(&mut self, key: &str) -> Vec<String> {
+        match self.begin(key, true, NOW).unwrap() {
+            Begun::Offer { offers, .. } => names(&offers),
+            other => panic!("it is not offered: {other:?}"),
+        }
+    }
+
+    fn again(&mut self, key: &str, tried: &[usize]) -> Result<Vec<String>, Error> {
+        let again = Again {
+            session: sample::session_id(key),
+            host: id(tried[0]),
+            user: "alice".parse().unwrap(),
+            workspace: workspace(),
+            tried: tried.iter().map(|host| id(*host)).collect(),
+        };
+        let cx = Context { now: NOW, reign: &self.reign, view: &self.view };
+        self.book.begin_again(&again, cx).map(|(_, offers)| names(&offers))
+    }
+
+    fn end(&mut self, key: &str, end: End) {
+        self.book.end(&sample::session_id(key), &self.reign.ballot, end, NOW);
+    }
+}
+
+fn config() -> Config {
+    Config { strategy: Strategy::Spread, on_unknown: OnUnknown::Place, max_sessions_per_user: 0 }
+}
+
+fn names(offers: &Offers) -> Vec<String> {
+    let mut names: Vec<String> = offers.candidates.iter().map(|candidate| candidate.name.to_string()).collect();
+    names.sort_unstable();
+    names
+}
+
+fn held(key: &str, host: usize, unplaced: bool) -> Held {
+    let state = if unplaced { SessionState::Pending } else { SessionState::Running };
+    let mut session = sample::session(key, "desktop", "alice", state);
+    session.node_id = id(host);
+    Held { session, ballot: Ballot { term: 1, node: id(0) }, gone: false, unplaced }
+}
+
+fn holder(begun: Result<Begun, Error>) -> NodeId {
+    match begun {
+        Ok(Begun::Known { host, .. }) => host,
+        other => panic!("no host is said to have it: {other:?}"),
+    }
+}
+
+#[test]
+fn what_is_on_its_way_takes_room_until_its_host_tells() {
+    let mut leader = Leader::that_heard(&[0]);
+    assert_eq!(leader.offers("one"), ["a"]);
+    assert_eq!(leader.offers("two"), ["a"]);
+    assert!(matches!(leader.begin("three", true, NOW), Ok(Begun::Wait(_))), "who has not told may have room");
+    leader.end("two", End::NotTaken);
+    assert_eq!(leader.offers("three"), ["a"], "what was refused takes none");
+    leader.end("one", End::Taken);
+    assert_eq!(holder(leader.begin("one", false, NOW)), id(0));
+}
+
+#[test]
+fn a_key_that_others_may_know_waits_until_they_have_told() {
+    let mut leader = Leader::that_heard(&[0, 1]);
+    let Ok(Begun::Wait(Error::Indexing { waiting_for })) = leader.begin("k", false, NOW) else {
+        panic!("the third may know it")
+    };
+    assert_eq!(waiting_for, [id(2).as_str().parse().unwrap()]);
+    assert!(matches!(leader.begin("drawn", true, NOW), Ok(Begun::Offer { .. })), "nobody knows this one");
+    leader.hear(2, vec![held("k", 2, false)]);
+    assert_eq!(holder(leader.begin("k", false, NOW)), id(2));
+    leader.lose(2);
+    assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Unknown(_))), "it is never placed again");
+}
+
+#[test]
+fn a_silent_host_is_waited_for_only_where_the_operator_says_so() {
+    let mut leader = Leader::that_heard(&[0, 1]);
+    leader.lose(2);
+    assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Offer { .. })));
+    let mut leader = Leader::new(Config { on_unknown: OnUnknown::Fail, ..config() });
+    leader.hear(0, Vec::new());
+    leader.hear(1, Vec::new());
+    leader.lose(2);
+    assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Wait(Error::Indexing { .. }))));
+}
+
+#[test]
+fn only_the_host_that_may_have_it_is_asked_again() {
+    let mut leader = Leader::that_heard(&[0, 1, 2]);
+    let Ok(Begun::Offer { offers, .. }) = leader.begin("k", true, NOW) else { panic!("it is offered") };
+    let asked = offers.candidates[1].clone();
+    leader.book.offering(&sample::session_id("k"), &leader.reign.ballot, asked.clone());
+    assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Wait(_))), "it is being placed");
+    leader.end("k", End::Uncertain);
+    let Ok(Begun::Offer { offers, .. }) = leader.begin("k", false, NOW) else { panic!("it is offered") };
+    assert_eq!(offers.candidates, [asked]);
+}
+
+#[test]
+fn a_host_that_answers_no_offer_is_asked_for_a_minute_however_often_people_ask() {
+    let mut leader = Leader::that_heard(&[0, 1, 2]);
+    let mut offered_at = |now: BootInstant| {
+        let Ok(Begun::Offer { offers, ballot }) = leader.begin("k", false, now) else { panic!("it is offered") };
+        leader.book.end(&sample::session_id("k"), &ballot, End::Uncertain, now);
+        offers.candidates.len()
+    };
+    assert_eq!(offered_at(NOW), 3);
+    for seconds in [10, 20, 59] {
+        assert_eq!(offered_at(NOW.plus(Duration::from_secs(seconds))), 1, "after {seconds} s");
+    }
+    assert_eq!(offered_at(NOW.plus(REMEMBERED_FOR)), 3);
+}
+
+#[test]
+fn a_host_that_may_have_it_and_is_silent_is_waited_for_only_where_the_operator_says_so() {
+    for (on_unknown, candidates) in [(OnUnknown::Place, 2), (OnUnknown::Fail, 1)] {
+        let mut leader = Leader::new(Config { on_unknown, ..config() });
+        (0..3).for_each(|host| leader.hear(host, Vec::new()));
+        let Ok(Begun::Offer { offers, .. }) = leader.begin("k", true, NOW) else { panic!("it is offered") };
+        let asked = (0..3).find(|host| id(*host) == offers.candidates[0].id).unwrap();
+        leader.end("k", End::Uncertain);
+        leader.lose(asked);
+        let Ok(Begun::Offer { offers, .. }) = leader.begin("k", false, NOW) else { panic!("it is offered") };
+        assert_eq!(offers.candidates.len(), candidates, "{on_unknown:?}");
+    }
+}
+
+#[test]
+fn a_session_that_a_host_could_not_start_goes_to_another() {
+    let mut leader = Leader::that_heard(&[0, 1, 2]);
+    leader.hear(0, vec![held("k", 0, true)]);
+    assert_eq!(leader.book.index().fleet().unplaced, [(sample::session_id("k"), id(0))].into());
+    assert_eq!(leader.again("k", &[0]).unwrap(), ["b", "c"]);
+    assert!(matches!(leader.again("k", &[0]), Err(Error::NoLeader(_))), "it is being placed");
+    assert_eq!(holder(leader.begin("k", false, NOW)), id(0), "a retry finds it where it is");
+    leader.book.offering(
+        &sample::session_id("k"),
+        &leader.reign.ballot,
+        Candidate { id: id(1), name: "b".parse().unwrap() },
+    );
+    leader.end("k", End::Taken);
+    assert_eq!(holder(leader.begin("k", false, NOW)), id(1), "and where it went");
+    let second = held("k", 1, false);
+    leader.hear(1, vec![Held { session: Session { attempt: 2, ..second.session.clone() }, ..second }]);
+    assert!(leader.book.index().fleet().unplaced.is_empty(), "though the first host has not put it away yet");
+    assert!(matches!(leader.again("k", &[0]), Err(Error::NoLeader(_))), "it has been placed");
+    leader.hear(0, Vec::new());
+    assert_eq!(holder(leader.begin("k", false, NOW)), id(1));
+    assert!(matches!(leader.again("l", &[0, 1, 2]), Err(Error::NoCapacity(_))), "nobody is left");
+    let mut young = Leader::that_heard(&[0]);
+    assert!(matches!(young.again("l", &[0]), Err(Error::Indexing { .. })), "others may take it yet");
+}
+
+#[test]
+fn sessions_of_a_host_that_is_long_silent_do_not_count_against_their_user() {
+    let mut leader = Leader::new(Config { max_sessions_per_user: 1, ..config() });
+    (0..2).for_each(|host| leader.hear(host, Vec::new()));
+    leader.hear(2, vec![held("old", 2, false)]);
+    let refused = |begun| matches!(begun, Err(Error::Host(sessions::Error::Quota { limit: 1, .. })));
+    assert!(refused(leader.begin("new", true, NOW)));
+    leader.lose(2);
+    assert!(refused(leader.begin("new", true, NOW)));
+    let later = NOW.plus(COUNTED_FOR);
+    assert!(matches!(leader.begin("new", true, later), Ok(Begun::Offer { .. })));
+    assert!(refused(leader.begin("newer", true, later)), "what is on its way counts");
+}
