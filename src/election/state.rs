@@ -524,3 +524,6 @@ impl Rule {
         self.electorate.insert(from.clone());
     }
 }
+
+#[cfg(test)]
+mod tests;

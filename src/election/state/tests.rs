@@ -1,0 +1,45 @@
+use super::*;
+
+const NOW: BootInstant = BootInstant::from_millis(1_000_000);
+const BEAT: Duration = Duration::from_millis(200);
+
+fn id(n: u8) -> NodeId {
+    NodeId::from_bytes([n; 10])
+}
+
+/// Node 0, which nodes 1 and 2 have just elected, and when.
+fn elected() -> (Election, BootInstant) {
+    let config = Config { mode: ClusterMode::Available, heartbeat: BEAT };
+    let mut election = Election::new(config, id(0), Kept::default(), NOW, 1);
+    election.members(Members { voters: [id(1), id(2)].into(), known: 2, untried: false }, NOW);
+    let now = election.poll_timeout();
+    election.tick(now);
+    while !matches!(election.role, Role::Leader(_)) {
+        let (peer, request) = election.poll_send().expect("it asks until it is elected");
+        let answer = Answer { granted: true, highest: None, round: 0 };
+        election.answer(&peer, &request, &answer, now);
+    }
+    (election, now)
+}
+
+#[test]
+fn who_has_just_voted_is_reached_until_it_could_have_answered() {
+    let (election, now) = elected();
+    let reached = |at: BootInstant| election.leadership(at).reign.unwrap().reached.clone();
+    assert_eq!(reached(now), [id(0), id(1), id(2)].into());
+    let missed = now.plus(BEAT * REACHED_BEATS);
+    assert_eq!(reached(missed), [id(0)].into(), "neither has answered a beat");
+}
+
+#[test]
+fn a_question_who_would_vote_drives_no_term_up() {
+    let (mut election, now) = elected();
+    let term = |election: &Election| election.leadership(now).reign.unwrap().ballot.term;
+    let before = term(&election);
+    election.request(Request::PreVote { ballot: Ballot { term: before + 100, node: id(1) } }, now);
+    election.follow_nobody(now);
+    election.campaign(now);
+    let sent: Vec<Request> = std::iter::from_fn(|| election.poll_send()).map(|(_, request)| request).collect();
+    let own = Request::PreVote { ballot: Ballot { term: before + 1, node: id(0) } };
+    assert!(sent.contains(&own), "{sent:?}");
+}
