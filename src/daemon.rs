@@ -24,12 +24,14 @@ use crate::identity::{Credentials, Token};
 use crate::net::gossip::GossipTransport;
 use crate::net::{Hello, Net};
 use crate::placement::Placer;
+use crate::runtime::Runtime;
+use crate::runtime::docker::{self, DockerRuntime};
+use crate::runtime::process::{self, ProcessRuntime};
 use crate::sessions::Journal;
-use crate::sessions::runtime::Runtime;
-use crate::sessions::runtime::docker::{self, DockerRuntime};
-use crate::sessions::runtime::process::{self, ProcessRuntime};
 use crate::types::{ClusterMode, NodeId, OnUnknown, RuntimeKind};
-use crate::{capacity, catalogue, cluster, config, election, gossip, http, identity, net, node, placement, sessions};
+use crate::{
+    capacity, catalogue, cluster, config, election, gossip, http, identity, net, node, observe, placement, sessions,
+};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Between two rounds of gossip. It is read once at start, and what it costs grows with the cluster.
@@ -167,8 +169,7 @@ impl Daemon {
         };
         let (capacity, capacity_task) = capacity::task::spawn(observed, runtime.health(), clock.clone());
         let (publish_conditions, conditions) = watch::channel(Arc::default());
-        let (node, node_task) =
-            node::task::spawn(config.node, node_store, kept, capacity.clone(), conditions, clock.clone());
+        let (node, node_task) = node::task::spawn(config.node, node_store, kept, capacity.clone(), clock.clone());
         let (journal, records) = Journal::open(data_dir, started)?;
         let min_free_disk = config.sessions.min_free_disk;
         let placement_config = placement::Config {
@@ -192,7 +193,7 @@ impl Daemon {
             signs: signs.clone(),
             clock: clock.clone(),
         });
-        let watches = node::conditions::Watches {
+        let watches = observe::conditions::Watches {
             report: capacity.watch(),
             node: node.watch(),
             sessions: sessions.watch(),
@@ -200,7 +201,7 @@ impl Daemon {
             cluster: signs,
             min_free_disk,
         };
-        let conditions_task = node::conditions::spawn(watches, publish_conditions, clock.clone());
+        let conditions_task = observe::conditions::spawn(watches, publish_conditions, clock.clone());
         let (catalogue_store, kept) = catalogue::store::Store::open(data_dir, &me, started)?;
         let (catalogue, catalogue_task) = catalogue::task::spawn(catalogue::task::Parts {
             store: catalogue_store,
@@ -212,12 +213,13 @@ impl Daemon {
             clock: clock.clone(),
         });
 
-        let facts = node::view::Facts { address: endpoint_host, version: VERSION.to_owned(), runtime: runtime.kind() };
-        let observer = node::Observer::new(
+        let facts = observe::Facts { address: endpoint_host, version: VERSION.to_owned(), runtime: runtime.kind() };
+        let observer = observe::Observer::new(
             node.clone(),
             capacity.clone(),
             sessions.watch(),
             runtime.health(),
+            conditions,
             facts,
             clock.clone(),
         );

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use ostler::cli::demo::{keeper, page};
-use ostler::sessions::runtime::process::shim;
+use ostler::runtime::process::shim;
 
 fn main() -> ExitCode {
     // Before anything else: what is not for people has no log, and no arguments that people would give.

@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::probe::{cgroup, disk, host};
 use super::{Config, GpuDevice, Handle, Report, Utilized};
 use crate::clock::Clock;
-use crate::sessions::runtime::{EngineInfo, Health};
+use crate::runtime::{EngineInfo, Health};
 use crate::types::{Disk, Resources, RuntimeKind, Timestamp};
 
 /// GPUs that `[dev]` can make up; no host has more.

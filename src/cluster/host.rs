@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::images::Images;
 use super::rpc::Serves;
 use super::volumes;
+use crate::observe::Observer;
 use crate::placement::{Have, HostReport};
 use crate::sessions::Snapshot;
 use crate::types::{Node, Remembered, SessionId, SessionState, Timestamp, Volume, Wait};
@@ -35,7 +36,7 @@ type Answer<T, E> = Result<Document<T>, Document<E>>;
 #[derive(Clone)]
 pub struct Host {
     /// This node as everybody sees it.
-    pub observer: node::Observer,
+    pub observer: Observer,
     pub settings: node::Handle,
     pub capacity: capacity::Handle,
     pub sessions: sessions::Handle,
@@ -58,7 +59,7 @@ impl Host {
     async fn differs_from(&self, digest: Option<u64>) {
         let mut state = self.settings.watch();
         let mut capacity = self.capacity.watch();
-        let mut conditions = self.settings.watch_conditions();
+        let mut conditions = self.observer.watch_conditions();
         let mut images = self.images.clone();
         images.mark_unchanged();
         state.mark_unchanged();

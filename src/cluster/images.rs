@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::catalogue;
-use crate::sessions::runtime::Runtime;
+use crate::runtime::Runtime;
 use crate::sessions::{self, Snapshot};
 use crate::types::SessionState;
 

@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::http;
-use crate::sessions::runtime::docker;
+use crate::runtime::docker;
 pub use edit::{EditError, add_seed};
 pub use problem::{Error, Place, Problem};
 

@@ -5,8 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::types::{ErrorBody, ErrorCode, ErrorDetail, Invalid, NodeReason, Reason};
-use crate::{catalogue, cluster, node, placement, sessions};
-use sessions::runtime;
+use crate::{catalogue, cluster, node, placement, runtime, sessions};
 
 /// Why a request is not done, as the caller will read it.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,18 +1,14 @@
-//! This node: its identity, its operator's settings, its drain and its conditions.
+//! This node: its identity, its operator's settings and its drain.
 
-pub mod conditions;
 pub mod settings;
 pub mod store;
 pub mod task;
-pub mod view;
 
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::types::{Condition, Deadline, DrainRequest, Invalid, Name, NodeId, Settings, SettingsPatch, Timestamp};
-
-pub use view::Observer;
+use crate::types::{Deadline, DrainRequest, Invalid, Name, NodeId, Settings, SettingsPatch, Timestamp};
 
 /// `[node]` and `[settings]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +82,6 @@ pub enum Error {
 pub struct Handle {
     requests: mpsc::Sender<Request>,
     state: watch::Receiver<Arc<State>>,
-    conditions: watch::Receiver<Arc<Vec<Condition>>>,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -123,14 +118,6 @@ impl Handle {
         self.state.clone()
     }
 
-    pub fn watch_conditions(&self) -> watch::Receiver<Arc<Vec<Condition>>> {
-        self.conditions.clone()
-    }
-
-    pub fn conditions(&self) -> Arc<Vec<Condition>> {
-        self.conditions.borrow().clone()
-    }
-
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| Error::Stopping)?;
@@ -138,19 +125,19 @@ impl Handle {
     }
 }
 
-/// A small host, for the tests of this part.
+/// A small host, for tests.
 #[cfg(test)]
-mod fixture {
+pub(crate) mod fixture {
     use super::State;
     use crate::capacity::Report;
     use crate::types::{BootInstant, Bytes, Cores, Disk, Moment, Resources, Settings, Swap, Timestamp};
 
-    pub(super) fn moment() -> Moment {
+    pub(crate) fn moment() -> Moment {
         Moment { wall: Timestamp::from_millis(1_000_000), boot: BootInstant::from_millis(1000), boot_id: 1 }
     }
 
     /// 6 cores, 6 GiB and 2 GiB of swap.
-    pub(super) fn report() -> Report {
+    pub(crate) fn report() -> Report {
         Report {
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
             gpus: Vec::new(),
@@ -162,7 +149,7 @@ mod fixture {
         }
     }
 
-    pub(super) fn state() -> State {
+    pub(crate) fn state() -> State {
         State {
             id: "k3f7q2m5x6a4b7c2".parse().unwrap(),
             name: "n1".parse().unwrap(),

@@ -10,19 +10,17 @@ use super::store::{Kept, Store};
 use super::{Config, DrainState, Error, Handle, Request, State, settings};
 use crate::capacity;
 use crate::clock::Clock;
-use crate::types::{Condition, Deadline, DrainRequest, GpuSharing, Settings, SettingsPatch};
+use crate::types::{Deadline, DrainRequest, GpuSharing, Settings, SettingsPatch};
 
 /// Changes waiting for the owner. Callers beyond it wait: changes are few, and each takes one write to disk.
 const QUEUE: usize = 64;
 
-/// Starts the owner. It ends when the last [`Handle`] is gone. `conditions` are those that
-/// [`conditions::spawn`](super::conditions::spawn) publishes; the handle shows them.
+/// Starts the owner. It ends when the last [`Handle`] is gone.
 pub fn spawn(
     config: Config,
     store: Store,
     kept: Kept,
     capacity: capacity::Handle,
-    conditions: watch::Receiver<Arc<Vec<Condition>>>,
     clock: Clock,
 ) -> (Handle, JoinHandle<()>) {
     let in_force = settings::in_force(&kept.chosen, &config.declared);
@@ -37,7 +35,7 @@ pub fn spawn(
     let (requests, queue) = mpsc::channel(QUEUE);
     let (publish, watched) = watch::channel(Arc::new(state.clone()));
     let owner = Owner { config, store, chosen: kept.chosen, state, capacity, clock, publish };
-    (Handle { requests, state: watched, conditions }, tokio::spawn(owner.run(queue)))
+    (Handle { requests, state: watched }, tokio::spawn(owner.run(queue)))
 }
 
 struct Owner {
@@ -157,7 +155,7 @@ mod tests {
 
     fn start(directory: &Path, declared: &str, clock: &Clock) -> (Handle, JoinHandle<()>) {
         let (store, kept) = Store::open(directory, Some("m"), clock.now().wall).unwrap();
-        spawn(config(declared), store, kept, capacity(0), watch::channel(Arc::default()).1, clock.clone())
+        spawn(config(declared), store, kept, capacity(0), clock.clone())
     }
 
     async fn stop(started: (Handle, JoinHandle<()>)) {
@@ -252,8 +250,7 @@ mod tests {
         let (store, switch) = Store::failing();
         let id = "k3f7q2m5x6a4b7c2".parse().unwrap();
         let kept = Kept { id, chosen: Settings::default(), drain: None };
-        let conditions = watch::channel(Arc::default()).1;
-        let (node, _owner) = spawn(config("{}"), store, kept, capacity(1), conditions, Clock::manual(moment()));
+        let (node, _owner) = spawn(config("{}"), store, kept, capacity(1), Clock::manual(moment()));
         let before = node.state();
         switch.set(true);
         assert!(matches!(node.patch(patch(r#"{"gpus_override":2}"#)).await, Err(Error::Store(_))));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::record::Record;
 use crate::store::{Change, Error, Records, Store};
-use crate::types::Timestamp;
+use crate::types::{SessionId, Timestamp};
 
 const FILE: &str = "sessions.redb";
 
@@ -29,7 +29,16 @@ impl Journal {
         Some(format!("{moved} and is rebuilt from the labels of containers"))
     }
 
-    pub(super) async fn commit(&self, changes: Vec<Change>) -> Result<(), Error> {
+    /// Makes changed records durable, and forgets those that are `None`, in one transaction.
+    pub(super) async fn commit(
+        &self,
+        changes: impl IntoIterator<Item = (&SessionId, Option<&Record>)>,
+    ) -> Result<(), Error> {
+        let change = |(id, record): (&SessionId, Option<&Record>)| match record {
+            Some(record) => Change::put(id.as_str(), record),
+            None => Change::Remove(id.to_string()),
+        };
+        let changes = changes.into_iter().map(change).collect();
         self.0.commit(changes).await
     }
 
@@ -38,10 +47,6 @@ impl Journal {
         let (store, switch) = crate::store::failing::store();
         (Self(store), switch)
     }
-}
-
-pub(super) fn put(record: &Record) -> Change {
-    Change::put(record.id.as_str(), record)
 }
 
 /// One record that cannot be read makes the whole journal doubtful: what it held may be running.
@@ -63,8 +68,8 @@ mod tests {
         {
             let (journal, records) = Journal::open(directory.path(), START.wall).unwrap();
             assert_eq!((records, journal.rebuilt()), (vec![], None));
-            journal.commit(vec![put(&kept), put(&forgotten)]).await.unwrap();
-            journal.commit(vec![Change::Remove(forgotten.id.to_string())]).await.unwrap();
+            journal.commit([(&kept.id, Some(&kept)), (&forgotten.id, Some(&forgotten))]).await.unwrap();
+            journal.commit([(&forgotten.id, None)]).await.unwrap();
         }
         assert_eq!(Journal::open(directory.path(), START.wall).unwrap().1, vec![kept]);
     }
@@ -73,7 +78,7 @@ mod tests {
     async fn a_journal_with_an_unreadable_record_is_moved_aside_and_said() {
         let directory = tempfile::tempdir().unwrap();
         let (journal, _) = Journal::open(directory.path(), START.wall).unwrap();
-        journal.commit(vec![Change::put("a", &1)]).await.unwrap();
+        journal.0.commit(vec![Change::put("a", &1)]).await.unwrap();
         drop(journal);
         let (journal, records) = Journal::open(directory.path(), START.wall).unwrap();
         assert!(records.is_empty());

@@ -3,7 +3,7 @@
 //! It is asked again after every step and every change, so each answer is one step, and a crash
 //! between two steps loses nothing: what is seen afterwards says where to go on.
 
-use super::runtime::{Container, Exit, Run};
+use crate::runtime::container::{Container, Exit, Run};
 
 /// What should become of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

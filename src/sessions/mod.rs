@@ -12,16 +12,15 @@ mod journal;
 pub mod lifecycle;
 mod record;
 mod runner;
-pub mod runtime;
 pub mod task;
 #[cfg(test)]
 mod tests;
 
+pub use crate::runtime::LogsRequest;
 pub use decide::{FAILING_STARTS, MAX_ATTEMPTS, Unplaced};
 pub use feed::{Feed, Standing};
 pub use journal::Journal;
 pub use record::Record;
-pub use runtime::LogsRequest;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,11 +30,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::election;
 use crate::ledger::PortRange;
+use crate::runtime::{self, LogStream, Runtime};
 use crate::types::{
     Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session, SessionId, User,
     Workspace,
 };
-use runtime::{LogStream, Runtime};
 
 /// Requests waiting for the owner. Beyond it callers are told that it is busy, and to come back.
 const QUEUE: usize = 1024;

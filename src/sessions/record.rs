@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Asked;
 use super::decide::Unplaced;
 use super::lifecycle::{Order, Wish};
-use super::runtime::{Found, Launch, Mount, PortBinding, Run};
+use crate::runtime::container::{Found, Launch, Mount, PortBinding, Run};
 use crate::types::{
     Ballot, BootInstant, Deadline, EndReason, Endpoint, Moment, Name, NodeId, NodeVerdict, Session, SessionId,
     SessionState, Timestamp, User, Workspace,

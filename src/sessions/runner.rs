@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::decide::Report;
 use super::lifecycle::{self, Order, Step};
-use super::runtime::{Container, Error, Launch, Runtime};
+use crate::runtime::{Container, Error, Launch, Runtime};
 use crate::types::SessionId;
 
 /// How long a session's processes have to end by themselves before they are killed: Docker's own default.

@@ -18,10 +18,10 @@ use super::feed::Standing;
 use super::journal::Journal;
 use super::record::Record;
 use super::runner::{Envelope, Runner, Work};
-use super::runtime::{Container, Error as RuntimeError, Event, Found, Health, Runtime};
 use super::{Admitted, Config, Error, Feed, Handle, QUEUE, Request, Snapshot};
 use crate::clock::Clock;
 use crate::ledger::Capacity;
+use crate::runtime::{Container, Error as RuntimeError, Event, Found, Health, Runtime};
 use crate::types::{Ballot, Explanation, Moment, Name, NodeId, Session, SessionId, SessionState};
 use crate::{capacity, node};
 

@@ -8,11 +8,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::decide::testing::{START, cluster, config, id, node_id, node_state, offer, workspace};
-use super::runtime::fake::{FakeEngine, STEPS, When};
 use super::*;
 use crate::capacity;
 use crate::clock::Clock;
 use crate::node::ClusterSigns;
+use crate::runtime::fake::{FakeEngine, STEPS, When};
 use crate::types::{Cores, EndReason, SessionState};
 
 /// Longer than anything here takes; only a test that fails waits for it.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use ostler::sessions::runtime::docker::{Config, DockerRuntime};
-use ostler::sessions::runtime::{Container, Error, Event, Health, Launch, LogsRequest, Mount, PortBinding, Runtime};
+use ostler::runtime::docker::{Config, DockerRuntime};
+use ostler::runtime::{Container, Error, Event, Health, Launch, LogsRequest, Mount, PortBinding, Runtime};
 use ostler::types::{Bytes, Cores, Protocol, PullPolicy};
 use tokio::sync::mpsc;
 use tokio::time::timeout;

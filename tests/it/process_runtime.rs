@@ -9,10 +9,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use ostler::sessions::runtime::process::{Config, ProcessRuntime};
-use ostler::sessions::runtime::{
-    Container, Error, Event, Exit, Health, Launch, LogsRequest, Mount, PortBinding, Run, Runtime,
-};
+use ostler::runtime::process::{Config, ProcessRuntime};
+use ostler::runtime::{Container, Error, Event, Exit, Health, Launch, LogsRequest, Mount, PortBinding, Run, Runtime};
 use ostler::types::{Bytes, Cores, Name, NodeId, Protocol, PullPolicy, Resources, RuntimeKind, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;

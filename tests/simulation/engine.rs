@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ostler::sessions::runtime::{Container, Exit, Found, Launch, Run};
+use ostler::runtime::{Container, Exit, Found, Launch, Run};
 use ostler::types::{NodeId, SessionId, Timestamp};
 
 /// A step that a runner asks for.

@@ -4,8 +4,8 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
 use ostler::placement::Have;
+use ostler::runtime::Container;
 use ostler::sessions::decide::Report;
-use ostler::sessions::runtime::Container;
 use ostler::types::{Ballot, SessionId};
 
 use crate::call::{Answer, Call, Caller, Failure};

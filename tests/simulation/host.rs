@@ -7,10 +7,11 @@ use std::sync::Arc;
 use ostler::capacity::{self, GpuDevice, effective};
 use ostler::gossip::ClusterView;
 use ostler::ledger::{Capacity, PortRange};
-use ostler::node::{self, view};
+use ostler::node;
+use ostler::observe::{self, view};
+use ostler::runtime::{Container, EngineInfo, Found, Health, Launch};
 use ostler::sessions::decide::{Book, Context, FAILING_STARTS, Report};
 use ostler::sessions::lifecycle::Order;
-use ostler::sessions::runtime::{Container, EngineInfo, Found, Health, Launch};
 use ostler::sessions::{Admit, Command, Config, Feed, Have, Record, Snapshot, Standing};
 use ostler::types::{
     Ballot, Bytes, Condition, ConditionKind, Cores, Moment, Name, Node, NodeId, Period, Resources, RuntimeKind,
@@ -289,7 +290,7 @@ impl Host {
                 unenforced: Vec::new(),
             }),
             conditions: conditions.as_slice(),
-            facts: &view::Facts {
+            facts: &observe::Facts {
                 address: self.state.name.to_string(),
                 version: "0".to_owned(),
                 runtime: RuntimeKind::Docker,

@@ -1,9 +1,8 @@
 //! The owner of a host's sessions: takes in what waits, and persists, publishes, sets to work and replies.
 
 use ostler::placement::{Have, HostReport};
+use ostler::runtime::Container;
 use ostler::sessions;
-use ostler::sessions::runtime::Container;
-use ostler::store::Change;
 use ostler::types::{Ballot, SessionId};
 
 use crate::call::{Answer, Caller, Refused};
@@ -102,18 +101,20 @@ impl Cluster {
                 book.roll_back();
                 written = Err(sessions::Error::Journal("no space".to_owned()));
             } else {
-                let changes = book.changes();
+                let written: Vec<(SessionId, Option<Vec<u8>>)> = book
+                    .changes()
+                    .map(|(id, record)| (id.clone(), record.map(|record| serde_json::to_vec(record).unwrap())))
+                    .collect();
                 book.committed();
-                for change in changes {
-                    if let Change::Remove(id) = &change
-                        && self.hosts[i].disk.contains_key(id)
-                    {
-                        self.check_forgotten(i, id);
-                    }
-                    let disk = &mut self.hosts[i].disk;
-                    match change {
-                        Change::Put(id, json) => drop(disk.insert(id, json)),
-                        Change::Remove(id) => drop(disk.remove(&id)),
+                for (id, record) in written {
+                    match record {
+                        Some(json) => drop(self.hosts[i].disk.insert(id.to_string(), json)),
+                        None => {
+                            if self.hosts[i].disk.contains_key(id.as_str()) {
+                                self.check_forgotten(i, id.as_str());
+                            }
+                            self.hosts[i].disk.remove(id.as_str());
+                        }
                     }
                 }
             }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use ostler::runtime::Container;
 use ostler::sessions::decide::Report;
 use ostler::sessions::lifecycle::{Step, Wish, next};
-use ostler::sessions::runtime::Container;
 use ostler::types::SessionId;
 
 use crate::cluster::Cluster;

@@ -24,9 +24,9 @@ use tokio::time::{sleep, timeout};
 
 use super::plan::{Agent, Engine, Plan};
 use crate::identity;
-use crate::sessions::runtime::docker::Visit;
-use crate::sessions::runtime::process::{self, ProcessRuntime};
-use crate::sessions::runtime::{Error, Runtime};
+use crate::runtime::docker::Visit;
+use crate::runtime::process::{self, ProcessRuntime};
+use crate::runtime::{Error, Runtime};
 use crate::types::{Bytes, Cores, NodeId};
 
 /// What this program is called with to be a keeper.

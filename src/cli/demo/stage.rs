@@ -20,7 +20,7 @@ use crate::cli::connection::Connection;
 use crate::cli::failure::Failure;
 use crate::cli::route::Route;
 use crate::cli::status::Status;
-use crate::sessions::runtime::docker::Visit;
+use crate::runtime::docker::Visit;
 use crate::types::{List, Name, Node, NodeState};
 
 /// How long the agents may take to answer and to find each other. It takes seconds.

@@ -2,8 +2,8 @@
 
 use super::{Book, Context};
 use crate::ledger::Refusal;
+use crate::runtime::container::PortBinding;
 use crate::sessions::record::Record;
-use crate::sessions::runtime::PortBinding;
 use crate::sessions::{Admit, Error};
 use crate::types::{Dimension, Name, Reason, Resources, SessionId, User, Workspace};
 

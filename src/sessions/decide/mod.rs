@@ -14,13 +14,11 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::journal;
 use super::record::Record;
 use super::{Config, Error};
 use crate::election::Stale;
 use crate::ledger::{Capacity, Ledger, Ports, Refusal, Reservation};
 use crate::node;
-use crate::store::Change;
 use crate::types::{Ballot, Bytes, EndReason, Moment, Name, NodeId, NodeReason, Reason, SessionId, SessionState};
 
 pub use elsewhere::{MAX_ATTEMPTS, Unplaced};
@@ -123,13 +121,9 @@ impl Book {
         !self.undo.is_empty()
     }
 
-    /// What to write: everything that differs from the disk.
-    pub fn changes(&self) -> Vec<Change> {
-        let change = |id: &SessionId| match self.records.get(id) {
-            Some(record) => journal::put(record),
-            None => Change::Remove(id.to_string()),
-        };
-        self.unwritten.iter().map(change).collect()
+    /// What to write: every session that differs from the disk; `None` where it is to be forgotten.
+    pub fn changes(&self) -> impl Iterator<Item = (&SessionId, Option<&Record>)> {
+        self.unwritten.iter().map(|id| (id, self.records.get(id)))
     }
 
     /// The changes are on disk.

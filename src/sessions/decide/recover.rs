@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::{Book, Context};
+use crate::runtime::container::{Container, Found};
 use crate::sessions::lifecycle::Wish;
 use crate::sessions::record::Record;
-use crate::sessions::runtime::{Container, Found};
 use crate::types::{Ballot, EndReason, Moment, NodeId, SessionId, SessionState};
 
 /// An engine that stops ends its containers first, for up to 15 s, and then its connections: a session

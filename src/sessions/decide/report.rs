@@ -1,10 +1,10 @@
 //! What a session's runner saw.
 
 use super::{Book, Context, ended_state};
+use crate::runtime::container::{Exit, Run};
 use crate::sessions::Error;
 use crate::sessions::lifecycle::{Sight, Wish};
 use crate::sessions::record::Record;
-use crate::sessions::runtime::{Exit, Run};
 use crate::types::{Deadline, EndReason, OnHostRestart, SessionId, SessionState};
 
 /// News of one session.

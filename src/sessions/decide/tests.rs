@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use super::testing::{Host, config, id, node_id, offer, workspace};
 use super::*;
 use crate::node::DrainState;
+use crate::runtime::container::{Container, Exit, Found, Run};
 use crate::sessions::lifecycle::{Sight, Wish};
-use crate::sessions::runtime::{Container, Exit, Found, Run};
 use crate::sessions::{Admit, Asked, Command, Error};
 use crate::types::{Bytes, Cores, Deadline, OnHostRestart, Resources, SessionState, Workspace};
 

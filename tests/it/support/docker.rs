@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ostler::sessions::runtime::docker::{Config, CpuMode, DEFAULT_CAPABILITIES, DockerRuntime};
-use ostler::sessions::runtime::{Container, Error, Launch, Runtime};
+use ostler::runtime::docker::{Config, CpuMode, DEFAULT_CAPABILITIES, DockerRuntime};
+use ostler::runtime::{Container, Error, Launch, Runtime};
 use ostler::types::{Bytes, Cores, Name, NodeId, PullPolicy, Resources, SessionId};
 use tokio::io::copy_bidirectional;
 use tokio::net::{UnixListener, UnixStream};

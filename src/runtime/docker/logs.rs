@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt};
 
 use super::engine::Connection;
-use crate::sessions::runtime::{LogStream, LogsRequest};
+use crate::runtime::{LogStream, LogsRequest};
 
 /// What is on the disk comes without a pause this long, unless the engine hangs.
 const STALL: Duration = Duration::from_secs(30);

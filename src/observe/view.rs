@@ -1,66 +1,15 @@
 //! This node as everybody sees it.
 
-use std::sync::Arc;
-
-use tokio::sync::watch;
-
-use super::{DrainState, Handle, State};
+use super::Facts;
 use crate::capacity::effective::{effective, slots_per_device};
 use crate::capacity::{self, Report};
-use crate::clock::Clock;
+use crate::node::{DrainState, State};
+use crate::runtime::Health;
 use crate::sessions::Snapshot;
-use crate::sessions::runtime::Health;
 use crate::types::{
     Bytes, Condition, Cores, Drain, Figures, Gpu, Moment, Node, NodeResources, NodeState, Resources, RuntimeKind,
     RuntimeStatus, Settings, Timestamp,
 };
-
-/// What does not change while the daemon runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
-    /// Where the other nodes and people reach this one.
-    pub address: String,
-    /// Of the daemon.
-    pub version: String,
-    pub runtime: RuntimeKind,
-}
-
-/// Looks at this node for whoever asks. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Observer {
-    node: Handle,
-    capacity: capacity::Handle,
-    sessions: watch::Receiver<Arc<Snapshot>>,
-    health: watch::Receiver<Health>,
-    facts: Arc<Facts>,
-    clock: Clock,
-}
-
-impl Observer {
-    pub fn new(
-        node: Handle,
-        capacity: capacity::Handle,
-        sessions: watch::Receiver<Arc<Snapshot>>,
-        health: watch::Receiver<Health>,
-        facts: Facts,
-        clock: Clock,
-    ) -> Self {
-        Self { node, capacity, sessions, health, facts: Arc::new(facts), clock }
-    }
-
-    /// The node as it is now.
-    pub fn node(&self) -> Node {
-        describe(Seen {
-            state: &self.node.state(),
-            report: &self.capacity.report(),
-            sessions: &self.sessions.borrow().clone(),
-            health: &self.health.borrow().clone(),
-            conditions: &self.node.conditions(),
-            facts: &self.facts,
-            now: self.clock.now(),
-        })
-    }
-}
 
 /// Everything that a node is described from.
 #[derive(Debug, Clone, Copy)]
@@ -190,7 +139,7 @@ mod tests {
     use super::*;
     use crate::capacity::{GpuDevice, Utilized};
     use crate::node::fixture;
-    use crate::sessions::runtime::EngineInfo;
+    use crate::runtime::EngineInfo;
     use crate::types::{Deadline, SessionId};
 
     fn described(change: impl FnOnce(&mut Report, &mut State, &mut Snapshot, &mut Health)) -> Node {

@@ -12,7 +12,7 @@ use bollard::{API_DEFAULT_VERSION, Docker, errors};
 use tokio::sync::Notify;
 
 use super::{CpuMode, Error};
-use crate::sessions::runtime::EngineInfo;
+use crate::runtime::EngineInfo;
 use crate::types::{Bytes, Cores, Timestamp};
 
 /// To connect and to ask who answers. A healthy engine needs milliseconds, a loaded one a second.

@@ -45,7 +45,7 @@ impl Sights {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sessions::runtime::Container;
+    use crate::runtime::Container;
 
     fn session(key: &str) -> SessionId {
         SessionId::of_key(&"lab".parse().unwrap(), key)

@@ -14,7 +14,7 @@ use futures_util::TryStreamExt;
 use super::container::LABEL_CLUSTER;
 use super::engine::{CHANGE, Engine, Failure, LOOK};
 use super::{ConfigError, CpuMode, Error, socket_of};
-use crate::sessions::runtime::EngineInfo;
+use crate::runtime::EngineInfo;
 use crate::types::Name;
 
 /// For an image to be sent and unpacked: seconds, on a disk that is busy many of them.

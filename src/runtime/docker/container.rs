@@ -12,7 +12,7 @@ use bollard::models::{
 };
 
 use super::{Config, CpuMode, Error};
-use crate::sessions::runtime::{Container, Exit, Found, Launch, PortBinding, Run};
+use crate::runtime::{Container, Exit, Found, Launch, PortBinding, Run};
 use crate::types::{Bytes, Cores, Name, Resources, SessionId, Timestamp};
 
 pub(super) const LABEL_CLUSTER: &str = "ostler.cluster";
@@ -155,7 +155,7 @@ fn ports(config: &Config, launch: &Launch) -> (Vec<String>, PortMap) {
 }
 
 fn mounts(launch: &Launch, volumes: &[String]) -> Vec<EngineMount> {
-    let mount = |(mount, volume): (&crate::sessions::runtime::Mount, &String)| EngineMount {
+    let mount = |(mount, volume): (&crate::runtime::Mount, &String)| EngineMount {
         typ: Some(MountType::VOLUME),
         source: Some(volume.clone()),
         target: Some(mount.path.clone()),

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::account::Account;
 use super::cgroup::Group;
 use super::processes::Process;
-use crate::sessions::runtime::{Exit, Launch, Run};
+use crate::runtime::{Exit, Launch, Run};
 use crate::types::{Name, NodeId, Timestamp};
 
 /// Directories that are being made or destroyed; those of a crashed agent are swept at the next start.

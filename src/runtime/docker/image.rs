@@ -14,7 +14,7 @@ use super::Error;
 use super::engine::{Engine, Failure, LOOK};
 use super::progress::Progress;
 use super::reference::Reference;
-use crate::sessions::runtime::Launch;
+use crate::runtime::Launch;
 use crate::types::PullPolicy;
 
 /// A pull may take hours, but not without a word. Registries are retried and layers unpacked well within it.

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::container::{self, LABEL_CLUSTER, Surroundings};
 use super::engine::{CHANGE, Failure, LOOK};
 use super::{DockerRuntime, volumes};
-use crate::sessions::runtime::{Container, Error, Found, Launch};
+use crate::runtime::{Container, Error, Found, Launch};
 use crate::types::SessionId;
 
 /// The engine kills after the grace period, and then takes down process, network and file system.

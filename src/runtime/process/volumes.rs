@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use super::account::Account;
 use super::directory::{destroy, make_directory};
 use super::{ensure_directory, environment, unavailable};
-use crate::sessions::runtime::volume_name::{escape_name, unescape_name};
-use crate::sessions::runtime::{Error, Mount};
+use crate::runtime::volume_name::{escape_name, unescape_name};
+use crate::runtime::{Error, Mount};
 
 /// The longest name of a file.
 const MAX_NAME: usize = 255;

@@ -2,15 +2,16 @@
 //! process runtime both answer to.
 //!
 //! A runtime does one step when it is asked and says what it sees. It keeps no
-//! opinion of what should be: that is the [lifecycle](super::lifecycle)'s.
+//! opinion of what should be: that is the [lifecycle](crate::sessions::lifecycle)'s.
 
+pub mod container;
 pub mod docker;
 #[cfg(test)]
 pub mod fake;
 pub mod process;
 mod volume_name;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,9 +21,9 @@ use bytes::Bytes as Chunk;
 use futures_util::stream::BoxStream;
 use tokio::sync::{mpsc, watch};
 
-use crate::types::{
-    Bytes, Cores, Name, NodeId, Protocol, PullPolicy, Resources, RuntimeKind, SessionId, Timestamp, User,
-};
+use crate::types::{Bytes, Cores, RuntimeKind, SessionId};
+
+pub use container::{Container, Exit, Found, Launch, Mount, PortBinding, Run};
 
 /// Steps of a session that a runtime can take. Every call has a deadline of its own:
 /// an engine that hangs ends in [`Error::Unavailable`].
@@ -124,82 +125,6 @@ pub enum Event {
     Changed(SessionId),
     /// Events may have been missed, or the engine came back: look at everything.
     Relist,
-}
-
-/// A container as it is, whatever it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Container {
-    Absent,
-    /// It has never been started.
-    Created,
-    Running(Run),
-    Paused(Run),
-    Exited(Exit),
-}
-
-/// Tells one start of a container from the next: the engine's start time, or the pid and its start time.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Run(pub String);
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exit {
-    pub run: Run,
-    /// As a shell counts: 128 + n where signal n ended it.
-    pub code: i64,
-    pub oom_killed: bool,
-    pub finished_at: Option<Timestamp>,
-}
-
-/// A container of this cluster, as its labels describe it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    pub container_id: String,
-    pub node: NodeId,
-    pub session: SessionId,
-    pub user: User,
-    pub workspace: Name,
-    pub resources: Resources,
-    pub gpu_uuids: Vec<String>,
-    pub image: Option<String>,
-    pub ports: Vec<PortBinding>,
-    pub created_at: Timestamp,
-    pub container: Container,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-pub struct PortBinding {
-    pub container_port: u16,
-    pub protocol: Protocol,
-    pub host_port: u16,
-}
-
-/// Everything that a container is made from. Templates are filled in, ports are assigned.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Launch {
-    pub session: SessionId,
-    pub user: User,
-    pub workspace: Name,
-    pub image: Option<String>,
-    pub pull: PullPolicy,
-    pub command: Vec<String>,
-    pub env: BTreeMap<String, String>,
-    pub resources: Resources,
-    pub gpu_uuids: Vec<String>,
-    pub ports: Vec<PortBinding>,
-    pub volumes: Vec<Mount>,
-    pub shm: Bytes,
-    /// `None`: ostler's own network.
-    pub network: Option<Name>,
-}
-
-/// A named volume at a path of the container.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Mount {
-    /// As the template gave it, `home-alice@example.com`; the runtime makes a safe name of it.
-    pub name: String,
-    pub path: String,
-    pub read_only: bool,
 }
 
 /// Why a step was not done. Every variant but `Unavailable` says that nothing changed.

@@ -51,8 +51,8 @@ pub(super) fn volume_variable(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sessions::runtime::process::directory::tests::identity;
-    use crate::sessions::runtime::{PortBinding, process::cgroup::Group};
+    use crate::runtime::process::directory::tests::identity;
+    use crate::runtime::{PortBinding, process::cgroup::Group};
 
     fn plan() -> Plan {
         let volumes = BTreeMap::from([("OSTLER_VOLUME_A".to_owned(), "/v/a".into())]);

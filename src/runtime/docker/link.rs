@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval_at};
 use super::Config;
 use super::container::{LABEL_CLUSTER, LABEL_NODE, LABEL_SESSION};
 use super::engine::{Connection, Engine, Failure};
-use crate::sessions::runtime::{Event, Health};
+use crate::runtime::{Event, Health};
 use crate::types::SessionId;
 
 /// How long to wait before the engine is tried again: doubled from the first to the last.
@@ -142,7 +142,7 @@ mod tests {
     use bollard::models::EventActor;
 
     use super::*;
-    use crate::sessions::runtime::docker::CpuMode;
+    use crate::runtime::docker::CpuMode;
 
     #[test]
     fn only_this_nodes_sessions_are_spoken_of() {

@@ -140,7 +140,7 @@ fn inode(file: &File) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sessions::runtime::process::log::BoundedLog;
+    use crate::runtime::process::log::BoundedLog;
     use proptest::prelude::*;
 
     fn rest(output: &mut Output) -> Vec<u8> {

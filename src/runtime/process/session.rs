@@ -9,7 +9,7 @@ use super::cgroup::Group;
 use super::directory::{Ending, Identity, Plan, SessionDirectory, State};
 use super::environment;
 use super::processes::{self, Process};
-use crate::sessions::runtime::Container;
+use crate::runtime::Container;
 use crate::types::Timestamp;
 
 /// As a shell counts the end by SIGKILL: what is said of a run whose shim did not live to tell.
@@ -225,7 +225,7 @@ fn leftovers(identity: &Identity, group: Option<&Group>) -> Vec<Process> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sessions::runtime::{Exit, Run};
+    use crate::runtime::{Exit, Run};
 
     const STATE: State =
         State { boot_id: 1, shim: Process { pid: 2, start: 3 }, command: Process { pid: 4, start: 5 } };

@@ -9,7 +9,7 @@ use data_encoding::HEXLOWER;
 use super::Error;
 use super::container::LABEL_CLUSTER;
 use super::engine::{CHANGE, Engine, LOOK};
-use crate::sessions::runtime::volume_name::escape_name;
+use crate::runtime::volume_name::escape_name;
 use crate::types::Name;
 
 /// The name as the template gave it.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::sessions::runtime::Mount;
+use crate::runtime::Mount;
 use crate::types::{Protocol, PullPolicy};
 
 fn config(cpu_mode: CpuMode) -> Config {

@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{ClusterSigns, State};
 use crate::capacity::Report;
 use crate::capacity::effective::effective;
 use crate::clock::Clock;
-use crate::sessions::runtime::Health;
+use crate::node::{ClusterSigns, State};
+use crate::runtime::Health;
 use crate::sessions::{FAILING_STARTS, Snapshot};
 use crate::types::{Bytes, Condition, ConditionKind, Dimension, GpuSharing, Resources, Swap, Timestamp};
 
@@ -228,7 +228,7 @@ fn log_changes(before: &[Condition], after: &[Condition]) {
 mod tests {
     use super::*;
     use crate::node::fixture;
-    use crate::sessions::runtime::EngineInfo;
+    use crate::runtime::EngineInfo;
     use crate::types::{Cores, Disk};
 
     /// The conditions after a change to a host on which none holds.
