@@ -72,11 +72,11 @@ fn book_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
     let mut book =
         Book::new(Config { strategy: Strategy::Spread, on_unknown: OnUnknown::Place, max_sessions_per_user: 0 });
     let fleet = fleet(nodes);
-    let all: BTreeSet<NodeId> = fleet.iter().map(|node| node.id.clone()).collect();
+    let all: BTreeSet<NodeId> = fleet.iter().map(|node| node.id).collect();
     for node in fleet {
         let now = Have { incarnation: 1, version: 1 };
         let changes = Changes { now, whole: true, held: Vec::new(), forgotten: Vec::new() };
-        let id = node.id.clone();
+        let id = node.id;
         book.index_mut()
             .apply(&id, HostReport { node: Node::clone(&node), node_digest: 0, images: BTreeSet::new(), changes });
     }

@@ -135,7 +135,7 @@ impl Daemon {
         let (node_store, kept) = node::store::Store::open(data_dir, node::store::machine_id().as_deref(), started)?;
         let (roster, remembered) = gossip::roster::Store::open(data_dir, started)?;
         let (ballots, promised) = election::store::Store::open(data_dir, started)?;
-        let (me, incarnation) = (kept.id.clone(), remembered.incarnation);
+        let (me, incarnation) = (kept.id, remembered.incarnation);
         let runtime = runtime(&config, &me)?;
         let (name, mode) = (config.cluster.name.clone(), config.cluster.mode);
 
@@ -153,7 +153,7 @@ impl Daemon {
         let peers = Peers(net.clone());
         let (election, election_task) = election::task::spawn(election::task::Parts {
             config: election::Config::new(mode),
-            me: me.clone(),
+            me,
             store: ballots,
             kept: promised.clone(),
             members,
@@ -182,7 +182,7 @@ impl Daemon {
         let (sessions, sessions_task) = sessions::task::spawn(sessions::task::Parts {
             config: config.sessions,
             cluster: name.clone(),
-            node_id: me.clone(),
+            node_id: me,
             journal,
             records,
             fence: promised.highest,
@@ -206,7 +206,7 @@ impl Daemon {
         let (catalogue, catalogue_task) = catalogue::task::spawn(catalogue::task::Parts {
             store: catalogue_store,
             kept,
-            me: me.clone(),
+            me,
             leadership: election.leadership(),
             view: view.clone(),
             replicas: Arc::new(peers.clone()),
@@ -236,7 +236,7 @@ impl Daemon {
             images: images.clone(),
             gossip: Arc::default(),
         };
-        let hosts = Mesh::new(me.clone(), host.clone(), peers);
+        let hosts = Mesh::new(me, host.clone(), peers);
         let (placement, placement_task) = placement::task::spawn(placement::task::Parts {
             config: placement_config,
             leadership: election.leadership(),
@@ -264,7 +264,7 @@ impl Daemon {
         if let Some(net) = &net {
             net.serve(Arc::new(Rpc::new(host.clone(), leader.clone(), Peers(Some(net.clone())))));
             let gossip = gossip::Config {
-                me: me.clone(),
+                me,
                 cluster: name.clone(),
                 advertise: advertised(&config.cluster, net)?,
                 seeds: config.cluster.seeds,
@@ -302,13 +302,13 @@ async fn mesh(
     incarnation: u64,
     directory: watch::Receiver<Arc<gossip::Directory>>,
 ) -> Result<Net> {
-    let (cluster, node) = (config.cluster.name.clone(), me.clone());
+    let (cluster, node) = (config.cluster.name.clone(), *me);
     let credentials = spawn_blocking(move || Credentials::new(&token, &cluster, &node)).await??;
     // The sender goes: until the token is rotated, the credentials stay as they are.
     let (_, credentials) = watch::channel(Arc::new(credentials));
     let hello = Hello {
         cluster: config.cluster.name.clone(),
-        node: me.clone(),
+        node: *me,
         name: config.node.name.clone(),
         incarnation,
         version: VERSION.to_owned(),
@@ -413,7 +413,7 @@ fn runtime(config: &Config, node: &NodeId) -> Result<Arc<dyn Runtime>> {
     match config.runtime.kind {
         RuntimeKind::Docker => Ok(DockerRuntime::new(docker::Config {
             cluster,
-            node: node.clone(),
+            node: *node,
             host: config.runtime.docker_host.clone(),
             cpu_mode: config.runtime.cpu_mode,
             cap_allow: config.runtime.cap_allow.clone(),
@@ -424,7 +424,7 @@ fn runtime(config: &Config, node: &NodeId) -> Result<Arc<dyn Runtime>> {
             Ok(Arc::new(ProcessRuntime::open(process::Config {
                 directory: config.data_dir.join("process"),
                 cluster,
-                node: node.clone(),
+                node: *node,
                 user: config.runtime.process_user.clone(),
                 shim: this_program()?,
                 cores,

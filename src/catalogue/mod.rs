@@ -211,7 +211,7 @@ impl Weak {
             snapshot: self.snapshot.clone(),
             leadership: self.leadership.clone(),
             replicas: Arc::clone(&self.replicas),
-            me: self.me.clone(),
+            me: self.me,
         })
     }
 }
@@ -268,7 +268,7 @@ impl Handle {
         let Some(reign) = self.leadership.borrow().reign.clone() else { return Err(Error::NoLeader) };
         let mut asked = JoinSet::new();
         for node in reign.electorate.iter().filter(|node| **node != self.me) {
-            let (replicas, node, entry) = (Arc::clone(&self.replicas), node.clone(), entry.clone());
+            let (replicas, node, entry) = (Arc::clone(&self.replicas), *node, entry.clone());
             asked.spawn(async move {
                 let kept = replicas.keep(&node, vec![entry]).await;
                 kept.inspect_err(|error| tracing::debug!(%node, %error, "an entry is not stored there yet")).is_ok()

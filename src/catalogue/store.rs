@@ -90,7 +90,7 @@ fn parse(records: &Records, me: &NodeId) -> Book {
 /// The first version of what was written when there were none: older than anything a leader decides, and
 /// another on each node.
 fn unversioned(key: Key, value: Value, me: &NodeId) -> Entry {
-    let version = Version { edits: 1, ballot: Ballot { term: 0, node: me.clone() }, seq: 0 };
+    let version = Version { edits: 1, ballot: Ballot { term: 0, node: *me }, seq: 0 };
     Entry { key, version, changed_at: Timestamp::from_millis(0), value }
 }
 
@@ -120,7 +120,7 @@ mod tests {
         let snapshot = book.snapshot(false);
         assert_eq!(snapshot.workspaces.values().map(|w| (**w).clone()).collect::<Vec<_>>(), [workspace]);
         assert_eq!(snapshot.tokens.keys().collect::<Vec<_>>(), ["abcdefgh"]);
-        assert!(book.entries().all(|entry| entry.version.ballot == Ballot { term: 0, node: me.clone() }));
+        assert!(book.entries().all(|entry| entry.version.ballot == Ballot { term: 0, node: me }));
     }
 
     #[test]
@@ -129,7 +129,7 @@ mod tests {
         let old = Workspace::new("desktop".parse().unwrap(), Cores::whole(1), Bytes::gib(1));
         let key = Key::Workspace(old.name.clone());
         let mut book = Book::new([unversioned(key.clone(), Value::Workspace(Box::new(old)), &me)], []);
-        let ballot = Ballot { term: 3, node: me.clone() };
+        let ballot = Ballot { term: 3, node: me };
         let version = book.next_version(&key, ballot, 0);
         assert_eq!(version.edits, 2);
         book.merge(Entry { key: key.clone(), version, changed_at: Timestamp::default(), value: Value::Tombstone });

@@ -34,7 +34,7 @@ pub(super) async fn run(
     loop {
         tick.tick().await;
         let Some(catalogue) = catalogue.upgrade() else { return };
-        let leader = leadership.borrow().leader.clone();
+        let leader = leadership.borrow().leader;
         if !catalogue.snapshot().synced && first_sync(&catalogue, leader.as_ref()).await {
             continue;
         }
@@ -60,7 +60,7 @@ async fn first_sync(catalogue: &Handle, leader: Option<&NodeId>) -> bool {
 fn note(differing: &mut Differing, view: &ClusterView, ours: &str) {
     let alive = view.members.iter().filter(|(_, member)| member.state == NodeState::Alive);
     let now: BTreeMap<NodeId, String> = alive
-        .filter_map(|(id, member)| Some((id.clone(), member.catalogue.clone()?)))
+        .filter_map(|(id, member)| Some((*id, member.catalogue.clone()?)))
         .filter(|(_, digest)| digest != ours)
         .collect();
     differing.retain(|id, (digest, _)| now.get(id) == Some(digest));
@@ -74,7 +74,7 @@ fn note(differing: &mut Differing, view: &ClusterView, ours: &str) {
 fn next(differing: &Differing, leader: Option<&NodeId>, me: &NodeId) -> Option<NodeId> {
     let mut due: Vec<_> = differing.iter().filter(|(_, (_, since))| since.elapsed() >= DIFFERS_FOR).collect();
     due.sort_by_key(|(id, (_, since))| (leader != Some(*id), *since));
-    due.into_iter().map(|(id, _)| id).find(|id| leader == Some(*id) || me < *id).cloned()
+    due.into_iter().map(|(id, _)| id).find(|id| leader == Some(*id) || me < *id).copied()
 }
 
 /// Takes what is newer there, and gives what is newer here.

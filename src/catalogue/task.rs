@@ -78,7 +78,7 @@ impl Owner {
 
     async fn edit(&mut self, edit: Edit) -> Result<(Edited, Option<Entry>), Error> {
         let ballot = match &self.leadership.borrow().reign {
-            Some(reign) => reign.ballot.clone(),
+            Some(reign) => reign.ballot,
             None => return Err(Error::NoLeader),
         };
         match edit {

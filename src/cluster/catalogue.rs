@@ -23,7 +23,7 @@ impl Cluster {
     /// Takes over what is newer at the leader, so that whoever changed it here reads it here. A majority has
     /// it whether or not this succeeds.
     async fn catch_up(&self) {
-        let Some(leader) = self.leadership().leader.clone() else { return };
+        let Some(leader) = self.leadership().leader else { return };
         let versions = self.host().catalogue.snapshot().book.versions();
         if let Ok(Document(difference)) = self.mesh.call(&leader, Compare(Document(versions)), QUICK).await
             && let Err(error) = self.host().catalogue.keep(difference.newer).await

@@ -105,7 +105,7 @@ impl Serves<Report> for Host {
         self.election.adopt(&ballot).await?;
         self.told.send_replace(have);
         let (known, digest) = (have.map(|have| have.sessions), have.map(|have| have.node_digest));
-        let news = self.sessions.changes(ballot.clone(), known, REPORT_PATIENCE);
+        let news = self.sessions.changes(ballot, known, REPORT_PATIENCE);
         let changes = tokio::select! {
             changes = news => changes?,
             // What a node has and offers is in every report: a change of it alone is reason for one.
@@ -318,11 +318,11 @@ mod tests {
 
     fn snapshot(state: SessionState, gone: bool) -> (Arc<Snapshot>, SessionId) {
         let session = sample::session("k", "desktop", "alice", state);
-        let id = session.id.clone();
+        let id = session.id;
         let mut snapshot = Snapshot::default();
-        snapshot.sessions.insert(id.clone(), Arc::new(session));
+        snapshot.sessions.insert(id, Arc::new(session));
         if gone {
-            snapshot.gone.insert(id.clone());
+            snapshot.gone.insert(id);
         }
         (Arc::new(snapshot), id)
     }
@@ -347,10 +347,8 @@ mod tests {
     async fn the_answer_comes_with_the_change() {
         let (starting, id) = snapshot(SessionState::Starting, false);
         let (sessions, watching) = watch::channel(starting);
-        let waiting = tokio::spawn({
-            let id = id.clone();
-            async move { hold(watching, &id, Wait::Until(SessionState::Running), MAX_HOLD).await }
-        });
+        let waiting =
+            tokio::spawn(async move { hold(watching, &id, Wait::Until(SessionState::Running), MAX_HOLD).await });
         sessions.send_replace(snapshot(SessionState::Pulling, false).0);
         sessions.send_replace(snapshot(SessionState::Running, false).0);
         assert_eq!(waiting.await.unwrap().unwrap().session.state, SessionState::Running);

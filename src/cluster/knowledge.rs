@@ -191,7 +191,7 @@ mod tests {
         {
             let mut session = sample::session(&i.to_string(), "desktop", user, state.parse().unwrap());
             session.created_at = Timestamp::from_millis(1000 - i64::try_from(i).unwrap());
-            snapshot.sessions.insert(session.id.clone(), Arc::new(session));
+            snapshot.sessions.insert(session.id, Arc::new(session));
         }
         snapshot.gone.insert(sample::session_id("3"));
         snapshot
@@ -208,7 +208,7 @@ mod tests {
             state,
             mode: ClusterMode::Available,
             node: Some(Arc::new(sample::node("two", OTHER))),
-            sessions: [(session.id.clone(), Arc::new(session))].into(),
+            sessions: [(session.id, Arc::new(session))].into(),
             catalogue: None,
         };
         let view =
@@ -282,7 +282,7 @@ mod tests {
             let reached: BTreeSet<NodeId> = reached.iter().map(|id| id.parse().unwrap()).collect();
             let ballot = Ballot { term: 1, node: OWN.parse().unwrap() };
             let (electorate, lease) = (reached.clone(), BootInstant::default());
-            let reign = Reign { ballot: ballot.clone(), electorate, reached, needed: 1, lease };
+            let reign = Reign { ballot, electorate, reached, needed: 1, lease };
             let reign = Some(Arc::new(reign));
             Arc::new(Leadership { leader: OWN.parse().ok(), ballot: Some(ballot), reign })
         };
@@ -300,8 +300,7 @@ mod tests {
         let mut known = with_another(NodeState::Unknown);
         let id: NodeId = OTHER.parse().unwrap();
         let unnamed = Member { node: None, ..(*known.view.members[&id]).clone() };
-        known.view =
-            Arc::new(ClusterView { members: [(id.clone(), Arc::new(unnamed))].into(), ..ClusterView::default() });
+        known.view = Arc::new(ClusterView { members: [(id, Arc::new(unnamed))].into(), ..ClusterView::default() });
         assert_eq!(known.nodes().len(), 1, "nothing is known of it");
         let told = HostView {
             node: Arc::new(sample::node("two", OTHER)),

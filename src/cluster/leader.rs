@@ -52,7 +52,7 @@ impl Leader {
         if leadership.reign.is_some() {
             return Ok(());
         }
-        Err(NotLeader { leader: leadership.leader.clone().filter(|leader| *leader != self.host.settings.state().id) })
+        Err(NotLeader { leader: leadership.leader.filter(|leader| *leader != self.host.settings.state().id) })
     }
 }
 

@@ -34,7 +34,7 @@ impl Peers {
         match &self.0 {
             Some(net) => net.call(node, call, within).await,
             None => Err(net::Error::Unreachable {
-                node: node.clone(),
+                node: *node,
                 reason: "this node has no cluster token and stays alone".to_owned(),
             }),
         }
@@ -114,7 +114,7 @@ impl Hosts for Mesh {
     }
 
     async fn admit(&self, admit: Admit) -> Offered {
-        let host = admit.destination.clone();
+        let host = admit.destination;
         match self.ask(&host, message::Admit(Document(admit)), ADMIT_WITHIN).await {
             Ok(Ok(Document(admitted))) => Offered::Accepted(Box::new(admitted)),
             Ok(Err(AdmitError::Stale(stale))) => Offered::Stale(stale),
@@ -134,7 +134,7 @@ impl Hosts for Mesh {
         session: &SessionId,
         fingerprint: String,
     ) -> Result<Option<Session>, Option<sessions::Error>> {
-        let find = message::Find { session: session.clone(), fingerprint };
+        let find = message::Find { session: *session, fingerprint };
         match self.ask(host, find, QUICK).await {
             Ok(Ok(found)) => Ok(found.map(|Document(session)| session)),
             Ok(Err(Document(error))) => Err(Some(error)),
@@ -143,7 +143,7 @@ impl Hosts for Mesh {
     }
 
     async fn claim(&self, host: &NodeId, session: &SessionId, ballot: Ballot) -> Result<Asked, String> {
-        let claim = message::Claim { ballot, session: session.clone() };
+        let claim = message::Claim { ballot, session: *session };
         let claimed = self.ask(host, claim, ADMIT_WITHIN).await.map_err(|error| error.to_string())?;
         match claimed {
             Ok(Document(asked)) => Ok(asked),
@@ -153,14 +153,14 @@ impl Hosts for Mesh {
     }
 
     async fn give_up(&self, host: &NodeId, session: &SessionId) {
-        let command = message::Command { session: session.clone(), command: sessions::Command::GiveUp };
+        let command = message::Command { session: *session, command: sessions::Command::GiveUp };
         if let Err(error) = self.ask(host, command, QUICK).await {
             tracing::debug!(%host, %session, %error, "the host will give the session up by itself");
         }
     }
 
     async fn drop_duplicate(&self, host: &NodeId, session: &SessionId) -> Result<(), String> {
-        let command = message::Command { session: session.clone(), command: sessions::Command::Duplicate };
+        let command = message::Command { session: *session, command: sessions::Command::Duplicate };
         match self.ask(host, command, QUICK).await {
             // What is not there is put away.
             Ok(Ok(_) | Err(Document(sessions::Error::NotFound(_)))) => Ok(()),

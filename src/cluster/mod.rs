@@ -120,12 +120,11 @@ impl Cluster {
 
     /// The leader's id and name, where this node knows of one.
     pub fn leader(&self) -> Option<(NodeId, Name)> {
-        let id = self.leadership().leader.clone()?;
+        let id = self.leadership().leader?;
         let name =
             if id == *self.mesh.me() { Some(self.host().settings.state().name.clone()) } else { self.known_name(&id) };
-        // A node that was only heard of so far is called by its id.
-        let name = name.or_else(|| id.as_str().parse().ok())?;
-        Some((id, name))
+        // A node that has not told its name yet is called by its id.
+        Some((id, name.unwrap_or_else(|| id.into())))
     }
 
     /// Every other node, as it was last heard of.
@@ -181,7 +180,7 @@ impl Cluster {
         let deadline = begun + patience;
         let mut named = None;
         loop {
-            let known = leadership.borrow_and_update().leader.clone();
+            let known = leadership.borrow_and_update().leader;
             let last = match named.take().or(known) {
                 Some(leader) => match self.ask_while_leader(&leader, call.clone(), within).await {
                     Ok(Ok(answer)) => return Ok(self.routed(&leader, answer)),
@@ -259,7 +258,7 @@ impl Cluster {
         };
         tokio::select! {
             answer = self.ask_as_leader(node, call, within) => answer,
-            () = deposed => Err(net::Error::NoAnswer { node: node.clone(), reason: "it leads no more".to_owned() }),
+            () = deposed => Err(net::Error::NoAnswer { node: *node, reason: "it leads no more".to_owned() }),
         }
     }
 

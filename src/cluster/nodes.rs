@@ -57,7 +57,7 @@ impl Cluster {
 
     /// The same of one session, whose host will not return.
     pub async fn forget_session(&self, session: &Session) -> Result<(), Error> {
-        let forget = Forget { node: session.node_id.clone(), session: Some(session.id.clone()) };
+        let forget = Forget { node: session.node_id, session: Some(session.id) };
         let name = session.node.to_string();
         self.forget_everywhere(forget).await.map_err(|error| error.about(name, Error::HostAlive))
     }
@@ -67,10 +67,10 @@ impl Cluster {
         if self.on(&forget.node, Describe, QUICK).await.is_ok() {
             return Err(NotForgotten::Alive);
         }
-        let (view, leader) = (self.view(), self.leadership().leader.clone());
+        let (view, leader) = (self.view(), self.leadership().leader);
         let me = self.mesh.me();
         // Whoever is looked at when it is asked again comes last: as long as anybody refuses, it knows of it.
-        let last = leader.filter(|leader| *leader != forget.node).unwrap_or_else(|| me.clone());
+        let last = leader.filter(|leader| *leader != forget.node).unwrap_or(*me);
         let away = |peer: &NodeId| view.members.get(peer).is_some_and(|member| member.state != NodeState::Alive);
         let left = |peer: &NodeId| view.members.get(peer).is_some_and(|member| member.state == NodeState::Left);
         let others =

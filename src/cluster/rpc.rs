@@ -31,7 +31,7 @@ impl Rpc {
     async fn pass(&self, Pass(request): Pass) -> Result<Passed, NotPassed> {
         let of_leader = codec::decode::<Request>(&request).is_ok_and(|request| request.is_of_leader());
         let known = self.leader.leadership.borrow().clone();
-        let followed = known.leader.clone().filter(|_| of_leader && known.reign.is_none());
+        let followed = known.leader.filter(|_| of_leader && known.reign.is_none());
         let (Some(leader), Some(net)) = (followed, &self.peers.0) else { return Err(NotPassed::Undelivered) };
         match net.pass(&leader, &request, SLOW).await {
             Ok(answer) => Ok(Passed { leader, answer }),

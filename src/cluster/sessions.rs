@@ -54,7 +54,7 @@ impl Cluster {
         if let Some(node) = &filter.node
             && let Ok(id) = self.resolve(node).await
         {
-            filter.node = id.as_str().parse().ok();
+            filter.node = Some(id.into());
         }
         match self.on_leader(Sessions(Document(filter.clone())), true, READ_PATIENCE, QUICK).await {
             Ok(listed) => listed.map(|Document(sessions)| sessions),
@@ -102,7 +102,7 @@ impl Cluster {
 
     /// Asks one session to change. It answers once the wish is durable; the session follows behind.
     pub async fn command(&self, session: &Session, command: Command) -> Result<Routed<Session>, Error> {
-        let command = message::Command { session: session.id.clone(), command };
+        let command = message::Command { session: session.id, command };
         let Routed { answer, by } = self.on(&session.node_id, command, SLOW).await?;
         let Document(session) = answer.map_err(|Document(error)| error)?;
         Ok(Routed { answer: session, by })
@@ -128,7 +128,7 @@ impl Cluster {
 
     async fn hold_there(&self, session: Session, wait: Wait, timeout: Duration) -> Remembered {
         let timeout_millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        let hold = Hold { session: session.id.clone(), wait, timeout_millis };
+        let hold = Hold { session: session.id, wait, timeout_millis };
         match self.on(&session.node_id, hold, timeout + HOLD_MARGIN).await {
             Ok(Routed { answer: Some(Document(remembered)), .. }) => remembered,
             Ok(Routed { answer: None, .. }) => Remembered { session, gone: true },
@@ -138,13 +138,13 @@ impl Cluster {
 
     /// The session's random secret, if its workspace uses one.
     pub async fn secret(&self, session: &Session) -> Result<Routed<Option<String>>, Error> {
-        let Routed { answer, by } = self.on(&session.node_id, Secret(session.id.clone()), QUICK).await?;
+        let Routed { answer, by } = self.on(&session.node_id, Secret(session.id), QUICK).await?;
         Ok(Routed { answer: answer.map_err(|Document(error)| error)?, by })
     }
 
     /// Why the session is where it is.
     pub async fn explain(&self, session: &Session) -> Result<Routed<Explanation>, Error> {
-        let Routed { answer, by } = self.on(&session.node_id, Explain(session.id.clone()), QUICK).await?;
+        let Routed { answer, by } = self.on(&session.node_id, Explain(session.id), QUICK).await?;
         let Document(explanation) = answer.map_err(|Document(error)| error)?;
         Ok(Routed { answer: explanation, by })
     }
@@ -163,7 +163,7 @@ impl Cluster {
                 return Ok(Routed { answer: lines, by: None });
             }
         };
-        let logs = Logs { session: session.id.clone(), request };
+        let logs = Logs { session: session.id, request };
         let (answer, lines) = net.call_stream(host, logs, SLOW).await.map_err(|error| self.unanswered(error))?;
         answer.map_err(|Document(error): Document<sessions::Error>| error)?;
         Ok(self.routed(host, lines.boxed()))

@@ -28,7 +28,7 @@ pub(super) fn users(
     let mut users: BTreeMap<String, Vec<SessionId>> = BTreeMap::new();
     for (id, session) in sessions.sessions.iter().filter(|(id, _)| !sessions.gone.contains(*id)) {
         for name in catalogue.workspaces.get(&session.workspace).into_iter().flat_map(|w| names(w, session)) {
-            users.entry(name).or_default().push(id.clone());
+            users.entry(name).or_default().push(*id);
         }
     }
     users
@@ -64,10 +64,10 @@ mod tests {
         let mut sessions = sessions::Snapshot::default();
         for (key, state) in [("a", SessionState::Running), ("b", SessionState::Stopped), ("c", SessionState::Stopped)] {
             let session = sample::session(key, "desktop", "alice", state);
-            sessions.sessions.insert(session.id.clone(), Arc::new(session));
+            sessions.sessions.insert(session.id, Arc::new(session));
         }
         let gone = sample::session("c", "desktop", "alice", SessionState::Stopped).id;
-        sessions.gone.insert(gone.clone());
+        sessions.gone.insert(gone);
         let users = users(&sessions, &catalogue);
         assert_eq!(users.keys().collect::<Vec<_>>(), ["desktop-alice"]);
         assert_eq!(users["desktop-alice"].len(), 2);

@@ -168,9 +168,9 @@ impl Handle {
         if self.leadership.borrow().ballot.as_ref() == Some(ballot) {
             return Ok(());
         }
-        let refused = || Stale { highest: self.leadership.borrow().ballot.clone().unwrap_or_else(|| ballot.clone()) };
+        let refused = || Stale { highest: self.leadership.borrow().ballot.unwrap_or(*ballot) };
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Ask::Adopt(ballot.clone(), reply)).await.map_err(|_| refused())?;
+        self.requests.send(Ask::Adopt(*ballot, reply)).await.map_err(|_| refused())?;
         answer.await.unwrap_or_else(|_| Err(refused()))
     }
 

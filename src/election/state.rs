@@ -106,7 +106,7 @@ impl Election {
             random: seed,
             started: now,
             seen: kept.highest.as_ref().map_or(0, |ballot| ballot.term),
-            durable: kept.highest.clone(),
+            durable: kept.highest,
             highest: kept.highest,
             probation: lost.then_some(None),
             last_electorate: 0,
@@ -149,7 +149,7 @@ impl Election {
             Request::Beat { ballot, round, electorate } => (self.beat(ballot, electorate, now), round),
             Request::Resign { ballot, successor } => (self.resigned(&ballot, &successor, now), 0),
         };
-        Answer { granted, highest: self.highest.clone(), round }
+        Answer { granted, highest: self.highest, round }
     }
 
     /// Takes another node's answer to what was sent to it.
@@ -161,9 +161,9 @@ impl Election {
             (Role::Asking { ballot, answered, granted, silent, .. }, Request::PreVote { ballot: asked })
                 if ballot == asked =>
             {
-                answered.insert(from.clone());
+                answered.insert(*from);
                 if answer.granted {
-                    granted.insert(from.clone());
+                    granted.insert(*from);
                 }
                 let waited_for = |node: &&NodeId| !answered.contains(*node) && silent.as_ref() != Some(*node);
                 if !self.members.voters.iter().any(|node| waited_for(&node)) {
@@ -172,7 +172,7 @@ impl Election {
             }
             (Role::Candidate { ballot, granted, .. }, Request::Vote { ballot: asked }) if ballot == asked => {
                 if answer.granted {
-                    granted.insert(from.clone());
+                    granted.insert(*from);
                 }
                 self.count_votes(now);
             }
@@ -189,11 +189,11 @@ impl Election {
 
     /// Makes `ballot` the highest, unless a higher one is there.
     pub fn adopt(&mut self, ballot: &Ballot, now: BootInstant) -> Result<(), Stale> {
-        if let Some(highest) = self.highest.clone().filter(|highest| highest > ballot) {
+        if let Some(highest) = self.highest.filter(|highest| highest > ballot) {
             return Err(Stale { highest });
         }
         if self.highest.as_ref() != Some(ballot) {
-            self.raise(ballot.clone());
+            self.raise(*ballot);
             self.follow_nobody(now);
         }
         Ok(())
@@ -202,10 +202,10 @@ impl Election {
     /// Stops leading, if it does, and lets whoever answered last go on.
     pub fn hand_over(&mut self, now: BootInstant) {
         let Role::Leader(rule) = &self.role else { return };
-        let best = rule.answered.iter().max_by_key(|(_, at)| **at).map(|(node, _)| node.clone());
+        let best = rule.answered.iter().max_by_key(|(_, at)| **at).map(|(node, _)| *node);
         if let Some(successor) = best {
-            let resign = Request::Resign { ballot: rule.ballot.clone(), successor };
-            self.outgoing.extend(self.members.voters.iter().map(|node| (node.clone(), resign.clone())));
+            let resign = Request::Resign { ballot: rule.ballot, successor };
+            self.outgoing.extend(self.members.voters.iter().map(|node| (*node, resign.clone())));
         }
         self.follow_nobody(now);
     }
@@ -240,7 +240,7 @@ impl Election {
 
     /// What must be on disk before anything else leaves.
     pub fn poll_persist(&self) -> Option<Ballot> {
-        if self.durable == self.highest { None } else { self.highest.clone() }
+        if self.durable == self.highest { None } else { self.highest }
     }
 
     /// It is on disk.
@@ -261,11 +261,11 @@ impl Election {
     /// Who leads, as far as this node knows.
     pub fn leadership(&self, now: BootInstant) -> Leadership {
         let (leader, reign) = match &self.role {
-            Role::Follower { leader, .. } => (leader.as_ref().map(|(node, _)| node.clone()), None),
+            Role::Follower { leader, .. } => (leader.as_ref().map(|(node, _)| *node), None),
             Role::Asking { .. } | Role::Candidate { .. } => (None, None),
-            Role::Leader(rule) => (Some(self.me.clone()), Some(std::sync::Arc::new(self.reign(rule, now)))),
+            Role::Leader(rule) => (Some(self.me), Some(std::sync::Arc::new(self.reign(rule, now)))),
         };
-        Leadership { leader, ballot: self.durable.clone(), reign }
+        Leadership { leader, ballot: self.durable, reign }
     }
 
     fn reign(&self, rule: &Rule, now: BootInstant) -> Reign {
@@ -273,11 +273,11 @@ impl Election {
         let answers = rule.answered.iter().filter(|(_, at)| recent(at)).map(|(node, _)| node);
         // Who has just voted is there, and may know what nobody else does.
         let voted = rule.electorate.iter().filter(|_| recent(&rule.since));
-        let reached = answers.chain(voted).cloned();
+        let reached = answers.chain(voted).copied();
         Reign {
-            ballot: rule.ballot.clone(),
+            ballot: rule.ballot,
             electorate: rule.electorate.clone(),
-            reached: reached.chain([self.me.clone()]).collect(),
+            reached: reached.chain([self.me]).collect(),
             needed: self.needed(rule.electorate.len()),
             lease: self.quorum_heard(rule, now).plus(self.lease()),
         }
@@ -313,7 +313,7 @@ impl Election {
         if self.highest.as_ref().is_some_and(|highest| *highest > ballot) {
             return false;
         }
-        let leader = ballot.node.clone();
+        let leader = ballot.node;
         if self.highest.as_ref() != Some(&ballot) {
             self.raise(ballot);
         }
@@ -376,7 +376,7 @@ impl Election {
         match &self.probation {
             Some(Some((followed, since))) if followed == leader && now.since(*since) >= over => self.probation = None,
             Some(Some((followed, _))) if followed == leader => {}
-            Some(_) => self.probation = Some(Some((leader.clone(), now))),
+            Some(_) => self.probation = Some(Some((*leader, now))),
             None => {}
         }
     }
@@ -399,10 +399,10 @@ impl Election {
         if !self.may_vote() {
             return self.follow_nobody(now);
         }
-        let silent = self.follows_since_start().cloned();
-        let ballot = Ballot { term: self.seen + 1, node: self.me.clone() };
-        let ask = Request::PreVote { ballot: ballot.clone() };
-        self.outgoing.extend(self.members.voters.iter().map(|node| (node.clone(), ask.clone())));
+        let silent = self.follows_since_start().copied();
+        let ballot = Ballot { term: self.seen + 1, node: self.me };
+        let ask = Request::PreVote { ballot };
+        self.outgoing.extend(self.members.voters.iter().map(|node| (*node, ask.clone())));
         // Half a timeout: who is there answers by then, and who is not is not waited for.
         let deadline = now.plus(self.timeout() / 2);
         self.role = Role::Asking { ballot, answered: BTreeSet::new(), granted: BTreeSet::new(), silent, deadline };
@@ -413,13 +413,13 @@ impl Election {
 
     fn count_pre_votes(&mut self, now: BootInstant) {
         let Role::Asking { ballot, answered, granted, .. } = &self.role else { return };
-        let electorate: BTreeSet<NodeId> = answered.iter().cloned().chain([self.me.clone()]).collect();
+        let electorate: BTreeSet<NodeId> = answered.iter().copied().chain([self.me]).collect();
         // Whoever says no holds on to a leader. Where it is between that leader and this node, which do not hear each
         // other, each of the two sides may be a majority of those who answer it, and would unseat the other for ever:
         // only one can be a majority of all that are known.
         let counted = if granted.len() < answered.len() { self.members.voters.len() + 1 } else { electorate.len() };
         let elected = granted.len() + 1 >= self.needed(counted);
-        let ballot = ballot.clone();
+        let ballot = *ballot;
         if self.forsakes(electorate.len()) && elected {
             self.loyal_rounds += 1;
             return self.follow_nobody(now);
@@ -427,9 +427,9 @@ impl Election {
         if !elected {
             return self.follow_nobody(now);
         }
-        let vote = Request::Vote { ballot: ballot.clone() };
-        self.outgoing.extend(answered.iter().map(|node| (node.clone(), vote.clone())));
-        self.raise(ballot.clone());
+        let vote = Request::Vote { ballot };
+        self.outgoing.extend(answered.iter().map(|node| (*node, vote.clone())));
+        self.raise(ballot);
         let deadline = now.plus(self.random_timeout());
         self.role = Role::Candidate { ballot, electorate, granted: BTreeSet::new(), deadline };
         self.count_votes(now);
@@ -450,7 +450,7 @@ impl Election {
         self.last_electorate = electorate.len();
         self.loyal_rounds = 0;
         self.role = Role::Leader(Rule {
-            ballot: ballot.clone(),
+            ballot: *ballot,
             electorate: electorate.clone(),
             round: 0,
             sent: VecDeque::new(),
@@ -471,8 +471,8 @@ impl Election {
         }
         rule.next_beat = now.plus(every);
         let electorate = u32::try_from(rule.electorate.len()).unwrap_or(u32::MAX);
-        let beat = Request::Beat { ballot: rule.ballot.clone(), round: rule.round, electorate };
-        self.outgoing.extend(self.members.voters.iter().map(|node| (node.clone(), beat.clone())));
+        let beat = Request::Beat { ballot: rule.ballot, round: rule.round, electorate };
+        self.outgoing.extend(self.members.voters.iter().map(|node| (*node, beat.clone())));
     }
 
     /// How many nodes are a majority of an electorate of this size.
@@ -519,9 +519,9 @@ impl Rule {
     /// A node answered a round: it is here, and follows.
     fn heard(&mut self, from: &NodeId, round: u64) {
         let Some((_, at)) = self.sent.iter().find(|(sent, _)| *sent == round) else { return };
-        let newest = self.answered.entry(from.clone()).or_default();
+        let newest = self.answered.entry(*from).or_default();
         *newest = (*newest).max(*at);
-        self.electorate.insert(from.clone());
+        self.electorate.insert(*from);
     }
 }
 

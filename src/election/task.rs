@@ -164,7 +164,7 @@ impl Owner {
 
     fn send(&mut self) {
         while let Some((peer, request)) = self.election.poll_send() {
-            if matches!(request, Request::Beat { .. }) && !self.called.insert(peer.clone()) {
+            if matches!(request, Request::Beat { .. }) && !self.called.insert(peer) {
                 continue;
             }
             let (peers, patience) = (Arc::clone(&self.peers), self.patience);

@@ -92,5 +92,5 @@ pub(super) fn published(n: u8, sessions: u32) -> Published {
 }
 
 pub(super) fn by_id(sessions: &[Arc<Session>]) -> BTreeMap<SessionId, Arc<Session>> {
-    sessions.iter().map(|session| (session.id.clone(), Arc::clone(session))).collect()
+    sessions.iter().map(|session| (session.id, Arc::clone(session))).collect()
 }

@@ -34,14 +34,14 @@ enum What {
 
 impl Forgotten {
     pub(super) fn add_node(&mut self, id: &NodeId, incarnation: u64) {
-        self.0.insert(id.clone(), Life { incarnation, heard_since: None, what: What::All });
+        self.0.insert(*id, Life { incarnation, heard_since: None, what: What::All });
         self.bound();
     }
 
     pub(super) fn add_session(&mut self, id: &NodeId, incarnation: u64, session: &SessionId) {
         let nothing = || Life { incarnation, heard_since: None, what: What::Sessions(BTreeSet::new()) };
-        if let What::Sessions(sessions) = &mut self.0.entry(id.clone()).or_insert_with(nothing).what {
-            sessions.insert(session.clone());
+        if let What::Sessions(sessions) = &mut self.0.entry(*id).or_insert_with(nothing).what {
+            sessions.insert(*session);
         }
         self.bound();
     }

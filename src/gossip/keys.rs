@@ -102,7 +102,7 @@ pub fn read<'a>(id: &NodeId, keys: impl IntoIterator<Item = (&'a str, &'a str)>)
                 if let Some(session) = read_session(id, key, value)
                     && heard.sessions.len() < MAX_SESSIONS
                 {
-                    heard.sessions.insert(session.id.clone(), Arc::new(session));
+                    heard.sessions.insert(session.id, Arc::new(session));
                 }
             }
         }
@@ -324,7 +324,7 @@ mod tests {
         assert!(said.conditions.iter().all(|condition| condition.message.is_empty()));
 
         long.node.gpus = (0..1000).map(gpu).collect();
-        let blockers = (0..1000).map(|n| session(1, n).id.clone()).collect();
+        let blockers = (0..1000).map(|n| session(1, n).id).collect();
         let since = Timestamp::default();
         long.node.drain = Some(Drain { since, deadline: None, stop_sessions: false, message: None, blockers });
         long.node.settings.labels = (0..64).map(|n| (format!("{n:063}"), "v".repeat(63))).collect();

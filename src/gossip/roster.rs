@@ -110,7 +110,7 @@ fn due(from: &BTreeMap<NodeId, Arc<Member>>, to: &BTreeMap<NodeId, Arc<Member>>,
     };
     let removed = from.keys().filter(|id| !to.contains_key(*id));
     let written = to.iter().filter(|(id, member)| is_due(id, member)).map(|(id, _)| id);
-    removed.chain(written).cloned().collect()
+    removed.chain(written).copied().collect()
 }
 
 /// What a start needs to know of a node, and whether there is anything to show of it.
@@ -154,7 +154,7 @@ fn parse(records: &Records) -> Kept {
 
 fn member(record: Record) -> Member {
     let state = if record.left { NodeState::Left } else { NodeState::Unknown };
-    let sessions = record.sessions.into_iter().map(|session| (session.id.clone(), Arc::new(session)));
+    let sessions = record.sessions.into_iter().map(|session| (session.id, Arc::new(session)));
     Member {
         address: record.address,
         incarnation: record.incarnation,

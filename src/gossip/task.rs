@@ -61,7 +61,7 @@ pub async fn spawn(
     let owner = Owner {
         seeds: Seeds::new(&config.seeds),
         membership: Membership::new(
-            config.me.clone(),
+            config.me,
             kept.incarnation,
             !config.seeds.is_empty(),
             kept.nodes.clone(),
@@ -212,9 +212,9 @@ impl Owner {
             Some(session) => next.forget_session(node, session),
             None => next.forget(node),
         };
-        let known = known.ok_or_else(|| Error::NotFound(node.clone()))?;
+        let known = known.ok_or(Error::NotFound(*node))?;
         if known.state == NodeState::Alive {
-            return Err(Error::Alive(node.clone()));
+            return Err(Error::Alive(*node));
         }
         self.roster.keep(next.members(), true).await.map_err(|e| Error::Store(e.to_string()))?;
         tracing::info!(%node, session = session.map(tracing::field::display), "forgotten");

@@ -89,11 +89,11 @@ impl Membership {
         self.heard_anybody |= !newest.is_empty();
         self.note_silence(&newest, now);
         let ids: BTreeSet<&NodeId> = newest.keys().copied().chain(self.members.keys()).collect();
-        let look = |id: &NodeId| Some((id.clone(), self.member(id, newest.get(id).copied())?));
+        let look = |id: &NodeId| Some((*id, self.member(id, newest.get(id).copied())?));
         self.members = ids.into_iter().filter_map(look).collect();
         self.evict();
         let duplicate = self.duplicate(entries, now).map(|twin| twin.address);
-        let forgotten = self.forgotten.sessions().map(|(id, sessions)| (id.clone(), sessions.clone())).collect();
+        let forgotten = self.forgotten.sessions().map(|(id, sessions)| (*id, sessions.clone())).collect();
         ClusterView { members: self.members.clone(), forgotten, duplicate, alone: self.is_alone(now) }
     }
 
@@ -143,10 +143,10 @@ impl Membership {
 
     fn note_silence(&mut self, newest: &BTreeMap<&NodeId, &Entry>, now: Moment) {
         let here = |entry: &&Entry| entry.live && !entry.heard.left;
-        let live: BTreeSet<NodeId> = newest.values().copied().filter(here).map(|entry| entry.id.clone()).collect();
+        let live: BTreeSet<NodeId> = newest.values().copied().filter(here).map(|entry| entry.id).collect();
         let has_left = |id: &NodeId| newest.get(id).is_some_and(|entry| entry.heard.left);
         for id in self.live.difference(&live).filter(|id| !has_left(id)) {
-            self.suspects.insert(id.clone(), Silence { since: now.boot, patience: SUSPECT_FOR });
+            self.suspects.insert(*id, Silence { since: now.boot, patience: SUSPECT_FOR });
         }
         self.suspects.retain(|id, silence| {
             !live.contains(id) && !has_left(id) && now.boot.since(silence.since) < silence.patience
@@ -245,7 +245,7 @@ impl Membership {
         let last_seen = |member: &Member| member.node.as_ref().map(|node| node.last_seen);
         let mut silent: Vec<_> = self.members.iter().filter(|(_, member)| member.state != NodeState::Alive).collect();
         silent.sort_by_key(|(_, member)| last_seen(member));
-        let evicted: Vec<NodeId> = silent.into_iter().take(excess).map(|(id, _)| id.clone()).collect();
+        let evicted: Vec<NodeId> = silent.into_iter().take(excess).map(|(id, _)| *id).collect();
         for id in evicted {
             self.members.remove(&id);
         }
@@ -270,13 +270,13 @@ pub(super) fn as_seen(
 
 /// Where every known node is reached.
 pub fn directory(view: &ClusterView) -> Directory {
-    view.members.iter().map(|(id, member)| (id.clone(), member.address)).collect()
+    view.members.iter().map(|(id, member)| (*id, member.address)).collect()
 }
 
 /// What an election needs to know, for a node of this mode.
 pub fn members(view: &ClusterView, mode: ClusterMode, untried: bool) -> Members {
     let staying = || view.members.iter().filter(|(_, member)| member.state != NodeState::Left);
-    let voters = staying().filter(|(_, member)| member.mode == mode).map(|(id, _)| id.clone()).collect();
+    let voters = staying().filter(|(_, member)| member.mode == mode).map(|(id, _)| *id).collect();
     Members { voters, known: staying().count(), untried }
 }
 

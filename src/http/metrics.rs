@@ -184,7 +184,7 @@ mod tests {
         let mut sessions = Snapshot::default();
         for key in ["a", "b"] {
             let session = sample::session(key, "desktop", "alice", SessionState::Running);
-            sessions.sessions.insert(session.id.clone(), Arc::new(session));
+            sessions.sessions.insert(session.id, Arc::new(session));
         }
         sessions.gone.insert(sample::session_id("b"));
         render(&node, &sessions, &view()).unwrap()

@@ -132,7 +132,7 @@ impl Ledger {
         }
         fits(request, self.allocated, capacity.physical, capacity.effective)?;
         let gpus = self.gpus.choose(user, request.gpus, same_gpus, capacity)?;
-        self.restore(session.clone(), Reservation { user: user.clone(), resources: request, gpus: gpus.clone() });
+        self.restore(*session, Reservation { user: user.clone(), resources: request, gpus: gpus.clone() });
         Ok(gpus)
     }
 

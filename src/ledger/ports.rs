@@ -55,7 +55,7 @@ impl Ports {
         if let Some(last) = ports.last() {
             self.next = last.saturating_add(1);
         }
-        self.restore(session.clone(), ports.clone());
+        self.restore(*session, ports.clone());
         Some(ports)
     }
 

@@ -45,10 +45,9 @@ impl Net {
         within: Duration,
     ) -> Result<(C::Answer, impl Stream<Item = io::Result<Bytes>> + Send + use<C>), Error> {
         let request = codec::encode(&call.into_request());
-        let request = request.map_err(|e| Error::Unreachable { node: node.clone(), reason: e.to_string() })?;
+        let request = request.map_err(|e| Error::Unreachable { node: *node, reason: e.to_string() })?;
         let (answer, rest) = self.ask(node, &request, within).await?;
-        let answer =
-            codec::decode(&answer).map_err(|e| Error::NoAnswer { node: node.clone(), reason: e.to_string() })?;
+        let answer = codec::decode(&answer).map_err(|e| Error::NoAnswer { node: *node, reason: e.to_string() })?;
         let chunks = stream::try_unfold(rest, |mut rest| async move {
             match rest.read_chunk(CHUNK, true).await {
                 Ok(Some(chunk)) => Ok(Some((chunk.bytes, rest))),
@@ -73,12 +72,12 @@ impl Net {
     }
 
     async fn ask(&self, node: &NodeId, request: &[u8], within: Duration) -> Result<(Vec<u8>, RecvStream), Error> {
-        let unreachable = |reason: String| Error::Unreachable { node: node.clone(), reason };
+        let unreachable = |reason: String| Error::Unreachable { node: *node, reason };
         let link = match timeout(within, self.0.link(node)).await {
             Ok(link) => link.map_err(unreachable)?,
             Err(_) => return Err(unreachable("no connection in time".to_owned())),
         };
-        let no_answer = |reason: String| Error::NoAnswer { node: node.clone(), reason };
+        let no_answer = |reason: String| Error::NoAnswer { node: *node, reason };
         tokio::select! {
             answered = timeout(within, exchange(&link, request)) => match answered {
                 Ok(answered) => answered.map_err(|reason| {

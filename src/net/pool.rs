@@ -66,7 +66,7 @@ impl Pool {
     }
 
     fn of_address(&self, address: SocketAddr) -> Option<Link> {
-        let node = lock(&self.links).nodes.get(&address).cloned()?;
+        let node = lock(&self.links).nodes.get(&address).copied()?;
         self.of_node(&node).filter(|link| address_of(&link.connection) == address)
     }
 
@@ -74,7 +74,7 @@ impl Pool {
     /// older finishes what it does, and is used no more.
     fn register(&self, link: Link) -> Result<(), String> {
         let mut links = lock(&self.links);
-        let node = link.hello.node.clone();
+        let node = link.hello.node;
         if let Some(known) = links.by_node.get(&node)
             && known.connection.close_reason().is_none()
             && known.hello.incarnation != link.hello.incarnation
@@ -84,7 +84,7 @@ impl Pool {
             }
             known.connection.close(REPLACED, b"replaced");
         }
-        links.nodes.insert(address_of(&link.connection), node.clone());
+        links.nodes.insert(address_of(&link.connection), node);
         links.by_node.insert(node, link);
         Ok(())
     }

@@ -78,7 +78,7 @@ async fn hear(connection: &Connection) -> Result<(SendStream, Hello), String> {
 
 /// Answers the requests that come over a connection, and takes in its gossip, until it ends.
 pub(super) async fn answer(net: Arc<Inner>, link: Link) {
-    let peer = Peer { node: link.hello.node.clone(), address: address_of(&link.connection) };
+    let peer = Peer { node: link.hello.node, address: address_of(&link.connection) };
     tracing::debug!(node = %peer.node, address = %peer.address, "connected");
     loop {
         tokio::select! {

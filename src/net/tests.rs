@@ -208,7 +208,7 @@ async fn many_calls_at_once_get_each_their_own_answer() {
     let net = Arc::new(one.net.clone());
     let calls = (0..300).map(|n| {
         let (net, session) = (Arc::clone(&net), sample::session_id(&n.to_string()));
-        tokio::spawn(async move { (net.call(&id(2), message::Secret(session.clone()), PATIENCE).await, session) })
+        tokio::spawn(async move { (net.call(&id(2), message::Secret(session), PATIENCE).await, session) })
     });
     for call in calls.collect::<Vec<_>>() {
         let (answer, session): (_, SessionId) = call.await.unwrap();

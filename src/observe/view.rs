@@ -28,7 +28,7 @@ pub fn describe(seen: Seen<'_>) -> Node {
     let Seen { state, report, sessions, health, conditions, facts, now } = seen;
     let offered = effective(report.physical, &state.settings);
     Node {
-        id: state.id.clone(),
+        id: state.id,
         name: state.name.clone(),
         address: facts.address.clone(),
         version: facts.version.clone(),
@@ -128,7 +128,7 @@ fn describe_drain(drain: &DrainState, sessions: &Snapshot, now: Moment) -> Drain
         deadline,
         stop_sessions: drain.stop_sessions,
         message: drain.message.clone(),
-        blockers: sessions.reserved.iter().cloned().collect(),
+        blockers: sessions.reserved.iter().copied().collect(),
     }
 }
 
@@ -216,7 +216,7 @@ mod tests {
                 stop_sessions: true,
                 message: None,
             });
-            sessions.reserved.insert(blocker.clone());
+            sessions.reserved.insert(blocker);
         });
         let drain = node.drain.unwrap();
         assert_eq!(drain.blockers, [blocker]);

@@ -98,7 +98,7 @@ impl Book {
     pub fn note_silence(&mut self, reign: &Reign, now: BootInstant) {
         self.silent.retain(|host, _| !reign.reached.contains(host));
         for host in self.index.fleet().hosts.keys().filter(|host| !reign.reached.contains(*host)) {
-            self.silent.entry(host.clone()).or_insert(now);
+            self.silent.entry(*host).or_insert(now);
         }
     }
 
@@ -137,7 +137,7 @@ impl Book {
             let error = super::plan::nobody(offers.refusals);
             return if heard_all { Err(error) } else { Ok(Begun::Wait(error)) };
         }
-        let ballot = cx.reign.ballot.clone();
+        let ballot = cx.reign.ballot;
         self.take_off(&begin.session, &ballot, &begin.user, workspace, &offers);
         Ok(Begun::Offer { ballot, offers })
     }
@@ -159,7 +159,7 @@ impl Book {
             let error = super::plan::nobody(offers.refusals);
             return Err(if waiting_for.is_empty() { error } else { Error::Indexing { waiting_for } });
         }
-        let ballot = cx.reign.ballot.clone();
+        let ballot = cx.reign.ballot;
         self.take_off(&again.session, &ballot, &again.user, &again.workspace, &offers);
         Ok((ballot, offers))
     }
@@ -167,14 +167,14 @@ impl Book {
     /// The session is offered around from now on.
     fn take_off(&mut self, session: &SessionId, ballot: &Ballot, user: &User, workspace: &Workspace, offers: &Offers) {
         let flight = Flight {
-            ballot: ballot.clone(),
+            ballot: *ballot,
             user: user.clone(),
             resources: workspace.resources(),
             host: offers.candidates.first().cloned(),
             state: State::Offered,
             doubted_until: None,
         };
-        self.flights.take_off(session.clone(), flight);
+        self.flights.take_off(*session, flight);
     }
 
     /// The session is offered to this host now.
@@ -213,7 +213,7 @@ impl Book {
         if let Some((host, held)) = self.index.holder(session) {
             let session = Box::new(held.session.clone());
             return Some(if cx.reign.reached.contains(host) {
-                Begun::Known { host: host.clone(), session: Some(session) }
+                Begun::Known { host: *host, session: Some(session) }
             } else {
                 Begun::Unknown(as_unknown(session))
             });
@@ -226,7 +226,7 @@ impl Book {
         }
         let session = Box::new((**remembered).clone());
         Some(if cx.reign.reached.contains(host) {
-            Begun::Known { host: host.clone(), session: Some(session) }
+            Begun::Known { host: *host, session: Some(session) }
         } else {
             Begun::Unknown(as_unknown(session))
         })
@@ -316,7 +316,7 @@ impl Book {
         let hosts = self.index.fleet().hosts.iter();
         let sessions = hosts.flat_map(|(id, host)| host.sessions.values().map(move |held| (id, &held.session)));
         let own = sessions.filter(|(_, s)| s.user == *user && s.workspace == workspace.name);
-        own.max_by_key(|(id, session)| (session.created_at, *id)).map(|(id, _)| id.clone())
+        own.max_by_key(|(id, session)| (session.created_at, *id)).map(|(id, _)| *id)
     }
 }
 
@@ -345,7 +345,7 @@ fn as_unknown(session: Box<Session>) -> Box<Session> {
 
 fn name_of(node: &NodeId, view: &ClusterView) -> Name {
     let known = view.members.get(node).and_then(|member| member.node.as_ref()).map(|node| node.name.clone());
-    known.unwrap_or_else(|| node.as_str().parse().expect("an id of letters and digits is a name, too"))
+    known.unwrap_or_else(|| Name::from(*node))
 }
 
 fn not_runnable(workspace: &Workspace) -> Invalid {

@@ -49,9 +49,8 @@ async fn run(placer: Placer, mut fleet: watch::Receiver<Arc<Fleet>>, leadership:
             if moves.len() >= MAX_MOVES {
                 break;
             }
-            if moving.insert(session.clone()) {
-                let (placer, session, host, ballot) =
-                    (placer.clone(), session.clone(), host.clone(), reign.ballot.clone());
+            if moving.insert(*session) {
+                let (placer, session, host, ballot) = (placer.clone(), *session, *host, reign.ballot);
                 moves.spawn(async move {
                     placer.place_elsewhere(&session, &host, ballot).await;
                     session

@@ -137,7 +137,7 @@ impl Flights {
         let mut sums: BTreeMap<NodeId, Resources> = BTreeMap::new();
         for flight in self.0.values() {
             if let Some(host) = &flight.host {
-                let sum = sums.entry(host.id.clone()).or_default();
+                let sum = sums.entry(host.id).or_default();
                 *sum = sum.saturating_add(flight.resources);
             }
         }

@@ -70,17 +70,17 @@ impl Index {
             Some(view) => view.sessions.clone(),
             None => return None,
         };
-        let changed: Vec<SessionId> = report.changes.held.iter().map(|held| held.session.id.clone()).collect();
+        let changed: Vec<SessionId> = report.changes.held.iter().map(|held| held.session.id).collect();
         for held in report.changes.held {
-            sessions.insert(held.session.id.clone(), Arc::new(held));
+            sessions.insert(held.session.id, Arc::new(held));
         }
         for session in &report.changes.forgotten {
             sessions.remove(session);
         }
         self.find_again(host, &sessions);
-        *self.told.entry(host.clone()).or_default() += 1;
+        *self.told.entry(*host).or_default() += 1;
         let view = HostView { node: Arc::new(report.node), sessions, images: report.images, have: Some(have) };
-        let before = self.fleet.hosts.insert(host.clone(), Arc::new(view));
+        let before = self.fleet.hosts.insert(*host, Arc::new(view));
         if let Some(before) = before.filter(|_| report.changes.whole) {
             before.sessions.keys().for_each(|session| self.note_unplaced(session));
         }
@@ -101,9 +101,9 @@ impl Index {
             }
         }
         for session in now.keys() {
-            let hosts = self.by_session.entry(session.clone()).or_default();
+            let hosts = self.by_session.entry(*session).or_default();
             if !hosts.contains(host) {
-                hosts.push(host.clone());
+                hosts.push(*host);
             }
         }
     }
@@ -111,15 +111,15 @@ impl Index {
     /// Notes whether the copy of the session that counts waits to be placed elsewhere.
     fn note_unplaced(&mut self, session: &SessionId) {
         let holder = self.holder(session).filter(|(_, held)| held.unplaced && !held.gone);
-        match holder.map(|(host, _)| host.clone()) {
-            Some(host) => self.fleet.unplaced.insert(session.clone(), host),
+        match holder.map(|(host, _)| *host) {
+            Some(host) => self.fleet.unplaced.insert(*session, host),
             None => self.fleet.unplaced.remove(session),
         };
     }
 
     /// Forgets the hosts that do not stay, and all that they told. True where there were any.
     pub fn retain(&mut self, stays: impl Fn(&NodeId) -> bool) -> bool {
-        let gone: Vec<NodeId> = self.fleet.hosts.keys().filter(|host| !stays(host)).cloned().collect();
+        let gone: Vec<NodeId> = self.fleet.hosts.keys().filter(|host| !stays(host)).copied().collect();
         for host in &gone {
             self.find_again(host, &BTreeMap::new());
             self.fleet.hosts.remove(host);
@@ -132,7 +132,7 @@ impl Index {
     pub fn forget(&mut self, host: &NodeId, gone: &BTreeSet<SessionId>) -> bool {
         let Some(view) = self.fleet.hosts.get(host) else { return false };
         let left = view.sessions.iter().filter(|(id, _)| !gone.contains(*id));
-        let left: BTreeMap<SessionId, Arc<Held>> = left.map(|(id, held)| (id.clone(), Arc::clone(held))).collect();
+        let left: BTreeMap<SessionId, Arc<Held>> = left.map(|(id, held)| (*id, Arc::clone(held))).collect();
         if left.len() == view.sessions.len() {
             return false;
         }
@@ -178,7 +178,7 @@ impl Index {
             let view = self.fleet.hosts.get(*host);
             view.and_then(|view| view.sessions.get(session)).is_some_and(|held| !held.gone)
         });
-        live.map(|host| Duplicate { host: host.clone(), session: session.clone() }).collect()
+        live.map(|host| Duplicate { host: *host, session: *session }).collect()
     }
 
     /// How many sessions of a user hold a reservation on hosts that count.
@@ -227,7 +227,7 @@ mod tests {
         let mut index = Index::default();
         index.apply(&id(), report(true, 1, vec![held("one"), held("two")]));
         let one = sample::session_id("one");
-        assert!(index.forget(&id(), &[one.clone()].into()) && !index.forget(&id(), &[one.clone()].into()));
+        assert!(index.forget(&id(), &[one].into()) && !index.forget(&id(), &[one].into()));
         assert!(index.holder(&one).is_none() && index.holder(&sample::session_id("two")).is_some());
         assert_eq!(index.apply(&id(), report(false, 2, vec![held("three")])), None);
         index.apply(&id(), report(true, 2, vec![held("one"), held("two"), held("three")]));

@@ -47,8 +47,7 @@ impl Placer {
         for _ in 0..MAX_MISUNDERSTANDINGS {
             // A retry finds its session even where the workspace is gone by now.
             let workspace = self.resolve(&request);
-            let begin =
-                Begin { session: session.clone(), user: request.user.clone(), workspace: workspace.clone(), drawn };
+            let begin = Begin { session, user: request.user.clone(), workspace: workspace.clone(), drawn };
             match self.book.begin(begin).await? {
                 Begun::Offer { ballot, offers } => {
                     let asked = Asked {
@@ -113,8 +112,8 @@ impl Placer {
             }
         };
         let again = Again {
-            session: session.clone(),
-            host: host.clone(),
+            session: *session,
+            host: *host,
             user: asked.user.clone(),
             workspace: asked.workspace.clone(),
             tried: asked.tried.clone(),
@@ -148,7 +147,7 @@ impl Placer {
             Err(Error::OutcomeUnknown { .. }) => End::Uncertain,
             Err(_) => End::NotTaken,
         };
-        self.book.end(session.clone(), ballot.clone(), end).await;
+        self.book.end(*session, *ballot, end).await;
         outcome
     }
 
@@ -169,15 +168,15 @@ impl Placer {
             tokio::time::sleep(after).await;
             let admit = Admit {
                 cluster: self.cluster.clone(),
-                ballot: ballot.clone(),
-                destination: host.id.clone(),
-                session: session.clone(),
+                ballot: *ballot,
+                destination: host.id,
+                session: *session,
                 asked: asked.clone(),
                 // The leader counts over all hosts.
                 user_limit: None,
                 considered,
             };
-            self.book.offering(session.clone(), ballot.clone(), host).await;
+            self.book.offering(*session, *ballot, host).await;
             let outcome = self.hosts.admit(admit).await;
             step = offer.offered(outcome, self.clock.now().boot);
         }

@@ -83,7 +83,7 @@ impl<'a> Best<'a> {
     }
 
     fn candidates(self) -> Vec<Candidate> {
-        self.0.into_iter().map(|(_, node)| Candidate { id: node.id.clone(), name: node.name.clone() }).collect()
+        self.0.into_iter().map(|(_, node)| Candidate { id: node.id, name: node.name.clone() }).collect()
     }
 }
 
@@ -325,7 +325,7 @@ mod tests {
         let wanted = Wanted { pinned: Some(&pinned), ..asked(&session, &workspace) };
         let offers = plan([a(8, 0), b(8, 7)].iter().map(heard), wanted);
         assert_eq!(offers.candidates.len(), 1);
-        assert_eq!((offers.candidates[0].id.clone(), offers.refusals[0].reason), (pinned, Reason::Volume));
+        assert_eq!((offers.candidates[0].id, offers.refusals[0].reason), (pinned, Reason::Volume));
     }
 
     #[test]

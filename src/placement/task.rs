@@ -236,7 +236,7 @@ impl Owner {
             answer => answer,
         };
         let offered = match &answer {
-            Ok(Begun::Offer { ballot, .. }) => Some(ballot.clone()),
+            Ok(Begun::Offer { ballot, .. }) => Some(*ballot),
             _ => None,
         };
         if parked.reply.send(answer).is_err()
@@ -292,8 +292,8 @@ impl Owner {
         }
         for host in reign.electorate.union(&reign.reached) {
             if !self.listeners.contains_key(host) {
-                let listening = listen(Arc::clone(&self.hosts), host.clone(), reign.ballot.clone(), told.clone());
-                self.listeners.insert(host.clone(), self.tasks.spawn(listening));
+                let listening = listen(Arc::clone(&self.hosts), *host, reign.ballot, told.clone());
+                self.listeners.insert(*host, self.tasks.spawn(listening));
             }
         }
     }
@@ -330,7 +330,7 @@ impl Owner {
 async fn listen(hosts: Arc<dyn Hosts>, host: NodeId, ballot: Ballot, told: mpsc::Sender<Heard>) {
     let mut have = None;
     loop {
-        let report = match hosts.report(&host, ballot.clone(), have).await {
+        let report = match hosts.report(&host, ballot, have).await {
             Ok(report) => report,
             Err(error) => {
                 tracing::debug!(%host, %error, "a host does not tell what it holds");
@@ -340,7 +340,7 @@ async fn listen(hosts: Arc<dyn Hosts>, host: NodeId, ballot: Ballot, told: mpsc:
         };
         let now = report.have();
         let (taken, applied) = oneshot::channel();
-        if told.send(Heard { host: host.clone(), ballot: ballot.clone(), report, taken }).await.is_err() {
+        if told.send(Heard { host, ballot, report, taken }).await.is_err() {
             return;
         }
         have = applied.await.is_ok_and(|applied| applied).then_some(now);

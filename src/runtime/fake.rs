@@ -100,7 +100,7 @@ impl FakeEngine {
     }
 
     pub(crate) fn containers(&self) -> BTreeMap<SessionId, Container> {
-        self.state().containers.iter().map(|(id, (_, container))| (id.clone(), container.clone())).collect()
+        self.state().containers.iter().map(|(id, (_, container))| (*id, container.clone())).collect()
     }
 
     /// How often a step was called.
@@ -115,13 +115,13 @@ impl FakeEngine {
         {
             *container = Container::Exited(Exit { run: run.clone(), code, oom_killed: false, finished_at: None });
         }
-        self.say(Event::Changed(session.clone())).await;
+        self.say(Event::Changed(*session)).await;
     }
 
     /// Somebody removes the container behind the daemon's back.
     pub(crate) async fn vanish(&self, session: &SessionId) {
         self.state().containers.remove(session);
-        self.say(Event::Changed(session.clone())).await;
+        self.say(Event::Changed(*session)).await;
     }
 
     pub(crate) fn go_down(&self) {
@@ -216,8 +216,8 @@ impl Runtime for FakeEngine {
         let state = self.state();
         let found = |(id, (launch, container)): (&SessionId, &(Launch, Container))| Found {
             container_id: format!("container-{id}"),
-            node: self.node.clone(),
-            session: id.clone(),
+            node: self.node,
+            session: *id,
             user: launch.user.clone(),
             workspace: launch.workspace.clone(),
             resources: launch.resources,
@@ -244,7 +244,7 @@ impl Runtime for FakeEngine {
 
     async fn create(&self, launch: &Launch) -> Result<String, Error> {
         self.call("create", |state| {
-            state.containers.entry(launch.session.clone()).or_insert_with(|| (launch.clone(), Container::Created));
+            state.containers.entry(launch.session).or_insert_with(|| (launch.clone(), Container::Created));
             Ok(format!("container-{}", launch.session))
         })
         .await

@@ -32,7 +32,7 @@ pub struct Standing {
 
 impl Standing {
     pub fn of(record: &Record) -> Self {
-        Self { ballot: record.ballot.clone(), gone: record.is_gone(), unplaced: record.unplaced.is_some() }
+        Self { ballot: record.ballot, gone: record.is_gone(), unplaced: record.unplaced.is_some() }
     }
 }
 
@@ -54,7 +54,7 @@ impl Feed {
             return;
         }
         self.version += 1;
-        self.told.insert(now.id.clone(), (self.version, standing));
+        self.told.insert(now.id, (self.version, standing));
     }
 
     /// Notes that a session is not remembered any more.
@@ -63,7 +63,7 @@ impl Feed {
             return;
         }
         self.version += 1;
-        self.forgotten.push_back((self.version, session.clone()));
+        self.forgotten.push_back((self.version, *session));
         while self.forgotten.len() > MAX_FORGOTTEN {
             if let Some((version, _)) = self.forgotten.pop_front() {
                 self.complete_since = version;
@@ -91,7 +91,7 @@ impl Snapshot {
             now: feed.now(),
             whole: seen.is_none(),
             held: held.collect(),
-            forgotten: forgotten.map(|(_, id)| id.clone()).collect(),
+            forgotten: forgotten.map(|(_, id)| *id).collect(),
         }
     }
 }
@@ -116,7 +116,7 @@ mod tests {
 
     fn put(snapshot: &mut Snapshot, key: &str, state: SessionState, gone: bool) {
         let session = sample::session(key, "desktop", "alice", state);
-        let before = snapshot.sessions.insert(session.id.clone(), Arc::new(session.clone()));
+        let before = snapshot.sessions.insert(session.id, Arc::new(session.clone()));
         snapshot.feed.note(before.as_deref(), &session, standing(1, gone));
     }
 
@@ -140,7 +140,7 @@ mod tests {
                 self.sessions.clear();
             }
             for held in changes.held {
-                self.sessions.insert(held.session.id.clone(), held);
+                self.sessions.insert(held.session.id, held);
             }
             for id in changes.forgotten {
                 self.sessions.remove(&id);

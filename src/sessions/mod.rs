@@ -242,7 +242,7 @@ impl Handle {
         if !self.snapshot.borrow().sessions.contains_key(session) {
             return Ok(None);
         }
-        self.ask(|reply| Request::Find(session.clone(), fingerprint, reply)).await
+        self.ask(|reply| Request::Find(*session, fingerprint, reply)).await
     }
 
     /// Asks one session to change. It answers once the wish is durable; the session follows behind.
@@ -271,7 +271,7 @@ impl Handle {
     /// # Errors
     /// A higher one came before.
     pub async fn fence(&self, ballot: Ballot) -> Result<(), election::Stale> {
-        let stale = election::Stale { highest: ballot.clone() };
+        let stale = election::Stale { highest: ballot };
         let (reply, answer) = oneshot::channel();
         // A queue that is full empties soon: unlike a person, a leader is not told to come back.
         self.requests.send(Request::Fence(ballot, reply)).await.map_err(|_| stale.clone())?;
@@ -295,7 +295,7 @@ impl Handle {
     pub async fn logs(&self, session: &SessionId, request: LogsRequest) -> Result<LogStream, Error> {
         let snapshot = self.snapshot();
         if !snapshot.sessions.contains_key(session) {
-            return Err(Error::NotFound(session.clone()));
+            return Err(Error::NotFound(*session));
         }
         if snapshot.gone.contains(session) {
             return Err(Error::Conflict(format!("session {session} has been removed, and its logs with it")));

@@ -78,7 +78,7 @@ impl Record {
             secret,
             ttl: deadline(workspace.ttl_seconds),
             idle: deadline(workspace.idle_timeout_seconds),
-            ..Self::blank(admit.session.clone(), user, workspace, admit.ballot.clone(), now)
+            ..Self::blank(admit.session, user, workspace, admit.ballot, now)
         }
     }
 
@@ -93,7 +93,7 @@ impl Record {
             ports: found.ports.clone(),
             container_id: Some(found.container_id.clone()),
             message: Some("adopted from its container's labels".to_owned()),
-            ..Self::blank(found.session.clone(), found.user.clone(), workspace, ballot, now)
+            ..Self::blank(found.session, found.user.clone(), workspace, ballot, now)
         }
     }
 
@@ -161,7 +161,7 @@ impl Record {
         let env: BTreeMap<String, String> = self.workspace.env.iter().map(|(k, v)| (k.clone(), fill(v))).collect();
         let volumes = self.workspace.volumes.iter();
         Launch {
-            session: self.id.clone(),
+            session: self.id,
             user: self.user.clone(),
             workspace: self.workspace.name.clone(),
             image: self.workspace.image.clone(),
@@ -187,13 +187,13 @@ impl Record {
     /// The session as everybody sees it. The secret is never in it.
     pub fn view(&self, node: &Name, node_id: &NodeId, endpoint_host: &str, now: Moment) -> Session {
         Session {
-            id: self.id.clone(),
+            id: self.id,
             user: self.user.clone(),
             workspace: self.workspace.name.clone(),
             image: self.workspace.image.clone(),
             image_digest: self.image_digest.clone(),
             node: node.clone(),
-            node_id: node_id.clone(),
+            node_id: *node_id,
             container_id: self.container_id.clone(),
             state: self.state,
             cores: self.workspace.cores,

@@ -162,7 +162,7 @@ impl Runner {
     /// Tells the owner, and waits until it has taken that in: what it orders next follows from it.
     async fn tell(&self, report: Report) -> bool {
         let (taken, answer) = oneshot::channel();
-        let envelope = Envelope { session: self.session.clone(), report, taken };
+        let envelope = Envelope { session: self.session, report, taken };
         let sent = self.reports.send(envelope).await.is_ok();
         let taken = sent && answer.await.unwrap_or(false);
         if !taken {

@@ -230,7 +230,7 @@ impl Owner {
                 let decided = self.with_context(|book, cx| book.admit(&admit, cx));
                 let id = admit.session;
                 if decided == Ok(false) {
-                    self.fresh.insert(id.clone());
+                    self.fresh.insert(id);
                 }
                 answers.push(Box::new(move |written, owner| {
                     let admitted = written.and(decided).and_then(|replayed| {
@@ -251,11 +251,11 @@ impl Owner {
                 answers.push(Box::new(move |written, _| drop(reply.send(written.and(decided)))));
             }
             Request::Secret(id, reply) => {
-                let record = self.book.record(&id).ok_or_else(|| Error::NotFound(id.clone()));
+                let record = self.book.record(&id).ok_or(Error::NotFound(id));
                 let _ = reply.send(record.map(|record| record.secret.clone()));
             }
             Request::Explain(id, reply) => {
-                let record = self.book.record(&id).ok_or_else(|| Error::NotFound(id.clone()));
+                let record = self.book.record(&id).ok_or(Error::NotFound(id));
                 let _ = reply.send(record.map(|record| self.explanation(record)));
             }
             Request::Fence(ballot, reply) => {
@@ -352,7 +352,7 @@ impl Owner {
     fn publish(&mut self) {
         let mut changed = self.book.take_unpublished();
         if std::mem::take(&mut self.publish_all) {
-            changed.extend(self.book.records().map(|record| record.id.clone()));
+            changed.extend(self.book.records().map(|record| record.id));
         } else if changed.is_empty() {
             return;
         }
@@ -365,7 +365,7 @@ impl Owner {
             };
             log_change(before.as_deref(), &session);
             self.feed.note(before.as_deref(), &session, Standing::of(record));
-            self.published.insert(id.clone(), Arc::new(session));
+            self.published.insert(*id, Arc::new(session));
         }
         self.fresh.clear();
         self.snapshot.send_replace(Arc::new(self.summary()));
@@ -376,8 +376,8 @@ impl Owner {
         let gpus = &self.capacity.borrow().gpus;
         Snapshot {
             sessions: self.published.clone(),
-            gone: records().filter(|record| record.is_gone()).map(|record| record.id.clone()).collect(),
-            reserved: records().filter(|record| record.reserved).map(|record| record.id.clone()).collect(),
+            gone: records().filter(|record| record.is_gone()).map(|record| record.id).collect(),
+            reserved: records().filter(|record| record.reserved).map(|record| record.id).collect(),
             allocated: self.book.ledger().allocated(),
             gpu_slots_used: gpus
                 .iter()
@@ -423,7 +423,7 @@ impl Owner {
         let (sender, receiver) = watch::channel(Some(work));
         let nudge = Arc::new(Notify::new());
         let runner = Runner {
-            session: session.clone(),
+            session: *session,
             runtime: self.runtime.clone(),
             reports: self.reporter.clone(),
             work: receiver,
@@ -431,11 +431,11 @@ impl Owner {
         };
         let known = self.fresh.contains(session).then_some(Container::Absent);
         self.tasks.spawn(runner.run(known));
-        self.runners.insert(session.clone(), Link { work: sender, nudge });
+        self.runners.insert(*session, Link { work: sender, nudge });
     }
 
     fn session(&self, id: &SessionId) -> Result<Session, Error> {
-        let record = self.book.record(id).ok_or_else(|| Error::NotFound(id.clone()))?;
+        let record = self.book.record(id).ok_or(Error::NotFound(*id))?;
         let node = self.node.borrow();
         let mut session = record.view(&node.name, &node.id, &self.endpoint_host, self.clock.now());
         let unseen = !self.engine_up || self.book.is_out_of_sight(id);
@@ -453,7 +453,7 @@ impl Owner {
 
     fn explanation(&self, record: &Record) -> Explanation {
         Explanation {
-            session: record.id.clone(),
+            session: record.id,
             node: self.node.borrow().name.clone(),
             attempt: record.attempt,
             decided_at: record.created_at,

@@ -326,7 +326,7 @@ async fn a_host_admits_nothing_under_a_lower_ballot() {
     let daemon = world.start();
     let of_term = |key: &str, term| {
         let offer = offer(key, workspace());
-        Admit { ballot: crate::types::Ballot { term, ..offer.ballot.clone() }, ..offer }
+        Admit { ballot: crate::types::Ballot { term, ..offer.ballot }, ..offer }
     };
     daemon.handle.fence(of_term("k", 5).ballot).await.unwrap();
     assert!(matches!(daemon.handle.admit(of_term("k", 4)).await, Err(Error::Stale(stale)) if stale.highest.term == 5));

@@ -1,10 +1,13 @@
 //! Names and identities. Each is checked once, where it enters, and then trusted.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use data_encoding::Encoding;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 /// RFC 4648 base32 in lower case without padding: safe in DNS labels, container names and URLs.
@@ -18,70 +21,115 @@ fn is_base32(text: &str) -> bool {
     text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
 }
 
-/// Defines a checked string: parse, display, serde (deserialising checks too).
-macro_rules! checked_string {
+/// What every name and identity has: its text to read, to show and to compare with, and strict deserialisation.
+macro_rules! text {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                self.as_str()
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.serialize_str(self.as_str())
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl Visitor<'_> for Text {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("a string")
+                    }
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+                from.deserialize_str(Text)
+            }
+        }
+    };
+}
+
+/// An identity: so many characters of base32, held in place. It is copied, never allocated, and orders and
+/// hashes as its text does.
+macro_rules! identity {
+    ($name:ident, $len:literal, $what:literal) => {
+        impl $name {
+            /// Characters of the text.
+            pub const LEN: usize = $len;
+
+            pub fn as_str(&self) -> &str {
+                std::str::from_utf8(&self.0).expect("base32 is ASCII")
+            }
+        }
+        impl FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                let characters: Option<[u8; $len]> = text.as_bytes().try_into().ok();
+                characters
+                    .filter(|_| is_base32(text))
+                    .map(Self)
+                    .ok_or_else(|| format!("`{text}` is not a {}; expected {} characters of a-z and 2-7", $what, $len))
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.as_str())
+            }
+        }
+        text!($name);
+    };
+}
+
+/// A name: checked text, shared by all its copies.
+macro_rules! name {
     ($name:ident) => {
         impl $name {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
         }
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
-            }
-        }
-        impl AsRef<str> for $name {
-            fn as_ref(&self) -> &str {
-                &self.0
-            }
-        }
-        impl std::borrow::Borrow<str> for $name {
+        impl Borrow<str> for $name {
             fn borrow(&self) -> &str {
-                &self.0
+                self.as_str()
             }
         }
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
-            }
-        }
+        text!($name);
     };
 }
 
 /// A node's identity: random, made once, kept for the life of its data directory.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String, pattern = "^[a-z2-7]{16}$", example = "k3f7q2m5x6a4b7c2")]
-pub struct NodeId(String);
-checked_string!(NodeId);
+pub struct NodeId([u8; 16]);
+identity!(NodeId, 16, "node id");
 
 impl NodeId {
     /// 80 random bits.
     pub fn from_bytes(random: [u8; 10]) -> Self {
-        Self(BASE32.encode(&random))
-    }
-}
-
-impl FromStr for NodeId {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.len() == 16 && is_base32(text) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(format!("`{text}` is not a node id; expected 16 characters of a-z and 2-7"))
-        }
+        let mut text = [0; Self::LEN];
+        BASE32.encode_mut(&random, &mut text);
+        Self(text)
     }
 }
 
 /// A session's identity: made from the cluster's name and the idempotency key,
 /// so that one key is one session wherever and however often it is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String, pattern = "^[a-z2-7]{26}$", example = "mfrggzdfmztwq2lknnwg23tpob")]
-pub struct SessionId(String);
-checked_string!(SessionId);
+pub struct SessionId([u8; 26]);
+identity!(SessionId, 26, "session id");
 
 impl SessionId {
-    const LEN: usize = 26;
+    /// Characters of the base32 of a SHA-256 digest, unpadded.
+    const DIGEST_LEN: usize = 52;
 
     /// The id of a key: base32 of the SHA-256 of cluster and key, 130 bits of it.
     pub fn of_key(cluster: &Name, idempotency_key: &str) -> Self {
@@ -89,32 +137,30 @@ impl SessionId {
         hash.update(cluster.as_str().as_bytes());
         hash.update(&[0]); // a name holds no NUL: no two pairs concatenate alike
         hash.update(idempotency_key.as_bytes());
-        let mut text = BASE32.encode(hash.finish().as_ref());
-        text.truncate(Self::LEN);
+        let mut digest = [0; Self::DIGEST_LEN];
+        BASE32.encode_mut(hash.finish().as_ref(), &mut digest);
+        let mut text = [0; Self::LEN];
+        text.copy_from_slice(&digest[..Self::LEN]);
         Self(text)
-    }
-}
-
-impl FromStr for SessionId {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.len() == Self::LEN && is_base32(text) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(format!("`{text}` is not a session id; expected {} characters of a-z and 2-7", Self::LEN))
-        }
     }
 }
 
 /// The name of a node, workspace, cluster, volume or token: 1 to 63 of `a-z 0-9 . _ -`,
 /// first and last a letter or digit.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String, pattern = "^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$", max_length = 63, example = "ubuntu-desktop")]
-pub struct Name(String);
-checked_string!(Name);
+pub struct Name(Arc<str>);
+name!(Name);
 
 impl Name {
     pub const MAX_LEN: usize = 63;
+}
+
+impl From<NodeId> for Name {
+    /// What a node is called that never said its name: a node id is a name, too.
+    fn from(id: NodeId) -> Self {
+        Self(id.as_str().into())
+    }
 }
 
 impl FromStr for Name {
@@ -128,7 +174,7 @@ impl FromStr for Name {
             && edge(bytes.last().copied())
             && bytes.iter().all(inside)
         {
-            return Ok(Self(text.to_owned()));
+            return Ok(Self(text.into()));
         }
         let shown: String = text.chars().take(Self::MAX_LEN + 1).collect();
         Err(format!(
@@ -139,10 +185,10 @@ impl FromStr for Name {
 }
 
 /// The person a session is for, as the API's caller asserts it: 1 to 128 of letters, digits and `. _ @ + - \`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String, pattern = r"^[A-Za-z0-9._@+\\-]{1,128}$", max_length = 128, example = "alice@example.com")]
-pub struct User(String);
-checked_string!(User);
+pub struct User(Arc<str>);
+name!(User);
 
 impl User {
     pub const MAX_LEN: usize = 128;
@@ -153,7 +199,7 @@ impl FromStr for User {
     fn from_str(text: &str) -> Result<Self, String> {
         let fine = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'@' | b'+' | b'-' | b'\\');
         if (1..=Self::MAX_LEN).contains(&text.len()) && text.bytes().all(fine) {
-            return Ok(Self(text.to_owned()));
+            return Ok(Self(text.into()));
         }
         let shown: String = text.chars().take(Self::MAX_LEN).collect();
         Err(format!("`{shown}` is not a user; expected 1 to {} of letters, digits and . _ @ + - \\", Self::MAX_LEN))
@@ -161,7 +207,7 @@ impl FromStr for User {
 }
 
 /// Who may decide placements, and since when: compared term first, then node.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 pub struct Ballot {
     pub term: u64,
     pub node: NodeId,
@@ -179,6 +225,22 @@ mod tests {
         assert_ne!(SessionId::of_key(&a, "k"), SessionId::of_key(&b, "k"));
         assert_ne!(SessionId::of_key(&a, "k"), SessionId::of_key(&a, "l"));
         assert_eq!(SessionId::of_key(&a, "k").as_str().parse::<SessionId>(), Ok(SessionId::of_key(&a, "k")));
+    }
+
+    #[test]
+    fn an_identity_is_its_text_in_every_way() {
+        let session = SessionId::of_key(&"c".parse().unwrap(), "k");
+        assert_eq!(session.to_string().len(), SessionId::LEN);
+        assert_eq!(serde_json::to_string(&session).unwrap(), format!("\"{session}\""));
+        let (low, high) = (NodeId::from_bytes([0; 10]), NodeId::from_bytes([255; 10]));
+        assert_eq!((low.as_str(), high.as_str()), ("aaaaaaaaaaaaaaaa", "7777777777777777"));
+        assert!(low > high, "a digit is below a letter, as in the text");
+        for wrong in
+            ["", "aaaaaaaaaaaaaaa", "aaaaaaaaaaaaaaaaa", "Aaaaaaaaaaaaaaaa", "aaaaaaaaaaaaaaa1", "aaaaaaaaaaaaaaé"]
+        {
+            assert!(wrong.parse::<NodeId>().is_err(), "{wrong}");
+            assert!(serde_json::from_value::<NodeId>(wrong.into()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

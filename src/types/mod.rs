@@ -71,6 +71,3 @@ impl<T> List<T> {
         Self { items, next_cursor }
     }
 }
-
-/// The cluster's name, part of every container name, label and session id.
-pub type ClusterName = Name;

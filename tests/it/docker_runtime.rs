@@ -414,7 +414,7 @@ async fn somebody_elses_volume_is_neither_used_nor_removed() {
 
 /// The next event of one session, past any other.
 async fn changed(events: &mut mpsc::Receiver<Event>, launch: &Launch) {
-    let mine = Event::Changed(launch.session.clone());
+    let mine = Event::Changed(launch.session);
     let wait = async { while events.recv().await.expect("the link is up") != mine {} };
     timeout(PATIENCE, wait).await.expect("the change is told");
 }

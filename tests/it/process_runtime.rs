@@ -69,7 +69,7 @@ impl Host {
     async fn run(&self, launch: &Launch) -> SessionId {
         self.runtime.create(launch).await.unwrap();
         self.runtime.start(&launch.session).await.unwrap();
-        launch.session.clone()
+        launch.session
     }
 
     async fn script(&self, key: &str, script: &str) -> SessionId {
@@ -436,7 +436,7 @@ async fn a_session_outlives_its_agent_and_is_adopted() {
     assert_eq!(host.running(&session).await, run);
     let found = host.runtime.list().await.unwrap();
     assert_eq!(found.len(), 1);
-    assert_eq!((found[0].session.clone(), found[0].container.clone()), (session.clone(), Container::Running(run)));
+    assert_eq!((found[0].session, found[0].container.clone()), (session, Container::Running(run)));
     assert_eq!(found[0].resources, Resources::new(Cores::whole(1), Bytes::mib(256), 0));
     host.runtime.stop(&session, GRACE).await.unwrap();
     assert_eq!(host.exit(&session).await.code, 6);
@@ -453,7 +453,7 @@ async fn the_end_of_a_session_is_noticed_adopted_or_not() {
         assert_eq!(heard.recv().await, Some(Event::Relist));
         host.running(&session).await;
         kill("-TERM", host.pid(&session, "command"));
-        assert_eq!(heard.recv().await, Some(Event::Changed(session.clone())));
+        assert_eq!(heard.recv().await, Some(Event::Changed(session)));
         assert_eq!(host.exit(&session).await.code, 143);
         let own = host.script("own", "exit 0").await;
         assert_eq!(heard.recv().await, Some(Event::Changed(own)));

@@ -86,7 +86,7 @@ impl Cluster {
             // Nobody has answered: it may be that nobody will.
             client.attempt += 1;
         }
-        if let Some((session, node)) = client.has.clone()
+        if let Some((session, node)) = client.has
             && (!replays || client.key.is_none())
         {
             return self.command(c, i, session, &node);
@@ -206,7 +206,7 @@ impl Cluster {
                 Ok(Placed { session, .. }) => {
                     client.answered_at = Some(now);
                     client.last_error = None;
-                    client.has = Some((session.id.clone(), session.node_id.clone()));
+                    client.has = Some((session.id, session.node_id));
                     let on = self.index_of(&session.node_id);
                     self.note(on, "has", &session.id, || format!("for {c}"));
                     self.acknowledged(&session.id);

@@ -70,7 +70,7 @@ impl Cluster {
         let world = World::new(size, mode, network, seed);
         let hosts = world.hosts.iter().enumerate().map(|(i, host)| {
             let physical = crate::fleet::physical(&mut random);
-            Host::new(i, host.id.clone(), physical)
+            Host::new(i, host.id, physical)
         });
         let hosts = hosts.collect();
         let placement = placement::Config {
@@ -102,7 +102,7 @@ impl Cluster {
     /// The others as their electorate has it: known, and nothing more.
     fn heard_of(&self, i: usize) -> BTreeMap<NodeId, Arc<Member>> {
         let others = self.hosts.iter().enumerate().filter(|(other, _)| *other != i);
-        others.map(|(_, host)| (host.id.clone(), Arc::new(self.member(0, None, BTreeMap::new())))).collect()
+        others.map(|(_, host)| (host.id, Arc::new(self.member(0, None, BTreeMap::new())))).collect()
     }
 
     fn member(&self, life: u64, node: Option<Arc<Node>>, sessions: BTreeMap<SessionId, Arc<Session>>) -> Member {
@@ -181,7 +181,7 @@ impl Cluster {
 
     fn begin_life(&mut self, i: usize) {
         self.say(|| format!("n{i} starts"));
-        let fence = self.world.hosts[i].disk.clone();
+        let fence = self.world.hosts[i].disk;
         self.witness.starts(i, fence.as_ref());
         self.hosts[i].start(fence, self.placement);
         let now = self.moment(i);
@@ -383,9 +383,9 @@ impl Cluster {
         let host = &self.hosts[i];
         let snapshot = &host.life.as_ref().unwrap().snapshot;
         let here = snapshot.sessions.iter().filter(|(id, _)| !snapshot.gone.contains(*id));
-        let sessions = here.map(|(id, session)| (id.clone(), Arc::clone(session))).collect();
+        let sessions = here.map(|(id, session)| (*id, Arc::clone(session))).collect();
         let member = self.member(at.life, Some(Arc::new(host.node(self.moment(i)))), sessions);
-        let gossip = Call::Gossip(host.id.clone(), Box::new(member));
+        let gossip = Call::Gossip(host.id, Box::new(member));
         self.call(i, to, gossip, Duration::ZERO, Then::Nothing);
     }
 }

@@ -33,7 +33,7 @@ impl Engine {
     pub(crate) fn take(&mut self, session: &SessionId, op: &Op) -> Option<Container> {
         if let Op::Create(launch) = op {
             let created = || (Arc::clone(launch), Container::Created);
-            return Some(self.containers.entry(session.clone()).or_insert_with(created).1.clone());
+            return Some(self.containers.entry(*session).or_insert_with(created).1.clone());
         }
         if let Op::Remove = op {
             self.containers.remove(session);
@@ -75,8 +75,8 @@ impl Engine {
     pub(crate) fn list(&self, node: &NodeId) -> Vec<Found> {
         let found = |(id, (launch, container)): (&SessionId, &(Arc<Launch>, Container))| Found {
             container_id: container_id(id),
-            node: node.clone(),
-            session: id.clone(),
+            node: *node,
+            session: *id,
             user: launch.user.clone(),
             workspace: launch.workspace.clone(),
             resources: launch.resources,

@@ -130,7 +130,7 @@ impl Host {
             dev: false,
         };
         let state = node::State {
-            id: id.clone(),
+            id,
             name: format!("n{index}").parse().unwrap(),
             settings: Settings::default(),
             declared: Vec::new(),
@@ -169,7 +169,7 @@ impl Host {
     pub(crate) fn start(&mut self, fence: Option<Ballot>, placement: ostler::placement::Config) {
         self.lives += 1;
         self.crashes = None;
-        let book = Book::new(self.config.clone(), cluster_name(), self.id.clone(), fence, self.records());
+        let book = Book::new(self.config.clone(), cluster_name(), self.id, fence, self.records());
         self.life = Some(Life {
             number: self.lives,
             book,
@@ -239,12 +239,12 @@ impl Host {
                 continue;
             };
             life.snapshot.feed.note(before.as_deref(), &session, Standing::of(record));
-            life.snapshot.sessions.insert(id.clone(), Arc::new(session));
+            life.snapshot.sessions.insert(*id, Arc::new(session));
         }
         let life = self.life.as_mut().unwrap();
         let records = || life.book.records();
-        life.snapshot.gone = records().filter(|record| record.is_gone()).map(|record| record.id.clone()).collect();
-        life.snapshot.reserved = records().filter(|record| record.reserved).map(|record| record.id.clone()).collect();
+        life.snapshot.gone = records().filter(|record| record.is_gone()).map(|record| record.id).collect();
+        life.snapshot.reserved = records().filter(|record| record.reserved).map(|record| record.id).collect();
         life.snapshot.allocated = life.book.ledger().allocated();
         life.snapshot.failing_starts = life.book.failing_starts();
         changed
@@ -266,7 +266,7 @@ impl Host {
         let known = life.fresh.contains(session).then_some(Container::Absent);
         let launch = Arc::new(record.launch());
         let runner = Runner { serial: life.begun_runners, order, launch, known, busy: false };
-        life.runners.insert(session.clone(), runner);
+        life.runners.insert(*session, runner);
     }
 
     /// This node as everybody sees it.

@@ -38,9 +38,9 @@ impl Witness {
 
     /// A host has told a leader what it holds: nobody of before adds to that.
     pub(crate) fn fenced(&mut self, i: usize, ballot: &Ballot) {
-        let promised = self.promised.entry(i).or_insert_with(|| ballot.clone());
+        let promised = self.promised.entry(i).or_insert_with(|| *ballot);
         if *promised < *ballot {
-            *promised = ballot.clone();
+            *promised = *ballot;
         }
     }
 
@@ -94,7 +94,7 @@ impl Cluster {
         let promised = self.witness.promised.get(&i);
         let stale = promised.filter(|promised| **promised > admit.ballot);
         assert!(stale.is_none(), "I3: n{i} admits under {:?} after {stale:?}", admit.ballot);
-        let reached = self.witness.begun.get(&(admit.session.clone(), admit.ballot.clone()));
+        let reached = self.witness.begun.get(&(admit.session, admit.ballot));
         for other in (0..self.size()).filter(|other| *other != i) {
             let Some(kept) = self.hosts[other].kept(&admit.session) else { continue };
             let id = &self.hosts[other].id;
@@ -114,7 +114,7 @@ impl Cluster {
     pub(crate) fn acknowledged(&mut self, session: &SessionId) {
         let kept = self.hosts.iter().any(|host| host.disk.contains_key(session.as_str()));
         assert!(kept, "I6: {session} was acknowledged and is on no disk");
-        self.witness.acknowledged.insert(session.clone());
+        self.witness.acknowledged.insert(*session);
     }
 
     /// A record is taken from the disk: only the memory of what ended rightly was left.

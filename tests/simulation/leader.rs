@@ -73,7 +73,7 @@ impl Cluster {
     pub(crate) fn follow_leadership(&mut self, i: usize) {
         let Some(leadership) = self.world.leadership(i) else { return };
         let reign = leadership.reign;
-        let ballot = reign.as_ref().map(|reign| reign.ballot.clone());
+        let ballot = reign.as_ref().map(|reign| reign.ballot);
         let leader = self.leader(i);
         if leader.ballot == ballot && ballot.is_none() {
             return;
@@ -86,11 +86,11 @@ impl Cluster {
         }
         if let Some(reign) = &reign {
             let hosts = reign.electorate.union(&reign.reached);
-            let new: Vec<NodeId> = hosts.filter(|host| !leader.listening.contains(*host)).cloned().collect();
+            let new: Vec<NodeId> = hosts.filter(|host| !leader.listening.contains(*host)).copied().collect();
             for host in new {
-                self.leader(i).listening.insert(host.clone());
+                self.leader(i).listening.insert(host);
                 let to = self.index_of(&host);
-                self.listen(i, to, reign.ballot.clone(), None);
+                self.listen(i, to, reign.ballot, None);
             }
         }
         if changed {
@@ -103,7 +103,7 @@ impl Cluster {
         if self.leader(i).ballot.as_ref() != Some(&ballot) {
             return;
         }
-        let then = Then::Heard { host: to, ballot: ballot.clone(), have };
+        let then = Then::Heard { host: to, ballot, have };
         self.call(i, to, Call::Report { ballot, have }, REPORT_WITHIN, then);
     }
 
@@ -122,7 +122,7 @@ impl Cluster {
             let at = self.at(i);
             return self.put_in(ASK_AGAIN, Event::Listen(at, host, ballot, have));
         };
-        let (id, now) = (self.hosts[host].id.clone(), self.world.clock(i));
+        let (id, now) = (self.hosts[host].id, self.world.clock(i));
         let has = report.have();
         let leader = self.leader(i);
         let applied = leader.book.index_mut().apply(&id, *report);
@@ -173,13 +173,8 @@ impl Cluster {
 
     fn begin(&mut self, i: usize, id: u64, until: u64) {
         let placing = &self.leader(i).placings[&id];
-        let (session, drawn, request) = (placing.session.clone(), placing.drawn, placing.request.clone());
-        let begin = Begin {
-            session: session.clone(),
-            user: request.user.clone(),
-            workspace: Ok(self.resolve(&request)),
-            drawn,
-        };
+        let (session, drawn, request) = (placing.session, placing.drawn, placing.request.clone());
+        let begin = Begin { session, user: request.user.clone(), workspace: Ok(self.resolve(&request)), drawn };
         match self.with_context(i, |book, cx| book.begin(&begin, cx)).and_then(|begun| begun) {
             Ok(Begun::Wait(_)) if self.now() < until => {
                 let leader = self.leader(i);
@@ -199,7 +194,7 @@ impl Cluster {
             }
             Ok(Begun::Offer { ballot, offers }) => {
                 let reached = self.world.leadership(i).and_then(|known| known.reign).unwrap().reached.clone();
-                self.witness.begun.insert((session, ballot.clone()), reached);
+                self.witness.begun.insert((session, ballot), reached);
                 let mut offer = Offer::new(offers, self.world.clock(i));
                 let step = offer.begin();
                 self.leader(i).placings.get_mut(&id).unwrap().offer = Some((offer, ballot));
@@ -250,7 +245,7 @@ impl Cluster {
                 };
                 let now = self.world.clock(i);
                 let placing = self.leader(i).placings.get_mut(&id).unwrap();
-                let (session, (_, ballot)) = (placing.session.clone(), placing.offer.take().unwrap());
+                let (session, (_, ballot)) = (placing.session, placing.offer.take().unwrap());
                 self.note(i, "offered", &session, || format!("{end:?}"));
                 self.leader(i).book.end(&session, &ballot, end, now);
                 let placed = outcome.map(|taken| Placed { session: taken.session, replayed: taken.replayed });
@@ -265,8 +260,8 @@ impl Cluster {
         let leader = self.leader(i);
         let placing = leader.placings.get_mut(&id).unwrap();
         let (host, considered) = placing.asks.take().unwrap();
-        let (session, request) = (placing.session.clone(), placing.request.clone());
-        let ballot = placing.offer.as_ref().unwrap().1.clone();
+        let (session, request) = (placing.session, placing.request.clone());
+        let ballot = placing.offer.as_ref().unwrap().1;
         leader.book.offering(&session, &ballot, host.clone());
         let to = self.index_of(&host.id);
         let admit = Admit {

@@ -169,7 +169,7 @@ fn leader_changes(world: &mut World, span: u64) -> usize {
     let end = world.now + span;
     let rulers = |world: &World| -> Vec<NodeId> {
         let reigns = (0..world.size()).filter_map(|i| world.leadership(i)?.reign);
-        reigns.map(|reign| reign.ballot.node.clone()).collect()
+        reigns.map(|reign| reign.ballot.node).collect()
     };
     let mut last = rulers(world);
     let mut changes = 0;

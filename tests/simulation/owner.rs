@@ -53,7 +53,7 @@ impl Cluster {
             Input::Admit(admit, caller) => {
                 let decided = host.decide(now, |book, cx| book.admit(&admit, cx));
                 if decided == Ok(false) {
-                    host.life.as_mut().unwrap().fresh.insert(admit.session.clone());
+                    host.life.as_mut().unwrap().fresh.insert(admit.session);
                     self.check_admission(i, &admit);
                     self.note(i, "admits", &admit.session, || format!("under {}", admit.ballot.term));
                 }
@@ -103,7 +103,7 @@ impl Cluster {
             } else {
                 let written: Vec<(SessionId, Option<Vec<u8>>)> = book
                     .changes()
-                    .map(|(id, record)| (id.clone(), record.map(|record| serde_json::to_vec(record).unwrap())))
+                    .map(|(id, record)| (*id, record.map(|record| serde_json::to_vec(record).unwrap())))
                     .collect();
                 book.committed();
                 for (id, record) in written {

@@ -63,7 +63,7 @@ impl Replicas {
     /// The leader of a side changes an entry, and brings it to some of those it reaches.
     fn edit(&mut self) {
         let side = self.random.chance(50);
-        let Some((leader, ballot)) = self.leaders.get(&side).cloned() else { return };
+        let Some((leader, ballot)) = self.leaders.get(&side).copied() else { return };
         let name: Name = format!("w{}", self.random.below(NAMES)).parse().unwrap();
         let key = Key::Workspace(name.clone());
         self.seq += 1;
@@ -180,7 +180,7 @@ fn what_lost_to_another_edit_is_remembered_by_whoever_had_it() {
         let Key::Workspace(name) = key.clone() else { unreachable!("only workspaces are edited here") };
         let mut entries = Vec::new();
         for (side, cores) in [(false, 2), (true, 3)] {
-            let (leader, ballot) = replicas.leaders[&side].clone();
+            let (leader, ballot) = replicas.leaders[&side];
             replicas.seq += 1;
             let version = replicas.nodes[leader].next_version(&key, ballot, replicas.seq);
             let workspace = Workspace::new(name.clone(), Cores::whole(cores), Bytes::gib(1));

@@ -30,7 +30,7 @@ impl Cluster {
         let op = match step {
             Step::Wait => return,
             Step::Tell(sight) => {
-                let report = Input::Report(session.clone(), serial, Report::Saw(sight), Some(container));
+                let report = Input::Report(*session, serial, Report::Saw(sight), Some(container));
                 return self.tell_owner(i, report);
             }
             Step::Prepare => Op::Create(Arc::clone(&runner.launch)),
@@ -48,9 +48,9 @@ impl Cluster {
                 Op::Create(_) => Report::ImageFailed("no such image".to_owned()),
                 _ => Report::StartFailed("it does not start".to_owned()),
             };
-            return self.put_in(wait, Event::Stepped(at, session.clone(), serial, Err(failure)));
+            return self.put_in(wait, Event::Stepped(at, *session, serial, Err(failure)));
         }
-        self.put_in(wait, Event::Did(at, session.clone(), serial, op));
+        self.put_in(wait, Event::Did(at, *session, serial, op));
     }
 
     pub(crate) fn did(&mut self, at: At, session: SessionId, serial: u64, op: &Op) {
@@ -70,16 +70,16 @@ impl Cluster {
         match outcome {
             Ok(Some(Container::Created)) => {
                 let report = Report::Created { container_id: container_id(session) };
-                let created = Input::Report(session.clone(), serial, report, Some(Container::Created));
+                let created = Input::Report(*session, serial, report, Some(Container::Created));
                 self.tell_owner(i, created);
             }
             Ok(known) => self.go_on(i, session, serial, known),
             Err(failure) if starting => {
-                self.tell_owner(i, Input::Report(session.clone(), serial, failure, None));
+                self.tell_owner(i, Input::Report(*session, serial, failure, None));
             }
             Err(_) => {
                 let at = self.at(i);
-                self.put_in(RETRY, Event::Retry(at, session.clone(), serial));
+                self.put_in(RETRY, Event::Retry(at, *session, serial));
             }
         }
     }
@@ -99,13 +99,13 @@ impl Cluster {
 
     /// A container's process ends by itself, and the engine says so.
     pub(crate) fn end_by_itself(&mut self, i: usize, code: i64) {
-        let alive: Vec<SessionId> = self.hosts[i].engine.alive().cloned().collect();
+        let alive: Vec<SessionId> = self.hosts[i].engine.alive().copied().collect();
         if alive.is_empty() {
             return;
         }
-        let session = alive[self.random.pick(alive.len())].clone();
+        let session = alive[self.random.pick(alive.len())];
         self.note(i, "ends", &session, || format!("with {code}"));
-        self.witness.ended_by_itself.insert(session.clone());
+        self.witness.ended_by_itself.insert(session);
         self.hosts[i].engine.end(&session, code);
         if self.is_up(i) && self.world.hosts[i].frozen_until <= self.world.now {
             self.advance(i, &session);

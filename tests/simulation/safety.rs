@@ -25,13 +25,13 @@ impl Witness {
             self.disk_only_rises(world, i);
             let Some(reign) = world.leadership(i).and_then(|known| known.reign) else { continue };
             assert_eq!(reign.ballot.node, world.hosts[i].id, "it rules by its own ballot");
-            assert!(world.hosts[i].disk >= Some(reign.ballot.clone()), "it rules by what is on its disk");
+            assert!(world.hosts[i].disk >= Some(reign.ballot), "it rules by what is on its disk");
             if world.clock(i) < reign.lease {
                 sure.push((i, reign.clone()));
             }
             if let ClusterMode::Quorum { .. } = world.mode {
                 // I4
-                let first = self.leaders.entry(reign.ballot.term).or_insert_with(|| reign.ballot.node.clone());
+                let first = self.leaders.entry(reign.ballot.term).or_insert_with(|| reign.ballot.node);
                 assert_eq!(
                     *first,
                     reign.ballot.node,
@@ -52,7 +52,7 @@ impl Witness {
             assert!(!self.disks.contains_key(&i), "a disk was emptied");
             return;
         };
-        if let Some(before) = self.disks.insert(i, now.clone()) {
+        if let Some(before) = self.disks.insert(i, *now) {
             assert!(*now >= before, "n{i} went back from {before:?} to {now:?}");
         }
     }

@@ -77,14 +77,14 @@ impl World {
         let hosts = ids
             .iter()
             .map(|id| Host {
-                id: id.clone(),
+                id: *id,
                 election: None,
                 disk: None,
                 frozen_until: 0,
                 crashes_at_write: false,
                 ahead: random.below(1 << 30),
                 members: Members {
-                    voters: ids.iter().filter(|other| *other != id).cloned().collect(),
+                    voters: ids.iter().filter(|other| *other != id).copied().collect(),
                     known: size - 1,
                     untried: false,
                 },
@@ -104,8 +104,8 @@ impl World {
         let seed = self.random.draw();
         let now = self.clock(i);
         let host = &mut self.hosts[i];
-        let kept = Kept { highest: host.disk.clone(), lost: false };
-        let mut election = Election::new(Config::new(self.mode), host.id.clone(), kept, now, seed);
+        let kept = Kept { highest: host.disk, lost: false };
+        let mut election = Election::new(Config::new(self.mode), host.id, kept, now, seed);
         election.members(host.members.clone(), now);
         host.election = Some(election);
         host.frozen_until = 0;
@@ -173,7 +173,7 @@ impl World {
             return;
         }
         let now = self.clock(to);
-        let sender = self.hosts[from].id.clone();
+        let sender = self.hosts[from].id;
         let Some(election) = &mut self.hosts[to].election else { return };
         match message {
             Message::Request(request) => {
@@ -195,7 +195,7 @@ impl World {
         let host = &mut self.hosts[i];
         let election = host.election.as_mut().unwrap();
         if let Some(ballot) = election.poll_persist() {
-            host.disk = Some(ballot.clone());
+            host.disk = Some(ballot);
             election.persisted(ballot);
             if std::mem::take(&mut host.crashes_at_write) {
                 self.crash(i);
@@ -234,7 +234,7 @@ impl World {
     /// The one leader that every running host follows, and that rules.
     pub(crate) fn settled(&self) -> Option<NodeId> {
         let known: Vec<Leadership> = (0..self.size()).filter_map(|i| self.leadership(i)).collect();
-        let leader = known.first()?.leader.clone()?;
+        let leader = known.first()?.leader?;
         let rules = known.iter().any(|known| known.reign.as_ref().is_some_and(|reign| reign.ballot.node == leader));
         (rules && known.iter().all(|known| known.leader.as_ref() == Some(&leader))).then_some(leader)
     }

@@ -137,11 +137,11 @@ impl Catalogue {
 
     /// From now on this node leads these.
     fn leads(&self, term: u64, electorate: &[u8], needed: usize) {
-        let ballot = Ballot { term, node: self.handle.me.clone() };
+        let ballot = Ballot { term, node: self.handle.me };
         let electorate: BTreeSet<NodeId> = electorate.iter().copied().map(id).collect();
         let (reached, lease) = (electorate.clone(), BootInstant::from_millis(u64::MAX));
-        let reign = Some(Arc::new(Reign { ballot: ballot.clone(), electorate, reached, needed, lease }));
-        let leader = Some(self.handle.me.clone());
+        let reign = Some(Arc::new(Reign { ballot, electorate, reached, needed, lease }));
+        let leader = Some(self.handle.me);
         self.leadership.send_replace(Arc::new(Leadership { leader, ballot: Some(ballot), reign }));
     }
 
@@ -160,14 +160,14 @@ impl Catalogue {
             sessions: BTreeMap::new(),
             catalogue: Some(of.handle.snapshot().digest.clone()),
         };
-        let heard = of.handle.me.clone();
+        let heard = of.handle.me;
         self.view.send_modify(|view| drop(Arc::make_mut(view).members.insert(heard, Arc::new(member))));
     }
 
     /// Stops the owner, and starts another one on the same file.
     async fn restart(self, now: Moment) -> Self {
         let Self { handle, directory, network, .. } = self;
-        let me = handle.me.clone();
+        let me = handle.me;
         network.wires().nodes.clear();
         drop(handle);
         let store = loop {

@@ -85,7 +85,7 @@ impl Node {
 async fn leader_of(nodes: &[Node]) -> usize {
     let mut leaders = BTreeSet::new();
     for node in nodes {
-        leaders.extend(node.sees("a leader", |now| now.leader.is_some()).await.leader.clone());
+        leaders.extend(node.sees("a leader", |now| now.leader.is_some()).await.leader);
     }
     assert_eq!(leaders.len(), 1, "they agree");
     nodes.iter().position(|node| leaders.contains(&id(node.n))).unwrap()
@@ -104,7 +104,7 @@ async fn a_leader_that_is_killed_is_followed_by_another_and_takes_no_term_back()
     let (directories, network) = (directories(), Network::default());
     let mut nodes = cluster(&directories, &network);
     let first = leader_of(&nodes).await;
-    let before = nodes[first].handle.leadership().borrow().ballot.clone().unwrap();
+    let before = nodes[first].handle.leadership().borrow().ballot.unwrap();
     let killed = nodes.remove(first);
     let (n, gone) = (killed.n, id(killed.n));
     killed.kill().await;
@@ -113,7 +113,7 @@ async fn a_leader_that_is_killed_is_followed_by_another_and_takes_no_term_back()
         assert!(now.ballot.as_ref().unwrap().term > before.term);
     }
     let back = Node::on_disk(n, &[1, 2, 3], &directories[usize::from(n) - 1], &network);
-    let kept = back.handle.leadership().borrow().ballot.clone();
+    let kept = back.handle.leadership().borrow().ballot;
     assert!(kept.is_some_and(|kept| kept >= before), "its promise outlived it");
     back.sees("who leads now", |now| now.leader.as_ref().is_some_and(|other| *other != gone)).await;
 }

@@ -170,14 +170,14 @@ fn what_others_heard_last_of_a_forgotten_node_does_not_bring_it_back() {
 fn a_session_that_is_forgotten_is_back_with_its_host() {
     let mut membership = membership();
     let first = membership.look(&[entry(1, true)], moment(0));
-    let sessions: Vec<SessionId> = first.members[&id(1)].sessions.keys().cloned().collect();
+    let sessions: Vec<SessionId> = first.members[&id(1)].sessions.keys().copied().collect();
     membership.look(&[entry(1, false)], moment(1));
     assert!(membership.forget_session(&id(1), &sessions[0]).is_some());
     assert!(membership.forget_session(&id(2), &sessions[0]).is_none());
     for second in 2..100 {
         let view = membership.look(&[entry(1, second % 20 < 15)], moment(second));
         assert!(view.members[&id(1)].sessions.keys().eq(&sessions[1..]), "after {second} s");
-        assert_eq!(view.forgotten, [(id(1), [sessions[0].clone()].into())].into());
+        assert_eq!(view.forgotten, [(id(1), [sessions[0]].into())].into());
     }
     let next = Entry { incarnation: 6, ..entry(1, true) };
     let view = membership.look(&[next], moment(100));

@@ -132,7 +132,7 @@ fn a_key_that_others_may_know_waits_until_they_have_told() {
     let Ok(Begun::Wait(Error::Indexing { waiting_for })) = leader.begin("k", false, NOW) else {
         panic!("the third may know it")
     };
-    assert_eq!(waiting_for, [id(2).as_str().parse().unwrap()]);
+    assert_eq!(waiting_for, [id(2).into()]);
     assert!(matches!(leader.begin("drawn", true, NOW), Ok(Begun::Offer { .. })), "nobody knows this one");
     leader.hear(2, vec![held("k", 2, false)]);
     assert_eq!(holder(leader.begin("k", false, NOW)), id(2));

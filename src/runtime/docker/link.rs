@@ -166,7 +166,7 @@ mod tests {
             };
             session_of(&config, &event)
         };
-        assert_eq!(about("lab", config.node.as_str(), session.as_str()), Some(session.clone()));
+        assert_eq!(about("lab", config.node.as_str(), session.as_str()), Some(session));
         assert_eq!(about("other", config.node.as_str(), session.as_str()), None);
         assert_eq!(about("lab", "aaaaaaaaaaaaaaaa", session.as_str()), None);
         assert_eq!(about("lab", config.node.as_str(), "not-an-id"), None);

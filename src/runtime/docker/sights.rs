@@ -29,7 +29,7 @@ impl Sights {
         let mut seen = self.lock();
         // What nobody took up goes here, so that no more is kept than was seen within that time.
         seen.retain(|_, (at, _)| now.duration_since(*at) < FRESH);
-        seen.insert(session.clone(), (now, own));
+        seen.insert(*session, (now, own));
     }
 
     /// The session's container, if it was seen just now.

@@ -144,7 +144,7 @@ impl Inner {
         self.volumes.ensure(&launch.volumes)?;
         let identity = Identity {
             cluster: self.config.cluster.clone(),
-            node: self.config.node.clone(),
+            node: self.config.node,
             created_at: self.clock.now().wall,
             launch: launch.clone(),
         };

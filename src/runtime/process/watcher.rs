@@ -34,10 +34,10 @@ impl Watcher {
 
     /// Watches a session's shim, once.
     pub(super) fn watch(&self, session: &SessionId, shim: Process) {
-        if self.lock().insert(session.clone(), shim) == Some(shim) {
+        if self.lock().insert(*session, shim) == Some(shim) {
             return;
         }
-        let (watcher, session) = (self.clone(), session.clone());
+        let (watcher, session) = (self.clone(), *session);
         tokio::spawn(async move {
             while let Err(e) = shim.ended().await {
                 tracing::warn!(%session, "its process cannot be watched: {e}");

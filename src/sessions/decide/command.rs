@@ -19,7 +19,7 @@ impl Book {
             return if is_met_by_removal(command) { Ok(()) } else { Err(conflict(record, "is being removed")) };
         }
         if record.is_claimed() && !matches!(command, Command::Duplicate | Command::GiveUp) {
-            return Err(Error::Moving(session.clone()));
+            return Err(Error::Moving(*session));
         }
         match command {
             Command::Stop => self.stop(session, EndReason::UserStopped),

@@ -60,7 +60,7 @@ impl Book {
             return Err(Error::Conflict(format!("session {session} waits for no other host")));
         };
         let until = Deadline::after(cx.now, PLACED_WITHIN);
-        let here = self.node.clone();
+        let here = self.node;
         let record = self.change(session)?;
         record.unplaced = Some(Unplaced { claimed: true, until, ..unplaced });
         Ok(Asked {
@@ -69,7 +69,7 @@ impl Book {
             workspace: record.workspace.clone(),
             secret: record.secret.clone(),
             attempt: record.attempt + 1,
-            tried: record.tried.iter().cloned().chain([here]).collect(),
+            tried: record.tried.iter().copied().chain([here]).collect(),
         })
     }
 

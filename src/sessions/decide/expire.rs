@@ -13,7 +13,7 @@ impl Book {
         let mut stopped = Vec::new();
         let mut given_up = Vec::new();
         for record in self.records.values() {
-            let id = || record.id.clone();
+            let id = || record.id;
             if record.is_gone() {
                 if due(record.forget) {
                     forgotten.push(id());
@@ -56,7 +56,7 @@ impl Book {
 
     /// Counts every deadline from this boot, so that from now on the boot clock alone decides.
     pub fn rebase_deadlines(&mut self, cx: &Context<'_>) {
-        let ids: Vec<SessionId> = self.records.keys().cloned().collect();
+        let ids: Vec<SessionId> = self.records.keys().copied().collect();
         for id in ids {
             let Some(record) = self.touch(&id) else { continue };
             for deadline in [&mut record.ttl, &mut record.idle, &mut record.retention, &mut record.forget] {

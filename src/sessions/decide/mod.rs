@@ -66,12 +66,12 @@ pub struct Book {
 impl Book {
     /// Begins with what is on disk: the records, and the highest ballot that this host has followed.
     pub fn new(config: Config, cluster: Name, node: NodeId, fence: Option<Ballot>, records: Vec<Record>) -> Self {
-        let records: BTreeMap<_, _> = records.into_iter().map(|record| (record.id.clone(), record)).collect();
+        let records: BTreeMap<_, _> = records.into_iter().map(|record| (record.id, record)).collect();
         let mut book = Self {
             config,
             cluster,
             node,
-            unpublished: records.keys().cloned().collect(),
+            unpublished: records.keys().copied().collect(),
             records,
             ledger: Ledger::default(),
             ports: Ports::default(),
@@ -88,9 +88,9 @@ impl Book {
     /// From now on nothing is admitted under a lower ballot.
     pub fn fence(&mut self, ballot: &Ballot) -> Result<(), Stale> {
         match &self.fence {
-            Some(highest) if highest > ballot => Err(Stale { highest: highest.clone() }),
+            Some(highest) if highest > ballot => Err(Stale { highest: *highest }),
             _ => {
-                self.fence = Some(ballot.clone());
+                self.fence = Some(*ballot);
                 Ok(())
             }
         }
@@ -135,7 +135,7 @@ impl Book {
     /// The changes could not be written: everything is as it was before them.
     pub fn roll_back(&mut self) {
         for (id, before) in std::mem::take(&mut self.undo) {
-            self.unpublished.insert(id.clone());
+            self.unpublished.insert(id);
             match before {
                 Some(record) => self.records.insert(id, record),
                 None => self.records.remove(&id),
@@ -160,48 +160,48 @@ impl Book {
                     resources: record.workspace.resources(),
                     gpus: record.gpu_uuids.clone(),
                 };
-                self.ledger.restore(record.id.clone(), reservation);
+                self.ledger.restore(record.id, reservation);
             }
             if !record.is_gone() {
-                self.ports.restore(record.id.clone(), record.ports.iter().map(|port| port.host_port).collect());
+                self.ports.restore(record.id, record.ports.iter().map(|port| port.host_port).collect());
             }
         }
     }
 
     fn known(&self, session: &SessionId) -> Result<&Record, Error> {
-        self.records.get(session).ok_or_else(|| Error::NotFound(session.clone()))
+        self.records.get(session).ok_or(Error::NotFound(*session))
     }
 
     /// A record to change durably: nobody is told before the change is on disk.
     fn change(&mut self, session: &SessionId) -> Result<&mut Record, Error> {
-        let record = self.records.get_mut(session).ok_or_else(|| Error::NotFound(session.clone()))?;
-        self.undo.entry(session.clone()).or_insert_with(|| Some(record.clone()));
-        self.unwritten.insert(session.clone());
-        self.unpublished.insert(session.clone());
+        let record = self.records.get_mut(session).ok_or(Error::NotFound(*session))?;
+        self.undo.entry(*session).or_insert_with(|| Some(record.clone()));
+        self.unwritten.insert(*session);
+        self.unpublished.insert(*session);
         Ok(record)
     }
 
     /// A record to change in passing: progress and activity, written with the next durable change.
     fn touch(&mut self, session: &SessionId) -> Option<&mut Record> {
         let record = self.records.get_mut(session)?;
-        self.unwritten.insert(session.clone());
-        self.unpublished.insert(session.clone());
+        self.unwritten.insert(*session);
+        self.unpublished.insert(*session);
         Some(record)
     }
 
     fn insert(&mut self, record: Record) {
-        let id = record.id.clone();
-        self.unwritten.insert(id.clone());
-        self.unpublished.insert(id.clone());
-        let before = self.records.insert(id.clone(), record);
+        let id = record.id;
+        self.unwritten.insert(id);
+        self.unpublished.insert(id);
+        let before = self.records.insert(id, record);
         self.undo.entry(id).or_insert(before);
     }
 
     fn forget(&mut self, session: &SessionId) {
         if let Some(record) = self.records.remove(session) {
-            self.undo.entry(session.clone()).or_insert(Some(record));
-            self.unwritten.insert(session.clone());
-            self.unpublished.insert(session.clone());
+            self.undo.entry(*session).or_insert(Some(record));
+            self.unwritten.insert(*session);
+            self.unpublished.insert(*session);
         }
     }
 

@@ -44,17 +44,17 @@ impl Book {
     /// The engine went. What ran may run on, or end with it: only a look at each session tells.
     pub fn engine_went(&mut self) {
         let runs = |record: &&Record| !record.is_gone() && !record.state.has_ended() && record.run.is_some();
-        self.out_of_sight = self.records.values().filter(runs).map(|record| record.id.clone()).collect();
+        self.out_of_sight = self.records.values().filter(runs).map(|record| record.id).collect();
     }
 
     pub(super) fn back_in_sight(&mut self, session: &SessionId) {
         if self.out_of_sight.remove(session) {
-            self.unpublished.insert(session.clone());
+            self.unpublished.insert(*session);
         }
     }
 
     fn adopt(&mut self, found: &Found, cx: &Context<'_>) {
-        let ballot = Ballot { term: 0, node: self.node.clone() };
+        let ballot = Ballot { term: 0, node: self.node };
         let mut record = Record::adopted(found, ballot, cx.now);
         match &found.container {
             Container::Running(_) => {}
@@ -91,12 +91,8 @@ impl Book {
     /// them down with it, start again, or stop, as their workspaces say. One that no longer fits stays
     /// ended. Those whose end was not seen are judged once they are looked at.
     pub fn engine_returned(&mut self, lost_at: Moment, cx: &Context<'_>) {
-        let victims: Vec<SessionId> = self
-            .records
-            .values()
-            .filter(|record| record.was_taken_down(lost_at))
-            .map(|record| record.id.clone())
-            .collect();
+        let victims: Vec<SessionId> =
+            self.records.values().filter(|record| record.was_taken_down(lost_at)).map(|record| record.id).collect();
         for id in victims {
             let Some(record) = self.records.get(&id) else { continue };
             let (user, resources, gpus) = (record.user.clone(), record.workspace.resources(), record.gpu_uuids.clone());

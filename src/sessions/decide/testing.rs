@@ -136,7 +136,7 @@ impl Host {
     /// The daemon restarts: only what is written is left.
     pub(super) fn restart(&mut self) {
         let records = self.book.records().cloned().collect();
-        let fence = self.book.fence.clone();
+        let fence = self.book.fence;
         self.book = Book::new(self.book.config.clone(), cluster(), node_id(), fence, records);
     }
 }

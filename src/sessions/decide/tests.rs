@@ -459,10 +459,8 @@ fn found(key: &str, node: NodeId, container: Container) -> Found {
 fn containers_without_a_record_are_adopted_and_foreign_ones_left_alone() {
     let mut host = Host::new();
     let other = NodeId::from_bytes([9; 10]);
-    let containers = vec![
-        found("a", testing::node_id(), Container::Running(run(1))),
-        found("b", other.clone(), Container::Running(run(1))),
-    ];
+    let containers =
+        vec![found("a", testing::node_id(), Container::Running(run(1))), found("b", other, Container::Running(run(1)))];
     let foreign = host.decide(|book, cx| book.reconcile(containers, cx));
     assert_eq!(foreign, vec![(id("b"), other)]);
     assert_eq!(host.book.ledger().allocated().cores, Cores::whole(2));
