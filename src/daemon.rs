@@ -238,6 +238,7 @@ impl Daemon {
         };
         let hosts = Mesh::new(me, host.clone(), peers);
         let (placement, placement_task) = placement::task::spawn(placement::task::Parts {
+            cluster: name.clone(),
             config: placement_config,
             leadership: election.leadership(),
             view: view.clone(),
@@ -245,8 +246,7 @@ impl Daemon {
             clock: clock.clone(),
         });
         let fleet = placement.fleet();
-        let placer = Placer::new(name.clone(), catalogue.clone(), Arc::new(hosts.clone()), placement, clock.clone());
-        let elsewhere_task = placement::elsewhere::spawn(placer.clone(), fleet.clone(), election.leadership());
+        let placer = Placer::new(name.clone(), catalogue.clone(), placement);
         let leader =
             Leader { host: host.clone(), fleet, placer, leadership: election.leadership(), view: view.clone() };
         let mut owners = vec![
@@ -258,7 +258,6 @@ impl Daemon {
             ("the owner of the catalogue", catalogue_task),
             ("the owner of the images that are here", images_task),
             ("the owner of placements", placement_task),
-            ("the owner of second placements", elsewhere_task),
         ];
         let mut told = None;
         if let Some(net) = &net {

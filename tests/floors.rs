@@ -53,11 +53,14 @@ const CORES: &[&str] = &[
     "placement/offer",
     "placement/plan",
     "placement/score",
+    "placement/state",
     "runtime/container",
     "sessions/decide",
     "sessions/feed",
     "sessions/lifecycle",
     "sessions/record",
+    "sessions/runner",
+    "sessions/state",
     "wire",
 ];
 

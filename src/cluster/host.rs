@@ -130,10 +130,10 @@ impl Serves<Admit> for Host {
 
 #[async_trait]
 impl Serves<Claim> for Host {
-    async fn serve(&self, Claim { ballot, session }: Claim) -> Result<Document<sessions::Asked>, AdmitError> {
+    async fn serve(&self, Claim { ballot, session }: Claim) -> Result<Document<sessions::Claimed>, AdmitError> {
         self.election.adopt(&ballot).await.map_err(AdmitError::Stale)?;
         match self.sessions.claim(ballot, session).await {
-            Ok(asked) => Ok(Document(asked)),
+            Ok(claimed) => Ok(Document(claimed)),
             Err(sessions::Error::Stale(stale)) => Err(AdmitError::Stale(stale)),
             Err(error) => Err(AdmitError::Refused(Document(error))),
         }

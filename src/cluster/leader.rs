@@ -11,6 +11,7 @@ use super::rpc::Serves;
 use super::{Host, LeadershipWatch, ViewWatch};
 use crate::catalogue;
 use crate::placement::{self, Fleet, Placer};
+use crate::sessions;
 use crate::types::{List, Node, Plan, Remembered, Session};
 use crate::wire::Document;
 use crate::wire::message::{DryRun, Edit, Led, Locate, Nodes, NotLeader, Place, Sessions};
@@ -61,12 +62,9 @@ impl Serves<Place> for Leader {
     async fn serve(
         &self,
         Place { session, drawn, request: Document(request) }: Place,
-    ) -> Led<Result<Document<placement::Placed>, Document<placement::Error>>> {
+    ) -> Led<Result<Document<sessions::Admitted>, Document<placement::Error>>> {
         self.reigns()?;
-        let placer = self.placer.clone();
-        // It goes to its end even where whoever asked does not wait: hosts may have been asked already.
-        let placed = tokio::spawn(async move { placer.place_here(session, drawn, request).await });
-        let placed = placed.await.unwrap_or_else(|error| Err(placement::Error::Internal(error.to_string())));
+        let placed = self.placer.place_here(session, drawn, request).await;
         if let Ok(placed) = &placed
             && !placed.replayed
         {

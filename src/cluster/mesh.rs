@@ -9,9 +9,9 @@ use super::{Host, QUICK, SLOW};
 use crate::catalogue::{Difference, Entry, Replicas, Versions};
 use crate::election::{self, Answer};
 use crate::net::{self, Net};
-use crate::placement::{Have, HostReport, Hosts, Offered};
-use crate::sessions::{self, Admit, Asked};
-use crate::types::{Ballot, NodeId, Session, SessionId};
+use crate::placement::{HostAnswer, HostCall, Hosts, Offered, Unanswered};
+use crate::sessions;
+use crate::types::{NodeId, SessionId};
 use crate::wire::message::{self, AdmitError};
 use crate::wire::{Call, Document};
 
@@ -107,65 +107,66 @@ impl Mesh {
 
 #[async_trait]
 impl Hosts for Mesh {
-    async fn report(&self, host: &NodeId, ballot: Ballot, have: Option<Have>) -> Result<HostReport, String> {
-        let answer = self.ask(host, message::Report { ballot, have }, REPORT_WITHIN).await;
-        let report = answer.map_err(|error| error.to_string())?;
-        report.map(|Document(report)| report).map_err(|stale| stale.to_string())
-    }
-
-    async fn admit(&self, admit: Admit) -> Offered {
-        let host = admit.destination;
-        match self.ask(&host, message::Admit(Document(admit)), ADMIT_WITHIN).await {
-            Ok(Ok(Document(admitted))) => Offered::Accepted(Box::new(admitted)),
-            Ok(Err(AdmitError::Stale(stale))) => Offered::Stale(stale),
-            // It stops, and what became of the offer is not known; or it is too busy even to look at it.
-            Ok(Err(AdmitError::Refused(Document(error @ sessions::Error::Stopping)))) => {
-                Offered::Unknown(error.to_string())
+    async fn ask(&self, host: &NodeId, call: HostCall) -> Result<HostAnswer, Unanswered> {
+        match call {
+            HostCall::Report { ballot, have } => {
+                let report = self.ask(host, message::Report { ballot, have }, REPORT_WITHIN).await?;
+                Ok(HostAnswer::Report(report.map(|Document(report)| Box::new(report))))
             }
-            Ok(Err(AdmitError::Refused(Document(error)))) => Offered::Refused(error),
-            Err(error @ net::Error::Unreachable { .. }) => Offered::Unreachable(error.to_string()),
-            Err(error @ net::Error::NoAnswer { .. }) => Offered::Unknown(error.to_string()),
+            HostCall::Admit(admit) => {
+                let admitted = self.ask(host, message::Admit(Document(*admit)), ADMIT_WITHIN).await?;
+                Ok(HostAnswer::Admit(match admitted {
+                    Ok(Document(admitted)) => Offered::Accepted(Box::new(admitted)),
+                    Err(AdmitError::Stale(stale)) => Offered::Stale(stale),
+                    // It stops: what became of the offer is not known.
+                    Err(AdmitError::Refused(Document(error @ sessions::Error::Stopping))) => {
+                        Offered::Unknown(error.to_string())
+                    }
+                    Err(AdmitError::Refused(Document(error))) => Offered::Refused(error),
+                }))
+            }
+            HostCall::Find { session, fingerprint } => {
+                let found = self.ask(host, message::Find { session, fingerprint }, QUICK).await?;
+                let found = found.map(|found| found.map(|Document(session)| session));
+                Ok(HostAnswer::Find(found.map_err(|Document(error)| error)))
+            }
+            HostCall::Claim { ballot, session } => {
+                let claimed = self.ask(host, message::Claim { ballot, session }, ADMIT_WITHIN).await?;
+                Ok(HostAnswer::Claim(match claimed {
+                    Ok(Document(claimed)) => Ok(claimed),
+                    Err(AdmitError::Stale(stale)) => Err(sessions::Error::Stale(stale)),
+                    Err(AdmitError::Refused(Document(error))) => Err(error),
+                }))
+            }
+            HostCall::GiveUp { session, claim } => self.order(host, session, sessions::Command::GiveUp { claim }).await,
+            HostCall::DropDuplicate(session) => self.order(host, session, sessions::Command::Duplicate).await,
         }
     }
+}
 
-    async fn find(
+impl Mesh {
+    /// Tells a host what to do with a session. The leader does not wait for it: a host that does not follow the order
+    /// is told again, or ends the session in time by itself.
+    async fn order(
         &self,
         host: &NodeId,
-        session: &SessionId,
-        fingerprint: String,
-    ) -> Result<Option<Session>, Option<sessions::Error>> {
-        let find = message::Find { session: *session, fingerprint };
-        match self.ask(host, find, QUICK).await {
-            Ok(Ok(found)) => Ok(found.map(|Document(session)| session)),
-            Ok(Err(Document(error))) => Err(Some(error)),
-            Err(_) => Err(None),
+        session: SessionId,
+        command: sessions::Command,
+    ) -> Result<HostAnswer, Unanswered> {
+        let commanded = self.ask(host, message::Command { session, command }, QUICK).await?;
+        match commanded {
+            Ok(_) | Err(Document(sessions::Error::NotFound(_))) => {}
+            Err(Document(error)) => tracing::debug!(%host, %session, %error, "a leader's order was not followed"),
         }
+        Ok(HostAnswer::Done)
     }
+}
 
-    async fn claim(&self, host: &NodeId, session: &SessionId, ballot: Ballot) -> Result<Asked, String> {
-        let claim = message::Claim { ballot, session: *session };
-        let claimed = self.ask(host, claim, ADMIT_WITHIN).await.map_err(|error| error.to_string())?;
-        match claimed {
-            Ok(Document(asked)) => Ok(asked),
-            Err(AdmitError::Stale(stale)) => Err(stale.to_string()),
-            Err(AdmitError::Refused(Document(error))) => Err(error.to_string()),
-        }
-    }
-
-    async fn give_up(&self, host: &NodeId, session: &SessionId) {
-        let command = message::Command { session: *session, command: sessions::Command::GiveUp };
-        if let Err(error) = self.ask(host, command, QUICK).await {
-            tracing::debug!(%host, %session, %error, "the host will give the session up by itself");
-        }
-    }
-
-    async fn drop_duplicate(&self, host: &NodeId, session: &SessionId) -> Result<(), String> {
-        let command = message::Command { session: *session, command: sessions::Command::Duplicate };
-        match self.ask(host, command, QUICK).await {
-            // What is not there is put away.
-            Ok(Ok(_) | Err(Document(sessions::Error::NotFound(_)))) => Ok(()),
-            Ok(Err(Document(error))) => Err(error.to_string()),
-            Err(error) => Err(error.to_string()),
+impl From<net::Error> for Unanswered {
+    fn from(error: net::Error) -> Self {
+        match error {
+            net::Error::Unreachable { .. } => Self::Undelivered(error.to_string()),
+            net::Error::NoAnswer { .. } => Self::NoAnswer(error.to_string()),
         }
     }
 }

@@ -9,8 +9,8 @@ use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
 use super::{Cluster, Error, LEADER_PATIENCE, QUICK, READ_PATIENCE, Routed, SLOW};
-use crate::placement::{self, Placed};
-use crate::sessions::{self, Command, LogsRequest};
+use crate::placement;
+use crate::sessions::{self, Admitted, Command, LogsRequest};
 use crate::types::{
     Explanation, List, Node, NodeState, Plan, Remembered, Session, SessionFilter, SessionId, SessionRequest, Wait,
 };
@@ -22,7 +22,7 @@ const HOLD_MARGIN: Duration = Duration::from_secs(5);
 
 impl Cluster {
     /// Places a session under an idempotency key; without one a random key is drawn.
-    pub async fn place(&self, request: SessionRequest, key: Option<String>) -> Result<Routed<Placed>, Error> {
+    pub async fn place(&self, request: SessionRequest, key: Option<String>) -> Result<Routed<Admitted>, Error> {
         request.validate().map_err(placement::Error::from)?;
         let drawn = key.is_none();
         let session = SessionId::of_key(self.leader.placer.cluster(), &key.map_or_else(placement::draw_key, Ok)?);

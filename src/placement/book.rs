@@ -147,21 +147,30 @@ impl Book {
     /// # Errors
     /// No other host takes it; or ([`Error::Indexing`], [`Error::NoLeader`]) that cannot be said yet.
     pub fn begin_again(&mut self, again: &Again, cx: Context<'_>) -> Result<(Ballot, Offers), Error> {
-        self.settle(cx.now);
-        // Until its host has put its copy away, one that went elsewhere looks as if it still waited.
-        let elsewhere = self.index.holder(&again.session).is_some_and(|(host, _)| *host != again.host);
-        if elsewhere || self.flights.get(&again.session).is_some() {
-            return Err(Error::NoLeader("the same session is being placed, or has been".to_owned()));
-        }
+        self.may_begin_again(&again.session, &again.host, cx)?;
         let offers = self.offers(&again.session, &again.user, &again.workspace, &again.tried, cx)?;
         if offers.candidates.is_empty() {
-            let waiting_for = self.unheard(false, cx);
-            let error = super::plan::nobody(offers.refusals);
-            return Err(if waiting_for.is_empty() { error } else { Error::Indexing { waiting_for } });
+            return Err(super::plan::nobody(offers.refusals));
         }
         let ballot = cx.reign.ballot;
         self.take_off(&again.session, &ballot, &again.user, &again.workspace, &offers);
         Ok((ballot, offers))
+    }
+
+    /// Whether a session that this host could not start may be placed again now.
+    ///
+    /// # Errors
+    /// It is being placed, or has been ([`Error::NoLeader`]); or an earlier leader may have placed it on a node that
+    /// has not reported yet ([`Error::Indexing`]).
+    pub fn may_begin_again(&mut self, session: &SessionId, host: &NodeId, cx: Context<'_>) -> Result<(), Error> {
+        self.settle(cx.now);
+        // Until its host has removed its copy, a session that was placed again looks as if it still waited.
+        let elsewhere = self.index.holder(session).is_some_and(|(holder, _)| holder != host);
+        if elsewhere || self.flights.get(session).is_some() {
+            return Err(Error::NoLeader("the same session is being placed, or has been".to_owned()));
+        }
+        let waiting_for = self.unheard(false, cx);
+        if waiting_for.is_empty() { Ok(()) } else { Err(Error::Indexing { waiting_for }) }
     }
 
     /// The session is offered around from now on.

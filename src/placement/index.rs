@@ -169,14 +169,13 @@ impl Index {
 
     /// The copies of a session that lose to another.
     fn duplicates(&self, session: &SessionId) -> Vec<Duplicate> {
-        let Some((best, held)) = self.holder(session) else { return Vec::new() };
-        if held.gone {
-            return Vec::new();
-        }
+        let Some((best, counts)) = self.holder(session) else { return Vec::new() };
         let others = self.by_session.get(session).into_iter().flatten().filter(|host| *host != best);
         let live = others.filter(|host| {
             let view = self.fleet.hosts.get(*host);
-            view.and_then(|view| view.sessions.get(session)).is_some_and(|held| !held.gone)
+            // One that ended is no reason to end another copy, except one that only waits to be placed again.
+            let loses = |held: &Held| !held.gone && (!counts.gone || held.unplaced);
+            view.and_then(|view| view.sessions.get(session)).is_some_and(|held| loses(held))
         });
         live.map(|host| Duplicate { host: *host, session: *session }).collect()
     }
@@ -194,9 +193,10 @@ pub fn is_live(held: &Held) -> bool {
     !held.gone && !matches!(held.session.state, SessionState::Stopped | SessionState::Failed)
 }
 
-/// Of two copies of one session, the one that is there counts before one that is gone, then the later decision.
+/// Of two copies of one session, one that is there counts before one that is gone, then the later decision. A copy
+/// that waits to be placed again is not there: what it was placed as since may have run and ended.
 fn worth(held: &Held) -> (bool, &crate::types::Ballot, u32) {
-    (!held.gone, &held.ballot, held.session.attempt)
+    (!held.gone && !held.unplaced, &held.ballot, held.session.attempt)
 }
 
 #[cfg(test)]
@@ -220,6 +220,21 @@ mod tests {
         let now = crate::sessions::Have { incarnation: 1, version };
         let changes = Changes { now, whole, held, forgotten: Vec::new() };
         HostReport { node: sample::node("a", HOST), node_digest: 0, images: BTreeSet::new(), changes }
+    }
+
+    #[test]
+    fn a_session_that_ended_after_it_was_placed_again_is_not_placed_a_third_time() {
+        let other = NodeId::from_bytes([1; 10]);
+        let mut index = Index::default();
+        let waits = Held { unplaced: true, ..held("k") };
+        index.apply(&id(), report(true, 1, vec![waits.clone()]));
+        let session = waits.session.id;
+        assert_eq!(index.fleet().unplaced.get(&session), Some(&id()));
+        let mut ended = Held { gone: true, ..held("k") };
+        ended.session.attempt += 1;
+        let duplicates = index.apply(&other, report(true, 1, vec![ended]));
+        assert_eq!(index.fleet().unplaced.get(&session), None);
+        assert_eq!(duplicates, Some(vec![Duplicate { host: id(), session }]));
     }
 
     #[test]

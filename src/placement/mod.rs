@@ -1,12 +1,12 @@
 //! Placement: which host a session is offered to, and why.
 //!
-//! While a node leads, every host tells it what it has and holds ([`index`]). [`filter`], [`score`] and
-//! [`plan`] make of that an order of candidates, or an explanation; [`offer`] is the way of one session
-//! through them. All of these are pure. The owner ([`task`]) holds what the leader knows, and [`placer`]
-//! makes the offers. The host decides: a plan is a hint.
+//! While a node leads, every host reports to it what it has and holds ([`index`]). [`filter`], [`score`] and
+//! [`plan`] turn that into an order of candidates, or an explanation; [`offer`] is one session's way through
+//! them; [`book`] decides what to do about a request. [`state`] is the leader's whole work on placement, sans-io:
+//! it asks hosts for reports, offers sessions to them, and places again what a host could not start. All of these
+//! are pure; the owner ([`task`]) carries them out over the mesh. The host decides: a plan is a hint.
 
 pub mod book;
-pub mod elsewhere;
 pub mod filter;
 pub mod flights;
 pub mod index;
@@ -14,18 +14,19 @@ pub mod offer;
 pub mod placer;
 pub mod plan;
 pub mod score;
+pub mod state;
 pub mod task;
 
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 
-use crate::sessions::Asked;
-use crate::types::{Ballot, Invalid, Name, Node, NodeId, NodeReason, OnUnknown, Session, SessionId, Strategy};
+use crate::types::{Invalid, Name, Node, NodeId, NodeReason, OnUnknown, Strategy};
 use crate::{election, sessions};
 
 pub use index::Fleet;
 pub use placer::{Placer, draw_key};
+pub use state::{HostAnswer, HostCall, Unanswered};
 pub use task::Handle;
 
 /// `[placement]`, and what of `[limits]` the leader keeps.
@@ -35,14 +36,6 @@ pub struct Config {
     pub on_unknown: OnUnknown,
     /// `limits.max_sessions_per_user`; 0: no limit.
     pub max_sessions_per_user: u32,
-}
-
-/// A session that a host has taken, now or before.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Placed {
-    pub session: Session,
-    /// The key had been used for the same request before: nothing new was made.
-    pub replayed: bool,
 }
 
 /// Why no session was placed. Nothing was made, except where the variant says that it is not known.
@@ -123,38 +116,6 @@ pub enum Offered {
 /// A leader's way to the hosts that it decides for, itself included.
 #[async_trait]
 pub trait Hosts: Send + Sync + 'static {
-    /// What the host holds, as soon as it differs from `have`, or after a while.
-    ///
-    /// # Errors
-    /// It cannot be reached, or follows a higher ballot: for the log.
-    async fn report(&self, host: &NodeId, ballot: Ballot, have: Option<Have>) -> Result<HostReport, String>;
-
-    /// Offers a session to `admit.destination`.
-    async fn admit(&self, admit: sessions::Admit) -> Offered;
-
-    /// The session of a key that the host knows, with its secret, as when it was made.
-    ///
-    /// # Errors
-    /// The host says no, or (`Err(None)`) cannot be asked.
-    async fn find(
-        &self,
-        host: &NodeId,
-        session: &SessionId,
-        fingerprint: String,
-    ) -> Result<Option<Session>, Option<sessions::Error>>;
-
-    /// Takes charge of a session that the host could not start.
-    ///
-    /// # Errors
-    /// The host says no, cannot be asked, or follows a higher ballot: for the log.
-    async fn claim(&self, host: &NodeId, session: &SessionId, ballot: Ballot) -> Result<Asked, String>;
-
-    /// Tells the host that no other takes the session it could not start.
-    async fn give_up(&self, host: &NodeId, session: &SessionId);
-
-    /// Asks the host to stop and put away a session of which there is a better one elsewhere.
-    ///
-    /// # Errors
-    /// The host cannot be asked, or says no: for the log.
-    async fn drop_duplicate(&self, host: &NodeId, session: &SessionId) -> Result<(), String>;
+    /// Asks one host. Each call has a deadline of its own.
+    async fn ask(&self, host: &NodeId, call: HostCall) -> Result<HostAnswer, Unanswered>;
 }

@@ -1,36 +1,24 @@
-//! The owner of what a leader knows: asks every host what it holds while this node leads, and answers what
-//! is to be done about a session.
+//! The owner of placement: carries out over the mesh what [`Placement`] decides.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tokio::time::MissedTickBehavior;
+use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
+use tokio::time::sleep;
 
-use super::book::{Again, Begin, Begun, Book, Context};
-use super::flights::End;
-use super::index::{Duplicate, Fleet};
-use super::plan::{Candidate, Offers};
-use super::{Config, Error, HostReport, Hosts};
+use super::index::Fleet;
+use super::plan::Offers;
+use super::state::{HostAnswer, Output, Place, Placement, Unanswered};
+use super::{Config, Error, Hosts};
 use crate::clock::Clock;
-use crate::election::{Leadership, Reign};
+use crate::election::Leadership;
 use crate::gossip::ClusterView;
-use crate::types::{Ballot, BootInstant, NodeId, SessionId, User, Workspace};
+use crate::sessions::Admitted;
+use crate::types::{Name, SessionId, User, Workspace};
 
 /// Requests waiting for the owner. Callers beyond it wait: each is a decision in memory.
 const QUEUE: usize = 4096;
-/// Requests that wait for a host to tell, or for the same session. Beyond it they are told to come back.
-const MAX_PARKED: usize = 4096;
-/// How long they wait.
-const PARKED_FOR: Duration = Duration::from_secs(4);
-/// How often they are looked at where nothing else happens.
-const TICK: Duration = Duration::from_millis(100);
-/// How often hosts are told again of the duplicates that they have: one that hung may not have heard it.
-const REMIND: Duration = Duration::from_secs(3);
-/// Between two questions to a host that does not answer.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Asks the owner.
 #[derive(Debug, Clone)]
@@ -43,39 +31,22 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 #[derive(Debug)]
 enum Request {
-    Begin(Box<Begin>, Reply<Begun>),
-    BeginAgain(Box<Again>, Reply<(Ballot, Offers)>),
-    Offering(SessionId, Ballot, Candidate),
-    End(SessionId, Ballot, End),
+    Place(Box<Place>, Reply<Admitted>),
     DryRun(Box<(SessionId, User, Workspace)>, Reply<Offers>),
 }
 
 impl Handle {
-    /// What every host told, while this node leads.
+    /// What every host reported, while this node leads.
     pub fn fleet(&self) -> watch::Receiver<Arc<Fleet>> {
         self.fleet.clone()
     }
 
-    /// What is to be done about a session. Waits, for a while, for hosts that have not told what they hold.
-    pub async fn begin(&self, begin: Begin) -> Result<Begun, Error> {
-        self.ask(|reply| Request::Begin(Box::new(begin), reply)).await
+    /// Places a session. It goes on to its end where the caller does not wait: hosts may have been asked already.
+    pub async fn place(&self, place: Place) -> Result<Admitted, Error> {
+        self.ask(|reply| Request::Place(Box::new(place), reply)).await
     }
 
-    /// Where else a session may go that its host could not start.
-    pub async fn begin_again(&self, again: Again) -> Result<(Ballot, Offers), Error> {
-        self.ask(|reply| Request::BeginAgain(Box::new(again), reply)).await
-    }
-
-    /// The session is offered to this host now.
-    pub async fn offering(&self, session: SessionId, ballot: Ballot, host: Candidate) {
-        let _ = self.requests.send(Request::Offering(session, ballot, host)).await;
-    }
-
-    /// How the offer ended that [`Self::begin`] began by this ballot.
-    pub async fn end(&self, session: SessionId, ballot: Ballot, end: End) {
-        let _ = self.requests.send(Request::End(session, ballot, end)).await;
-    }
-
+    /// Says where the session would go, and changes nothing.
     pub async fn dry_run(&self, session: SessionId, user: User, workspace: Workspace) -> Result<Offers, Error> {
         self.ask(|reply| Request::DryRun(Box::new((session, user, workspace)), reply)).await
     }
@@ -90,6 +61,7 @@ impl Handle {
 
 /// What the owner is made of.
 pub struct Parts {
+    pub cluster: Name,
     pub config: Config,
     pub leadership: watch::Receiver<Arc<Leadership>>,
     pub view: watch::Receiver<Arc<ClusterView>>,
@@ -101,248 +73,117 @@ pub struct Parts {
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
     let (requests, queue) = mpsc::channel(QUEUE);
     let (publish, fleet) = watch::channel(Arc::default());
-    let Parts { config, leadership, view, hosts, clock } = parts;
-    let owner = Owner {
-        book: Book::new(config),
-        leadership,
-        view,
-        hosts,
-        clock,
-        reign: None,
-        listeners: BTreeMap::new(),
-        tasks: JoinSet::new(),
-        parked: Vec::new(),
-        publish,
-    };
+    let Parts { cluster, config, leadership, view, hosts, clock } = parts;
+    let placement = Placement::new(cluster, config);
+    let owner =
+        Owner { placement, leadership, view, hosts, clock, calls: JoinSet::new(), numbers: HashMap::new(), publish };
     (Handle { requests, fleet }, tokio::spawn(owner.run(queue)))
 }
 
 struct Owner {
-    book: Book,
+    placement: Placement<Reply<Admitted>>,
     leadership: watch::Receiver<Arc<Leadership>>,
     view: watch::Receiver<Arc<ClusterView>>,
     hosts: Arc<dyn Hosts>,
     clock: Clock,
-    reign: Option<Arc<Reign>>,
-    /// One a host, while this node leads.
-    listeners: BTreeMap<NodeId, AbortHandle>,
-    tasks: JoinSet<()>,
-    parked: Vec<Parked>,
+    /// Calls to hosts, each a task.
+    calls: JoinSet<Result<HostAnswer, Unanswered>>,
+    /// The number of each task's call.
+    numbers: HashMap<Id, u64>,
     publish: watch::Sender<Arc<Fleet>>,
-}
-
-/// A request that waits.
-struct Parked {
-    begin: Box<Begin>,
-    reply: Reply<Begun>,
-    until: BootInstant,
-}
-
-/// A host's report, and the ballot that it was made for.
-struct Heard {
-    host: NodeId,
-    ballot: Ballot,
-    report: HostReport,
-    /// Whether it could be taken in; if not, the host must tell everything.
-    taken: oneshot::Sender<bool>,
 }
 
 impl Owner {
     async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
-        let (told, mut reports) = mpsc::channel(QUEUE);
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut remind = tokio::time::interval(REMIND);
-        remind.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut election_runs = true;
-        self.follow_leadership(&told);
+        self.follow_leadership();
         loop {
+            self.carry_out();
+            let now = self.clock.now().boot;
+            let wait = self.placement.poll_timeout().map(|due| due.since(now));
             tokio::select! {
                 request = queue.recv() => match request {
                     Some(request) => {
-                        // Whoever asks may have heard of an election that this owner has not taken in yet.
+                        // The caller may have heard of an election that this owner has not taken in yet.
                         if self.leadership.has_changed().unwrap_or(false) {
-                            self.follow_leadership(&told);
+                            self.follow_leadership();
                         }
                         self.decide(request);
                     }
                     None => return,
                 },
-                Some(heard) = reports.recv() => {
-                    let mut changed = self.take(heard);
-                    while let Ok(heard) = reports.try_recv() {
-                        changed |= self.take(heard);
-                    }
-                    if changed {
-                        self.publish.send_replace(Arc::new(self.book.index().fleet().clone()));
-                        self.unpark();
+                Some(ended) = self.calls.join_next_with_id() => {
+                    self.answered(ended);
+                    // Many hosts report at once: what they tell is published once.
+                    while let Some(ended) = self.calls.try_join_next_with_id() {
+                        self.answered(ended);
                     }
                 }
                 changed = self.leadership.changed(), if election_runs => {
                     election_runs = changed.is_ok();
-                    self.follow_leadership(&told);
-                    self.unpark();
+                    self.follow_leadership();
                 }
-                _ = tick.tick(), if !self.parked.is_empty() => self.unpark(),
-                _ = remind.tick(), if self.reign.is_some() => {
-                    if let Ok(left) = self.with_context(|book, _| book.index().all_duplicates()) {
-                        self.put_away(left);
-                    }
+                () = sleep(wait.unwrap_or_default()), if wait.is_some() => {
+                    self.look_around();
+                    self.placement.tick(self.clock.now().boot);
                 }
-                Some(_) = self.tasks.join_next() => {}
             }
         }
+    }
+
+    /// Takes over what gossip says by now.
+    fn look_around(&mut self) {
+        self.placement.set_view(self.view.borrow().clone());
+    }
+
+    fn follow_leadership(&mut self) {
+        self.look_around();
+        let reign = self.leadership.borrow_and_update().reign.clone();
+        self.placement.follow(reign, self.clock.now().boot);
     }
 
     fn decide(&mut self, request: Request) {
+        self.look_around();
+        let now = self.clock.now().boot;
         match request {
-            Request::Begin(begin, reply) => {
-                let until = self.clock.now().boot.plus(PARKED_FOR);
-                self.begin(Parked { begin, reply, until });
-            }
-            Request::BeginAgain(again, reply) => {
-                let begun = self.with_context(|book, cx| book.begin_again(&again, cx)).and_then(|begun| begun);
-                if let Err(Ok((ballot, _))) = reply.send(begun) {
-                    self.book.end(&again.session, &ballot, End::NotTaken, self.clock.now().boot);
-                }
-            }
-            Request::Offering(session, ballot, host) => self.book.offering(&session, &ballot, host),
-            Request::End(session, ballot, end) => {
-                self.book.end(&session, &ballot, end, self.clock.now().boot);
-                self.unpark();
-            }
+            Request::Place(place, reply) => self.placement.place(place, reply, now),
             Request::DryRun(wanted, reply) => {
                 let (session, user, workspace) = *wanted;
-                let offers = self.with_context(|book, cx| book.dry_run(&session, &user, &workspace, cx));
-                // Nobody has to wait for the answer.
-                let _ = reply.send(offers.and_then(|offers| offers));
+                // A caller that does not wait needs no answer.
+                let _ = reply.send(self.placement.dry_run(&session, &user, &workspace, now));
             }
         }
     }
 
-    fn begin(&mut self, parked: Parked) {
-        let begun = self.with_context(|book, cx| book.begin(&parked.begin, cx)).and_then(|begun| begun);
-        // Who has just been elected, or was not heard for a moment, is sure of it with the next answers.
-        let unsure = self.reign.as_ref().is_some_and(|reign| self.clock.now().boot >= reign.lease);
-        let begun = match begun {
-            Err(error @ Error::NoLeader(_)) if unsure => Ok(Begun::Wait(error)),
-            begun => begun,
-        };
-        let answer = match begun {
-            Ok(Begun::Wait(_)) if self.clock.now().boot < parked.until && self.parked.len() < MAX_PARKED => {
-                return self.parked.push(parked);
-            }
-            Ok(Begun::Wait(error)) => Err(error),
-            answer => answer,
-        };
-        let offered = match &answer {
-            Ok(Begun::Offer { ballot, .. }) => Some(*ballot),
-            _ => None,
-        };
-        if parked.reply.send(answer).is_err()
-            && let Some(ballot) = offered
-        {
-            // Whoever asked has gone: nothing is offered.
-            self.book.end(&parked.begin.session, &ballot, End::NotTaken, self.clock.now().boot);
-        }
-    }
-
-    /// Looks again at what waits.
-    fn unpark(&mut self) {
-        for parked in std::mem::take(&mut self.parked) {
-            self.begin(parked);
-        }
-    }
-
-    fn with_context<T>(&mut self, decide: impl FnOnce(&mut Book, Context<'_>) -> T) -> Result<T, Error> {
+    fn answered(&mut self, ended: Result<(Id, Result<HostAnswer, Unanswered>), JoinError>) {
+        self.look_around();
         let now = self.clock.now().boot;
-        let no_leader = |why: &str| Err(Error::NoLeader(why.to_owned()));
-        let Some(reign) = self.reign.clone() else { return no_leader("this node does not lead") };
-        // Another may have been elected since: it is not known, so nothing is decided.
-        if now >= reign.lease {
-            return no_leader("this node leads, but too few nodes have answered lately to be sure of it");
-        }
-        let view = self.view.borrow().clone();
-        Ok(decide(&mut self.book, Context { now, reign: &reign, view: &view }))
-    }
-
-    /// Begins, goes on or ends to listen to hosts, as who leads whom has changed.
-    fn follow_leadership(&mut self, told: &mpsc::Sender<Heard>) {
-        let reign = self.leadership.borrow_and_update().reign.clone();
-        if reign.as_ref().map(|reign| &reign.ballot) != self.reign.as_ref().map(|reign| &reign.ballot) {
-            self.listeners.values().for_each(AbortHandle::abort);
-            self.listeners.clear();
-            self.book.clear();
-            self.publish.send_replace(Arc::default());
-        }
-        self.reign = reign;
-        let Some(reign) = &self.reign else { return };
-        self.book.note_silence(reign, self.clock.now().boot);
-        // Who was forgotten is in none of these; who vanished is in all.
-        let view = self.view.borrow().clone();
-        let stays = |host: &NodeId| {
-            reign.electorate.contains(host) || reign.reached.contains(host) || view.members.contains_key(host)
-        };
-        let mut forgets = self.book.index_mut().retain(stays);
-        for (host, sessions) in view.forgotten.iter().filter(|(host, _)| !reign.reached.contains(*host)) {
-            forgets |= self.book.index_mut().forget(host, sessions);
-        }
-        if forgets {
-            self.publish.send_replace(Arc::new(self.book.index().fleet().clone()));
-        }
-        for host in reign.electorate.union(&reign.reached) {
-            if !self.listeners.contains_key(host) {
-                let listening = listen(Arc::clone(&self.hosts), *host, reign.ballot, told.clone());
-                self.listeners.insert(*host, self.tasks.spawn(listening));
-            }
+        let (task, answer) = ended.unwrap_or_else(|failure| {
+            tracing::error!(%failure, "a call to a host has failed");
+            (failure.id(), Err(Unanswered::NoAnswer(failure.to_string())))
+        });
+        let Some(call) = self.numbers.remove(&task) else { return };
+        match answer {
+            Ok(answer) => self.placement.answered(call, answer, now),
+            Err(why) => self.placement.unanswered(call, why, now),
         }
     }
 
-    /// Takes in what a host told. True where something changed.
-    fn take(&mut self, heard: Heard) -> bool {
-        let Heard { host, ballot, report, taken } = heard;
-        if self.reign.as_ref().is_none_or(|reign| reign.ballot != ballot) {
-            return false;
-        }
-        let applied = self.book.index_mut().apply(&host, report);
-        let changed = applied.is_some();
-        let _ = taken.send(changed);
-        self.book.settle(self.clock.now().boot);
-        self.put_away(applied.unwrap_or_default());
-        changed
-    }
-
-    /// Has hosts put away what there is a better one of elsewhere.
-    fn put_away(&mut self, duplicates: Vec<Duplicate>) {
-        for Duplicate { host, session } in duplicates {
-            tracing::warn!(%host, %session, "this session is there twice: the older decision is put away");
-            let hosts = Arc::clone(&self.hosts);
-            self.tasks.spawn(async move {
-                if let Err(error) = hosts.drop_duplicate(&host, &session).await {
-                    tracing::debug!(%host, %session, %error, "a duplicate is not put away yet");
+    /// Does what was decided, and publishes what hosts reported.
+    fn carry_out(&mut self) {
+        while let Some(output) = self.placement.poll() {
+            match output {
+                Output::Ask { call, host, what } => {
+                    let hosts = Arc::clone(&self.hosts);
+                    let task = self.calls.spawn(async move { hosts.ask(&host, what).await });
+                    self.numbers.insert(task.id(), call);
                 }
-            });
-        }
-    }
-}
-
-/// Asks one host again and again what it holds. It is stopped when this node no longer leads.
-async fn listen(hosts: Arc<dyn Hosts>, host: NodeId, ballot: Ballot, told: mpsc::Sender<Heard>) {
-    let mut have = None;
-    loop {
-        let report = match hosts.report(&host, ballot, have).await {
-            Ok(report) => report,
-            Err(error) => {
-                tracing::debug!(%host, %error, "a host does not tell what it holds");
-                tokio::time::sleep(ASK_AGAIN).await;
-                continue;
+                // A caller that does not wait needs no answer: the session is placed or not all the same.
+                Output::Answer { to, placed } => drop(to.send(*placed)),
             }
-        };
-        let now = report.have();
-        let (taken, applied) = oneshot::channel();
-        if told.send(Heard { host, ballot, report, taken }).await.is_err() {
-            return;
         }
-        have = applied.await.is_ok_and(|applied| applied).then_some(now);
+        if let Some(fleet) = self.placement.take_news() {
+            self.publish.send_replace(fleet);
+        }
     }
 }

@@ -1,17 +1,19 @@
 //! Sessions on this host: the owner of the journal, the ledger and every
 //! session's life.
 //!
-//! One task ([`task`]) holds all of it by `&mut`. It decides ([`decide`], pure),
-//! persists ([`journal`]), publishes, then replies. Slow work, pulls and the
-//! engine's calls, runs in one [`runner`] a session, which asks [`lifecycle`]
-//! (pure) for the next step and reports what it saw.
+//! [`state`] is all of it, sans-io: it decides ([`decide`]), says what must be on disk, what to publish, what the
+//! runners are to do, and what to answer. One task ([`task`]) holds it by `&mut` and carries that out: persist
+//! ([`journal`]), publish, set to work, reply. Slow work, pulls and the engine's calls, runs in one [`runner`] a
+//! session, which asks [`lifecycle`] for the next step and reports what it saw; [`runners`] are its tasks.
 
 pub mod decide;
 mod feed;
 mod journal;
 pub mod lifecycle;
 mod record;
-mod runner;
+pub mod runner;
+mod runners;
+pub mod state;
 pub mod task;
 #[cfg(test)]
 mod tests;
@@ -35,6 +37,8 @@ use crate::types::{
     Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session, SessionId, User,
     Workspace,
 };
+use state::Request;
+use task::Channels;
 
 /// Requests waiting for the owner. Beyond it callers are told that it is busy, and to come back.
 const QUEUE: usize = 1024;
@@ -70,8 +74,6 @@ pub struct Admit {
     pub destination: NodeId,
     pub session: SessionId,
     pub asked: Asked,
-    /// How many live sessions of this user this host may hold after it; `None`: any number.
-    pub user_limit: Option<u32>,
     /// What the other nodes said, kept to explain the placement later.
     pub considered: Vec<NodeVerdict>,
 }
@@ -91,6 +93,14 @@ pub struct Asked {
     pub tried: Vec<NodeId>,
     /// What the first of them gave it; `None`: the host draws one where the workspace wants one.
     pub secret: Option<String>,
+}
+
+/// A session that its host could not start, in the hands of the leader that claimed it.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Claimed {
+    pub asked: Asked,
+    /// Which claim of the session this is: an order that belongs to an earlier one comes too late.
+    pub claim: u32,
 }
 
 /// A session that the host has taken, now or before.
@@ -191,24 +201,13 @@ pub struct Held {
 /// Asks the owner of sessions.
 #[derive(Clone)]
 pub struct Handle {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<Request<Channels>>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     ready: watch::Receiver<bool>,
     runtime: Arc<dyn Runtime>,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
-
-/// What the owner can be asked.
-enum Request {
-    Find(SessionId, String, Reply<Option<Session>>),
-    Admit(Box<Admit>, Reply<Admitted>),
-    Command(SessionId, Command, Reply<Session>),
-    Secret(SessionId, Reply<Option<String>>),
-    Explain(SessionId, Reply<Explanation>),
-    Claim(Ballot, SessionId, Reply<Asked>),
-    Fence(Ballot, oneshot::Sender<Result<(), election::Stale>>),
-}
 
 /// What can be asked of one session.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -226,8 +225,10 @@ pub enum Command {
     Remove,
     /// It is removed, for there is a better one of the same id on another host.
     Duplicate,
-    /// It could not be started here, and no other host takes it.
-    GiveUp,
+    /// It could not be started here, and no other host admits it, says the leader that made this claim.
+    GiveUp {
+        claim: u32,
+    },
 }
 
 impl Handle {
@@ -251,7 +252,7 @@ impl Handle {
     }
 
     /// Takes charge of a session that could not be started here, to place it elsewhere.
-    pub async fn claim(&self, ballot: Ballot, session: SessionId) -> Result<Asked, Error> {
+    pub async fn claim(&self, ballot: Ballot, session: SessionId) -> Result<Claimed, Error> {
         self.ask(|reply| Request::Claim(ballot, session, reply)).await
     }
 
@@ -321,7 +322,7 @@ impl Handle {
         &self.runtime
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request<Channels>) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         self.requests.try_send(request(reply)).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Error::Busy,

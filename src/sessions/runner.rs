@@ -1,174 +1,343 @@
-//! Carries one session through its life: asks [`lifecycle`] for a step, takes it, reports what it saw.
+//! Carries one session through its life, sans-io: what was done and seen goes in, the next action comes out.
 //!
-//! A runner holds no state that matters. It may be ended anywhere and begun again.
+//! A runner holds no state that matters: each step follows from the wish and from what is seen, so a runner may be
+//! dropped anywhere and begun again. [`runners`](super::runners) carries its actions out on the engine.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
-
 use super::decide::Report;
-use super::lifecycle::{self, Order, Step};
-use crate::runtime::{Container, Error, Launch, Runtime};
-use crate::types::SessionId;
+use super::lifecycle::{self, Order, Step, Wish};
+use crate::runtime::Error;
+use crate::runtime::container::{Container, Launch};
 
-/// How long a session's processes have to end by themselves before they are killed: Docker's own default.
-const STOP_GRACE: Duration = Duration::from_secs(10);
 /// The first and the longest wait before an engine that did not answer is asked again.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
-/// How often the traffic of a session that may end for want of it is looked at.
-const TRAFFIC_INTERVAL: Duration = Duration::from_secs(10);
-/// Progress texts on their way; more of them are dropped.
-const PROGRESS_QUEUE: usize = 4;
 
 /// What a runner is to do.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Work {
-    pub(super) order: Order,
-    pub(super) launch: Arc<Launch>,
+pub struct Work {
+    pub order: Order,
+    pub launch: Arc<Launch>,
     /// Its traffic counts as activity.
-    pub(super) watch_traffic: bool,
+    pub watch_traffic: bool,
 }
 
-/// A report on its way to the owner, who answers once it is taken in; false: it could not be.
-pub(super) struct Envelope {
-    pub(super) session: SessionId,
-    pub(super) report: Report,
-    pub(super) taken: oneshot::Sender<bool>,
+/// One thing for the engine to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Look at the container.
+    Observe,
+    Create,
+    Start,
+    Pause,
+    Resume,
+    Stop,
+    Remove,
 }
 
-pub(super) struct Runner {
-    pub(super) session: SessionId,
-    pub(super) runtime: Arc<dyn Runtime>,
-    pub(super) reports: mpsc::Sender<Envelope>,
-    /// `None`: there is nothing more to do.
-    pub(super) work: watch::Receiver<Option<Work>>,
-    /// Something about the container may have changed.
-    pub(super) nudge: Arc<Notify>,
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Have the engine do this, and say what came of it: [`Outcome::Did`].
+    Do(Op),
+    /// Have the engine fetch the image. A change of the wish ends the wait for it: [`Outcome::Interrupted`].
+    EnsureImage,
+    /// Report this to the owner, and say whether it was taken in: [`Outcome::Told`].
+    Tell(Report),
+    /// Wait for new work or a nudge: [`Outcome::Woken`]. Where the traffic is watched, look at it now and then:
+    /// [`Outcome::Traffic`].
+    Rest { watch_traffic: bool },
+    /// The same, and for so long at most.
+    Retry { after: Duration },
 }
 
-/// What is known of the container after a step; `None`: look.
-type Known = Option<Container>;
+/// What came of an action.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Did(Result<Done, Error>),
+    /// The wish changed while the image was fetched.
+    Interrupted,
+    /// Whether the owner has taken the report in.
+    Told(bool),
+    Woken,
+    /// Bytes over the session's network since it started; `None` where that cannot be known.
+    Traffic(Option<u64>),
+}
+
+/// What the engine did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Done {
+    Saw(Container),
+    ImageIsHere {
+        digest: Option<String>,
+    },
+    Created {
+        container_id: String,
+    },
+    /// Started, paused, resumed, stopped: the next look tells.
+    Stepped,
+    Removed,
+}
+
+/// One session's runner.
+#[derive(Debug)]
+pub struct Runner {
+    work: Work,
+    at: At,
+    /// What is known of the container without another look.
+    known: Option<Container>,
+    retry: Duration,
+    /// The traffic at the last look in this rest.
+    traffic: Option<u64>,
+}
+
+/// The action that is being carried out.
+#[derive(Debug)]
+enum At {
+    /// None: the next one follows from the work and from what is known.
+    Deciding,
+    Doing,
+    /// It tells what it saw of this container.
+    TellingSight(Container),
+    /// It tells of progress, and goes on with this.
+    TellingProgress(Next),
+    Resting,
+    Retrying,
+}
+
+/// What comes after a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Create,
+    Look,
+    Rest,
+    Retry,
+}
 
 impl Runner {
-    /// Works until there is nothing more to do. `known` saves the first look at a container that
-    /// cannot be there yet.
-    pub(super) async fn run(mut self, mut known: Known) {
-        let mut retry = FIRST_RETRY;
-        loop {
-            let Some(work) = self.work.borrow_and_update().clone() else { return };
-            match self.step(&work, known.take()).await {
-                Ok(now_known) => {
-                    known = now_known;
-                    retry = FIRST_RETRY;
-                }
-                Err(error) => {
-                    self.settle(&work, error, retry).await;
-                    retry = (retry * 2).min(LONGEST_RETRY);
-                }
+    /// `known` saves the first look at a container that cannot be there yet.
+    pub const fn new(work: Work, known: Option<Container>) -> Self {
+        Self { work, at: At::Deciding, known, retry: FIRST_RETRY, traffic: None }
+    }
+
+    /// The first action.
+    pub fn begin(&mut self) -> Action {
+        self.decide()
+    }
+
+    /// What it works on. What it is doing now goes on under the work that it was begun with.
+    pub const fn work(&self) -> &Work {
+        &self.work
+    }
+
+    /// Takes in what came of the last action, and answers the next one, under the newest work.
+    pub fn next(&mut self, outcome: Outcome, work: Work) -> Action {
+        match (std::mem::replace(&mut self.at, At::Deciding), outcome) {
+            (At::Doing, Outcome::Did(Err(error))) => self.failed(error),
+            (At::Doing, Outcome::Did(Ok(done))) => self.done(done, work),
+            (At::TellingSight(container), Outcome::Told(taken)) => {
+                self.known = taken.then_some(container);
+                self.retry = FIRST_RETRY;
+                self.decide_on(work)
             }
+            (At::TellingProgress(Next::Create), _) => self.act(Op::Create),
+            (At::TellingProgress(Next::Rest), _) => self.rest(),
+            (At::TellingProgress(Next::Retry), _) => {
+                let after = self.retry;
+                self.retry = (self.retry * 2).min(LONGEST_RETRY);
+                self.at = At::Retrying;
+                Action::Retry { after }
+            }
+            (At::Resting, Outcome::Traffic(traffic)) => self.saw_traffic(traffic),
+            _ => self.decide_on(work),
         }
     }
 
-    async fn step(&mut self, work: &Work, known: Known) -> Result<Known, Error> {
-        let container = match known {
-            Some(container) => container,
-            None => self.runtime.observe(&self.session).await?,
-        };
-        match lifecycle::next(&work.order, &container) {
-            Step::Prepare => self.prepare(work).await,
-            Step::Start => self.runtime.start(&self.session).await.map(|()| None),
-            Step::Pause => self.runtime.pause(&self.session).await.map(|()| None),
-            Step::Resume => self.runtime.resume(&self.session).await.map(|()| None),
-            Step::Stop => self.runtime.stop(&self.session, STOP_GRACE).await.map(|()| None),
-            Step::Remove => self.runtime.remove(&self.session).await.map(|()| Some(Container::Absent)),
+    fn decide_on(&mut self, work: Work) -> Action {
+        self.work = work;
+        self.decide()
+    }
+
+    fn decide(&mut self) -> Action {
+        let Some(container) = self.known.take() else { return self.act(Op::Observe) };
+        match lifecycle::next(&self.work.order, &container) {
+            Step::Prepare => {
+                self.at = At::Doing;
+                Action::EnsureImage
+            }
+            Step::Start => self.act(Op::Start),
+            Step::Pause => self.act(Op::Pause),
+            Step::Resume => self.act(Op::Resume),
+            Step::Stop => self.act(Op::Stop),
+            Step::Remove => self.act(Op::Remove),
             Step::Tell(sight) => {
-                let taken = self.tell(Report::Saw(sight)).await;
-                Ok(taken.then_some(container))
+                self.at = At::TellingSight(container);
+                Action::Tell(Report::Saw(sight))
             }
             Step::Wait => {
-                self.wait(work).await;
-                Ok(None)
+                self.traffic = None;
+                self.retry = FIRST_RETRY;
+                self.rest()
             }
         }
     }
 
-    /// Image, then container. A change of mind ends the wait for an image.
-    async fn prepare(&mut self, work: &Work) -> Result<Known, Error> {
-        let (progress, mut heard) = mpsc::channel(PROGRESS_QUEUE);
-        let runtime = self.runtime.clone();
-        let mut image = runtime.ensure_image(&work.launch, progress);
-        let image_digest = loop {
-            tokio::select! {
-                fetched = &mut image => break fetched?,
-                Some(progress) = heard.recv() => { self.tell(Report::Pulling(progress)).await; }
-                changed = self.work.changed() => if changed.is_err() || !self.still_wanted(work) { return Ok(None) },
-            }
-        };
-        self.tell(Report::Starting { image_digest }).await;
-        let container_id = self.runtime.create(&work.launch).await?;
-        self.tell(Report::Created { container_id }).await;
-        Ok(Some(Container::Created))
+    fn act(&mut self, op: Op) -> Action {
+        self.at = At::Doing;
+        Action::Do(op)
     }
 
-    fn still_wanted(&self, work: &Work) -> bool {
-        self.work.borrow().as_ref().is_some_and(|now| now.order.wish == work.order.wish)
+    fn tell(&mut self, report: Report, next: Next) -> Action {
+        self.at = At::TellingProgress(next);
+        Action::Tell(report)
     }
 
-    /// Waits until there may be something to do.
-    async fn wait(&mut self, work: &Work) {
-        let mut before = None;
-        loop {
-            tokio::select! {
-                _ = self.work.changed() => return,
-                () = self.nudge.notified() => return,
-                () = tokio::time::sleep(TRAFFIC_INTERVAL), if work.watch_traffic => {
-                    let Ok(Some(now)) = self.runtime.traffic(&self.session).await else { continue };
-                    if before.is_some_and(|before| before != now) {
-                        self.tell(Report::Active).await;
-                    }
-                    before = Some(now);
-                }
-            }
+    fn rest(&mut self) -> Action {
+        self.at = At::Resting;
+        Action::Rest { watch_traffic: self.work.watch_traffic }
+    }
+
+    fn done(&mut self, done: Done, work: Work) -> Action {
+        // A look alone is no progress: a step that keeps failing is preceded by one each time.
+        if !matches!(done, Done::Saw(_)) {
+            self.retry = FIRST_RETRY;
         }
+        match done {
+            Done::Saw(container) => self.known = Some(container),
+            // Under the work that it was begun with: a change of the wish is seen before the container starts.
+            Done::ImageIsHere { digest } => return self.tell(Report::Starting { image_digest: digest }, Next::Create),
+            Done::Created { container_id } => {
+                self.known = Some(Container::Created);
+                return self.tell(Report::Created { container_id }, Next::Look);
+            }
+            Done::Stepped => {}
+            Done::Removed => self.known = Some(Container::Absent),
+        }
+        self.decide_on(work)
     }
 
-    /// A step was not done: either the session has failed, or it is tried again later.
-    async fn settle(&mut self, work: &Work, error: Error, retry: Duration) {
-        let starting = matches!(work.order.wish, lifecycle::Wish::Run) && work.order.run.is_none();
+    /// A step was not done: either the session has failed, or the step is tried again later.
+    fn failed(&mut self, error: Error) -> Action {
+        let order = &self.work.order;
+        let starting = order.wish == Wish::Run && order.run.is_none();
         match error {
-            Error::Image(message) if starting => {
-                self.tell(Report::ImageFailed(message)).await;
-            }
-            Error::Refused(message) if starting => {
-                self.tell(Report::StartFailed(message)).await;
-            }
-            error => {
-                self.tell(Report::Unreachable(error.to_string())).await;
-                self.retry_after(retry).await;
-            }
+            Error::Image(message) if starting => self.tell(Report::ImageFailed(message), Next::Look),
+            Error::Refused(message) if starting => self.tell(Report::StartFailed(message), Next::Look),
+            error => self.tell(Report::Unreachable(error.to_string()), Next::Retry),
         }
     }
 
-    async fn retry_after(&mut self, retry: Duration) {
-        tokio::select! {
-            () = tokio::time::sleep(retry) => {}
-            () = self.nudge.notified() => {}
-            _ = self.work.changed() => {}
+    fn saw_traffic(&mut self, now: Option<u64>) -> Action {
+        let Some(now) = now else { return self.rest() };
+        match self.traffic.replace(now) {
+            Some(before) if before != now => self.tell(Report::Active, Next::Rest),
+            _ => self.rest(),
         }
     }
+}
 
-    /// Tells the owner, and waits until it has taken that in: what it orders next follows from it.
-    async fn tell(&self, report: Report) -> bool {
-        let (taken, answer) = oneshot::channel();
-        let envelope = Envelope { session: self.session, report, taken };
-        let sent = self.reports.send(envelope).await.is_ok();
-        let taken = sent && answer.await.unwrap_or(false);
-        if !taken {
-            // The journal cannot be written, or the daemon is stopping: no reason to spin.
-            tokio::time::sleep(LONGEST_RETRY).await;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::container::{Exit, Run};
+    use crate::sessions::decide::testing::record;
+    use crate::sessions::lifecycle::Sight;
+
+    fn work(wish: Wish) -> Work {
+        let mut record = record("k");
+        record.wish = wish;
+        Work { order: record.order().unwrap(), launch: Arc::new(record.launch()), watch_traffic: false }
+    }
+
+    fn saw(container: Container) -> Outcome {
+        Outcome::Did(Ok(Done::Saw(container)))
+    }
+
+    #[test]
+    fn a_new_session_is_prepared_started_and_reported() {
+        let run = || Run("1".to_owned());
+        let mut runner = Runner::new(work(Wish::Run), Some(Container::Absent));
+        assert_eq!(runner.begin(), Action::EnsureImage);
+        let mut next = |outcome| runner.next(outcome, work(Wish::Run));
+        let digest = Some("sha256:1".to_owned());
+        let here = Outcome::Did(Ok(Done::ImageIsHere { digest: digest.clone() }));
+        assert_eq!(next(here), Action::Tell(Report::Starting { image_digest: digest }));
+        assert_eq!(next(Outcome::Told(true)), Action::Do(Op::Create));
+        let created = Outcome::Did(Ok(Done::Created { container_id: "c".to_owned() }));
+        assert_eq!(next(created), Action::Tell(Report::Created { container_id: "c".to_owned() }));
+        assert_eq!(next(Outcome::Told(true)), Action::Do(Op::Start), "what was just created needs no look");
+        assert_eq!(next(Outcome::Did(Ok(Done::Stepped))), Action::Do(Op::Observe));
+        assert_eq!(next(saw(Container::Running(run()))), Action::Tell(Report::Saw(Sight::Running(run()))));
+    }
+
+    #[test]
+    fn a_sight_that_was_not_taken_in_is_looked_at_again() {
+        let exited =
+            || Container::Exited(Exit { run: Run("1".to_owned()), code: 0, oom_killed: false, finished_at: None });
+        let mut runner = Runner::new(work(Wish::Stop), Some(exited()));
+        assert!(matches!(runner.begin(), Action::Tell(Report::Saw(Sight::Stopped(Some(_))))));
+        assert_eq!(runner.next(Outcome::Told(false), work(Wish::Stop)), Action::Do(Op::Observe));
+        assert!(matches!(runner.next(saw(exited()), work(Wish::Stop)), Action::Tell(_)));
+        // Taken in, it needs no other look to act on the next wish.
+        assert_eq!(runner.next(Outcome::Told(true), work(Wish::Remove)), Action::Do(Op::Remove));
+        assert_eq!(
+            runner.next(Outcome::Did(Ok(Done::Removed)), work(Wish::Remove)),
+            Action::Tell(Report::Saw(Sight::Gone))
+        );
+    }
+
+    #[test]
+    fn a_wish_that_changes_while_the_image_is_fetched_is_followed_at_once() {
+        let mut runner = Runner::new(work(Wish::Run), Some(Container::Absent));
+        runner.begin();
+        assert_eq!(runner.next(Outcome::Interrupted, work(Wish::Remove)), Action::Do(Op::Observe));
+        assert_eq!(runner.next(saw(Container::Absent), work(Wish::Remove)), Action::Tell(Report::Saw(Sight::Gone)));
+    }
+
+    #[test]
+    fn only_a_start_can_fail_for_good_and_everything_else_is_tried_again_later_and_later() {
+        let refused = || Outcome::Did(Err(Error::Refused("no".to_owned())));
+        let mut runner = Runner::new(work(Wish::Run), None);
+        runner.begin();
+        assert_eq!(runner.next(refused(), work(Wish::Run)), Action::Tell(Report::StartFailed("no".to_owned())));
+        assert_eq!(runner.next(Outcome::Told(true), work(Wish::Run)), Action::Do(Op::Observe));
+        let image = Outcome::Did(Err(Error::Image("gone".to_owned())));
+        assert_eq!(runner.next(image, work(Wish::Run)), Action::Tell(Report::ImageFailed("gone".to_owned())));
+
+        let mut runner = Runner::new(work(Wish::Stop), None);
+        runner.begin();
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            assert_eq!(runner.next(refused(), work(Wish::Stop)), Action::Tell(Report::Unreachable("no".to_owned())));
+            let Action::Retry { after } = runner.next(Outcome::Told(true), work(Wish::Stop)) else { panic!() };
+            waits.push(after.as_millis());
+            assert_eq!(runner.next(Outcome::Woken, work(Wish::Stop)), Action::Do(Op::Observe));
         }
-        taken
+        assert_eq!(waits, [200, 400, 800, 1600, 3200, 5000, 5000]);
+        // Once something was done, the next failure is tried again soon.
+        runner.next(saw(Container::Running(Run("1".to_owned()))), work(Wish::Stop));
+        runner.next(Outcome::Did(Ok(Done::Stepped)), work(Wish::Stop));
+        runner.next(refused(), work(Wish::Stop));
+        assert_eq!(runner.next(Outcome::Told(true), work(Wish::Stop)), Action::Retry { after: FIRST_RETRY });
+    }
+
+    #[test]
+    fn traffic_that_moves_is_activity() {
+        let run = Run("1".to_owned());
+        let mut running = work(Wish::Run);
+        running.order.run = Some(run.clone());
+        running.watch_traffic = true;
+        let rests = Action::Rest { watch_traffic: true };
+        let mut runner = Runner::new(running.clone(), Some(Container::Running(run)));
+        assert_eq!(runner.begin(), rests);
+        let mut traffic = |bytes| runner.next(Outcome::Traffic(bytes), running.clone());
+        assert_eq!(traffic(Some(10)), rests, "there is nothing to compare with");
+        assert_eq!(traffic(Some(10)), rests);
+        assert_eq!(traffic(None), rests);
+        assert_eq!(traffic(Some(11)), Action::Tell(Report::Active));
+        assert_eq!(runner.next(Outcome::Told(true), running.clone()), rests);
+        assert_eq!(runner.next(Outcome::Woken, running), Action::Do(Op::Observe));
     }
 }

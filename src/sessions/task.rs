@@ -1,28 +1,27 @@
-//! The owner of this host's sessions: the book, the journal and every runner.
+//! The owner of this host's sessions: carries out what [`Sessions`] decides.
 //!
-//! One turn of its loop takes in all that waits, decides on each, writes one durable transaction,
-//! publishes, sets runners to work and only then replies: a group commit without a second queue.
+//! One turn of its loop takes in all that waits, writes what was decided in one durable transaction, publishes,
+//! gives runners their orders and only then replies: a group commit without a second queue.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
-use super::decide::{Book, Context};
-use super::feed::Standing;
+use super::decide::Context;
 use super::journal::Journal;
 use super::record::Record;
-use super::runner::{Envelope, Runner, Work};
-use super::{Admitted, Config, Error, Feed, Handle, QUEUE, Request, Snapshot};
+use super::runners::{Envelope, Runners};
+use super::state::{Answer, Input, Reply, Request, Sessions, Start, Turn};
+use super::{Config, Handle, QUEUE, Snapshot};
 use crate::clock::Clock;
 use crate::ledger::Capacity;
-use crate::runtime::{Container, Error as RuntimeError, Event, Found, Health, Runtime};
-use crate::types::{Ballot, Explanation, Moment, Name, NodeId, Session, SessionId, SessionState};
+use crate::runtime::{Error as RuntimeError, Event, Found, Health, Runtime};
+use crate::types::{Ballot, Name, NodeId};
 use crate::{capacity, node};
 
 /// Requests and reports decided on in one turn, and so made durable by one write.
@@ -33,8 +32,6 @@ const REPORTS: usize = 256;
 const EVENTS: usize = 256;
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// The node counts as ready after this long even if its engine never answered.
-const READY_AFTER: Duration = Duration::from_secs(10);
 /// Random bytes of a session's secret.
 const SECRET_BYTES: usize = 18;
 
@@ -67,55 +64,53 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
     (handle, tokio::spawn(owner.run(inbox, reports)))
 }
 
+/// Callers in the daemon wait at a one-shot channel.
+pub(super) struct Channels;
+
+impl Reply for Channels {
+    type To<T> = oneshot::Sender<T>;
+}
+
+impl Answer<Channels> {
+    /// A caller that does not wait any more needs no answer.
+    fn send(self) {
+        match self {
+            Self::Find(to, answer) => drop(to.send(answer)),
+            Self::Admit(to, answer) => drop(to.send(answer)),
+            Self::Command(to, answer) => drop(to.send(answer)),
+            Self::Secret(to, answer) => drop(to.send(answer)),
+            Self::Explain(to, answer) => drop(to.send(answer)),
+            Self::Claim(to, answer) => drop(to.send(answer)),
+            Self::Fence(to, answer) => drop(to.send(answer)),
+            Self::Report(to, answer) => drop(to.send(answer)),
+        }
+    }
+}
+
 struct Owner {
-    book: Book,
+    sessions: Sessions<Channels>,
     journal: Journal,
+    runners: Runners,
     runtime: Arc<dyn Runtime>,
     health: watch::Receiver<Health>,
-    node: watch::Receiver<Arc<node::State>>,
-    capacity: watch::Receiver<Arc<capacity::Report>>,
-    signs: watch::Receiver<Arc<node::ClusterSigns>>,
-    clock: Clock,
-    endpoint_host: String,
-    runners: HashMap<SessionId, Link>,
-    tasks: JoinSet<()>,
-    reporter: mpsc::Sender<Envelope>,
-    /// Sessions admitted in this turn: their containers cannot be there yet.
-    fresh: BTreeSet<SessionId>,
-    published: BTreeMap<SessionId, Arc<Session>>,
-    feed: Feed,
-    /// Every session looks different now, not only those that changed.
-    publish_all: bool,
+    surroundings: Surroundings,
     snapshot: watch::Sender<Arc<Snapshot>>,
     ready: watch::Sender<bool>,
-    /// Journal and engine were brought together once: the node is ready as soon as that is published.
-    reconciled: bool,
-    engine_up: bool,
-    engine_lost_at: Option<Moment>,
 }
 
-/// The owner's end of a runner.
-struct Link {
-    work: watch::Sender<Option<Work>>,
-    nudge: Arc<Notify>,
-}
-
-/// Something that came in.
-enum Input {
-    Request(Request),
-    Report(Envelope),
+/// What comes in, or is only to be passed on.
+enum Incoming {
+    Input(Input<Channels>),
     Event(Event),
-    Listed(Result<Vec<Found>, RuntimeError>),
-    Health,
-    Tick,
-    /// A runner, or another child, panicked.
-    TaskFailed(JoinError),
     /// Nobody can ask any more.
     Closed,
 }
 
-/// An answer that waits for the disk. It is told whether the turn was written.
-type Answer = Box<dyn FnOnce(Result<(), Error>, &Owner) + Send>;
+impl From<Envelope> for Input<Channels> {
+    fn from(Envelope { session, report, taken }: Envelope) -> Self {
+        Self::Report(session, report, taken)
+    }
+}
 
 impl Owner {
     fn new(
@@ -124,344 +119,134 @@ impl Owner {
         snapshot: watch::Sender<Arc<Snapshot>>,
         ready: watch::Sender<bool>,
     ) -> Self {
-        let Parts {
-            config,
-            cluster,
-            node_id,
-            journal,
-            records,
-            fence,
-            incarnation,
-            runtime,
-            node,
-            capacity,
-            signs,
-            clock,
-        } = parts;
-        let endpoint_host = config.endpoint_host.clone();
-        let book = Book::new(config, cluster, node_id, fence, records);
+        let surroundings =
+            Surroundings { node: parts.node, capacity: parts.capacity, signs: parts.signs, clock: parts.clock };
+        let start = Start {
+            config: parts.config,
+            cluster: parts.cluster,
+            node: parts.node_id,
+            records: parts.records,
+            journal_rebuilt: parts.journal.rebuilt(),
+            fence: parts.fence,
+            incarnation: parts.incarnation,
+        };
         Self {
-            book,
-            journal,
-            health: runtime.health(),
-            runtime,
-            node,
-            capacity,
-            signs,
-            clock,
-            endpoint_host,
-            runners: HashMap::new(),
-            tasks: JoinSet::new(),
-            reporter,
-            fresh: BTreeSet::new(),
-            published: BTreeMap::new(),
-            feed: Feed::new(incarnation),
-            publish_all: true,
+            sessions: surroundings.with_context(|cx| Sessions::new(start, cx)),
+            journal: parts.journal,
+            runners: Runners::new(Arc::clone(&parts.runtime), reporter),
+            health: parts.runtime.health(),
+            runtime: parts.runtime,
+            surroundings,
             snapshot,
             ready,
-            reconciled: false,
-            engine_up: false,
-            engine_lost_at: None,
         }
     }
 
-    async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut reports: mpsc::Receiver<Envelope>) {
+    async fn run(mut self, mut requests: mpsc::Receiver<Request<Channels>>, mut reports: mpsc::Receiver<Envelope>) {
         let (event_sender, mut events) = mpsc::channel(EVENTS);
-        let runtime = self.runtime.clone();
-        self.tasks.spawn(async move { runtime.run(event_sender).await });
         let (listed_sender, mut listed) = mpsc::channel(1);
+        let mut children = JoinSet::new();
+        let runtime = Arc::clone(&self.runtime);
+        children.spawn(async move { runtime.run(event_sender).await });
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let started = self.clock.now();
 
-        self.engine_up = self.health.borrow_and_update().is_up();
-        self.with_context(|book, cx| book.rebase_deadlines(cx));
-        self.finish_turn(Vec::new()).await;
+        let up = self.health.borrow_and_update().is_up();
+        self.turn(vec![Input::Health { up }]).await;
         loop {
             let first = tokio::select! {
-                request = requests.recv() => request.map_or(Input::Closed, Input::Request),
-                Some(report) = reports.recv() => Input::Report(report),
-                Some(event) = events.recv() => Input::Event(event),
-                Some(found) = listed.recv() => Input::Listed(found),
-                Ok(()) = self.health.changed() => Input::Health,
-                Some(ended) = self.tasks.join_next() => match ended {
+                request = requests.recv() => request.map_or(Incoming::Closed, |r| Incoming::Input(Input::Request(r))),
+                Some(report) = reports.recv() => Incoming::Input(report.into()),
+                Some(event) = events.recv() => Incoming::Event(event),
+                Some(found) = listed.recv() => Incoming::Input(Input::Listed(found)),
+                Ok(()) = self.health.changed() => {
+                    Incoming::Input(Input::Health { up: self.health.borrow_and_update().is_up() })
+                }
+                Some(ended) = self.runners.ended() => match ended {
                     Ok(()) => continue,
-                    Err(failure) => Input::TaskFailed(failure),
+                    Err(failure) => {
+                        tracing::error!(%failure, "a session's runner has failed");
+                        Incoming::Input(Input::RunnerFailed)
+                    }
                 },
-                _ = tick.tick() => Input::Tick,
+                Some(ended) = children.join_next() => match ended {
+                    Ok(()) => continue,
+                    Err(failure) => {
+                        tracing::error!(%failure, "the link to the engine, or a list of its containers, has failed");
+                        continue;
+                    }
+                },
+                _ = tick.tick() => Incoming::Input(Input::Tick),
             };
-            let mut inputs = vec![first];
+            let mut inputs = match first {
+                Incoming::Input(input) => vec![input],
+                Incoming::Event(Event::Changed(session)) => {
+                    self.runners.nudge(&session);
+                    continue;
+                }
+                Incoming::Event(Event::Relist) => {
+                    children.spawn(list(Arc::clone(&self.runtime), listed_sender.clone()));
+                    continue;
+                }
+                Incoming::Closed => return,
+            };
             while inputs.len() < TURN
                 && let Some(input) =
-                    requests.try_recv().map(Input::Request).or_else(|_| reports.try_recv().map(Input::Report)).ok()
+                    requests.try_recv().map(Input::Request).or_else(|_| reports.try_recv().map(Input::from)).ok()
             {
                 inputs.push(input);
             }
-            let mut answers = Vec::new();
-            for input in inputs {
-                match input {
-                    Input::Closed => return,
-                    Input::Request(request) => self.decide(request, &mut answers),
-                    Input::Report(envelope) => self.take_report(envelope, &mut answers),
-                    Input::Event(Event::Changed(session)) => self.nudge(&session),
-                    Input::Event(Event::Relist) => self.list(listed_sender.clone()),
-                    Input::Listed(found) => self.reconcile(found),
-                    Input::Health => self.health_changed(),
-                    Input::Tick => self.tick(started),
-                    Input::TaskFailed(failure) => {
-                        tracing::error!(%failure, "a child of the owner of sessions has failed");
-                        // Whoever should have a runner and has none gets a new one.
-                        self.publish_all = true;
-                    }
-                }
-            }
-            self.finish_turn(answers).await;
+            self.turn(inputs).await;
         }
     }
 
-    fn decide(&mut self, request: Request, answers: &mut Vec<Answer>) {
-        match request {
-            Request::Find(id, fingerprint, reply) => {
-                let found = self.book.find(&id, &fingerprint).map(|record| record.is_some());
-                let session = found.and_then(|found| found.then(|| self.session_with_secret(&id)).transpose());
-                let _ = reply.send(session);
-            }
-            Request::Admit(admit, reply) => {
-                let decided = self.with_context(|book, cx| book.admit(&admit, cx));
-                let id = admit.session;
-                if decided == Ok(false) {
-                    self.fresh.insert(id);
-                }
-                answers.push(Box::new(move |written, owner| {
-                    let admitted = written.and(decided).and_then(|replayed| {
-                        let session = owner.session_with_secret(&id)?;
-                        Ok(Admitted { session, replayed })
-                    });
-                    let _ = reply.send(admitted);
-                }));
-            }
-            Request::Command(id, command, reply) => {
-                let decided = self.with_context(|book, cx| book.command(&id, &command, cx));
-                answers.push(Box::new(move |written, owner| {
-                    let _ = reply.send(written.and(decided).and_then(|()| owner.session(&id)));
-                }));
-            }
-            Request::Claim(ballot, id, reply) => {
-                let decided = self.with_context(|book, cx| book.claim(&ballot, &id, cx));
-                answers.push(Box::new(move |written, _| drop(reply.send(written.and(decided)))));
-            }
-            Request::Secret(id, reply) => {
-                let record = self.book.record(&id).ok_or(Error::NotFound(id));
-                let _ = reply.send(record.map(|record| record.secret.clone()));
-            }
-            Request::Explain(id, reply) => {
-                let record = self.book.record(&id).ok_or(Error::NotFound(id));
-                let _ = reply.send(record.map(|record| self.explanation(record)));
-            }
-            Request::Fence(ballot, reply) => {
-                let fenced = self.book.fence(&ballot);
-                // Once this turn is published, so is whatever was admitted before.
-                answers.push(Box::new(move |_, _| drop(reply.send(fenced))));
-            }
+    /// Decide, persist, publish, set to work, reply: in this order.
+    async fn turn(&mut self, inputs: Vec<Input<Channels>>) {
+        for input in inputs {
+            self.surroundings.with_context(|cx| self.sessions.take(input, cx));
         }
-    }
-
-    fn take_report(&mut self, envelope: Envelope, answers: &mut Vec<Answer>) {
-        let Envelope { session, report, taken } = envelope;
-        self.with_context(|book, cx| book.report(&session, report, cx));
-        answers.push(Box::new(move |written, _| {
-            let _ = taken.send(written.is_ok());
-        }));
-    }
-
-    fn nudge(&self, session: &SessionId) {
-        if let Some(link) = self.runners.get(session) {
-            link.nudge.notify_one();
-        }
-    }
-
-    /// Asks the engine for everything, beside the loop.
-    fn list(&mut self, listed: mpsc::Sender<Result<Vec<Found>, RuntimeError>>) {
-        let runtime = self.runtime.clone();
-        self.tasks.spawn(async move {
-            let found = runtime.list().await;
-            let _ = listed.send(found).await;
-        });
-    }
-
-    fn reconcile(&mut self, found: Result<Vec<Found>, RuntimeError>) {
-        match found {
-            Ok(found) => {
-                for (session, node) in self.with_context(|book, cx| book.reconcile(found, cx)) {
-                    tracing::warn!(%session, %node, "a container of another node id is on this engine; it is left alone");
-                }
-                self.runners.values().for_each(|link| link.nudge.notify_one());
-            }
-            Err(error) => tracing::warn!(%error, "the engine's containers cannot be listed"),
-        }
-        self.reconciled = true;
-    }
-
-    fn health_changed(&mut self) {
-        let up = self.health.borrow_and_update().is_up();
-        // One that was never up may have gone before this daemon began.
-        let went = !up && self.engine_lost_at.is_none();
-        if up == self.engine_up && !went {
-            return;
-        }
-        self.engine_up = up;
-        self.publish_all = true;
-        if up {
-            if let Some(lost_at) = self.engine_lost_at.take() {
-                self.with_context(|book, cx| book.engine_returned(lost_at, cx));
-            }
-            self.runners.values().for_each(|link| link.nudge.notify_one());
-        } else {
-            self.engine_lost_at = Some(self.clock.now());
-            self.book.engine_went();
-        }
-    }
-
-    fn tick(&mut self, started: Moment) {
-        self.with_context(|book, cx| book.expire(cx));
-        self.reconciled |= self.clock.now().boot.since(started.boot) >= READY_AFTER;
-    }
-
-    /// Persist, publish, set to work, reply: in this order.
-    async fn finish_turn(&mut self, answers: Vec<Answer>) {
         let mut written = Ok(());
-        if self.book.must_commit() {
-            match self.journal.commit(self.book.changes()).await {
-                Ok(()) => self.book.committed(),
-                Err(error) => {
-                    tracing::error!(%error, "the journal cannot be written; nothing was changed");
-                    self.book.roll_back();
-                    written = Err(Error::Journal(error.to_string()));
-                }
+        if let Some(changes) = self.sessions.changes() {
+            let commit = self.journal.commit(changes);
+            if let Err(error) = commit.await {
+                tracing::error!(%error, "the journal cannot be written; nothing was changed");
+                written = Err(error.to_string());
             }
         }
-        self.publish();
-        if self.reconciled {
+        let Turn { snapshot, orders, nudge_all, ready, answers } =
+            self.surroundings.with_context(|cx| self.sessions.finish(written, cx));
+        for order in orders {
+            self.runners.direct(order);
+        }
+        if let Some(snapshot) = snapshot {
+            self.snapshot.send_replace(snapshot);
+        }
+        if nudge_all {
+            self.runners.nudge_all();
+        }
+        if ready {
             self.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
         }
-        for answer in answers {
-            answer(written.clone(), self);
-        }
+        answers.into_iter().for_each(Answer::send);
     }
+}
 
-    fn publish(&mut self) {
-        let mut changed = self.book.take_unpublished();
-        if std::mem::take(&mut self.publish_all) {
-            changed.extend(self.book.records().map(|record| record.id));
-        } else if changed.is_empty() {
-            return;
-        }
-        for id in &changed {
-            self.direct_runner(id);
-            let before = self.published.remove(id);
-            let (Ok(session), Some(record)) = (self.session(id), self.book.record(id)) else {
-                self.feed.forget(id);
-                continue;
-            };
-            log_change(before.as_deref(), &session);
-            self.feed.note(before.as_deref(), &session, Standing::of(record));
-            self.published.insert(*id, Arc::new(session));
-        }
-        self.fresh.clear();
-        self.snapshot.send_replace(Arc::new(self.summary()));
-    }
+/// Asks the engine for everything, beside the loop.
+async fn list(runtime: Arc<dyn Runtime>, listed: mpsc::Sender<Result<Vec<Found>, RuntimeError>>) {
+    let found = runtime.list().await;
+    let _ = listed.send(found).await;
+}
 
-    fn summary(&self) -> Snapshot {
-        let records = || self.book.records();
-        let gpus = &self.capacity.borrow().gpus;
-        Snapshot {
-            sessions: self.published.clone(),
-            gone: records().filter(|record| record.is_gone()).map(|record| record.id).collect(),
-            reserved: records().filter(|record| record.reserved).map(|record| record.id).collect(),
-            allocated: self.book.ledger().allocated(),
-            gpu_slots_used: gpus
-                .iter()
-                .map(|gpu| (gpu.uuid.clone(), self.book.ledger().gpu_slots_used(&gpu.uuid)))
-                .collect(),
-            journal_rebuilt: self.journal.rebuilt(),
-            failing_starts: self.book.failing_starts(),
-            feed: self.feed.clone(),
-        }
-    }
+/// What decisions look at besides the sessions.
+struct Surroundings {
+    node: watch::Receiver<Arc<node::State>>,
+    capacity: watch::Receiver<Arc<capacity::Report>>,
+    signs: watch::Receiver<Arc<node::ClusterSigns>>,
+    clock: Clock,
+}
 
-    /// Gives the session's runner its orders; begins or ends the runner where that is due.
-    fn direct_runner(&mut self, session: &SessionId) {
-        let record = self.book.record(session);
-        let work = record.and_then(|record| {
-            let order = record.order()?;
-            let watch_traffic = record.idle.is_some() && record.state == SessionState::Running;
-            Some(Work { order, launch: Arc::new(record.launch()), watch_traffic })
-        });
-        let Some(work) = work else {
-            // Dropping the link tells the runner that it is done.
-            if let Some(link) = self.runners.remove(session) {
-                link.work.send_replace(None);
-            }
-            return;
-        };
-        if let Some(link) = self.runners.get(session)
-            && !link.work.is_closed()
-        {
-            link.work.send_if_modified(|now| {
-                let news = now.as_ref() != Some(&work);
-                if news {
-                    *now = Some(work);
-                }
-                news
-            });
-            return;
-        }
-        self.begin_runner(session, work);
-    }
-
-    fn begin_runner(&mut self, session: &SessionId, work: Work) {
-        let (sender, receiver) = watch::channel(Some(work));
-        let nudge = Arc::new(Notify::new());
-        let runner = Runner {
-            session: *session,
-            runtime: self.runtime.clone(),
-            reports: self.reporter.clone(),
-            work: receiver,
-            nudge: nudge.clone(),
-        };
-        let known = self.fresh.contains(session).then_some(Container::Absent);
-        self.tasks.spawn(runner.run(known));
-        self.runners.insert(*session, Link { work: sender, nudge });
-    }
-
-    fn session(&self, id: &SessionId) -> Result<Session, Error> {
-        let record = self.book.record(id).ok_or(Error::NotFound(*id))?;
-        let node = self.node.borrow();
-        let mut session = record.view(&node.name, &node.id, &self.endpoint_host, self.clock.now());
-        let unseen = !self.engine_up || self.book.is_out_of_sight(id);
-        if unseen && !record.is_gone() && !record.state.has_ended() {
-            session.state = SessionState::Unknown;
-        }
-        Ok(session)
-    }
-
-    /// For whoever made the session, and for a retry of the same request.
-    fn session_with_secret(&self, id: &SessionId) -> Result<Session, Error> {
-        let secret = self.book.record(id).and_then(|record| record.secret.clone());
-        Ok(Session { secret, ..self.session(id)? })
-    }
-
-    fn explanation(&self, record: &Record) -> Explanation {
-        Explanation {
-            session: record.id,
-            node: self.node.borrow().name.clone(),
-            attempt: record.attempt,
-            decided_at: record.created_at,
-            nodes: record.considered.clone(),
-        }
-    }
-
-    fn with_context<T>(&mut self, decide: impl FnOnce(&mut Book, &Context<'_>) -> T) -> T {
+impl Surroundings {
+    fn with_context<T>(&self, decide: impl FnOnce(&Context<'_>) -> T) -> T {
         let node = self.node.borrow().clone();
         let report = self.capacity.borrow().clone();
         let gpus: Vec<String> = report.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
@@ -471,27 +256,16 @@ impl Owner {
             gpus: &gpus,
             gpu_sharing: node.settings.gpu_sharing,
         };
-        let cx = Context {
+        decide(&Context {
             now: self.clock.now(),
             node: &node,
             capacity,
-            engine_up: self.engine_up,
             duplicated: self.signs.borrow().duplicate.is_some(),
             disk_free: report.disk.as_ref().map(|disk| disk.free_bytes),
             port_usable: &port_usable,
             draw_secret: &draw_secret,
-        };
-        decide(&mut self.book, &cx)
+        })
     }
-}
-
-/// One line for each step of a session's life.
-fn log_change(before: Option<&Session>, now: &Session) {
-    if before.is_some_and(|before| before.state == now.state) {
-        return;
-    }
-    let reason = now.end_reason.map(|reason| reason.as_str());
-    tracing::info!(session = %now.id, user = %now.user, workspace = %now.workspace, state = %now.state, reason, "session changed");
 }
 
 /// Whether nobody on this host listens on the port. A hint: the engine finds out for certain.

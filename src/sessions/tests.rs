@@ -197,7 +197,9 @@ async fn sessions_that_cannot_start_fail_and_free_what_they_held() {
                 s.since(None).held.iter().any(|h| h.unplaced && h.session.id == unplaced)
             })
             .await;
-        daemon.command(key, Command::GiveUp).await.unwrap();
+        let ballot = Ballot { term: 1, node: node_id() };
+        let Claimed { claim, .. } = daemon.handle.claim(ballot, id(key)).await.unwrap();
+        daemon.command(key, Command::GiveUp { claim }).await.unwrap();
         daemon.until_state(key, SessionState::Failed).await;
         let session = daemon.handle.snapshot().sessions[&id(key)].clone();
         assert_eq!(session.end_reason, Some(reason));

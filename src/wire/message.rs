@@ -96,7 +96,7 @@ calls! {
     Volumes(Member, Volumes) -> Result<Document<Vec<Volume>>, Document<sessions::Error>>;
     RemoveVolume(Member, RemoveVolume) -> Result<(), Document<sessions::Error>>;
     /// Of the leader.
-    Place(Member, Place) -> Led<Result<Document<placement::Placed>, Document<placement::Error>>>;
+    Place(Member, Place) -> Led<Result<Document<sessions::Admitted>, Document<placement::Error>>>;
     DryRun(Member, DryRun) -> Led<Result<Document<Plan>, Document<placement::Error>>>;
     Nodes(Member, Nodes) -> Led<Document<Vec<Node>>>;
     Sessions(Member, Sessions) -> Led<Document<List<Session>>>;
@@ -108,7 +108,7 @@ calls! {
     /// What each side has and the other has not.
     Compare(Member, Compare) -> Document<catalogue::Difference>;
     /// A leader takes charge of a session that its host could not start.
-    Claim(BallotHolder, Claim) -> Result<Document<sessions::Asked>, AdmitError>;
+    Claim(BallotHolder, Claim) -> Result<Document<sessions::Claimed>, AdmitError>;
     /// A node is gone for good: nobody is to remember it, or one of its sessions.
     Forget(Member, Forget) -> Result<(), gossip::Error>;
     /// Of a follower: a request of its leader's, whom whoever asks cannot reach.

@@ -1,13 +1,12 @@
 //! What hosts ask each other, and what becomes of it on the way.
 
-use ostler::election::Stale;
 use ostler::gossip::Member;
-use ostler::placement::{self, Have, HostReport, Placed};
-use ostler::sessions::{self, Admit, Admitted, Command};
-use ostler::types::{Ballot, NodeId, Session, SessionId, SessionRequest};
+use ostler::placement::{self, Have, HostAnswer};
+use ostler::sessions::{Admit, Admitted, Command};
+use ostler::types::{Ballot, NodeId, SessionId, SessionRequest};
 
 /// Who waits for an answer: a call of one life of a host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Caller {
     pub(crate) host: usize,
     pub(crate) life: u64,
@@ -24,6 +23,10 @@ pub(crate) enum Call {
     Find {
         session: SessionId,
         fingerprint: String,
+    },
+    Claim {
+        ballot: Ballot,
+        session: SessionId,
     },
     Command {
         session: SessionId,
@@ -43,18 +46,12 @@ pub(crate) struct Place {
 }
 
 pub(crate) enum Answer {
-    Report(Result<Box<HostReport>, Stale>),
-    Admit(Result<Box<Admitted>, Refused>),
-    Find(Box<Result<Option<Session>, sessions::Error>>),
+    /// To a leader's call.
+    Host(Box<HostAnswer>),
     Command,
     /// Whoever was asked does not lead: who does, as far as it knows.
     NotLeader(Option<NodeId>),
-    Place(Box<Result<Placed, placement::Error>>),
-}
-
-pub(crate) enum Refused {
-    Stale(Stale),
-    Host(sessions::Error),
+    Place(Box<Result<Admitted, placement::Error>>),
 }
 
 /// Why there is no answer.
@@ -70,17 +67,9 @@ pub(crate) enum Failure {
 #[derive(Debug, Clone)]
 pub(crate) enum Then {
     Nothing,
-    /// It listens to this host while it leads by this ballot.
-    Heard {
-        host: usize,
-        ballot: Ballot,
-        have: Option<Have>,
-    },
-    Offered {
-        placing: u64,
-    },
-    Found {
-        placing: u64,
+    /// It is for the leader's part, which numbered the call.
+    Host {
+        call: u64,
     },
     Entry {
         entry: u64,

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use ostler::placement::{Error, Placed};
-use ostler::sessions::Command;
+use ostler::placement::Error;
+use ostler::sessions::{Admitted, Command};
 use ostler::types::{NodeId, SessionId, SessionRequest};
 
 use crate::call::{Answer, Call, Failure, Place, Then};
@@ -52,7 +52,7 @@ pub(crate) struct Entry {
 /// What a client hears.
 #[derive(Debug)]
 pub(crate) enum Told {
-    Placed(Box<Result<Placed, Error>>),
+    Placed(Box<Result<Admitted, Error>>),
     /// The connection broke.
     Lost,
 }
@@ -203,7 +203,7 @@ impl Cluster {
         let client = &mut self.clients[c];
         match told {
             Told::Placed(placed) => match *placed {
-                Ok(Placed { session, .. }) => {
+                Ok(Admitted { session, .. }) => {
                     client.answered_at = Some(now);
                     client.last_error = None;
                     client.has = Some((session.id, session.node_id));

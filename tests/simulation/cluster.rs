@@ -6,16 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ostler::gossip::Member;
-use ostler::placement;
+use ostler::node::DrainState;
+use ostler::placement::{self, HostAnswer, Offered};
+use ostler::sessions;
+use ostler::sessions::state::Request;
 use ostler::types::{
-    Ballot, ClusterMode, Moment, Name, Node, NodeId, NodeState, OnUnknown, Session, SessionId, Strategy, Timestamp,
-    Workspace,
+    Ballot, ClusterMode, Deadline, Moment, Name, Node, NodeId, NodeState, OnUnknown, Session, SessionId, Strategy,
+    Timestamp, Workspace,
 };
 
-use crate::call::{Answer, Call, Caller, Failure, Place, Refused, Then};
+use crate::call::{Answer, Call, Caller, Failure, Place, Then};
 use crate::client::{Client, Told};
 use crate::event::{At, Event, Queue};
-use crate::host::{Host, Input};
+use crate::host::{Back, Callers, Host, Input};
 use crate::invariants::Witness;
 use crate::network::{Network, Random};
 use crate::world::World;
@@ -94,7 +97,7 @@ impl Cluster {
             history: DefaultHasher::new(),
             log: None,
         };
-        (0..size).for_each(|i| cluster.hosts[i].view.members = cluster.heard_of(i));
+        (0..size).for_each(|i| Arc::make_mut(&mut cluster.hosts[i].view).members = cluster.heard_of(i));
         (0..size).for_each(|i| cluster.begin_life(i));
         cluster
     }
@@ -183,16 +186,14 @@ impl Cluster {
         self.say(|| format!("n{i} starts"));
         let fence = self.world.hosts[i].disk;
         self.witness.starts(i, fence.as_ref());
-        self.hosts[i].start(fence, self.placement);
         let now = self.moment(i);
-        self.hosts[i].decide(now, |book, cx| book.rebase_deadlines(cx));
+        self.hosts[i].start(fence, self.placement, now);
         let at = self.at(i);
-        self.finish_turn(i, Vec::new());
+        self.finish_turn(i);
         self.put_in(50, Event::Relist(at));
         self.put_in(TICK, Event::Tick(at));
         let first = self.random.below(GOSSIP);
         self.put_in(first, Event::Gossip(at));
-        self.put_in(first, Event::Remind(at));
     }
 
     /// The agent dies: its disk and its engine are left.
@@ -217,6 +218,21 @@ impl Cluster {
         self.hosts[i].engine.reboot();
         self.hosts[i].boot_id += 1;
         self.world.hosts[i].ahead = self.random.below(1 << 30);
+    }
+
+    /// A host's operator drains it, or ends that. Sessions go on, or are stopped by a deadline.
+    pub(crate) fn toggle_drain(&mut self, i: usize, random: &mut Random) {
+        let now = self.moment(i);
+        let stop_sessions = random.chance(30);
+        let deadline = random.chance(50).then(|| Deadline::after(now, Duration::from_millis(random.below(3000))));
+        let drain = DrainState { since: now.wall, deadline, stop_sessions, message: None };
+        let state = &mut self.hosts[i].state;
+        state.drain = if state.drain.is_some() { None } else { Some(drain) };
+        self.witness.drained |= stop_sessions;
+        self.say(|| format!("n{i} drains or ends that, and stops its sessions: {stop_sessions}"));
+        if self.is_up(i) {
+            self.look_at_watchers(i);
+        }
     }
 
     /// The next thing that happens, no later than `until`. False where nothing does.
@@ -261,18 +277,14 @@ impl Cluster {
             }
             Event::Relist(at) => {
                 let found = self.hosts[at.host].engine.list(&self.hosts[at.host].id);
-                self.put_in(5, Event::Inbox(at, Input::Listed(found)));
+                self.put_in(5, Event::Inbox(at, Input::Listed(Ok(found))));
                 self.put_in(RELIST, Event::Relist(at));
             }
             Event::Gossip(at) => self.gossip(at),
-            Event::Remind(at) => self.remind(at),
             Event::Patience(at) => self.look_at_watchers(at.host),
-            Event::Did(at, session, serial, op) => self.did(at, session, serial, &op),
-            Event::Stepped(at, session, serial, outcome) => self.stepped(at.host, &session, serial, outcome),
-            Event::Retry(at, session, serial) => self.go_on(at.host, &session, serial, None),
-            Event::Listen(at, to, ballot, have) => self.listen(at.host, to, ballot, have),
-            Event::Ask(at, placing) => self.ask(at.host, placing),
-            Event::Unpark(at) => self.unpark(at.host),
+            Event::Did(at, session, serial, step) => self.did(at, session, serial, &step),
+            Event::Outcome(at, session, serial, outcome) => self.outcome(at.host, session, serial, outcome),
+            Event::Lead(at) => self.wake_leader(at.host),
             Event::Enter(at, entry) => self.enter(at.host, entry),
             Event::Client(client) => self.act(client),
             Event::Told(client, attempt, told) => self.hear(client, attempt, told),
@@ -317,28 +329,37 @@ impl Cluster {
         match call {
             Call::Report { ballot, have } => match self.adopt(to, &ballot) {
                 None => {}
-                Some(Err(stale)) => self.answer(to, from, Answer::Report(Err(stale))),
-                Some(Ok(())) => self.way_in(to, Input::Fence(ballot, have, from)),
+                Some(Err(stale)) => self.answer_leader(to, from, HostAnswer::Report(Err(stale))),
+                Some(Ok(())) => self.way_in(to, Request::Fence(ballot, Back::Report { caller: from, ballot, have })),
             },
             Call::Admit(admit) => match self.adopt(to, &admit.ballot) {
                 None => {}
-                Some(Err(stale)) => self.answer(to, from, Answer::Admit(Err(Refused::Stale(stale)))),
-                Some(Ok(())) => self.way_in(to, Input::Admit(admit, from)),
+                Some(Err(stale)) => self.answer_leader(to, from, HostAnswer::Admit(Offered::Stale(stale))),
+                Some(Ok(())) => self.way_in(to, Request::Admit(admit, Back::Call(from))),
+            },
+            Call::Claim { ballot, session } => match self.adopt(to, &ballot) {
+                None => {}
+                Some(Err(stale)) => {
+                    self.answer_leader(to, from, HostAnswer::Claim(Err(sessions::Error::Stale(stale))));
+                }
+                Some(Ok(())) => self.way_in(to, Request::Claim(ballot, session, Back::Call(from))),
             },
             Call::Find { session, fingerprint } => {
                 let life = self.hosts[to].life.as_ref().unwrap();
                 if life.snapshot.sessions.contains_key(&session) {
-                    self.way_in(to, Input::Find(session, fingerprint, from));
+                    self.way_in(to, Request::Find(session, fingerprint, Back::Call(from)));
                 } else {
-                    self.answer(to, from, Answer::Find(Box::new(Ok(None))));
+                    self.answer_leader(to, from, HostAnswer::Find(Ok(None)));
                 }
             }
-            Call::Command { session, command } => self.way_in(to, Input::Command(session, command, from)),
+            Call::Command { session, command } => self.way_in(to, Request::Command(session, command, Back::Call(from))),
             Call::Place(place) => {
                 let Place { session, drawn, request } = *place;
                 self.place(to, from, session, drawn, request);
             }
-            Call::Gossip(id, member) => drop(self.hosts[to].view.members.insert(id, Arc::from(member))),
+            Call::Gossip(id, member) => {
+                Arc::make_mut(&mut self.hosts[to].view).members.insert(id, Arc::from(member));
+            }
         }
     }
 
@@ -353,12 +374,16 @@ impl Cluster {
         adopted
     }
 
+    fn answer_leader(&mut self, i: usize, caller: Caller, answer: HostAnswer) {
+        self.answer(i, caller, Answer::Host(Box::new(answer)));
+    }
+
     /// Some find their way through the agent later than others.
-    fn way_in(&mut self, i: usize, input: Input) {
+    fn way_in(&mut self, i: usize, request: Request<Callers>) {
         let overtaken = self.random.chance(OVERTAKEN);
         let wait = if overtaken { self.random.below(OVERTAKEN_BY) } else { 0 };
         let at = self.at(i);
-        self.put_in(wait, Event::Inbox(at, input));
+        self.put_in(wait, Event::Inbox(at, Input::Request(request)));
     }
 
     fn returned(&mut self, caller: Caller, answer: Result<Answer, Failure>) {
@@ -366,9 +391,7 @@ impl Cluster {
         let Some(then) = self.hosts[i].life.as_mut().unwrap().pending.remove(&caller.call) else { return };
         match then {
             Then::Nothing => {}
-            Then::Heard { host, ballot, have } => self.heard(i, host, ballot, have, answer),
-            Then::Offered { placing } => self.offered(i, placing, answer),
-            Then::Found { placing } => self.found(i, placing, answer),
+            Then::Host { call } => self.host_answered(i, call, answer),
             Then::Entry { entry } => self.entry_answered(i, entry, answer),
         }
     }

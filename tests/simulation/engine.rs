@@ -3,18 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ostler::runtime::{Container, Exit, Found, Launch, Run};
+use ostler::runtime::{Container, Error, Exit, Found, Launch, Run};
+use ostler::sessions::runner::{Done, Op};
 use ostler::types::{NodeId, SessionId, Timestamp};
 
-/// A step that a runner asks for.
+/// What a runner has the engine do.
 #[derive(Debug, Clone)]
-pub(crate) enum Op {
-    Create(Arc<Launch>),
-    Start,
-    Pause,
-    Resume,
-    Stop,
-    Remove,
+pub(crate) enum Step {
+    EnsureImage,
+    Op(Op, Arc<Launch>),
+    /// It fails, and changes nothing.
+    Fail(Error),
 }
 
 /// The containers of one host.
@@ -25,21 +24,33 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn observe(&self, session: &SessionId) -> Container {
-        self.containers.get(session).map_or(Container::Absent, |(_, container)| container.clone())
-    }
-
-    /// Does the step, and says what is known of the container then without another look.
-    pub(crate) fn take(&mut self, session: &SessionId, op: &Op) -> Option<Container> {
-        if let Op::Create(launch) = op {
-            let created = || (Arc::clone(launch), Container::Created);
-            return Some(self.containers.entry(*session).or_insert_with(created).1.clone());
+    /// Does what it is asked to.
+    pub(crate) fn take(&mut self, session: &SessionId, step: &Step) -> Result<Done, Error> {
+        let (op, launch) = match step {
+            Step::EnsureImage => return Ok(Done::ImageIsHere { digest: None }),
+            Step::Fail(error) => return Err(error.clone()),
+            Step::Op(op, launch) => (*op, launch),
+        };
+        match op {
+            Op::Observe => {
+                let seen = self.containers.get(session).map_or(Container::Absent, |(_, container)| container.clone());
+                return Ok(Done::Saw(seen));
+            }
+            Op::Create => {
+                // One of that name that is there is the answer.
+                let created = || (Arc::clone(launch), Container::Created);
+                self.containers.entry(*session).or_insert_with(created);
+                return Ok(Done::Created { container_id: container_id(session) });
+            }
+            Op::Remove => {
+                self.containers.remove(session);
+                return Ok(Done::Removed);
+            }
+            Op::Start | Op::Pause | Op::Resume | Op::Stop => {}
         }
-        if let Op::Remove = op {
-            self.containers.remove(session);
-            return Some(Container::Absent);
-        }
-        let (_, container) = self.containers.get_mut(session)?;
+        let Some((_, container)) = self.containers.get_mut(session) else {
+            return Err(Error::NotFound(session.to_string()));
+        };
         *container = match (op, container.clone()) {
             (Op::Start, Container::Created | Container::Exited(_)) => {
                 self.runs += 1;
@@ -50,7 +61,7 @@ impl Engine {
             (Op::Stop, Container::Running(run) | Container::Paused(run)) => Container::Exited(exit(run, 143)),
             (_, as_it_is) => as_it_is,
         };
-        None
+        Ok(Done::Stepped)
     }
 
     /// The main process of a container ends by itself.

@@ -3,14 +3,12 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
-use ostler::placement::Have;
-use ostler::runtime::Container;
-use ostler::sessions::decide::Report;
-use ostler::types::{Ballot, SessionId};
+use ostler::sessions::runner::Outcome;
+use ostler::types::SessionId;
 
 use crate::call::{Answer, Call, Caller, Failure};
 use crate::client::Told;
-use crate::engine::Op;
+use crate::engine::Step;
 use crate::host::Input;
 
 /// What is still to come, in its order.
@@ -83,18 +81,14 @@ pub(crate) enum Event {
     Tick(At),
     Relist(At),
     Gossip(At),
-    /// The leader looks after duplicates.
-    Remind(At),
     /// Reports have waited long enough.
     Patience(At),
-    /// The engine has done a step: it happens whatever became of the agent.
-    Did(At, SessionId, u64, Op),
-    /// The runner hears what became of a step.
-    Stepped(At, SessionId, u64, Result<Option<Container>, Report>),
-    Retry(At, SessionId, u64),
-    Listen(At, usize, Ballot, Option<Have>),
-    Ask(At, u64),
-    Unpark(At),
+    /// The engine does something: it happens whatever became of the agent that wanted it.
+    Did(At, SessionId, u64, Step),
+    /// A runner hears what came of its action.
+    Outcome(At, SessionId, u64, Outcome),
+    /// A timer of the leader's part is due.
+    Lead(At),
     Enter(At, u64),
     Client(usize),
     Told(usize, u64, Told),
@@ -111,13 +105,9 @@ impl Event {
             | Self::Tick(at)
             | Self::Relist(at)
             | Self::Gossip(at)
-            | Self::Remind(at)
             | Self::Patience(at)
-            | Self::Stepped(at, ..)
-            | Self::Retry(at, ..)
-            | Self::Listen(at, ..)
-            | Self::Ask(at, _)
-            | Self::Unpark(at)
+            | Self::Outcome(at, ..)
+            | Self::Lead(at)
             | Self::Enter(at, _) => Some(*at),
             Self::Did(..) | Self::Client(_) | Self::Told(..) => None,
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ostler::types::{Bytes, Cores, Name, OnHostRestart, Port, Protocol, Resources, Workspace};
+use ostler::types::{Bytes, Cores, Name, OnHostRestart, Port, Protocol, Resources, VolumeMount, Workspace};
 
 use crate::network::Random;
 
@@ -25,6 +25,10 @@ pub(crate) fn workspaces() -> BTreeMap<Name, Workspace> {
         workspace("large", 3, &|_| {}),
         workspace("trainer", 1, &|workspace| workspace.gpus = 1),
         workspace("brief", 1, &|workspace| workspace.ttl_seconds = Some(6)),
+        workspace("home", 1, &|workspace| {
+            let (name, path) = ("{user}".to_owned(), "/home".to_owned());
+            workspace.volumes = vec![VolumeMount { name, path, read_only: false, roam: false }];
+        }),
         workspace("frail", 1, &|workspace| workspace.on_host_restart = OnHostRestart::Stop),
     ]
     .into()

@@ -54,7 +54,7 @@ fn begin(seed: u64, quorum: bool, span: u64) -> (Cluster, Random) {
         cluster.log = Some(Vec::new());
     }
     for c in 0..4 + random.below(10) {
-        let workspaces = ["desktop", "desktop", "large", "trainer", "trainer", "brief", "frail"];
+        let workspaces = ["desktop", "desktop", "large", "trainer", "trainer", "brief", "frail", "home"];
         let workspace = workspaces[random.pick(workspaces.len())].parse().unwrap();
         let user = ["alice", "bob", "carol"][random.pick(3)].parse().unwrap();
         // Some share a key: the same person on two machines.
@@ -91,7 +91,7 @@ fn trouble(cluster: &mut Cluster, random: &mut Random, span: u64, faults: Faults
 fn make_trouble(cluster: &mut Cluster, random: &mut Random, faults: Faults) {
     let size = cluster.size();
     let i = random.pick(size);
-    match random.below(22) {
+    match random.below(24) {
         0..=2 => cluster.world.network.partition(size, random),
         3 | 4 => cluster.world.network.cut.clear(),
         5 => cluster.crash(i),
@@ -129,6 +129,7 @@ fn make_trouble(cluster: &mut Cluster, random: &mut Random, faults: Faults) {
             cluster.end_by_itself(i, code);
         }
         17 => cluster.hosts[i].failing = random.below(100),
+        18 | 19 => cluster.toggle_drain(i, random),
         _ if !cluster.is_up(i) => cluster.start(i),
         _ => {}
     }
@@ -151,6 +152,7 @@ fn heal(cluster: &mut Cluster) {
         host.crashes = None;
         host.failing = 0;
         host.state.settings.enabled = true;
+        host.state.drain = None;
         if !cluster.is_up(i) {
             cluster.start(i);
         }

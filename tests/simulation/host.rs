@@ -1,27 +1,28 @@
 //! One host: what outlives its agent, and the agent's memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use ostler::capacity::{self, GpuDevice, effective};
 use ostler::gossip::ClusterView;
 use ostler::ledger::{Capacity, PortRange};
-use ostler::node;
 use ostler::observe::{self, view};
-use ostler::runtime::{Container, EngineInfo, Found, Health, Launch};
-use ostler::sessions::decide::{Book, Context, FAILING_STARTS, Report};
-use ostler::sessions::lifecycle::Order;
-use ostler::sessions::{Admit, Command, Config, Feed, Have, Record, Snapshot, Standing};
+use ostler::runtime::{EngineInfo, Health};
+use ostler::sessions::decide::{Context, FAILING_STARTS, Registry};
+use ostler::sessions::state::{self, Reply, Sessions, Start};
+use ostler::sessions::{Config, Have, Record, Snapshot};
 use ostler::types::{
     Ballot, Bytes, Condition, ConditionKind, Cores, Moment, Name, Node, NodeId, Period, Resources, RuntimeKind,
-    Session, SessionId, Settings, Timestamp,
+    SessionId, Settings, Timestamp,
 };
+use ostler::{node, placement};
 
 use crate::call::{Caller, Then};
 use crate::client::Entry;
 use crate::engine::Engine;
 use crate::leader::Leader;
+use crate::runner::Running;
 
 /// Host ports of each host: fewer than sessions are ever asked for at once would be one more way to refuse.
 const PORTS: PortRange = PortRange { first: 20_000, last: 20_063 };
@@ -48,7 +49,7 @@ pub(crate) struct Host {
     pub(crate) wall_ahead: i64,
     pub(crate) boot_id: u64,
     /// What gossip brought, kept in the roster.
-    pub(crate) view: ClusterView,
+    pub(crate) view: Arc<ClusterView>,
     pub(crate) lives: u64,
     /// `None` while the agent is down.
     pub(crate) life: Option<Life>,
@@ -66,14 +67,12 @@ pub(crate) enum Crash {
 /// The agent's memory, from a start to a crash.
 pub(crate) struct Life {
     pub(crate) number: u64,
-    pub(crate) book: Book,
+    pub(crate) sessions: Sessions<Callers>,
     pub(crate) inbox: Vec<Input>,
     pub(crate) turn_due: bool,
-    pub(crate) runners: BTreeMap<SessionId, Runner>,
+    pub(crate) runners: BTreeMap<SessionId, Running>,
     pub(crate) begun_runners: u64,
-    /// Admitted in this turn: their containers cannot be there yet.
-    pub(crate) fresh: BTreeSet<SessionId>,
-    pub(crate) snapshot: Snapshot,
+    pub(crate) snapshot: Arc<Snapshot>,
     /// Reports that wait for something to tell.
     pub(crate) watchers: Vec<Watcher>,
     pub(crate) leader: Leader,
@@ -83,33 +82,30 @@ pub(crate) struct Life {
     pub(crate) entries: BTreeMap<u64, Entry>,
 }
 
-/// What the owner of sessions is told or asked.
-pub(crate) enum Input {
-    Admit(Box<Admit>, Caller),
-    Find(SessionId, String, Caller),
-    Command(SessionId, Command, Caller),
-    Fence(Ballot, Option<ostler::placement::Have>, Caller),
-    /// What a runner saw, which runner, and what it knows of the container.
-    Report(SessionId, u64, Report, Option<Container>),
-    Listed(Vec<Found>),
-    Tick,
+/// Whoever waits for the owner of sessions here.
+pub(crate) struct Callers;
+
+impl Reply for Callers {
+    type To<T> = Back;
+}
+
+pub(crate) type Input = state::Input<Callers>;
+
+/// The way back to a caller.
+pub(crate) enum Back {
+    /// A call over the network.
+    Call(Caller),
+    /// A leader that asks for a report.
+    Report { caller: Caller, ballot: Ballot, have: Option<placement::Have> },
+    /// A runner of this host, by its serial number.
+    Runner(SessionId, u64),
 }
 
 /// A leader that waits to be told.
 pub(crate) struct Watcher {
     pub(crate) caller: Caller,
-    pub(crate) have: Option<ostler::placement::Have>,
+    pub(crate) have: Option<placement::Have>,
     pub(crate) until: u64,
-}
-
-/// Carries one session through its life.
-pub(crate) struct Runner {
-    pub(crate) serial: u64,
-    pub(crate) order: Order,
-    pub(crate) launch: Arc<Launch>,
-    pub(crate) known: Option<Container>,
-    /// It waits for the engine or for the owner.
-    pub(crate) busy: bool,
 }
 
 impl Host {
@@ -158,7 +154,7 @@ impl Host {
             failing: 0,
             wall_ahead: 0,
             boot_id: 1,
-            view: ClusterView::default(),
+            view: Arc::default(),
             lives: 0,
             life: None,
             config,
@@ -166,19 +162,28 @@ impl Host {
     }
 
     /// The agent starts, with what is on disk.
-    pub(crate) fn start(&mut self, fence: Option<Ballot>, placement: ostler::placement::Config) {
+    pub(crate) fn start(&mut self, fence: Option<Ballot>, placement: placement::Config, now: Moment) {
         self.lives += 1;
         self.crashes = None;
-        let book = Book::new(self.config.clone(), cluster_name(), self.id, fence, self.records());
+        let start = Start {
+            config: self.config.clone(),
+            cluster: cluster_name(),
+            node: self.id,
+            records: self.records(),
+            journal_rebuilt: None,
+            fence,
+            incarnation: self.lives,
+        };
+        let mut sessions = self.with_context(now, |cx| Sessions::new(start, cx));
+        self.with_context(now, |cx| sessions.take(Input::Health { up: true }, cx));
         self.life = Some(Life {
             number: self.lives,
-            book,
+            sessions,
             inbox: Vec::new(),
             turn_due: false,
             runners: BTreeMap::new(),
             begun_runners: 0,
-            fresh: BTreeSet::new(),
-            snapshot: Snapshot { feed: Feed::new(self.lives), ..Snapshot::default() },
+            snapshot: Arc::default(),
             watchers: Vec::new(),
             leader: Leader::new(placement),
             pending: BTreeMap::new(),
@@ -200,73 +205,43 @@ impl Host {
         effective::effective(self.report.physical, &self.state.settings)
     }
 
-    /// Decides on something.
-    pub(crate) fn decide<T>(&mut self, now: Moment, decide: impl FnOnce(&mut Book, &Context<'_>) -> T) -> T {
+    pub(crate) fn registry(&self) -> &Registry {
+        self.life.as_ref().unwrap().sessions.registry()
+    }
+
+    /// Whether the agent has the session, and its container is not destroyed.
+    pub(crate) fn has(&self, session: &SessionId) -> bool {
+        self.registry().record(session).is_some_and(|record| !record.is_gone())
+    }
+
+    /// Has the sessions decide something.
+    pub(crate) fn with_sessions<T>(
+        &mut self,
+        now: Moment,
+        decide: impl FnOnce(&mut Sessions<Callers>, &Context<'_>) -> T,
+    ) -> T {
+        let mut life = self.life.take().unwrap();
+        let decided = self.with_context(now, |cx| decide(&mut life.sessions, cx));
+        self.life = Some(life);
+        decided
+    }
+
+    fn with_context<T>(&self, now: Moment, decide: impl FnOnce(&Context<'_>) -> T) -> T {
         let capacity = Capacity {
             physical: self.report.physical,
             effective: self.effective(),
             gpus: &self.gpus,
             gpu_sharing: self.state.settings.gpu_sharing,
         };
-        let cx = Context {
+        decide(&Context {
             now,
             node: &self.state,
             capacity,
-            engine_up: true,
             duplicated: false,
             disk_free: None,
             port_usable: &|_| true,
             draw_secret: &|| "s3cret".to_owned(),
-        };
-        decide(&mut self.life.as_mut().unwrap().book, &cx)
-    }
-
-    /// The session as everybody sees it.
-    pub(crate) fn session(&self, id: &SessionId, now: Moment) -> Option<Session> {
-        let record = self.life.as_ref()?.book.record(id)?;
-        Some(record.view(&self.state.name, &self.id, "host", now))
-    }
-
-    /// Tells everybody what changed, and answers the sessions whose runners have new orders.
-    pub(crate) fn publish(&mut self, now: Moment) -> BTreeSet<SessionId> {
-        let changed = self.life.as_mut().unwrap().book.take_unpublished();
-        for id in &changed {
-            let seen = self.session(id, now);
-            let life = self.life.as_mut().unwrap();
-            let before = life.snapshot.sessions.remove(id);
-            let (Some(session), Some(record)) = (seen, life.book.record(id)) else {
-                life.snapshot.feed.forget(id);
-                continue;
-            };
-            life.snapshot.feed.note(before.as_deref(), &session, Standing::of(record));
-            life.snapshot.sessions.insert(*id, Arc::new(session));
-        }
-        let life = self.life.as_mut().unwrap();
-        let records = || life.book.records();
-        life.snapshot.gone = records().filter(|record| record.is_gone()).map(|record| record.id).collect();
-        life.snapshot.reserved = records().filter(|record| record.reserved).map(|record| record.id).collect();
-        life.snapshot.allocated = life.book.ledger().allocated();
-        life.snapshot.failing_starts = life.book.failing_starts();
-        changed
-    }
-
-    /// Gives a session's runner its orders; begins or ends the runner where that is due.
-    pub(crate) fn direct_runner(&mut self, session: &SessionId) {
-        let life = self.life.as_mut().unwrap();
-        let work = life.book.record(session).and_then(|record| Some((record.order()?, record)));
-        let Some((order, record)) = work else {
-            life.runners.remove(session);
-            return;
-        };
-        if let Some(runner) = life.runners.get_mut(session) {
-            runner.order = order;
-            return;
-        }
-        life.begun_runners += 1;
-        let known = life.fresh.contains(session).then_some(Container::Absent);
-        let launch = Arc::new(record.launch());
-        let runner = Runner { serial: life.begun_runners, order, launch, known, busy: false };
-        life.runners.insert(*session, runner);
+        })
     }
 
     /// This node as everybody sees it.
@@ -300,13 +275,14 @@ impl Host {
     }
 
     /// Up to where somebody knows this host who knows it as it is now.
-    pub(crate) fn have(&self) -> ostler::placement::Have {
+    pub(crate) fn have(&self) -> placement::Have {
         let snapshot = &self.life.as_ref().unwrap().snapshot;
         let sessions: Have = snapshot.feed.now();
         let mut digest = DefaultHasher::new();
         let settings = &self.state.settings;
         (snapshot.allocated, self.effective(), settings.enabled, snapshot.reserved.len()).hash(&mut digest);
+        self.state.drain.is_some().hash(&mut digest);
         (snapshot.failing_starts >= FAILING_STARTS).hash(&mut digest);
-        ostler::placement::Have { sessions, node_digest: digest.finish() }
+        placement::Have { sessions, node_digest: digest.finish() }
     }
 }

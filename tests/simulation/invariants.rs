@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ostler::sessions::lifecycle::Wish;
 use ostler::sessions::{Admit, Record};
 use ostler::types::{Ballot, ClusterMode, EndReason, NodeId, Resources, SessionId};
 
@@ -17,7 +18,13 @@ pub(crate) struct Witness {
     /// No lower ballot may admit on a host.
     promised: BTreeMap<usize, Ballot>,
     /// Whom a leader reached when it began to offer a session.
-    pub(crate) begun: BTreeMap<(SessionId, Ballot), BTreeSet<NodeId>>,
+    begun: BTreeMap<(SessionId, Ballot), BTreeSet<NodeId>>,
+    /// The offers that go on.
+    offers: BTreeSet<(SessionId, Ballot)>,
+    /// The last decision under which a host has admitted a session durably: ballot and attempt.
+    admitted: BTreeMap<SessionId, (Ballot, u32)>,
+    /// Hosts were drained, and stopped their sessions.
+    pub(crate) drained: bool,
     acknowledged: BTreeSet<SessionId>,
     /// Ended rightly, and not remembered any more: their keys are free.
     forgotten: BTreeSet<SessionId>,
@@ -44,9 +51,29 @@ impl Witness {
         }
     }
 
+    /// A leader offers a session to a host, one of several in turn.
+    pub(crate) fn offers(&mut self, admit: &Admit, reached: BTreeSet<NodeId>) {
+        let offer = (admit.session, admit.ballot);
+        if self.offers.insert(offer) {
+            self.begun.insert(offer, reached);
+        }
+    }
+
+    /// The sessions that a leader still offers: what it offers of others is another offer.
+    pub(crate) fn still_offers(&mut self, leader: &NodeId, sessions: &BTreeSet<SessionId>) {
+        self.offers.retain(|(session, ballot)| ballot.node != *leader || sessions.contains(session));
+    }
+
+    /// A host says that it has admitted a session.
+    pub(crate) fn admitted(&mut self, host: &Host, session: &SessionId) {
+        let Some(record) = host.registry().record(session) else { return };
+        let last = self.admitted.entry(*session).or_insert((record.ballot, record.attempt));
+        *last = (*last).max((record.ballot, record.attempt));
+    }
+
     /// What the records of a host hold together.
     pub(crate) fn reserved(&self, host: &Host) -> Resources {
-        let records = host.life.as_ref().unwrap().book.records().filter(|record| record.reserved);
+        let records = host.registry().records().filter(|record| record.reserved);
         records.fold(Resources::ZERO, |sum, record| sum.saturating_add(record.workspace.resources()))
     }
 
@@ -61,7 +88,7 @@ impl Witness {
             && (now.gpus <= before.gpus || now.gpus <= most.gpus);
         assert!(fine, "I1: {} holds {now:?} and offers {most:?}", host.state.name);
         let mut users = BTreeMap::new();
-        for record in host.life.as_ref().unwrap().book.records().filter(|record| record.reserved) {
+        for record in host.registry().records().filter(|record| record.reserved) {
             for gpu in &record.gpu_uuids {
                 let user = users.entry(gpu.clone()).or_insert_with(|| record.user.clone());
                 assert_eq!(*user, record.user, "I2: {gpu} is two users'");
@@ -80,9 +107,8 @@ impl Witness {
         if host.lives > 1 {
             return;
         }
-        let book = &host.life.as_ref().unwrap().book;
         for session in host.engine.alive() {
-            let reserved = book.record(session).is_some_and(|record| record.reserved);
+            let reserved = host.registry().record(session).is_some_and(|record| record.reserved);
             assert!(reserved, "I8: {session} runs on {} without a reservation", host.state.name);
         }
     }
@@ -105,8 +131,16 @@ impl Cluster {
                     kept.ballot <= admit.ballot && reached.is_some_and(|reached| reached.contains(id))
                 }
             };
+            // The host that could not start it keeps its copy until the new one is known to be there.
+            let ends = !is_live(&kept) || kept.wish == Wish::Remove;
+            let handed_over = kept.attempt < admit.asked.attempt && ends;
             let by = &admit.ballot;
-            assert!(!must_know, "I5: n{i} admits by {by:?} {}, what n{other} has: {}", admit.session, shown(&kept));
+            assert!(
+                handed_over || !must_know,
+                "I5: n{i} admits by {by:?} {}, what n{other} has: {}",
+                admit.session,
+                shown(&kept)
+            );
         }
     }
 
@@ -118,12 +152,13 @@ impl Cluster {
     }
 
     /// A record is taken from the disk: only the memory of what ended rightly was left.
-    pub(crate) fn check_forgotten(&mut self, i: usize, session: &str) {
-        let record: Record = serde_json::from_slice(&self.hosts[i].disk[session]).unwrap();
+    pub(crate) fn check_forgotten(&mut self, i: usize, session: &SessionId) {
+        let record = self.hosts[i].kept(session).unwrap();
         let duplicate = record.end_reason == Some(EndReason::Duplicate);
         let rightly = record.is_gone() && (duplicate || self.ended_rightly(&record));
         assert!(rightly, "I6: n{i} forgets {session}: {}", shown(&record));
-        if !duplicate {
+        let last = self.witness.admitted.get(session).is_none_or(|last| (record.ballot, record.attempt) >= *last);
+        if !duplicate && last {
             self.witness.forgotten.insert(record.id);
         }
     }
@@ -151,6 +186,9 @@ impl Cluster {
         for session in self.witness.acknowledged.difference(&self.witness.forgotten) {
             let copies = self.copies(session);
             assert!(!copies.is_empty(), "I6: {session} was acknowledged and is gone");
+            let last = self.witness.admitted.get(session);
+            let has_last = last.is_none_or(|last| copies.iter().any(|(_, r)| (r.ballot, r.attempt) >= *last));
+            assert!(has_last, "I6: {session} was admitted by {last:?} and that copy is gone");
             let lives = copies.iter().any(|(_, record)| is_live(record));
             let ended = copies.iter().any(|(_, record)| self.ended_rightly(record));
             let copies: Vec<String> = copies.iter().map(|(i, record)| format!("n{i} {}", shown(record))).collect();
@@ -166,6 +204,7 @@ impl Cluster {
             Some(EndReason::Exited) => self.witness.ended_by_itself.contains(session),
             Some(EndReason::TtlExpired) => record.workspace.ttl_seconds.is_some(),
             Some(EndReason::HostRebooted) => record.workspace.name.as_str() == "frail",
+            Some(EndReason::Drained) => self.witness.drained,
             Some(EndReason::StartFailed | EndReason::ImageFailed) => true,
             _ => false,
         }
@@ -192,8 +231,9 @@ impl Cluster {
     }
 }
 
+/// Whether it runs or will. One that waits for another host does not.
 fn is_live(record: &Record) -> bool {
-    !record.is_gone() && !record.state.has_ended()
+    !record.is_gone() && !record.state.has_ended() && record.unplaced.is_none()
 }
 
 fn shown(record: &Record) -> String {

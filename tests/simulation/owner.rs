@@ -1,26 +1,18 @@
-//! The owner of a host's sessions: takes in what waits, and persists, publishes, sets to work and replies.
+//! The owner of a host's sessions: the shipped [`Sessions`](ostler::sessions::state::Sessions) decides each turn,
+//! the simulated disk may fail and the agent may die in the middle of it.
 
-use ostler::placement::{Have, HostReport};
-use ostler::runtime::Container;
+use ostler::placement::{Have, HostAnswer, HostReport, Offered};
 use ostler::sessions;
+use ostler::sessions::state::{Answer as Turned, Request, Turn};
 use ostler::types::{Ballot, SessionId};
 
-use crate::call::{Answer, Caller, Refused};
+use crate::call::{Answer, Caller};
 use crate::cluster::Cluster;
 use crate::event::Event;
-use crate::host::{Crash, Input, Watcher};
-use crate::runner::RETRY;
+use crate::host::{Back, Callers, Crash, Input, Watcher};
 
 /// How long a report waits for something to tell.
 const REPORT_PATIENCE: u64 = 5000;
-
-/// What is answered once a turn is on disk.
-pub(crate) enum Turned {
-    Admit(Caller, SessionId, Result<bool, sessions::Error>),
-    Command(Caller),
-    Fence(Caller, Ballot, Option<Have>, Result<(), ostler::election::Stale>),
-    Report(SessionId, u64, Option<Container>),
-}
 
 impl Cluster {
     pub(crate) fn tell_owner(&mut self, i: usize, input: Input) {
@@ -37,144 +29,123 @@ impl Cluster {
     pub(crate) fn turn(&mut self, i: usize) {
         let life = self.hosts[i].life.as_mut().unwrap();
         life.turn_due = false;
-        let inputs = std::mem::take(&mut life.inbox);
-        let mut answers = Vec::new();
-        for input in inputs {
-            self.decide(i, input, &mut answers);
+        for input in std::mem::take(&mut life.inbox) {
+            self.take(i, input);
         }
-        self.finish_turn(i, answers);
+        self.finish_turn(i);
     }
 
-    fn decide(&mut self, i: usize, input: Input, answers: &mut Vec<Turned>) {
+    fn take(&mut self, i: usize, input: Input) {
         let now = self.moment(i);
         let before = self.witness.reserved(&self.hosts[i]);
-        let host = &mut self.hosts[i];
-        match input {
-            Input::Admit(admit, caller) => {
-                let decided = host.decide(now, |book, cx| book.admit(&admit, cx));
-                if decided == Ok(false) {
-                    host.life.as_mut().unwrap().fresh.insert(admit.session);
-                    self.check_admission(i, &admit);
-                    self.note(i, "admits", &admit.session, || format!("under {}", admit.ballot.term));
-                }
-                answers.push(Turned::Admit(caller, admit.session, decided));
-            }
-            Input::Find(session, fingerprint, caller) => {
-                let book = &host.life.as_ref().unwrap().book;
-                let found = book.find(&session, &fingerprint).map(|record| record.is_some());
-                let found = found.map(|found| found.then(|| host.session(&session, now)).flatten());
-                self.answer(i, caller, Answer::Find(Box::new(found)));
-            }
-            Input::Command(session, command, caller) => {
-                let decided = host.decide(now, |book, cx| book.command(&session, &command, cx));
-                if decided.is_ok() {
-                    self.note(i, "is told", &session, || format!("{command:?}"));
-                }
-                answers.push(Turned::Command(caller));
-            }
-            Input::Fence(ballot, have, caller) => {
-                let fenced = host.life.as_mut().unwrap().book.fence(&ballot);
-                answers.push(Turned::Fence(caller, ballot, have, fenced));
-            }
-            Input::Report(session, serial, report, known) => {
-                host.decide(now, |book, cx| book.report(&session, report.clone(), cx));
-                self.note(i, "saw", &session, || format!("{report:?}"));
-                answers.push(Turned::Report(session, serial, known));
-            }
-            Input::Listed(found) => drop(host.decide(now, |book, cx| book.reconcile(found, cx))),
-            Input::Tick => host.decide(now, |book, cx| book.expire(cx)),
+        let admit = match &input {
+            Input::Request(Request::Admit(admit, _)) if !self.hosts[i].has(&admit.session) => Some(admit.clone()),
+            _ => None,
+        };
+        self.hosts[i].with_sessions(now, |sessions, cx| sessions.take(input, cx));
+        if let Some(admit) = admit.filter(|admit| self.hosts[i].has(&admit.session)) {
+            self.check_admission(i, &admit);
+            self.note(i, "admits", &admit.session, || format!("under {}", admit.ballot.term));
         }
         self.witness.check_sums(&self.hosts[i], before);
     }
 
     /// Persist, publish, set to work, reply: in this order.
-    pub(crate) fn finish_turn(&mut self, i: usize, answers: Vec<Turned>) {
+    pub(crate) fn finish_turn(&mut self, i: usize) {
         let crash = self.hosts[i].crashes;
         let host = &mut self.hosts[i];
-        let book = &mut host.life.as_mut().unwrap().book;
         let mut written = Ok(());
-        if book.must_commit() {
+        let changes = host.life.as_ref().unwrap().sessions.changes().map(|changes| {
+            let json = |record| serde_json::to_vec(record).unwrap();
+            changes.map(|(id, record)| (*id, record.map(json))).collect::<Vec<(SessionId, Option<Vec<u8>>)>>()
+        });
+        if let Some(changes) = changes {
             if crash == Some(Crash::BeforeWrite) {
                 return self.crash(i);
             }
             if host.journal_fails {
-                book.roll_back();
-                written = Err(sessions::Error::Journal("no space".to_owned()));
+                written = Err("no space".to_owned());
             } else {
-                let written: Vec<(SessionId, Option<Vec<u8>>)> = book
-                    .changes()
-                    .map(|(id, record)| (*id, record.map(|record| serde_json::to_vec(record).unwrap())))
-                    .collect();
-                book.committed();
-                for (id, record) in written {
-                    match record {
-                        Some(json) => drop(self.hosts[i].disk.insert(id.to_string(), json)),
-                        None => {
-                            if self.hosts[i].disk.contains_key(id.as_str()) {
-                                self.check_forgotten(i, id.as_str());
-                            }
-                            self.hosts[i].disk.remove(id.as_str());
-                        }
-                    }
-                }
+                self.write(i, changes);
             }
             if crash == Some(Crash::AfterWrite) {
                 return self.crash(i);
             }
         }
         let now = self.moment(i);
-        let changed = self.hosts[i].publish(now);
-        for session in &changed {
-            self.hosts[i].direct_runner(session);
+        let Turn { snapshot, orders, nudge_all, ready: _, answers } =
+            self.hosts[i].with_sessions(now, |sessions, cx| sessions.finish(written, cx));
+        for order in orders {
+            self.direct_runner(i, order);
         }
-        self.hosts[i].life.as_mut().unwrap().fresh.clear();
-        for session in &changed {
-            self.advance(i, session);
-        }
-        if !changed.is_empty() {
+        if let Some(snapshot) = snapshot {
+            self.hosts[i].life.as_mut().unwrap().snapshot = snapshot;
             self.look_at_watchers(i);
         }
+        if nudge_all {
+            self.nudge_all(i);
+        }
         self.witness.check_running(&self.hosts[i]);
-        for turned in answers {
-            self.reply(i, turned, written.clone());
+        for answer in answers {
+            self.reply(i, answer);
         }
     }
 
-    fn reply(&mut self, i: usize, turned: Turned, written: Result<(), sessions::Error>) {
-        let now = self.moment(i);
-        match turned {
-            Turned::Admit(caller, session, decided) => {
-                let admitted = written.and(decided).map(|replayed| {
-                    self.witness.check_durable(&self.hosts[i], &session);
-                    let session = self.hosts[i].session(&session, now).unwrap();
-                    Box::new(sessions::Admitted { session, replayed })
-                });
-                self.witness.refused += u64::from(matches!(admitted, Err(sessions::Error::Refused(_))));
-                let admitted = admitted.map_err(|error| match error {
-                    sessions::Error::Stale(stale) => Refused::Stale(stale),
-                    error => Refused::Host(error),
-                });
-                self.answer(i, caller, Answer::Admit(admitted));
-            }
-            Turned::Command(caller) => self.answer(i, caller, Answer::Command),
-            Turned::Fence(caller, _, _, Err(stale)) => self.answer(i, caller, Answer::Report(Err(stale))),
-            Turned::Fence(caller, ballot, have, Ok(())) => {
-                self.witness.fenced(i, &ballot);
-                let until = self.world.now + REPORT_PATIENCE;
-                self.hosts[i].life.as_mut().unwrap().watchers.push(Watcher { caller, have, until });
-                let at = self.at(i);
-                self.put(until, Event::Patience(at));
-                self.look_at_watchers(i);
-            }
-            Turned::Report(session, serial, known) => {
-                if written.is_ok() {
-                    self.go_on(i, &session, serial, known);
-                } else {
-                    let at = self.at(i);
-                    self.put_in(RETRY, Event::Retry(at, session, serial));
+    fn write(&mut self, i: usize, changes: Vec<(SessionId, Option<Vec<u8>>)>) {
+        for (id, record) in changes {
+            match record {
+                Some(json) => drop(self.hosts[i].disk.insert(id.to_string(), json)),
+                None => {
+                    if self.hosts[i].disk.contains_key(id.as_str()) {
+                        self.check_forgotten(i, &id);
+                    }
+                    self.hosts[i].disk.remove(id.as_str());
                 }
             }
         }
+    }
+
+    fn reply(&mut self, i: usize, turned: Turned<Callers>) {
+        match turned {
+            Turned::Admit(Back::Call(caller), admitted) => {
+                let outcome = match admitted {
+                    Ok(admitted) => {
+                        self.witness.check_durable(&self.hosts[i], &admitted.session.id);
+                        self.witness.admitted(&self.hosts[i], &admitted.session.id);
+                        Offered::Accepted(Box::new(admitted))
+                    }
+                    Err(sessions::Error::Stale(stale)) => Offered::Stale(stale),
+                    Err(error) => {
+                        self.witness.refused += u64::from(matches!(error, sessions::Error::Refused(_)));
+                        Offered::Refused(error)
+                    }
+                };
+                self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Admit(outcome))));
+            }
+            Turned::Find(Back::Call(caller), found) => {
+                self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Find(found))));
+            }
+            Turned::Claim(Back::Call(caller), claimed) => {
+                self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Claim(claimed))));
+            }
+            Turned::Command(Back::Call(caller), _) => self.answer(i, caller, Answer::Command),
+            Turned::Fence(Back::Report { caller, ballot, have }, fenced) => match fenced {
+                Ok(()) => self.wait_for_news(i, caller, &ballot, have),
+                Err(stale) => self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Report(Err(stale))))),
+            },
+            Turned::Report(Back::Runner(session, serial), taken) => self.report_taken(i, session, serial, taken),
+            _ => unreachable!("nobody here asks for this, or waits for it so"),
+        }
+    }
+
+    /// A leader waits for something that it does not know.
+    fn wait_for_news(&mut self, i: usize, caller: Caller, ballot: &Ballot, have: Option<Have>) {
+        self.witness.fenced(i, ballot);
+        let until = self.world.now + REPORT_PATIENCE;
+        self.hosts[i].life.as_mut().unwrap().watchers.push(Watcher { caller, have, until });
+        let at = self.at(i);
+        self.put(until, Event::Patience(at));
+        self.look_at_watchers(i);
     }
 
     /// Tells leaders that wait what is new to them.
@@ -189,7 +160,7 @@ impl Cluster {
             let changes = self.hosts[i].life.as_ref().unwrap().snapshot.since(known.map(|have| have.sessions));
             let report =
                 HostReport { node, node_digest: have.node_digest, images: std::collections::BTreeSet::new(), changes };
-            self.answer(i, caller, Answer::Report(Ok(Box::new(report))));
+            self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Report(Ok(Box::new(report))))));
         }
     }
 }

@@ -1,100 +1,151 @@
-//! The runners of a host's sessions, and its engine's part in their steps.
+//! The runners of a host's sessions: the shipped [`Runner`] decides, the simulated engine takes its time.
 
 use std::sync::Arc;
 
-use ostler::runtime::Container;
-use ostler::sessions::decide::Report;
-use ostler::sessions::lifecycle::{Step, Wish, next};
+use ostler::runtime::{Container, Error};
+use ostler::sessions::runner::{Action, Op, Outcome, Runner, Work};
+use ostler::sessions::state::{Input, Order};
 use ostler::types::SessionId;
 
 use crate::cluster::Cluster;
-use crate::engine::{Op, container_id};
+use crate::engine::Step;
 use crate::event::{At, Event};
-use crate::host::{Input, Runner};
+use crate::host::Back;
 
-/// How long a runner waits whose report could not be taken in.
-pub(crate) const RETRY: u64 = 5000;
+/// How long a runner waits whose report could not be taken in: as `sessions/runners.rs` does.
+const NOT_TAKEN: u64 = 5000;
+
+/// Carries one session through its life.
+pub(crate) struct Running {
+    serial: u64,
+    runner: Runner,
+    /// The newest orders.
+    work: Work,
+    at: Doing,
+}
+
+/// What a runner is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doing {
+    /// The engine or the owner has it in hand.
+    Busy,
+    /// It fetches the image, until the wish changes.
+    Fetching,
+    /// It waits for new orders or a nudge.
+    Resting,
+}
 
 impl Cluster {
-    /// Lets a session's runner take its next step, unless it is at one.
-    pub(crate) fn advance(&mut self, i: usize, session: &SessionId) {
-        let at = self.at(i);
-        let host = &mut self.hosts[i];
-        let Some(runner) = host.life.as_mut().unwrap().runners.get_mut(session).filter(|runner| !runner.busy) else {
+    /// Gives a session's runner its orders; begins or ends the runner where that is due.
+    pub(crate) fn direct_runner(&mut self, i: usize, order: Order) {
+        let Order { session, work, fresh } = order;
+        let life = self.hosts[i].life.as_mut().unwrap();
+        let Some(work) = work else {
+            life.runners.remove(&session);
             return;
         };
-        let container = runner.known.take().unwrap_or_else(|| host.engine.observe(session));
-        let serial = runner.serial;
-        let step = next(&runner.order, &container);
-        runner.busy = step != Step::Wait;
-        let op = match step {
-            Step::Wait => return,
-            Step::Tell(sight) => {
-                let report = Input::Report(*session, serial, Report::Saw(sight), Some(container));
-                return self.tell_owner(i, report);
-            }
-            Step::Prepare => Op::Create(Arc::clone(&runner.launch)),
-            Step::Start => Op::Start,
-            Step::Pause => Op::Pause,
-            Step::Resume => Op::Resume,
-            Step::Stop => Op::Stop,
-            Step::Remove => Op::Remove,
+        let Some(running) = life.runners.get_mut(&session) else {
+            life.begun_runners += 1;
+            let mut runner = Runner::new(work.clone(), fresh.then_some(Container::Absent));
+            let action = runner.begin();
+            let running = Running { serial: life.begun_runners, runner, work, at: Doing::Busy };
+            life.runners.insert(session, running);
+            return self.perform(i, session, action);
         };
-        self.witness.check_durable(&self.hosts[i], session);
-        let wait = 5 + self.random.below(300);
-        let starts = matches!(op, Op::Create(_) | Op::Start);
-        if starts && self.random.chance(self.hosts[i].failing) {
-            let failure = match op {
-                Op::Create(_) => Report::ImageFailed("no such image".to_owned()),
-                _ => Report::StartFailed("it does not start".to_owned()),
-            };
-            return self.put_in(wait, Event::Stepped(at, *session, serial, Err(failure)));
+        if running.work == work {
+            return;
         }
-        self.put_in(wait, Event::Did(at, *session, serial, op));
-    }
-
-    pub(crate) fn did(&mut self, at: At, session: SessionId, serial: u64, op: &Op) {
-        let known = self.hosts[at.host].engine.take(&session, op);
-        self.put_in(0, Event::Stepped(at, session, serial, Ok(known)));
-    }
-
-    pub(crate) fn stepped(
-        &mut self,
-        i: usize,
-        session: &SessionId,
-        serial: u64,
-        outcome: Result<Option<Container>, Report>,
-    ) {
-        let Some(runner) = self.runner(i, session, serial) else { return };
-        let starting = runner.order.wish == Wish::Run && runner.order.run.is_none();
-        match outcome {
-            Ok(Some(Container::Created)) => {
-                let report = Report::Created { container_id: container_id(session) };
-                let created = Input::Report(*session, serial, report, Some(Container::Created));
-                self.tell_owner(i, created);
-            }
-            Ok(known) => self.go_on(i, session, serial, known),
-            Err(failure) if starting => {
-                self.tell_owner(i, Input::Report(*session, serial, failure, None));
-            }
-            Err(_) => {
-                let at = self.at(i);
-                self.put_in(RETRY, Event::Retry(at, *session, serial));
-            }
+        let changes_its_mind = running.runner.work().order.wish != work.order.wish;
+        running.work = work;
+        match running.at {
+            Doing::Resting => self.go_on(i, session, Outcome::Woken),
+            Doing::Fetching if changes_its_mind => self.go_on(i, session, Outcome::Interrupted),
+            Doing::Busy | Doing::Fetching => {}
         }
     }
 
-    /// The runner's step is over.
-    pub(crate) fn go_on(&mut self, i: usize, session: &SessionId, serial: u64, known: Option<Container>) {
-        let Some(runner) = self.runner(i, session, serial) else { return };
-        runner.busy = false;
-        runner.known = known;
-        self.advance(i, session);
+    /// A runner looks at its container again, unless it is at something.
+    pub(crate) fn nudge(&mut self, i: usize, session: &SessionId) {
+        let running = self.hosts[i].life.as_ref().and_then(|life| life.runners.get(session));
+        if running.is_some_and(|running| running.at == Doing::Resting) {
+            self.go_on(i, *session, Outcome::Woken);
+        }
     }
 
-    fn runner(&mut self, i: usize, session: &SessionId, serial: u64) -> Option<&mut Runner> {
-        let runner = self.hosts[i].life.as_mut()?.runners.get_mut(session)?;
-        (runner.serial == serial).then_some(runner)
+    pub(crate) fn nudge_all(&mut self, i: usize) {
+        let sessions: Vec<SessionId> = self.hosts[i].life.as_ref().unwrap().runners.keys().copied().collect();
+        sessions.iter().for_each(|session| self.nudge(i, session));
+    }
+
+    /// The runner's action is over.
+    fn go_on(&mut self, i: usize, session: SessionId, outcome: Outcome) {
+        let life = self.hosts[i].life.as_mut().unwrap();
+        let Some(running) = life.runners.get_mut(&session) else { return };
+        // What comes of an action that was given up is of no interest any more.
+        life.begun_runners += 1;
+        running.serial = life.begun_runners;
+        let action = running.runner.next(outcome, running.work.clone());
+        self.perform(i, session, action);
+    }
+
+    fn perform(&mut self, i: usize, session: SessionId, action: Action) {
+        let at = self.at(i);
+        let running = self.hosts[i].life.as_mut().unwrap().runners.get_mut(&session).unwrap();
+        let (serial, launch) = (running.serial, Arc::clone(&running.runner.work().launch));
+        running.at = match action {
+            Action::EnsureImage => Doing::Fetching,
+            Action::Rest { .. } | Action::Retry { .. } => Doing::Resting,
+            Action::Do(_) | Action::Tell(_) => Doing::Busy,
+        };
+        match action {
+            Action::Tell(report) => {
+                self.note(i, "saw", &session, || format!("{report:?}"));
+                self.tell_owner(i, Input::Report(session, report, Back::Runner(session, serial)));
+            }
+            Action::Rest { .. } => {}
+            Action::Retry { after } => {
+                let wait = u64::try_from(after.as_millis()).unwrap();
+                self.put_in(wait, Event::Outcome(at, session, serial, Outcome::Woken));
+            }
+            Action::Do(Op::Observe) => {
+                let wait = self.random.below(10);
+                self.put_in(wait, Event::Did(at, session, serial, Step::Op(Op::Observe, launch)));
+            }
+            Action::Do(_) | Action::EnsureImage => {
+                self.witness.check_durable(&self.hosts[i], &session);
+                let fails = self.random.chance(self.hosts[i].failing);
+                let step = match action {
+                    Action::EnsureImage if fails => Step::Fail(Error::Image("no such image".to_owned())),
+                    Action::Do(Op::Start) if fails => Step::Fail(Error::Refused("it does not start".to_owned())),
+                    Action::Do(op) => Step::Op(op, launch),
+                    _ => Step::EnsureImage,
+                };
+                let wait = 5 + self.random.below(300);
+                self.put_in(wait, Event::Did(at, session, serial, step));
+            }
+        }
+    }
+
+    /// The engine does something. Its agent hears of it, if it is still there.
+    pub(crate) fn did(&mut self, at: At, session: SessionId, serial: u64, step: &Step) {
+        let outcome = Outcome::Did(self.hosts[at.host].engine.take(&session, step));
+        self.put_in(0, Event::Outcome(at, session, serial, outcome));
+    }
+
+    pub(crate) fn outcome(&mut self, i: usize, session: SessionId, serial: u64, outcome: Outcome) {
+        let running = self.hosts[i].life.as_ref().and_then(|life| life.runners.get(&session));
+        if running.is_some_and(|running| running.serial == serial) {
+            self.go_on(i, session, outcome);
+        }
+    }
+
+    /// The owner has taken a report in, or could not.
+    pub(crate) fn report_taken(&mut self, i: usize, session: SessionId, serial: u64, taken: bool) {
+        if taken {
+            return self.outcome(i, session, serial, Outcome::Told(true));
+        }
+        let at = self.at(i);
+        self.put_in(NOT_TAKEN, Event::Outcome(at, session, serial, Outcome::Told(false)));
     }
 
     /// A container's process ends by itself, and the engine says so.
@@ -108,7 +159,7 @@ impl Cluster {
         self.witness.ended_by_itself.insert(session);
         self.hosts[i].engine.end(&session, code);
         if self.is_up(i) && self.world.hosts[i].frozen_until <= self.world.now {
-            self.advance(i, &session);
+            self.nudge(i, &session);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Admission: whether this host takes a session.
 
-use super::{Book, Context};
+use super::{Context, Registry};
 use crate::ledger::Refusal;
 use crate::runtime::container::PortBinding;
 use crate::sessions::record::Record;
 use crate::sessions::{Admit, Error};
 use crate::types::{Dimension, Name, Reason, Resources, SessionId, User, Workspace};
 
-impl Book {
+impl Registry {
     /// Takes the session, or says why not and changes nothing. True where the key was used for the
     /// same request before, and nothing new was made.
     pub fn admit(&mut self, admit: &Admit, cx: &Context<'_>) -> Result<bool, Error> {
@@ -23,9 +23,6 @@ impl Book {
         }
         self.check_host(&admit.asked.workspace, cx)?;
         let user = &admit.asked.user;
-        if let Some(limit) = admit.user_limit {
-            self.check_quota(user, limit)?;
-        }
 
         let mut record = Record::admitted(admit, cx.now);
         record.ports = self.assign_ports(&admit.session, &admit.asked.workspace, cx)?;
@@ -62,7 +59,7 @@ impl Book {
         if cx.duplicated {
             return Err(self.plain_refusal(cx, Reason::DuplicateNodeId));
         }
-        if !cx.engine_up {
+        if !self.engine_up {
             return Err(self.plain_refusal(cx, Reason::RuntimeUnavailable));
         }
         if workspace.network.as_ref().is_some_and(|network| !self.allows_network(network)) {

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Book, Context};
+use super::{Context, Registry};
 use crate::sessions::lifecycle::Wish;
 use crate::sessions::record::Record;
 use crate::sessions::{Command, Error};
 use crate::types::{Deadline, EndReason, SessionId, SessionState, User};
 
-impl Book {
+impl Registry {
     /// Takes in the wish, or says why it cannot be and changes nothing. What is wished already is fine.
     pub fn command(&mut self, session: &SessionId, command: &Command, cx: &Context<'_>) -> Result<(), Error> {
         let record = self.known(session)?;
@@ -18,7 +18,7 @@ impl Book {
         if record.wish == Wish::Remove {
             return if is_met_by_removal(command) { Ok(()) } else { Err(conflict(record, "is being removed")) };
         }
-        if record.is_claimed() && !matches!(command, Command::Duplicate | Command::GiveUp) {
+        if record.is_claimed() && !matches!(command, Command::Duplicate | Command::GiveUp { .. }) {
             return Err(Error::Moving(*session));
         }
         match command {
@@ -30,7 +30,7 @@ impl Book {
             Command::Extend { ttl } => self.extend(session, *ttl, cx),
             Command::Remove => self.remove(session, EndReason::UserStopped),
             Command::Duplicate => self.remove(session, EndReason::Duplicate),
-            Command::GiveUp => self.give_up(session, cx),
+            Command::GiveUp { claim } => self.give_up_claim(session, *claim, cx),
         }
     }
 
@@ -142,7 +142,7 @@ impl Record {
 }
 
 const fn is_met_by_removal(command: &Command) -> bool {
-    matches!(command, Command::Remove | Command::Stop | Command::Duplicate | Command::GiveUp)
+    matches!(command, Command::Remove | Command::Stop | Command::Duplicate | Command::GiveUp { .. })
 }
 
 fn conflict(record: &Record, what: &str) -> Error {

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Book, Context};
+use super::{Context, Registry};
 use crate::sessions::lifecycle::Wish;
 use crate::sessions::record::Record;
-use crate::sessions::{Asked, Error};
+use crate::sessions::{Asked, Claimed, Error};
 use crate::types::{Ballot, Deadline, EndReason, SessionId, SessionState};
 
 /// How often a session is offered to a host at most, the first time included.
@@ -30,11 +30,11 @@ pub struct Unplaced {
     pub message: String,
     /// It has failed if it is still here then.
     pub until: Deadline,
-    /// A leader places it just now.
-    pub claimed: bool,
+    /// How often leaders have claimed it; 0: none places it now.
+    pub claim: u32,
 }
 
-impl Book {
+impl Registry {
     /// It could not be started, for this reason, and waits to be placed elsewhere.
     pub(super) fn set_aside(
         &mut self,
@@ -47,13 +47,13 @@ impl Book {
         let record = self.change(session)?;
         record.state = SessionState::Pending;
         record.message = Some(format!("could not be started on {}, looking for another node: {message}", cx.node.name));
-        record.unplaced = Some(Unplaced { reason, message, until, claimed: false });
+        record.unplaced = Some(Unplaced { reason, message, until, claim: 0 });
         Ok(())
     }
 
     /// The leader places the session elsewhere, as answered: until it says how that went, nobody else decides about it. Where a
     /// leader died meanwhile, the next one claims it again.
-    pub fn claim(&mut self, ballot: &Ballot, session: &SessionId, cx: &Context<'_>) -> Result<Asked, Error> {
+    pub fn claim(&mut self, ballot: &Ballot, session: &SessionId, cx: &Context<'_>) -> Result<Claimed, Error> {
         self.fence(ballot).map_err(Error::Stale)?;
         let record = self.known(session)?;
         let (Some(unplaced), Some(fingerprint)) = (record.unplaced.clone(), record.fingerprint.clone()) else {
@@ -62,18 +62,26 @@ impl Book {
         let until = Deadline::after(cx.now, PLACED_WITHIN);
         let here = self.node;
         let record = self.change(session)?;
-        record.unplaced = Some(Unplaced { claimed: true, until, ..unplaced });
-        Ok(Asked {
+        let claim = unplaced.claim.saturating_add(1);
+        record.unplaced = Some(Unplaced { claim, until, ..unplaced });
+        let asked = Asked {
             user: record.user.clone(),
             fingerprint,
             workspace: record.workspace.clone(),
             secret: record.secret.clone(),
             attempt: record.attempt + 1,
             tried: record.tried.iter().copied().chain([here]).collect(),
-        })
+        };
+        Ok(Claimed { asked, claim })
     }
 
-    /// No other host takes it: it has failed for the reason that it could not be started here for.
+    /// The leader that made this claim finds no other host. Another claim made since then counts, and not this order.
+    pub(super) fn give_up_claim(&mut self, session: &SessionId, claim: u32, cx: &Context<'_>) -> Result<(), Error> {
+        let current = self.known(session)?.unplaced.as_ref().is_some_and(|unplaced| unplaced.claim == claim);
+        if current { self.give_up(session, cx) } else { Ok(()) }
+    }
+
+    /// No other host admits it: it has failed for the reason that it could not be started here for.
     pub(super) fn give_up(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
         let Some(Unplaced { reason, message, .. }) = self.known(session)?.unplaced.clone() else { return Ok(()) };
         self.change(session)?.wish = Wish::Stop;
@@ -89,6 +97,6 @@ impl Record {
     }
 
     pub(super) fn is_claimed(&self) -> bool {
-        self.unplaced.as_ref().is_some_and(|unplaced| unplaced.claimed)
+        self.unplaced.as_ref().is_some_and(|unplaced| unplaced.claim > 0)
     }
 }

@@ -1,10 +1,10 @@
 //! What time alone brings about.
 
-use super::{Book, Context};
+use super::{Context, Registry};
 use crate::sessions::lifecycle::Wish;
 use crate::types::{Deadline, EndReason, SessionId, SessionState};
 
-impl Book {
+impl Registry {
     /// Ends what is over: ttl, idle time, retention, a drain's deadline, and the memory of what is gone.
     pub fn expire(&mut self, cx: &Context<'_>) {
         let due = |deadline: Option<Deadline>| deadline.is_some_and(|deadline| deadline.is_due(cx.now));
@@ -20,6 +20,11 @@ impl Book {
                 }
             } else if record.wish == Wish::Remove {
                 // On its way out already.
+            } else if record.is_claimed() {
+                // Its leader decides about it, until it took too long.
+                if due(record.unplaced.as_ref().map(|unplaced| unplaced.until)) {
+                    given_up.push(id());
+                }
             } else if due(record.ttl) {
                 removed.push((id(), EndReason::TtlExpired));
             } else if record.state.has_ended() {

@@ -27,13 +27,12 @@ pub use report::Report;
 /// Starts in a row that fail before a node says so and is offered sessions last.
 pub const FAILING_STARTS: u32 = 3;
 
-/// What a decision may look at besides the book.
+/// What a decision may look at besides the registry.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     pub now: Moment,
     pub node: &'a node::State,
     pub capacity: Capacity<'a>,
-    pub engine_up: bool,
     /// Another live node has this node's id: one of the two is a copy.
     pub duplicated: bool,
     /// Free where images live; `None`: not known.
@@ -43,7 +42,7 @@ pub struct Context<'a> {
 }
 
 /// Every record, and what they hold together.
-pub struct Book {
+pub struct Registry {
     config: Config,
     cluster: Name,
     node: NodeId,
@@ -53,6 +52,9 @@ pub struct Book {
     failing_starts: u32,
     /// Nothing is admitted under a lower ballot.
     fence: Option<Ballot>,
+    engine_up: bool,
+    /// When the engine went; `None` while it has not gone since it was last up.
+    engine_lost_at: Option<Moment>,
     /// Sessions that ran when the engine went, and were not seen since.
     out_of_sight: BTreeSet<SessionId>,
     /// The records as they were before the changes that are not yet on disk.
@@ -63,11 +65,11 @@ pub struct Book {
     unpublished: BTreeSet<SessionId>,
 }
 
-impl Book {
+impl Registry {
     /// Begins with what is on disk: the records, and the highest ballot that this host has followed.
     pub fn new(config: Config, cluster: Name, node: NodeId, fence: Option<Ballot>, records: Vec<Record>) -> Self {
         let records: BTreeMap<_, _> = records.into_iter().map(|record| (record.id, record)).collect();
-        let mut book = Self {
+        let mut registry = Self {
             config,
             cluster,
             node,
@@ -77,12 +79,14 @@ impl Book {
             ports: Ports::default(),
             failing_starts: 0,
             fence,
+            engine_up: false,
+            engine_lost_at: None,
             out_of_sight: BTreeSet::new(),
             undo: BTreeMap::new(),
             unwritten: BTreeSet::new(),
         };
-        book.rebuild();
-        book
+        registry.rebuild();
+        registry
     }
 
     /// From now on nothing is admitted under a lower ballot.
@@ -94,6 +98,11 @@ impl Book {
                 Ok(())
             }
         }
+    }
+
+    /// Where this host's sessions are shown to be.
+    pub fn endpoint_host(&self) -> &str {
+        &self.config.endpoint_host
     }
 
     /// Every record, ended ones included.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Book, Context};
+use super::{Context, Registry};
 use crate::runtime::container::{Container, Found};
 use crate::sessions::lifecycle::Wish;
 use crate::sessions::record::Record;
@@ -12,7 +12,7 @@ use crate::types::{Ballot, EndReason, Moment, NodeId, SessionId, SessionState};
 /// that ended this shortly before the engine went was ended by it.
 const ENGINE_STOP_WINDOW: Duration = Duration::from_secs(20);
 
-impl Book {
+impl Registry {
     /// Takes in what the engine has. Containers without a record are adopted from their labels; those
     /// whose record says that they are gone are removed, and those that have ended and run again are
     /// stopped. Runners see to everything else that has a record.
@@ -29,20 +29,42 @@ impl Book {
                 None => self.adopt(&found, cx),
                 Some(record) if record.is_gone() => self.remove_again(&found.session),
                 Some(record) if was_started_again(record, &found.container) => self.stop_again(&found.session),
-                Some(_) if cx.engine_up && is_alive(&found.container) => self.back_in_sight(&found.session),
+                Some(_) if self.engine_up && is_alive(&found.container) => self.back_in_sight(&found.session),
                 Some(_) => {}
             }
         }
         foreign
     }
 
-    /// Whether the session ran when the engine went, and nobody has seen since what became of it.
-    pub fn is_out_of_sight(&self, session: &SessionId) -> bool {
+    /// Whether nobody can tell what the session does: the engine does not answer, or went while the session ran
+    /// and has not shown it since.
+    pub fn is_unseen(&self, session: &SessionId) -> bool {
+        !self.engine_up || self.is_out_of_sight(session)
+    }
+
+    pub(super) fn is_out_of_sight(&self, session: &SessionId) -> bool {
         self.out_of_sight.contains(session)
     }
 
+    /// Takes in whether the engine answers. True where that is news.
+    pub fn engine_is(&mut self, up: bool, cx: &Context<'_>) -> bool {
+        // An engine that was never up may have gone before this daemon began.
+        let went = !up && self.engine_lost_at.is_none();
+        if up == self.engine_up && !went {
+            return false;
+        }
+        self.engine_up = up;
+        if !up {
+            self.engine_lost_at = Some(cx.now);
+            self.engine_went();
+        } else if let Some(lost_at) = self.engine_lost_at.take() {
+            self.engine_returned(lost_at, cx);
+        }
+        true
+    }
+
     /// The engine went. What ran may run on, or end with it: only a look at each session tells.
-    pub fn engine_went(&mut self) {
+    pub(super) fn engine_went(&mut self) {
         let runs = |record: &&Record| !record.is_gone() && !record.state.has_ended() && record.run.is_some();
         self.out_of_sight = self.records.values().filter(runs).map(|record| record.id).collect();
     }
@@ -90,7 +112,7 @@ impl Book {
     /// The engine went at `lost_at` and is back. Sessions that were seen to end just before, since it took
     /// them down with it, start again, or stop, as their workspaces say. One that no longer fits stays
     /// ended. Those whose end was not seen are judged once they are looked at.
-    pub fn engine_returned(&mut self, lost_at: Moment, cx: &Context<'_>) {
+    pub(super) fn engine_returned(&mut self, lost_at: Moment, cx: &Context<'_>) {
         let victims: Vec<SessionId> =
             self.records.values().filter(|record| record.was_taken_down(lost_at)).map(|record| record.id).collect();
         for id in victims {

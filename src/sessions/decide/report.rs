@@ -1,6 +1,6 @@
 //! What a session's runner saw.
 
-use super::{Book, Context, ended_state};
+use super::{Context, Registry, ended_state};
 use crate::runtime::container::{Exit, Run};
 use crate::sessions::Error;
 use crate::sessions::lifecycle::{Sight, Wish};
@@ -28,7 +28,7 @@ pub enum Report {
     Active,
 }
 
-impl Book {
+impl Registry {
     /// Takes in a report. One about a session that is not known changes nothing.
     pub fn report(&mut self, session: &SessionId, report: Report, cx: &Context<'_>) {
         if self.records.get(session).is_none_or(|record| record.is_gone()) {

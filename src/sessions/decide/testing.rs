@@ -1,6 +1,6 @@
 //! A host to decide on, for tests.
 
-use super::{Book, Context};
+use super::{Context, Registry};
 use crate::ledger::{Capacity, PortRange};
 use crate::node;
 use crate::sessions::record::Record;
@@ -73,7 +73,6 @@ pub(in crate::sessions) fn offer(key: &str, workspace: Workspace) -> Admit {
         destination: node_id(),
         session: id(key),
         asked,
-        user_limit: None,
         considered: Vec::new(),
     }
 }
@@ -84,7 +83,7 @@ pub(in crate::sessions) fn record(key: &str) -> Record {
 
 /// A host of six cores and 6 GiB with nothing on it.
 pub(super) struct Host {
-    pub(super) book: Book,
+    pub(super) registry: Registry,
     pub(super) now: Moment,
     pub(super) node: node::State,
     pub(super) physical: Resources,
@@ -97,8 +96,10 @@ impl Host {
     }
 
     pub(super) fn with(config: Config) -> Self {
+        let mut registry = Registry::new(config, cluster(), node_id(), None, Vec::new());
+        registry.engine_up = true;
         Self {
-            book: Book::new(config, cluster(), node_id(), None, Vec::new()),
+            registry,
             now: START,
             node: node_state(),
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
@@ -107,13 +108,13 @@ impl Host {
     }
 
     /// Decides, and takes every decision as written.
-    pub(super) fn decide<T>(&mut self, decide: impl FnOnce(&mut Book, &Context<'_>) -> T) -> T {
+    pub(super) fn decide<T>(&mut self, decide: impl FnOnce(&mut Registry, &Context<'_>) -> T) -> T {
         let decided = self.decide_unwritten(decide);
-        self.book.committed();
+        self.registry.committed();
         decided
     }
 
-    pub(super) fn decide_unwritten<T>(&mut self, decide: impl FnOnce(&mut Book, &Context<'_>) -> T) -> T {
+    pub(super) fn decide_unwritten<T>(&mut self, decide: impl FnOnce(&mut Registry, &Context<'_>) -> T) -> T {
         let capacity = Capacity {
             physical: self.physical,
             effective: crate::capacity::effective::effective(self.physical, &self.node.settings),
@@ -124,19 +125,19 @@ impl Host {
             now: self.now,
             node: &self.node,
             capacity,
-            engine_up: true,
             duplicated: false,
             disk_free: None,
             port_usable: &|_| true,
             draw_secret: &|| "s3cret".to_owned(),
         };
-        decide(&mut self.book, &cx)
+        decide(&mut self.registry, &cx)
     }
 
     /// The daemon restarts: only what is written is left.
     pub(super) fn restart(&mut self) {
-        let records = self.book.records().cloned().collect();
-        let fence = self.book.fence;
-        self.book = Book::new(self.book.config.clone(), cluster(), node_id(), fence, records);
+        let records = self.registry.records().cloned().collect();
+        let fence = self.registry.fence;
+        self.registry = Registry::new(self.registry.config.clone(), cluster(), node_id(), fence, records);
+        self.registry.engine_up = true;
     }
 }

@@ -8,7 +8,7 @@ use super::*;
 use crate::node::DrainState;
 use crate::runtime::container::{Container, Exit, Found, Run};
 use crate::sessions::lifecycle::{Sight, Wish};
-use crate::sessions::{Admit, Asked, Command, Error};
+use crate::sessions::{Admit, Asked, Claimed, Command, Error};
 use crate::types::{Bytes, Cores, Deadline, OnHostRestart, Resources, SessionState, Workspace};
 
 fn run(n: u32) -> Run {
@@ -20,21 +20,21 @@ fn exit(n: u32, code: i64) -> Exit {
 }
 
 fn state(host: &Host, key: &str) -> (SessionState, Option<EndReason>) {
-    let record = host.book.record(&id(key)).unwrap();
+    let record = host.registry.record(&id(key)).unwrap();
     (record.state, record.end_reason)
 }
 
 fn admit(host: &mut Host, key: &str, workspace: Workspace) -> Result<bool, Error> {
     let offer = offer(key, workspace);
-    host.decide(|book, cx| book.admit(&offer, cx))
+    host.decide(|registry, cx| registry.admit(&offer, cx))
 }
 
 fn saw(host: &mut Host, key: &str, sight: Sight) {
-    host.decide(|book, cx| book.report(&id(key), Report::Saw(sight), cx));
+    host.decide(|registry, cx| registry.report(&id(key), Report::Saw(sight), cx));
 }
 
 fn command(host: &mut Host, key: &str, command: Command) -> Result<(), Error> {
-    host.decide(|book, cx| book.command(&id(key), &command, cx))
+    host.decide(|registry, cx| registry.command(&id(key), &command, cx))
 }
 
 fn running(key: &str, workspace: Workspace) -> Host {
@@ -56,8 +56,8 @@ fn one_key_is_one_session() {
     assert_eq!(admit(&mut host, "k", workspace()), Ok(true));
     let mut other = offer("k", workspace());
     other.asked.fingerprint = "another".to_owned();
-    assert_eq!(host.decide(|book, cx| book.admit(&other, cx)), Err(Error::IdempotencyMismatch));
-    assert_eq!(host.book.ledger().allocated().cores, Cores::whole(1));
+    assert_eq!(host.decide(|registry, cx| registry.admit(&other, cx)), Err(Error::IdempotencyMismatch));
+    assert_eq!(host.registry.ledger().allocated().cores, Cores::whole(1));
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn an_offer_for_another_host_is_refused() {
     let mut host = Host::new();
     let mut meant_for_another = offer("k", workspace());
     meant_for_another.destination = NodeId::from_bytes([9; 10]);
-    let decided = host.decide(|book, cx| book.admit(&meant_for_another, cx));
+    let decided = host.decide(|registry, cx| registry.admit(&meant_for_another, cx));
     assert!(matches!(decided, Err(Error::Conflict(_))));
 }
 
@@ -82,17 +82,13 @@ fn a_host_says_why_it_takes_nothing() {
     assert_eq!(refusal(admit(&mut host, "k", elsewhere)), Reason::Network);
     let huge = Workspace { cores: Cores::whole(7), ..workspace() };
     assert_eq!(refusal(admit(&mut host, "k", huge)), Reason::ExceedsPhysical);
-    assert_eq!(host.book.records().count(), 0);
+    assert_eq!(host.registry.records().count(), 0);
 }
 
 #[test]
 fn limits_of_users_nodes_and_ports_hold() {
     let mut host = Host::with(Config { max_sessions_per_node: 2, ..config() });
     admit(&mut host, "a", workspace()).unwrap();
-    let mut limited = offer("b", workspace());
-    limited.user_limit = Some(1);
-    let decided = host.decide(|book, cx| book.admit(&limited, cx));
-    assert!(matches!(decided, Err(Error::Quota { limit: 1, .. })));
     admit(&mut host, "b", workspace()).unwrap();
     assert_eq!(refusal(admit(&mut host, "c", workspace())), Reason::SessionLimit);
 
@@ -100,6 +96,20 @@ fn limits_of_users_nodes_and_ports_hold() {
     let mut host = Host::with(Config { port_range: one_port, ..config() });
     admit(&mut host, "a", workspace()).unwrap();
     assert_eq!(refusal(admit(&mut host, "b", workspace())), Reason::NoPorts);
+}
+
+#[test]
+fn a_stopped_session_starts_within_its_users_quota() {
+    let mut host = Host::with(Config { max_sessions_per_user: 1, ..config() });
+    admit(&mut host, "a", workspace()).unwrap();
+    saw(&mut host, "a", Sight::Running(run(1)));
+    command(&mut host, "a", Command::Stop).unwrap();
+    saw(&mut host, "a", Sight::Stopped(Some(exit(1, 0))));
+    admit(&mut host, "b", workspace()).unwrap();
+    assert!(matches!(command(&mut host, "a", Command::Start), Err(Error::Quota { limit: 1, .. })));
+    command(&mut host, "b", Command::Remove).unwrap();
+    saw(&mut host, "b", Sight::Gone);
+    assert_eq!(command(&mut host, "a", Command::Start), Ok(()));
 }
 
 #[test]
@@ -115,16 +125,16 @@ fn a_stop_holds_the_reservation_until_the_runtime_confirms_it() {
     let mut host = running("k", workspace());
     command(&mut host, "k", Command::Stop).unwrap();
     assert_eq!(state(&host, "k").0, SessionState::Stopping);
-    assert_eq!(host.book.ledger().len(), 1);
+    assert_eq!(host.registry.ledger().len(), 1);
     saw(&mut host, "k", Sight::Stopped(Some(exit(1, 143))));
     assert_eq!(state(&host, "k"), (SessionState::Stopped, Some(EndReason::UserStopped)));
-    assert!(host.book.ledger().is_empty());
+    assert!(host.registry.ledger().is_empty());
 }
 
 #[test]
 fn a_start_is_a_new_admission_and_keeps_the_ports() {
     let mut host = running("k", Workspace { cores: Cores::whole(4), ..workspace() });
-    let ports = host.book.record(&id("k")).unwrap().ports.clone();
+    let ports = host.registry.record(&id("k")).unwrap().ports.clone();
     command(&mut host, "k", Command::Stop).unwrap();
     assert!(matches!(command(&mut host, "k", Command::Start), Err(Error::Conflict(_))), "it is still stopping");
     saw(&mut host, "k", Sight::Stopped(Some(exit(1, 0))));
@@ -134,10 +144,10 @@ fn a_start_is_a_new_admission_and_keeps_the_ports() {
     command(&mut host, "other", Command::Remove).unwrap();
     saw(&mut host, "other", Sight::Gone);
     command(&mut host, "k", Command::Start).unwrap();
-    let record = host.book.record(&id("k")).unwrap();
+    let record = host.registry.record(&id("k")).unwrap();
     assert_eq!((record.state, record.end_reason, &record.ports), (SessionState::Starting, None, &ports));
     assert_eq!((record.previous_run.clone(), record.run.clone()), (Some(run(1)), None));
-    assert_eq!(host.book.ledger().len(), 1);
+    assert_eq!(host.registry.ledger().len(), 1);
 }
 
 #[test]
@@ -150,7 +160,7 @@ fn a_natural_end_is_stopped_or_failed() {
         let mut host = running("k", workspace());
         saw(&mut host, "k", Sight::Ended(ended));
         assert_eq!(state(&host, "k"), expected);
-        assert!(host.book.ledger().is_empty());
+        assert!(host.registry.ledger().is_empty());
     }
     let mut host = running("k", workspace());
     saw(&mut host, "k", Sight::Lost);
@@ -159,12 +169,12 @@ fn a_natural_end_is_stopped_or_failed() {
 }
 
 fn fail_start(host: &mut Host, key: &str) {
-    host.decide(|book, cx| book.report(&id(key), Report::StartFailed("no such file".to_owned()), cx));
+    host.decide(|registry, cx| registry.report(&id(key), Report::StartFailed("no such file".to_owned()), cx));
 }
 
-fn claim(host: &mut Host, key: &str) -> Result<Asked, Error> {
+fn claim(host: &mut Host, key: &str) -> Result<Claimed, Error> {
     let ballot = offer(key, workspace()).ballot;
-    host.decide(|book, cx| book.claim(&ballot, &id(key), cx))
+    host.decide(|registry, cx| registry.claim(&ballot, &id(key), cx))
 }
 
 #[test]
@@ -175,19 +185,19 @@ fn what_could_not_be_started_waits_for_another_host() {
     assert!(matches!(claim(&mut host, "k"), Err(Error::Conflict(_))), "it may start yet");
     fail_start(&mut host, "k");
     assert_eq!(state(&host, "k"), (SessionState::Pending, None));
-    assert_eq!(host.book.record(&id("k")).unwrap().order(), None, "nothing more is tried here");
-    assert_eq!(host.book.ledger().len(), 1, "a session that is to run holds its reservation");
+    assert_eq!(host.registry.record(&id("k")).unwrap().order(), None, "nothing more is tried here");
+    assert_eq!(host.registry.ledger().len(), 1, "a session that is to run holds its reservation");
 
     host.restart();
-    let asked = claim(&mut host, "k").unwrap();
+    let Claimed { asked, .. } = claim(&mut host, "k").unwrap();
     assert_eq!((asked.attempt, asked.tried, asked.secret.as_deref()), (2, vec![node_id()], Some("s3cret")));
     let busy = command(&mut host, "k", Command::Remove);
     assert!(matches!(busy, Err(Error::Moving(_))), "it is never ended here and begun there");
     claim(&mut host, "k").expect("the next leader goes on");
     command(&mut host, "k", Command::Duplicate).unwrap();
     saw(&mut host, "k", Sight::Gone);
-    assert_eq!(host.book.record(&id("k")).unwrap().end_reason, Some(EndReason::StartFailed));
-    assert!(host.book.ledger().is_empty());
+    assert_eq!(host.registry.record(&id("k")).unwrap().end_reason, Some(EndReason::StartFailed));
+    assert!(host.registry.ledger().is_empty());
 }
 
 #[test]
@@ -198,22 +208,26 @@ fn what_nobody_else_starts_has_failed() {
         let attempt = if key == "last" { MAX_ATTEMPTS } else { 1 };
         let offer = offer(key, workspace());
         let offer = Admit { asked: Asked { attempt, ..offer.asked.clone() }, ..offer };
-        host.decide(|book, cx| book.admit(&offer, cx)).unwrap();
+        host.decide(|registry, cx| registry.admit(&offer, cx)).unwrap();
         fail_start(&mut host, key);
     }
     assert_eq!(state(&host, "last"), failed, "it was offered often enough");
-    command(&mut host, "given up", Command::GiveUp).unwrap();
+    let Claimed { claim: earlier, .. } = claim(&mut host, "given up").unwrap();
+    let Claimed { claim: number, .. } = claim(&mut host, "given up").unwrap();
+    command(&mut host, "given up", Command::GiveUp { claim: earlier }).unwrap();
+    assert_eq!(state(&host, "given up").0, SessionState::Pending, "an order of before the last claim");
+    command(&mut host, "given up", Command::GiveUp { claim: number }).unwrap();
     assert_eq!(state(&host, "given up"), failed);
-    assert_eq!(host.book.record(&id("given up")).unwrap().message.as_deref(), Some("no such file"));
+    assert_eq!(host.registry.record(&id("given up")).unwrap().message.as_deref(), Some("no such file"));
     command(&mut host, "removed", Command::Remove).unwrap();
     assert!(matches!(claim(&mut host, "removed"), Err(Error::Conflict(_))));
     claim(&mut host, "claimed in vain").unwrap();
     host.now = host.now.plus(Duration::from_secs(20));
-    host.decide(|book, cx| book.expire(cx));
+    host.decide(|registry, cx| registry.expire(cx));
     assert_eq!(state(&host, "never claimed"), failed);
     assert_eq!(state(&host, "claimed in vain").0, SessionState::Pending);
     host.now = host.now.plus(Duration::from_secs(20));
-    host.decide(|book, cx| book.expire(cx));
+    host.decide(|registry, cx| registry.expire(cx));
     assert_eq!(state(&host, "claimed in vain"), failed);
 }
 
@@ -223,14 +237,14 @@ fn what_was_put_away_comes_back_as_the_next_attempt_only() {
     command(&mut host, "k", Command::Duplicate).unwrap();
     saw(&mut host, "k", Sight::Gone);
     assert_eq!(admit(&mut host, "k", workspace()), Ok(true), "a retry finds what was");
-    assert!(host.book.record(&id("k")).unwrap().is_gone());
+    assert!(host.registry.record(&id("k")).unwrap().is_gone());
     let offer = offer("k", workspace());
     let next = Admit { asked: Asked { attempt: 2, ..offer.asked.clone() }, ..offer };
-    assert_eq!(host.decide_unwritten(|book, cx| book.admit(&next, cx)), Ok(false));
-    host.book.roll_back();
-    assert!(host.book.record(&id("k")).unwrap().is_gone(), "what was not written never was");
-    assert_eq!(host.decide(|book, cx| book.admit(&next, cx)), Ok(false));
-    assert_eq!((state(&host, "k").0, host.book.ledger().len()), (SessionState::Pending, 1));
+    assert_eq!(host.decide_unwritten(|registry, cx| registry.admit(&next, cx)), Ok(false));
+    host.registry.roll_back();
+    assert!(host.registry.record(&id("k")).unwrap().is_gone(), "what was not written never was");
+    assert_eq!(host.decide(|registry, cx| registry.admit(&next, cx)), Ok(false));
+    assert_eq!((state(&host, "k").0, host.registry.ledger().len()), (SessionState::Pending, 1));
 }
 
 #[test]
@@ -249,13 +263,14 @@ fn failed_starts_are_counted_until_one_works() {
     for key in ["a", "b"] {
         admit(&mut host, key, workspace()).unwrap();
         fail_start(&mut host, key);
-        command(&mut host, key, Command::GiveUp).unwrap();
+        let Claimed { claim, .. } = claim(&mut host, key).unwrap();
+        command(&mut host, key, Command::GiveUp { claim }).unwrap();
         assert_eq!(state(&host, key), (SessionState::Failed, Some(EndReason::StartFailed)));
     }
-    assert_eq!((host.book.failing_starts(), host.book.ledger().len()), (2, 0));
+    assert_eq!((host.registry.failing_starts(), host.registry.ledger().len()), (2, 0));
     admit(&mut host, "c", workspace()).unwrap();
     saw(&mut host, "c", Sight::Running(run(1)));
-    assert_eq!(host.book.failing_starts(), 0);
+    assert_eq!(host.registry.failing_starts(), 0);
 }
 
 #[test]
@@ -266,7 +281,7 @@ fn pause_and_resume_keep_the_reservation_and_need_a_running_session() {
     saw(&mut host, "k", Sight::Running(run(1)));
     command(&mut host, "k", Command::Pause).unwrap();
     saw(&mut host, "k", Sight::Paused);
-    assert_eq!((state(&host, "k").0, host.book.ledger().len()), (SessionState::Paused, 1));
+    assert_eq!((state(&host, "k").0, host.registry.ledger().len()), (SessionState::Paused, 1));
     command(&mut host, "k", Command::Resume).unwrap();
     saw(&mut host, "k", Sight::Running(run(1)));
     assert_eq!(state(&host, "k").0, SessionState::Running);
@@ -275,12 +290,12 @@ fn pause_and_resume_keep_the_reservation_and_need_a_running_session() {
 #[test]
 fn a_removed_session_is_remembered_for_its_key_and_then_forgotten() {
     let mut host = running("k", Workspace { env: BTreeMap::from([("P".into(), "{secret}".into())]), ..workspace() });
-    assert_eq!(host.book.record(&id("k")).unwrap().launch().env["P"], "s3cret");
+    assert_eq!(host.registry.record(&id("k")).unwrap().launch().env["P"], "s3cret");
     command(&mut host, "k", Command::Remove).unwrap();
     saw(&mut host, "k", Sight::Gone);
-    let record = host.book.record(&id("k")).unwrap().clone();
+    let record = host.registry.record(&id("k")).unwrap().clone();
     assert!(record.is_gone() && record.secret.is_none() && record.order().is_none());
-    assert_eq!(host.book.ledger().allocated(), Resources::ZERO);
+    assert_eq!(host.registry.ledger().allocated(), Resources::ZERO);
     assert_eq!(
         admit(&mut host, "k", offer("k", record.workspace.clone()).asked.workspace),
         Ok(true),
@@ -289,8 +304,8 @@ fn a_removed_session_is_remembered_for_its_key_and_then_forgotten() {
     assert_eq!(command(&mut host, "k", Command::Remove), Ok(()));
     assert!(matches!(command(&mut host, "k", Command::Start), Err(Error::Conflict(_))));
     host.now = host.now.plus(Duration::from_secs(3601));
-    host.decide(|book, cx| book.expire(cx));
-    assert!(host.book.record(&id("k")).is_none());
+    host.decide(|registry, cx| registry.expire(cx));
+    assert!(host.registry.record(&id("k")).is_none());
 }
 
 #[test]
@@ -299,7 +314,7 @@ fn time_ends_sessions() {
     let mut host = running("k", brief);
     let pass = |host: &mut Host, secs| {
         host.now = host.now.plus(Duration::from_secs(secs));
-        host.decide(|book, cx| book.expire(cx));
+        host.decide(|registry, cx| registry.expire(cx));
     };
     pass(&mut host, 29);
     command(&mut host, "k", Command::Keepalive { by: "bob".parse().unwrap() }).unwrap();
@@ -309,7 +324,7 @@ fn time_ends_sessions() {
     assert_eq!(state(&host, "k"), (SessionState::Stopping, Some(EndReason::IdleExpired)));
     saw(&mut host, "k", Sight::Stopped(Some(exit(1, 143))));
     pass(&mut host, 1);
-    let record = host.book.record(&id("k")).unwrap();
+    let record = host.registry.record(&id("k")).unwrap();
     assert_eq!(
         (record.wish, record.end_reason),
         (Wish::Remove, Some(EndReason::IdleExpired)),
@@ -320,7 +335,7 @@ fn time_ends_sessions() {
 #[test]
 fn extend_never_shortens() {
     let mut host = running("k", Workspace { ttl_seconds: Some(60), ..workspace() });
-    let remaining = |host: &Host| host.book.record(&id("k")).unwrap().ttl.unwrap().remaining(host.now).as_secs();
+    let remaining = |host: &Host| host.registry.record(&id("k")).unwrap().ttl.unwrap().remaining(host.now).as_secs();
     command(&mut host, "k", Command::Extend { ttl: Duration::from_secs(10) }).unwrap();
     assert_eq!(remaining(&host), 60);
     command(&mut host, "k", Command::Extend { ttl: Duration::from_secs(100) }).unwrap();
@@ -333,8 +348,8 @@ fn a_stopped_session_is_removed_after_its_retention() {
     command(&mut host, "k", Command::Stop).unwrap();
     saw(&mut host, "k", Sight::Stopped(None));
     host.now = host.now.plus(Duration::from_secs(600));
-    host.decide(|book, cx| book.expire(cx));
-    assert_eq!(host.book.record(&id("k")).unwrap().wish, Wish::Remove);
+    host.decide(|registry, cx| registry.expire(cx));
+    assert_eq!(host.registry.record(&id("k")).unwrap().wish, Wish::Remove);
 }
 
 #[test]
@@ -342,10 +357,10 @@ fn a_drain_stops_sessions_only_at_its_deadline_and_only_if_told_to() {
     let mut host = running("k", workspace());
     let deadline = Some(Deadline::after(host.now, Duration::from_secs(10)));
     host.node.drain = Some(DrainState { since: host.now.wall, deadline, stop_sessions: true, message: None });
-    host.decide(|book, cx| book.expire(cx));
+    host.decide(|registry, cx| registry.expire(cx));
     assert_eq!(state(&host, "k").0, SessionState::Running);
     host.now = host.now.plus(Duration::from_secs(10));
-    host.decide(|book, cx| book.expire(cx));
+    host.decide(|registry, cx| registry.expire(cx));
     assert_eq!(state(&host, "k"), (SessionState::Stopping, Some(EndReason::Drained)));
 }
 
@@ -360,7 +375,7 @@ fn after_a_reboot_a_session_starts_again_or_stops_as_its_workspace_says() {
         host.restart();
         saw(&mut host, "k", Sight::Ended(exit(1, 137)));
         assert_eq!(state(&host, "k"), expected);
-        assert_eq!(host.book.ledger().len(), usize::from(wanted == OnHostRestart::Start));
+        assert_eq!(host.registry.ledger().len(), usize::from(wanted == OnHostRestart::Start));
     }
 }
 
@@ -372,7 +387,7 @@ fn a_start_that_a_reboot_ended_before_it_was_seen_is_made_again() {
     host.restart();
     saw(&mut host, "k", Sight::Ended(exit(1, 137)));
     assert_eq!(state(&host, "k"), (SessionState::Starting, None));
-    assert_eq!(host.book.record(&id("k")).unwrap().previous_run, Some(run(1)), "seeing it is no news");
+    assert_eq!(host.registry.record(&id("k")).unwrap().previous_run, Some(run(1)), "seeing it is no news");
     saw(&mut host, "k", Sight::Ended(exit(2, 1)));
     assert_eq!(state(&host, "k"), (SessionState::Failed, Some(EndReason::Exited)), "that was its own end");
 }
@@ -387,10 +402,10 @@ fn an_engine_that_restarts_takes_sessions_down_and_they_come_back() {
         host.now = host.now.plus(Duration::from_secs(3));
     }
     let lost_at = host.now;
-    host.decide(|book, cx| book.engine_returned(lost_at, cx));
+    host.decide(|registry, cx| registry.engine_returned(lost_at, cx));
     assert_eq!(state(&host, "k"), (SessionState::Starting, None));
     let lost_at = lost_at.plus(Duration::from_secs(60));
-    long_before.decide(|book, cx| book.engine_returned(lost_at, cx));
+    long_before.decide(|registry, cx| registry.engine_returned(lost_at, cx));
     assert_eq!(state(&long_before, "old").0, SessionState::Failed, "that was its own end");
 }
 
@@ -402,24 +417,24 @@ fn a_session_that_ended_while_its_engine_was_away_was_taken_down_with_it() {
         [(workspace(), (SessionState::Starting, None)), (stays, (SessionState::Stopped, Some(EndReason::HostRebooted)))]
     {
         let mut host = running("k", workspace);
-        host.decide(|book, _| book.engine_went());
-        assert!(host.book.is_out_of_sight(&id("k")));
+        host.decide(|registry, _| registry.engine_went());
+        assert!(host.registry.is_out_of_sight(&id("k")));
         let lost_at = host.now;
         host.now = host.now.plus(Duration::from_secs(600));
-        host.decide(|book, cx| book.engine_returned(lost_at, cx));
+        host.decide(|registry, cx| registry.engine_returned(lost_at, cx));
         saw(&mut host, "k", Sight::Ended(exit(1, 0)));
         assert_eq!(state(&host, "k"), ended);
-        assert!(!host.book.is_out_of_sight(&id("k")));
+        assert!(!host.registry.is_out_of_sight(&id("k")));
     }
 }
 
 #[test]
 fn a_session_that_ran_on_without_its_engine_ends_by_itself_later() {
     let mut host = running("k", workspace());
-    host.decide(|book, _| book.engine_went());
+    host.decide(|registry, _| registry.engine_went());
     let seen = found("k", testing::node_id(), Container::Running(run(1)));
-    host.decide(|book, cx| book.reconcile(vec![seen], cx));
-    assert!(!host.book.is_out_of_sight(&id("k")));
+    host.decide(|registry, cx| registry.reconcile(vec![seen], cx));
+    assert!(!host.registry.is_out_of_sight(&id("k")));
     saw(&mut host, "k", Sight::Ended(exit(1, 0)));
     assert_eq!(state(&host, "k"), (SessionState::Stopped, Some(EndReason::Exited)));
 }
@@ -429,14 +444,14 @@ fn a_session_that_has_ended_and_runs_all_the_same_is_stopped() {
     let mut host = running("k", workspace());
     saw(&mut host, "k", Sight::Ended(exit(1, 0)));
     let seen = |n| found("k", testing::node_id(), Container::Running(run(n)));
-    host.decide(|book, cx| book.reconcile(vec![seen(1)], cx));
+    host.decide(|registry, cx| registry.reconcile(vec![seen(1)], cx));
     assert_eq!(state(&host, "k").0, SessionState::Stopped, "an answer from before its end is no news");
-    host.decide(|book, cx| book.reconcile(vec![seen(2)], cx));
+    host.decide(|registry, cx| registry.reconcile(vec![seen(2)], cx));
     assert_eq!(state(&host, "k").0, SessionState::Stopping);
-    assert_eq!(host.book.record(&id("k")).unwrap().order().unwrap().wish, Wish::Stop);
+    assert_eq!(host.registry.record(&id("k")).unwrap().order().unwrap().wish, Wish::Stop);
     saw(&mut host, "k", Sight::Stopped(Some(exit(2, 0))));
     assert_eq!(state(&host, "k"), (SessionState::Stopped, Some(EndReason::Exited)));
-    assert_eq!(host.book.ledger().allocated(), Resources::ZERO);
+    assert_eq!(host.registry.ledger().allocated(), Resources::ZERO);
 }
 
 fn found(key: &str, node: NodeId, container: Container) -> Found {
@@ -461,9 +476,9 @@ fn containers_without_a_record_are_adopted_and_foreign_ones_left_alone() {
     let other = NodeId::from_bytes([9; 10]);
     let containers =
         vec![found("a", testing::node_id(), Container::Running(run(1))), found("b", other, Container::Running(run(1)))];
-    let foreign = host.decide(|book, cx| book.reconcile(containers, cx));
+    let foreign = host.decide(|registry, cx| registry.reconcile(containers, cx));
     assert_eq!(foreign, vec![(id("b"), other)]);
-    assert_eq!(host.book.ledger().allocated().cores, Cores::whole(2));
+    assert_eq!(host.registry.ledger().allocated().cores, Cores::whole(2));
     saw(&mut host, "a", Sight::Running(run(1)));
     assert_eq!(state(&host, "a").0, SessionState::Running);
     assert_eq!(admit(&mut host, "a", workspace()), Ok(true), "its key still means it");
@@ -474,8 +489,8 @@ fn a_container_that_should_be_gone_is_removed_again() {
     let mut host = running("k", workspace());
     command(&mut host, "k", Command::Remove).unwrap();
     saw(&mut host, "k", Sight::Gone);
-    host.decide(|book, cx| book.reconcile(vec![found("k", testing::node_id(), Container::Created)], cx));
-    assert_eq!(host.book.record(&id("k")).unwrap().order().unwrap().wish, Wish::Remove);
+    host.decide(|registry, cx| registry.reconcile(vec![found("k", testing::node_id(), Container::Created)], cx));
+    assert_eq!(host.registry.record(&id("k")).unwrap().order().unwrap().wish, Wish::Remove);
 }
 
 #[derive(Debug, Clone)]
@@ -524,51 +539,51 @@ proptest! {
     fn what_is_shown_is_what_was_admitted(ops in proptest::collection::vec((op(), proptest::bool::weighted(0.85)), 1..100)) {
         let mut host = Host::new();
         for (op, written) in ops {
-            let before: Vec<_> = host.book.records().cloned().collect();
-            let allocated_before = host.book.ledger().allocated();
+            let before: Vec<_> = host.registry.records().cloned().collect();
+            let allocated_before = host.registry.ledger().allocated();
             let mut admitted = false;
             match op {
                 Op::Admit(key, cores) => {
                     let offer = offer(&key.to_string(), Workspace { cores: Cores::whole(cores), ttl_seconds: Some(900), ..workspace() });
-                    let new = host.book.record(&offer.session).is_none();
-                    admitted = host.decide_unwritten(|book, cx| book.admit(&offer, cx)).is_ok() && new;
+                    let new = host.registry.record(&offer.session).is_none();
+                    admitted = host.decide_unwritten(|registry, cx| registry.admit(&offer, cx)).is_ok() && new;
                 }
                 Op::Command(key, command) => {
                     let id = id(&key.to_string());
-                    let start = command == Command::Start && host.book.record(&id).is_some_and(|r| !r.reserved);
-                    admitted = host.decide_unwritten(|book, cx| book.command(&id, &command, cx)).is_ok() && start;
+                    let start = command == Command::Start && host.registry.record(&id).is_some_and(|r| !r.reserved);
+                    admitted = host.decide_unwritten(|registry, cx| registry.command(&id, &command, cx)).is_ok() && start;
                 }
-                Op::Report(key, report) => host.decide_unwritten(|book, cx| book.report(&id(&key.to_string()), report, cx)),
+                Op::Report(key, report) => host.decide_unwritten(|registry, cx| registry.report(&id(&key.to_string()), report, cx)),
                 Op::Cores(cores) => host.node.settings.cores_override = Cores::whole(cores),
                 Op::Restart => host.restart(),
                 Op::Pass(secs) => {
                     host.now = host.now.plus(Duration::from_secs(secs));
-                    host.decide_unwritten(|book, cx| book.expire(cx));
+                    host.decide_unwritten(|registry, cx| registry.expire(cx));
                 }
             }
             let offered = if host.node.settings.cores_override.is_zero() { Cores::whole(6) } else { host.node.settings.cores_override };
             if admitted {
-                prop_assert!(host.book.ledger().allocated().cores <= offered, "I1");
+                prop_assert!(host.registry.ledger().allocated().cores <= offered, "I1");
             }
-            if written || !host.book.must_commit() {
-                host.book.committed();
+            if written || !host.registry.must_commit() {
+                host.registry.committed();
             } else {
-                host.book.roll_back();
-                host.book.committed();
-                let after: Vec<_> = host.book.records().cloned().collect();
+                host.registry.roll_back();
+                host.registry.committed();
+                let after: Vec<_> = host.registry.records().cloned().collect();
                 prop_assert_eq!(before, after, "a turn that was not written never was");
-                prop_assert_eq!(host.book.ledger().allocated(), allocated_before);
+                prop_assert_eq!(host.registry.ledger().allocated(), allocated_before);
             }
-            let reserved = host.book.records().filter(|r| r.reserved);
+            let reserved = host.registry.records().filter(|r| r.reserved);
             let sum = reserved.fold(Resources::ZERO, |sum, r| sum.saturating_add(r.workspace.resources()));
-            prop_assert_eq!(host.book.ledger().allocated(), sum);
-            for record in host.book.records() {
+            prop_assert_eq!(host.registry.ledger().allocated(), sum);
+            for record in host.registry.records() {
                 let holds = !record.is_gone() && (!record.state.has_ended());
                 prop_assert!(!record.reserved || holds, "{:?} holds a reservation", record.state);
                 let live = matches!(record.state, SessionState::Running | SessionState::Paused | SessionState::Starting | SessionState::Pulling | SessionState::Pending);
                 prop_assert!(!live || record.reserved, "{:?} runs without a reservation", record.state);
             }
-            let mut ports: Vec<u16> = host.book.records().filter(|r| !r.is_gone()).flat_map(|r| &r.ports).map(|p| p.host_port).collect();
+            let mut ports: Vec<u16> = host.registry.records().filter(|r| !r.is_gone()).flat_map(|r| &r.ports).map(|p| p.host_port).collect();
             let all = ports.len();
             ports.sort_unstable();
             ports.dedup();

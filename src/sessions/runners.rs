@@ -1,0 +1,199 @@
+//! The runners of this host's sessions, each a task: carries out on the engine what [`Runner`] decides.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::{JoinError, JoinSet};
+
+use super::decide::Report;
+use super::runner::{Action, Done, Op, Outcome, Runner, Work};
+use super::state::Order;
+use crate::runtime::{Container, Error, Runtime};
+use crate::types::SessionId;
+
+/// How long a session's processes have to end by themselves before they are killed: Docker's own default.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How often the traffic of a session that may end for want of it is looked at.
+const TRAFFIC_INTERVAL: Duration = Duration::from_secs(10);
+/// Progress texts on their way; more of them are dropped.
+const PROGRESS_QUEUE: usize = 4;
+/// How long a runner waits whose report could not be taken in: the journal cannot be written, or the daemon stops.
+const NOT_TAKEN: Duration = Duration::from_secs(5);
+
+/// A report on its way to the owner, who answers once it is taken in; false: it could not be.
+pub(super) struct Envelope {
+    pub(super) session: SessionId,
+    pub(super) report: Report,
+    pub(super) taken: oneshot::Sender<bool>,
+}
+
+/// All of them.
+pub(super) struct Runners {
+    runtime: Arc<dyn Runtime>,
+    reports: mpsc::Sender<Envelope>,
+    links: HashMap<SessionId, Link>,
+    tasks: JoinSet<()>,
+}
+
+/// The owner's end of a runner.
+struct Link {
+    work: watch::Sender<Option<Work>>,
+    nudge: Arc<Notify>,
+}
+
+impl Runners {
+    pub(super) fn new(runtime: Arc<dyn Runtime>, reports: mpsc::Sender<Envelope>) -> Self {
+        Self { runtime, reports, links: HashMap::new(), tasks: JoinSet::new() }
+    }
+
+    /// Gives a session's runner its orders; begins or ends the runner where that is due.
+    pub(super) fn direct(&mut self, order: Order) {
+        let Order { session, work, fresh } = order;
+        let Some(work) = work else {
+            // Dropping the link tells the runner that it is done.
+            if let Some(link) = self.links.remove(&session) {
+                link.work.send_replace(None);
+            }
+            return;
+        };
+        if let Some(link) = self.links.get(&session).filter(|link| !link.work.is_closed()) {
+            link.work.send_if_modified(|now| {
+                let news = now.as_ref() != Some(&work);
+                if news {
+                    *now = Some(work);
+                }
+                news
+            });
+            return;
+        }
+        let (sender, receiver) = watch::channel(Some(work));
+        let nudge = Arc::new(Notify::new());
+        let course = Course {
+            session,
+            runtime: Arc::clone(&self.runtime),
+            reports: self.reports.clone(),
+            work: receiver,
+            nudge: Arc::clone(&nudge),
+        };
+        self.tasks.spawn(course.run(fresh.then_some(Container::Absent)));
+        self.links.insert(session, Link { work: sender, nudge });
+    }
+
+    /// Something about the session's container may have changed.
+    pub(super) fn nudge(&self, session: &SessionId) {
+        if let Some(link) = self.links.get(session) {
+            link.nudge.notify_one();
+        }
+    }
+
+    pub(super) fn nudge_all(&self) {
+        self.links.values().for_each(|link| link.nudge.notify_one());
+    }
+
+    /// The next runner that ended, and how. `None` where there is none.
+    pub(super) async fn ended(&mut self) -> Option<Result<(), JoinError>> {
+        self.tasks.join_next().await
+    }
+}
+
+/// One runner's task.
+struct Course {
+    session: SessionId,
+    runtime: Arc<dyn Runtime>,
+    reports: mpsc::Sender<Envelope>,
+    /// `None`: there is nothing more to do.
+    work: watch::Receiver<Option<Work>>,
+    /// Something about the container may have changed.
+    nudge: Arc<Notify>,
+}
+
+impl Course {
+    /// Works until there is nothing more to do.
+    async fn run(mut self, known: Option<Container>) {
+        let Some(work) = self.newest() else { return };
+        let mut runner = Runner::new(work, known);
+        let mut action = runner.begin();
+        loop {
+            let outcome = match action {
+                Action::EnsureImage => self.ensure_image(runner.work()).await,
+                Action::Do(op) => Outcome::Did(self.act(op, runner.work()).await),
+                Action::Tell(report) => Outcome::Told(self.tell(report).await),
+                Action::Rest { watch_traffic } => self.rest(watch_traffic).await,
+                Action::Retry { after } => self.retry(after).await,
+            };
+            let Some(work) = self.newest() else { return };
+            action = runner.next(outcome, work);
+        }
+    }
+
+    fn newest(&mut self) -> Option<Work> {
+        self.work.borrow_and_update().clone()
+    }
+
+    async fn act(&self, op: Op, work: &Work) -> Result<Done, Error> {
+        let (runtime, session) = (&self.runtime, &self.session);
+        match op {
+            Op::Observe => runtime.observe(session).await.map(Done::Saw),
+            Op::Create => runtime.create(&work.launch).await.map(|container_id| Done::Created { container_id }),
+            Op::Start => runtime.start(session).await.map(|()| Done::Stepped),
+            Op::Pause => runtime.pause(session).await.map(|()| Done::Stepped),
+            Op::Resume => runtime.resume(session).await.map(|()| Done::Stepped),
+            Op::Stop => runtime.stop(session, STOP_GRACE).await.map(|()| Done::Stepped),
+            Op::Remove => runtime.remove(session).await.map(|()| Done::Removed),
+        }
+    }
+
+    /// Fetches the image, and reports its progress. A change of the wish ends it.
+    async fn ensure_image(&mut self, work: &Work) -> Outcome {
+        let (progress, mut heard) = mpsc::channel(PROGRESS_QUEUE);
+        let runtime = Arc::clone(&self.runtime);
+        let mut image = runtime.ensure_image(&work.launch, progress);
+        loop {
+            tokio::select! {
+                fetched = &mut image => return Outcome::Did(fetched.map(|digest| Done::ImageIsHere { digest })),
+                Some(progress) = heard.recv() => { self.tell(Report::Pulling(progress)).await; }
+                changed = self.work.changed() => if changed.is_err() || !self.still_wanted(work) {
+                    return Outcome::Interrupted;
+                },
+            }
+        }
+    }
+
+    fn still_wanted(&self, work: &Work) -> bool {
+        self.work.borrow().as_ref().is_some_and(|now| now.order.wish == work.order.wish)
+    }
+
+    /// Waits until there may be something to do.
+    async fn rest(&mut self, watch_traffic: bool) -> Outcome {
+        tokio::select! {
+            _ = self.work.changed() => Outcome::Woken,
+            () = self.nudge.notified() => Outcome::Woken,
+            () = tokio::time::sleep(TRAFFIC_INTERVAL), if watch_traffic => {
+                Outcome::Traffic(self.runtime.traffic(&self.session).await.ok().flatten())
+            }
+        }
+    }
+
+    async fn retry(&mut self, after: Duration) -> Outcome {
+        tokio::select! {
+            () = tokio::time::sleep(after) => {}
+            () = self.nudge.notified() => {}
+            _ = self.work.changed() => {}
+        }
+        Outcome::Woken
+    }
+
+    /// Reports to the owner, and waits until it has taken that in: what it orders next follows from it.
+    async fn tell(&self, report: Report) -> bool {
+        let (taken, answer) = oneshot::channel();
+        let envelope = Envelope { session: self.session, report, taken };
+        let sent = self.reports.send(envelope).await.is_ok();
+        let taken = sent && answer.await.unwrap_or(false);
+        if !taken {
+            tokio::time::sleep(NOT_TAKEN).await;
+        }
+        taken
+    }
+}

@@ -1,0 +1,354 @@
+//! Every session of this host, turn by turn; sans-io.
+//!
+//! A turn takes in what waits ([`Sessions::take`]), says what must be on disk before anybody is told
+//! ([`Sessions::changes`]), and once that is written, or could not be, says what to publish, what the runners are to
+//! do and what to answer ([`Sessions::finish`]). The owner ([`task`](super::task)) carries that out; the simulation
+//! does it on virtual time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::decide::{Context, Registry, Report};
+use super::feed::{Feed, Standing};
+use super::record::Record;
+use super::runner::Work;
+use super::{Admit, Admitted, Claimed, Command, Config, Error, Snapshot};
+use crate::election::Stale;
+use crate::runtime;
+use crate::runtime::container::Found;
+use crate::types::{Ballot, BootInstant, Explanation, Name, NodeId, Session, SessionId, SessionState};
+
+/// The node counts as ready after this long even if its engine never answered.
+const READY_AFTER: Duration = Duration::from_secs(10);
+
+/// How an answer finds its caller: a one-shot channel in the daemon, a waiting call in the simulation.
+pub trait Reply {
+    /// Where a `T` is awaited.
+    type To<T>;
+}
+
+/// What can be asked of the sessions of this host.
+pub enum Request<R: Reply> {
+    Find(SessionId, String, R::To<Result<Option<Session>, Error>>),
+    Admit(Box<Admit>, R::To<Result<Admitted, Error>>),
+    Command(SessionId, Command, R::To<Result<Session, Error>>),
+    Secret(SessionId, R::To<Result<Option<String>, Error>>),
+    Explain(SessionId, R::To<Result<Explanation, Error>>),
+    Claim(Ballot, SessionId, R::To<Result<Claimed, Error>>),
+    Fence(Ballot, R::To<Result<(), Stale>>),
+}
+
+/// Something that comes in.
+pub enum Input<R: Reply> {
+    Request(Request<R>),
+    /// What a session's runner saw. It is told whether that was taken in.
+    Report(SessionId, Report, R::To<bool>),
+    /// Every container of the engine.
+    Listed(Result<Vec<Found>, runtime::Error>),
+    /// Whether the engine answers.
+    Health {
+        up: bool,
+    },
+    Tick,
+    /// A runner has failed: sessions that should have one and have none get a new one.
+    RunnerFailed,
+}
+
+/// An answer, and where it is awaited.
+pub enum Answer<R: Reply> {
+    Find(R::To<Result<Option<Session>, Error>>, Result<Option<Session>, Error>),
+    Admit(R::To<Result<Admitted, Error>>, Result<Admitted, Error>),
+    Command(R::To<Result<Session, Error>>, Result<Session, Error>),
+    Secret(R::To<Result<Option<String>, Error>>, Result<Option<String>, Error>),
+    Explain(R::To<Result<Explanation, Error>>, Result<Explanation, Error>),
+    Claim(R::To<Result<Claimed, Error>>, Result<Claimed, Error>),
+    Fence(R::To<Result<(), Stale>>, Result<(), Stale>),
+    Report(R::To<bool>, bool),
+}
+
+/// What a session's runner is to do from now on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Order {
+    pub session: SessionId,
+    /// `None`: nothing more.
+    pub work: Option<Work>,
+    /// It was admitted in this turn: its container cannot be there yet.
+    pub fresh: bool,
+}
+
+/// What follows from a turn, in the order in which it is to be done.
+pub struct Turn<R: Reply> {
+    /// What everybody may read from now on, where that changed.
+    pub snapshot: Option<Arc<Snapshot>>,
+    pub orders: Vec<Order>,
+    /// Runners are to look at their containers again.
+    pub nudge_all: bool,
+    /// Journal and engine were brought together once, or the engine was waited for long enough.
+    pub ready: bool,
+    pub answers: Vec<Answer<R>>,
+}
+
+/// An answer that waits for the disk.
+#[expect(clippy::large_enum_variant, reason = "there is one for the time of one turn")]
+enum Pending<R: Reply> {
+    Find(R::To<Result<Option<Session>, Error>>, SessionId, String),
+    Admit(R::To<Result<Admitted, Error>>, SessionId, Result<bool, Error>),
+    Command(R::To<Result<Session, Error>>, SessionId, Result<(), Error>),
+    Secret(R::To<Result<Option<String>, Error>>, SessionId),
+    Explain(R::To<Result<Explanation, Error>>, SessionId),
+    Claim(R::To<Result<Claimed, Error>>, Result<Claimed, Error>),
+    Fence(R::To<Result<(), Stale>>, Result<(), Stale>),
+    Report(R::To<bool>),
+}
+
+/// What is known of the sessions at a start.
+pub struct Start {
+    pub config: Config,
+    pub cluster: Name,
+    pub node: NodeId,
+    /// The journal's records.
+    pub records: Vec<Record>,
+    /// Why the journal could not be read and was begun anew.
+    pub journal_rebuilt: Option<String>,
+    /// The highest ballot that this node has followed or voted for, as it is on disk.
+    pub fence: Option<Ballot>,
+    /// Which life of the agent this is: grows with every start.
+    pub incarnation: u64,
+}
+
+/// Everything that the owner holds.
+pub struct Sessions<R: Reply> {
+    registry: Registry,
+    /// Answers that wait for the end of this turn.
+    pending: Vec<Pending<R>>,
+    /// Admitted in this turn.
+    fresh: BTreeSet<SessionId>,
+    published: BTreeMap<SessionId, Arc<Session>>,
+    feed: Feed,
+    /// Every session looks different now, not only those that changed.
+    publish_all: bool,
+    nudge_all: bool,
+    journal_rebuilt: Option<String>,
+    started: BootInstant,
+    ready: bool,
+}
+
+impl<R: Reply> Sessions<R> {
+    /// Begins with what is on disk. The first turn, with nothing to take in, publishes it and sets runners to work.
+    pub fn new(start: Start, cx: &Context<'_>) -> Self {
+        let Start { config, cluster, node, records, journal_rebuilt, fence, incarnation } = start;
+        let mut registry = Registry::new(config, cluster, node, fence, records);
+        registry.rebase_deadlines(cx);
+        Self {
+            registry,
+            pending: Vec::new(),
+            fresh: BTreeSet::new(),
+            published: BTreeMap::new(),
+            feed: Feed::new(incarnation),
+            publish_all: true,
+            nudge_all: false,
+            journal_rebuilt,
+            started: cx.now.boot,
+            ready: false,
+        }
+    }
+
+    /// The decisions so far, those of this turn included.
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Decides on one thing that came in.
+    pub fn take(&mut self, input: Input<R>, cx: &Context<'_>) {
+        match input {
+            Input::Request(request) => self.decide(request, cx),
+            Input::Report(session, report, reply) => {
+                self.registry.report(&session, report, cx);
+                self.pending.push(Pending::Report(reply));
+            }
+            Input::Listed(found) => self.reconcile(found, cx),
+            Input::Health { up } => {
+                let news = self.registry.engine_is(up, cx);
+                self.publish_all |= news;
+                self.nudge_all |= news && up;
+            }
+            Input::Tick => {
+                self.registry.expire(cx);
+                self.ready |= cx.now.boot.since(self.started) >= READY_AFTER;
+            }
+            Input::RunnerFailed => self.publish_all = true,
+        }
+    }
+
+    fn decide(&mut self, request: Request<R>, cx: &Context<'_>) {
+        let pending = match request {
+            Request::Find(id, fingerprint, reply) => Pending::Find(reply, id, fingerprint),
+            Request::Admit(admit, reply) => {
+                let decided = self.registry.admit(&admit, cx);
+                if decided == Ok(false) {
+                    self.fresh.insert(admit.session);
+                }
+                Pending::Admit(reply, admit.session, decided)
+            }
+            Request::Command(id, command, reply) => {
+                Pending::Command(reply, id, self.registry.command(&id, &command, cx))
+            }
+            Request::Secret(id, reply) => Pending::Secret(reply, id),
+            Request::Explain(id, reply) => Pending::Explain(reply, id),
+            Request::Claim(ballot, id, reply) => Pending::Claim(reply, self.registry.claim(&ballot, &id, cx)),
+            // Answered once this turn is published, and with it whatever was admitted before.
+            Request::Fence(ballot, reply) => Pending::Fence(reply, self.registry.fence(&ballot)),
+        };
+        self.pending.push(pending);
+    }
+
+    fn reconcile(&mut self, found: Result<Vec<Found>, runtime::Error>, cx: &Context<'_>) {
+        match found {
+            Ok(found) => {
+                for (session, node) in self.registry.reconcile(found, cx) {
+                    tracing::warn!(%session, %node, "a container of another node id is on this engine; it is left alone");
+                }
+                self.nudge_all = true;
+            }
+            Err(error) => tracing::warn!(%error, "the engine's containers cannot be listed"),
+        }
+        self.ready = true;
+    }
+
+    /// What must be on disk before the turn is finished: every session that differs from the disk, `None` where it
+    /// is to be forgotten. `None`: nothing must.
+    pub fn changes(&self) -> Option<impl Iterator<Item = (&SessionId, Option<&Record>)>> {
+        self.registry.must_commit().then(|| self.registry.changes())
+    }
+
+    /// Ends the turn. `written` says whether the changes are on disk, where there were any; if not, everything is
+    /// as it was before them.
+    pub fn finish(&mut self, written: Result<(), String>, cx: &Context<'_>) -> Turn<R> {
+        let written = written.map_err(Error::Journal);
+        if self.registry.must_commit() {
+            match &written {
+                Ok(()) => self.registry.committed(),
+                Err(_) => self.registry.roll_back(),
+            }
+        }
+        let (snapshot, orders) = self.publish(cx);
+        let pending = std::mem::take(&mut self.pending);
+        Turn {
+            snapshot,
+            orders,
+            nudge_all: std::mem::take(&mut self.nudge_all),
+            ready: self.ready,
+            answers: pending.into_iter().map(|pending| self.answer(pending, &written, cx)).collect(),
+        }
+    }
+
+    fn publish(&mut self, cx: &Context<'_>) -> (Option<Arc<Snapshot>>, Vec<Order>) {
+        let mut changed = self.registry.take_unpublished();
+        if std::mem::take(&mut self.publish_all) {
+            changed.extend(self.registry.records().map(|record| record.id));
+        } else if changed.is_empty() {
+            return (None, Vec::new());
+        }
+        for id in &changed {
+            let before = self.published.remove(id);
+            let (Ok(session), Some(record)) = (self.session(id, cx), self.registry.record(id)) else {
+                self.feed.forget(id);
+                continue;
+            };
+            log_change(before.as_deref(), &session);
+            self.feed.note(before.as_deref(), &session, Standing::of(record));
+            self.published.insert(*id, Arc::new(session));
+        }
+        let orders = changed.iter().map(|id| self.order(id)).collect();
+        self.fresh.clear();
+        (Some(Arc::new(self.summary(cx))), orders)
+    }
+
+    fn summary(&self, cx: &Context<'_>) -> Snapshot {
+        let records = || self.registry.records();
+        let slots = |gpu: &String| (gpu.clone(), self.registry.ledger().gpu_slots_used(gpu));
+        Snapshot {
+            sessions: self.published.clone(),
+            gone: records().filter(|record| record.is_gone()).map(|record| record.id).collect(),
+            reserved: records().filter(|record| record.reserved).map(|record| record.id).collect(),
+            allocated: self.registry.ledger().allocated(),
+            gpu_slots_used: cx.capacity.gpus.iter().map(slots).collect(),
+            journal_rebuilt: self.journal_rebuilt.clone(),
+            failing_starts: self.registry.failing_starts(),
+            feed: self.feed.clone(),
+        }
+    }
+
+    fn order(&self, session: &SessionId) -> Order {
+        let work = self.registry.record(session).and_then(|record| {
+            let watch_traffic = record.idle.is_some() && record.state == SessionState::Running;
+            Some(Work { order: record.order()?, launch: Arc::new(record.launch()), watch_traffic })
+        });
+        Order { session: *session, work, fresh: self.fresh.contains(session) }
+    }
+
+    fn answer(&self, pending: Pending<R>, written: &Result<(), Error>, cx: &Context<'_>) -> Answer<R> {
+        let written = written.clone();
+        match pending {
+            Pending::Find(reply, id, fingerprint) => {
+                let found = self.registry.find(&id, &fingerprint).map(|record| record.is_some());
+                let session = found.and_then(|found| found.then(|| self.session_with_secret(&id, cx)).transpose());
+                Answer::Find(reply, session)
+            }
+            Pending::Admit(reply, id, decided) => {
+                let admitted = written.and(decided).and_then(|replayed| {
+                    let session = self.session_with_secret(&id, cx)?;
+                    Ok(Admitted { session, replayed })
+                });
+                Answer::Admit(reply, admitted)
+            }
+            Pending::Command(reply, id, decided) => {
+                Answer::Command(reply, written.and(decided).and_then(|()| self.session(&id, cx)))
+            }
+            Pending::Secret(reply, id) => Answer::Secret(reply, self.known(&id).map(|record| record.secret.clone())),
+            Pending::Explain(reply, id) => Answer::Explain(reply, self.known(&id).map(|record| explain(record, cx))),
+            Pending::Claim(reply, decided) => Answer::Claim(reply, written.and(decided)),
+            Pending::Fence(reply, fenced) => Answer::Fence(reply, fenced),
+            Pending::Report(reply) => Answer::Report(reply, written.is_ok()),
+        }
+    }
+
+    fn known(&self, id: &SessionId) -> Result<&Record, Error> {
+        self.registry.record(id).ok_or(Error::NotFound(*id))
+    }
+
+    fn session(&self, id: &SessionId, cx: &Context<'_>) -> Result<Session, Error> {
+        let record = self.known(id)?;
+        let mut session = record.view(&cx.node.name, &cx.node.id, self.registry.endpoint_host(), cx.now);
+        if self.registry.is_unseen(id) && !record.is_gone() && !record.state.has_ended() {
+            session.state = SessionState::Unknown;
+        }
+        Ok(session)
+    }
+
+    /// For the caller that made the session, and for a retry of the same request.
+    fn session_with_secret(&self, id: &SessionId, cx: &Context<'_>) -> Result<Session, Error> {
+        let secret = self.known(id)?.secret.clone();
+        Ok(Session { secret, ..self.session(id, cx)? })
+    }
+}
+
+fn explain(record: &Record, cx: &Context<'_>) -> Explanation {
+    Explanation {
+        session: record.id,
+        node: cx.node.name.clone(),
+        attempt: record.attempt,
+        decided_at: record.created_at,
+        nodes: record.considered.clone(),
+    }
+}
+
+/// One line for each step of a session's life.
+fn log_change(before: Option<&Session>, now: &Session) {
+    if before.is_some_and(|before| before.state == now.state) {
+        return;
+    }
+    let reason = now.end_reason.map(|reason| reason.as_str());
+    tracing::info!(session = %now.id, user = %now.user, workspace = %now.workspace, state = %now.state, reason, "session changed");
+}
