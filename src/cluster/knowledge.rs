@@ -10,8 +10,12 @@ use super::Error;
 use crate::election::Leadership;
 use crate::gossip::{ClusterView, Member};
 use crate::placement::Fleet;
+use crate::placement::index::HostView;
 use crate::sessions::Snapshot;
-use crate::types::{List, Node, NodeId, NodeState, Remembered, Session, SessionFilter, SessionId, SessionState};
+use crate::types::{
+    List, Node, NodeId, NodeProfile, NodeState, NodeUsage, Remembered, Session, SessionFilter, SessionId, SessionState,
+    Sighting, Timestamp,
+};
 
 /// What there is to know.
 pub(super) struct Knowledge {
@@ -36,29 +40,38 @@ struct Seen<'a> {
 impl Knowledge {
     /// Every node, by name.
     pub(super) fn nodes(&self) -> Vec<Node> {
-        let leader = self.leadership.leader.as_ref();
+        let own = Node { is_leader: self.leads(&self.own.id), ..self.own.clone() };
         let others = self.view.members.iter().filter_map(|(id, member)| self.other(id, member));
         // A host may have told its leader before gossip brought its name.
         let told =
             self.fleet.hosts.iter().filter(|(id, _)| !self.view.members.contains_key(*id) && **id != self.own.id);
-        let told = told.map(|(_, host)| (*host.node).clone());
-        let mut nodes: Vec<Node> = std::iter::once(self.own.clone()).chain(others).chain(told).collect();
-        for node in &mut nodes {
-            node.is_leader = leader == Some(&node.id);
-        }
+        let told = told.map(|(_, host)| self.told(host, NodeState::Alive));
+        let mut nodes: Vec<Node> = std::iter::once(own).chain(others).chain(told).collect();
         nodes.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         nodes
     }
 
     fn other(&self, id: &NodeId, member: &Member) -> Option<Node> {
         let state = self.state_of(id, member);
-        let told = self.fleet.hosts.get(id).map(|told| &told.node);
-        let node = match told.filter(|_| state == NodeState::Alive) {
-            Some(fresh) => fresh,
+        let told = self.fleet.hosts.get(id);
+        match (told, &member.profile) {
+            (Some(fresh), _) if state == NodeState::Alive => Some(self.told(fresh, state)),
+            (_, Some(profile)) => Some(self.seen(profile, &member.usage, state, member.last_seen)),
             // It may have fallen silent before gossip brought what it is.
-            None => member.node.as_ref().or(told)?,
-        };
-        Some(Node { state, ..(**node).clone() })
+            (told, None) => Some(self.told(told?, state)),
+        }
+    }
+
+    fn told(&self, host: &HostView, state: NodeState) -> Node {
+        self.seen(&host.profile, &host.usage, state, host.last_seen)
+    }
+
+    fn seen(&self, profile: &NodeProfile, usage: &NodeUsage, state: NodeState, last_seen: Timestamp) -> Node {
+        Node::of(profile, usage, Sighting { state, is_leader: self.leads(&profile.id), last_seen })
+    }
+
+    fn leads(&self, id: &NodeId) -> bool {
+        self.leadership.leader.as_ref() == Some(id)
     }
 
     /// A leader hears from everybody several times a second: it knows first who is silent, and who is back.
@@ -167,8 +180,7 @@ mod tests {
 
     use super::*;
     use crate::election::Reign;
-    use crate::placement::index::HostView;
-    use crate::types::{Ballot, BootInstant, ClusterMode, Timestamp, sample};
+    use crate::types::{Ballot, BootInstant, ClusterMode, sample};
 
     const OWN: &str = "aabb222222222222";
     const OTHER: &str = "aacc222222222222";
@@ -207,7 +219,9 @@ mod tests {
             incarnation: 1,
             state,
             mode: ClusterMode::Available,
-            node: Some(Arc::new(sample::node("two", OTHER))),
+            last_seen: Timestamp::default(),
+            profile: Some(Arc::new(sample::profile("two", OTHER))),
+            usage: NodeUsage::default(),
             sessions: [(session.id, Arc::new(session))].into(),
             catalogue: None,
         };
@@ -299,11 +313,13 @@ mod tests {
     fn who_told_its_leader_and_fell_silent_before_gossip_named_it_is_listed() {
         let mut known = with_another(NodeState::Unknown);
         let id: NodeId = OTHER.parse().unwrap();
-        let unnamed = Member { node: None, ..(*known.view.members[&id]).clone() };
+        let unnamed = Member { profile: None, ..(*known.view.members[&id]).clone() };
         known.view = Arc::new(ClusterView { members: [(id, Arc::new(unnamed))].into(), ..ClusterView::default() });
         assert_eq!(known.nodes().len(), 1, "nothing is known of it");
         let told = HostView {
-            node: Arc::new(sample::node("two", OTHER)),
+            profile: Arc::new(sample::profile("two", OTHER)),
+            usage: sample::usage(),
+            last_seen: Timestamp::default(),
             sessions: BTreeMap::new(),
             images: BTreeSet::new(),
             have: None,

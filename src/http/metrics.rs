@@ -171,7 +171,7 @@ impl Exposition {
 mod tests {
     use super::*;
     use crate::gossip::Member;
-    use crate::types::{ClusterMode, sample};
+    use crate::types::{ClusterMode, NodeUsage, Timestamp, sample};
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
@@ -197,7 +197,9 @@ mod tests {
             incarnation: 1,
             state: NodeState::Suspect,
             mode: ClusterMode::default(),
-            node: None,
+            last_seen: Timestamp::default(),
+            profile: None,
+            usage: NodeUsage::default(),
             sessions: BTreeMap::new(),
             catalogue: None,
         };

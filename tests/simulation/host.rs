@@ -14,7 +14,7 @@ use ostler::sessions::decide::{Book, Context, FAILING_STARTS, Report};
 use ostler::sessions::lifecycle::Order;
 use ostler::sessions::{Admit, Command, Config, Feed, Have, Record, Snapshot, Standing};
 use ostler::types::{
-    Ballot, Bytes, Condition, ConditionKind, Cores, Moment, Name, Node, NodeId, Period, Resources, RuntimeKind,
+    Ballot, Bytes, Condition, ConditionKind, Cores, Moment, Name, NodeId, NodeProfile, Period, Resources, RuntimeKind,
     Session, SessionId, Settings, Timestamp,
 };
 
@@ -269,8 +269,8 @@ impl Host {
         life.runners.insert(*session, runner);
     }
 
-    /// This node as everybody sees it.
-    pub(crate) fn node(&self, now: Moment) -> Node {
+    /// What this node is and has.
+    pub(crate) fn profile(&self, now: Moment) -> NodeProfile {
         let snapshot = &self.life.as_ref().unwrap().snapshot;
         let fails = snapshot.failing_starts >= FAILING_STARTS;
         let conditions = fails.then(|| Condition {
@@ -278,7 +278,7 @@ impl Host {
             since: Timestamp::default(),
             message: String::new(),
         });
-        view::describe(view::Seen {
+        view::profile(view::Seen {
             state: &self.state,
             report: &self.report,
             sessions: snapshot,
@@ -303,10 +303,11 @@ impl Host {
     pub(crate) fn have(&self) -> ostler::placement::Have {
         let snapshot = &self.life.as_ref().unwrap().snapshot;
         let sessions: Have = snapshot.feed.now();
-        let mut digest = DefaultHasher::new();
+        // Stands for a version: two states that differ must not have the same.
+        let mut version = DefaultHasher::new();
         let settings = &self.state.settings;
-        (snapshot.allocated, self.effective(), settings.enabled, snapshot.reserved.len()).hash(&mut digest);
-        (snapshot.failing_starts >= FAILING_STARTS).hash(&mut digest);
-        ostler::placement::Have { sessions, node_digest: digest.finish() }
+        (snapshot.allocated, self.effective(), settings.enabled, snapshot.reserved.len()).hash(&mut version);
+        (snapshot.failing_starts >= FAILING_STARTS).hash(&mut version);
+        ostler::placement::Have { sessions, node: version.finish() }
     }
 }

@@ -3,7 +3,7 @@
 use ostler::placement::{Have, HostReport};
 use ostler::runtime::Container;
 use ostler::sessions;
-use ostler::types::{Ballot, SessionId};
+use ostler::types::{Ballot, NodeUsage, SessionId};
 
 use crate::call::{Answer, Caller, Refused};
 use crate::cluster::Cluster;
@@ -185,10 +185,11 @@ impl Cluster {
         let (due, rest) = std::mem::take(&mut life.watchers).into_iter().partition(due);
         life.watchers = rest;
         for Watcher { caller, have: known, .. } in due {
-            let node = self.hosts[i].node(self.moment(i));
+            let now = self.moment(i);
+            let profile = self.hosts[i].profile(now);
             let changes = self.hosts[i].life.as_ref().unwrap().snapshot.since(known.map(|have| have.sessions));
-            let report =
-                HostReport { node, node_digest: have.node_digest, images: std::collections::BTreeSet::new(), changes };
+            let (images, usage) = (std::collections::BTreeSet::new(), NodeUsage::default());
+            let report = HostReport { profile, images, version: have.node, usage, at: now.wall, changes };
             self.answer(i, caller, Answer::Report(Ok(Box::new(report))));
         }
     }

@@ -2,7 +2,7 @@ use super::*;
 use crate::placement::HostReport;
 use crate::placement::flights::REMEMBERED_FOR;
 use crate::sessions::{Changes, Have, Held};
-use crate::types::{Bytes, Cores, Strategy, sample};
+use crate::types::{Bytes, Cores, Strategy, Timestamp, sample};
 
 const NOW: BootInstant = BootInstant::from_millis(1_000_000);
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -39,14 +39,14 @@ impl Leader {
     }
 
     fn hear(&mut self, host: usize, held: Vec<Held>) {
-        let mut node = sample::node(NAMES[host], id(host).as_str());
-        node.resources.cores.physical = Cores::whole(4);
-        node.resources.cores.effective = Cores::whole(4);
-        node.resources.memory_bytes.physical = Bytes::gib(64);
-        node.resources.memory_bytes.effective = Bytes::gib(64);
+        let mut profile = sample::profile(NAMES[host], id(host).as_str());
+        profile.physical = Resources::new(Cores::whole(4), Bytes::gib(64), 0);
+        profile.effective = profile.physical;
         let now = Have { incarnation: 1, version: 1 };
         let changes = Changes { now, whole: true, held, forgotten: Vec::new() };
-        self.book.index_mut().apply(&id(host), HostReport { node, node_digest: 0, images: BTreeSet::new(), changes });
+        let (usage, at) = (sample::usage(), Timestamp::default());
+        let report = HostReport { profile, images: BTreeSet::new(), version: 0, usage, at, changes };
+        self.book.index_mut().apply(&id(host), report);
     }
 
     fn lose(&mut self, host: usize) {
