@@ -50,15 +50,14 @@ impl Host {
         self.observer.node()
     }
 
-    /// What whoever has heard everything by now has.
-    fn have(&self) -> Have {
-        Have { sessions: self.sessions.snapshot().feed.now(), node: self.observer.observed().version }
-    }
-
     /// Returns once the leader knows how this host is now, or after a while.
     async fn is_known(&self) {
         let mut told = self.told.subscribe();
-        let known = told.wait_for(|told| *told == Some(self.have()));
+        let is_now = |have: Have| {
+            have.node == self.observer.observed().version
+                && !self.sessions.snapshot().feed.is_news_to(Some(have.sessions))
+        };
+        let known = told.wait_for(|told| told.is_some_and(is_now));
         let _ = tokio::time::timeout(KNOWN_WITHIN, known).await;
     }
 
@@ -259,8 +258,7 @@ async fn hold(
     // Nobody publishes any more once the daemon stops: what is known then is the answer.
     let _ = tokio::time::timeout(timeout, wanted).await;
     let snapshot = sessions.borrow();
-    let session = snapshot.sessions.get(id)?;
-    Some(Remembered { session: (**session).clone(), gone: snapshot.gone.contains(id) })
+    Some(Remembered { session: snapshot.document(id)?, gone: snapshot.gone.contains(id) })
 }
 
 fn is_met(wait: Wait, snapshot: &Snapshot, id: &SessionId) -> bool {
@@ -277,7 +275,7 @@ mod tests {
     use crate::types::sample;
 
     fn snapshot(state: SessionState, gone: bool) -> (Arc<Snapshot>, SessionId) {
-        let session = sample::session("k", "desktop", "alice", state);
+        let session = sample::session_profile("k", "desktop", "alice", state);
         let id = session.id;
         let mut snapshot = Snapshot::default();
         snapshot.sessions.insert(id, Arc::new(session));

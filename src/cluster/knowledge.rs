@@ -13,8 +13,8 @@ use crate::placement::Fleet;
 use crate::placement::index::HostView;
 use crate::sessions::Snapshot;
 use crate::types::{
-    List, Node, NodeId, NodeProfile, NodeState, NodeUsage, Remembered, Session, SessionFilter, SessionId, SessionState,
-    Sighting, Timestamp,
+    List, Node, NodeId, NodeProfile, NodeState, NodeUsage, Remembered, Session, SessionActivity, SessionFilter,
+    SessionId, SessionProfile, SessionState, Sighting, Timestamp,
 };
 
 /// What there is to know.
@@ -31,7 +31,9 @@ pub(super) struct Knowledge {
 
 /// A session in a list, without a copy of it.
 struct Seen<'a> {
-    session: &'a Session,
+    session: &'a SessionProfile,
+    /// `None` where only gossip tells of it.
+    activity: Option<&'a SessionActivity>,
     gone: bool,
     /// Its host cannot be asked: what it does now is not known.
     unknown: bool,
@@ -87,17 +89,25 @@ impl Knowledge {
     /// gone, then the later attempt.
     fn sessions(&self) -> BTreeMap<&SessionId, Seen<'_>> {
         let own = self.sessions.sessions.values();
-        let own = own.map(|session| Seen { session, gone: self.sessions.gone.contains(&session.id), unknown: false });
+        let own = own.map(|session| Seen {
+            session,
+            activity: self.sessions.activities.get(&session.id),
+            gone: self.sessions.gone.contains(&session.id),
+            unknown: false,
+        });
         let away =
             |id: &NodeId| self.view.members.get(id).is_some_and(|member| self.state_of(id, member) != NodeState::Alive);
         let told = self.fleet.hosts.iter().filter(|(id, _)| **id != self.own.id).flat_map(|(id, host)| {
             let unknown = away(id);
-            host.sessions.values().map(move |held| Seen { session: &held.session, gone: held.gone, unknown })
+            host.sessions.values().map(move |held| {
+                let activity = Some(&held.activity);
+                Seen { session: &held.session, activity, gone: held.gone, unknown }
+            })
         });
         let heard = self.view.members.iter().filter(|(id, _)| !self.fleet.hosts.contains_key(*id));
         let heard = heard.flat_map(|(id, member)| {
             let unknown = away(id);
-            member.sessions.values().map(move |session| Seen { session, gone: false, unknown })
+            member.sessions.values().map(move |session| Seen { session, activity: None, gone: false, unknown })
         });
         let rank = |seen: &Seen<'_>| (!seen.gone, seen.session.attempt);
         let mut all: BTreeMap<&SessionId, Seen<'_>> = BTreeMap::new();
@@ -141,7 +151,7 @@ impl Seen<'_> {
     }
 
     fn shown(&self) -> Session {
-        Session { state: self.state(), ..self.session.clone() }
+        Session { state: self.state(), ..Session::of(self.session, self.activity) }
     }
 }
 
@@ -201,7 +211,7 @@ mod tests {
         for (i, (user, state)) in
             [("alice", "running"), ("bob", "running"), ("alice", "stopped"), ("alice", "stopped")].iter().enumerate()
         {
-            let mut session = sample::session(&i.to_string(), "desktop", user, state.parse().unwrap());
+            let mut session = sample::session_profile(&i.to_string(), "desktop", user, state.parse().unwrap());
             session.created_at = Timestamp::from_millis(1000 - i64::try_from(i).unwrap());
             snapshot.sessions.insert(session.id, Arc::new(session));
         }
@@ -211,7 +221,7 @@ mod tests {
 
     /// Another node, heard of by gossip, with one session of its own.
     fn with_another(state: NodeState) -> Knowledge {
-        let mut session = sample::session("far", "desktop", "carol", SessionState::Running);
+        let mut session = sample::session_profile("far", "desktop", "carol", SessionState::Running);
         session.node = "two".parse().unwrap();
         session.node_id = OTHER.parse().unwrap();
         let member = Member {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::keys::Published;
 use crate::types::{
-    Bytes, ClusterMode, Cores, NodeId, NodeProfile, NodeUsage, Resources, RuntimeKind, RuntimeStatus, Session,
-    SessionId, SessionState, Settings, Timestamp,
+    Bytes, ClusterMode, Cores, NodeId, NodeProfile, NodeUsage, Resources, RuntimeKind, RuntimeStatus, SessionId,
+    SessionProfile, SessionState, Settings, Timestamp,
 };
 
 pub(super) fn id(n: u8) -> NodeId {
@@ -34,9 +34,9 @@ pub(super) fn profile(n: u8) -> NodeProfile {
 }
 
 /// The `which`th session of the `n`th node, running.
-pub(super) fn session(n: u8, which: u32) -> Arc<Session> {
+pub(super) fn session(n: u8, which: u32) -> Arc<SessionProfile> {
     let created_at = Timestamp::from_millis(1000 * i64::from(which));
-    Arc::new(Session {
+    Arc::new(SessionProfile {
         id: SessionId::of_key(&"c".parse().unwrap(), &format!("{n} {which}")),
         user: "alice".parse().unwrap(),
         workspace: "desktop".parse().unwrap(),
@@ -46,20 +46,16 @@ pub(super) fn session(n: u8, which: u32) -> Arc<Session> {
         node_id: id(n),
         container_id: None,
         state: SessionState::Running,
-        cores: Cores::whole(1),
-        memory_bytes: Bytes::gib(1),
-        gpus: 0,
+        resources: Resources::new(Cores::whole(1), Bytes::gib(1), 0),
         gpu_uuids: Vec::new(),
         endpoints: Vec::new(),
         created_at,
-        last_activity_at: created_at,
         expires_at: None,
         kept_alive_by: None,
         end_reason: None,
         exit_code: None,
         message: None,
         attempt: 1,
-        secret: None,
     })
 }
 
@@ -73,6 +69,6 @@ pub(super) fn published(n: u8, sessions: u32) -> Published {
     }
 }
 
-pub(super) fn by_id(sessions: &[Arc<Session>]) -> BTreeMap<SessionId, Arc<Session>> {
+pub(super) fn by_id(sessions: &[Arc<SessionProfile>]) -> BTreeMap<SessionId, Arc<SessionProfile>> {
     sessions.iter().map(|session| (session.id, Arc::clone(session))).collect()
 }

@@ -22,7 +22,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::election;
-use crate::types::{ClusterMode, Name, NodeId, NodeProfile, NodeState, NodeUsage, Session, SessionId, Timestamp};
+use crate::types::{
+    ClusterMode, Name, NodeId, NodeProfile, NodeState, NodeUsage, SessionId, SessionProfile, Timestamp,
+};
 
 /// What the gossip of this node is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,8 +125,8 @@ pub struct Member {
     pub profile: Option<Arc<NodeProfile>>,
     /// What was measured of it, rounded.
     pub usage: NodeUsage,
-    /// Its sessions that are not gone, without what changes from second to second.
-    pub sessions: BTreeMap<SessionId, Arc<Session>>,
+    /// Its sessions that are not gone.
+    pub sessions: BTreeMap<SessionId, Arc<SessionProfile>>,
     /// The digest of its catalogue.
     pub catalogue: Option<String>,
 }

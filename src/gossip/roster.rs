@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Member;
 use super::view::as_seen;
 use crate::store::{Change, Error, Records};
-use crate::types::{ClusterMode, NodeId, NodeProfile, NodeState, NodeUsage, Session, Timestamp};
+use crate::types::{ClusterMode, NodeId, NodeProfile, NodeState, NodeUsage, SessionProfile, Timestamp};
 
 const FILE: &str = "roster.redb";
 
@@ -44,7 +44,7 @@ struct Record {
     last_seen: Timestamp,
     profile: Option<Arc<NodeProfile>>,
     usage: NodeUsage,
-    sessions: Vec<Session>,
+    sessions: Vec<Arc<SessionProfile>>,
     catalogue: Option<String>,
 }
 
@@ -130,7 +130,7 @@ fn put(id: &NodeId, member: &Arc<Member>) -> Change {
         last_seen: member.last_seen,
         profile: member.profile.clone(),
         usage: member.usage.clone(),
-        sessions: member.sessions.values().map(|session| (**session).clone()).collect(),
+        sessions: member.sessions.values().map(Arc::clone).collect(),
         catalogue: member.catalogue.clone(),
     };
     Change::put(format!("{ROSTER}{id}"), &record)
@@ -158,7 +158,7 @@ fn parse(records: &Records) -> Kept {
 
 fn member(record: Record) -> Member {
     let state = if record.left { NodeState::Left } else { NodeState::Unknown };
-    let sessions = record.sessions.into_iter().map(|session| (session.id, Arc::new(session)));
+    let sessions = record.sessions.into_iter().map(|session| (session.id, session));
     Member {
         address: record.address,
         incarnation: record.incarnation,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::forgotten::{ECHO, Forgotten};
 use super::{ClusterView, Directory, Entry, Member};
 use crate::election::Members;
-use crate::types::{BootInstant, ClusterMode, Moment, NodeId, NodeState, Session, SessionId, SessionState};
+use crate::types::{BootInstant, ClusterMode, Moment, NodeId, NodeState, SessionId, SessionProfile, SessionState};
 
 /// Nodes that are remembered. Above it, those that are not alive and were seen longest ago are forgotten.
 pub const MAX_MEMBERS: usize = 10_000;
@@ -249,15 +249,15 @@ impl Membership {
 
 /// Of a node that is not alive, nobody can tell how its sessions are that had not ended.
 pub(super) fn as_seen(
-    sessions: &BTreeMap<SessionId, Arc<Session>>,
+    sessions: &BTreeMap<SessionId, Arc<SessionProfile>>,
     state: NodeState,
-) -> BTreeMap<SessionId, Arc<Session>> {
+) -> BTreeMap<SessionId, Arc<SessionProfile>> {
     let mut seen = sessions.clone();
     if state != NodeState::Alive {
         let uncertain =
-            |session: &&mut Arc<Session>| !session.state.has_ended() && session.state != SessionState::Unknown;
+            |session: &&mut Arc<SessionProfile>| !session.state.has_ended() && session.state != SessionState::Unknown;
         for session in seen.values_mut().filter(uncertain) {
-            *session = Arc::new(Session { state: SessionState::Unknown, ..(**session).clone() });
+            *session = Arc::new(SessionProfile { state: SessionState::Unknown, ..(**session).clone() });
         }
     }
     seen

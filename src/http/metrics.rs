@@ -183,7 +183,7 @@ mod tests {
         node.resources.cores.utilized = None;
         let mut sessions = Snapshot::default();
         for key in ["a", "b"] {
-            let session = sample::session(key, "desktop", "alice", SessionState::Running);
+            let session = sample::session_profile(key, "desktop", "alice", SessionState::Running);
             sessions.sessions.insert(session.id, Arc::new(session));
         }
         sessions.gone.insert(sample::session_id("b"));

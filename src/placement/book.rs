@@ -211,7 +211,7 @@ impl Book {
 
     fn known(&self, session: &SessionId, cx: Context<'_>) -> Option<Begun> {
         if let Some((host, held)) = self.index.holder(session) {
-            let session = Box::new(held.session.clone());
+            let session = Box::new(held.document());
             return Some(if cx.reign.reached.contains(host) {
                 Begun::Known { host: *host, session: Some(session) }
             } else {
@@ -224,7 +224,7 @@ impl Book {
         if self.index.knows(host) {
             return None; // it has told, and does not have it any more
         }
-        let session = Box::new((**remembered).clone());
+        let session = Box::new(Session::of(remembered, None));
         Some(if cx.reign.reached.contains(host) {
             Begun::Known { host: *host, session: Some(session) }
         } else {

@@ -218,8 +218,9 @@ mod tests {
     const HOST: &str = "aabb222222222222";
 
     fn held(key: &str) -> Held {
-        let session = sample::session(key, "desktop", "alice", SessionState::Running);
-        Held { session, ballot: Ballot { term: 1, node: id() }, gone: false, unplaced: false }
+        let session = sample::session_profile(key, "desktop", "alice", SessionState::Running);
+        let (activity, ballot) = (sample::activity(), Ballot { term: 1, node: id() });
+        Held { session, activity, ballot, gone: false, unplaced: false }
     }
 
     fn id() -> NodeId {

@@ -22,7 +22,9 @@ use super::{Admitted, Config, Error, Feed, Handle, QUEUE, Request, Snapshot};
 use crate::clock::Clock;
 use crate::ledger::Capacity;
 use crate::runtime::{Container, Error as RuntimeError, Event, Found, Health, Runtime};
-use crate::types::{Ballot, Explanation, Moment, Name, NodeId, Session, SessionId, SessionState};
+use crate::types::{
+    Ballot, Explanation, Moment, Name, NodeId, Session, SessionActivity, SessionId, SessionProfile, SessionState,
+};
 use crate::{capacity, node};
 
 /// Requests and reports decided on in one turn, and so made durable by one write.
@@ -82,7 +84,8 @@ struct Owner {
     reporter: mpsc::Sender<Envelope>,
     /// Sessions admitted in this turn: their containers cannot be there yet.
     fresh: BTreeSet<SessionId>,
-    published: BTreeMap<SessionId, Arc<Session>>,
+    published: BTreeMap<SessionId, Arc<SessionProfile>>,
+    activities: BTreeMap<SessionId, SessionActivity>,
     feed: Feed,
     /// Every session looks different now, not only those that changed.
     publish_all: bool,
@@ -155,6 +158,7 @@ impl Owner {
             reporter,
             fresh: BTreeSet::new(),
             published: BTreeMap::new(),
+            activities: BTreeMap::new(),
             feed: Feed::new(incarnation),
             publish_all: true,
             snapshot,
@@ -359,13 +363,19 @@ impl Owner {
         for id in &changed {
             self.direct_runner(id);
             let before = self.published.remove(id);
-            let (Ok(session), Some(record)) = (self.session(id), self.book.record(id)) else {
+            let activity_before = self.activities.remove(id);
+            let Some(record) = self.book.record(id) else {
                 self.feed.forget(id);
                 continue;
             };
+            let (session, activity) = (self.profile(record), record.activity());
             log_change(before.as_deref(), &session);
             self.feed.note(before.as_deref(), &session, Standing::of(record));
+            if activity_before.as_ref() != Some(&activity) {
+                self.feed.note_activity(id);
+            }
             self.published.insert(*id, Arc::new(session));
+            self.activities.insert(*id, activity);
         }
         self.fresh.clear();
         self.snapshot.send_replace(Arc::new(self.summary()));
@@ -376,6 +386,7 @@ impl Owner {
         let gpus = &self.capacity.borrow().gpus;
         Snapshot {
             sessions: self.published.clone(),
+            activities: self.activities.clone(),
             gone: records().filter(|record| record.is_gone()).map(|record| record.id).collect(),
             reserved: records().filter(|record| record.reserved).map(|record| record.id).collect(),
             allocated: self.book.ledger().allocated(),
@@ -436,13 +447,17 @@ impl Owner {
 
     fn session(&self, id: &SessionId) -> Result<Session, Error> {
         let record = self.book.record(id).ok_or(Error::NotFound(*id))?;
+        Ok(Session::of(&self.profile(record), Some(&record.activity())))
+    }
+
+    fn profile(&self, record: &Record) -> SessionProfile {
         let node = self.node.borrow();
-        let mut session = record.view(&node.name, &node.id, &self.endpoint_host, self.clock.now());
-        let unseen = !self.engine_up || self.book.is_out_of_sight(id);
+        let mut profile = record.profile(&node.name, &node.id, &self.endpoint_host, self.clock.now());
+        let unseen = !self.engine_up || self.book.is_out_of_sight(&record.id);
         if unseen && !record.is_gone() && !record.state.has_ended() {
-            session.state = SessionState::Unknown;
+            profile.state = SessionState::Unknown;
         }
-        Ok(session)
+        profile
     }
 
     /// For whoever made the session, and for a retry of the same request.
@@ -486,7 +501,7 @@ impl Owner {
 }
 
 /// One line for each step of a session's life.
-fn log_change(before: Option<&Session>, now: &Session) {
+fn log_change(before: Option<&SessionProfile>, now: &SessionProfile) {
     if before.is_some_and(|before| before.state == now.state) {
         return;
     }

@@ -34,7 +34,7 @@ pub use node::{
     NodeResources, NodeState, Prune, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,
 };
 pub use placement::{Explanation, NodeVerdict, Plan};
-pub use profile::{GpuProfile, GpuUsage, NodeProfile, NodeUsage};
+pub use profile::{GpuProfile, GpuUsage, NodeProfile, NodeUsage, SessionActivity, SessionProfile};
 pub use resources::{Dimension, Resources};
 pub use session::{
     EndReason, Endpoint, ExtendRequest, KeepaliveRequest, Protocol, Remembered, Session, SessionFilter, SessionRequest,

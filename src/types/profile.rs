@@ -1,11 +1,15 @@
-//! The two halves of a node, which travel apart inside the cluster: its profile, which changes only when something
-//! happened, and its usage, which changes with every reading. [`Node`](super::Node) is the document made of both.
+//! Nodes and sessions are two things each, which travel apart inside the cluster: a profile, which changes only when
+//! something happened, and what is measured. [`Node`](super::Node) and [`Session`](super::Session) are the documents
+//! made of both.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bytes, Condition, Cores, Disk, Drain, Name, NodeId, Resources, RuntimeStatus, Settings, Swap, Timestamp};
+use super::{
+    Bytes, Condition, Cores, Disk, Drain, EndReason, Endpoint, Name, NodeId, Resources, RuntimeStatus, SessionId,
+    SessionState, Settings, Swap, Timestamp, User,
+};
 
 /// What a node is and has, as its host says. Equal profiles mean that nothing happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,4 +69,37 @@ pub struct GpuUsage {
     pub utilization_percent: Option<f64>,
     pub temperature_celsius: Option<f64>,
     pub power_watts: Option<f64>,
+}
+
+/// What a session is, as its host says. Equal profiles mean that nothing happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionProfile {
+    pub id: SessionId,
+    pub user: User,
+    pub workspace: Name,
+    pub image: Option<String>,
+    pub image_digest: Option<String>,
+    pub node: Name,
+    pub node_id: NodeId,
+    pub container_id: Option<String>,
+    pub state: SessionState,
+    pub resources: Resources,
+    pub gpu_uuids: Vec<String>,
+    pub endpoints: Vec<Endpoint>,
+    pub created_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    pub kept_alive_by: Option<String>,
+    pub end_reason: Option<EndReason>,
+    pub exit_code: Option<i64>,
+    /// What went wrong, for a person.
+    pub message: Option<String>,
+    pub attempt: u32,
+}
+
+/// What goes on in a session while nothing happens to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionActivity {
+    pub last_activity_at: Timestamp,
+    /// How far its image is, while it is pulled.
+    pub progress: Option<String>,
 }

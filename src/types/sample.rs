@@ -1,8 +1,8 @@
 //! A node and sessions to test with.
 
 use super::{
-    Bytes, Cores, Node, NodeProfile, NodeState, NodeUsage, Resources, RuntimeKind, RuntimeStatus, Session, SessionId,
-    SessionState, Settings, Sighting, Timestamp,
+    Bytes, Cores, Node, NodeProfile, NodeState, NodeUsage, Resources, RuntimeKind, RuntimeStatus, Session,
+    SessionActivity, SessionId, SessionProfile, SessionState, Settings, Sighting, Timestamp,
 };
 
 /// A node of four cores and 4 GiB at rest.
@@ -41,7 +41,11 @@ pub(crate) fn session_id(key: &str) -> SessionId {
 
 /// A session of one core on node `one`.
 pub(crate) fn session(key: &str, workspace: &str, user: &str, state: SessionState) -> Session {
-    Session {
+    Session::of(&session_profile(key, workspace, user, state), None)
+}
+
+pub(crate) fn session_profile(key: &str, workspace: &str, user: &str, state: SessionState) -> SessionProfile {
+    SessionProfile {
         id: session_id(key),
         user: user.parse().unwrap(),
         workspace: workspace.parse().unwrap(),
@@ -51,19 +55,19 @@ pub(crate) fn session(key: &str, workspace: &str, user: &str, state: SessionStat
         node_id: "aabb222222222222".parse().unwrap(),
         container_id: None,
         state,
-        cores: Cores::whole(1),
-        memory_bytes: Bytes::gib(1),
-        gpus: 0,
+        resources: Resources::new(Cores::whole(1), Bytes::gib(1), 0),
         gpu_uuids: Vec::new(),
         endpoints: Vec::new(),
         created_at: Timestamp::default(),
-        last_activity_at: Timestamp::default(),
         expires_at: None,
         kept_alive_by: None,
         end_reason: None,
         exit_code: None,
         message: None,
         attempt: 1,
-        secret: None,
     }
+}
+
+pub(crate) fn activity() -> SessionActivity {
+    SessionActivity { last_activity_at: Timestamp::default(), progress: None }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ostler::gossip::Member;
 use ostler::placement;
 use ostler::types::{
-    Ballot, ClusterMode, Moment, Name, NodeId, NodeProfile, NodeState, NodeUsage, OnUnknown, Session, SessionId,
+    Ballot, ClusterMode, Moment, Name, NodeId, NodeProfile, NodeState, NodeUsage, OnUnknown, SessionId, SessionProfile,
     Strategy, Timestamp, Workspace,
 };
 
@@ -109,7 +109,7 @@ impl Cluster {
         &self,
         life: u64,
         profile: Option<Arc<NodeProfile>>,
-        sessions: BTreeMap<SessionId, Arc<Session>>,
+        sessions: BTreeMap<SessionId, Arc<SessionProfile>>,
     ) -> Member {
         Member {
             address: ([127, 0, 0, 1], 1).into(),

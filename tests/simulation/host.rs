@@ -15,7 +15,7 @@ use ostler::sessions::lifecycle::Order;
 use ostler::sessions::{Admit, Command, Config, Feed, Have, Record, Snapshot, Standing};
 use ostler::types::{
     Ballot, Bytes, Condition, ConditionKind, Cores, Moment, Name, NodeId, NodeProfile, Period, Resources, RuntimeKind,
-    Session, SessionId, Settings, Timestamp,
+    Session, SessionId, SessionProfile, Settings, Timestamp,
 };
 
 use crate::call::{Caller, Then};
@@ -224,22 +224,29 @@ impl Host {
     /// The session as everybody sees it.
     pub(crate) fn session(&self, id: &SessionId, now: Moment) -> Option<Session> {
         let record = self.life.as_ref()?.book.record(id)?;
-        Some(record.view(&self.state.name, &self.id, "host", now))
+        Some(Session::of(&self.session_profile(record, now), Some(&record.activity())))
+    }
+
+    fn session_profile(&self, record: &Record, now: Moment) -> SessionProfile {
+        record.profile(&self.state.name, &self.id, "host", now)
     }
 
     /// Tells everybody what changed, and answers the sessions whose runners have new orders.
     pub(crate) fn publish(&mut self, now: Moment) -> BTreeSet<SessionId> {
         let changed = self.life.as_mut().unwrap().book.take_unpublished();
         for id in &changed {
-            let seen = self.session(id, now);
+            let record = self.life.as_ref().unwrap().book.record(id);
+            let seen = record.map(|record| (self.session_profile(record, now), record.activity()));
             let life = self.life.as_mut().unwrap();
             let before = life.snapshot.sessions.remove(id);
-            let (Some(session), Some(record)) = (seen, life.book.record(id)) else {
+            life.snapshot.activities.remove(id);
+            let (Some((session, activity)), Some(record)) = (seen, life.book.record(id)) else {
                 life.snapshot.feed.forget(id);
                 continue;
             };
             life.snapshot.feed.note(before.as_deref(), &session, Standing::of(record));
             life.snapshot.sessions.insert(*id, Arc::new(session));
+            life.snapshot.activities.insert(*id, activity);
         }
         let life = self.life.as_mut().unwrap();
         let records = || life.book.records();
