@@ -76,6 +76,8 @@ impl Serves<Report> for Host {
         let (known, version) = (have.map(|have| have.sessions), have.map(|have| have.node));
         let news = self.sessions.changes(ballot, known, REPORT_PATIENCE);
         let changes = tokio::select! {
+            // A session that changes mostly changes its node, too: then the owner of sessions has been asked already.
+            biased;
             changes = news => changes?,
             // What a node has and offers is in every report: a change of it alone is reason for one.
             () = self.observer.differs_from(version) => self.sessions.changes(ballot, known, Duration::ZERO).await?,

@@ -194,6 +194,27 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_drains_is_the_same_however_far_apart_the_two_clocks_are_read() {
+        let (report, sessions) = (fixture::report(), Snapshot::default());
+        let facts = Facts { address: "h:1".to_owned(), version: "0".to_owned(), runtime: RuntimeKind::Docker };
+        let start = fixture::moment();
+        let deadline = Some(Deadline::after(start, Duration::from_secs(60)));
+        let drain = Some(DrainState { since: start.wall, deadline, stop_sessions: true, message: None });
+        let state = State { drain, ..fixture::state() };
+        let at = |now| {
+            let (state, report, sessions, facts) = (&state, &report, &sessions, &facts);
+            profile(Seen { state, report, sessions, health: &Health::Unknown, conditions: &[], facts, now })
+        };
+        for tick in 0..40 {
+            let now = start.plus(Duration::from_millis(5003 * tick));
+            for apart in [-20, -1, 0, 1, 20] {
+                let wall = Timestamp::from_millis(now.wall.millis() + apart);
+                assert_eq!(at(Moment { wall, ..now }), at(start));
+            }
+        }
+    }
+
+    #[test]
     fn the_runtime_says_whether_it_answers() {
         let info = EngineInfo {
             version: "29.1".to_owned(),
