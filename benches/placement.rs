@@ -16,8 +16,8 @@ use ostler::placement::plan::{Wanted, plan};
 use ostler::placement::{Config, HostReport};
 use ostler::sessions::{Changes, Have};
 use ostler::types::{
-    Ballot, BootInstant, Bytes, Cores, Figures, Name, Node, NodeId, NodeResources, NodeState, OnUnknown, Resources,
-    RuntimeKind, RuntimeStatus, SessionId, Settings, Strategy, Timestamp, Workspace,
+    Ballot, BootInstant, Bytes, Cores, Name, NodeId, NodeProfile, NodeUsage, OnUnknown, Resources, RuntimeKind,
+    RuntimeStatus, SessionId, Settings, Strategy, Timestamp, Workspace,
 };
 
 const NODES: [usize; 4] = [10, 100, 1_000, 10_000];
@@ -48,7 +48,7 @@ fn bare_scan(bencher: Bencher<'_, '_>, nodes: usize) {
 fn bare_scan_of_nodes(bencher: Bencher<'_, '_>, nodes: usize) {
     let fleet = fleet(nodes);
     let wanted = workspace(1).resources();
-    let figures = |fleet: &[Arc<Node>]| best(fleet.iter().map(|node| Packed::of(node)), black_box(wanted));
+    let figures = |fleet: &[Arc<NodeProfile>]| best(fleet.iter().map(|node| Packed::of(node)), black_box(wanted));
     bencher.counter(ItemsCount::new(1_u32)).bench_local(|| figures(black_box(&fleet)));
 }
 
@@ -77,8 +77,9 @@ fn book_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
         let now = Have { incarnation: 1, version: 1 };
         let changes = Changes { now, whole: true, held: Vec::new(), forgotten: Vec::new() };
         let id = node.id;
-        book.index_mut()
-            .apply(&id, HostReport { node: Node::clone(&node), node_digest: 0, images: BTreeSet::new(), changes });
+        let profile = NodeProfile::clone(&node);
+        let (images, usage, at) = (BTreeSet::new(), NodeUsage::default(), Timestamp::default());
+        book.index_mut().apply(&id, HostReport { profile, images, version: 0, usage, at, changes });
     }
     let ballot = Ballot { term: 1, node: id(0) };
     let reign = Reign { ballot, electorate: all.clone(), needed: all.len() / 2 + 1, reached: all, lease: NOW };
@@ -115,13 +116,8 @@ struct Packed {
 }
 
 impl Packed {
-    const fn of(node: &Node) -> Self {
-        let NodeResources { cores, memory_bytes: memory, gpus } = &node.resources;
-        Self {
-            physical: Resources::new(cores.physical, memory.physical, gpus.physical),
-            effective: Resources::new(cores.effective, memory.effective, gpus.effective),
-            allocated: Resources::new(cores.allocated, memory.allocated, gpus.allocated),
-        }
+    const fn of(node: &NodeProfile) -> Self {
+        Self { physical: node.physical, effective: node.effective, allocated: node.allocated }
     }
 }
 
@@ -144,52 +140,31 @@ fn best(nodes: impl Iterator<Item = Packed>, wanted: Resources) -> Option<usize>
     best.map(|(_, i)| i)
 }
 
-fn fleet(nodes: usize) -> Vec<Arc<Node>> {
+fn fleet(nodes: usize) -> Vec<Arc<NodeProfile>> {
     (0..nodes).map(|i| Arc::new(node(i))).collect()
 }
 
-fn node(i: usize) -> Node {
+fn node(i: usize) -> NodeProfile {
     let spread = u32::try_from(i).expect("a small number").wrapping_mul(2_654_435_761);
     let gpus = if i % ONE_OF == 1 { 0 } else { GPUS };
     let used = if i % ONE_OF == 2 { CORES } else { spread % (CORES / 2) };
     let memory = Bytes::gib(u64::from(spread % 100));
-    let resources = NodeResources {
-        cores: figures(Cores::whole(CORES), Cores::whole(used)),
-        memory_bytes: figures(MEMORY, memory),
-        gpus: figures(gpus, gpus / 2),
-    };
-    Node {
+    let physical = Resources::new(Cores::whole(CORES), MEMORY, gpus);
+    NodeProfile {
         id: id(i),
         name: name(&format!("node-{i}")),
         address: "192.0.2.1:7480".to_owned(),
         version: "0.1.0".to_owned(),
-        state: NodeState::Alive,
-        enabled: true,
-        is_leader: i == 0,
-        last_seen: Timestamp::default(),
         runtime: RuntimeStatus { kind: RuntimeKind::Process, version: None, available: true, message: None },
-        resources,
-        disk: None,
-        swap: None,
-        load: None,
+        physical,
+        effective: physical,
+        allocated: Resources::new(Cores::whole(used), memory, gpus / 2),
         gpus: Vec::new(),
         sessions: used,
         settings: Settings::default(),
         declared_settings: Vec::new(),
         drain: None,
         conditions: Vec::new(),
-    }
-}
-
-fn figures<T: Copy + Default>(physical: T, allocated: T) -> Figures<T> {
-    Figures {
-        physical,
-        override_: T::default(),
-        effective: physical,
-        allocated,
-        available: physical,
-        utilized: None,
-        utilized_at: None,
     }
 }
 

@@ -214,26 +214,24 @@ impl Daemon {
         });
 
         let facts = observe::Facts { address: endpoint_host, version: VERSION.to_owned(), runtime: runtime.kind() };
-        let observer = observe::Observer::new(
-            node.clone(),
-            capacity.clone(),
-            sessions.watch(),
-            runtime.health(),
-            conditions,
-            facts,
-            clock.clone(),
-        );
         let (publish_images, images) = watch::channel(cluster::images::Images::default());
         let images_task = cluster::images::spawn(runtime.clone(), catalogue.watch(), sessions.watch(), publish_images);
+        let sources = observe::Sources {
+            node: node.watch(),
+            report: capacity.watch(),
+            sessions: sessions.watch(),
+            health: runtime.health(),
+            conditions,
+            images,
+        };
+        let observer = observe::Observer::new(sources, facts, clock.clone());
         let host = Host {
-            observer: observer.clone(),
+            observer,
             settings: node,
-            capacity,
             sessions: sessions.clone(),
             catalogue: catalogue.clone(),
             election: election.clone(),
             told: Arc::default(),
-            images: images.clone(),
             gossip: Arc::default(),
         };
         let hosts = Mesh::new(me, host.clone(), peers);
@@ -349,7 +347,8 @@ fn published(host: Host, mode: ClusterMode) -> gossip::task::Source {
         let sessions = host.sessions.snapshot();
         let here = sessions.sessions.iter().filter(|(id, _)| !sessions.gone.contains(*id));
         gossip::keys::Published {
-            node: host.node(),
+            profile: host.observer.observed().profile,
+            usage: host.observer.usage(),
             sessions: here.map(|(_, session)| Arc::clone(session)).collect(),
             catalogue: host.catalogue.snapshot().digest.clone(),
             mode,

@@ -1,26 +1,24 @@
 //! What this node does as a host, whoever asks: its own sessions, settings and volumes.
 
 use std::collections::BTreeSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::images::Images;
 use super::rpc::Serves;
 use super::volumes;
-use crate::observe::Observer;
+use crate::observe::{Observed, Observer};
 use crate::placement::{Have, HostReport};
 use crate::sessions::Snapshot;
-use crate::types::{Node, Remembered, SessionId, SessionState, Timestamp, Volume, Wait};
+use crate::types::{Node, NodeProfile, Remembered, SessionId, SessionState, Volume, Wait};
 use crate::wire::Document;
 use crate::wire::message::{
     Admit, AdmitError, Claim, Command, Compare, Describe, Drain, Explain, Find, Forget, Hold, Keep, Patch,
     RemoveVolume, Report, Secret, Undrain, Volumes,
 };
-use crate::{capacity, catalogue, election, gossip, node, sessions};
+use crate::{catalogue, election, gossip, node, sessions};
 
 /// How long a report waits for something to tell.
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
@@ -38,14 +36,11 @@ pub struct Host {
     /// This node as everybody sees it.
     pub observer: Observer,
     pub settings: node::Handle,
-    pub capacity: capacity::Handle,
     pub sessions: sessions::Handle,
     pub catalogue: catalogue::Handle,
     pub election: election::Handle,
     /// What the leader has of this host, as it said last.
     pub told: Arc<watch::Sender<Option<Have>>>,
-    /// The images of the catalogue that are here.
-    pub images: watch::Receiver<Images>,
     /// Once gossip has begun, which tells of this host: it is made after it.
     pub gossip: Arc<OnceLock<gossip::Handle>>,
 }
@@ -55,40 +50,14 @@ impl Host {
         self.observer.node()
     }
 
-    /// Returns once this node is otherwise than whoever has this digest of it believes.
-    async fn differs_from(&self, digest: Option<u64>) {
-        let mut state = self.settings.watch();
-        let mut capacity = self.capacity.watch();
-        let mut conditions = self.observer.watch_conditions();
-        let mut images = self.images.clone();
-        images.mark_unchanged();
-        state.mark_unchanged();
-        capacity.mark_unchanged();
-        conditions.mark_unchanged();
-        while digest == Some(self.digest()) {
-            tokio::select! {
-                Ok(()) = state.changed() => {}
-                Ok(()) = capacity.changed() => {}
-                Ok(()) = conditions.changed() => {}
-                Ok(()) = images.changed() => {}
-                else => std::future::pending().await,
-            }
-        }
-    }
-
-    /// What whoever has heard everything by now has.
-    fn have(&self) -> Have {
-        Have { sessions: self.sessions.snapshot().feed.now(), node_digest: self.digest() }
-    }
-
-    fn digest(&self) -> u64 {
-        digest_of(&self.node(), &self.images.borrow())
-    }
-
     /// Returns once the leader knows how this host is now, or after a while.
     async fn is_known(&self) {
         let mut told = self.told.subscribe();
-        let known = told.wait_for(|told| *told == Some(self.have()));
+        let is_now = |have: Have| {
+            have.node == self.observer.observed().version
+                && !self.sessions.snapshot().feed.is_news_to(Some(have.sessions))
+        };
+        let known = told.wait_for(|told| told.is_some_and(is_now));
         let _ = tokio::time::timeout(KNOWN_WITHIN, known).await;
     }
 
@@ -104,15 +73,24 @@ impl Serves<Report> for Host {
     async fn serve(&self, Report { ballot, have }: Report) -> Result<Document<HostReport>, election::Stale> {
         self.election.adopt(&ballot).await?;
         self.told.send_replace(have);
-        let (known, digest) = (have.map(|have| have.sessions), have.map(|have| have.node_digest));
+        let (known, version) = (have.map(|have| have.sessions), have.map(|have| have.node));
         let news = self.sessions.changes(ballot, known, REPORT_PATIENCE);
         let changes = tokio::select! {
+            // A session that changes mostly changes its node, too: then the owner of sessions has been asked already.
+            biased;
             changes = news => changes?,
             // What a node has and offers is in every report: a change of it alone is reason for one.
-            () = self.differs_from(digest) => self.sessions.changes(ballot, known, Duration::ZERO).await?,
+            () = self.observer.differs_from(version) => self.sessions.changes(ballot, known, Duration::ZERO).await?,
         };
-        let (node, images) = (self.node(), self.images.borrow().clone());
-        Ok(Document(HostReport { node_digest: digest_of(&node, &images), node, images: (*images).clone(), changes }))
+        let Observed { version, profile, images } = self.observer.observed();
+        Ok(Document(HostReport {
+            profile: NodeProfile::clone(&profile),
+            images: BTreeSet::clone(&images),
+            version,
+            usage: self.observer.usage(),
+            at: self.observer.now(),
+            changes,
+        }))
     }
 }
 
@@ -271,23 +249,6 @@ impl Serves<election::Request> for Host {
     }
 }
 
-/// Stands for what matters of a node to whoever places sessions: not what is measured from second to second.
-fn digest_of(node: &Node, images: &BTreeSet<String>) -> u64 {
-    let mut steady = node.clone();
-    steady.last_seen = Timestamp::default();
-    steady.load = None;
-    steady.swap = None;
-    steady.disk = None;
-    let resources = &mut steady.resources;
-    (resources.cores.utilized, resources.cores.utilized_at) = (None, None);
-    (resources.memory_bytes.utilized, resources.memory_bytes.utilized_at) = (None, None);
-    let text = serde_json::to_vec(&steady).expect("a node of strings, numbers and lists always serialises");
-    let mut hasher = DefaultHasher::new();
-    hasher.write(&text);
-    images.hash(&mut hasher);
-    hasher.finish()
-}
-
 /// The session once it is as wanted or the time is up; `None` where it is not known.
 async fn hold(
     mut sessions: watch::Receiver<Arc<Snapshot>>,
@@ -299,8 +260,7 @@ async fn hold(
     // Nobody publishes any more once the daemon stops: what is known then is the answer.
     let _ = tokio::time::timeout(timeout, wanted).await;
     let snapshot = sessions.borrow();
-    let session = snapshot.sessions.get(id)?;
-    Some(Remembered { session: (**session).clone(), gone: snapshot.gone.contains(id) })
+    Some(Remembered { session: snapshot.document(id)?, gone: snapshot.gone.contains(id) })
 }
 
 fn is_met(wait: Wait, snapshot: &Snapshot, id: &SessionId) -> bool {
@@ -317,7 +277,7 @@ mod tests {
     use crate::types::sample;
 
     fn snapshot(state: SessionState, gone: bool) -> (Arc<Snapshot>, SessionId) {
-        let session = sample::session("k", "desktop", "alice", state);
+        let session = sample::session_profile("k", "desktop", "alice", state);
         let id = session.id;
         let mut snapshot = Snapshot::default();
         snapshot.sessions.insert(id, Arc::new(session));

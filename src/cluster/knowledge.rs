@@ -10,8 +10,12 @@ use super::Error;
 use crate::election::Leadership;
 use crate::gossip::{ClusterView, Member};
 use crate::placement::Fleet;
+use crate::placement::index::HostView;
 use crate::sessions::Snapshot;
-use crate::types::{List, Node, NodeId, NodeState, Remembered, Session, SessionFilter, SessionId, SessionState};
+use crate::types::{
+    List, Node, NodeId, NodeProfile, NodeState, NodeUsage, Remembered, Session, SessionActivity, SessionFilter,
+    SessionId, SessionProfile, SessionState, Sighting, Timestamp,
+};
 
 /// What there is to know.
 pub(super) struct Knowledge {
@@ -27,7 +31,9 @@ pub(super) struct Knowledge {
 
 /// A session in a list, without a copy of it.
 struct Seen<'a> {
-    session: &'a Session,
+    session: &'a SessionProfile,
+    /// `None` where only gossip tells of it.
+    activity: Option<&'a SessionActivity>,
     gone: bool,
     /// Its host cannot be asked: what it does now is not known.
     unknown: bool,
@@ -36,29 +42,38 @@ struct Seen<'a> {
 impl Knowledge {
     /// Every node, by name.
     pub(super) fn nodes(&self) -> Vec<Node> {
-        let leader = self.leadership.leader.as_ref();
+        let own = Node { is_leader: self.leads(&self.own.id), ..self.own.clone() };
         let others = self.view.members.iter().filter_map(|(id, member)| self.other(id, member));
         // A host may have told its leader before gossip brought its name.
         let told =
             self.fleet.hosts.iter().filter(|(id, _)| !self.view.members.contains_key(*id) && **id != self.own.id);
-        let told = told.map(|(_, host)| (*host.node).clone());
-        let mut nodes: Vec<Node> = std::iter::once(self.own.clone()).chain(others).chain(told).collect();
-        for node in &mut nodes {
-            node.is_leader = leader == Some(&node.id);
-        }
+        let told = told.map(|(_, host)| self.told(host, NodeState::Alive));
+        let mut nodes: Vec<Node> = std::iter::once(own).chain(others).chain(told).collect();
         nodes.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         nodes
     }
 
     fn other(&self, id: &NodeId, member: &Member) -> Option<Node> {
         let state = self.state_of(id, member);
-        let told = self.fleet.hosts.get(id).map(|told| &told.node);
-        let node = match told.filter(|_| state == NodeState::Alive) {
-            Some(fresh) => fresh,
+        let told = self.fleet.hosts.get(id);
+        match (told, &member.profile) {
+            (Some(fresh), _) if state == NodeState::Alive => Some(self.told(fresh, state)),
+            (_, Some(profile)) => Some(self.seen(profile, &member.usage, state, member.last_seen)),
             // It may have fallen silent before gossip brought what it is.
-            None => member.node.as_ref().or(told)?,
-        };
-        Some(Node { state, ..(**node).clone() })
+            (told, None) => Some(self.told(told?, state)),
+        }
+    }
+
+    fn told(&self, host: &HostView, state: NodeState) -> Node {
+        self.seen(&host.profile, &host.usage, state, host.last_seen)
+    }
+
+    fn seen(&self, profile: &NodeProfile, usage: &NodeUsage, state: NodeState, last_seen: Timestamp) -> Node {
+        Node::of(profile, usage, Sighting { state, is_leader: self.leads(&profile.id), last_seen })
+    }
+
+    fn leads(&self, id: &NodeId) -> bool {
+        self.leadership.leader.as_ref() == Some(id)
     }
 
     /// A leader hears from everybody several times a second: it knows first who is silent, and who is back.
@@ -74,17 +89,25 @@ impl Knowledge {
     /// gone, then the later attempt.
     fn sessions(&self) -> BTreeMap<&SessionId, Seen<'_>> {
         let own = self.sessions.sessions.values();
-        let own = own.map(|session| Seen { session, gone: self.sessions.gone.contains(&session.id), unknown: false });
+        let own = own.map(|session| Seen {
+            session,
+            activity: self.sessions.activities.get(&session.id),
+            gone: self.sessions.gone.contains(&session.id),
+            unknown: false,
+        });
         let away =
             |id: &NodeId| self.view.members.get(id).is_some_and(|member| self.state_of(id, member) != NodeState::Alive);
         let told = self.fleet.hosts.iter().filter(|(id, _)| **id != self.own.id).flat_map(|(id, host)| {
             let unknown = away(id);
-            host.sessions.values().map(move |held| Seen { session: &held.session, gone: held.gone, unknown })
+            host.sessions.values().map(move |held| {
+                let activity = Some(&held.activity);
+                Seen { session: &held.session, activity, gone: held.gone, unknown }
+            })
         });
         let heard = self.view.members.iter().filter(|(id, _)| !self.fleet.hosts.contains_key(*id));
         let heard = heard.flat_map(|(id, member)| {
             let unknown = away(id);
-            member.sessions.values().map(move |session| Seen { session, gone: false, unknown })
+            member.sessions.values().map(move |session| Seen { session, activity: None, gone: false, unknown })
         });
         let rank = |seen: &Seen<'_>| (!seen.gone, seen.session.attempt);
         let mut all: BTreeMap<&SessionId, Seen<'_>> = BTreeMap::new();
@@ -128,7 +151,7 @@ impl Seen<'_> {
     }
 
     fn shown(&self) -> Session {
-        Session { state: self.state(), ..self.session.clone() }
+        Session { state: self.state(), ..Session::of(self.session, self.activity) }
     }
 }
 
@@ -167,8 +190,7 @@ mod tests {
 
     use super::*;
     use crate::election::Reign;
-    use crate::placement::index::HostView;
-    use crate::types::{Ballot, BootInstant, ClusterMode, Timestamp, sample};
+    use crate::types::{Ballot, BootInstant, ClusterMode, sample};
 
     const OWN: &str = "aabb222222222222";
     const OTHER: &str = "aacc222222222222";
@@ -189,7 +211,7 @@ mod tests {
         for (i, (user, state)) in
             [("alice", "running"), ("bob", "running"), ("alice", "stopped"), ("alice", "stopped")].iter().enumerate()
         {
-            let mut session = sample::session(&i.to_string(), "desktop", user, state.parse().unwrap());
+            let mut session = sample::session_profile(&i.to_string(), "desktop", user, state.parse().unwrap());
             session.created_at = Timestamp::from_millis(1000 - i64::try_from(i).unwrap());
             snapshot.sessions.insert(session.id, Arc::new(session));
         }
@@ -199,7 +221,7 @@ mod tests {
 
     /// Another node, heard of by gossip, with one session of its own.
     fn with_another(state: NodeState) -> Knowledge {
-        let mut session = sample::session("far", "desktop", "carol", SessionState::Running);
+        let mut session = sample::session_profile("far", "desktop", "carol", SessionState::Running);
         session.node = "two".parse().unwrap();
         session.node_id = OTHER.parse().unwrap();
         let member = Member {
@@ -207,7 +229,9 @@ mod tests {
             incarnation: 1,
             state,
             mode: ClusterMode::Available,
-            node: Some(Arc::new(sample::node("two", OTHER))),
+            last_seen: Timestamp::default(),
+            profile: Some(Arc::new(sample::profile("two", OTHER))),
+            usage: NodeUsage::default(),
             sessions: [(session.id, Arc::new(session))].into(),
             catalogue: None,
         };
@@ -299,11 +323,13 @@ mod tests {
     fn who_told_its_leader_and_fell_silent_before_gossip_named_it_is_listed() {
         let mut known = with_another(NodeState::Unknown);
         let id: NodeId = OTHER.parse().unwrap();
-        let unnamed = Member { node: None, ..(*known.view.members[&id]).clone() };
+        let unnamed = Member { profile: None, ..(*known.view.members[&id]).clone() };
         known.view = Arc::new(ClusterView { members: [(id, Arc::new(unnamed))].into(), ..ClusterView::default() });
         assert_eq!(known.nodes().len(), 1, "nothing is known of it");
         let told = HostView {
-            node: Arc::new(sample::node("two", OTHER)),
+            profile: Arc::new(sample::profile("two", OTHER)),
+            usage: sample::usage(),
+            last_seen: Timestamp::default(),
             sessions: BTreeMap::new(),
             images: BTreeSet::new(),
             have: None,

@@ -147,8 +147,8 @@ impl Cluster {
 
     /// What gossip says of it; until that has come, what it said when it was connected.
     fn known_name(&self, node: &NodeId) -> Option<Name> {
-        let gossiped = self.leader.view.borrow().members.get(node).and_then(|member| member.node.clone());
-        let named = gossiped.map(|node| node.name.clone());
+        let gossiped = self.leader.view.borrow().members.get(node).and_then(|member| member.profile.clone());
+        let named = gossiped.map(|profile| profile.name.clone());
         named.or_else(|| Some(self.mesh.net()?.hello_of(node)?.name.clone()))
     }
 

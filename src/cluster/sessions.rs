@@ -173,9 +173,9 @@ impl Cluster {
     fn own(&self, id: &str) -> Option<Remembered> {
         let id: SessionId = id.parse().ok()?;
         let snapshot = self.host().sessions.snapshot();
-        let session = snapshot.sessions.get(&id)?;
+        let session = snapshot.document(&id)?;
         let gone = snapshot.gone.contains(&id);
         // What is gone here may live on elsewhere.
-        (!gone).then(|| Remembered { session: (**session).clone(), gone })
+        (!gone).then_some(Remembered { session, gone })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::types::{Name, Session, SessionId, Volume, Workspace};
+use crate::types::{Name, SessionId, SessionProfile, Volume, Workspace};
 use crate::{catalogue, sessions};
 
 /// The volumes of a node by name, each with its users.
@@ -34,7 +34,7 @@ pub(super) fn users(
     users
 }
 
-fn names(workspace: &Workspace, session: &Session) -> impl Iterator<Item = String> {
+fn names(workspace: &Workspace, session: &SessionProfile) -> impl Iterator<Item = String> {
     let fill = |template: &str| {
         template.replace("{user}", session.user.as_str()).replace("{workspace}", workspace.name.as_str())
     };
@@ -63,7 +63,7 @@ mod tests {
         };
         let mut sessions = sessions::Snapshot::default();
         for (key, state) in [("a", SessionState::Running), ("b", SessionState::Stopped), ("c", SessionState::Stopped)] {
-            let session = sample::session(key, "desktop", "alice", state);
+            let session = sample::session_profile(key, "desktop", "alice", state);
             sessions.sessions.insert(session.id, Arc::new(session));
         }
         let gone = sample::session("c", "desktop", "alice", SessionState::Stopped).id;

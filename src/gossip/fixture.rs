@@ -5,44 +5,25 @@ use std::sync::Arc;
 
 use super::keys::Published;
 use crate::types::{
-    Bytes, ClusterMode, Cores, Disk, Figures, Node, NodeId, NodeResources, NodeState, RuntimeKind, RuntimeStatus,
-    Session, SessionId, SessionState, Settings, Timestamp,
+    Bytes, ClusterMode, Cores, NodeId, NodeProfile, NodeUsage, Resources, RuntimeKind, RuntimeStatus, SessionId,
+    SessionProfile, SessionState, Settings, Timestamp,
 };
 
 pub(super) fn id(n: u8) -> NodeId {
     NodeId::from_bytes([n; 10])
 }
 
-pub(super) fn node(n: u8) -> Node {
-    fn figures<T: Copy>(physical: T, none: T) -> Figures<T> {
-        Figures {
-            physical,
-            override_: none,
-            effective: physical,
-            allocated: none,
-            available: physical,
-            utilized: None,
-            utilized_at: None,
-        }
-    }
-    Node {
+pub(super) fn profile(n: u8) -> NodeProfile {
+    let physical = Resources::new(Cores::whole(6), Bytes::gib(6), 0);
+    NodeProfile {
         id: id(n),
         name: format!("n{n}").parse().unwrap(),
         address: format!("127.0.0.1:{n}"),
         version: "0".to_owned(),
-        state: NodeState::Alive,
-        enabled: true,
-        is_leader: false,
-        last_seen: Timestamp::from_millis(1_000_000),
         runtime: RuntimeStatus { kind: RuntimeKind::Docker, version: None, available: true, message: None },
-        resources: NodeResources {
-            cores: figures(Cores::whole(6), Cores::ZERO),
-            memory_bytes: figures(Bytes::gib(6), Bytes::ZERO),
-            gpus: figures(0, 0),
-        },
-        disk: Some(Disk { path: "/".to_owned(), total_bytes: Bytes::gib(100), free_bytes: Bytes::gib(50) }),
-        swap: None,
-        load: None,
+        physical,
+        effective: physical,
+        allocated: Resources::ZERO,
         gpus: Vec::new(),
         sessions: 0,
         settings: Settings::default(),
@@ -53,9 +34,9 @@ pub(super) fn node(n: u8) -> Node {
 }
 
 /// The `which`th session of the `n`th node, running.
-pub(super) fn session(n: u8, which: u32) -> Arc<Session> {
+pub(super) fn session(n: u8, which: u32) -> Arc<SessionProfile> {
     let created_at = Timestamp::from_millis(1000 * i64::from(which));
-    Arc::new(Session {
+    Arc::new(SessionProfile {
         id: SessionId::of_key(&"c".parse().unwrap(), &format!("{n} {which}")),
         user: "alice".parse().unwrap(),
         workspace: "desktop".parse().unwrap(),
@@ -65,32 +46,29 @@ pub(super) fn session(n: u8, which: u32) -> Arc<Session> {
         node_id: id(n),
         container_id: None,
         state: SessionState::Running,
-        cores: Cores::whole(1),
-        memory_bytes: Bytes::gib(1),
-        gpus: 0,
+        resources: Resources::new(Cores::whole(1), Bytes::gib(1), 0),
         gpu_uuids: Vec::new(),
         endpoints: Vec::new(),
         created_at,
-        last_activity_at: created_at,
         expires_at: None,
         kept_alive_by: None,
         end_reason: None,
         exit_code: None,
         message: None,
         attempt: 1,
-        secret: None,
     })
 }
 
 pub(super) fn published(n: u8, sessions: u32) -> Published {
     Published {
-        node: node(n),
+        profile: Arc::new(profile(n)),
+        usage: NodeUsage::default(),
         sessions: (0..sessions).map(|which| session(n, which)).collect(),
         catalogue: format!("digest {n}"),
         mode: ClusterMode::Available,
     }
 }
 
-pub(super) fn by_id(sessions: &[Arc<Session>]) -> BTreeMap<SessionId, Arc<Session>> {
+pub(super) fn by_id(sessions: &[Arc<SessionProfile>]) -> BTreeMap<SessionId, Arc<SessionProfile>> {
     sessions.iter().map(|session| (session.id, Arc::clone(session))).collect()
 }

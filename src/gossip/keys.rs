@@ -10,14 +10,16 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Bytes, ClusterMode, Cores, Disk, Node, NodeId, NodeState, Session, SessionId, Timestamp};
+use crate::types::{
+    Bytes, ClusterMode, Cores, Disk, GpuUsage, NodeId, NodeProfile, NodeUsage, SessionId, SessionProfile, Timestamp,
+};
 
 /// Bytes in one value. A value above 64 KiB would never spread, and block every later key.
 pub const MAX_VALUE: usize = 8 << 10;
 /// Sessions of one node that are told to the others.
 pub const MAX_SESSIONS: usize = 512;
 
-/// The node, without what is measured.
+/// The node's profile.
 pub const NODE: &str = "node";
 /// What is measured. Whoever publishes writes it less often than the rest.
 pub const LOAD: &str = "load";
@@ -34,15 +36,14 @@ const CORES_STEP_MILLI: u64 = 100;
 const MEMORY_STEP: u64 = 64 << 20;
 /// Free disk is told in these steps.
 const DISK_STEP: u64 = 1 << 30;
-/// Deadlines are made of two clocks, and would change by a millisecond each time they are shown.
-const DEADLINE_STEP_MILLIS: i64 = 1000;
 
 /// What a node has to say.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Published {
-    pub node: Node,
+    pub profile: Arc<NodeProfile>,
+    pub usage: NodeUsage,
     /// Those that are not gone.
-    pub sessions: Vec<Arc<Session>>,
+    pub sessions: Vec<Arc<SessionProfile>>,
     /// The digest of its catalogue.
     pub catalogue: String,
     pub mode: ClusterMode,
@@ -51,19 +52,54 @@ pub struct Published {
 /// What was heard of a node.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Heard {
-    pub node: Option<Node>,
-    pub sessions: BTreeMap<SessionId, Arc<Session>>,
+    pub profile: Option<Arc<NodeProfile>>,
+    /// Rounded.
+    pub usage: Option<NodeUsage>,
+    pub sessions: BTreeMap<SessionId, Arc<SessionProfile>>,
     pub catalogue: Option<String>,
     pub mode: Option<ClusterMode>,
     pub left: bool,
 }
 
-/// What is measured, rounded.
+/// What is measured, rounded: of the figures that are told, and no others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Load {
     at: Timestamp,
     cores: Option<Cores>,
     memory_bytes: Option<Bytes>,
+    disk: Option<Disk>,
+    gpus: BTreeMap<String, GpuUsage>,
+}
+
+impl Load {
+    /// `None` where nothing was measured.
+    fn of(usage: &NodeUsage) -> Option<Self> {
+        let NodeUsage { at, cores, memory_bytes, disk, gpus, swap: _, load: _ } = usage;
+        let is_known = cores.is_some() || memory_bytes.is_some() || disk.is_some() || !gpus.is_empty();
+        let disk = disk.as_ref().map(|disk| Disk {
+            free_bytes: rounded_down(disk.free_bytes, DISK_STEP),
+            path: disk.path.clone(),
+            total_bytes: disk.total_bytes,
+        });
+        let gpu = |gpu: &GpuUsage| GpuUsage {
+            memory_used_bytes: gpu.memory_used_bytes.map(|memory| rounded_down(memory, MEMORY_STEP)),
+            utilization_percent: gpu.utilization_percent.map(f64::round),
+            temperature_celsius: gpu.temperature_celsius.map(f64::round),
+            power_watts: gpu.power_watts.map(f64::round),
+        };
+        is_known.then(|| Self {
+            at: *at,
+            cores: cores.map(in_tenths),
+            memory_bytes: memory_bytes.map(|memory| rounded_down(memory, MEMORY_STEP)),
+            disk,
+            gpus: gpus.iter().map(|(uuid, usage)| (uuid.clone(), gpu(usage))).collect(),
+        })
+    }
+
+    fn usage(self) -> NodeUsage {
+        let Self { at, cores, memory_bytes, disk, gpus } = self;
+        NodeUsage { at, cores, memory_bytes, disk, gpus, ..NodeUsage::default() }
+    }
 }
 
 /// The keys that say it. What cannot be made small enough is not said.
@@ -74,12 +110,12 @@ pub fn write(published: &Published) -> BTreeMap<String, String> {
             keys.insert(key, value);
         }
     };
-    say(NODE.to_owned(), shrunk(steady_node(&published.node), SHRINK_NODE));
-    say(LOAD.to_owned(), load(&published.node).as_ref().and_then(json));
+    say(NODE.to_owned(), shrunk((*published.profile).clone(), SHRINK_NODE));
+    say(LOAD.to_owned(), Load::of(&published.usage).and_then(|load| shrunk(load, SHRINK_LOAD)));
     say(MODE.to_owned(), json(&published.mode));
     say(CATALOGUE.to_owned(), json(&published.catalogue));
     for session in told(&published.sessions) {
-        say(format!("{SESSION}{}", session.id), shrunk(steady_session(session), SHRINK_SESSION));
+        say(format!("{SESSION}{}", session.id), shrunk(session.clone(), SHRINK_SESSION));
     }
     keys
 }
@@ -87,14 +123,13 @@ pub fn write(published: &Published) -> BTreeMap<String, String> {
 /// What the keys of this node say.
 pub fn read<'a>(id: &NodeId, keys: impl IntoIterator<Item = (&'a str, &'a str)>) -> Heard {
     let mut heard = Heard::default();
-    let mut load = None;
     for (key, value) in keys {
         if value.len() > MAX_VALUE {
             continue;
         }
         match key {
-            NODE => heard.node = read_node(value).filter(|node| node.id == *id),
-            LOAD => load = parse::<Load>(value),
+            NODE => heard.profile = read_profile(value).filter(|profile| profile.id == *id).map(Arc::new),
+            LOAD => heard.usage = parse(value).map(Load::usage),
             MODE => heard.mode = parse(value),
             CATALOGUE => heard.catalogue = parse(value),
             LEFT => heard.left = true,
@@ -107,51 +142,13 @@ pub fn read<'a>(id: &NodeId, keys: impl IntoIterator<Item = (&'a str, &'a str)>)
             }
         }
     }
-    if let (Some(node), Some(load)) = (&mut heard.node, load) {
-        show_load(node, &load);
-    }
     heard
-}
-
-/// The node without what changes though nothing happened.
-fn steady_node(node: &Node) -> Node {
-    let mut node = node.clone();
-    node.state = NodeState::Alive;
-    node.last_seen = Timestamp::default();
-    node.load = None;
-    node.swap = None;
-    node.disk = node.disk.map(|disk| Disk { free_bytes: rounded_down(disk.free_bytes, DISK_STEP), ..disk });
-    let resources = &mut node.resources;
-    (resources.cores.utilized, resources.cores.utilized_at) = (None, None);
-    (resources.memory_bytes.utilized, resources.memory_bytes.utilized_at) = (None, None);
-    (resources.gpus.utilized, resources.gpus.utilized_at) = (None, None);
-    for gpu in &mut node.gpus {
-        gpu.memory_used_bytes = None;
-        gpu.utilization_percent = None;
-        gpu.temperature_celsius = None;
-        gpu.power_watts = None;
-    }
-    if let Some(drain) = &mut node.drain {
-        drain.deadline = drain.deadline.map(whole_seconds);
-    }
-    node
-}
-
-/// The session without what changes from second to second, and without its secret.
-fn steady_session(session: &Session) -> Session {
-    Session {
-        message: None,
-        last_activity_at: session.created_at,
-        expires_at: session.expires_at.map(whole_seconds),
-        secret: None,
-        ..session.clone()
-    }
 }
 
 /// What a document can do without, in the order in which it goes where it is too long.
 type Shrink<T> = &'static [fn(&mut T)];
 
-const SHRINK_NODE: Shrink<Node> = &[
+const SHRINK_NODE: Shrink<NodeProfile> = &[
     |node| {
         node.conditions.iter_mut().for_each(|condition| condition.message.clear());
         node.runtime.message = None;
@@ -161,7 +158,10 @@ const SHRINK_NODE: Shrink<Node> = &[
     |node| node.settings.labels.clear(),
 ];
 
-const SHRINK_SESSION: Shrink<Session> = &[|session| session.gpu_uuids.clear(), |session| session.endpoints.clear()];
+const SHRINK_LOAD: Shrink<Load> = &[|load| load.gpus.clear()];
+
+const SHRINK_SESSION: Shrink<SessionProfile> =
+    &[|session| session.message = None, |session| session.gpu_uuids.clear(), |session| session.endpoints.clear()];
 
 fn shrunk<T: Serialize>(mut document: T, shrink: Shrink<T>) -> Option<String> {
     let mut text = json(&document)?;
@@ -177,8 +177,8 @@ fn shrunk<T: Serialize>(mut document: T, shrink: Shrink<T>) -> Option<String> {
 
 /// The sessions that are told: where there are too many, those that go on before those that ended, the
 /// youngest first.
-fn told(sessions: &[Arc<Session>]) -> Vec<&Session> {
-    let mut told: Vec<&Session> = sessions.iter().map(Arc::as_ref).collect();
+fn told(sessions: &[Arc<SessionProfile>]) -> Vec<&SessionProfile> {
+    let mut told: Vec<&SessionProfile> = sessions.iter().map(Arc::as_ref).collect();
     if told.len() > MAX_SESSIONS {
         told.sort_by_key(|session| (session.state.has_ended(), Reverse(session.created_at)));
         told.truncate(MAX_SESSIONS);
@@ -186,26 +186,8 @@ fn told(sessions: &[Arc<Session>]) -> Vec<&Session> {
     told
 }
 
-fn load(node: &Node) -> Option<Load> {
-    let (cores, memory) = (&node.resources.cores, &node.resources.memory_bytes);
-    let at = cores.utilized_at.max(memory.utilized_at)?;
-    let tenths =
-        |cores: Cores| Cores::from_milli((cores.milli() + CORES_STEP_MILLI / 2) / CORES_STEP_MILLI * CORES_STEP_MILLI);
-    Some(Load {
-        at,
-        cores: cores.utilized.map(tenths),
-        memory_bytes: memory.utilized.map(|memory| rounded_down(memory, MEMORY_STEP)),
-    })
-}
-
-fn show_load(node: &mut Node, load: &Load) {
-    let (cores, memory) = (&mut node.resources.cores, &mut node.resources.memory_bytes);
-    (cores.utilized, cores.utilized_at) = (load.cores, load.cores.map(|_| load.at));
-    (memory.utilized, memory.utilized_at) = (load.memory_bytes, load.memory_bytes.map(|_| load.at));
-}
-
 /// A condition that only a newer version knows must not hide the node.
-fn read_node(text: &str) -> Option<Node> {
+fn read_profile(text: &str) -> Option<NodeProfile> {
     parse(text).or_else(|| {
         let mut document: serde_json::Value = parse(text)?;
         let conditions = document.get_mut("conditions")?.as_array_mut()?;
@@ -214,8 +196,8 @@ fn read_node(text: &str) -> Option<Node> {
     })
 }
 
-fn read_session(id: &NodeId, key: &str, value: &str) -> Option<Session> {
-    let session: Session = parse(value)?;
+fn read_session(id: &NodeId, key: &str, value: &str) -> Option<SessionProfile> {
+    let session: SessionProfile = parse(value)?;
     (key.strip_prefix(SESSION)? == session.id.as_str() && session.node_id == *id).then_some(session)
 }
 
@@ -227,39 +209,32 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
     serde_json::from_str(text).ok()
 }
 
+const fn in_tenths(cores: Cores) -> Cores {
+    Cores::from_milli((cores.milli() + CORES_STEP_MILLI / 2) / CORES_STEP_MILLI * CORES_STEP_MILLI)
+}
+
 const fn rounded_down(bytes: Bytes, step: u64) -> Bytes {
     Bytes::new(bytes.get() / step * step)
 }
 
-const fn whole_seconds(time: Timestamp) -> Timestamp {
-    Timestamp::from_millis(time.millis() / DEADLINE_STEP_MILLIS * DEADLINE_STEP_MILLIS)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;
-    use crate::gossip::fixture::{id, node, published, session};
-    use crate::types::{Condition, ConditionKind, Drain, Gpu, SessionState};
+    use crate::gossip::fixture::{id, profile, published, session};
+    use crate::types::{Condition, ConditionKind, Drain, GpuProfile, SessionState};
 
     fn heard(id: &NodeId, keys: &BTreeMap<String, String>) -> Heard {
         read(id, keys.iter().map(|(key, value)| (key.as_str(), value.as_str())))
     }
 
-    fn gpu(index: u32) -> Gpu {
-        Gpu {
+    fn gpu(index: u32) -> GpuProfile {
+        GpuProfile {
             uuid: format!("GPU-{index:036}"),
             index,
-            node: "n".parse().unwrap(),
             model: "a model".to_owned(),
             memory_total_bytes: Some(Bytes::gib(80)),
-            memory_used_bytes: Some(Bytes::gib(3)),
-            utilization_percent: Some(1.5),
-            temperature_celsius: Some(40.0),
-            power_watts: Some(100.0),
             health: "ok".to_owned(),
             slots: 1,
             slots_used: 0,
@@ -267,24 +242,49 @@ mod tests {
         }
     }
 
+    fn gpu_usage() -> GpuUsage {
+        GpuUsage {
+            memory_used_bytes: Some(Bytes::new(Bytes::gib(3).get() + 1)),
+            utilization_percent: Some(1.4),
+            temperature_celsius: Some(40.6),
+            power_watts: Some(100.0),
+        }
+    }
+
     #[test]
     fn what_is_written_is_read() {
         let mut published = published(1, 3);
-        published.node.resources.cores.utilized = Some(Cores::from_milli(1234));
-        published.node.resources.cores.utilized_at = Some(Timestamp::from_millis(5000));
-        published.node.gpus = vec![gpu(0)];
+        Arc::make_mut(&mut published.profile).gpus = vec![gpu(0)];
+        let disk = |free_bytes| Disk { path: "/".to_owned(), total_bytes: Bytes::gib(100), free_bytes };
+        published.usage = NodeUsage {
+            at: Timestamp::from_millis(5000),
+            cores: Some(Cores::from_milli(1234)),
+            disk: Some(disk(Bytes::new(Bytes::gib(50).get() + 4096))),
+            load: Some([1.0, 2.0, 3.0]),
+            gpus: [(gpu(0).uuid, gpu_usage())].into(),
+            ..NodeUsage::default()
+        };
         published.mode = ClusterMode::Quorum { expected_nodes: 3 };
         let heard = heard(&id(1), &write(&published));
-        let said = heard.node.unwrap();
-        assert_eq!((&said.name, &said.settings), (&published.node.name, &published.node.settings));
-        assert_eq!(said.resources.cores.utilized, Some(Cores::from_milli(1200)), "in tenths");
-        assert_eq!(said.resources.cores.utilized_at, Some(Timestamp::from_millis(5000)));
-        assert_eq!(said.resources.memory_bytes.utilized, None);
-        assert_eq!((said.gpus[0].power_watts, said.gpus[0].memory_total_bytes), (None, Some(Bytes::gib(80))));
+        assert_eq!(heard.profile, Some(published.profile));
+        let rounded = GpuUsage {
+            memory_used_bytes: Some(Bytes::gib(3)),
+            utilization_percent: Some(1.0),
+            temperature_celsius: Some(41.0),
+            power_watts: Some(100.0),
+        };
+        let usage = NodeUsage {
+            cores: Some(Cores::from_milli(1200)),
+            disk: Some(disk(Bytes::gib(50))),
+            load: None,
+            gpus: [(gpu(0).uuid, rounded)].into(),
+            ..published.usage
+        };
+        assert_eq!(heard.usage, Some(usage));
         assert_eq!((heard.catalogue, heard.mode, heard.left), (Some(published.catalogue), Some(published.mode), false));
         assert_eq!(heard.sessions.len(), 3);
         for session in &published.sessions {
-            assert_eq!(*heard.sessions[&session.id], steady_session(session));
+            assert_eq!(heard.sessions[&session.id], *session);
         }
     }
 
@@ -292,23 +292,10 @@ mod tests {
     fn a_second_that_passes_changes_only_the_load() {
         let mut later = published(1, 2);
         let before = write(&later);
-        let second = Duration::from_secs(1);
-        later.node.last_seen = later.node.last_seen.plus(second);
-        later.node.load = Some([1.0, 2.0, 3.0]);
-        later.node.disk.as_mut().unwrap().free_bytes = Bytes::new(Bytes::gib(50).get() + 4096);
-        later.node.resources.memory_bytes.utilized = Some(Bytes::gib(1));
-        later.node.resources.memory_bytes.utilized_at = Some(later.node.last_seen);
-        later.sessions = later
-            .sessions
-            .iter()
-            .map(|session| {
-                let last_activity_at = session.last_activity_at.plus(second);
-                let secret = Some("a secret".to_owned());
-                Arc::new(Session { last_activity_at, message: Some("43 %".to_owned()), secret, ..(**session).clone() })
-            })
-            .collect();
+        later.usage.load = Some([1.0, 2.0, 3.0]);
+        assert_eq!(write(&later), before, "nothing of it is told");
+        later.usage.memory_bytes = Some(Bytes::gib(1));
         let mut after = write(&later);
-        assert!(after.values().all(|value| !value.contains("a secret")));
         assert!(after.remove(LOAD).is_some_and(|_| !before.contains_key(LOAD)));
         assert_eq!(after, before);
     }
@@ -316,21 +303,28 @@ mod tests {
     #[test]
     fn a_document_that_is_too_long_loses_what_it_can_do_without() {
         let mut long = published(1, 0);
+        let profile = Arc::make_mut(&mut long.profile);
         let condition = |kind| Condition { kind, message: "m".repeat(3000), since: Timestamp::default() };
-        long.node.conditions = vec![condition(ConditionKind::LowDisk), condition(ConditionKind::Overcommitted)];
-        long.node.gpus = (0..12).map(gpu).collect();
-        let said = heard(&id(1), &write(&long)).node.unwrap();
+        profile.conditions = vec![condition(ConditionKind::LowDisk), condition(ConditionKind::Overcommitted)];
+        profile.gpus = (0..12).map(gpu).collect();
+        let said = heard(&id(1), &write(&long)).profile.unwrap();
         assert_eq!((said.conditions.len(), said.gpus.len()), (2, 12));
         assert!(said.conditions.iter().all(|condition| condition.message.is_empty()));
 
-        long.node.gpus = (0..1000).map(gpu).collect();
+        let profile = Arc::make_mut(&mut long.profile);
+        profile.gpus = (0..1000).map(gpu).collect();
         let blockers = (0..1000).map(|n| session(1, n).id).collect();
         let since = Timestamp::default();
-        long.node.drain = Some(Drain { since, deadline: None, stop_sessions: false, message: None, blockers });
-        long.node.settings.labels = (0..64).map(|n| (format!("{n:063}"), "v".repeat(63))).collect();
-        let said = heard(&id(1), &write(&long)).node.unwrap();
+        profile.drain = Some(Drain { since, deadline: None, stop_sessions: false, message: None, blockers });
+        profile.settings.labels = (0..64).map(|n| (format!("{n:063}"), "v".repeat(63))).collect();
+        long.usage.cores = Some(Cores::ZERO);
+        long.usage.gpus = (0..1000).map(|n| (gpu(n).uuid, gpu_usage())).collect();
+        let Heard { profile: Some(said), usage: Some(usage), .. } = heard(&id(1), &write(&long)) else {
+            panic!("both are told");
+        };
         assert_eq!((said.gpus.len(), said.settings.labels.len(), said.conditions.len()), (0, 0, 2));
-        assert!(said.drain.unwrap().blockers.is_empty());
+        assert!(said.drain.as_ref().unwrap().blockers.is_empty());
+        assert_eq!((usage.cores, usage.gpus.len()), (Some(Cores::ZERO), 0));
     }
 
     #[test]
@@ -360,22 +354,22 @@ mod tests {
         keys.insert("of_a_newer_version".to_owned(), "1".to_owned());
         keys.insert(CATALOGUE.to_owned(), "x".repeat(MAX_VALUE + 1));
         let heard = heard(&id(1), &keys);
-        assert!(heard.node.is_some());
+        assert!(heard.profile.is_some());
         assert_eq!((heard.sessions.len(), heard.mode, heard.catalogue), (1, None, None));
     }
 
     #[test]
     fn a_node_of_a_newer_version_is_read() {
-        let mut newer = serde_json::to_value(node(1)).unwrap();
+        let mut newer = serde_json::to_value(profile(1)).unwrap();
         newer["of_a_newer_version"] = 1.into();
         newer["conditions"] = serde_json::json!([
             {"kind": "of_a_newer_version", "message": "", "since": "2026-01-31T12:00:00Z"},
             {"kind": "low_disk", "message": "", "since": "2026-01-31T12:00:00Z"},
         ]);
         let text = newer.to_string();
-        let said = read(&id(1), [(NODE, text.as_str())]).node.unwrap();
+        let said = read(&id(1), [(NODE, text.as_str())]).profile.unwrap();
         assert_eq!(said.conditions.len(), 1);
-        assert_eq!(read(&id(2), [(NODE, text.as_str())]).node, None, "of somebody else");
+        assert_eq!(read(&id(2), [(NODE, text.as_str())]).profile, None, "of somebody else");
     }
 
     proptest! {
@@ -384,7 +378,7 @@ mod tests {
             prop_oneof!["node|load|mode|left|catalogue", "s/[a-z2-7]{26}", ".*"], ".*", 0..20)
         ) {
             let heard = heard(&id(1), &keys);
-            prop_assert!(heard.node.is_none() && heard.sessions.is_empty());
+            prop_assert!(heard.profile.is_none() && heard.sessions.is_empty());
             prop_assert_eq!(heard.left, keys.contains_key(LEFT));
         }
     }

@@ -22,7 +22,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::election;
-use crate::types::{ClusterMode, Name, Node, NodeId, NodeState, Session, SessionId};
+use crate::types::{
+    ClusterMode, Name, NodeId, NodeProfile, NodeState, NodeUsage, SessionId, SessionProfile, Timestamp,
+};
 
 /// What the gossip of this node is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,11 +119,14 @@ pub struct Member {
     pub incarnation: u64,
     pub state: NodeState,
     pub mode: ClusterMode,
-    /// What it says of itself, with `state` and `last_seen` as they are seen from here. `None` where it was
-    /// only heard of so far.
-    pub node: Option<Arc<Node>>,
-    /// Its sessions that are not gone, without what changes from second to second.
-    pub sessions: BTreeMap<SessionId, Arc<Session>>,
+    /// When it was seen alive last, on this node's wall clock.
+    pub last_seen: Timestamp,
+    /// What it says of itself. `None` where it was only heard of so far.
+    pub profile: Option<Arc<NodeProfile>>,
+    /// What was measured of it, rounded.
+    pub usage: NodeUsage,
+    /// Its sessions that are not gone.
+    pub sessions: BTreeMap<SessionId, Arc<SessionProfile>>,
     /// The digest of its catalogue.
     pub catalogue: Option<String>,
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Member;
 use super::view::as_seen;
 use crate::store::{Change, Error, Records};
-use crate::types::{ClusterMode, Node, NodeId, NodeState, Session, Timestamp};
+use crate::types::{ClusterMode, NodeId, NodeProfile, NodeState, NodeUsage, SessionProfile, Timestamp};
 
 const FILE: &str = "roster.redb";
 
@@ -41,8 +41,10 @@ struct Record {
     incarnation: u64,
     left: bool,
     mode: ClusterMode,
-    node: Option<Node>,
-    sessions: Vec<Session>,
+    last_seen: Timestamp,
+    profile: Option<Arc<NodeProfile>>,
+    usage: NodeUsage,
+    sessions: Vec<Arc<SessionProfile>>,
     catalogue: Option<String>,
 }
 
@@ -116,7 +118,7 @@ fn due(from: &BTreeMap<NodeId, Arc<Member>>, to: &BTreeMap<NodeId, Arc<Member>>,
 /// What a start needs to know of a node, and whether there is anything to show of it.
 fn essentials(member: &Member) -> (SocketAddr, u64, bool, ClusterMode, bool) {
     let left = member.state == NodeState::Left;
-    (member.address, member.incarnation, left, member.mode, member.node.is_some())
+    (member.address, member.incarnation, left, member.mode, member.profile.is_some())
 }
 
 fn put(id: &NodeId, member: &Arc<Member>) -> Change {
@@ -125,8 +127,10 @@ fn put(id: &NodeId, member: &Arc<Member>) -> Change {
         incarnation: member.incarnation,
         left: member.state == NodeState::Left,
         mode: member.mode,
-        node: member.node.as_deref().cloned(),
-        sessions: member.sessions.values().map(|session| (**session).clone()).collect(),
+        last_seen: member.last_seen,
+        profile: member.profile.clone(),
+        usage: member.usage.clone(),
+        sessions: member.sessions.values().map(Arc::clone).collect(),
         catalogue: member.catalogue.clone(),
     };
     Change::put(format!("{ROSTER}{id}"), &record)
@@ -154,13 +158,15 @@ fn parse(records: &Records) -> Kept {
 
 fn member(record: Record) -> Member {
     let state = if record.left { NodeState::Left } else { NodeState::Unknown };
-    let sessions = record.sessions.into_iter().map(|session| (session.id, Arc::new(session)));
+    let sessions = record.sessions.into_iter().map(|session| (session.id, session));
     Member {
         address: record.address,
         incarnation: record.incarnation,
         state,
         mode: record.mode,
-        node: record.node.map(|node| Arc::new(Node { state, ..node })),
+        last_seen: record.last_seen,
+        profile: record.profile,
+        usage: record.usage,
         sessions: as_seen(&sessions.collect(), state),
         catalogue: record.catalogue,
     }
@@ -175,7 +181,7 @@ fn readable<T: DeserializeOwned>(record: &str, json: &[u8]) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gossip::fixture::{by_id, id, node, session};
+    use crate::gossip::fixture::{by_id, id, profile, session};
 
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
@@ -185,7 +191,9 @@ mod tests {
             incarnation: 7,
             state: NodeState::Alive,
             mode: ClusterMode::Available,
-            node: Some(Arc::new(node(n))),
+            last_seen: NOW,
+            profile: Some(Arc::new(profile(n))),
+            usage: NodeUsage::default(),
             sessions: by_id(&[session(n, 0)]),
             catalogue: Some("digest".to_owned()),
         })
@@ -208,9 +216,8 @@ mod tests {
         let (store, kept) = Store::open(directory.path(), earlier).unwrap();
         assert_eq!(kept.incarnation, 1_000_001);
         assert_eq!(kept.nodes[&id(2)].state, NodeState::Left);
-        let node = Node { state: NodeState::Unknown, ..node(1) };
         let sessions = as_seen(&alive(1).sessions, NodeState::Unknown);
-        let silent = Member { state: NodeState::Unknown, node: Some(Arc::new(node)), sessions, ..(*alive(1)).clone() };
+        let silent = Member { state: NodeState::Unknown, sessions, ..(*alive(1)).clone() };
         assert_eq!(*kept.nodes[&id(1)], silent);
         Roster::new(store, kept.nodes).keep(&BTreeMap::new(), false).await.unwrap();
         assert!(Store::open(directory.path(), NOW).unwrap().1.nodes.is_empty());
@@ -222,7 +229,7 @@ mod tests {
         let busier = Arc::new(Member { sessions: by_id(&[session(1, 0), session(1, 1)]), ..(*one).clone() });
         let moved = Arc::new(Member { address: "127.0.0.1:9".parse().unwrap(), ..(*one).clone() });
         let left = Arc::new(Member { state: NodeState::Left, ..(*one).clone() });
-        let only_heard_of = Arc::new(Member { node: None, ..(*one).clone() });
+        let only_heard_of = Arc::new(Member { profile: None, ..(*one).clone() });
         let written = roster(&[(1, &one)]);
         for (now, at_once, with_figures) in
             [(&one, 0, 0), (&same, 0, 1), (&busier, 0, 1), (&moved, 1, 1), (&left, 1, 1), (&only_heard_of, 1, 1)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::forgotten::{ECHO, Forgotten};
 use super::{ClusterView, Directory, Entry, Member};
 use crate::election::Members;
-use crate::types::{BootInstant, ClusterMode, Moment, Node, NodeId, NodeState, Session, SessionId, SessionState};
+use crate::types::{BootInstant, ClusterMode, Moment, NodeId, NodeState, SessionId, SessionProfile, SessionState};
 
 /// Nodes that are remembered. Above it, those that are not alive and were seen longest ago are forgotten.
 pub const MAX_MEMBERS: usize = 10_000;
@@ -183,12 +183,7 @@ impl Membership {
         let member = match (entry, before) {
             (Some(entry), before) => self.heard_member(entry, before.map(Arc::as_ref), state),
             (None, Some(before)) if before.state == state => return Some(Arc::clone(before)),
-            (None, Some(before)) => Member {
-                state,
-                node: before.node.as_ref().map(|node| Arc::new(Node { state, ..(**node).clone() })),
-                sessions: as_seen(&before.sessions, state),
-                ..(**before).clone()
-            },
+            (None, Some(before)) => Member { state, sessions: as_seen(&before.sessions, state), ..(**before).clone() },
             (None, None) => return None,
         };
         Some(match before {
@@ -199,15 +194,13 @@ impl Membership {
 
     fn heard_member(&self, entry: &Entry, before: Option<&Member>, state: NodeState) -> Member {
         let heard = &entry.heard;
-        let known = before.and_then(|before| before.node.as_deref());
-        let last_seen = match known {
-            Some(known) if state != NodeState::Alive => known.last_seen,
+        let last_seen = match before {
+            Some(before) if state != NodeState::Alive => before.last_seen,
             _ => self.stamp.wall,
         };
-        let node = heard.node.as_ref().or(known);
-        // The node's own document comes first, so where it is missing nothing of this life has come yet.
+        // The node's own profile comes first, so where it is missing nothing of this life has come yet.
         let sessions = match before {
-            Some(before) if heard.node.is_none() => &before.sessions,
+            Some(before) if heard.profile.is_none() => &before.sessions,
             _ => &heard.sessions,
         };
         let mut sessions = as_seen(sessions, state);
@@ -219,7 +212,9 @@ impl Membership {
             incarnation: entry.incarnation,
             state,
             mode: heard.mode.or(before.map(|before| before.mode)).unwrap_or_default(),
-            node: node.map(|node| Arc::new(Node { state, last_seen, ..node.clone() })),
+            last_seen,
+            profile: heard.profile.clone().or_else(|| before.and_then(|before| before.profile.clone())),
+            usage: heard.usage.clone().or_else(|| before.map(|before| before.usage.clone())).unwrap_or_default(),
             sessions,
             catalogue: heard.catalogue.clone().or_else(|| before.and_then(|before| before.catalogue.clone())),
         }
@@ -242,7 +237,7 @@ impl Membership {
         if excess == 0 {
             return;
         }
-        let last_seen = |member: &Member| member.node.as_ref().map(|node| node.last_seen);
+        let last_seen = |member: &Member| member.profile.as_ref().map(|_| member.last_seen);
         let mut silent: Vec<_> = self.members.iter().filter(|(_, member)| member.state != NodeState::Alive).collect();
         silent.sort_by_key(|(_, member)| last_seen(member));
         let evicted: Vec<NodeId> = silent.into_iter().take(excess).map(|(id, _)| *id).collect();
@@ -254,15 +249,15 @@ impl Membership {
 
 /// Of a node that is not alive, nobody can tell how its sessions are that had not ended.
 pub(super) fn as_seen(
-    sessions: &BTreeMap<SessionId, Arc<Session>>,
+    sessions: &BTreeMap<SessionId, Arc<SessionProfile>>,
     state: NodeState,
-) -> BTreeMap<SessionId, Arc<Session>> {
+) -> BTreeMap<SessionId, Arc<SessionProfile>> {
     let mut seen = sessions.clone();
     if state != NodeState::Alive {
         let uncertain =
-            |session: &&mut Arc<Session>| !session.state.has_ended() && session.state != SessionState::Unknown;
+            |session: &&mut Arc<SessionProfile>| !session.state.has_ended() && session.state != SessionState::Unknown;
         for session in seen.values_mut().filter(uncertain) {
-            *session = Arc::new(Session { state: SessionState::Unknown, ..(**session).clone() });
+            *session = Arc::new(SessionProfile { state: SessionState::Unknown, ..(**session).clone() });
         }
     }
     seen

@@ -171,7 +171,7 @@ impl Exposition {
 mod tests {
     use super::*;
     use crate::gossip::Member;
-    use crate::types::{ClusterMode, sample};
+    use crate::types::{ClusterMode, NodeUsage, Timestamp, sample};
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
@@ -183,7 +183,7 @@ mod tests {
         node.resources.cores.utilized = None;
         let mut sessions = Snapshot::default();
         for key in ["a", "b"] {
-            let session = sample::session(key, "desktop", "alice", SessionState::Running);
+            let session = sample::session_profile(key, "desktop", "alice", SessionState::Running);
             sessions.sessions.insert(session.id, Arc::new(session));
         }
         sessions.gone.insert(sample::session_id("b"));
@@ -197,7 +197,9 @@ mod tests {
             incarnation: 1,
             state: NodeState::Suspect,
             mode: ClusterMode::default(),
-            node: None,
+            last_seen: Timestamp::default(),
+            profile: None,
+            usage: NodeUsage::default(),
             sessions: BTreeMap::new(),
             catalogue: None,
         };

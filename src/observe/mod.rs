@@ -3,17 +3,19 @@
 pub mod conditions;
 pub mod view;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::capacity::Report;
 use crate::clock::Clock;
+use crate::node::State;
 use crate::runtime::Health;
 use crate::sessions::Snapshot;
-use crate::types::{Condition, Node, RuntimeKind};
-use crate::{capacity, node};
+use crate::types::{Condition, Node, NodeProfile, NodeState, NodeUsage, RuntimeKind, Sighting, Timestamp};
 
-use view::{Seen, describe};
+use view::Seen;
 
 /// What does not change while the daemon runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,46 +27,201 @@ pub struct Facts {
     pub runtime: RuntimeKind,
 }
 
+/// What the owners of this node publish.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    pub node: watch::Receiver<Arc<State>>,
+    pub report: watch::Receiver<Arc<Report>>,
+    pub sessions: watch::Receiver<Arc<Snapshot>>,
+    pub health: watch::Receiver<Health>,
+    pub conditions: watch::Receiver<Arc<Vec<Condition>>>,
+    /// The images of the catalogue that are here.
+    pub images: watch::Receiver<Arc<BTreeSet<String>>>,
+}
+
+/// What is steady of this node. The version grows with each change of it, from 0 when the agent starts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    pub version: u64,
+    pub profile: Arc<NodeProfile>,
+    pub images: Arc<BTreeSet<String>>,
+}
+
 /// Looks at this node for whoever asks. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Observer {
-    node: node::Handle,
-    capacity: capacity::Handle,
-    sessions: watch::Receiver<Arc<Snapshot>>,
-    health: watch::Receiver<Health>,
-    conditions: watch::Receiver<Arc<Vec<Condition>>>,
+    sources: Sources,
     facts: Arc<Facts>,
     clock: Clock,
+    /// As of the last look. Looks take turns at it, so that no look puts back what a later one saw.
+    observed: Arc<watch::Sender<Observed>>,
 }
 
 impl Observer {
-    pub fn new(
-        node: node::Handle,
-        capacity: capacity::Handle,
-        sessions: watch::Receiver<Arc<Snapshot>>,
-        health: watch::Receiver<Health>,
-        conditions: watch::Receiver<Arc<Vec<Condition>>>,
-        facts: Facts,
-        clock: Clock,
-    ) -> Self {
-        Self { node, capacity, sessions, health, conditions, facts: Arc::new(facts), clock }
+    pub fn new(sources: Sources, facts: Facts, clock: Clock) -> Self {
+        let (profile, images) = (Arc::new(profile(&sources, &facts, &clock)), sources.images.borrow().clone());
+        let observed = Arc::new(watch::Sender::new(Observed { version: 0, profile, images }));
+        Self { sources, facts: Arc::new(facts), clock, observed }
     }
 
-    /// What the operator should know, whenever that changes.
-    pub fn watch_conditions(&self) -> watch::Receiver<Arc<Vec<Condition>>> {
-        self.conditions.clone()
+    /// What is steady of this node, as it is now.
+    pub fn observed(&self) -> Observed {
+        self.observed.send_if_modified(|last| {
+            let (profile, images) = (profile(&self.sources, &self.facts, &self.clock), self.sources.images.borrow());
+            let changed = *last.profile != profile || last.images != *images;
+            if changed {
+                *last = Observed { version: last.version + 1, profile: Arc::new(profile), images: Arc::clone(&images) };
+            }
+            changed
+        });
+        self.observed.borrow().clone()
     }
 
-    /// The node as it is now.
+    /// Returns once what is steady of this node has another version.
+    pub async fn differs_from(&self, version: Option<u64>) {
+        let Sources { mut node, mut report, mut sessions, mut health, mut conditions, mut images } =
+            self.sources.clone();
+        node.mark_unchanged();
+        report.mark_unchanged();
+        sessions.mark_unchanged();
+        health.mark_unchanged();
+        conditions.mark_unchanged();
+        images.mark_unchanged();
+        while version == Some(self.observed().version) {
+            tokio::select! {
+                // One whose sender is gone no longer counts.
+                Ok(()) = node.changed() => {}
+                Ok(()) = report.changed() => {}
+                Ok(()) = sessions.changed() => {}
+                Ok(()) = health.changed() => {}
+                Ok(()) = conditions.changed() => {}
+                Ok(()) = images.changed() => {}
+                else => std::future::pending().await,
+            }
+        }
+    }
+
+    /// What was measured of this node last.
+    pub fn usage(&self) -> NodeUsage {
+        view::usage(&self.sources.report.borrow())
+    }
+
+    /// The time of this host's wall clock.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now().wall
+    }
+
+    /// The node as it is now, as it sees itself: it does not say who leads.
     pub fn node(&self) -> Node {
-        describe(Seen {
-            state: &self.node.state(),
-            report: &self.capacity.report(),
-            sessions: &self.sessions.borrow().clone(),
-            health: &self.health.borrow().clone(),
-            conditions: &self.conditions.borrow().clone(),
-            facts: &self.facts,
-            now: self.clock.now(),
-        })
+        let seen = Sighting { state: NodeState::Alive, is_leader: false, last_seen: self.now() };
+        Node::of(&self.observed().profile, &self.usage(), seen)
+    }
+}
+
+fn profile(sources: &Sources, facts: &Facts, clock: &Clock) -> NodeProfile {
+    view::profile(Seen {
+        state: &sources.node.borrow().clone(),
+        report: &sources.report.borrow().clone(),
+        sessions: &sources.sessions.borrow().clone(),
+        health: &sources.health.borrow().clone(),
+        conditions: &sources.conditions.borrow().clone(),
+        facts,
+        now: clock.now(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::capacity::Utilized;
+    use crate::node::{DrainState, fixture};
+    use crate::types::{Bytes, Cores, Deadline, Disk};
+
+    /// What a node is observed from.
+    struct Owners {
+        node: watch::Sender<Arc<State>>,
+        report: watch::Sender<Arc<Report>>,
+        images: watch::Sender<Arc<BTreeSet<String>>>,
+        clock: Clock,
+    }
+
+    fn draining() -> (Owners, Observer) {
+        let deadline = Some(Deadline::after(fixture::moment(), Duration::from_secs(3600)));
+        let since = fixture::moment().wall;
+        let drain = Some(DrainState { since, deadline, stop_sessions: true, message: None });
+        let owners = Owners {
+            node: watch::Sender::new(Arc::new(State { drain, ..fixture::state() })),
+            report: watch::Sender::new(Arc::new(fixture::report())),
+            images: watch::Sender::default(),
+            clock: Clock::manual(fixture::moment()),
+        };
+        let sources = Sources {
+            node: owners.node.subscribe(),
+            report: owners.report.subscribe(),
+            sessions: watch::channel(Arc::default()).1,
+            health: watch::channel(Health::Unknown).1,
+            conditions: watch::channel(Arc::default()).1,
+            images: owners.images.subscribe(),
+        };
+        let facts = Facts { address: "h:1".to_owned(), version: "0".to_owned(), runtime: RuntimeKind::Docker };
+        let observer = Observer::new(sources, facts, owners.clock.clone());
+        (owners, observer)
+    }
+
+    /// Time passes, and the host is read again: with other figures each time.
+    fn measure_again(owners: &Owners, reading: u32) {
+        owners.clock.advance(Duration::from_millis(5003));
+        let utilized =
+            Utilized { cores: Some(Cores::from_milli(reading.into())), memory: None, at: owners.clock.now().wall };
+        owners.report.send_modify(|report| {
+            let free_bytes = Bytes::new(reading.into());
+            let disk = Some(Disk { path: "/".to_owned(), total_bytes: Bytes::gib(100), free_bytes });
+            let load = Some([f64::from(reading); 3]);
+            *report = Arc::new(Report { utilized: Some(utilized), disk, load, ..fixture::report() });
+        });
+    }
+
+    #[test]
+    fn what_is_measured_does_not_change_the_version_of_a_node_that_drains_at_rest() {
+        let (owners, observer) = draining();
+        let first = observer.observed();
+        // Beyond the deadline, too.
+        for reading in 0..1000 {
+            measure_again(&owners, reading);
+            assert_eq!(observer.observed(), first);
+            assert_eq!(observer.usage().cores, Some(Cores::from_milli(reading.into())));
+        }
+    }
+
+    #[test]
+    fn each_change_has_a_version_of_its_own() {
+        let (owners, observer) = draining();
+        owners.node.send_modify(|state| *state = Arc::new(fixture::state()));
+        assert_eq!(observer.observed().version, 1);
+        assert!(observer.observed().profile.drain.is_none());
+        owners.report.send_modify(|report| Arc::make_mut(report).physical.gpus += 1);
+        assert_eq!(observer.observed().version, 2);
+        owners.images.send_replace(Arc::new(["busybox".to_owned()].into()));
+        assert_eq!((observer.observed().version, observer.observed().version), (3, 3));
+    }
+
+    #[tokio::test]
+    async fn a_host_at_rest_has_nothing_to_tell_and_a_change_is_told_at_once() {
+        let (owners, observer) = draining();
+        let version = Some(observer.observed().version);
+        let waiting = tokio::spawn({
+            let observer = observer.clone();
+            async move { observer.differs_from(version).await }
+        });
+        for reading in 0..100 {
+            measure_again(&owners, reading);
+            tokio::task::yield_now().await;
+            assert!(!waiting.is_finished());
+        }
+        owners.node.send_modify(|state| *state = Arc::new(fixture::state()));
+        waiting.await.unwrap();
+        observer.differs_from(None).await;
     }
 }

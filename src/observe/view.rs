@@ -1,5 +1,7 @@
 //! This node as everybody sees it.
 
+use std::collections::BTreeMap;
+
 use super::Facts;
 use crate::capacity::effective::{effective, slots_per_device};
 use crate::capacity::{self, Report};
@@ -7,8 +9,7 @@ use crate::node::{DrainState, State};
 use crate::runtime::Health;
 use crate::sessions::Snapshot;
 use crate::types::{
-    Bytes, Condition, Cores, Drain, Figures, Gpu, Moment, Node, NodeResources, NodeState, Resources, RuntimeKind,
-    RuntimeStatus, Settings, Timestamp,
+    Condition, Drain, GpuProfile, Moment, NodeProfile, NodeUsage, RuntimeKind, RuntimeStatus, Timestamp,
 };
 
 /// Everything that a node is described from.
@@ -23,25 +24,20 @@ pub struct Seen<'a> {
     pub now: Moment,
 }
 
-/// The node in the words of the API.
-pub fn describe(seen: Seen<'_>) -> Node {
+/// What the node is and has.
+pub fn profile(seen: Seen<'_>) -> NodeProfile {
     let Seen { state, report, sessions, health, conditions, facts, now } = seen;
-    let offered = effective(report.physical, &state.settings);
-    Node {
+    let effective = effective(report.physical, &state.settings);
+    NodeProfile {
         id: state.id,
         name: state.name.clone(),
         address: facts.address.clone(),
         version: facts.version.clone(),
-        state: NodeState::Alive,
-        enabled: state.settings.enabled,
-        is_leader: false, // whoever asks knows who leads
-        last_seen: now.wall,
         runtime: runtime_status(facts.runtime, health),
-        resources: resources(report, &state.settings, offered, sessions.allocated),
-        disk: report.disk.clone(),
-        swap: report.swap.clone(),
-        load: report.load,
-        gpus: gpus(state, report, offered.gpus, sessions),
+        physical: report.physical,
+        effective,
+        allocated: sessions.allocated,
+        gpus: gpus(report, effective.gpus, sessions),
         sessions: u32::try_from(sessions.reserved.len()).unwrap_or(u32::MAX),
         settings: state.settings.clone(),
         declared_settings: state.declared.clone(),
@@ -50,56 +46,26 @@ pub fn describe(seen: Seen<'_>) -> Node {
     }
 }
 
-fn resources(report: &Report, settings: &Settings, offered: Resources, allocated: Resources) -> NodeResources {
-    let physical = report.physical;
-    let free = offered.saturating_sub(allocated);
-    let used = report.utilized;
-    let at = |known: bool| used.filter(|_| known).map(|used| used.at);
-    let (cores_used, memory_used): (Option<Cores>, Option<Bytes>) =
-        (used.and_then(|used| used.cores), used.and_then(|used| used.memory));
-    NodeResources {
-        cores: Figures {
-            physical: physical.cores,
-            override_: settings.cores_override,
-            effective: offered.cores,
-            allocated: allocated.cores,
-            available: free.cores,
-            utilized: cores_used,
-            utilized_at: at(cores_used.is_some()),
-        },
-        memory_bytes: Figures {
-            physical: physical.memory,
-            override_: settings.memory_override_bytes,
-            effective: offered.memory,
-            allocated: allocated.memory,
-            available: free.memory,
-            utilized: memory_used,
-            utilized_at: at(memory_used.is_some()),
-        },
-        gpus: Figures {
-            physical: physical.gpus,
-            override_: settings.gpus_override,
-            effective: offered.gpus,
-            allocated: allocated.gpus,
-            available: free.gpus,
-            utilized: None,
-            utilized_at: None,
-        },
+/// What was measured of the node. No probe reads GPUs yet.
+pub fn usage(report: &Report) -> NodeUsage {
+    NodeUsage {
+        at: report.utilized.map(|used| used.at).unwrap_or_default(),
+        cores: report.utilized.and_then(|used| used.cores),
+        memory_bytes: report.utilized.and_then(|used| used.memory),
+        disk: report.disk.clone(),
+        swap: report.swap.clone(),
+        load: report.load,
+        gpus: BTreeMap::new(),
     }
 }
 
-fn gpus(state: &State, report: &Report, offered: u32, sessions: &Snapshot) -> Vec<Gpu> {
+fn gpus(report: &Report, offered: u32, sessions: &Snapshot) -> Vec<GpuProfile> {
     let slots = slots_per_device(report.physical.gpus, offered);
-    let describe = |(device, slots): (&capacity::GpuDevice, u32)| Gpu {
+    let describe = |(device, slots): (&capacity::GpuDevice, u32)| GpuProfile {
         uuid: device.uuid.clone(),
         index: device.index,
-        node: state.name.clone(),
         model: device.model.clone(),
         memory_total_bytes: None,
-        memory_used_bytes: None,
-        utilization_percent: None,
-        temperature_celsius: None,
-        power_watts: None,
         health: "ok".to_owned(),
         slots,
         slots_used: sessions.gpu_slots_used.get(&device.uuid).copied().unwrap_or(0),
@@ -140,14 +106,14 @@ mod tests {
     use crate::capacity::{GpuDevice, Utilized};
     use crate::node::fixture;
     use crate::runtime::EngineInfo;
-    use crate::types::{Deadline, SessionId};
+    use crate::types::{Bytes, Cores, Deadline, Node, NodeState, Resources, SessionId, Sighting};
 
     fn described(change: impl FnOnce(&mut Report, &mut State, &mut Snapshot, &mut Health)) -> Node {
         let (mut report, mut state, mut sessions) = (fixture::report(), fixture::state(), Snapshot::default());
         let mut health = Health::Unknown;
         change(&mut report, &mut state, &mut sessions, &mut health);
         let facts = Facts { address: "h:1".to_owned(), version: "0".to_owned(), runtime: RuntimeKind::Docker };
-        describe(Seen {
+        let profile = profile(Seen {
             state: &state,
             report: &report,
             sessions: &sessions,
@@ -155,7 +121,9 @@ mod tests {
             conditions: &[],
             facts: &facts,
             now: fixture::moment(),
-        })
+        });
+        let seen = Sighting { state: NodeState::Alive, is_leader: false, last_seen: fixture::moment().wall };
+        Node::of(&profile, &usage(&report), seen)
     }
 
     #[test]
@@ -223,6 +191,27 @@ mod tests {
         assert_eq!(drain.deadline, Some(fixture::moment().wall.plus(hour)));
         assert!(node.enabled);
         assert_eq!(node.sessions, 1);
+    }
+
+    #[test]
+    fn a_node_that_drains_is_the_same_however_far_apart_the_two_clocks_are_read() {
+        let (report, sessions) = (fixture::report(), Snapshot::default());
+        let facts = Facts { address: "h:1".to_owned(), version: "0".to_owned(), runtime: RuntimeKind::Docker };
+        let start = fixture::moment();
+        let deadline = Some(Deadline::after(start, Duration::from_secs(60)));
+        let drain = Some(DrainState { since: start.wall, deadline, stop_sessions: true, message: None });
+        let state = State { drain, ..fixture::state() };
+        let at = |now| {
+            let (state, report, sessions, facts) = (&state, &report, &sessions, &facts);
+            profile(Seen { state, report, sessions, health: &Health::Unknown, conditions: &[], facts, now })
+        };
+        for tick in 0..40 {
+            let now = start.plus(Duration::from_millis(5003 * tick));
+            for apart in [-20, -1, 0, 1, 20] {
+                let wall = Timestamp::from_millis(now.wall.millis() + apart);
+                assert_eq!(at(Moment { wall, ..now }), at(start));
+            }
+        }
     }
 
     #[test]

@@ -220,7 +220,7 @@ impl Book {
 
     fn known(&self, session: &SessionId, cx: Context<'_>) -> Option<Begun> {
         if let Some((host, held)) = self.index.holder(session) {
-            let session = Box::new(held.session.clone());
+            let session = Box::new(held.document());
             return Some(if cx.reign.reached.contains(host) {
                 Begun::Known { host: *host, session: Some(session) }
             } else {
@@ -233,7 +233,7 @@ impl Book {
         if self.index.knows(host) {
             return None; // it has told, and does not have it any more
         }
-        let session = Box::new((**remembered).clone());
+        let session = Box::new(Session::of(remembered, None));
         Some(if cx.reign.reached.contains(host) {
             Begun::Known { host: *host, session: Some(session) }
         } else {
@@ -293,7 +293,7 @@ impl Book {
         let wanted = Wanted { session, workspace, strategy: self.config.strategy, pinned: pinned.as_ref(), tried };
         let mut offers = plan(hosts, wanted);
         // A node that was only heard of may be large enough: nobody can say that it is not.
-        let nameless = cx.view.members.iter().filter(|(id, member)| member.node.is_none() && !self.index.knows(id));
+        let nameless = cx.view.members.iter().filter(|(id, member)| member.profile.is_none() && !self.index.knows(id));
         let nameless = nameless.filter(|(_, member)| member.state != NodeState::Left);
         offers.refusals.extend(nameless.map(|(id, _)| NodeReason::plain(name_of(id, cx.view), Reason::Unreachable)));
         Ok(offers)
@@ -306,14 +306,14 @@ impl Book {
         let mut reached = Along::new(cx.reign.reached.iter());
         let told = fleet.hosts.iter().map(|(id, view)| {
             let has_image = workspace.image.as_ref().is_some_and(|image| view.images.contains(image));
-            host(&*view.node, reached.has(id), has_image)
+            host(&*view.profile, reached.has(id), has_image)
         });
         let mut nodes: Vec<Host<'a>> = Vec::with_capacity(fleet.hosts.len());
         nodes.extend(told);
         let mut known = Along::new(fleet.hosts.keys());
         let heard_of = cx.view.members.iter().filter(|(id, _)| !known.has(id));
         let heard_of = heard_of.filter(|(_, member)| member.state != NodeState::Left);
-        nodes.extend(heard_of.filter_map(|(_, member)| Some(host(member.node.as_deref()?, false, false))));
+        nodes.extend(heard_of.filter_map(|(_, member)| Some(host(member.profile.as_deref()?, false, false))));
         nodes
     }
 
@@ -353,7 +353,7 @@ fn as_unknown(session: Box<Session>) -> Box<Session> {
 }
 
 fn name_of(node: &NodeId, view: &ClusterView) -> Name {
-    let known = view.members.get(node).and_then(|member| member.node.as_ref()).map(|node| node.name.clone());
+    let known = view.members.get(node).and_then(|member| member.profile.as_ref()).map(|node| node.name.clone());
     known.unwrap_or_else(|| Name::from(*node))
 }
 

@@ -1,12 +1,12 @@
 //! Whether a node could take a session, as far as can be told from outside. Each rule explains itself.
 
 use crate::ledger;
-use crate::types::{Node, NodeReason, NodeState, Reason, Resources, RuntimeKind, Workspace};
+use crate::types::{NodeProfile, NodeReason, Reason, Resources, RuntimeKind, Workspace};
 
 /// A node as placement looks at it.
 #[derive(Debug, Clone, Copy)]
 pub struct Host<'a> {
-    pub node: &'a Node,
+    pub node: &'a NodeProfile,
     /// What offers that are on their way to it would take.
     pub in_flight: Resources,
     /// It has told this leader what it has and holds, and answers.
@@ -26,9 +26,9 @@ pub fn refusal(host: &Host<'_>, wanted: &Workspace) -> Option<Reason> {
     let rules = [
         (has_labels(node, wanted), Reason::Constraint),
         (runs(node.runtime.kind, wanted), Reason::Runtime),
-        (node.enabled, Reason::Disabled),
+        (node.settings.enabled, Reason::Disabled),
         (node.drain.is_none(), Reason::Draining),
-        (host.heard && node.state == NodeState::Alive, Reason::Unreachable),
+        (host.heard, Reason::Unreachable),
         (node.runtime.available, Reason::RuntimeUnavailable),
     ];
     rules.into_iter().find(|(holds, _)| !holds).map(|(_, reason)| reason).or(short)
@@ -53,7 +53,7 @@ pub const fn runs(kind: RuntimeKind, wanted: &Workspace) -> bool {
     }
 }
 
-fn has_labels(node: &Node, wanted: &Workspace) -> bool {
+fn has_labels(node: &NodeProfile, wanted: &Workspace) -> bool {
     wanted.constraints.iter().all(|(key, value)| node.settings.labels.get(key) == Some(value))
 }
 
@@ -64,12 +64,6 @@ fn short(host: &Host<'_>, request: Resources) -> Option<Reason> {
 
 /// What is compared: the request, what is taken, what there is, and what is offered.
 fn figures(host: &Host<'_>, request: Resources) -> [Resources; 4] {
-    let has = &host.node.resources;
-    let allocated = Resources::new(has.cores.allocated, has.memory_bytes.allocated, has.gpus.allocated);
-    [
-        request,
-        allocated.saturating_add(host.in_flight),
-        Resources::new(has.cores.physical, has.memory_bytes.physical, has.gpus.physical),
-        Resources::new(has.cores.effective, has.memory_bytes.effective, has.gpus.effective),
-    ]
+    let NodeProfile { physical, effective, allocated, .. } = host.node;
+    [request, allocated.saturating_add(host.in_flight), *physical, *effective]
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Have, HostReport};
 use crate::sessions::Held;
-use crate::types::{Node, NodeId, SessionId, SessionState, User};
+use crate::types::{NodeId, NodeProfile, NodeUsage, SessionId, SessionState, Timestamp, User};
 
 /// Everything that the leader was told, for whoever reads.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -18,7 +18,10 @@ pub struct Fleet {
 /// What one host told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostView {
-    pub node: Arc<Node>,
+    pub profile: Arc<NodeProfile>,
+    pub usage: NodeUsage,
+    /// When it told, on its own wall clock.
+    pub last_seen: Timestamp,
     /// Every session that it remembers.
     pub sessions: BTreeMap<SessionId, Arc<Held>>,
     /// The images of the catalogue that are there.
@@ -79,7 +82,14 @@ impl Index {
         }
         self.find_again(host, &sessions);
         *self.told.entry(*host).or_default() += 1;
-        let view = HostView { node: Arc::new(report.node), sessions, images: report.images, have: Some(have) };
+        let view = HostView {
+            profile: Arc::new(report.profile),
+            usage: report.usage,
+            last_seen: report.at,
+            sessions,
+            images: report.images,
+            have: Some(have),
+        };
         let before = self.fleet.hosts.insert(*host, Arc::new(view));
         if let Some(before) = before.filter(|_| report.changes.whole) {
             before.sessions.keys().for_each(|session| self.note_unplaced(session));
@@ -208,8 +218,9 @@ mod tests {
     const HOST: &str = "aabb222222222222";
 
     fn held(key: &str) -> Held {
-        let session = sample::session(key, "desktop", "alice", SessionState::Running);
-        Held { session, ballot: Ballot { term: 1, node: id() }, gone: false, unplaced: false }
+        let session = sample::session_profile(key, "desktop", "alice", SessionState::Running);
+        let (activity, ballot) = (sample::activity(), Ballot { term: 1, node: id() });
+        Held { session, activity, ballot, gone: false, unplaced: false }
     }
 
     fn id() -> NodeId {
@@ -219,7 +230,14 @@ mod tests {
     fn report(whole: bool, version: u64, held: Vec<Held>) -> HostReport {
         let now = crate::sessions::Have { incarnation: 1, version };
         let changes = Changes { now, whole, held, forgotten: Vec::new() };
-        HostReport { node: sample::node("a", HOST), node_digest: 0, images: BTreeSet::new(), changes }
+        HostReport {
+            profile: sample::profile("a", HOST),
+            images: BTreeSet::new(),
+            version: 0,
+            usage: sample::usage(),
+            at: Timestamp::default(),
+            changes,
+        }
     }
 
     #[test]

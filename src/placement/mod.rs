@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 
-use crate::types::{Invalid, Name, Node, NodeId, NodeReason, OnUnknown, Strategy};
+use crate::types::{Invalid, Name, NodeId, NodeProfile, NodeReason, NodeUsage, OnUnknown, Strategy, Timestamp};
 use crate::{election, sessions};
 
 pub use index::Fleet;
@@ -76,12 +76,15 @@ pub enum Error {
 /// What a host tells its leader: how it is, and what changed of what it holds.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct HostReport {
-    pub node: Node,
-    /// Stands for what matters of `node`, and for `images`. Only the host knows how it is made.
-    pub node_digest: u64,
+    pub profile: NodeProfile,
     /// The images of the catalogue that are there.
     #[serde(default)]
     pub images: BTreeSet<String>,
+    /// Of `profile` and `images`: see [`Have::node`].
+    pub version: u64,
+    pub usage: NodeUsage,
+    /// The host's wall clock.
+    pub at: Timestamp,
     pub changes: sessions::Changes,
 }
 
@@ -89,13 +92,15 @@ pub struct HostReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Have {
     pub sessions: sessions::Have,
-    pub node_digest: u64,
+    /// The version of the host's profile and images. It starts anew with each life of the agent, as that of
+    /// `sessions` does, whose incarnation tells the lives apart.
+    pub node: u64,
 }
 
 impl HostReport {
     /// What whoever has read it has.
     pub const fn have(&self) -> Have {
-        Have { sessions: self.changes.now, node_digest: self.node_digest }
+        Have { sessions: self.changes.now, node: self.version }
     }
 }
 

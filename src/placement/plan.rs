@@ -3,7 +3,7 @@
 use super::Error;
 use super::filter::{self, Host};
 use super::score::{Rank, Ties, Worth, worth};
-use crate::types::{Name, Node, NodeId, NodeReason, NodeVerdict, Plan, Reason, SessionId, Strategy, Workspace};
+use crate::types::{Name, NodeId, NodeProfile, NodeReason, NodeVerdict, Plan, Reason, SessionId, Strategy, Workspace};
 
 /// Candidates that are kept in order: if so many refuse, the cluster has changed under the plan.
 const MAX_CANDIDATES: usize = 16;
@@ -68,7 +68,7 @@ pub fn plan<'a>(hosts: impl Iterator<Item = Host<'a>>, wanted: Wanted<'_>) -> Of
 
 /// The best nodes so far, in their order.
 #[derive(Default)]
-struct Best<'a>(Vec<(Rank, &'a Node)>);
+struct Best<'a>(Vec<(Rank, &'a NodeProfile)>);
 
 impl<'a> Best<'a> {
     /// Whether a node of such worth may be among the best: most are not, and need not be looked at any closer.
@@ -76,7 +76,7 @@ impl<'a> Best<'a> {
         self.0.len() < MAX_CANDIDATES || self.0.last().is_some_and(|(last, _)| *worth <= last.worth)
     }
 
-    fn add(&mut self, rank: Rank, node: &'a Node) {
+    fn add(&mut self, rank: Rank, node: &'a NodeProfile) {
         let at = self.0.partition_point(|(better, _)| *better <= rank);
         self.0.insert(at, (rank, node));
         self.0.truncate(MAX_CANDIDATES);
@@ -183,28 +183,30 @@ impl Kinds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Bytes, Condition, ConditionKind, Cores, NodeState, Resources, Timestamp, sample};
+    use crate::types::{Bytes, Condition, ConditionKind, Cores, Resources, Settings, Timestamp, sample};
 
     const FIRST: &str = "aabb222222222222";
     const SECOND: &str = "aacc222222222222";
 
     /// A node of so many cores, 64 GiB and no GPU.
-    fn node(name: &str, id: &str, cores: u32, allocated: u32) -> Node {
-        let mut node = sample::node(name, id);
-        node.resources.cores.physical = Cores::whole(cores);
-        node.resources.cores.effective = Cores::whole(cores);
-        node.resources.cores.allocated = Cores::whole(allocated);
-        node.resources.memory_bytes.physical = Bytes::gib(64);
-        node.resources.memory_bytes.effective = Bytes::gib(64);
+    fn node(name: &str, id: &str, cores: u32, allocated: u32) -> NodeProfile {
+        let mut node = sample::profile(name, id);
+        node.physical = Resources::new(Cores::whole(cores), Bytes::gib(64), 0);
+        node.effective = node.physical;
+        node.allocated.cores = Cores::whole(allocated);
         node
     }
 
-    fn a(cores: u32, allocated: u32) -> Node {
+    fn a(cores: u32, allocated: u32) -> NodeProfile {
         node("a", FIRST, cores, allocated)
     }
 
-    fn b(cores: u32, allocated: u32) -> Node {
+    fn b(cores: u32, allocated: u32) -> NodeProfile {
         node("b", SECOND, cores, allocated)
+    }
+
+    fn disabled(node: NodeProfile) -> NodeProfile {
+        NodeProfile { settings: Settings { enabled: false, ..node.settings }, ..node }
     }
 
     fn wanted(cores: u32) -> Workspace {
@@ -217,23 +219,23 @@ mod tests {
         Wanted { session, workspace, strategy: Strategy::Spread, pinned: None, tried: &[] }
     }
 
-    fn heard(node: &Node) -> Host<'_> {
+    fn heard(node: &NodeProfile) -> Host<'_> {
         Host { node, in_flight: Resources::default(), heard: true, has_image: false }
     }
 
-    fn offers(nodes: &[Node], workspace: &Workspace) -> Offers {
+    fn offers(nodes: &[NodeProfile], workspace: &Workspace) -> Offers {
         plan(nodes.iter().map(heard), asked(&sample::session_id("k"), workspace))
     }
 
-    fn best(nodes: &[Node], workspace: &Workspace) -> String {
+    fn best(nodes: &[NodeProfile], workspace: &Workspace) -> String {
         offers(nodes, workspace).candidates[0].name.to_string()
     }
 
-    fn refusal(node: &Node, workspace: &Workspace) -> Reason {
+    fn refusal(node: &NodeProfile, workspace: &Workspace) -> Reason {
         offers(std::slice::from_ref(node), workspace).refusals[0].reason
     }
 
-    fn nobody_takes(nodes: &[Node], workspace: &Workspace) -> Error {
+    fn nobody_takes(nodes: &[NodeProfile], workspace: &Workspace) -> Error {
         let offers = offers(nodes, workspace);
         assert!(offers.candidates.is_empty());
         nobody(offers.refusals)
@@ -244,7 +246,7 @@ mod tests {
         assert!(matches!(nobody_takes(&[a(4, 0)], &wanted(5)), Error::ExceedsPhysical(_)));
         assert!(matches!(nobody_takes(&[a(4, 4)], &wanted(4)), Error::NoCapacity(_)));
         assert!(matches!(nobody_takes(&[a(4, 0), b(8, 8)], &wanted(5)), Error::NoCapacity(_)));
-        let disabled = Node { enabled: false, ..a(4, 0) };
+        let disabled = disabled(a(4, 0));
         assert!(matches!(nobody_takes(std::slice::from_ref(&disabled), &wanted(5)), Error::ExceedsPhysical(_)));
         assert!(matches!(nobody_takes(&[disabled], &wanted(1)), Error::Disabled(_)));
     }
@@ -253,7 +255,7 @@ mod tests {
     fn of_the_nodes_that_have_the_labels_it_is_said_why_they_take_nothing() {
         let mut on_rack_3 = wanted(1);
         on_rack_3.constraints.insert("rack".to_owned(), "3".to_owned());
-        let mut disabled = Node { enabled: false, ..a(4, 0) };
+        let mut disabled = disabled(a(4, 0));
         disabled.settings.labels.insert("rack".to_owned(), "3".to_owned());
         assert!(matches!(nobody_takes(&[disabled, b(4, 0)], &on_rack_3), Error::Disabled(_)));
         assert!(matches!(nobody_takes(&[b(4, 0)], &on_rack_3), Error::NoCapacity(_)));
@@ -261,13 +263,11 @@ mod tests {
 
     #[test]
     fn a_node_that_is_silent_is_not_said_to_be_too_small() {
-        let silent = Node { state: NodeState::Unknown, ..a(4, 0) };
-        assert_eq!(refusal(&silent, &wanted(1)), Reason::Unreachable);
-        assert!(matches!(nobody_takes(&[silent], &wanted(1)), Error::NoCapacity(_)));
         let node = a(4, 0);
-        let untold = Host { heard: false, ..heard(&node) };
-        let offers = plan([untold].into_iter(), asked(&sample::session_id("k"), &wanted(1)));
+        let silent = Host { heard: false, ..heard(&node) };
+        let offers = plan([silent].into_iter(), asked(&sample::session_id("k"), &wanted(1)));
         assert_eq!(offers.refusals[0].reason, Reason::Unreachable);
+        assert!(matches!(nobody(offers.refusals), Error::NoCapacity(_)));
     }
 
     #[test]
@@ -306,15 +306,15 @@ mod tests {
     #[test]
     fn gpus_are_kept_for_who_wants_them_and_a_broken_node_comes_last() {
         let mut with_gpus = a(8, 0);
-        with_gpus.resources.gpus.physical = 2;
-        with_gpus.resources.gpus.effective = 2;
+        with_gpus.physical.gpus = 2;
+        with_gpus.effective.gpus = 2;
         assert_eq!(best(&[with_gpus.clone(), b(8, 7)], &wanted(1)), "b");
         let on_a_gpu = Workspace { gpus: 1, ..wanted(1) };
         assert_eq!(best(&[with_gpus, b(8, 0)], &on_a_gpu), "a");
 
         let kind = ConditionKind::FailingStarts;
         let condition = Condition { kind, since: Timestamp::default(), message: String::new() };
-        let broken = Node { conditions: vec![condition], ..a(8, 0) };
+        let broken = NodeProfile { conditions: vec![condition], ..a(8, 0) };
         assert_eq!(best(&[broken, b(8, 7)], &wanted(1)), "b");
     }
 
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn only_the_best_candidates_are_kept_in_their_order() {
-        let nodes: Vec<Node> = (0..40_u8)
+        let nodes: Vec<NodeProfile> = (0..40_u8)
             .map(|i| {
                 let id = NodeId::from_bytes([i; 10]);
                 node(&format!("n{i}"), id.as_str(), 100, u32::from(i).wrapping_mul(7) % 40)
@@ -374,7 +374,7 @@ mod tests {
             .collect();
         let names: Vec<_> = offers(&nodes, &wanted(1)).candidates.iter().map(|c| c.name.to_string()).collect();
         let mut by_fill: Vec<_> = nodes.iter().collect();
-        by_fill.sort_by_key(|node| node.resources.cores.allocated);
+        by_fill.sort_by_key(|node| node.allocated.cores);
         let expected: Vec<_> = by_fill.iter().take(MAX_CANDIDATES).map(|node| node.name.to_string()).collect();
         assert_eq!(names, expected);
     }
@@ -382,8 +382,7 @@ mod tests {
     #[test]
     fn of_many_that_refuse_some_are_named_and_every_reason() {
         let full = (0..200_u8).map(|i| node(&format!("n{i}"), NodeId::from_bytes([i; 10]).as_str(), 4, 4));
-        let disabled = Node { enabled: false, ..node("z", FIRST, 4, 0) };
-        let mut nodes: Vec<Node> = full.chain([disabled]).collect();
+        let mut nodes: Vec<NodeProfile> = full.chain([disabled(node("z", FIRST, 4, 0))]).collect();
         assert_eq!(offers(&nodes, &wanted(1)).refusals.len(), nodes.len(), "nobody takes it: all are told");
         nodes.push(b(4, 0));
         let offers = offers(&nodes, &wanted(1));

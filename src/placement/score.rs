@@ -34,7 +34,7 @@ pub fn worth(host: &Host<'_>, wanted: &Workspace, strategy: Strategy) -> Worth {
     let fails = |condition: &crate::types::Condition| condition.kind == ConditionKind::FailingStarts;
     Worth {
         fails_starts: host.node.conditions.iter().any(fails),
-        wastes_gpus: wanted.gpus == 0 && host.node.resources.gpus.physical > 0,
+        wastes_gpus: wanted.gpus == 0 && host.node.physical.gpus > 0,
         fill: match strategy {
             Strategy::Spread => fill,
             Strategy::Binpack => WHOLE.saturating_sub(fill),
@@ -45,17 +45,18 @@ pub fn worth(host: &Host<'_>, wanted: &Workspace, strategy: Strategy) -> Worth {
 
 /// How full the node would be in its fullest dimension, in millionths.
 fn fill(host: &Host<'_>, wanted: &Workspace) -> u64 {
-    let (has, more) = (&host.node.resources, wanted.resources().saturating_add(host.in_flight));
+    let offered = &host.node.effective;
+    let used = host.node.allocated.saturating_add(wanted.resources().saturating_add(host.in_flight));
     // Up to 16 TiB a division of 64 bits does, which costs a fraction of one of 128.
     let part = |used: u64, of: u64| match used.checked_mul(WHOLE) {
         Some(parts) => parts / of.max(1),
         None => u64::try_from(u128::from(used) * u128::from(WHOLE) / u128::from(of.max(1))).unwrap_or(u64::MAX),
     };
-    let cores = part(has.cores.allocated.saturating_add(more.cores).milli(), has.cores.effective.milli());
-    let memory = part(has.memory_bytes.allocated.saturating_add(more.memory).get(), has.memory_bytes.effective.get());
+    let cores = part(used.cores.milli(), offered.cores.milli());
+    let memory = part(used.memory.get(), offered.memory.get());
     let gpus = match wanted.gpus {
         0 => 0,
-        _ => part(u64::from(has.gpus.allocated.saturating_add(more.gpus)), u64::from(has.gpus.effective)),
+        _ => part(u64::from(used.gpus), u64::from(offered.gpus)),
     };
     cores.max(memory).max(gpus)
 }

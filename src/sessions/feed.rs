@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{Changes, Have, Held, Record, Snapshot};
-use crate::types::{Ballot, Session, SessionId};
+use crate::types::{Ballot, SessionId, SessionProfile};
 
 /// Sessions that are remembered to be forgotten. Whoever has not looked for so long is told everything.
 const MAX_FORGOTTEN: usize = 1000;
@@ -16,6 +16,8 @@ const MAX_FORGOTTEN: usize = 1000;
 pub struct Feed {
     incarnation: u64,
     version: u64,
+    /// The version of the last change that is a reason for a report.
+    news: u64,
     told: BTreeMap<SessionId, (u64, Standing)>,
     forgotten: VecDeque<(u64, SessionId)>,
     /// What was forgotten up to this version is no longer in `forgotten`.
@@ -47,14 +49,35 @@ impl Feed {
         Have { incarnation: self.incarnation, version: self.version }
     }
 
+    /// Whether whoever has seen so much is to be told something.
+    pub fn is_news_to(&self, have: Option<Have>) -> bool {
+        have.is_none_or(|have| {
+            have.incarnation != self.incarnation || !(self.news..=self.version).contains(&have.version)
+        })
+    }
+
     /// Notes a session as it is now. `before` is what was published of it last.
-    pub fn note(&mut self, before: Option<&Session>, now: &Session, standing: Standing) {
+    pub fn note(&mut self, before: Option<&SessionProfile>, now: &SessionProfile, standing: Standing) {
         let same = self.told.get(&now.id).is_some_and(|(_, told)| *told == standing);
-        if same && before.is_some_and(|before| means_the_same(before, now)) {
+        if same && before == Some(now) {
             return;
         }
-        self.version += 1;
+        self.changed();
         self.told.insert(now.id, (self.version, standing));
+    }
+
+    /// Notes what goes on in a session. That changes many times a minute: it goes along with the next report, and is
+    /// no reason for one.
+    pub fn note_activity(&mut self, session: &SessionId) {
+        if let Some((version, _)) = self.told.get_mut(session) {
+            self.version += 1;
+            *version = self.version;
+        }
+    }
+
+    const fn changed(&mut self) {
+        self.version += 1;
+        self.news = self.version;
     }
 
     /// Notes that a session is not remembered any more.
@@ -62,7 +85,7 @@ impl Feed {
         if self.told.remove(session).is_none() {
             return;
         }
-        self.version += 1;
+        self.changed();
         self.forgotten.push_back((self.version, *session));
         while self.forgotten.len() > MAX_FORGOTTEN {
             if let Some((version, _)) = self.forgotten.pop_front() {
@@ -81,8 +104,9 @@ impl Snapshot {
         let after = |version: u64| seen.is_none_or(|seen| version > seen);
         let held = feed.told.iter().filter(|(_, (version, _))| after(*version)).filter_map(|(id, (_, standing))| {
             let session = (**self.sessions.get(id)?).clone();
+            let activity = self.activities.get(id)?.clone();
             let Standing { ballot, gone, unplaced } = standing.clone();
-            Some(Held { session, ballot, gone, unplaced })
+            Some(Held { session, activity, ballot, gone, unplaced })
         });
         // A key that is free is used again: what is there now is not forgotten.
         let is_gone = |id: &SessionId| !feed.told.contains_key(id);
@@ -94,11 +118,6 @@ impl Snapshot {
             forgotten: forgotten.map(|(_, id)| *id).collect(),
         }
     }
-}
-
-/// Activity alone is no news: it is noted many times a minute.
-fn means_the_same(before: &Session, now: &Session) -> bool {
-    Session { last_activity_at: now.last_activity_at, expires_at: now.expires_at, ..before.clone() } == *now
 }
 
 #[cfg(test)]
@@ -115,7 +134,8 @@ mod tests {
     }
 
     fn put(snapshot: &mut Snapshot, key: &str, state: SessionState, gone: bool) {
-        let session = sample::session(key, "desktop", "alice", state);
+        let session = sample::session_profile(key, "desktop", "alice", state);
+        snapshot.activities.entry(session.id).or_insert_with(sample::activity);
         let before = snapshot.sessions.insert(session.id, Arc::new(session.clone()));
         snapshot.feed.note(before.as_deref(), &session, standing(1, gone));
     }
@@ -123,7 +143,15 @@ mod tests {
     fn forget(snapshot: &mut Snapshot, key: &str) {
         let id = sample::session_id(key);
         snapshot.sessions.remove(&id);
+        snapshot.activities.remove(&id);
         snapshot.feed.forget(&id);
+    }
+
+    fn use_again(snapshot: &mut Snapshot, key: &str, at: i64) {
+        if let Some(activity) = snapshot.activities.get_mut(&sample::session_id(key)) {
+            activity.last_activity_at = Timestamp::from_millis(at);
+            snapshot.feed.note_activity(&sample::session_id(key));
+        }
     }
 
     /// Whoever reads changes, as a leader does.
@@ -151,27 +179,30 @@ mod tests {
         fn sees(&self, snapshot: &Snapshot) -> bool {
             self.sessions.len() == snapshot.sessions.len()
                 && snapshot.sessions.iter().all(|(id, session)| self.sessions[id].session == **session)
+                && snapshot.activities.iter().all(|(id, activity)| self.sessions[id].activity == *activity)
         }
     }
 
     proptest! {
         #[test]
         fn whoever_looks_now_and_then_knows_everything(
-            steps in prop::collection::vec((0..6u8, 0..5u8, any::<bool>()), 0..60),
+            steps in prop::collection::vec((0..6u8, 0..6u8, any::<bool>()), 0..60),
         ) {
             let mut snapshot = Snapshot { feed: Feed::new(7), ..Snapshot::default() };
             let mut reader = Reader::default();
-            for (session, what, look) in steps {
+            for (at, (session, what, look)) in (0..).zip(steps) {
                 let key = session.to_string();
                 match what {
                     0 => forget(&mut snapshot, &key),
                     1 => put(&mut snapshot, &key, SessionState::Stopped, true),
                     2 => put(&mut snapshot, &key, SessionState::Pending, false),
+                    3 => use_again(&mut snapshot, &key, at),
                     _ => put(&mut snapshot, &key, SessionState::Running, false),
                 }
                 if look {
                     reader.read(&snapshot);
                     prop_assert!(reader.sees(&snapshot));
+                    prop_assert!(!snapshot.feed.is_news_to(reader.have));
                 }
             }
         }
@@ -198,12 +229,14 @@ mod tests {
         let mut snapshot = Snapshot { feed: Feed::new(7), ..Snapshot::default() };
         put(&mut snapshot, "a", SessionState::Running, false);
         let seen = snapshot.feed.now();
-        let mut session = sample::session("a", "desktop", "alice", SessionState::Running);
-        let before = session.clone();
-        session.last_activity_at = Timestamp::from_millis(99);
-        snapshot.feed.note(Some(&before), &session, standing(1, false));
-        assert_eq!(snapshot.feed.now(), seen);
-        snapshot.feed.note(Some(&before), &session, standing(2, false));
-        assert_ne!(snapshot.feed.now(), seen, "somebody else decided");
+        use_again(&mut snapshot, "a", 99);
+        assert!(!snapshot.feed.is_news_to(Some(seen)));
+        let along = snapshot.since(Some(seen)).held;
+        assert_eq!(along[0].activity.last_activity_at, Timestamp::from_millis(99), "it goes along with a report");
+        let session = sample::session_profile("a", "desktop", "alice", SessionState::Running);
+        snapshot.feed.note(Some(&session), &session, standing(1, false));
+        assert!(!snapshot.feed.is_news_to(Some(seen)), "nothing happened");
+        snapshot.feed.note(Some(&session), &session, standing(2, false));
+        assert!(snapshot.feed.is_news_to(Some(seen)), "somebody else decided");
     }
 }

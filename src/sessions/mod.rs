@@ -34,8 +34,8 @@ use crate::election;
 use crate::ledger::PortRange;
 use crate::runtime::{self, LogStream, Runtime};
 use crate::types::{
-    Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session, SessionId, User,
-    Workspace,
+    Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session, SessionActivity,
+    SessionId, SessionProfile, User, Workspace,
 };
 use state::Request;
 use task::Channels;
@@ -148,7 +148,9 @@ pub enum Error {
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     /// Every session that is remembered, ended ones included.
-    pub sessions: BTreeMap<SessionId, Arc<Session>>,
+    pub sessions: BTreeMap<SessionId, Arc<SessionProfile>>,
+    /// What goes on in each of them.
+    pub activities: BTreeMap<SessionId, SessionActivity>,
     /// Those of them whose container is destroyed: kept so that a retry of their key finds them.
     pub gone: std::collections::BTreeSet<SessionId>,
     /// The sessions that hold a reservation.
@@ -162,6 +164,13 @@ pub struct Snapshot {
     pub failing_starts: u32,
     /// What changed when.
     pub feed: Feed,
+}
+
+impl Snapshot {
+    /// The session as everybody sees it.
+    pub fn document(&self, session: &SessionId) -> Option<Session> {
+        Some(Session::of(self.sessions.get(session)?, self.activities.get(session)))
+    }
 }
 
 /// Up to where somebody knows what this host holds.
@@ -188,7 +197,9 @@ pub struct Changes {
 /// A session as its host tells its leader.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Held {
-    pub session: Session,
+    pub session: SessionProfile,
+    /// As of its last change, or of a later report.
+    pub activity: SessionActivity,
     /// Whose decision brought it here.
     pub ballot: Ballot,
     /// Its container is destroyed: only the memory of it is left.
@@ -196,6 +207,13 @@ pub struct Held {
     /// It could not be started there, and waits to be placed elsewhere.
     #[serde(default)]
     pub unplaced: bool,
+}
+
+impl Held {
+    /// The session as everybody sees it.
+    pub fn document(&self) -> Session {
+        Session::of(&self.session, Some(&self.activity))
+    }
 }
 
 /// Asks the owner of sessions.
@@ -288,7 +306,7 @@ impl Handle {
     ) -> Result<Changes, election::Stale> {
         self.fence(ballot).await?;
         let mut snapshot = self.snapshot.clone();
-        let news = snapshot.wait_for(|snapshot| have != Some(snapshot.feed.now()));
+        let news = snapshot.wait_for(|snapshot| snapshot.feed.is_news_to(have));
         let _ = tokio::time::timeout(patience, news).await;
         Ok(snapshot.borrow().since(have))
     }

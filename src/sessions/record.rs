@@ -10,8 +10,8 @@ use super::decide::Unplaced;
 use super::lifecycle::{Order, Wish};
 use crate::runtime::container::{Found, Launch, Mount, PortBinding, Run};
 use crate::types::{
-    Ballot, BootInstant, Deadline, EndReason, Endpoint, Moment, Name, NodeId, NodeVerdict, Session, SessionId,
-    SessionState, Timestamp, User, Workspace,
+    Ballot, BootInstant, Deadline, EndReason, Endpoint, Moment, Name, NodeId, NodeVerdict, SessionActivity, SessionId,
+    SessionProfile, SessionState, Timestamp, User, Workspace,
 };
 
 /// A session as its host remembers it. Stored as JSON: fields may be added with a default.
@@ -184,9 +184,9 @@ impl Record {
         workspace.env.values().any(|value| value.contains("{secret}"))
     }
 
-    /// The session as everybody sees it. The secret is never in it.
-    pub fn view(&self, node: &Name, node_id: &NodeId, endpoint_host: &str, now: Moment) -> Session {
-        Session {
+    /// What everybody sees of it that is steady.
+    pub fn profile(&self, node: &Name, node_id: &NodeId, endpoint_host: &str, now: Moment) -> SessionProfile {
+        SessionProfile {
             id: self.id,
             user: self.user.clone(),
             workspace: self.workspace.name.clone(),
@@ -196,21 +196,28 @@ impl Record {
             node_id: *node_id,
             container_id: self.container_id.clone(),
             state: self.state,
-            cores: self.workspace.cores,
-            memory_bytes: self.workspace.memory_bytes,
-            gpus: self.workspace.gpus,
+            resources: self.workspace.resources(),
             gpu_uuids: self.gpu_uuids.clone(),
             endpoints: self.endpoints(endpoint_host),
             created_at: self.created_at,
-            last_activity_at: self.last_activity_at,
             expires_at: self.ttl.filter(|_| !self.is_gone()).map(|ttl| ttl.shown(now)),
             kept_alive_by: self.kept_alive_by.clone(),
             end_reason: self.end_reason,
             exit_code: self.exit_code,
-            message: self.message.clone(),
+            message: self.message.clone().filter(|_| !self.is_pulled()),
             attempt: self.attempt,
-            secret: None,
         }
+    }
+
+    /// What everybody sees of it that changes while nothing happens.
+    pub fn activity(&self) -> SessionActivity {
+        let progress = self.message.clone().filter(|_| self.is_pulled());
+        SessionActivity { last_activity_at: self.last_activity_at, progress }
+    }
+
+    /// Whether its message is the progress of its image.
+    fn is_pulled(&self) -> bool {
+        self.state == SessionState::Pulling
     }
 
     fn endpoints(&self, host: &str) -> Vec<Endpoint> {
@@ -244,6 +251,21 @@ mod tests {
         assert_eq!(record.ports[0].host_port, 20_000);
         let again: Record = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
         assert_eq!(again, record);
+    }
+
+    #[test]
+    fn the_progress_of_a_pull_is_activity_and_what_went_wrong_is_not() {
+        let mut record = crate::sessions::decide::testing::record("k");
+        let now = crate::node::fixture::moment();
+        let mut seen = |state, message: &str| {
+            (record.state, record.message) = (state, Some(message.to_owned()));
+            let profile = record.profile(&"one".parse().unwrap(), &NodeId::from_bytes([1; 10]), "host", now);
+            let shown = crate::types::Session::of(&profile, Some(&record.activity())).message;
+            assert_eq!(shown.as_deref(), Some(message));
+            (profile.message, record.activity().progress)
+        };
+        assert_eq!(seen(SessionState::Pulling, "43 %"), (None, Some("43 %".to_owned())));
+        assert_eq!(seen(SessionState::Failed, "no such image"), (Some("no such image".to_owned()), None));
     }
 
     #[test]

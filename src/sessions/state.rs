@@ -17,7 +17,9 @@ use super::{Admit, Admitted, Claimed, Command, Config, Error, Snapshot};
 use crate::election::Stale;
 use crate::runtime;
 use crate::runtime::container::Found;
-use crate::types::{Ballot, BootInstant, Explanation, Name, NodeId, Session, SessionId, SessionState};
+use crate::types::{
+    Ballot, BootInstant, Explanation, Name, NodeId, Session, SessionActivity, SessionId, SessionProfile, SessionState,
+};
 
 /// The node counts as ready after this long even if its engine never answered.
 const READY_AFTER: Duration = Duration::from_secs(10);
@@ -124,7 +126,8 @@ pub struct Sessions<R: Reply> {
     pending: Vec<Pending<R>>,
     /// Admitted in this turn.
     fresh: BTreeSet<SessionId>,
-    published: BTreeMap<SessionId, Arc<Session>>,
+    published: BTreeMap<SessionId, Arc<SessionProfile>>,
+    activities: BTreeMap<SessionId, SessionActivity>,
     feed: Feed,
     /// Every session looks different now, not only those that changed.
     publish_all: bool,
@@ -145,6 +148,7 @@ impl<R: Reply> Sessions<R> {
             pending: Vec::new(),
             fresh: BTreeSet::new(),
             published: BTreeMap::new(),
+            activities: BTreeMap::new(),
             feed: Feed::new(incarnation),
             publish_all: true,
             nudge_all: false,
@@ -252,13 +256,19 @@ impl<R: Reply> Sessions<R> {
         }
         for id in &changed {
             let before = self.published.remove(id);
-            let (Ok(session), Some(record)) = (self.session(id, cx), self.registry.record(id)) else {
+            let activity_before = self.activities.remove(id);
+            let Some(record) = self.registry.record(id) else {
                 self.feed.forget(id);
                 continue;
             };
+            let (session, activity) = (self.profile(record, cx), record.activity());
             log_change(before.as_deref(), &session);
             self.feed.note(before.as_deref(), &session, Standing::of(record));
+            if activity_before.as_ref() != Some(&activity) {
+                self.feed.note_activity(id);
+            }
             self.published.insert(*id, Arc::new(session));
+            self.activities.insert(*id, activity);
         }
         let orders = changed.iter().map(|id| self.order(id)).collect();
         self.fresh.clear();
@@ -270,6 +280,7 @@ impl<R: Reply> Sessions<R> {
         let slots = |gpu: &String| (gpu.clone(), self.registry.ledger().gpu_slots_used(gpu));
         Snapshot {
             sessions: self.published.clone(),
+            activities: self.activities.clone(),
             gone: records().filter(|record| record.is_gone()).map(|record| record.id).collect(),
             reserved: records().filter(|record| record.reserved).map(|record| record.id).collect(),
             allocated: self.registry.ledger().allocated(),
@@ -320,11 +331,15 @@ impl<R: Reply> Sessions<R> {
 
     fn session(&self, id: &SessionId, cx: &Context<'_>) -> Result<Session, Error> {
         let record = self.known(id)?;
-        let mut session = record.view(&cx.node.name, &cx.node.id, self.registry.endpoint_host(), cx.now);
-        if self.registry.is_unseen(id) && !record.is_gone() && !record.state.has_ended() {
-            session.state = SessionState::Unknown;
+        Ok(Session::of(&self.profile(record, cx), Some(&record.activity())))
+    }
+
+    fn profile(&self, record: &Record, cx: &Context<'_>) -> SessionProfile {
+        let mut profile = record.profile(&cx.node.name, &cx.node.id, self.registry.endpoint_host(), cx.now);
+        if self.registry.is_unseen(&record.id) && !record.is_gone() && !record.state.has_ended() {
+            profile.state = SessionState::Unknown;
         }
-        Ok(session)
+        profile
     }
 
     /// For the caller that made the session, and for a retry of the same request.
@@ -345,7 +360,7 @@ fn explain(record: &Record, cx: &Context<'_>) -> Explanation {
 }
 
 /// One line for each step of a session's life.
-fn log_change(before: Option<&Session>, now: &Session) {
+fn log_change(before: Option<&SessionProfile>, now: &SessionProfile) {
     if before.is_some_and(|before| before.state == now.state) {
         return;
     }

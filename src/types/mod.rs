@@ -12,6 +12,7 @@ mod id;
 mod invalid;
 mod node;
 mod placement;
+mod profile;
 mod resources;
 #[cfg(test)]
 pub(crate) mod sample;
@@ -30,9 +31,10 @@ pub use id::{Ballot, Name, NodeId, SessionId, User};
 pub use invalid::Invalid;
 pub use node::{
     Condition, ConditionKind, Disk, Drain, DrainRequest, Figures, Gpu, GpuSharing, Labels, LabelsPatch, Node,
-    NodeResources, NodeState, Prune, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Swap,
+    NodeResources, NodeState, Prune, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,
 };
 pub use placement::{Explanation, NodeVerdict, Plan};
+pub use profile::{GpuProfile, GpuUsage, NodeProfile, NodeUsage, SessionActivity, SessionProfile};
 pub use resources::{Dimension, Resources};
 pub use session::{
     EndReason, Endpoint, ExtendRequest, KeepaliveRequest, Protocol, Remembered, Session, SessionFilter, SessionRequest,

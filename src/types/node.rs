@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::text::words;
-use super::{Bytes, Cores, Invalid, Name, NodeId, SessionId, Timestamp, schema};
+use super::{
+    Bytes, Cores, GpuProfile, GpuUsage, Invalid, Name, NodeId, NodeProfile, NodeUsage, SessionId, Timestamp, schema,
+};
 
 pub type Labels = BTreeMap<String, String>;
 /// Labels to set; `null` takes one away (RFC 7396).
@@ -390,6 +392,98 @@ pub struct Node {
     pub declared_settings: Vec<String>,
     pub drain: Option<Drain>,
     pub conditions: Vec<Condition>,
+}
+
+/// How a node is seen from here: what neither its profile nor its usage says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sighting {
+    pub state: NodeState,
+    pub is_leader: bool,
+    pub last_seen: Timestamp,
+}
+
+impl Node {
+    /// The document of a node, put together from what it says, what was measured of it and how it is seen.
+    pub fn of(profile: &NodeProfile, usage: &NodeUsage, seen: Sighting) -> Self {
+        Self {
+            id: profile.id,
+            name: profile.name.clone(),
+            address: profile.address.clone(),
+            version: profile.version.clone(),
+            state: seen.state,
+            enabled: profile.settings.enabled,
+            is_leader: seen.is_leader,
+            last_seen: seen.last_seen,
+            runtime: profile.runtime.clone(),
+            resources: NodeResources::of(profile, usage),
+            disk: usage.disk.clone(),
+            swap: usage.swap.clone(),
+            load: usage.load,
+            gpus: profile.gpus.iter().map(|gpu| Gpu::of(gpu, &profile.name, usage.gpus.get(&gpu.uuid))).collect(),
+            sessions: profile.sessions,
+            settings: profile.settings.clone(),
+            declared_settings: profile.declared_settings.clone(),
+            drain: profile.drain.clone(),
+            conditions: profile.conditions.clone(),
+        }
+    }
+}
+
+impl NodeResources {
+    fn of(profile: &NodeProfile, usage: &NodeUsage) -> Self {
+        let NodeProfile { physical, effective, allocated, settings, .. } = profile;
+        let available = effective.saturating_sub(*allocated);
+        Self {
+            cores: Figures {
+                physical: physical.cores,
+                override_: settings.cores_override,
+                effective: effective.cores,
+                allocated: allocated.cores,
+                available: available.cores,
+                utilized: usage.cores,
+                utilized_at: usage.cores.map(|_| usage.at),
+            },
+            memory_bytes: Figures {
+                physical: physical.memory,
+                override_: settings.memory_override_bytes,
+                effective: effective.memory,
+                allocated: allocated.memory,
+                available: available.memory,
+                utilized: usage.memory_bytes,
+                utilized_at: usage.memory_bytes.map(|_| usage.at),
+            },
+            gpus: Figures {
+                physical: physical.gpus,
+                override_: settings.gpus_override,
+                effective: effective.gpus,
+                allocated: allocated.gpus,
+                available: available.gpus,
+                utilized: None,
+                utilized_at: None,
+            },
+        }
+    }
+}
+
+impl Gpu {
+    fn of(gpu: &GpuProfile, node: &Name, usage: Option<&GpuUsage>) -> Self {
+        let usage = usage.copied().unwrap_or_default();
+        Self {
+            uuid: gpu.uuid.clone(),
+            index: gpu.index,
+            node: node.clone(),
+            model: gpu.model.clone(),
+            memory_total_bytes: gpu.memory_total_bytes,
+            memory_used_bytes: usage.memory_used_bytes,
+            utilization_percent: usage.utilization_percent,
+            temperature_celsius: usage.temperature_celsius,
+            power_watts: usage.power_watts,
+            health: gpu.health.clone(),
+            slots: gpu.slots,
+            slots_used: gpu.slots_used,
+            cordoned: gpu.cordoned,
+        }
+    }
 }
 
 #[cfg(test)]

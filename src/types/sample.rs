@@ -1,29 +1,22 @@
 //! A node and sessions to test with.
 
 use super::{
-    Bytes, Cores, Figures, Node, NodeResources, NodeState, RuntimeKind, RuntimeStatus, Session, SessionId,
-    SessionState, Settings, Timestamp,
+    Bytes, Cores, Node, NodeProfile, NodeState, NodeUsage, Resources, RuntimeKind, RuntimeStatus, Session,
+    SessionActivity, SessionId, SessionProfile, SessionState, Settings, Sighting, Timestamp,
 };
 
-pub(crate) fn node(name: &str, id: &str) -> Node {
-    Node {
+/// A node of four cores and 4 GiB at rest.
+pub(crate) fn profile(name: &str, id: &str) -> NodeProfile {
+    let physical = Resources::new(Cores::whole(4), Bytes::gib(4), 0);
+    NodeProfile {
         id: id.parse().unwrap(),
         name: name.parse().unwrap(),
         address: "127.0.0.1".to_owned(),
         version: "0.0.0".to_owned(),
-        state: NodeState::Alive,
-        enabled: true,
-        is_leader: true,
-        last_seen: Timestamp::default(),
         runtime: RuntimeStatus { kind: RuntimeKind::Process, version: None, available: true, message: None },
-        resources: NodeResources {
-            cores: figures(Cores::whole(4)),
-            memory_bytes: figures(Bytes::gib(4)),
-            gpus: figures(0),
-        },
-        disk: None,
-        swap: None,
-        load: None,
+        physical,
+        effective: physical,
+        allocated: Resources::ZERO,
         gpus: Vec::new(),
         sessions: 0,
         settings: Settings::default(),
@@ -33,16 +26,13 @@ pub(crate) fn node(name: &str, id: &str) -> Node {
     }
 }
 
-fn figures<T: Copy + Default>(physical: T) -> Figures<T> {
-    Figures {
-        physical,
-        override_: T::default(),
-        effective: physical,
-        allocated: T::default(),
-        available: physical,
-        utilized: Some(T::default()),
-        utilized_at: Some(Timestamp::default()),
-    }
+pub(crate) fn usage() -> NodeUsage {
+    NodeUsage { cores: Some(Cores::ZERO), memory_bytes: Some(Bytes::ZERO), ..NodeUsage::default() }
+}
+
+pub(crate) fn node(name: &str, id: &str) -> Node {
+    let seen = Sighting { state: NodeState::Alive, is_leader: true, last_seen: Timestamp::default() };
+    Node::of(&profile(name, id), &usage(), seen)
 }
 
 pub(crate) fn session_id(key: &str) -> SessionId {
@@ -51,7 +41,11 @@ pub(crate) fn session_id(key: &str) -> SessionId {
 
 /// A session of one core on node `one`.
 pub(crate) fn session(key: &str, workspace: &str, user: &str, state: SessionState) -> Session {
-    Session {
+    Session::of(&session_profile(key, workspace, user, state), None)
+}
+
+pub(crate) fn session_profile(key: &str, workspace: &str, user: &str, state: SessionState) -> SessionProfile {
+    SessionProfile {
         id: session_id(key),
         user: user.parse().unwrap(),
         workspace: workspace.parse().unwrap(),
@@ -61,19 +55,19 @@ pub(crate) fn session(key: &str, workspace: &str, user: &str, state: SessionStat
         node_id: "aabb222222222222".parse().unwrap(),
         container_id: None,
         state,
-        cores: Cores::whole(1),
-        memory_bytes: Bytes::gib(1),
-        gpus: 0,
+        resources: Resources::new(Cores::whole(1), Bytes::gib(1), 0),
         gpu_uuids: Vec::new(),
         endpoints: Vec::new(),
         created_at: Timestamp::default(),
-        last_activity_at: Timestamp::default(),
         expires_at: None,
         kept_alive_by: None,
         end_reason: None,
         exit_code: None,
         message: None,
         attempt: 1,
-        secret: None,
     }
+}
+
+pub(crate) fn activity() -> SessionActivity {
+    SessionActivity { last_activity_at: Timestamp::default(), progress: None }
 }

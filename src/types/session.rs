@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::text::words;
-use super::{Bytes, Cores, Invalid, Labels, Name, NodeId, Resources, SessionId, Timestamp, User, check_env, schema};
+use super::{
+    Bytes, Cores, Invalid, Labels, Name, NodeId, Resources, SessionActivity, SessionId, SessionProfile, Timestamp,
+    User, check_env, schema,
+};
 
 /// Where a session is in its life. Only the node that owns it moves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
@@ -135,6 +138,36 @@ pub struct Session {
 }
 
 impl Session {
+    /// The document of a session, without its secret. Where no activity is known, the last was its creation.
+    pub fn of(profile: &SessionProfile, activity: Option<&SessionActivity>) -> Self {
+        let progress = activity.and_then(|activity| activity.progress.clone());
+        Self {
+            id: profile.id,
+            user: profile.user.clone(),
+            workspace: profile.workspace.clone(),
+            image: profile.image.clone(),
+            image_digest: profile.image_digest.clone(),
+            node: profile.node.clone(),
+            node_id: profile.node_id,
+            container_id: profile.container_id.clone(),
+            state: profile.state,
+            cores: profile.resources.cores,
+            memory_bytes: profile.resources.memory,
+            gpus: profile.resources.gpus,
+            gpu_uuids: profile.gpu_uuids.clone(),
+            endpoints: profile.endpoints.clone(),
+            created_at: profile.created_at,
+            last_activity_at: activity.map_or(profile.created_at, |activity| activity.last_activity_at),
+            expires_at: profile.expires_at,
+            kept_alive_by: profile.kept_alive_by.clone(),
+            end_reason: profile.end_reason,
+            exit_code: profile.exit_code,
+            message: progress.or_else(|| profile.message.clone()),
+            attempt: profile.attempt,
+            secret: None,
+        }
+    }
+
     pub const fn resources(&self) -> Resources {
         Resources::new(self.cores, self.memory_bytes, self.gpus)
     }

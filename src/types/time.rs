@@ -98,6 +98,9 @@ impl Moment {
     }
 }
 
+/// Deadlines are shown to people in steps of this where the wall clock jumped.
+const SHOWN_STEP_MILLIS: i64 = 1000;
+
 /// A point in time to act at, that neither a jump of the wall clock nor a reboot loses.
 ///
 /// Within one boot only the boot clock counts. After a reboot, what remained when the deadline was
@@ -134,15 +137,34 @@ impl Deadline {
         self.remaining(now).is_zero()
     }
 
-    /// The wall-clock time to show a person.
+    /// The wall-clock time to show a person: when it was set, and its span. Two readings of one deadline are equal
+    /// unless the wall clock jumped in between.
+    ///
+    /// Within one boot the time follows a jump of the wall clock in whole seconds, so it is within half a second of
+    /// what the wall clock reads when the deadline is due. Smaller jumps, and the milliseconds between the readings
+    /// of the two clocks, do not show. After a reboot the time stays until the deadline is [rebased](Self::rebased).
     pub fn shown(&self, now: Moment) -> Timestamp {
-        now.wall.plus(self.remaining(now))
+        let due = self.set_at.millis().saturating_add_unsigned(self.remaining_millis);
+        let jumped = if now.boot_id == self.boot_id { self.jumped(now) } else { 0 };
+        Timestamp::from_millis(due.saturating_add(rounded(jumped, SHOWN_STEP_MILLIS)))
+    }
+
+    /// Milliseconds by which the wall clock has run ahead of the boot clock since the deadline was set.
+    fn jumped(&self, now: Moment) -> i64 {
+        let signed = |millis: u64| i64::try_from(millis).unwrap_or(i64::MAX);
+        let set = signed(self.at.millis.saturating_sub(self.remaining_millis));
+        now.wall.millis().saturating_sub(self.set_at.millis()).saturating_sub(signed(now.boot.millis) - set)
     }
 
     /// The same deadline counted from this boot, so that the boot clock decides again.
     pub fn rebased(&self, now: Moment) -> Self {
         if now.boot_id == self.boot_id { *self } else { Self::after(now, self.remaining(now)) }
     }
+}
+
+/// The nearest multiple of `step`.
+const fn rounded(millis: i64, step: i64) -> i64 {
+    millis.saturating_add(step / 2).div_euclid(step).saturating_mul(step)
 }
 
 /// A span of time as configuration and command line write it: `90s`, `15m`, `1h`, `30d`, `1h30m`.
@@ -272,6 +294,25 @@ mod tests {
                 prop_assert_eq!(deadline.remaining(after), expected);
             }
             prop_assert_eq!(deadline.rebased(after).remaining(after.plus(DAY)), deadline.remaining(after).saturating_sub(DAY));
+        }
+
+        #[test]
+        fn a_deadline_that_nobody_changed_is_shown_the_same_and_follows_only_jumps(
+            wall in 0..4_000_000_000_000i64,
+            boot in 0..4_000_000_000u64,
+            secs in 0..3_000_000_000u64,
+            passed in prop::collection::vec((0..10_000_000u64, -499..500i64), 1..20),
+            jump in -4_000_000_000_000..4_000_000_000_000i64,
+        ) {
+            let deadline = Deadline::after(moment(wall, boot, 1), Duration::from_secs(secs));
+            let due = Timestamp::from_millis(wall).plus(Duration::from_secs(secs));
+            for (passed, apart) in passed {
+                let later = wall + i64::try_from(passed).unwrap();
+                prop_assert_eq!(deadline.shown(moment(later + apart, boot + passed, 1)), due);
+                prop_assert_eq!(deadline.shown(moment(later + apart, passed, 2)), due, "after a reboot");
+                let jumped = deadline.shown(moment(later + jump, boot + passed, 1));
+                prop_assert!((jumped.millis() - due.millis() - jump).abs() <= 500);
+            }
         }
 
         #[test]

@@ -11,8 +11,8 @@ use ostler::placement::{self, HostAnswer, Offered};
 use ostler::sessions;
 use ostler::sessions::state::Request;
 use ostler::types::{
-    Ballot, ClusterMode, Deadline, Moment, Name, Node, NodeId, NodeState, OnUnknown, Session, SessionId, Strategy,
-    Timestamp, Workspace,
+    Ballot, ClusterMode, Deadline, Moment, Name, NodeId, NodeProfile, NodeState, NodeUsage, OnUnknown, SessionId,
+    SessionProfile, Strategy, Timestamp, Workspace,
 };
 
 use crate::call::{Answer, Call, Caller, Failure, Place, Then};
@@ -108,13 +108,20 @@ impl Cluster {
         others.map(|(_, host)| (host.id, Arc::new(self.member(0, None, BTreeMap::new())))).collect()
     }
 
-    fn member(&self, life: u64, node: Option<Arc<Node>>, sessions: BTreeMap<SessionId, Arc<Session>>) -> Member {
+    fn member(
+        &self,
+        life: u64,
+        profile: Option<Arc<NodeProfile>>,
+        sessions: BTreeMap<SessionId, Arc<SessionProfile>>,
+    ) -> Member {
         Member {
             address: ([127, 0, 0, 1], 1).into(),
             incarnation: life,
             state: NodeState::Alive,
             mode: self.world.mode,
-            node,
+            last_seen: Timestamp::default(),
+            profile,
+            usage: NodeUsage::default(),
             sessions,
             catalogue: None,
         }
@@ -407,7 +414,7 @@ impl Cluster {
         let snapshot = &host.life.as_ref().unwrap().snapshot;
         let here = snapshot.sessions.iter().filter(|(id, _)| !snapshot.gone.contains(*id));
         let sessions = here.map(|(id, session)| (*id, Arc::clone(session))).collect();
-        let member = self.member(at.life, Some(Arc::new(host.node(self.moment(i)))), sessions);
+        let member = self.member(at.life, Some(Arc::new(host.profile(self.moment(i)))), sessions);
         let gossip = Call::Gossip(host.id, Box::new(member));
         self.call(i, to, gossip, Duration::ZERO, Then::Nothing);
     }

@@ -13,7 +13,7 @@ use ostler::sessions::decide::{Context, FAILING_STARTS, Registry};
 use ostler::sessions::state::{self, Reply, Sessions, Start};
 use ostler::sessions::{Config, Have, Record, Snapshot};
 use ostler::types::{
-    Ballot, Bytes, Condition, ConditionKind, Cores, Moment, Name, Node, NodeId, Period, Resources, RuntimeKind,
+    Ballot, Bytes, Condition, ConditionKind, Cores, Moment, Name, NodeId, NodeProfile, Period, Resources, RuntimeKind,
     SessionId, Settings, Timestamp,
 };
 use ostler::{node, placement};
@@ -244,8 +244,8 @@ impl Host {
         })
     }
 
-    /// This node as everybody sees it.
-    pub(crate) fn node(&self, now: Moment) -> Node {
+    /// What this node is and has.
+    pub(crate) fn profile(&self, now: Moment) -> NodeProfile {
         let snapshot = &self.life.as_ref().unwrap().snapshot;
         let fails = snapshot.failing_starts >= FAILING_STARTS;
         let conditions = fails.then(|| Condition {
@@ -253,7 +253,7 @@ impl Host {
             since: Timestamp::default(),
             message: String::new(),
         });
-        view::describe(view::Seen {
+        view::profile(view::Seen {
             state: &self.state,
             report: &self.report,
             sessions: snapshot,
@@ -278,11 +278,12 @@ impl Host {
     pub(crate) fn have(&self) -> placement::Have {
         let snapshot = &self.life.as_ref().unwrap().snapshot;
         let sessions: Have = snapshot.feed.now();
-        let mut digest = DefaultHasher::new();
+        // Stands for a version: two states that differ must not have the same.
+        let mut version = DefaultHasher::new();
         let settings = &self.state.settings;
-        (snapshot.allocated, self.effective(), settings.enabled, snapshot.reserved.len()).hash(&mut digest);
-        self.state.drain.is_some().hash(&mut digest);
-        (snapshot.failing_starts >= FAILING_STARTS).hash(&mut digest);
-        placement::Have { sessions, node_digest: digest.finish() }
+        (snapshot.allocated, self.effective(), settings.enabled, snapshot.reserved.len()).hash(&mut version);
+        self.state.drain.is_some().hash(&mut version);
+        (snapshot.failing_starts >= FAILING_STARTS).hash(&mut version);
+        placement::Have { sessions, node: version.finish() }
     }
 }

@@ -4,7 +4,7 @@
 use ostler::placement::{Have, HostAnswer, HostReport, Offered};
 use ostler::sessions;
 use ostler::sessions::state::{Answer as Turned, Request, Turn};
-use ostler::types::{Ballot, SessionId};
+use ostler::types::{Ballot, NodeUsage, SessionId};
 
 use crate::call::{Answer, Caller};
 use crate::cluster::Cluster;
@@ -152,14 +152,19 @@ impl Cluster {
     pub(crate) fn look_at_watchers(&mut self, i: usize) {
         let (have, now) = (self.hosts[i].have(), self.world.now);
         let life = self.hosts[i].life.as_mut().unwrap();
-        let due = |watcher: &Watcher| watcher.have != Some(have) || now >= watcher.until;
+        let feed = &life.snapshot.feed;
+        let news = |known: Option<Have>| {
+            known.is_none_or(|known| known.node != have.node || feed.is_news_to(Some(known.sessions)))
+        };
+        let due = |watcher: &Watcher| news(watcher.have) || now >= watcher.until;
         let (due, rest) = std::mem::take(&mut life.watchers).into_iter().partition(due);
         life.watchers = rest;
         for Watcher { caller, have: known, .. } in due {
-            let node = self.hosts[i].node(self.moment(i));
+            let now = self.moment(i);
+            let profile = self.hosts[i].profile(now);
             let changes = self.hosts[i].life.as_ref().unwrap().snapshot.since(known.map(|have| have.sessions));
-            let report =
-                HostReport { node, node_digest: have.node_digest, images: std::collections::BTreeSet::new(), changes };
+            let (images, usage) = (std::collections::BTreeSet::new(), NodeUsage::default());
+            let report = HostReport { profile, images, version: have.node, usage, at: now.wall, changes };
             self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Report(Ok(Box::new(report))))));
         }
     }

@@ -12,7 +12,7 @@ use crate::catalogue::{Difference, Versions};
 use crate::election::Reign;
 use crate::gossip::{ClusterView, Member};
 use crate::types::{
-    ApiTokenRequest, BootInstant, Bytes, ClusterMode, Cores, Moment, NodeState, Role, Timestamp, sample,
+    ApiTokenRequest, BootInstant, Bytes, ClusterMode, Cores, Moment, NodeState, NodeUsage, Role, Timestamp, sample,
 };
 
 const BOOT: Moment =
@@ -156,7 +156,9 @@ impl Catalogue {
             incarnation: 1,
             state: NodeState::Alive,
             mode: ClusterMode::Available,
-            node: Some(Arc::new(sample::node("other", of.handle.me.as_str()))),
+            last_seen: Timestamp::default(),
+            profile: Some(Arc::new(sample::profile("other", of.handle.me.as_str()))),
+            usage: NodeUsage::default(),
             sessions: BTreeMap::new(),
             catalogue: Some(of.handle.snapshot().digest.clone()),
         };

@@ -7,7 +7,7 @@ use chitchat::transport::{ChannelTransport, Socket};
 
 use super::*;
 use crate::election::Members;
-use crate::gossip::fixture::{id, node, published, session};
+use crate::gossip::fixture::{id, profile, published, session};
 use crate::gossip::{ClusterView, Directory, Member};
 use crate::types::{BootInstant, ClusterMode, Moment, SessionState, Timestamp};
 
@@ -66,7 +66,7 @@ impl Agent {
 
     async fn sees_state(&mut self, n: u8, state: NodeState) -> Arc<Member> {
         let is_so = |view: &ClusterView| {
-            view.members.get(&id(n)).is_some_and(|member| member.state == state && member.node.is_some())
+            view.members.get(&id(n)).is_some_and(|member| member.state == state && member.profile.is_some())
         };
         let view = self.sees(&format!("node {n} {state}"), is_so).await;
         Arc::clone(&view.members[&id(n)])
@@ -103,7 +103,7 @@ async fn nodes_find_each_other_through_one_seed() {
             let member = agent.sees_state(other, NodeState::Alive).await;
             assert_eq!((member.address, member.incarnation), (address(other), 1_000_000));
             assert_eq!(member.catalogue, Some(format!("digest {other}")));
-            assert_eq!(member.node.as_ref().unwrap().name, node(other).name);
+            assert_eq!(member.profile.as_ref().unwrap().name, profile(other).name);
             assert_eq!(session_states(&member), [SessionState::Running]);
         }
         let expected: Directory =
@@ -128,11 +128,11 @@ async fn what_a_node_says_reaches_the_others() {
         let mut said = one.said.lock().unwrap();
         said.sessions.clear();
         said.catalogue = "another".to_owned();
-        said.node.enabled = false;
+        Arc::make_mut(&mut said.profile).settings.enabled = false;
     }
     let is_so = |view: &ClusterView| {
         let member = &view.members[&id(1)];
-        let disabled = member.node.as_ref().is_some_and(|node| !node.enabled);
+        let disabled = member.profile.as_ref().is_some_and(|profile| !profile.settings.enabled);
         disabled && member.sessions.is_empty() && member.catalogue.as_deref() == Some("another")
     };
     two.sees("no sessions, another catalogue, a node that is disabled", is_so).await;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::gossip::fixture::{by_id, id, node, session};
+use crate::gossip::fixture::{by_id, id, profile, session};
 use crate::gossip::keys::Heard;
 use crate::types::Timestamp;
 
@@ -14,7 +14,7 @@ fn entry(n: u8, live: bool) -> Entry {
     let mut ended = (*session(n, 1)).clone();
     ended.state = SessionState::Stopped;
     let heard = Heard {
-        node: Some(node(n)),
+        profile: Some(Arc::new(profile(n))),
         sessions: by_id(&[session(n, 0), Arc::new(ended)]),
         mode: Some(ClusterMode::Available),
         ..Heard::default()
@@ -50,7 +50,7 @@ fn a_silent_node_is_suspect_then_unknown_and_comes_back() {
     for (at, expected) in [(1, NodeState::Suspect), (10, NodeState::Suspect), (11, NodeState::Unknown)] {
         let view = membership.look(&one_silent, moment(at));
         assert_eq!((state(&view, 2), state(&view, 1)), (expected, NodeState::Alive), "after {at} s");
-        assert_eq!(view.members[&id(2)].node.as_ref().unwrap().state, expected);
+        assert_eq!(view.members[&id(2)].state, expected);
         assert_eq!(session_states(&view, 2), [SessionState::Unknown, SessionState::Stopped].into());
     }
     let view = membership.look(&all, moment(12));
@@ -98,7 +98,7 @@ fn the_latest_life_counts() {
     let view = membership.look(&[later.clone(), entry(1, true)], moment(1));
     let member = &view.members[&id(1)];
     assert_eq!((member.incarnation, member.address, member.state), (6, later.address, NodeState::Suspect));
-    assert!(member.node.is_some(), "what was known stays until more is heard");
+    assert!(member.profile.is_some(), "what was known stays until more is heard");
     assert_eq!(member.sessions.len(), 2);
     let view = membership.look(&[entry(1, false)], moment(2));
     assert_eq!(view.members[&id(1)].incarnation, 6, "an older life is not taken up again");
@@ -136,7 +136,7 @@ fn what_was_known_before_the_start_is_unknown_until_it_is_heard() {
     assert!(membership.is_untried(moment(100)));
     let view = membership.look(&[], moment(100));
     assert_eq!([1, 2].map(|n| state(&view, n)), [NodeState::Unknown, NodeState::Left]);
-    assert_eq!(view.members[&id(1)].node.as_ref().unwrap().last_seen, moment(0).wall);
+    assert_eq!(view.members[&id(1)].last_seen, moment(0).wall);
     assert_eq!(session_states(&view, 1), [SessionState::Unknown, SessionState::Stopped].into());
     assert_eq!(state(&membership.look(&[entry(1, true)], moment(101)), 1), NodeState::Alive);
 }
@@ -201,7 +201,7 @@ fn time_alone_changes_the_view_every_five_seconds() {
     let same = membership.look(&[entry(1, true)], moment(4));
     assert!(Arc::ptr_eq(&first.members[&id(1)], &same.members[&id(1)]));
     let later = membership.look(&[entry(1, true)], moment(5));
-    assert_eq!(later.members[&id(1)].node.as_ref().unwrap().last_seen, moment(5).wall);
+    assert_eq!(later.members[&id(1)].last_seen, moment(5).wall);
 }
 
 #[test]
@@ -223,9 +223,8 @@ fn above_the_bound_those_seen_longest_ago_are_forgotten() {
     let numbered = |n: usize| {
         let mut bytes = [0xff; 10];
         bytes[..8].copy_from_slice(&n.to_be_bytes());
-        let seen = Timestamp::from_millis(i64::try_from(n).unwrap());
-        let node = Node { last_seen: seen, ..node(1) };
-        let member = Member { state: NodeState::Unknown, node: Some(Arc::new(node)), ..(*one).clone() };
+        let last_seen = Timestamp::from_millis(i64::try_from(n).unwrap());
+        let member = Member { state: NodeState::Unknown, last_seen, ..(*one).clone() };
         (NodeId::from_bytes(bytes), Arc::new(member))
     };
     let known: BTreeMap<_, _> = (0..MAX_MEMBERS + 1).map(numbered).collect();

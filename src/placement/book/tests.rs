@@ -2,7 +2,7 @@ use super::*;
 use crate::placement::HostReport;
 use crate::placement::flights::REMEMBERED_FOR;
 use crate::sessions::{Changes, Have, Held};
-use crate::types::{Bytes, Cores, Strategy, sample};
+use crate::types::{Bytes, Cores, SessionProfile, Strategy, Timestamp, sample};
 
 const NOW: BootInstant = BootInstant::from_millis(1_000_000);
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -39,14 +39,14 @@ impl Leader {
     }
 
     fn hear(&mut self, host: usize, held: Vec<Held>) {
-        let mut node = sample::node(NAMES[host], id(host).as_str());
-        node.resources.cores.physical = Cores::whole(4);
-        node.resources.cores.effective = Cores::whole(4);
-        node.resources.memory_bytes.physical = Bytes::gib(64);
-        node.resources.memory_bytes.effective = Bytes::gib(64);
+        let mut profile = sample::profile(NAMES[host], id(host).as_str());
+        profile.physical = Resources::new(Cores::whole(4), Bytes::gib(64), 0);
+        profile.effective = profile.physical;
         let now = Have { incarnation: 1, version: 1 };
         let changes = Changes { now, whole: true, held, forgotten: Vec::new() };
-        self.book.index_mut().apply(&id(host), HostReport { node, node_digest: 0, images: BTreeSet::new(), changes });
+        let (usage, at) = (sample::usage(), Timestamp::default());
+        let report = HostReport { profile, images: BTreeSet::new(), version: 0, usage, at, changes };
+        self.book.index_mut().apply(&id(host), report);
     }
 
     fn lose(&mut self, host: usize) {
@@ -102,9 +102,10 @@ fn names(offers: &Offers) -> Vec<String> {
 
 fn held(key: &str, host: usize, unplaced: bool) -> Held {
     let state = if unplaced { SessionState::Pending } else { SessionState::Running };
-    let mut session = sample::session(key, "desktop", "alice", state);
+    let mut session = sample::session_profile(key, "desktop", "alice", state);
     session.node_id = id(host);
-    Held { session, ballot: Ballot { term: 1, node: id(0) }, gone: false, unplaced }
+    let (activity, ballot) = (sample::activity(), Ballot { term: 1, node: id(0) });
+    Held { session, activity, ballot, gone: false, unplaced }
 }
 
 fn holder(begun: Result<Begun, Error>) -> NodeId {
@@ -209,7 +210,7 @@ fn a_session_that_a_host_could_not_start_goes_to_another() {
     leader.end("k", End::Taken);
     assert_eq!(holder(leader.begin("k", false, NOW)), id(1), "and where it went");
     let second = held("k", 1, false);
-    leader.hear(1, vec![Held { session: Session { attempt: 2, ..second.session.clone() }, ..second }]);
+    leader.hear(1, vec![Held { session: SessionProfile { attempt: 2, ..second.session.clone() }, ..second }]);
     assert!(leader.book.index().fleet().unplaced.is_empty(), "though the first host has not put it away yet");
     assert!(matches!(leader.again("k", &[0]), Err(Error::NoLeader(_))), "it has been placed");
     leader.hear(0, Vec::new());

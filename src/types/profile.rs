@@ -1,0 +1,105 @@
+//! Nodes and sessions are two things each, which travel apart inside the cluster: a profile, which changes only when
+//! something happened, and what is measured. [`Node`](super::Node) and [`Session`](super::Session) are the documents
+//! made of both.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Bytes, Condition, Cores, Disk, Drain, EndReason, Endpoint, Name, NodeId, Resources, RuntimeStatus, SessionId,
+    SessionState, Settings, Swap, Timestamp, User,
+};
+
+/// What a node is and has, as its host says. Equal profiles mean that nothing happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeProfile {
+    pub id: NodeId,
+    pub name: Name,
+    pub address: String,
+    pub version: String,
+    pub runtime: RuntimeStatus,
+    /// What the host has.
+    pub physical: Resources,
+    /// What the host offers: the overrides of its settings where they are not 0, else physical.
+    pub effective: Resources,
+    /// The sum of what admitted sessions reserved.
+    pub allocated: Resources,
+    pub gpus: Vec<GpuProfile>,
+    /// Sessions that hold a reservation.
+    pub sessions: u32,
+    pub settings: Settings,
+    pub declared_settings: Vec<String>,
+    pub drain: Option<Drain>,
+    pub conditions: Vec<Condition>,
+}
+
+/// A GPU, without what is measured of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuProfile {
+    pub uuid: String,
+    pub index: u32,
+    pub model: String,
+    pub memory_total_bytes: Option<Bytes>,
+    pub health: String,
+    pub slots: u32,
+    pub slots_used: u32,
+    pub cordoned: bool,
+}
+
+/// What was measured of a node, foreign processes included. `None`: not known.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct NodeUsage {
+    /// When cores and memory were measured.
+    pub at: Timestamp,
+    pub cores: Option<Cores>,
+    pub memory_bytes: Option<Bytes>,
+    pub disk: Option<Disk>,
+    pub swap: Option<Swap>,
+    /// Load averages of 1, 5 and 15 minutes.
+    pub load: Option<[f64; 3]>,
+    /// By the GPU's UUID.
+    pub gpus: BTreeMap<String, GpuUsage>,
+}
+
+/// What was measured of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct GpuUsage {
+    pub memory_used_bytes: Option<Bytes>,
+    pub utilization_percent: Option<f64>,
+    pub temperature_celsius: Option<f64>,
+    pub power_watts: Option<f64>,
+}
+
+/// What a session is, as its host says. Equal profiles mean that nothing happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionProfile {
+    pub id: SessionId,
+    pub user: User,
+    pub workspace: Name,
+    pub image: Option<String>,
+    pub image_digest: Option<String>,
+    pub node: Name,
+    pub node_id: NodeId,
+    pub container_id: Option<String>,
+    pub state: SessionState,
+    pub resources: Resources,
+    pub gpu_uuids: Vec<String>,
+    pub endpoints: Vec<Endpoint>,
+    pub created_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    pub kept_alive_by: Option<String>,
+    pub end_reason: Option<EndReason>,
+    pub exit_code: Option<i64>,
+    /// What went wrong, for a person.
+    pub message: Option<String>,
+    pub attempt: u32,
+}
+
+/// What goes on in a session while nothing happens to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionActivity {
+    pub last_activity_at: Timestamp,
+    /// How far its image is, while it is pulled.
+    pub progress: Option<String>,
+}
