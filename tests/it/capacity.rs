@@ -72,7 +72,7 @@ fn six_of_one_core_and_one_gibibyte_fit_until_both_are_overridden() {
 }
 
 #[test]
-fn one_gpu_offered_as_ten_takes_ten() {
+fn one_gpu_offered_as_ten_admits_ten_sessions() {
     let agent = Agent::start(ONE_GPU);
     add(&agent, "cuda", 1, GIB, 1);
     add(&agent, "ten", 1, GIB, 10);
@@ -111,7 +111,7 @@ fn a_gpu_is_shared_between_users_only_where_the_operator_says_so() {
 }
 
 #[test]
-fn no_room_now_and_no_room_ever_are_told_apart() {
+fn no_room_now_and_too_large_for_every_node_are_different_errors() {
     let agent = Agent::start(SIX);
     add(&agent, "four", 4, GIB, 0);
     add(&agent, "seven", 7, GIB, 0);
@@ -163,7 +163,7 @@ fn an_override_lowered_under_what_is_allocated_stops_nothing() {
 }
 
 #[test]
-fn an_override_under_the_hosts_own_keeps_the_rest_for_the_host() {
+fn an_override_below_physical_keeps_the_rest_for_the_host() {
     let agent = Agent::start(SIX);
     add(&agent, "one", 1, GIB, 0);
     set(&agent, json!({"cores_override": 2}));
@@ -171,7 +171,7 @@ fn an_override_under_the_hosts_own_keeps_the_rest_for_the_host() {
 }
 
 #[test]
-fn a_declared_setting_is_the_files_alone() {
+fn a_declared_setting_cannot_be_changed_by_the_api() {
     let agent = Agent::start(&format!("{SIX}\nsettings = {{ cores_override = 12, labels = {{ rack = '3' }} }}"));
     for (patch, key) in [
         (json!({"cores_override": 6}), "settings.cores_override"),

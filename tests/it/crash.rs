@@ -89,7 +89,7 @@ fn sessions_outlive_an_upgrade() {
 }
 
 #[test]
-fn what_ends_while_the_agent_is_away_is_told_when_it_is_back() {
+fn an_end_while_the_agent_is_down_is_reported_after_its_restart() {
     let mut agent = Agent::start(ROOMY);
     let go = agent.directory().join("go");
     let wait = format!("until [ -e {} ]; do sleep 0.05; done; exit 5", go.display());
@@ -133,7 +133,7 @@ fn two_agents_never_share_a_data_directory() {
 }
 
 #[test]
-fn a_lock_that_a_dying_process_still_holds_is_waited_for() {
+fn an_agent_waits_for_a_lock_that_a_dying_process_holds() {
     let mut agent = Agent::prepare(ROOMY);
     fs::create_dir(agent.data_dir()).unwrap();
     let lock = fs::File::create(agent.data_dir().join("lock")).unwrap();
@@ -149,7 +149,7 @@ fn a_lock_that_a_dying_process_still_holds_is_waited_for() {
 }
 
 #[test]
-fn a_journal_that_cannot_be_read_is_rebuilt_from_what_runs() {
+fn a_journal_that_cannot_be_read_is_rebuilt_from_the_running_sessions() {
     let mut agent = Agent::start(ROOMY);
     agent.workspace("shell", "sleep 600", &json!({}));
     let session = agent.running("shell", "alice");
@@ -174,7 +174,7 @@ const SESSIONS: usize = 200;
 const KILLS: usize = 10;
 
 #[test]
-fn a_hail_of_kills_loses_no_session_and_makes_none_twice() {
+fn repeated_kills_lose_no_session_and_create_none_twice() {
     let seed = std::env::var("OSTLER_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         u64::from(now.subsec_nanos()) ^ now.as_secs()

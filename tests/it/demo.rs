@@ -18,7 +18,7 @@ const SOON: Duration = Duration::from_secs(60);
 const NO_ENGINE: &str = "unix:///nonexistent/docker.sock";
 /// What an agent of the demo is called with.
 const AGENT: &str = " agent --dev ";
-const LAST_STEP: &str = "It goes on ";
+const LAST_STEP: &str = "The demo stays up ";
 
 /// A demo with a directory for temporary files to itself.
 struct Demo {
@@ -156,7 +156,7 @@ fn it_shows_a_cluster_refusals_and_a_killed_leader_and_ends_by_itself() {
     let mut demo = Demo::start(NO_ENGINE, &["--for", "1s"]);
     demo.until(LAST_STEP);
     for told in [
-        "Docker cannot be used",
+        "Docker is not available",
         "3 nodes",
         "x-ostler-served-by: host-",
         "no_capacity",
@@ -165,7 +165,7 @@ fn it_shows_a_cluster_refusals_and_a_killed_leader_and_ends_by_itself() {
         "waits for ",
         "draining",
         "s after host-",
-        "term 2, it was 1",
+        "term 2 after term 1",
         " unknown ",
         "Nothing is lost.",
         "export OSTLER_SOCKET=",
@@ -206,7 +206,7 @@ fn agents(directory: &Path) -> usize {
 #[test]
 fn killed_at_any_point_it_leaves_nothing() {
     for point in [
-        "Going on with",
+        "Continuing with",
         "1. Three nodes",
         "$ ostler session create page --user carol",
         "$ ostler node drain",
@@ -223,10 +223,10 @@ fn killed_at_any_point_it_leaves_nothing() {
 }
 
 #[test]
-fn asked_to_end_it_leaves_nothing() {
+fn ended_by_a_signal_it_leaves_nothing() {
     for (point, signal, code) in [
         ("3. A session", Signal::INT, 130),
-        ("5. Say", Signal::TERM, 130),
+        ("5. Let", Signal::TERM, 130),
         ("9. The leader", Signal::INT, 130),
         (LAST_STEP, Signal::INT, 0),
         (LAST_STEP, Signal::HUP, 0),
@@ -240,7 +240,7 @@ fn asked_to_end_it_leaves_nothing() {
 }
 
 #[test]
-fn a_reader_who_has_had_enough_ends_it() {
+fn a_closed_standard_output_ends_it() {
     let mut demo = Demo::start(NO_ENGINE, &[]);
     demo.until("2. A catalogue");
     let unread = std::mem::replace(&mut demo.output, BufReader::new(closed()));
@@ -258,7 +258,7 @@ fn closed() -> ChildStdout {
 }
 
 #[test]
-fn an_agent_that_dies_is_told_with_its_log() {
+fn an_agent_that_dies_is_reported_with_its_log() {
     let mut demo = Demo::start(NO_ENGINE, &["--for", "5m"]);
     demo.until(LAST_STEP);
     kill_process(pid_of("host-b.toml", demo.temporary.path()), Signal::KILL).unwrap();
@@ -271,7 +271,7 @@ fn an_agent_that_dies_is_told_with_its_log() {
 }
 
 #[test]
-fn an_agent_that_dies_during_the_show_is_told_too() {
+fn an_agent_that_dies_during_the_show_is_reported_too() {
     let mut demo = Demo::start(NO_ENGINE, &["--for", "5m"]);
     demo.until("2. A catalogue");
     kill_process(pid_of("host-c.toml", demo.temporary.path()), Signal::KILL).unwrap();
@@ -292,7 +292,7 @@ fn pid_of(arguments: &str, directory: &Path) -> Pid {
 }
 
 #[test]
-fn docker_that_may_not_be_used_is_said() {
+fn docker_without_permission_is_reported() {
     let place = tempfile::tempdir().unwrap();
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let socket = place.path().join("docker.sock");

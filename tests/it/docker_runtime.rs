@@ -25,8 +25,8 @@ fn running(container: &Container) -> bool {
 }
 
 #[tokio::test]
-async fn a_session_lives_its_whole_life_within_its_limits() {
-    let Some(lab) = Lab::open("a_session_lives_its_whole_life_within_its_limits") else { return };
+async fn a_session_goes_through_its_states_within_its_limits() {
+    let Some(lab) = Lab::open("a_session_goes_through_its_states_within_its_limits") else { return };
     let launch = lab.launch("life", "trap 'exit 7' TERM; while true; do sleep 0.1; done");
     let (session, runtime) = (&launch.session, &lab.runtime);
     assert_eq!(runtime.observe(session).await, Ok(Container::Absent));
@@ -95,8 +95,8 @@ async fn logged(lab: &Lab, launch: &Launch, request: LogsRequest) -> String {
 }
 
 #[tokio::test]
-async fn a_root_entry_point_hands_over_and_gains_nothing() {
-    let Some(lab) = Lab::open("a_root_entry_point_hands_over_and_gains_nothing") else { return };
+async fn a_root_entry_point_can_drop_to_a_user_and_gains_nothing() {
+    let Some(lab) = Lab::open("a_root_entry_point_can_drop_to_a_user_and_gains_nothing") else { return };
     let script = "touch /home/x && chown nobody /home/x && su nobody -c 'id -u; stat -c %U /home/x' 2>&1; \
                   grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status; echo gpus=$NVIDIA_VISIBLE_DEVICES";
     let text = output(&lab, &lab.launch("root", script)).await;
@@ -188,8 +188,8 @@ async fn sessions_meet_on_a_network_of_the_operators() {
 }
 
 #[tokio::test]
-async fn a_start_that_cannot_be_says_why() {
-    let Some(lab) = Lab::open("a_start_that_cannot_be_says_why") else { return };
+async fn a_start_that_fails_says_why() {
+    let Some(lab) = Lab::open("a_start_that_fails_says_why") else { return };
     let (first, port) = web_server(&lab, "first");
     lab.run(&first).await.unwrap();
     let mut second = lab.launch("second", "true");
@@ -218,8 +218,8 @@ async fn a_start_that_cannot_be_says_why() {
 }
 
 #[tokio::test]
-async fn a_network_removed_behind_our_back_is_made_again() {
-    let Some(lab) = Lab::open("a_network_removed_behind_our_back_is_made_again") else { return };
+async fn a_network_removed_with_docker_is_created_again() {
+    let Some(lab) = Lab::open("a_network_removed_with_docker_is_created_again") else { return };
     let launch = lab.launch("again", "sleep 100");
     lab.runtime.create(&launch).await.unwrap();
     docker(&["network", "rm", &lab.network()]);
@@ -249,8 +249,8 @@ async fn two_agents_that_make_the_network_at_once_make_one() {
 
 /// An agent that is killed in a step leaves its request behind, and the next one begins the same step.
 #[tokio::test]
-async fn the_same_steps_at_once_are_tried_again_and_never_refused() {
-    let Some(lab) = Lab::open("the_same_steps_at_once_are_tried_again_and_never_refused") else { return };
+async fn concurrent_identical_steps_are_retried_and_never_rejected() {
+    let Some(lab) = Lab::open("concurrent_identical_steps_are_retried_and_never_rejected") else { return };
     let launches: Vec<Launch> = (0..12).map(|n| lab.launch(&(n / 2).to_string(), "true")).collect();
     let until_made = async |launch: &Launch| loop {
         let runtime = DockerRuntime::new(config(&lab.cluster)).unwrap();
@@ -266,8 +266,8 @@ async fn the_same_steps_at_once_are_tried_again_and_never_refused() {
 }
 
 #[tokio::test]
-async fn a_network_that_only_has_our_name_is_refused() {
-    let Some(lab) = Lab::open("a_network_that_only_has_our_name_is_refused") else { return };
+async fn a_foreign_network_with_our_name_is_rejected() {
+    let Some(lab) = Lab::open("a_foreign_network_with_our_name_is_rejected") else { return };
     docker(&["network", "create", &lab.network()]);
     let refused = lab.runtime.create(&lab.launch("k", "true")).await;
     assert!(matches!(&refused, Err(Error::Refused(text)) if text.contains("not ostler's")), "{refused:?}");
@@ -309,8 +309,8 @@ async fn a_talkative_session_does_not_fill_the_disk() {
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_left_alone() {
-    let Some(lab) = Lab::open("what_is_not_ours_is_left_alone") else { return };
+async fn a_foreign_container_is_left_alone() {
+    let Some(lab) = Lab::open("a_foreign_container_is_left_alone") else { return };
     let launch = lab.launch("foreign", "true");
     let session = &launch.session;
     let name = lab.container(session);
@@ -400,8 +400,8 @@ async fn a_volume_outlives_its_session() {
 }
 
 #[tokio::test]
-async fn somebody_elses_volume_is_neither_used_nor_removed() {
-    let Some(lab) = Lab::open("somebody_elses_volume_is_neither_used_nor_removed") else { return };
+async fn a_foreign_volume_is_neither_used_nor_removed() {
+    let Some(lab) = Lab::open("a_foreign_volume_is_neither_used_nor_removed") else { return };
     let name = format!("ostler-{}.home", lab.cluster);
     docker(&["volume", "create", &name]);
     let mut launch = lab.launch("k", "true");
@@ -426,8 +426,8 @@ fn keep_link(runtime: &Arc<DockerRuntime>) -> (mpsc::Receiver<Event>, tokio::tas
 }
 
 #[tokio::test]
-async fn a_natural_exit_is_told() {
-    let Some(lab) = Lab::open("a_natural_exit_is_told") else { return };
+async fn an_exit_is_reported() {
+    let Some(lab) = Lab::open("an_exit_is_reported") else { return };
     let (mut events, link) = keep_link(&lab.runtime);
     assert_eq!(timeout(PATIENCE, events.recv()).await.unwrap(), Some(Event::Relist));
     let Health::Up(info) = lab.runtime.health().borrow().clone() else { panic!("the engine answers") };
@@ -445,8 +445,8 @@ async fn a_natural_exit_is_told() {
 }
 
 #[tokio::test]
-async fn a_slow_listener_is_told_to_look_at_everything() {
-    let Some(lab) = Lab::open("a_slow_listener_is_told_to_look_at_everything") else { return };
+async fn a_slow_listener_gets_a_relist() {
+    let Some(lab) = Lab::open("a_slow_listener_gets_a_relist") else { return };
     let (events, mut told) = mpsc::channel(1);
     let runtime = lab.runtime.clone();
     let link = tokio::spawn(async move { runtime.run(events).await });

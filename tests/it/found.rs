@@ -80,7 +80,7 @@ impl Drop for Host {
 }
 
 #[test]
-fn the_first_host_makes_the_token_and_the_next_one_brings_it() {
+fn init_creates_the_token_and_join_adds_a_host_with_it() {
     let cluster = crate::support::agent::unique_name();
     let first = Host::new(&cluster, "host-a");
     let made = first.run(&["init"], "");
@@ -91,12 +91,12 @@ fn the_first_host_makes_the_token_and_the_next_one_brings_it() {
     assert!(!made.stdout.contains(token.trim()) && !made.stderr.contains(token.trim()), "the token is not shown");
     let join = made.stderr.lines().find_map(|line| line.split_once("ostler join ")).expect("how others join is told");
     let seed = join.1.split(' ').next().unwrap().to_owned();
-    assert!(first.run(&["init"], "").failed(3).contains("belongs to a cluster already"));
+    assert!(first.run(&["init"], "").failed(3).contains("already belongs to a cluster"));
 
     let second = Host::new(&cluster, "host-b");
     assert!(second.run(&["join", &seed], "").failed(2).contains("--token-file"));
     let guessed = second.run(&["join", &seed, "--token-file", "-"], "password\n").failed(1);
-    assert!(guessed.contains("not a cluster's token"), "{guessed}");
+    assert!(guessed.contains("not a cluster token"), "{guessed}");
     second.run(&["join", "not a host", "--token-file", "-"], &token).failed(1);
     assert!(!second.token_file().exists(), "what fails changes nothing");
 
@@ -111,7 +111,7 @@ fn the_first_host_makes_the_token_and_the_next_one_brings_it() {
 }
 
 #[test]
-fn without_the_service_it_is_said_how_to_start_the_agent() {
+fn without_the_service_init_prints_how_to_start_the_agent() {
     let host = Host::new("lonely", "host-a");
     let nowhere = tempfile::tempdir().unwrap();
     let config = host.agent.config_file();

@@ -45,8 +45,8 @@ fn ballot(cluster: &Cluster, node: usize) -> (u64, String) {
 }
 
 #[test]
-fn what_was_made_on_both_sides_of_a_cut_is_there_after_it_and_one_key_is_one_session() {
-    let name = "what_was_made_on_both_sides_of_a_cut_is_there_after_it_and_one_key_is_one_session";
+fn sessions_of_both_sides_of_a_cut_remain_and_one_key_is_one_session() {
+    let name = "sessions_of_both_sides_of_a_cut_remain_and_one_key_is_one_session";
     let Some(hosts) = Hosts::start(name, 3, "") else { return };
     let cluster = &hosts.cluster;
     workspace(cluster);
@@ -92,8 +92,8 @@ fn what_was_made_on_both_sides_of_a_cut_is_there_after_it_and_one_key_is_one_ses
 }
 
 #[test]
-fn cuts_that_stay_do_not_make_leaders_come_and_go() {
-    let Some(hosts) = Hosts::start("cuts_that_stay_do_not_make_leaders_come_and_go", 5, "") else { return };
+fn lasting_cuts_do_not_change_the_leader_repeatedly() {
+    let Some(hosts) = Hosts::start("lasting_cuts_do_not_change_the_leader_repeatedly", 5, "") else { return };
     let cluster = &hosts.cluster;
     workspace(cluster);
     let mut made = BTreeSet::new();
@@ -124,9 +124,9 @@ fn cuts_that_stay_do_not_make_leaders_come_and_go() {
 }
 
 #[test]
-fn hosts_go_on_whose_leaders_die_and_freeze() {
+fn hosts_keep_working_while_leaders_die_and_freeze() {
     const ROUNDS: usize = 4;
-    let Some(mut hosts) = Hosts::start("hosts_go_on_whose_leaders_die_and_freeze", 5, "") else { return };
+    let Some(mut hosts) = Hosts::start("hosts_keep_working_while_leaders_die_and_freeze", 5, "") else { return };
     let cluster = &mut hosts.cluster;
     workspace(cluster);
     let mut made = BTreeSet::new();
@@ -186,8 +186,8 @@ fn look_on(cluster: &Cluster, cut: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn in_quorum_mode_whoever_is_cut_off_places_nothing_and_the_others_go_on() {
-    let name = "in_quorum_mode_whoever_is_cut_off_places_nothing_and_the_others_go_on";
+fn in_quorum_mode_a_cut_off_node_places_nothing_and_the_others_continue() {
+    let name = "in_quorum_mode_a_cut_off_node_places_nothing_and_the_others_continue";
     let Some(hosts) = Hosts::start(name, 3, "cluster = { mode = 'quorum', expected_nodes = 3 }") else { return };
     let cluster = &hosts.cluster;
     workspace(cluster);

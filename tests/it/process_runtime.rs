@@ -234,7 +234,7 @@ async fn a_command_serves_on_the_port_it_was_assigned() {
 }
 
 #[tokio::test]
-async fn the_exit_is_told_as_a_shell_counts() {
+async fn exit_codes_are_as_in_shells() {
     let host = Host::new();
     for (script, code) in [("exit 0", 0), ("exit 3", 3), ("kill -TERM $$", 143), ("kill -KILL $$", 137)] {
         let session = host.script(script, script).await;
@@ -307,9 +307,9 @@ async fn secrets_are_read_by_the_agent_alone() {
 }
 
 #[tokio::test]
-async fn a_root_agent_gives_its_privilege_away() {
+async fn a_root_agent_drops_its_privileges() {
     if !is_root() {
-        return support::skip("a_root_agent_gives_its_privilege_away", "root");
+        return support::skip("a_root_agent_drops_its_privileges", "root");
     }
     let host = Host::new();
     let script = "id -u; id -G; grep CapEff /proc/self/status; ls ..; cat ../launch.json; echo done";
@@ -326,9 +326,9 @@ async fn a_root_agent_gives_its_privilege_away() {
 }
 
 #[tokio::test]
-async fn a_data_directory_that_sessions_may_not_pass_has_no_volumes() {
+async fn a_data_directory_that_sessions_cannot_traverse_has_no_volumes() {
     if !is_root() {
-        return support::skip("a_data_directory_that_sessions_may_not_pass_has_no_volumes", "root");
+        return support::skip("a_data_directory_that_sessions_cannot_traverse_has_no_volumes", "root");
     }
     let host = Host::new();
     fs::set_permissions(host.directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -369,7 +369,7 @@ async fn a_command_that_does_not_end_is_killed() {
 }
 
 #[tokio::test]
-async fn what_a_command_leaves_behind_ends_with_it() {
+async fn processes_left_by_a_command_end_with_it() {
     let host = Host::new();
     // A daemon: another session, no parent, no environment, no output, deaf to polite signals.
     let script = r#"
@@ -384,7 +384,7 @@ async fn what_a_command_leaves_behind_ends_with_it() {
 }
 
 #[tokio::test]
-async fn orphans_that_end_are_buried_meanwhile() {
+async fn orphans_that_end_are_reaped() {
     let host = Host::new();
     let session = host.script("orphans", "(sh -c 'echo ORPHAN=$$' &); echo ready; exec sleep 1000").await;
     let log = host.until_log_has(&session, "ORPHAN=").await;
@@ -553,7 +553,7 @@ fn busy_seconds(parent: i32) -> Option<f64> {
 }
 
 #[tokio::test]
-async fn a_paused_session_stands_still_and_goes_on() {
+async fn a_paused_session_stops_and_resumes() {
     let host = Host::new();
     let session = host.script("paused", "while :; do echo tick; sleep 0.02; done").await;
     host.until_log_has(&session, "tick").await;
@@ -690,7 +690,7 @@ async fn a_volume_outlives_its_sessions() {
 }
 
 #[tokio::test]
-async fn what_is_no_session_is_left_alone() {
+async fn directories_that_are_not_sessions_are_left_alone() {
     let mut host = Host::new();
     let session = host.script("whole", "exec sleep 1000").await;
     let process = host.directory.path().join("process");
@@ -709,7 +709,7 @@ async fn what_is_no_session_is_left_alone() {
 }
 
 #[tokio::test]
-async fn it_says_what_it_is() {
+async fn the_runtime_reports_its_kind_and_resources() {
     let host = Host::new();
     assert_eq!(host.runtime.kind(), RuntimeKind::Process);
     let Health::Up(engine) = host.runtime.health().borrow().clone() else { panic!("not up") };

@@ -23,14 +23,14 @@ const EACH: usize = 4;
 const CALM: Duration = Duration::from_secs(3);
 
 /// Whether a node shows everybody, and nobody as dead. One whose heartbeat is late is suspect, and no more than that.
-fn nobody_is_dead(node: &Agent) -> bool {
+fn sees_no_node_dead(node: &Agent) -> bool {
     let list = node.get("/v1/nodes").expect(200);
     let states: Vec<&str> = list["items"].as_array().unwrap().iter().map(|n| n["state"].as_str().unwrap()).collect();
     states.len() == 3 && states.iter().all(|state| ["alive", "suspect"].contains(state))
 }
 
 #[test]
-fn a_network_that_loses_packets_takes_nobody_for_dead_and_sessions_are_made_everywhere() {
+fn on_a_lossy_network_no_node_is_taken_for_dead_and_every_node_creates_sessions() {
     let listen: Vec<SocketAddr> = (0..3).map(|_| SocketAddr::from(([127, 0, 0, 1], free_port()))).collect();
     let relay = Relay::between(listen.clone(), BAD, SEED);
     let mesh =
@@ -46,7 +46,7 @@ fn a_network_that_loses_packets_takes_nobody_for_dead_and_sessions_are_made_ever
     }
     let mut calm = Instant::now();
     until("everybody was heard", || {
-        if !cluster.nodes.iter().all(nobody_is_dead) {
+        if !cluster.nodes.iter().all(sees_no_node_dead) {
             calm = Instant::now();
         }
         calm.elapsed() > CALM
@@ -54,7 +54,7 @@ fn a_network_that_loses_packets_takes_nobody_for_dead_and_sessions_are_made_ever
     let begun = Instant::now();
     while begun.elapsed() < SPAN {
         for (i, node) in cluster.nodes.iter().enumerate() {
-            assert!(nobody_is_dead(node), "as n{i} sees it: {}", node.get("/v1/nodes").text());
+            assert!(sees_no_node_dead(node), "as n{i} sees it: {}", node.get("/v1/nodes").text());
         }
     }
     assert_eq!(made.len(), 3 * EACH);

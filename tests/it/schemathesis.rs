@@ -15,9 +15,9 @@ const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_co
                       response_schema_conformance,negative_data_rejection,unsupported_method,ignored_auth";
 
 #[test]
-fn the_api_is_as_it_describes_itself() {
+fn the_api_matches_its_description() {
     if Command::new("schemathesis").arg("--version").output().is_err() {
-        return skip("the_api_is_as_it_describes_itself", "schemathesis");
+        return skip("the_api_matches_its_description", "schemathesis");
     }
     let agent = Agent::start("dev = { physical_cores = 64, physical_memory = '64GiB', physical_gpus = 2 }");
     agent.workspace("shell", "exec sleep 600", &json!({}));

@@ -78,7 +78,7 @@ fn a_session_is_made_stopped_started_paused_resumed_and_removed() {
 }
 
 #[test]
-fn the_command_line_goes_the_same_way() {
+fn the_command_line_does_the_same() {
     let agent = Agent::start(ROOMY);
     let added = ["workspace", "add", "shell", "--cores", "0.5", "--memory", "64MiB", "--port", "80", "--"];
     agent.cli(&[&added[..], &["/bin/sh", "-c", SERVE]].concat()).ok();
@@ -106,7 +106,7 @@ fn the_command_line_goes_the_same_way() {
 }
 
 #[test]
-fn an_end_by_itself_is_told_as_it_was() {
+fn a_command_that_exits_is_shown_with_its_exit_code() {
     let agent = Agent::start(ROOMY);
     for (name, script, state, code) in
         [("good", "exit 0", "stopped", 0), ("bad", "exit 3", "failed", 3), ("killed", "kill -9 $$", "failed", 137)]
@@ -158,7 +158,7 @@ fn logs_are_kept_followed_and_cut() {
 }
 
 #[test]
-fn time_ends_sessions_and_use_keeps_them() {
+fn ttl_and_idle_timeout_end_sessions_and_keepalive_keeps_them() {
     let agent = Agent::start(ROOMY);
     agent.workspace("brief", SERVE, &json!({"ttl_seconds": 2}));
     agent.workspace("idle", SERVE, &json!({"idle_timeout_seconds": 2}));
@@ -230,7 +230,7 @@ fn lists_are_filtered_and_paged() {
 }
 
 #[test]
-fn a_secret_is_told_once_and_to_who_may_know_it() {
+fn a_secret_is_shown_at_creation_and_to_permitted_roles_only() {
     let agent = Agent::start(ROOMY);
     let env = json!({"env": {"PASSWORD": "{secret}", "WHO": "{user}/{session}"}});
     agent.workspace("desk", "echo \"$WHO ${#PASSWORD}\"; exec sleep 600", &env);
@@ -296,7 +296,7 @@ fn one_key_is_one_session_through_crashes_and_after_its_end() {
 }
 
 #[test]
-fn what_would_happen_and_what_did_are_explained() {
+fn a_dry_run_and_a_placement_are_explained() {
     let agent = Agent::start("dev = { physical_cores = 4, physical_memory = '4GiB' }");
     agent.workspace("shell", SERVE, &json!({"cores": 3}));
     let body = json!({"workspace": "shell", "user": "alice"});
@@ -340,7 +340,7 @@ fn limits_of_users_and_nodes_hold() {
 }
 
 #[test]
-fn a_drained_node_takes_nothing_and_names_what_it_waits_for() {
+fn a_drained_node_admits_nothing_and_names_its_blockers() {
     let agent = Agent::start(ROOMY);
     agent.workspace("shell", SERVE, &json!({}));
     let first = agent.running("shell", "alice");
@@ -389,7 +389,7 @@ fn a_drain_survives_a_crash() {
 }
 
 #[test]
-fn a_disabled_node_takes_nothing_and_stops_nothing() {
+fn a_disabled_node_admits_nothing_and_stops_nothing() {
     let agent = Agent::start(ROOMY);
     agent.workspace("shell", SERVE, &json!({}));
     let first = agent.running("shell", "alice");
@@ -406,7 +406,7 @@ fn a_disabled_node_takes_nothing_and_stops_nothing() {
 }
 
 #[test]
-fn named_volumes_follow_a_person_and_stay() {
+fn named_volumes_belong_to_a_user_and_outlive_sessions() {
     let agent = Agent::start(ROOMY);
     let volumes = json!({"volumes": [{"name": "home-{user}", "path": "/home"}]});
     agent.workspace(

@@ -16,7 +16,7 @@ fn cli_as(agent: &Agent, token: &str, arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn each_role_does_its_part_and_no_more() {
+fn each_role_allows_its_requests_and_no_others() {
     let agent = Agent::start(ROOMY);
     agent.workspace("shell", "exec sleep 600", &json!({}));
     let session = agent.running("shell", "alice");
@@ -85,7 +85,7 @@ fn a_token_expires() {
 }
 
 #[test]
-fn a_token_is_never_in_the_data_directory_as_it_is() {
+fn a_token_is_never_stored_in_clear_text() {
     let agent = Agent::start(ROOMY);
     let secret = agent.token("admin");
     // Its last part is what nobody must find: what stands before it is its id.
@@ -112,7 +112,7 @@ fn the_socket_is_for_its_owner_and_group() {
 }
 
 #[test]
-fn the_status_listener_tells_strangers_little() {
+fn the_status_listener_shows_little_without_a_token() {
     let agent = Agent::start(&format!("{ROOMY}\nhttp = {{ status_listen = '127.0.0.1:0' }}"));
     let log = agent.log();
     let address = log.split_whitespace().find_map(|word| word.strip_prefix("status="));

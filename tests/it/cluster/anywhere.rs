@@ -74,7 +74,7 @@ fn a_session_is_made_seen_and_ended_from_any_node() {
 }
 
 #[test]
-fn whoever_was_told_of_a_session_finds_it_on_every_node() {
+fn a_created_session_is_found_on_every_node_at_once() {
     const SESSIONS: usize = 20;
     let cluster = Cluster::start(3, "");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.01}));
@@ -90,7 +90,7 @@ fn whoever_was_told_of_a_session_finds_it_on_every_node() {
 }
 
 #[test]
-fn whoever_commanded_a_session_sees_it_obey_on_every_node() {
+fn the_effect_of_a_command_is_seen_on_every_node_at_once() {
     const ROUNDS: usize = 5;
     let cluster = Cluster::start(3, "");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
@@ -110,7 +110,7 @@ fn whoever_commanded_a_session_sees_it_obey_on_every_node() {
 }
 
 #[test]
-fn one_key_is_one_session_on_whatever_node_it_is_used() {
+fn one_key_is_one_session_on_every_node() {
     let cluster = Cluster::start(3, "");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"env": {"PASSWORD": "{secret}"}}));
     let ask = |node: usize, user: &str| {
@@ -127,7 +127,7 @@ fn one_key_is_one_session_on_whatever_node_it_is_used() {
 }
 
 #[test]
-fn sessions_are_spread_and_refusals_name_every_node() {
+fn sessions_are_spread_and_rejections_name_every_node() {
     let cluster = Cluster::start(3, "dev = { physical_cores = 2, physical_memory = '1GiB' }");
     let asked = &cluster.nodes[0];
     asked.workspace("w", FOREVER, &json!({"cores": 1}));
@@ -149,7 +149,7 @@ fn sessions_are_spread_and_refusals_name_every_node() {
 }
 
 #[test]
-fn a_drain_is_asked_for_and_waited_for_from_another_node() {
+fn a_drain_can_be_started_and_awaited_from_another_node() {
     let cluster = Cluster::start(3, "");
     let [asked, drained] = [&cluster.nodes[0], &cluster.nodes[1]];
     asked.workspace("w", FOREVER, &json!({"cores": 0.1, "constraints": {"here": "yes"}}));

@@ -45,7 +45,7 @@ fn held_to(cluster: &Cluster, name: &str, node: usize) {
 }
 
 #[test]
-fn the_next_leader_goes_on_where_one_was_killed() {
+fn the_next_leader_takes_over_from_a_killed_one() {
     let mut cluster = Cluster::start(3, "");
     let killed = cluster.leader();
     let survivor = cluster.followers()[0];
@@ -69,7 +69,7 @@ fn the_next_leader_goes_on_where_one_was_killed() {
 }
 
 #[test]
-fn whoever_waits_for_a_leader_that_was_killed_is_answered_by_the_next() {
+fn a_request_that_waits_for_a_killed_leader_is_answered_by_the_next() {
     let mut cluster = Cluster::start(3, "");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
     for node in &cluster.nodes {
@@ -90,7 +90,7 @@ fn whoever_waits_for_a_leader_that_was_killed_is_answered_by_the_next() {
 }
 
 #[test]
-fn what_is_on_a_host_that_cannot_be_asked_is_unknown_and_never_made_again() {
+fn a_session_on_an_unreachable_host_is_unknown_and_never_created_again() {
     let mut cluster = Cluster::start(3, "");
     let [asked, away] = cluster.followers()[..] else { panic!("three nodes have two followers") };
     held_to(&cluster, "w", away);
@@ -173,7 +173,7 @@ fn a_session_that_one_host_cannot_start_runs_on_another() {
 }
 
 #[test]
-fn a_leader_that_froze_is_followed_no_more() {
+fn a_leader_that_froze_is_no_longer_followed() {
     let cluster = Cluster::start(3, "");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
     let frozen = cluster.leader();
@@ -193,7 +193,7 @@ fn a_leader_that_froze_is_followed_no_more() {
 }
 
 #[test]
-fn what_a_leader_ordered_before_it_froze_for_half_a_minute_makes_nothing_twice() {
+fn orders_of_a_leader_that_froze_for_half_a_minute_create_nothing_twice() {
     const KEYS: usize = 24;
     let cluster = Cluster::start(3, "dev = { physical_cores = 8, physical_memory = '8GiB' }");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
@@ -243,7 +243,7 @@ fn a_leader_that_is_stopped_hands_over() {
 }
 
 #[test]
-fn leaders_are_killed_while_people_ask_and_nobody_gets_two() {
+fn requests_during_kills_of_leaders_create_one_session_each() {
     const ROUNDS: usize = 3;
     const EACH: usize = 8;
     let mut cluster = Cluster::start(3, "dev = { physical_cores = 4, physical_memory = '4GiB' }");

@@ -15,7 +15,7 @@ fn state(asked: &Agent, name: &str) -> String {
 }
 
 #[test]
-fn a_node_that_says_goodbye_has_left_and_one_that_vanishes_is_unknown() {
+fn a_stopped_node_has_left_and_a_killed_node_is_unknown() {
     let mut cluster = Cluster::start(3, "");
     let [leaves, vanishes] = cluster.followers()[..] else { panic!("three nodes have two followers") };
     let asked = cluster.leader();
@@ -30,7 +30,7 @@ fn a_node_that_says_goodbye_has_left_and_one_that_vanishes_is_unknown() {
 }
 
 #[test]
-fn a_node_that_is_gone_for_good_is_forgotten_by_all() {
+fn a_removed_node_is_forgotten_by_all() {
     let mut cluster = Cluster::start(3, "");
     let [asked, gone] = cluster.followers()[..] else { panic!("three nodes have two followers") };
     let name = format!("n{gone}");
@@ -90,7 +90,7 @@ fn a_session_whose_host_will_not_return_is_forgotten_and_its_key_is_free() {
 }
 
 #[test]
-fn a_cluster_that_was_stopped_finds_itself_again_without_its_seeds() {
+fn the_nodes_of_a_stopped_cluster_find_each_other_again_without_seeds() {
     let mut cluster = Cluster::start(3, "");
     let mesh = cluster.mesh(0);
     for node in &mut cluster.nodes {
@@ -106,7 +106,7 @@ fn a_cluster_that_was_stopped_finds_itself_again_without_its_seeds() {
 }
 
 #[test]
-fn another_token_and_another_cluster_stay_out() {
+fn nodes_with_another_token_or_another_cluster_stay_out() {
     let cluster = Cluster::start(2, "");
     let seeds = format!("seeds = ['{}', '{}']", cluster.mesh(0), cluster.mesh(1));
     let mut strangers = Vec::new();

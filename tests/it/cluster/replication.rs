@@ -12,7 +12,7 @@ fn workspaces(cluster: &Cluster, node: usize) -> Vec<String> {
 }
 
 #[test]
-fn what_is_changed_at_one_node_is_read_there_at_once_and_everywhere_soon() {
+fn a_change_is_read_at_its_node_at_once_and_everywhere_soon() {
     let cluster = Cluster::start(3, "");
     for node in 0..3 {
         cluster.nodes[node].workspace(&format!("w{node}"), "true", &json!({}));

@@ -35,8 +35,8 @@ fn a_session_that_ends_says_how() {
 }
 
 #[test]
-fn what_is_done_behind_the_agents_back_is_seen_or_put_right() {
-    let Some(lab) = Lab::open("what_is_done_behind_the_agents_back_is_seen_or_put_right") else { return };
+fn changes_made_with_docker_are_noticed_or_undone() {
+    let Some(lab) = Lab::open("changes_made_with_docker_are_noticed_or_undone") else { return };
     let agent = start(&lab);
     add(&agent, &lab, "w", FOREVER, &json!({}));
     let begin = || id(&agent.running("w", "alice"));
@@ -69,8 +69,8 @@ fn what_is_done_behind_the_agents_back_is_seen_or_put_right() {
 }
 
 #[test]
-fn a_stopped_session_that_somebody_starts_is_stopped_again() {
-    let Some(lab) = Lab::open("a_stopped_session_that_somebody_starts_is_stopped_again") else { return };
+fn a_stopped_session_started_with_docker_is_stopped_again() {
+    let Some(lab) = Lab::open("a_stopped_session_started_with_docker_is_stopped_again") else { return };
     let mut agent = start(&lab);
     add(&agent, &lab, "w", FOREVER, &json!({}));
     let session = id(&agent.running("w", "alice"));

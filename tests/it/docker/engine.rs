@@ -96,8 +96,8 @@ fn an_agent_that_starts_before_its_engine_waits_for_it() {
 }
 
 #[test]
-fn an_engine_that_hangs_leaves_sessions_alone_and_the_agent_awake() {
-    const TEST: &str = "an_engine_that_hangs_leaves_sessions_alone_and_the_agent_awake";
+fn a_hanging_engine_ends_no_session_and_does_not_block_the_agent() {
+    const TEST: &str = "a_hanging_engine_ends_no_session_and_does_not_block_the_agent";
     let Some(lab) = Lab::open(TEST) else { return };
     let Some(engine) = OwnEngine::start(TEST, &lab) else { return };
     let agent = start(&lab, &engine);

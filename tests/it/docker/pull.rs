@@ -19,8 +19,8 @@ fn pulling(agent: &Agent, lab: &Lab, registry: &Registry) -> String {
 }
 
 #[test]
-fn a_pull_shows_how_far_it_is() {
-    const TEST: &str = "a_pull_shows_how_far_it_is";
+fn a_pull_shows_its_progress() {
+    const TEST: &str = "a_pull_shows_its_progress";
     let Some(lab) = Lab::open(TEST) else { return };
     let Some(registry) = Registry::start(TEST) else { return };
     let agent = start(&lab);
@@ -39,8 +39,8 @@ fn a_pull_shows_how_far_it_is() {
 }
 
 #[test]
-fn an_image_that_is_nowhere_fails_the_session_and_says_so() {
-    const TEST: &str = "an_image_that_is_nowhere_fails_the_session_and_says_so";
+fn a_missing_image_fails_the_session_and_is_named() {
+    const TEST: &str = "a_missing_image_fails_the_session_and_is_named";
     let Some(lab) = Lab::open(TEST) else { return };
     let Some(registry) = Registry::start(TEST) else { return };
     let agent = start(&lab);
@@ -58,8 +58,8 @@ fn an_image_that_is_nowhere_fails_the_session_and_says_so() {
 }
 
 #[test]
-fn a_pull_is_given_up_with_its_session_and_taken_up_by_the_next_agent() {
-    const TEST: &str = "a_pull_is_given_up_with_its_session_and_taken_up_by_the_next_agent";
+fn a_pull_is_cancelled_with_its_session_and_repeated_by_the_next_agent() {
+    const TEST: &str = "a_pull_is_cancelled_with_its_session_and_repeated_by_the_next_agent";
     let Some(lab) = Lab::open(TEST) else { return };
     let Some(registry) = Registry::start(TEST) else { return };
     let mut agent = start(&lab);

@@ -71,8 +71,8 @@ fn without_a_journal_sessions_are_adopted_from_their_labels() {
 }
 
 #[test]
-fn what_happened_while_the_agent_was_away_is_found_out() {
-    let Some(lab) = Lab::open("what_happened_while_the_agent_was_away_is_found_out") else { return };
+fn changes_while_the_agent_was_down_are_found() {
+    let Some(lab) = Lab::open("changes_while_the_agent_was_down_are_found") else { return };
     let mut agent = start(&lab);
     add(&agent, &lab, "w", FOREVER, &json!({}));
     let [vanished, ended, paused] = [(); 3].map(|()| id(&agent.running("w", "alice")));

@@ -89,8 +89,8 @@ impl Drop for Strangers {
 }
 
 #[test]
-fn a_random_life_touches_nothing_of_anybody_else() {
-    let Some(lab) = Lab::open("a_random_life_touches_nothing_of_anybody_else") else { return };
+fn random_commands_touch_no_objects_of_others() {
+    let Some(lab) = Lab::open("random_commands_touch_no_objects_of_others") else { return };
     let mut agent = start(&lab);
     let node = agent.node()["id"].as_str().unwrap().to_owned();
     let strangers = Strangers::move_in(&lab, &node);
