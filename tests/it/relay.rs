@@ -12,17 +12,18 @@ use crate::support::agent::{Agent, until};
 use crate::support::cluster::{Cluster, Mesh, free_port};
 use crate::support::relay::{Relay, Weather};
 
-/// A bad line over an ocean.
+/// A bad long-distance line.
 const BAD: Weather = Weather { lost: 10, delay: Duration::from_millis(40), jitter: Duration::from_millis(10) };
 const SEED: u64 = 17;
-/// Longer than it takes to miss a node.
+/// Longer than it takes to notice a missing node.
 const SPAN: Duration = Duration::from_secs(20);
-/// Sessions that are made at each node.
+/// Sessions created at each node.
 const EACH: usize = 4;
-/// For so long nobody has been taken for dead before it counts: who has only just started was not heard yet.
+/// No node may have been seen as dead for this long before the measurement begins: a node that has just started is not
+/// heard yet.
 const CALM: Duration = Duration::from_secs(3);
 
-/// Whether a node shows everybody, and nobody as dead. One whose heartbeat is late is suspect, and no more than that.
+/// Whether a node lists every node, and none as dead. A node with a late heartbeat may be suspect.
 fn sees_no_node_dead(node: &Agent) -> bool {
     let list = node.get("/v1/nodes").expect(200);
     let states: Vec<&str> = list["items"].as_array().unwrap().iter().map(|n| n["state"].as_str().unwrap()).collect();
@@ -45,7 +46,7 @@ fn on_a_lossy_network_no_node_is_taken_for_dead_and_every_node_creates_sessions(
         made.extend((0..EACH).map(|n| id(&persist(node, &format!("{i}-{n}")))));
     }
     let mut calm = Instant::now();
-    until("everybody was heard", || {
+    until("every node is heard", || {
         if !cluster.nodes.iter().all(sees_no_node_dead) {
             calm = Instant::now();
         }

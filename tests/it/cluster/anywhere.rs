@@ -29,12 +29,12 @@ fn every_node_shows_and_changes_every_node() {
     assert_eq!(changed.expect(200)["settings"]["cores_override"], 12.0);
     assert_eq!(other.node()["settings"]["labels"]["rack"], "3");
     for node in &cluster.nodes {
-        until("everybody lists it", || {
+        until("every node lists it", || {
             node.get("/v1/nodes").expect(200)["items"][1]["settings"]["cores_override"] == 12.0
         });
     }
 
-    // By selector, from a node that is not among the selected.
+    // By selector, at a node that the selector does not match.
     asked.cli(&["node", "set", "-l", "rack=3", "--memory-override", "64M"]).ok();
     assert_eq!(other.node()["settings"]["memory_override_bytes"], 64 << 20);
     let refused = asked.patch("/v1/nodes/n1", &json!({"gpus_override": 4}));
@@ -55,7 +55,7 @@ fn a_session_is_made_seen_and_ended_from_any_node() {
     let session = id(&session);
 
     for node in &cluster.nodes {
-        // Its host tells the leader as soon as it runs, and answers whoever waits at the same moment.
+        // The host reports to the leader at the same moment as it answers the waiting request.
         node.until_state(&session, "running");
         assert!(node.sessions(false).iter().any(|listed| listed["id"] == session.as_str()));
         until("its output", || node.get(&format!("/v1/sessions/{session}/logs")).text().contains("hello from"));
@@ -69,7 +69,7 @@ fn a_session_is_made_seen_and_ended_from_any_node() {
     a.until_state(&session, "stopped");
     b.delete(&format!("/v1/sessions/{session}?wait=true&timeout=60s")).expect(200);
     for node in &cluster.nodes {
-        until("gone everywhere", || node.sessions(false).is_empty());
+        until("removed everywhere", || node.sessions(false).is_empty());
     }
 }
 
@@ -143,7 +143,7 @@ fn sessions_are_spread_and_rejections_name_every_node() {
     assert_eq!(refused, ["n0", "n1", "n2"], "{full}");
     asked.create("huge", "alice").refused(422, "exceeds_physical");
 
-    // One node offers more: that is where the next one goes, at once.
+    // One node offers more: the next session is placed there at once.
     cluster.nodes[2].patch("/v1/nodes/n1", &json!({"cores_override": 3})).expect(200);
     assert_eq!(asked.create("w", "alice").expect(202)["node"], "n1");
 }
