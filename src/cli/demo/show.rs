@@ -52,7 +52,7 @@ impl<'a> Show<'a> {
             return Err(Failure::Failed("the demo has too few nodes".to_owned()));
         };
         narrator.say(&format!(
-            "The nodes have found each other and elected {}. Any node takes any request: {}, a follower, is asked.",
+            "The nodes have found each other and elected {}. Any node takes any request: the demo now uses {}, a follower.",
             leader.name(),
             asked.name()
         ))?;
@@ -188,7 +188,7 @@ impl<'a> Show<'a> {
         let created = self.session_of(UNLED).await?;
         let (next, next_term) = self.prompt.leader().await?;
         self.narrator.say(&format!(
-            "{} accepted it {:.1} s after {} was killed. {} is the leader now, in term {next_term} after term {term}.",
+            "{} accepted it {:.1} s after {} was killed. {} leads now, in term {next_term} after term {term}.",
             created.node,
             after.as_secs_f64(),
             leader.name(),
@@ -227,7 +227,7 @@ impl<'a> Show<'a> {
         };
         self.prompt.until("the restarted agent has not taken over its sessions", adopted).await?;
         self.narrator.say(&format!(
-            "After {:.1} s it has taken over its sessions: the same containers, the same ports. Nothing is lost.",
+            "After {:.1} s it has taken over its sessions: same containers, same ports. Nothing is lost.",
             started.elapsed().as_secs_f64()
         ))?;
         self.prompt.ostler("session ls").await?;
