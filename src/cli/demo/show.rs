@@ -52,7 +52,7 @@ impl<'a> Show<'a> {
             return Err(Failure::Failed("the demo has too few nodes".to_owned()));
         };
         narrator.say(&format!(
-            "The nodes have found each other and elected {}. Any node takes any request: the demo now uses {}, a follower.",
+            "The nodes have found each other and elected {}. Any node takes any request: the demo uses {}, a follower.",
             leader.name(),
             asked.name()
         ))?;
