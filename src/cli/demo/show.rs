@@ -156,7 +156,7 @@ impl<'a> Show<'a> {
         self.prompt.ostler(&format!("node drain {other} --message maintenance")).await?;
         self.prompt.drain(other).await?;
         self.narrator
-            .say("\nNothing is moved or stopped: the drain waits for these sessions. New ones go to other nodes:")?;
+            .say("\nNothing is moved or stopped: the drain waits for these sessions. New ones go elsewhere, though it has room:")?;
         self.prompt.ostler(&format!("session create page --user {MEANWHILE}")).await?;
         let created = self.session_of(MEANWHILE).await?;
         self.prompt.ostler(&format!("session explain {}", short(&created))).await?;
