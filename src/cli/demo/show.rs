@@ -155,8 +155,9 @@ impl<'a> Show<'a> {
         let other = &self.other;
         self.prompt.ostler(&format!("node drain {other} --message maintenance")).await?;
         self.prompt.drain(other).await?;
-        self.narrator
-            .say("\nNothing is moved or stopped: the drain waits for these sessions. New ones go elsewhere, though it has room:")?;
+        self.narrator.say(
+            "\nNothing is moved or stopped: the drain waits for these. New ones go elsewhere, though it has room:",
+        )?;
         self.prompt.ostler(&format!("session create page --user {MEANWHILE}")).await?;
         let created = self.session_of(MEANWHILE).await?;
         self.prompt.ostler(&format!("session explain {}", short(&created))).await?;
