@@ -1,4 +1,4 @@
-//! Arguments in, exit code out.
+//! Runs the command line, or the internal subcommand that the arguments name.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use ostler::cli::demo::{keeper, page};
 use ostler::runtime::process::shim;
 
 fn main() -> ExitCode {
-    // Before anything else: what is not for people has no log, and no arguments that people would give.
+    // Internal subcommands are not part of the command line: they have no log and no flags.
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     match arguments.as_slice() {
         [subcommand, directory] if subcommand == "shim" => shim::main(Path::new(directory)),

@@ -8,15 +8,15 @@ use super::failure::Failure;
 use crate::config::Config;
 use crate::{daemon, logging};
 
-/// Run the agent of this host in the foreground, as systemd does.
+/// Run the agent of this host in the foreground, as the systemd service does.
 ///
-/// It stops on SIGTERM and Ctrl-C. Sessions go on without it, and are taken over by the next one.
+/// It stops on SIGTERM and Ctrl-C. Sessions keep running without it; the next agent takes them over.
 #[derive(Debug, Args)]
 pub(super) struct AgentArgs {
-    /// The configuration; left out: /etc/ostler/ostler.toml where it exists, else the defaults.
+    /// Configuration file [default: /etc/ostler/ostler.toml if it exists, otherwise built-in defaults].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Allow what is only for trying ostler out: made-up figures (`[dev]`) and sessions without containers.
+    /// Allow settings that are only for trying ostler out: made-up figures (`[dev]`) and sessions without containers.
     #[arg(long)]
     dev: bool,
 }

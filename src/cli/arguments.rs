@@ -1,4 +1,4 @@
-//! Shapes of arguments that several commands share.
+//! Argument types that several commands share.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -22,12 +22,12 @@ impl FromStr for Pair {
     }
 }
 
-/// The pairs as a map; of two with one key the later wins.
+/// The pairs as a map. If a key occurs twice, the later pair wins.
 pub(super) fn map(pairs: &[Pair]) -> BTreeMap<String, String> {
     pairs.iter().map(|pair| (pair.key.clone(), pair.value.clone())).collect()
 }
 
-/// `KEY=VALUE` sets a label, `KEY-` takes it away.
+/// `KEY=VALUE` sets a label, `KEY-` removes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LabelChange {
     pub(super) key: String,
@@ -42,12 +42,12 @@ impl FromStr for LabelChange {
         }
         match text.strip_suffix('-') {
             Some(key) if !key.is_empty() && !key.contains('=') => Ok(Self { key: key.to_owned(), value: None }),
-            _ => Err(format!("`{text}` is neither KEY=VALUE, which sets a label, nor KEY-, which takes it away")),
+            _ => Err(format!("`{text}` is not a label change; expected KEY=VALUE to set it or KEY- to remove it")),
         }
     }
 }
 
-/// Accepts the words of an enum, and lists them in help and completions.
+/// Accepts the names of an enum's values, and lists them in help and completions.
 pub(super) fn one_of<T>(words: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
 where
     T: FromStr<Err = String> + Clone + Send + Sync + 'static,

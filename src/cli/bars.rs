@@ -1,16 +1,17 @@
-//! Bars: how much of something is in use. Pure: figures in, text out.
+//! Bars that show usage. Pure: figures in, text out.
 
 use super::terminal::Terminal;
 
-/// Cells of a bar on a terminal of ordinary width; a wide one gets wider bars.
+/// Cells of a bar on a terminal narrower than `WIDE_TERMINAL` columns. Wider terminals get `WIDE` cells.
 const NARROW: usize = 20;
 const WIDE: usize = 40;
 const WIDE_TERMINAL: usize = 110;
 
-/// From here on a bar is yellow; over all of it, red.
+/// A bar is yellow from this fraction on, and red above 1.
 const NEARLY_FULL: f64 = 0.9;
 
-/// A bar filled to `part` of `whole`, and the per cent. Nothing of nothing is empty; something of nothing is full.
+/// A bar filled to `part` of `whole`, and the percentage. If `whole` is 0, the bar is empty for a `part` of 0 and full
+/// for any other.
 pub(super) fn bar(part: f64, whole: f64, terminal: &Terminal) -> String {
     let fraction = fraction(part, whole);
     let width = if terminal.width >= WIDE_TERMINAL { WIDE } else { NARROW };
@@ -25,7 +26,7 @@ pub(super) fn bar(part: f64, whole: f64, terminal: &Terminal) -> String {
     format!("{coloured} {:>4}", percent(part, whole))
 }
 
-/// As wide as a bar with its per cent, for what is not known.
+/// A placeholder for an unknown value, as wide as a bar with its percentage.
 pub(super) fn unknown(terminal: &Terminal) -> String {
     let width = if terminal.width >= WIDE_TERMINAL { WIDE } else { NARROW };
     if terminal.unicode {
@@ -50,7 +51,7 @@ fn percent(part: f64, whole: f64) -> String {
     if percent > 999.0 { ">999%".to_owned() } else { format!("{percent:.0}%") }
 }
 
-/// Eighths of a cell in Unicode's block characters.
+/// Draws eighths of a cell with Unicode block characters.
 fn blocks(fraction: f64, width: usize) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let filled = steps(fraction, width * 8);
@@ -66,7 +67,7 @@ fn hashes(fraction: f64, width: usize) -> String {
     format!("[{}{}]", "#".repeat(filled), "-".repeat(width - filled))
 }
 
-/// The nearest number of `steps` to the fraction; something is never drawn as nothing, nor a part as all.
+/// The number of `steps` nearest to the fraction: at least one for a fraction above 0, and never all for one below 1.
 fn steps(fraction: f64, steps: usize) -> usize {
     let nearest = (0..=steps).find(|&n| n as f64 + 0.5 > fraction * steps as f64).unwrap_or(steps);
     match nearest {
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_all_is_full_and_red() {
+    fn a_bar_above_100_percent_is_full_and_red() {
         let colour = Terminal { colour: true, ..Terminal::PLAIN };
         assert_eq!(bar(5.0, 3.0, &Terminal::PLAIN), "[####################] 167%");
         assert_eq!(bar(1.0, 0.0, &Terminal::PLAIN), "[####################] >999%");
@@ -101,14 +102,14 @@ mod tests {
     }
 
     #[test]
-    fn something_is_never_drawn_as_nothing_nor_a_part_as_all() {
+    fn a_fraction_above_0_is_never_drawn_empty_nor_one_below_1_full() {
         assert!(bar(0.001, 64.0, &Terminal::PLAIN).starts_with("[#-"));
         assert!(bar(63.999, 64.0, &Terminal::PLAIN).contains("#-]"));
         assert!(bar(63.999, 64.0, &UNICODE).contains('▉'));
     }
 
     #[test]
-    fn every_bar_of_a_terminal_is_as_wide() {
+    fn every_bar_of_a_terminal_has_the_same_width() {
         let wide = Terminal { width: 200, ..UNICODE };
         for part in 0..=100 {
             assert_eq!(bar(f64::from(part), 100.0, &wide).chars().count(), WIDE + 5);

@@ -1,4 +1,4 @@
-//! Speaks the HTTP API to one node.
+//! A client of one node's HTTP API.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use super::output::Body;
 use super::route::Route;
 use super::transport;
 
-/// How long an answer may take that waits for nothing.
+/// Timeout of a request that does not ask the node to wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// What an answer may take beyond the time that the node was asked to wait for.
+/// Added to the wait that a request asks the node for, to get the request's timeout.
 const WAIT_MARGIN: Duration = Duration::from_secs(10);
-/// More than any page of a list: a larger answer is not ostler's.
+/// Larger than any page of a list: a larger answer does not come from ostler.
 const MAX_BODY: usize = 64 << 20;
-/// Pages of one list. At 100 items each this is beyond any cluster; a server that goes on is broken.
+/// Most pages of one list. At 100 items each this is more than any cluster has; a server that sends more is broken.
 const MAX_PAGES: usize = 1000;
 
 /// One node's API.
@@ -46,7 +46,7 @@ pub(super) struct Call {
     timeout: Duration,
 }
 
-/// An answer that is no error.
+/// A successful answer.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -54,7 +54,7 @@ pub(super) struct Answer {
 }
 
 impl Client {
-    /// Reads the token and the CA. Dials nothing yet.
+    /// Reads the token and the CA. Does not connect yet.
     pub(super) fn new(choice: &Choice) -> Result<Self, Failure> {
         let token = choice.token.as_ref().map(|source| source.read_token()).transpose()?;
         let tls = match &choice.ca {
@@ -81,18 +81,18 @@ impl Client {
     /// Sends a request and reads its answer.
     ///
     /// # Errors
-    /// [`Failure::Unreachable`]: nothing was sent. [`Failure::Lost`]: it was, and no answer came.
-    /// [`Failure::Api`]: the API said no.
+    /// [`Failure::Unreachable`]: nothing was sent. [`Failure::Lost`]: the request was sent, and no full answer arrived.
+    /// [`Failure::Api`]: the API answered with an error.
     pub(super) async fn send(&self, call: Call) -> Result<Answer, Failure> {
         let lost = call.lost();
         let deadline = tokio::time::Instant::now() + call.timeout;
         let response = self.open(call).await?;
         let status = response.status();
-        let body = tokio::time::timeout_at(deadline, collect(response)).await.map_err(|_| lost("it broke off"))??;
+        let body = tokio::time::timeout_at(deadline, collect(response)).await.map_err(|_| lost("timed out"))??;
         Ok(Answer { status, body })
     }
 
-    /// Sends a request whose answer has no end of its own. Only its beginning has a deadline.
+    /// Sends a request whose answer is an open-ended stream. Only the head of the answer has a deadline.
     pub(super) async fn stream(&self, route: Route) -> Result<Incoming, Failure> {
         Ok(self.open(Call::new(Method::GET, route)).await?.into_body())
     }
@@ -105,11 +105,11 @@ impl Client {
         let request = self.request(call)?;
         let exchange = async {
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-            // It ends with the exchange: when the answer is read or dropped.
+            // The task ends with the exchange: when the answer is read or dropped.
             tokio::spawn(connection);
             sender.send_request(request).await
         };
-        let late = || lost(&format!("no answer in {} s", timeout.as_secs()));
+        let late = || lost(&format!("no answer within {} s", timeout.as_secs()));
         let response = tokio::time::timeout(timeout, exchange).await.map_err(|_| late())?;
         let response = response.map_err(|e| lost(&format!("the connection was lost: {e}")))?;
         if response.status().is_success() { Ok(response) } else { Err(refusal(response, timeout).await) }
@@ -136,7 +136,7 @@ impl Client {
         }
         request
             .body(Full::from(call.body.unwrap_or_default()))
-            .map_err(|e| Failure::Usage(format!("that cannot be sent: {e}")))
+            .map_err(|e| Failure::Usage(format!("the request cannot be sent: {e}")))
     }
 }
 
@@ -154,7 +154,7 @@ impl Call {
     }
 
     pub(super) fn json(self, body: &impl Serialize) -> Result<Self, Failure> {
-        let body = serde_json::to_vec(body).map_err(|e| Failure::Failed(format!("that cannot be sent: {e}")))?;
+        let body = serde_json::to_vec(body).map_err(|e| Failure::Failed(format!("cannot encode the request: {e}")))?;
         Ok(Self { body: Some(body), ..self })
     }
 
@@ -167,23 +167,24 @@ impl Call {
         Self { timeout: wait.saturating_add(WAIT_MARGIN), ..self }
     }
 
-    /// Makes the failure of a request that was sent and not answered.
+    /// Returns a function that makes the failure of a request that was sent and not answered.
     fn lost(&self) -> impl Fn(&str) -> Failure + use<> {
-        let doubt = if self.method == Method::GET { "" } else { "; whether it was done is not known" };
+        let doubt = if self.method == Method::GET { "" } else { "; the outcome of the request is unknown" };
         move |what| Failure::Lost(format!("{what}{doubt}"))
     }
 }
 
 async fn collect(response: Response<Incoming>) -> Result<Body, Failure> {
     let whole = Limited::new(response.into_body(), MAX_BODY).collect().await;
-    let whole = whole.map_err(|e| Failure::Lost(format!("the answer broke off: {e}")))?;
+    let whole =
+        whole.map_err(|e| Failure::Lost(format!("the connection was lost before the end of the answer: {e}")))?;
     Ok(Body::new(whole.to_bytes()))
 }
 
 async fn refusal(response: Response<Incoming>, timeout: Duration) -> Failure {
     let status = response.status().as_u16();
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    // What the body adds is worth a moment, not an error of its own.
+    // The body only adds detail: it is worth a wait, but a failure to read it is no error of its own.
     let body = tokio::time::timeout(timeout, collect(response)).await;
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
     Failure::Api(Box::new(Refusal::read(status, retry_after, body.as_bytes())))
@@ -202,7 +203,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    /// Answers each connection with the next of these texts; returns what it was asked.
+    /// Answers each connection with the next of these texts; returns the requests.
     async fn serve(answers: Vec<&'static str>) -> (Client, tokio::task::JoinHandle<Vec<String>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -247,22 +248,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_ends_before_the_answer_leaves_the_outcome_open() {
+    async fn a_connection_that_ends_before_the_answer_leaves_the_outcome_unknown() {
         let (client, _server) = serve(vec![""]).await;
         let failure = client.send(Call::post(Route::new(&["sessions"]))).await.unwrap_err();
         assert!(failure.is_outcome_unknown(), "{failure:?}");
-        assert!(failure.to_string().contains("whether it was done is not known"));
+        assert!(failure.to_string().contains("the outcome of the request is unknown"));
     }
 
     #[tokio::test]
-    async fn an_error_is_read_with_its_body_and_when_to_come_back() {
+    async fn an_error_is_read_with_its_body_and_retry_after() {
         let (client, _server) = serve(vec![concat!(
             "HTTP/1.1 503 Service Unavailable\r\nretry-after: 7\r\ncontent-length: 73\r\n\r\n",
             r#"{"error":{"code":"no_capacity","message":"full","retryable":true}}       "#
         )])
         .await;
         let Failure::Api(refusal) = client.get(Route::new(&["nodes"])).await.unwrap_err() else {
-            panic!("no refusal");
+            panic!("not an error of the API");
         };
         assert_eq!((refusal.message.as_str(), refusal.retry_after_seconds), ("full", Some(7)));
     }

@@ -16,7 +16,7 @@ use super::output::Output;
   ostler completions bash > /etc/bash_completion.d/ostler
   ostler completions fish > ~/.config/fish/completions/ostler.fish")]
 pub(super) struct CompletionsArgs {
-    /// The shell that is to complete.
+    /// The shell to write completions for.
     shell: Shell,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct CompletionsArgs {
   ostler man session create | man -l -
   ostler man --dir /usr/local/share/man/man1")]
 pub(super) struct ManArgs {
-    /// The command whose page to write; left out: ostler itself.
+    /// The command whose page to write [default: ostler itself].
     command: Vec<String>,
     /// Write every page into this directory.
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
@@ -41,7 +41,7 @@ pub(super) fn completions(args: &CompletionsArgs, mut ostler: Command, out: &Out
 
 pub(super) fn man(args: &ManArgs, ostler: Command, out: &Output) -> Result<(), Failure> {
     if let Some(dir) = &args.dir {
-        let wrong = |e| Failure::Failed(format!("the pages cannot be written to {}: {e}", dir.display()));
+        let wrong = |e| Failure::Failed(format!("the manual pages cannot be written to {}: {e}", dir.display()));
         return std::fs::create_dir_all(dir).and_then(|()| write_pages(ostler, dir)).map_err(wrong);
     }
     let mut text = Vec::new();
@@ -53,7 +53,7 @@ fn page(command: Command) -> Man {
     Man::new(command).source(concat!("ostler ", env!("CARGO_PKG_VERSION"))).manual("ostler")
 }
 
-/// A page for the command and for each below it.
+/// Writes a page for the command and for each of its subcommands.
 fn write_pages(mut command: Command, dir: &Path) -> io::Result<()> {
     command.build();
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_found_by_its_words() {
+    fn a_page_is_found_by_the_words_of_its_command() {
         let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let page = find(definition(), &words("session create")).unwrap();
         assert_eq!(page.get_display_name(), Some("ostler-session-create"));

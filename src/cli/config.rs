@@ -8,19 +8,19 @@ use super::failure::Failure;
 use super::output::Output;
 use crate::config::{Config, DEFAULT_FILE};
 
-/// What can be asked of the configuration file.
+/// Commands about the configuration file.
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
     Check(CheckArgs),
 }
 
-/// Check a configuration file, and name everything that is wrong in it.
+/// Check a configuration file, and list every error in it.
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
-    /// The file; left out: /etc/ostler/ostler.toml.
+    /// The file to check [default: /etc/ostler/ostler.toml].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check it as `ostler agent --dev` would.
+    /// Check it as `ostler agent --dev` does.
     #[arg(long)]
     dev: bool,
 }
@@ -28,5 +28,5 @@ pub(super) struct CheckArgs {
 pub(super) fn run(ConfigCommand::Check(args): &ConfigCommand, out: &Output) -> Result<(), Failure> {
     Config::load(args.config.as_deref(), args.dev).map_err(|e| Failure::Failed(e.to_string()))?;
     let file = args.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
-    out.text(format_args!("{} is fine", file.display()))
+    out.text(format_args!("{} is valid", file.display()))
 }

@@ -1,4 +1,4 @@
-//! Which node to ask, and as whom: from flags, environment and a stored login.
+//! The node to contact and the credentials to use: from flags, environment and the stored login.
 
 use std::fmt;
 use std::io::Read;
@@ -10,42 +10,42 @@ use hyper::Uri;
 use super::failure::Failure;
 use super::login::Login;
 
-/// Where the agent of this host listens, unless its configuration says otherwise.
+/// The socket of this host's agent, unless its configuration names another.
 const DEFAULT_SOCKET: &str = "/run/ostler/ostler.sock";
 
-/// Tokens are shorter than a hundred bytes: more is another file.
+/// Most bytes read of a token file. Tokens are shorter than 100 bytes: a longer file is not a token file.
 const MAX_TOKEN_FILE: u64 = 4096;
 
-/// The flags that say which node to ask.
+/// The flags that choose the node to contact.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Connection")]
 pub(super) struct Connection {
-    /// Ask the agent behind this socket [env: OSTLER_SOCKET] [default: /run/ostler/ostler.sock].
+    /// Contact the agent at this unix socket [env: OSTLER_SOCKET] [default: /run/ostler/ostler.sock].
     #[arg(long, global = true, value_name = "PATH")]
     pub(super) socket: Option<PathBuf>,
-    /// Ask the node at this URL, as https://host:7481 [env: OSTLER_NODE].
+    /// Contact the node at this URL, for example https://host:7481 [env: OSTLER_NODE].
     #[arg(long, global = true, value_name = "URL")]
     pub(super) node: Option<String>,
     /// Trust the certificates in this PEM file, for https [env: OSTLER_CA].
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
     /// Read the API token from this file; `-` is standard input [env: OSTLER_TOKEN_FILE].
-    /// The token itself may be in OSTLER_API_TOKEN; it is never an argument.
+    /// OSTLER_API_TOKEN may hold the token itself; no flag takes it.
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
-    /// The flags alone count: neither the environment nor the login.
+    /// Use the flags alone: ignore the environment and the login.
     #[arg(skip)]
     pub(super) isolated: bool,
 }
 
-/// What else decides, besides the flags.
+/// What the choice depends on besides the flags.
 pub(super) struct Surroundings<'a> {
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
     pub(super) login: Option<Login>,
     pub(super) local_agent: bool,
 }
 
-/// Which node to ask, and as whom. Nothing has been read or dialled yet.
+/// The node to contact and the credentials to use. No file is read and no connection made yet.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Choice {
     pub(super) target: Target,
@@ -66,7 +66,7 @@ pub(super) enum Source {
     Text(String),
 }
 
-/// A node's address: scheme, host and port, and nothing behind them.
+/// A node's address: scheme, host and port, without path or query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Url {
     pub(super) tls: bool,
@@ -76,19 +76,22 @@ pub(super) struct Url {
 }
 
 impl Connection {
-    /// A name in `session ls --node NAME` is a filter there; a URL is the node to ask, as everywhere else.
+    /// In `session ls --node NAME` a name is a filter. A URL is the node to contact, as in every other command.
     pub(super) fn is_url(node: &str) -> bool {
         node.contains("://")
     }
 
-    /// What the flags, the environment, the login and the local socket come to, in this order.
+    /// Chooses by the flags; without them by the environment; without that by the login where this host has no agent,
+    /// and the local socket otherwise.
     ///
     /// # Errors
-    /// [`Failure::Usage`] where they contradict each other or hold no URL.
+    /// [`Failure::Usage`] if they contradict each other or hold an invalid URL.
     pub(super) fn choose(&self, around: &Surroundings<'_>) -> Result<Choice, Failure> {
         let set = |name: &str| (around.env)(name).filter(|value| !value.is_empty());
         let target = match (&self.socket, &self.node) {
-            (Some(_), Some(_)) => return usage("--socket and --node name two nodes to ask; give one of them"),
+            (Some(_), Some(_)) => {
+                return usage("--socket and --node each name a node to contact; use only one of them");
+            }
             (Some(socket), None) => Target::Socket(socket.clone()),
             (None, Some(url)) => Target::Url(Url::parse(url)?),
             (None, None) => match (set("OSTLER_SOCKET"), set("OSTLER_NODE")) {
@@ -122,7 +125,7 @@ impl Connection {
     pub(super) fn choose_here(&self) -> Result<Choice, Failure> {
         let env = |name: &str| std::env::var(name).ok().filter(|_| !self.isolated);
         let local_agent = Path::new(DEFAULT_SOCKET).exists();
-        // A login that nobody needs is not read, so that a broken one does not stand in the way.
+        // With --socket the login is not needed: it is not read, so that a broken login file does no harm.
         let login = if self.socket.is_none() { Login::load_if_any()? } else { None };
         self.choose(&Surroundings { env: &env, login, local_agent })
     }
@@ -143,7 +146,11 @@ impl Source {
         };
         let token = text.trim();
         let fine = !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic());
-        if fine { Ok(token.to_owned()) } else { Err(Failure::Failed("that is no API token".to_owned())) }
+        if fine {
+            Ok(token.to_owned())
+        } else {
+            Err(Failure::Failed("invalid API token: expected printable ASCII characters without spaces".to_owned()))
+        }
     }
 
     /// The PEM text.
@@ -156,7 +163,7 @@ impl Source {
     }
 }
 
-/// A token must not reach a log by way of `{:?}`.
+/// Hides the token, so that `{:?}` cannot write it to a log.
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -172,7 +179,7 @@ fn open(path: &Path) -> std::io::Result<Box<dyn Read>> {
 
 impl Url {
     /// # Errors
-    /// [`Failure::Usage`], saying what a URL of a node looks like.
+    /// [`Failure::Usage`] with an example of a node's URL.
     pub(super) fn parse(text: &str) -> Result<Self, Failure> {
         let wrong = || Failure::Usage(format!("`{text}` is not a node's URL; expected for example https://host:7481"));
         let uri: Uri = text.parse().map_err(|_| wrong())?;
@@ -191,7 +198,7 @@ impl Url {
         Ok(Self { tls, host, port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }) })
     }
 
-    /// Host and port as a `Host` header has them.
+    /// Host and port, as in a `Host` header.
     pub(super) fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
@@ -200,7 +207,7 @@ impl Url {
         }
     }
 
-    /// Whether what is sent stays on this host.
+    /// Whether requests stay on this host.
     pub(super) fn is_loopback(&self) -> bool {
         let address: Option<std::net::IpAddr> = self.host.parse().ok();
         self.host == "localhost" || address.is_some_and(|address| address.is_loopback())
@@ -240,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_come_before_environment_before_login_before_the_local_socket() {
+    fn flags_come_before_environment_before_the_local_agent_before_login() {
         let none = Connection::default();
         let local = Target::Socket(DEFAULT_SOCKET.into());
         let far = Target::Url(Url::parse("https://far:7481").unwrap());
@@ -254,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_is_for_its_own_node_alone() {
+    fn a_login_is_used_for_its_own_node_only() {
         let flags = |url: &str| Connection { node: Some(url.to_owned()), ..Connection::default() };
         let same = choose(&flags("https://far:7481/"), &[], Some(login()), true);
         assert_eq!((same.token, same.ca), (Some(Source::Text("stored".into())), Some(Source::Text("PEM".into()))));
@@ -268,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn two_nodes_at_once_are_refused() {
+    fn two_nodes_to_contact_are_rejected() {
         let both = Connection {
             socket: Some("/s".into()),
             node: Some("http://localhost".to_owned()),
@@ -279,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_are_of_nodes_and_of_nothing_behind_them() {
+    fn a_url_has_a_scheme_a_host_and_a_port_only() {
         let url = Url::parse("https://[fd00::1]:7481/").unwrap();
         assert_eq!((url.host.as_str(), url.authority().as_str()), ("fd00::1", "[fd00::1]:7481"));
         assert_eq!(Url::parse("https://host").unwrap().port, 443);

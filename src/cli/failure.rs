@@ -1,4 +1,4 @@
-//! How a command ends: what it tells the person, and its exit code.
+//! How a command ends: its message to the user, and its exit code.
 
 use std::io;
 use std::process::ExitCode;
@@ -7,16 +7,16 @@ use crate::types::{Bytes, Dimension, ErrorBody, ErrorCode, Invalid, NodeReason};
 
 use super::table::{self, word};
 
-/// How a command ended, as a script sees it.
+/// The exit status of a command, for scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exit {
     Done,
     Failed,
     Usage,
-    /// Understood and refused: no room, a conflict, a value that cannot be.
+    /// The request was understood and rejected: no room, a conflict, an invalid value.
     Refused,
     Unreachable,
-    /// Ctrl-C: 128 and the signal's number, as shells count.
+    /// Ctrl-C: 128 plus the signal's number, as in shells.
     Interrupted,
 }
 
@@ -33,7 +33,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command did not do what it was asked to.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// The API answered with an error.
@@ -41,7 +41,7 @@ pub(super) enum Failure {
     Api(Box<Refusal>),
     #[error("{0}")]
     Usage(String),
-    /// A value that the API would refuse with 422, seen before anything was sent.
+    /// A value that the API would reject with 422, found before anything was sent.
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
@@ -49,24 +49,24 @@ pub(super) enum Failure {
     /// No connection: nothing was sent.
     #[error("{0}")]
     Unreachable(String),
-    /// The connection ended, or fell silent, before the answer came: the request may have been carried out.
+    /// The connection ended or timed out before the answer arrived: the node may have carried out the request.
     #[error("{0}")]
     Lost(String),
     #[error("interrupted")]
     Interrupted,
-    /// Whoever read the output has had enough.
-    #[error("the reader of the output is gone")]
+    /// The reader of standard output has closed it.
+    #[error("standard output is closed")]
     ReaderGone,
-    /// Everything there is to say has been said, one line for each thing that failed.
+    /// The command has printed its failures already, one line each.
     #[error("already reported")]
     Reported(Exit),
 }
 
-/// An error of the API, as it was answered.
+/// An error that the API answered.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Refusal {
     pub(super) status: u16,
-    /// `None` where the answer is not ostler's (a proxy's), or is newer than this program.
+    /// `None` if the answer does not come from ostler (but from a proxy), or its code is newer than this program.
     pub(super) code: Option<ErrorCode>,
     pub(super) message: String,
     pub(super) nodes: Vec<NodeReason>,
@@ -87,7 +87,7 @@ impl Failure {
         }
     }
 
-    /// What to tell the person on standard error; `None` where there is nothing to say.
+    /// The message for standard error; `None` if there is nothing to print.
     pub(super) fn report(&self) -> Option<String> {
         match self {
             Self::Interrupted | Self::ReaderGone | Self::Reported(_) => None,
@@ -96,7 +96,7 @@ impl Failure {
         }
     }
 
-    /// Whether asking again with the same idempotency key may find out what became of the request.
+    /// Whether a retry with the same idempotency key may find out the request's outcome.
     pub(super) fn is_outcome_unknown(&self) -> bool {
         match self {
             Self::Lost(_) => true,
@@ -105,24 +105,24 @@ impl Failure {
         }
     }
 
-    /// Whether the node, or the way to it, is what failed: the thing asked for may be fine.
+    /// Whether the node or the connection to it failed: the session, or other object of the request, may be fine.
     pub(super) fn is_unreachable(&self) -> bool {
         self.exit() == Exit::Unreachable
     }
 }
 
 impl Refusal {
-    /// Reads the API's error body; whatever else was answered is shown as it is, cut short.
+    /// Reads the API's error body. Any other body becomes the message itself, cut short.
     pub(super) fn read(status: u16, retry_after_seconds: Option<u64>, body: &[u8]) -> Self {
         if let Ok(ErrorBody { error }) = serde_json::from_slice(body) {
             let (code, message, nodes) = (Some(error.code), error.message, error.nodes);
             return Self { status, code, message, nodes, retry_after_seconds };
         }
-        /// Enough to recognise whose answer it is.
+        /// Characters; enough to recognise the server that answered.
         const SHOWN: usize = 200;
         let text = table::one_line(&String::from_utf8_lossy(body));
         let shown: String = text.chars().take(SHOWN).collect();
-        let message = format!("the answer was {status} {shown}").trim_end().to_owned();
+        let message = format!("the server answered {status} {shown}").trim_end().to_owned();
         Self { status, code: None, message, nodes: Vec::new(), retry_after_seconds }
     }
 
@@ -144,13 +144,13 @@ impl Refusal {
             text.push_str(&reasons(&self.nodes));
         }
         if self.code == Some(ErrorCode::Unauthorized) {
-            text.push_str("\nhint: give an API token with --token-file or OSTLER_API_TOKEN, or `ostler login URL`");
+            text.push_str("\nhint: pass an API token with --token-file or OSTLER_API_TOKEN, or run: ostler login URL");
         }
         text
     }
 }
 
-/// Why each node said no, as a table.
+/// Each node's reason for the rejection, as a table.
 fn reasons(nodes: &[NodeReason]) -> String {
     let rows = nodes.iter().map(|reason| {
         let [why, dimension, requested, available, physical] = reason_cells(reason);
@@ -159,7 +159,7 @@ fn reasons(nodes: &[NodeReason]) -> String {
     table::table(&["NODE", "REASON", "DIMENSION", "REQUESTED", "AVAILABLE", "PHYSICAL"], rows)
 }
 
-/// Reason, dimension, requested, available and physical, for the tables that show refusals.
+/// Reason, dimension, requested, available and physical, for the tables that explain rejections.
 pub(super) fn reason_cells(reason: &NodeReason) -> [String; 5] {
     let figure = |figure| figure_cell(reason.dimension, figure);
     [
@@ -188,7 +188,7 @@ impl From<Invalid> for Failure {
     }
 }
 
-/// For what is written to standard output.
+/// For errors in writing to standard output.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
@@ -284,9 +284,9 @@ b      no_capacity   memory_bytes   2 GiB       0 B         6 GiB";
     }
 
     #[test]
-    fn a_strangers_answer_is_shown_without_its_control_characters() {
+    fn an_answer_of_another_server_is_shown_without_control_characters() {
         let refusal = Refusal::read(502, None, b"<html>\x1b[31mBad\nGateway");
-        assert_eq!(refusal.message, "the answer was 502 <html> [31mBad Gateway");
+        assert_eq!(refusal.message, "the server answered 502 <html> [31mBad Gateway");
         assert_eq!(refusal.code, None);
     }
 }

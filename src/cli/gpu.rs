@@ -9,10 +9,10 @@ use super::failure::Failure;
 use super::route::Route;
 use super::table::{NONE, one_line, or_none, table};
 
-/// What can be asked of GPUs.
+/// Commands about GPUs.
 #[derive(Debug, Subcommand)]
 pub(super) enum GpuCommand {
-    /// List the GPUs of every node, with what is measured and how many sessions hold each.
+    /// List the GPUs of every node, with measurements and the number of sessions that hold each.
     Ls,
 }
 
@@ -44,7 +44,7 @@ fn describe(gpus: &[Gpu]) -> String {
     table(&header, rows)
 }
 
-/// Memory in use, of all.
+/// Memory used, of the total.
 pub(super) fn memory(gpu: &Gpu) -> String {
     match (gpu.memory_used_bytes, gpu.memory_total_bytes) {
         (Some(used), Some(total)) => format!("{used} of {total}"),
@@ -53,7 +53,7 @@ pub(super) fn memory(gpu: &Gpu) -> String {
     }
 }
 
-/// The device's health, and whether it is kept from sessions.
+/// The device's health, and whether it is cordoned.
 pub(super) fn health(gpu: &Gpu) -> String {
     let cordoned = if gpu.cordoned { ", cordoned" } else { "" };
     format!("{}{cordoned}", one_line(&gpu.health))
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_known_is_a_dash() {
+    fn an_unknown_measurement_is_shown_as_a_dash() {
         let json = r#"{"uuid":"GPU-1","index":0,"node":"a","model":"L4","memory_total_bytes":25769803776,
             "memory_used_bytes":null,"utilization_percent":null,"temperature_celsius":41.6,"power_watts":null,
             "health":"ok","slots":10,"slots_used":3,"cordoned":true}"#;

@@ -13,14 +13,14 @@ use crate::config::{Config, DEFAULT_FILE, add_seed};
 use crate::identity::{self, Token};
 use crate::types::{List, Node};
 
-/// A token has at most a few hundred bytes: more is something else.
+/// Most bytes read of a token. A token has at most a few hundred bytes: longer input is not a token.
 const MAX_TOKEN: u64 = 4096;
 
-/// Make this host a node of a cluster.
+/// Add this host to a cluster.
 ///
-/// Writes the cluster's token to the file that the configuration names (cluster.token_file) and the node to begin
-/// with to its cluster.seeds, starts the service where this host has one, and shows the members. The token comes
-/// from --token-file, `-` being standard input; it is never an argument. What is done already is left as it is.
+/// Writes the cluster token to the file that the configuration names (cluster.token_file), adds HOST to
+/// cluster.seeds, starts the systemd service if this host has it, and lists the nodes. Reads the token from
+/// --token-file, where `-` is standard input; no argument takes the token itself. Skips steps that are done already.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   ssh root@host-a cat /etc/ostler/token | ostler join host-a --token-file -")]
@@ -28,7 +28,7 @@ pub(super) struct JoinArgs {
     /// Any node of the cluster, as host or host:port.
     #[arg(value_name = "HOST")]
     host: String,
-    /// The configuration; left out: /etc/ostler/ostler.toml.
+    /// Configuration file [default: /etc/ostler/ostler.toml].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -42,20 +42,20 @@ pub(super) async fn run(args: &JoinArgs, connection: &Connection, out: &Output) 
         Ok(known) if known == token => true,
         Ok(_) => {
             return Err(Failure::Refused(format!(
-                "{} holds another token: this host belongs to another cluster. Remove the file first to leave that one",
+                "{} holds another token: this host belongs to another cluster; to leave that cluster, remove the file",
                 kept.display()
             )));
         }
         Err(identity::Error::Missing(_)) => false,
         Err(wrong) => return Err(Failure::Failed(wrong.to_string())),
     };
-    // The token last: with it the service may start.
+    // The token is written last: once it exists, the service may start.
     if add_seed(&file, &args.host).map_err(|e| Failure::Failed(e.to_string()))? {
-        out.note(format!("{}: {} is a seed now.", file.display(), args.host));
+        out.note(format!("{}: added {} to cluster.seeds.", file.display(), args.host));
     }
     if !belongs {
         identity::write_new(kept, &token).map_err(|e| Failure::Failed(e.to_string()))?;
-        out.note(format!("The cluster's token is in {}.", kept.display()));
+        out.note(format!("The cluster token is in {}.", kept.display()));
     }
     if !service::start(args.config.as_deref(), out).await? {
         return Ok(());
@@ -65,11 +65,9 @@ pub(super) async fn run(args: &JoinArgs, connection: &Connection, out: &Output) 
 }
 
 fn token(connection: &Connection) -> Result<Token, Failure> {
-    let wrong = |e: &dyn std::fmt::Display| Failure::Failed(format!("this is not a cluster's token: {e}"));
+    let wrong = |e: &dyn std::fmt::Display| Failure::Failed(format!("standard input is not a cluster token: {e}"));
     match &connection.token_file {
-        None => {
-            Err(Failure::Usage("the cluster's token is wanted: --token-file FILE, or - for standard input".to_owned()))
-        }
+        None => Err(Failure::Usage("no cluster token; give --token-file FILE, or - for standard input".to_owned())),
         Some(file) if file == Path::new("-") => {
             let mut text = String::new();
             std::io::stdin().take(MAX_TOKEN).read_to_string(&mut text).map_err(|e| wrong(&e))?;

@@ -1,4 +1,4 @@
-//! `ostler login` and `logout`: a remote cluster, remembered for this user.
+//! `ostler login` and `logout`: the stored login of this user to a remote cluster.
 
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
@@ -16,20 +16,20 @@ use super::output::{Output, note};
 use super::route::Route;
 use super::status::Status;
 
-/// Tokens are shorter than a hundred bytes: more is a mistake.
+/// Most bytes read of a token. Tokens are shorter than 100 bytes: longer input is a mistake.
 const MAX_TOKEN: u64 = 4096;
 
-/// Remember a cluster and an API token, for commands run where no agent is.
+/// Store a cluster's URL and an API token, for commands on hosts without an agent.
 ///
-/// The token is read from --token-file, else from standard input, else asked for; it is never an
-/// argument. It is checked against the node and then stored, with the CA, in
+/// Reads the token from --token-file, or from standard input, with a prompt on a terminal; no
+/// argument takes the token itself. Checks it against the node, and stores it with the CA in
 /// $XDG_CONFIG_HOME/ostler/login.toml, which only you can read.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ostler login https://host-a:7481 --ca ca.pem
   ostler login https://host-a:7481 --ca ca.pem --token-file - < token")]
 pub(super) struct LoginArgs {
-    /// A node of the cluster, as https://host:7481.
+    /// URL of a node of the cluster, for example https://host:7481.
     url: String,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct LoginArgs {
 pub(super) struct Login {
     pub(super) url: String,
     pub(super) token: String,
-    /// PEM; a copy, so that the file it came from may go.
+    /// PEM. A copy, so that the original file may be removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ca: Option<String>,
 }
@@ -67,24 +67,24 @@ pub(super) async fn login(args: &LoginArgs, connection: &Connection, out: &Outpu
 pub(super) fn logout(out: &Output) -> Result<(), Failure> {
     let path = Login::path()?;
     match fs::remove_file(&path) {
-        Ok(()) => out.note(format!("Removed {}. The token itself lives until it is revoked.", path.display())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => out.note("There was no login."),
+        Ok(()) => out.note(format!("Removed {}. The token stays valid until it is revoked.", path.display())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => out.note("There is no stored login."),
         Err(e) => return Err(Failure::Failed(format!("{} cannot be removed: {e}", path.display()))),
     }
     Ok(())
 }
 
-/// A token in clear text is anybody's on the way.
+/// Warns before a token is sent in clear text, which any host on the network path can read.
 pub(super) fn warn_of_clear_text(url: &Url) {
     if !url.tls && !url.is_loopback() {
-        note(format!("caution: {url} is not encrypted: whoever is on the way can read the token; use https"));
+        note(format!("warning: {url} is not encrypted, so others on the network can read the token; use https"));
     }
 }
 
 impl Login {
-    /// The login, where there is one.
+    /// The stored login, if there is one.
     pub(super) fn load_if_any() -> Result<Option<Self>, Failure> {
-        // Without a home there is nowhere to look.
+        // Without a home directory there is no login file.
         match Self::path() {
             Ok(path) => Self::load(&path),
             Err(_) => Ok(None),
@@ -101,7 +101,10 @@ impl Login {
 
     fn load(path: &Path) -> Result<Option<Self>, Failure> {
         let wrong = |e: &dyn std::fmt::Display| {
-            Failure::Failed(format!("the login {} cannot be read: {e}; `ostler logout` removes it", path.display()))
+            Failure::Failed(format!(
+                "the login {} cannot be read: {e}; to remove it, run: ostler logout",
+                path.display()
+            ))
         };
         match fs::read_to_string(path) {
             Ok(text) => toml::from_str(&text).map(Some).map_err(|e| wrong(&e)),
@@ -110,9 +113,9 @@ impl Login {
         }
     }
 
-    /// Writes a new file, mode 0600 from its first byte, and puts it in the old one's place.
+    /// Creates a new file with mode 0600, writes it, and renames it over the old one.
     fn save(&self, path: &Path) -> Result<(), Failure> {
-        let text = toml::to_string(self).map_err(|e| Failure::Failed(format!("the login has no TOML: {e}")))?;
+        let text = toml::to_string(self).map_err(|e| Failure::Failed(format!("cannot encode the login: {e}")))?;
         let write = || {
             if let Some(folder) = path.parent() {
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -127,11 +130,11 @@ impl Login {
             file.sync_all()?;
             fs::rename(&new, path)
         };
-        write().map_err(|e| Failure::Failed(format!("the login {} cannot be stored: {e}", path.display())))
+        write().map_err(|e| Failure::Failed(format!("the login {} cannot be written: {e}", path.display())))
     }
 }
 
-/// Reads the token from standard input; a person is asked, and does not see it typed.
+/// Reads the token from standard input. On a terminal it prints a prompt and turns the echo off.
 async fn ask_token() -> Result<String, Failure> {
     let quiet = if io::stdin().is_terminal() {
         let _ = write!(io::stderr(), "API token: ");
@@ -147,11 +150,11 @@ async fn ask_token() -> Result<String, Failure> {
     if quiet.is_some() {
         note("");
     }
-    let line = line.map_err(|e| Failure::Failed(format!("no token could be read: {e}")))?;
+    let line = line.map_err(|e| Failure::Failed(format!("the token cannot be read: {e}")))?;
     Source::Text(line).read_token()
 }
 
-/// The terminal without its echo, until it is dropped: when the line is read, or by Ctrl-C.
+/// Keeps the terminal's echo off until it is dropped: when the line is read, or on Ctrl-C.
 struct QuietTerminal(Termios);
 
 impl QuietTerminal {
@@ -176,7 +179,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn a_login_is_stored_for_its_user_alone() {
+    fn only_its_user_can_read_a_stored_login() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ostler/login.toml");
         assert!(Login::load(&path).unwrap().is_none());

@@ -1,7 +1,7 @@
-//! The command line: one binary that asks an agent, here or elsewhere, through the HTTP API.
+//! The command line: a client of the HTTP API of an agent, on this host or another.
 //!
-//! Each noun has a file: its arguments on top, what it asks of the API below, and at the bottom
-//! pure functions from the API's types to the text that people read.
+//! Each noun has a file: first its arguments, then its requests to the API, and last the pure
+//! functions that turn the API's types into text.
 
 mod agent;
 mod arguments;
@@ -42,15 +42,15 @@ use output::{Format, Output, note};
 
 /// Containerised workspaces on a fleet of hosts, with no manager, no database and no broker.
 ///
-/// Every host runs the same agent, and any of them answers for the whole cluster. Commands ask the
-/// agent of this host, unless --socket, --node or a login names another.
+/// Every host runs the same agent, and any agent answers for the whole cluster. Commands contact the
+/// agent of this host, unless --socket, --node or a login names another one.
 #[derive(Debug, Parser)]
 #[command(name = "ostler", version, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "Exit codes:
   0  done
   1  failed
   2  wrong usage
-  3  refused: no room, a conflict, or a value that cannot be
+  3  rejected: no room, a conflict, or an invalid value
   4  unreachable
   130  interrupted
 
@@ -62,7 +62,7 @@ Examples:
 struct Cli {
     #[command(flatten)]
     connection: Connection,
-    /// How to print results.
+    /// Output format of results.
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
     #[command(subcommand)]
@@ -76,44 +76,44 @@ enum Command {
     Join(join::JoinArgs),
     Demo(demo::DemoArgs),
     Login(login::LoginArgs),
-    /// Forget the stored login.
+    /// Remove the stored login.
     Logout,
     Status(status::StatusArgs),
     /// Show the version of this program.
     Version,
-    /// Look at nodes, and say what they offer.
+    /// List nodes, and set what they offer.
     #[command(subcommand)]
     Node(node::NodeCommand),
-    /// Keep the catalogue of workspaces that sessions are made from.
+    /// Manage the catalogue of workspaces that sessions are created from.
     #[command(subcommand, visible_alias = "ws")]
     Workspace(workspace::WorkspaceCommand),
-    /// Look at named volumes, and destroy them.
+    /// List and remove named volumes.
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
-    /// Create sessions and look after them.
+    /// Create and manage sessions.
     #[command(subcommand)]
     Session(session::SessionCommand),
-    /// Look at the GPUs of the cluster.
+    /// List the GPUs of the cluster.
     #[command(subcommand)]
     Gpu(gpu::GpuCommand),
-    /// Make and revoke tokens.
+    /// Create and revoke tokens.
     #[command(subcommand)]
     Token(token::TokenCommand),
-    /// Look after the configuration file.
+    /// Check the configuration file.
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
 }
 
-/// What every command that asks the API is given.
+/// What every command that uses the API needs.
 struct Context {
     connection: Connection,
     out: Output,
 }
 
 impl Context {
-    /// A client of the node that flags, environment and login name.
+    /// A client of the node that flags, environment and login choose.
     fn client(&self) -> Result<Client, Failure> {
         let choice = self.connection.choose_here()?;
         if let (Target::Url(url), Some(_)) = (&choice.target, &choice.token) {
@@ -123,7 +123,7 @@ impl Context {
     }
 }
 
-/// Failures of a command that does one thing to many. Each is told as it happens; the first decides the exit code.
+/// Failures of a command that acts on several objects. It prints each as it happens; the first decides the exit code.
 #[derive(Debug, Default)]
 struct Failures(Option<Exit>);
 
@@ -146,12 +146,12 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            note(format!("error: the runtime cannot be started: {e}"));
+            note(format!("error: the async runtime cannot be started: {e}"));
             return Exit::Failed.into();
         }
     };
     let ended = runtime.block_on(run_until_interrupted(cli));
-    // A read of standard input cannot be called off; it must not keep the program.
+    // A read of standard input cannot be cancelled: the program exits without waiting for it.
     runtime.shutdown_background();
     match ended {
         Ok(()) => Exit::Done.into(),
@@ -164,12 +164,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A command waits more than it works.
+/// Threads. A command mostly waits for answers.
 const WORKERS: usize = 2;
 
-/// Ctrl-C drops what is under way, which takes its spinner and its terminal settings back.
+/// Ctrl-C drops the running command, which removes its spinner and restores the terminal's settings.
 async fn run_until_interrupted(cli: Cli) -> Result<(), Failure> {
-    // The agent and the demo stop in their own good order.
+    // The agent and the demo handle signals themselves, to stop in order.
     let stops_itself = matches!(cli.command, Command::Agent(_) | Command::Demo(_));
     tokio::select! {
         ended = run(cli) => ended,
@@ -204,7 +204,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-/// The command line's definition, which help, completions and manual pages are made from.
+/// The definition of the command line. Help, completions and manual pages are made from it.
 fn definition() -> clap::Command {
     Cli::command()
 }
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nodes_name_filters_sessions_and_a_url_is_asked() {
+    fn session_ls_filters_by_a_nodes_name_and_contacts_a_url() {
         let filters = |line: &str| {
             let Cli { connection, command: Command::Session(command), .. } = parse(line).unwrap() else {
                 panic!("not a session command");

@@ -8,7 +8,7 @@ use bytes::Bytes as Chunk;
 use clap::ValueEnum;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-// Keeps the order of keys, under JSON too.
+// This type keeps the order of keys, for JSON too.
 use serde_yaml_ng::Value;
 
 use crate::clock::Clock;
@@ -20,25 +20,25 @@ use super::terminal::Terminal;
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(super) enum Format {
-    /// For people.
+    /// Tables and text for people.
     #[default]
     Table,
-    /// The API's answer, every field of it.
+    /// The API's answer with every field, as JSON.
     Json,
-    /// The same as YAML.
+    /// The API's answer with every field, as YAML.
     Yaml,
 }
 
-/// An answer's body, as it was sent.
+/// The body of an answer, unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Body(Chunk);
 
-/// Standard output and standard error, and what is known about the reader.
+/// Standard output and standard error, with the output format and what the terminal can show.
 pub(super) struct Output {
     pub(super) format: Format,
     pub(super) terminal: Terminal,
     pub(super) now: Timestamp,
-    /// Something was printed before: YAML needs a line between two documents.
+    /// Whether something was printed before: YAML needs a separator between two documents.
     printed: Cell<bool>,
 }
 
@@ -48,7 +48,7 @@ impl Output {
         Ok(Self { format, terminal: Terminal::of_stdout(), now: clock.now().wall, printed: Cell::new(false) })
     }
 
-    /// Prints the answer: as a table drawn by `people`, or as it is.
+    /// Prints the answer: as the table that `people` makes, or unchanged.
     pub(super) fn answer<T: DeserializeOwned>(
         &self,
         body: &Body,
@@ -60,7 +60,7 @@ impl Output {
         }
     }
 
-    /// Prints a value of the command's own: as text for people, or as it is.
+    /// Prints a value that is not an answer of the API: as the text that `people` makes, or as JSON or YAML.
     pub(super) fn value(&self, value: &impl Serialize, people: impl FnOnce() -> String) -> Result<(), Failure> {
         match self.format {
             Format::Table => self.text(people()),
@@ -68,12 +68,12 @@ impl Output {
         }
     }
 
-    /// Prints the name of what something was done to, for people: programs get what the API answered, which is nothing.
+    /// Prints the name of the changed object, in table format only: in JSON and YAML the API's empty answer is printed.
     pub(super) fn done(&self, name: &str) -> Result<(), Failure> {
         if self.format == Format::Table { self.text(name) } else { Ok(()) }
     }
 
-    /// Prints a line, or several.
+    /// Prints one or more lines.
     pub(super) fn text(&self, text: impl fmt::Display) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         writeln!(stdout, "{text}")?;
@@ -86,20 +86,20 @@ impl Output {
         self.text(if separate { format!("---\n{rendered}") } else { rendered })
     }
 
-    /// Writes bytes as they are, at once.
+    /// Writes the bytes unchanged, and flushes them.
     pub(super) fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(bytes)?;
         Ok(stdout.flush()?)
     }
 
-    /// Tells the person something beside the result.
+    /// Prints a message on standard error, beside the result.
     pub(super) fn note(&self, text: impl fmt::Display) {
         note(text);
     }
 }
 
-/// Tells the person something on standard error. Where nobody can read it, that is no failure of the command.
+/// Prints a message on standard error. A closed standard error does not fail the command.
 pub(super) fn note(text: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
@@ -111,7 +111,7 @@ impl Body {
 
     /// The JSON of a value.
     pub(super) fn of(value: &impl Serialize) -> Result<Self, Failure> {
-        let json = serde_json::to_vec(value).map_err(|e| Failure::Failed(format!("that has no JSON: {e}")))?;
+        let json = serde_json::to_vec(value).map_err(|e| Failure::Failed(format!("cannot encode JSON: {e}")))?;
         Ok(Self(json.into()))
     }
 
@@ -121,16 +121,16 @@ impl Body {
 
     pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&self.0)).map_err(|e| {
-            Failure::Failed(format!("the answer is not understood ({e}); is the node newer than this ostler?"))
+            Failure::Failed(format!("the answer cannot be parsed ({e}); is the node newer than this ostler?"))
         })
     }
 
-    /// Where a list goes on, if it does.
+    /// The cursor of the list's next page, if there is one.
     pub(super) fn next_cursor(&self) -> Result<Option<String>, Failure> {
         Ok(self.value()?.get("next_cursor").and_then(Value::as_str).map(str::to_owned))
     }
 
-    /// The two pages of a list as one.
+    /// Joins two pages of a list into one.
     pub(super) fn followed_by(&self, next: &Self) -> Result<Self, Failure> {
         let (mut whole, next) = (self.value()?, next.value()?);
         let more = next.get("items").and_then(Value::as_sequence).cloned().unwrap_or_default();
@@ -147,7 +147,7 @@ impl Body {
         self.read()
     }
 
-    /// Nothing is rendered as nothing.
+    /// An empty body is rendered as an empty text.
     fn render(&self, format: Format) -> Result<String, Failure> {
         if self.0.is_empty() {
             return Ok(String::new());
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_not_understood_names_the_place() {
+    fn the_error_of_an_answer_that_cannot_be_parsed_names_the_field() {
         let failure = body(r#"{"items":[1,"x"],"next_cursor":null}"#).read::<crate::types::List<u8>>().unwrap_err();
         assert!(failure.to_string().contains("items[1]"), "{failure}");
     }

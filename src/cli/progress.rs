@@ -6,12 +6,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::table::one_line;
 
-/// Shows what is being waited for, on a terminal only. It vanishes when it is dropped.
+/// Shows what the command waits for, on a terminal only. Dropping it removes the spinner.
 pub(super) struct Progress(ProgressBar);
 
 impl Progress {
     pub(super) fn start(message: &str) -> Self {
-        /// Fast enough to look alive, slow enough to cost nothing.
+        /// Fast enough to look alive, slow enough to cost next to no processor time.
         const TICK: Duration = Duration::from_millis(120);
         let bar = ProgressBar::new_spinner();
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
@@ -27,7 +27,7 @@ impl Progress {
         self.0.set_message(one_line(message));
     }
 
-    /// Takes the spinner away while something else is printed.
+    /// Hides the spinner while `print` runs.
     pub(super) fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
         self.0.suspend(print)
     }

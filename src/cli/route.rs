@@ -1,4 +1,4 @@
-//! Paths and queries of the API, with what callers name escaped.
+//! Paths and queries of the API, with the caller's names and values escaped.
 
 use std::fmt;
 
@@ -29,7 +29,7 @@ impl Route {
         self
     }
 
-    /// Adds a pair to the query where there is a value.
+    /// Adds a pair to the query if there is a value.
     pub(super) fn with_any(self, name: &str, value: Option<impl fmt::Display>) -> Self {
         match value {
             Some(value) => self.with(name, value),
@@ -44,8 +44,8 @@ impl fmt::Display for Route {
     }
 }
 
-/// RFC 3986: all but the unreserved characters as `%` and two hexadecimal digits. `.` and `..`, which
-/// clients and proxies resolve, are escaped too.
+/// Percent-encodes all but the unreserved characters (RFC 3986). A segment `.` or `..` is escaped too,
+/// since clients and proxies resolve it.
 fn escape(text: &str, to: &mut String) {
     let dots = matches!(text, "." | "..");
     for byte in text.bytes() {
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_callers_name_cannot_leave_its_place() {
+    fn a_callers_name_cannot_change_the_path_or_the_query() {
         let route = Route::new(&["sessions", "a/../b?c"]).with("user", "a&b=c").with_any("state", None::<&str>);
         assert_eq!(route.to_string(), "/v1/sessions/a%2F..%2Fb%3Fc?user=a%26b%3Dc");
         assert_eq!(Route::new(&["sessions", ".."]).to_string(), "/v1/sessions/%2E%2E");

@@ -1,4 +1,4 @@
-//! The agent as a service of this host: started where systemd knows it, waited for where it answers.
+//! The agent as a systemd service of this host: starts it if it is installed, and waits until it answers.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -16,15 +16,15 @@ use crate::types::{List, Node, NodeState};
 
 /// The service that the packages install.
 const UNIT: &str = "ostler.service";
-/// How long a started agent may take to answer, and to meet the others.
+/// How long a started agent may take to answer and to find other nodes.
 const MEETING: Duration = Duration::from_secs(30);
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
-/// Starts the service, anew where it runs. False where this host has no such service: then how to start the agent
-/// with this configuration is told.
+/// Starts the service, or restarts it if it runs. Returns false if this host has no such service; it then prints how to
+/// start the agent with this configuration.
 ///
 /// # Errors
-/// It has one, which does not start.
+/// The service exists and does not start.
 pub(super) async fn start(config: Option<&Path>, out: &Output) -> Result<bool, Failure> {
     let known = Command::new("systemctl").args(["cat", UNIT]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !known.await.is_ok_and(|status| status.success()) {
@@ -35,14 +35,14 @@ pub(super) async fn start(config: Option<&Path>, out: &Output) -> Result<bool, F
     let started = Command::new("systemctl").args(["restart", UNIT]).stdin(Stdio::null()).status().await;
     match started {
         Ok(status) if status.success() => Ok(true),
-        _ => Err(Failure::Failed(format!("{UNIT} does not start: `journalctl -u {UNIT}` says why"))),
+        _ => Err(Failure::Failed(format!("{UNIT} does not start; to see why, run: journalctl -u {UNIT}"))),
     }
 }
 
-/// The nodes as the agent behind `socket` sees them, once it answers and `enough` of them are alive.
+/// Waits until the agent at `socket` answers and sees `enough` nodes alive. Returns its list of nodes.
 ///
 /// # Errors
-/// The time is up: how far it came.
+/// The agent did not answer, or did not see enough nodes, within [`MEETING`].
 pub(super) async fn met(socket: &Path, enough: usize) -> Result<Body, Failure> {
     let connection = Connection { socket: Some(socket.to_owned()), isolated: true, ..Connection::default() };
     let client = Client::new(&connection.choose_here()?)?;
@@ -54,8 +54,8 @@ pub(super) async fn met(socket: &Path, enough: usize) -> Result<Body, Failure> {
             Ok((alive, body)) if alive >= enough => return Ok(body),
             Ok(_) if Instant::now() >= deadline => {
                 return Err(Failure::Unreachable(format!(
-                    "the agent runs, and has met no other node in {} s: is the token theirs, and does UDP reach them? It \
-                     goes on trying; its log says what it hears, and `ostler node ls` who is there",
+                    "the agent runs but found no other node within {} s; check that the token is the cluster's and \
+                    that UDP reaches the other nodes; the agent keeps trying: see its log and `ostler node ls`",
                     MEETING.as_secs()
                 )));
             }

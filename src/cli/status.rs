@@ -29,7 +29,7 @@ pub(super) struct StatusNode {
     pub(super) version: String,
     pub(super) runtime: RuntimeStatus,
     pub(super) state: NodeState,
-    /// It was started with `--dev`.
+    /// The agent was started with `--dev`.
     #[serde(default)]
     pub(super) dev: bool,
 }
@@ -54,7 +54,7 @@ pub(super) async fn run(context: &Context) -> Result<(), Failure> {
     context.out.answer(&body, |status| describe(status, &context.out.terminal))
 }
 
-/// The status as people read it.
+/// The status as text.
 pub(super) fn describe(status: &Status, terminal: &Terminal) -> String {
     let Status { node, cluster } = status;
     let leader = or_none(cluster.leader.as_ref().map(|leader| &leader.name));
@@ -74,7 +74,7 @@ pub(super) fn describe(status: &Status, terminal: &Terminal) -> String {
     text
 }
 
-/// The runtime in a line: `docker 28.1`, or why it does not answer.
+/// The runtime in one line: `docker 28.1`, or why it is not available.
 pub(super) fn describe_runtime(runtime: &RuntimeStatus, terminal: &Terminal) -> String {
     let version = runtime.version.as_ref().map(|version| format!(" {}", one_line(version))).unwrap_or_default();
     let message = runtime.message.as_ref().map(|message| format!(": {}", one_line(message))).unwrap_or_default();

@@ -13,7 +13,7 @@ pub(super) const NONE: &str = "-";
 
 /// Columns under a header, three spaces apart, without borders.
 pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    /// Between two columns.
+    /// Spaces between two columns.
     const GAP: u16 = 3;
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.to_vec()).add_rows(rows);
@@ -23,7 +23,7 @@ pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     table.trim_fmt()
 }
 
-/// Names and values below each other, indented.
+/// One indented line for each name and value.
 pub(super) fn fields(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let lines: Vec<String> = rows.iter().map(|(name, value)| format!("  {name:width$}  {value}")).collect();
@@ -45,7 +45,7 @@ pub(super) fn joined(values: impl IntoIterator<Item = impl fmt::Display>) -> Str
     if values.is_empty() { NONE.to_owned() } else { values.join(", ") }
 }
 
-/// The word that an enum of the API is in JSON.
+/// The JSON name of a value of one of the API's enums.
 pub(super) fn word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
@@ -54,31 +54,31 @@ pub(super) fn word(value: &impl Serialize) -> String {
     }
 }
 
-/// The text on one line, without anything that a terminal would obey.
+/// The text on one line, without control characters.
 pub(super) fn one_line(text: &str) -> String {
     let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     plain.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// How long ago `then` was, to a unit or two: `5s`, `1m30s`, `3m`, `2h`, `4d`.
+/// How long ago `then` was, in one or two units: `5s`, `1m30s`, `3m`, `2h`, `4d`.
 pub(super) fn age(then: Timestamp, now: Timestamp) -> String {
     span(now.since(then))
 }
 
-/// How far off `then` is, as [`age`] has it.
+/// The time until `then`, in the format of [`age`].
 pub(super) fn until(then: Timestamp, now: Timestamp) -> String {
     span(then.since(now))
 }
 
 fn span(span: Duration) -> String {
-    /// Beyond twice a unit its smaller parts say little.
+    /// From two of a unit on, smaller units are left out.
     const UNITS: [u64; 3] = [86_400, 3600, 60];
     let seconds = span.as_secs();
     let unit = UNITS.into_iter().find(|unit| seconds >= 2 * unit).unwrap_or(1);
     Period::secs(seconds - seconds % unit).to_string()
 }
 
-/// The shortest beginnings, of eight characters at least, that tell these ids apart.
+/// The shortest prefixes, of at least eight characters, that distinguish these ids.
 pub(super) fn short_ids<'a>(ids: impl IntoIterator<Item = &'a SessionId>) -> Vec<String> {
     /// Long enough to stay unique for a while, short enough to read out.
     const SHORTEST: usize = 8;
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_told_as_exactly_as_matters() {
+    fn an_age_has_one_or_two_units() {
         let at = |seconds: i64| Timestamp::from_millis(seconds * 1000);
         for (seconds, text) in
             [(0, "0s"), (59, "59s"), (119, "1m59s"), (121, "2m"), (3660, "1h1m"), (7300, "2h"), (200_000, "2d")]
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_cut_as_short_as_they_stay_apart() {
+    fn ids_are_cut_to_the_shortest_distinct_prefixes() {
         let ids: Vec<SessionId> =
             ["a".repeat(26), format!("{}b{}", "a".repeat(9), "a".repeat(16))].map(|id| id.parse().unwrap()).into();
         assert_eq!(short_ids(&ids), ["aaaaaaaaaa", "aaaaaaaaab"]);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_cannot_steer_the_terminal() {
+    fn a_message_cannot_control_the_terminal() {
         assert_eq!(one_line("pulling\n\x1b[2Jdone\t1"), "pulling [2Jdone 1");
     }
 }

@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal};
 pub(super) struct Terminal {
     /// Columns.
     pub(super) width: usize,
-    /// Block characters are shown as such.
+    /// Whether it shows Unicode block characters.
     pub(super) unicode: bool,
     pub(super) colour: bool,
 }
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_and_blocks_are_for_terminals_that_can() {
+    fn colours_and_blocks_are_used_only_on_terminals_that_support_them() {
         let utf8 = &[("LANG", "en_US.UTF-8"), ("TERM", "xterm")];
         assert_eq!(Terminal::describe(true, 120, env(utf8)), Terminal { width: 120, unicode: true, colour: true });
         assert_eq!(Terminal::describe(false, 0, env(utf8)), Terminal::PLAIN);

@@ -14,49 +14,49 @@ use super::{Context, Failures};
 use crate::identity;
 use crate::types::Timestamp;
 
-/// What can be asked of tokens.
+/// Commands about tokens.
 #[derive(Debug, Subcommand)]
 pub(super) enum TokenCommand {
     /// Print a new cluster token of 256 random bits.
     ///
-    /// The token is root on every host of the cluster: keep it in a file that only root reads.
+    /// The token gives root access to every host of the cluster: keep it in a file that only root can read.
     #[command(after_help = "Example:
   (umask 077; ostler token generate > /etc/ostler/token)")]
     Generate,
-    /// Make, list and revoke the tokens of the HTTP API.
+    /// Create, list and revoke the tokens of the HTTP API.
     #[command(subcommand)]
     Api(ApiCommand),
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ApiCommand {
-    /// Make an API token and print it, this once.
+    /// Create an API token and print it. It is shown only once.
     #[command(after_help = "Examples:
   ostler token api create --role read --name dashboard
   ostler token api create --role operate --expires 30d > token")]
     Create(CreateArgs),
     /// List the API tokens, without their secrets.
     Ls,
-    /// End API tokens, on every node.
+    /// Revoke API tokens, on every node.
     Revoke(RevokeArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct CreateArgs {
-    /// What its holder may do; each role may do what those before it may.
+    /// What the token allows; each role includes the roles before it.
     #[arg(long, value_parser = one_of::<Role>(Role::ALL.iter().map(|role| role.as_str())))]
     role: Role,
-    /// What to call it in lists.
+    /// Name of the token in lists.
     #[arg(long)]
     name: Option<Name>,
-    /// When it ends, as 30d; left out: it lives until it is revoked.
+    /// Let the token expire after this time, for example 30d [default: it is valid until revoked].
     #[arg(long, value_name = "PERIOD")]
     expires: Option<Period>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct RevokeArgs {
-    /// Ids, as `ostler token api ls` shows them.
+    /// Ids of tokens, as `ostler token api ls` shows them.
     #[arg(value_name = "ID", required = true)]
     ids: Vec<String>,
 }
@@ -93,7 +93,7 @@ async fn create(args: &CreateArgs, context: &Context) -> Result<(), Failure> {
     let token = &made.token;
     context
         .out
-        .note(format!("Token {} ({}, {}). It is shown this once; keep it safe.", token.id, token.name, token.role));
+        .note(format!("Created token {} ({}, {}). It is shown once; keep it safe.", token.id, token.name, token.role));
     Ok(())
 }
 
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_listed_with_what_is_left_of_them() {
+    fn tokens_are_listed_with_the_time_until_they_expire() {
         let token = |expires_at: Option<i64>| ApiToken {
             id: "abcd2345".to_owned(),
             name: "ci".parse().unwrap(),

@@ -15,17 +15,17 @@ use tokio_rustls::TlsConnector;
 use super::connection::{Target, Url};
 use super::failure::Failure;
 
-/// For reaching a node and for the TLS handshake, each. A node further off than this is of no use.
+/// Timeout of connecting and of the TLS handshake, each. A slower node is of no use.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What HTTP is spoken over.
+/// A connection that carries HTTP.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Connects.
 ///
 /// # Errors
-/// [`Failure::Unreachable`], saying what to look at; nothing has been sent.
+/// [`Failure::Unreachable`], which says what to check. Nothing has been sent.
 pub(super) async fn dial(target: &Target, tls: Option<&Arc<ClientConfig>>) -> Result<Box<dyn Stream>, Failure> {
     match target {
         Target::Socket(path) => dial_socket(path).await,
@@ -33,7 +33,7 @@ pub(super) async fn dial(target: &Target, tls: Option<&Arc<ClientConfig>>) -> Re
     }
 }
 
-/// Trusts the certificates of a PEM text, and no others.
+/// A TLS configuration that trusts the certificates of a PEM text, and no others.
 pub(super) fn trust(pem: &str) -> Result<Arc<ClientConfig>, Failure> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
@@ -55,10 +55,10 @@ async fn dial_socket(path: &Path) -> Result<Box<dyn Stream>, Failure> {
     let stream = in_time(UnixStream::connect(path)).await.map_err(|e| {
         let hint = match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                "is the agent running? To ask another node, give --node URL or `ostler login URL`"
+                "is the agent running? To contact another node, use --node URL or run: ostler login URL"
             }
-            io::ErrorKind::PermissionDenied => "root and members of the group `ostler` may use it",
-            _ => "is the agent well?",
+            io::ErrorKind::PermissionDenied => "only root and members of group `ostler` may use it",
+            _ => "check the agent's log",
         };
         Failure::Unreachable(format!("no agent answers at {}: {e}; {hint}", path.display()))
     })?;
@@ -75,16 +75,16 @@ async fn dial_url(url: &Url, tls: Option<&Arc<ClientConfig>>) -> Result<Box<dyn 
         return Err(Failure::Usage(what.to_owned()));
     };
     let name = ServerName::try_from(url.host.clone())
-        .map_err(|_| Failure::Usage(format!("`{}` cannot be the name in a certificate", url.host)))?;
+        .map_err(|_| Failure::Usage(format!("`{}` is not a valid host name for a certificate", url.host)))?;
     let tcp = in_time(TcpStream::connect((url.host.as_str(), url.port))).await.map_err(unreachable)?;
     let stream = in_time(TlsConnector::from(config.clone()).connect(name, tcp)).await.map_err(|e| {
-        Failure::Unreachable(format!("{url} does not prove to be that node: {e}; was it signed by the CA given?"))
+        Failure::Unreachable(format!("TLS handshake with {url} failed: {e}; did the given CA sign its certificate?"))
     })?;
     Ok(Box::new(stream))
 }
 
 async fn in_time<T>(connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {} s", CONNECT_TIMEOUT.as_secs()));
+    let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()));
     tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(late()))
 }
 

@@ -1,4 +1,4 @@
-//! `ostler volume`: the named volumes that sessions leave on nodes.
+//! `ostler volume`: the named volumes of sessions on nodes.
 
 use clap::{Args, Subcommand};
 
@@ -11,28 +11,28 @@ use super::route::Route;
 use super::table::{joined, one_line, short_ids, table};
 use super::{Context, Failures};
 
-/// What can be asked of volumes.
+/// Commands about volumes.
 #[derive(Debug, Subcommand)]
 pub(super) enum VolumeCommand {
     /// List named volumes, and the sessions that use them.
     Ls(LsArgs),
-    /// Destroy named volumes and what is on them.
+    /// Remove named volumes and the data on them.
     ///
-    /// A volume that a session, running or stopped, uses is refused.
+    /// A volume that a session uses, running or stopped, cannot be removed.
     #[command(after_help = "Examples:\n  ostler volume rm host-a home-alice")]
     Rm(RmArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct LsArgs {
-    /// Only the volumes of these nodes; left out: of every node.
+    /// List only the volumes of these nodes [default: every node].
     #[arg(value_name = "NODE")]
     nodes: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct RmArgs {
-    /// The node that has them.
+    /// The node that has the volumes.
     #[arg(value_name = "NODE")]
     on: String,
     /// The volumes' names, as `ostler volume ls` shows them.
@@ -47,7 +47,7 @@ pub(super) async fn run(command: &VolumeCommand, context: &Context) -> Result<()
     }
 }
 
-/// A node that cannot be asked does not hide the volumes of the others.
+/// Lists the volumes of every node that answers. A node that does not answer is reported as a failure.
 async fn list(args: &LsArgs, context: &Context) -> Result<(), Failure> {
     let client = context.client()?;
     let nodes = if args.nodes.is_empty() { every_node(&client).await? } else { args.nodes.clone() };

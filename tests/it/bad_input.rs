@@ -1,4 +1,4 @@
-//! What nobody should send: each is refused as it says here, names what is wrong, and changes nothing.
+//! Invalid input: each is rejected with the given status, the answer names the error, and nothing changes.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use crate::support::agent::Agent;
 use crate::support::http::{Address, Client, Request, Response};
 
 const ROOMY: &str = "dev = { physical_cores = 6, physical_memory = '6GiB' }";
-/// A body that the API reads, and then no byte more.
+/// The API's bound of a body, in bytes.
 const MAX_BODY: usize = 1 << 20;
 
 /// An agent with one workspace, `shell`, and one running session of it.
@@ -33,7 +33,7 @@ fn everything(agent: &Agent) -> Value {
     })
 }
 
-/// What is wrong with an answer that should be a refusal in the API's form, with this status and code, and say `told`.
+/// What is wrong with an answer that should be an error of the API with this status and code, and contain `told`.
 fn wrong_with(what: &str, answer: &Response, status: u16, code: &str, told: &str) -> Option<String> {
     let wrong = |why: &str| Some(format!("{what}: {why}: {} {}", answer.status, answer.text()));
     if answer.status != status {
@@ -48,9 +48,9 @@ fn wrong_with(what: &str, answer: &Response, status: u16, code: &str, told: &str
         return wrong(&format!("not {code}"));
     }
     if !message.contains(told) {
-        return wrong(&format!("`{told}` is not said"));
+        return wrong(&format!("`{told}` is missing"));
     }
-    // It is for a person, whatever was sent.
+    // A message is short enough for a person, whatever was sent.
     (message.is_empty() || message.len() > 2000).then(|| format!("{what}: a message of {} bytes", message.len()))
 }
 
@@ -59,14 +59,14 @@ fn assert_refused(what: &str, answer: &Response, status: u16, code: &str, told: 
     assert_none(wrong_with(what, answer, status, code, told));
 }
 
-/// Every row of a table is tried before the test fails.
+/// Fails with every error at once, so that each row of a table is tried.
 #[track_caller]
 fn assert_none(wrong: impl IntoIterator<Item = String>) {
     let wrong: Vec<String> = wrong.into_iter().collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A workspace that is right but for what `change` says.
+/// A workspace that is valid but for the fields in `change`.
 fn workspace(change: &Value) -> String {
     let mut body = json!({"name": "new", "image": "busybox", "cores": 1, "memory_bytes": 64 << 20});
     for (key, value) in change.as_object().unwrap() {
@@ -84,7 +84,7 @@ fn session(change: &Value) -> String {
 }
 
 #[test]
-fn bodies_that_cannot_be() {
+fn invalid_bodies_are_rejected() {
     let (agent, id) = lab();
     let before = everything(&agent);
     let many = |n: usize, value: &dyn Fn(usize) -> Value| (0..n).map(value).collect::<Vec<_>>();
@@ -98,7 +98,7 @@ fn bodies_that_cannot_be() {
     let on_session =
         |command: &str, body: &str, told| ("POST", format!("/v1/sessions/{id}/{command}"), body.to_owned(), 422, told);
     let table = [
-        // No JSON, or another JSON than an object.
+        // Not JSON, or JSON that is not an object.
         post("/v1/sessions", String::new(), 400, "not JSON"),
         post("/v1/sessions", "{".to_owned(), 400, "not JSON"),
         post("/v1/sessions", "{\"workspace\":\"shell\",\"user\":\"alice\",}".to_owned(), 400, "not JSON"),
@@ -230,7 +230,7 @@ fn bodies_that_cannot_be() {
 }
 
 #[test]
-fn paths_queries_and_methods_that_cannot_be() {
+fn invalid_paths_queries_and_methods_are_rejected() {
     let (agent, id) = lab();
     let before = everything(&agent);
     let nobody = "a".repeat(26);
@@ -290,7 +290,7 @@ fn paths_queries_and_methods_that_cannot_be() {
 }
 
 #[test]
-fn messages_that_are_not_what_they_say() {
+fn malformed_messages_are_rejected() {
     let (agent, _) = lab();
     let before = everything(&agent);
     let body = session(&json!({}));
@@ -309,7 +309,7 @@ fn messages_that_are_not_what_they_say() {
     ] {
         assert_refused(what, &agent.client().send(&request), status, "invalid", told);
     }
-    // What is no HTTP at all gets no further than the server, which stays up.
+    // The server rejects requests that are not HTTP, and stays up.
     for request in [
         Request::new("GET", "/v1/sessions").header("content-length", "-1"),
         Request::new("GET", "/v1/sessions").header("x", &"y".repeat(1 << 20)),
@@ -326,7 +326,7 @@ fn messages_that_are_not_what_they_say() {
 }
 
 #[test]
-fn strangers_on_the_network() {
+fn unauthorized_and_cross_site_requests_are_rejected() {
     let (agent, id) = lab();
     let before = everything(&agent);
     let (read, operate) = (agent.token("read"), agent.token("operate"));
@@ -343,7 +343,7 @@ fn strangers_on_the_network() {
         let request = Request::new("GET", "/v1/status").header("authorization", authorization);
         assert_refused(authorization, &agent.tcp(None).send(&request), 401, "unauthorized", "token");
     }
-    assert_refused("read makes nothing", &create(Some(&read)), 403, "forbidden", "operate");
+    assert_refused("read may not create", &create(Some(&read)), 403, "forbidden", "operate");
     for (method, path) in [
         ("PATCH", "/v1/nodes/self"),
         ("POST", "/v1/nodes/self/drain"),
@@ -355,7 +355,7 @@ fn strangers_on_the_network() {
         let answer = agent.tcp(Some(&operate)).send(&Request::new(method, path).json(&json!({})));
         assert_refused(&format!("{method} {path}"), &answer, 403, "forbidden", "admin");
     }
-    // Names that a page may have rebound to this address, and pages of elsewhere.
+    // Host names that a web page may have rebound to this address, and origins of other sites.
     for host in ["evil.example", "localhost.evil.example", "10.1.2.3:7481", "one"] {
         let request = Request::new("GET", "/v1/status").header("host", host);
         assert_refused(host, &agent.tcp(Some(&read)).send(&request), 403, "forbidden", "allowed_hosts");
@@ -375,7 +375,7 @@ fn strangers_on_the_network() {
 }
 
 #[test]
-fn command_lines_that_cannot_be() {
+fn invalid_command_lines_are_rejected() {
     let (agent, id) = lab();
     let before = everything(&agent);
     let id = id.as_str();
@@ -422,7 +422,7 @@ fn command_lines_that_cannot_be() {
         (vec!["--node", "http://127.0.0.1:1", "--token-file", "/nowhere", "status"], 1, "/nowhere"),
     ] {
         let ran = agent.cli(&arguments);
-        // What is wrong is not output.
+        // Errors are not printed on standard output.
         if ran.code != code || !ran.stderr.contains(told) || !ran.stdout.is_empty() {
             wrong.push(format!("{arguments:?}: {code} and `{told}` expected: {ran:?}"));
         }
@@ -432,7 +432,7 @@ fn command_lines_that_cannot_be() {
 }
 
 #[test]
-fn configurations_that_cannot_be() {
+fn invalid_configurations_are_rejected() {
     let agent = Agent::prepare(ROOMY);
     let file = agent.directory().join("bad.toml");
     let mut wrong = Vec::new();
@@ -478,13 +478,13 @@ fn configurations_that_cannot_be() {
         agent
             .cli(&["config", "check", "--dev", "--config", agent.config_file().to_str().unwrap()])
             .ok()
-            .contains("fine")
+            .contains("valid")
     );
-    assert!(!agent.data_dir().exists(), "a check makes nothing");
+    assert!(!agent.data_dir().exists(), "a check creates nothing");
 }
 
 #[test]
-fn a_socket_where_nobody_answers_is_unreachable() {
+fn a_socket_without_an_agent_is_unreachable() {
     let agent = Agent::prepare(ROOMY);
     let told = agent.cli(&["status"]).failed(4);
     assert!(told.contains(&agent.socket().display().to_string()), "{told}");

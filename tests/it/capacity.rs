@@ -1,10 +1,10 @@
-//! Capacity and overrides on the real agent: the literal cases that must hold, and what its refusals say.
+//! Capacity and overrides on the real agent: concrete cases, and the figures in its rejections.
 
 use serde_json::{Value, json};
 
 use crate::support::agent::{Agent, until};
 
-/// Six cores, six gibibytes, nothing else.
+/// Six cores, 6 GiB of memory, nothing else.
 const SIX: &str = "dev = { physical_cores = 6, physical_memory = '6GiB' }";
 const ONE_GPU: &str = "dev = { physical_cores = 64, physical_memory = '64GiB', physical_gpus = 1 }";
 const GIB: u64 = 1 << 30;
@@ -21,7 +21,7 @@ fn cores(agent: &Agent) -> Value {
     agent.node()["resources"]["cores"].clone()
 }
 
-/// How many sessions fit beside each other until one is refused, which must be for want of `dimension`.
+/// The number of sessions that fit until one is rejected, which must be for lack of `dimension`.
 fn fill(agent: &Agent, workspace: &str, dimension: &str) -> usize {
     for taken in 0.. {
         let answer = agent.create(workspace, "alice");
@@ -34,7 +34,7 @@ fn fill(agent: &Agent, workspace: &str, dimension: &str) -> usize {
     unreachable!()
 }
 
-/// Waits until the node shows the condition, or none of that kind.
+/// Waits until `wanted` accepts the message of the node's condition of this kind, or `None` if it has none.
 fn until_condition(agent: &Agent, kind: &str, wanted: impl Fn(Option<&str>) -> bool) {
     until(kind, || {
         let node = agent.node();
@@ -65,19 +65,19 @@ fn six_of_one_core_and_one_gibibyte_fit_until_both_are_overridden() {
     add(&agent, "small", 1, GIB, 0);
     assert_eq!(fill(&agent, "small", "cores"), 6);
     set(&agent, json!({"cores_override": 12}));
-    assert_eq!(fill(&agent, "small", "memory_bytes"), 0, "memory still bounds it");
+    assert_eq!(fill(&agent, "small", "memory_bytes"), 0, "memory still limits it");
     set(&agent, json!({"memory_override_bytes": 12 * GIB}));
     assert_eq!(fill(&agent, "small", "cores"), 6);
     assert_eq!(agent.node()["sessions"], 12);
 }
 
 #[test]
-fn one_gpu_offered_as_ten_takes_ten() {
+fn one_gpu_offered_as_ten_admits_ten_sessions() {
     let agent = Agent::start(ONE_GPU);
     add(&agent, "cuda", 1, GIB, 1);
     add(&agent, "ten", 1, GIB, 10);
     set(&agent, json!({"gpus_override": 10}));
-    // Ten on one node are not one with ten: that is refused for good, while there is room and when there is not.
+    // Ten slots of one GPU are not ten GPUs: such a session exceeds the node, with free slots and without.
     let wanted = json!({"workspace": "ten", "user": "alice"});
     let refused = agent.post("/v1/sessions", &wanted);
     assert_eq!(refused.refused(422, "exceeds_physical")["retryable"], false);
@@ -111,7 +111,7 @@ fn a_gpu_is_shared_between_users_only_where_the_operator_says_so() {
 }
 
 #[test]
-fn no_room_now_and_no_room_ever_are_told_apart() {
+fn no_room_now_and_too_large_for_every_node_are_different_errors() {
     let agent = Agent::start(SIX);
     add(&agent, "four", 4, GIB, 0);
     add(&agent, "seven", 7, GIB, 0);
@@ -119,7 +119,7 @@ fn no_room_now_and_no_room_ever_are_told_apart() {
     agent.create("four", "alice").expect(202);
 
     let full = agent.create("four", "bob");
-    let seconds = full.header("retry-after").expect("a time to come back").parse::<u32>().unwrap();
+    let seconds = full.header("retry-after").expect("a Retry-After header").parse::<u32>().unwrap();
     assert!((1..=3600).contains(&seconds), "{seconds}");
     let error = full.refused(503, "no_capacity");
     assert_eq!(error["retryable"], true);
@@ -141,7 +141,7 @@ fn no_room_now_and_no_room_ever_are_told_apart() {
         let refused = agent.cli(&["session", "create", workspace]).failed(3);
         assert!(refused.contains("exceeds_physical") || refused.contains("never"), "{refused}");
     }
-    assert_eq!(agent.sessions(true).len(), 1, "a refused request leaves no session");
+    assert_eq!(agent.sessions(true).len(), 1, "a rejected request leaves no session");
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn an_override_lowered_under_what_is_allocated_stops_nothing() {
 }
 
 #[test]
-fn an_override_under_the_hosts_own_keeps_the_rest_for_the_host() {
+fn an_override_below_physical_keeps_the_rest_for_the_host() {
     let agent = Agent::start(SIX);
     add(&agent, "one", 1, GIB, 0);
     set(&agent, json!({"cores_override": 2}));
@@ -171,7 +171,7 @@ fn an_override_under_the_hosts_own_keeps_the_rest_for_the_host() {
 }
 
 #[test]
-fn a_declared_setting_is_the_files_alone() {
+fn a_declared_setting_cannot_be_changed_by_the_api() {
     let agent = Agent::start(&format!("{SIX}\nsettings = {{ cores_override = 12, labels = {{ rack = '3' }} }}"));
     for (patch, key) in [
         (json!({"cores_override": 6}), "settings.cores_override"),
@@ -214,7 +214,7 @@ fn gpus_are_offered_only_where_there_is_one() {
     let error = agent.patch("/v1/nodes/self", &json!({"gpus_override": 2})).refused(422, "invalid");
     assert!(error["message"].as_str().unwrap().contains("gpus_override"), "{error}");
     assert_eq!(agent.node()["settings"]["gpus_override"], 0);
-    // One that the host had and has no more: the value is kept, and nothing is offered.
+    // The host no longer has its GPU: the override is kept, and no GPU is offered.
     let without = std::fs::read_to_string(agent.config_file()).unwrap();
     agent.configure(&without.replace("physical_gpus = 0", "physical_gpus = 1"));
     agent.restart();

@@ -1,4 +1,4 @@
-//! The catalogue of workspaces on the real agent: written through, kept, and no session's to lose.
+//! The catalogue of workspaces on the real agent: changes are durable, and sessions do not depend on it.
 
 use serde_json::json;
 
@@ -46,6 +46,6 @@ fn a_session_outlives_its_workspace() {
     assert_eq!(agent.session(&id)["state"], "running");
     agent.client().command(&format!("/v1/sessions/{id}/stop?wait=stopped")).expect(202);
     let started = agent.client().command(&format!("/v1/sessions/{id}/start?wait=running")).expect(202);
-    assert_eq!(started["state"], "running", "it has its own copy of what it was made from");
+    assert_eq!(started["state"], "running", "it has its own copy of the workspace");
     agent.create("shell", "alice").refused(404, "not_found");
 }

@@ -1,4 +1,4 @@
-//! Several real agents: found, led, asked anywhere, killed and cut off.
+//! Clusters of real agents: membership, replication, requests to any node, and faults.
 
 mod anywhere;
 pub(crate) mod faults;
@@ -11,5 +11,5 @@ pub(crate) fn id(session: &Value) -> String {
     session["id"].as_str().unwrap().to_owned()
 }
 
-/// Runs until it is told to end.
+/// Runs until it is stopped.
 pub(crate) const FOREVER: &str = "exec sleep 100000";

@@ -1,4 +1,4 @@
-//! The agent dies, is stopped, is replaced: sessions go on, and nothing is lost or done twice.
+//! The agent dies, is stopped or replaced: sessions keep running, and nothing is lost or done twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,7 +23,7 @@ fn pids(agent: &Agent, session: &Value) -> (Value, Value) {
     (state["shim"]["pid"].clone(), state["command"]["pid"].clone())
 }
 
-/// Two sessions, one of them paused, go on while the agent is away, and are its own again afterwards.
+/// Two sessions, one of them paused, keep running while the agent is down, and the next agent adopts them.
 fn sessions_go_on(while_away: impl FnOnce(&mut Agent)) {
     let mut agent = Agent::start(ROOMY);
     agent.workspace(
@@ -48,10 +48,10 @@ fn sessions_go_on(while_away: impl FnOnce(&mut Agent)) {
         }
     }
     assert_eq!(agent.node()["resources"]["cores"]["allocated"], allocated);
-    // It is not only shown: it is watched, and does what it is asked to.
+    // The agent does not only list the sessions: it watches them, and they obey commands.
     let lines = || agent.get(&format!("/v1/sessions/{}/logs", id(&sessions[0]))).text().lines().count();
     let seen = lines();
-    until("it goes on", || lines() > seen);
+    until("it keeps writing", || lines() > seen);
     let resumed = format!("/v1/sessions/{}/resume?wait=running", id(&sessions[1]));
     assert_eq!(agent.client().command(&resumed).expect(202)["state"], "running");
     for (session, (_, command)) in &before {
@@ -89,7 +89,7 @@ fn sessions_outlive_an_upgrade() {
 }
 
 #[test]
-fn what_ends_while_the_agent_is_away_is_told_when_it_is_back() {
+fn an_end_while_the_agent_is_down_is_reported_after_its_restart() {
     let mut agent = Agent::start(ROOMY);
     let go = agent.directory().join("go");
     let wait = format!("until [ -e {} ]; do sleep 0.05; done; exit 5", go.display());
@@ -124,7 +124,7 @@ fn two_agents_never_share_a_data_directory() {
         refused.contains(&agent.data_dir().display().to_string()) && refused.contains("node.data_dir"),
         "{refused}"
     );
-    // Nor a socket.
+    // They never share a socket either.
     let text = fs::read_to_string(agent.config_file()).unwrap().replace("/data\"", "/other\"");
     fs::write(&other, text).unwrap();
     let refused = agent.cli(&["agent", "--dev", "--config", other.to_str().unwrap()]).failed(1);
@@ -133,7 +133,7 @@ fn two_agents_never_share_a_data_directory() {
 }
 
 #[test]
-fn a_lock_that_a_dying_process_still_holds_is_waited_for() {
+fn an_agent_waits_for_a_lock_that_a_dying_process_holds() {
     let mut agent = Agent::prepare(ROOMY);
     fs::create_dir(agent.data_dir()).unwrap();
     let lock = fs::File::create(agent.data_dir().join("lock")).unwrap();
@@ -149,7 +149,7 @@ fn a_lock_that_a_dying_process_still_holds_is_waited_for() {
 }
 
 #[test]
-fn a_journal_that_cannot_be_read_is_rebuilt_from_what_runs() {
+fn a_journal_that_cannot_be_read_is_rebuilt_from_the_running_sessions() {
     let mut agent = Agent::start(ROOMY);
     agent.workspace("shell", "sleep 600", &json!({}));
     let session = agent.running("shell", "alice");
@@ -166,15 +166,15 @@ fn a_journal_that_cannot_be_read_is_rebuilt_from_what_runs() {
     until("the node says so", || agent.node()["conditions"].to_string().contains("journal_rebuilt"));
 }
 
-/// Clients that work at once.
+/// Clients that work at the same time.
 const CLIENTS: usize = 16;
-/// Sessions that they make, all together.
+/// Sessions that they create in total.
 const SESSIONS: usize = 200;
-/// How often the agent is killed meanwhile.
+/// How many times the test kills the agent meanwhile.
 const KILLS: usize = 10;
 
 #[test]
-fn a_hail_of_kills_loses_no_session_and_makes_none_twice() {
+fn repeated_kills_lose_no_session_and_create_none_twice() {
     let seed = std::env::var("OSTLER_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         u64::from(now.subsec_nanos()) ^ now.as_secs()
@@ -190,9 +190,9 @@ fn a_hail_of_kills_loses_no_session_and_makes_none_twice() {
             (0..CLIENTS).map(|n| scope.spawn(move || hail.work(n, Random(seed + n as u64)))).collect();
         let mut random = Random(seed ^ 0xdead);
         for kill in 1..=KILLS {
-            // Spread over the work, however fast it goes on this machine.
+            // The kills are spread evenly over the work, however fast this machine is.
             let threshold = SESSIONS * kill / (KILLS + 1);
-            until("the clients get on", || hail.made.load(Ordering::Relaxed) >= threshold);
+            until("the clients make progress", || hail.made.load(Ordering::Relaxed) >= threshold);
             std::thread::sleep(Duration::from_millis(random.below(30)));
             agent.kill9();
             agent.up();
@@ -205,7 +205,7 @@ fn a_hail_of_kills_loses_no_session_and_makes_none_twice() {
     let acknowledged = hail.acknowledged.into_inner().unwrap();
     assert_eq!(acknowledged.len(), SESSIONS, "one id for each key");
     check(&agent, &acknowledged);
-    // And once more after a start that reads all of it back.
+    // Check again after a restart that reads everything back.
     agent.kill9();
     agent.up();
     check(&agent, &acknowledged);
@@ -217,11 +217,11 @@ struct Hail {
     made: AtomicUsize,
 }
 
-/// The sessions that clients were told of, by id: under which key, and whether it stays or was removed again.
+/// The acknowledged sessions by id: the key, and whether the session stays or was removed again.
 type Acknowledged = BTreeMap<String, (String, bool)>;
 
 impl Hail {
-    /// Makes sessions, each under a key of its own, and removes about half of them.
+    /// Creates sessions, each with its own key, and removes about half of them.
     fn work(&self, client: usize, mut random: Random) {
         let share = SESSIONS / CLIENTS + usize::from(client < SESSIONS % CLIENTS);
         for n in 0..share {
@@ -230,7 +230,7 @@ impl Hail {
             let request = Request::new("POST", "/v1/sessions").json(&body).header("idempotency-key", &key);
             let answer = self.insist(&request, |status| matches!(status, 200 | 202));
             let id = id(&answer.json()).to_owned();
-            // A retry is the same session, however often it is sent and whatever happened between.
+            // A retry returns the same session, however often it is sent and whatever happened in between.
             if random.below(4) == 0 {
                 assert_eq!(answer_id(&self.insist(&request, |status| matches!(status, 200 | 202))), id, "{key}");
             }
@@ -245,7 +245,7 @@ impl Hail {
         }
     }
 
-    /// Sends a request until it is answered well: while the agent is away nobody answers.
+    /// Repeats a request until it succeeds: while the agent is down there is no answer.
     fn insist(&self, request: &Request, good: impl Fn(u16) -> bool) -> Response {
         for _ in 0..3000 {
             match self.client.try_send(request) {
@@ -267,19 +267,19 @@ fn answer_id(answer: &Response) -> String {
     id(&answer.json()).to_owned()
 }
 
-/// Ledger, journal and processes say the same, and it is what the clients were told.
+/// Checks that ledger, journal and processes agree with each other and with the answers to the clients.
 fn check(agent: &Agent, acknowledged: &Acknowledged) {
     let kept: BTreeSet<String> =
         acknowledged.iter().filter(|(_, (_, stays))| *stays).map(|(id, _)| id.clone()).collect();
-    // What is removed goes behind its answer, and what was admitted starts behind it.
-    until("all is at rest", || {
+    // The agent removes and starts sessions after its answer.
+    until("the kept sessions run and the others are removed", || {
         let sessions = agent.sessions(false);
         sessions.len() == kept.len() && sessions.iter().all(|session| session["state"] == "running")
     });
     let journal: BTreeSet<String> = agent.sessions(false).iter().map(|session| id(session).to_owned()).collect();
     assert_eq!(journal, kept, "no acknowledged session is lost, and no removed one stays");
     let remembered: BTreeSet<String> = agent.sessions(true).iter().map(|session| id(session).to_owned()).collect();
-    assert_eq!(remembered, acknowledged.keys().cloned().collect(), "and none was made besides");
+    assert_eq!(remembered, acknowledged.keys().cloned().collect(), "and no other session was created");
     let node = agent.node();
     assert_eq!(node["resources"]["cores"]["allocated"], kept.len(), "one core each");
     assert_eq!(node["sessions"], kept.len());
@@ -289,7 +289,7 @@ fn check(agent: &Agent, acknowledged: &Acknowledged) {
         kept.iter().map(|id| agent.process_state(id)["command"]["pid"].as_i64().unwrap()).collect();
     assert_eq!(commands.len(), kept.len(), "one process each");
     assert!(commands.iter().all(|pid| lives(*pid)));
-    // Counted by another way than the agent's own: no shim is left of a session that is gone.
+    // Counted independently of the agent: no shim of a removed session is left.
     assert_eq!(shims(agent).len(), kept.len(), "{:?}", shims(agent));
 }
 

@@ -1,4 +1,4 @@
-//! `ostler demo` as people run it: it shows what it says, and leaves nothing behind, however it ends.
+//! `ostler demo` as users run it: it shows what it promises, and leaves nothing behind, however it ends.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,18 +13,18 @@ use std::time::{Duration, Instant};
 use crate::support;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long something that should happen may take on a busy machine.
+/// How long a condition may take to become true on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
 const NO_ENGINE: &str = "unix:///nonexistent/docker.sock";
-/// What an agent of the demo is called with.
+/// Part of the command line of the demo's agents.
 const AGENT: &str = " agent --dev ";
-const LAST_STEP: &str = "It goes on ";
+const LAST_STEP: &str = "The demo stays up ";
 
-/// A demo with a directory for temporary files to itself.
+/// A demo with its own directory for temporary files.
 struct Demo {
     process: Child,
     output: BufReader<ChildStdout>,
-    /// What was printed so far.
+    /// The output so far.
     text: String,
     temporary: tempfile::TempDir,
 }
@@ -43,7 +43,7 @@ impl Demo {
             .args(arguments)
             .env("DOCKER_HOST", docker_host)
             .env("TMPDIR", temporary.path())
-            // What the environment says of other clusters is not for the demo.
+            // The demo must ignore the environment's settings for other clusters.
             .env("OSTLER_TOKEN_FILE", "/nonexistent")
             .env("OSTLER_SOCKET", "/nonexistent")
             .current_dir("/")
@@ -58,7 +58,7 @@ impl Demo {
         Self { process, output, text: String::new(), temporary }
     }
 
-    /// Reads on until something was printed.
+    /// Reads on until the demo has printed this.
     fn until(&mut self, wanted: &str) {
         while !self.text.contains(wanted) {
             if self.output.read_line(&mut self.text).unwrap() == 0 {
@@ -95,7 +95,7 @@ impl Demo {
         self.text.split_whitespace().filter_map(|word| word.strip_prefix("http://")?.strip_suffix('/')).collect()
     }
 
-    /// Waits until neither a file nor a process of it is left.
+    /// Waits until no file and no process of the demo is left.
     fn leaves_nothing(&self) {
         let temporary = self.temporary.path();
         let left = || (files(temporary), processes(temporary));
@@ -118,7 +118,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
-/// The processes that have the directory's name in their arguments or their environment: all but the demo.
+/// The processes that name the directory in their arguments or environment: all of the demo's but itself.
 fn processes(directory: &Path) -> Vec<String> {
     let name = directory.as_os_str().as_encoded_bytes();
     let inside = [name, b"/"].concat();
@@ -139,7 +139,7 @@ fn get(address: &str) -> String {
     page
 }
 
-/// The lines that the demo says itself, without tables and other answers of commands, which are as wide as they are.
+/// The demo's own lines, without the output of commands, which may be wider.
 fn narrated<'a>(text: &'a str) -> impl Iterator<Item = &'a str> {
     let wide = ["$ ostler status", "$ ostler node ls", "$ ostler session ls", "$ ostler session explain"];
     let mut answer = false;
@@ -156,7 +156,7 @@ fn it_shows_a_cluster_refusals_and_a_killed_leader_and_ends_by_itself() {
     let mut demo = Demo::start(NO_ENGINE, &["--for", "1s"]);
     demo.until(LAST_STEP);
     for told in [
-        "Docker cannot be used",
+        "Docker is not available",
         "3 nodes",
         "x-ostler-served-by: host-",
         "no_capacity",
@@ -165,7 +165,7 @@ fn it_shows_a_cluster_refusals_and_a_killed_leader_and_ends_by_itself() {
         "waits for ",
         "draining",
         "s after host-",
-        "term 2, it was 1",
+        "term 2 after term 1",
         " unknown ",
         "Nothing is lost.",
         "export OSTLER_SOCKET=",
@@ -183,18 +183,18 @@ fn it_shows_a_cluster_refusals_and_a_killed_leader_and_ends_by_itself() {
         let ours = line.contains(demo.temporary.path().to_str().unwrap());
         assert!(ours || line.chars().count() <= 80, "too wide: {line}");
     }
-    // Those at the end: by then every session runs.
+    // The pages at the end: every session runs by then.
     let pages: std::collections::BTreeSet<&str> = demo.pages().into_iter().rev().take(6).collect();
     assert_eq!(pages.len(), 6, "{}", demo.text);
     for address in pages {
         let page = get(address);
         assert!(page.starts_with("HTTP/1.1 200 OK") && page.contains("Hello, "), "{page}");
     }
-    assert_eq!(agents(demo.temporary.path()), 3, "the killed one runs again");
+    assert_eq!(agents(demo.temporary.path()), 3, "the killed agent runs again");
     let status = demo.ended();
     assert!(status.success(), "{status}: {}", demo.text);
     assert!(demo.text.ends_with("Nothing is left behind.\n"), "{}", demo.text);
-    // Waited for by the demo itself: nothing is there any more when it ends.
+    // The demo waits for its cleanup: nothing is left when it ends.
     assert_eq!((files(demo.temporary.path()), processes(demo.temporary.path())), (Vec::new(), Vec::new()));
 }
 
@@ -206,7 +206,7 @@ fn agents(directory: &Path) -> usize {
 #[test]
 fn killed_at_any_point_it_leaves_nothing() {
     for point in [
-        "Going on with",
+        "Continuing with",
         "1. Three nodes",
         "$ ostler session create page --user carol",
         "$ ostler node drain",
@@ -223,10 +223,10 @@ fn killed_at_any_point_it_leaves_nothing() {
 }
 
 #[test]
-fn asked_to_end_it_leaves_nothing() {
+fn ended_by_a_signal_it_leaves_nothing() {
     for (point, signal, code) in [
         ("3. A session", Signal::INT, 130),
-        ("5. Say", Signal::TERM, 130),
+        ("5. Let", Signal::TERM, 130),
         ("9. The leader", Signal::INT, 130),
         (LAST_STEP, Signal::INT, 0),
         (LAST_STEP, Signal::HUP, 0),
@@ -240,7 +240,7 @@ fn asked_to_end_it_leaves_nothing() {
 }
 
 #[test]
-fn a_reader_who_has_had_enough_ends_it() {
+fn a_closed_standard_output_ends_it() {
     let mut demo = Demo::start(NO_ENGINE, &[]);
     demo.until("2. A catalogue");
     let unread = std::mem::replace(&mut demo.output, BufReader::new(closed()));
@@ -258,7 +258,7 @@ fn closed() -> ChildStdout {
 }
 
 #[test]
-fn an_agent_that_dies_is_told_with_its_log() {
+fn an_agent_that_dies_is_reported_with_its_log() {
     let mut demo = Demo::start(NO_ENGINE, &["--for", "5m"]);
     demo.until(LAST_STEP);
     kill_process(pid_of("host-b.toml", demo.temporary.path()), Signal::KILL).unwrap();
@@ -266,12 +266,12 @@ fn an_agent_that_dies_is_told_with_its_log() {
     let mut errors = String::new();
     demo.process.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
     assert!(errors.contains("the agent of host-b has ended") && errors.contains("session changed"), "{errors}");
-    assert!(!errors.contains("host-a:"), "only the one that has ended is heard: {errors}");
+    assert!(!errors.contains("host-a:"), "only the log of the ended agent is shown: {errors}");
     demo.leaves_nothing();
 }
 
 #[test]
-fn an_agent_that_dies_during_the_show_is_told_too() {
+fn an_agent_that_dies_during_the_show_is_reported_too() {
     let mut demo = Demo::start(NO_ENGINE, &["--for", "5m"]);
     demo.until("2. A catalogue");
     kill_process(pid_of("host-c.toml", demo.temporary.path()), Signal::KILL).unwrap();
@@ -292,13 +292,13 @@ fn pid_of(arguments: &str, directory: &Path) -> Pid {
 }
 
 #[test]
-fn docker_that_may_not_be_used_is_said() {
+fn docker_without_permission_is_reported() {
     let place = tempfile::tempdir().unwrap();
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let socket = place.path().join("docker.sock");
     let _engine = UnixListener::bind(&socket).unwrap();
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o000)).unwrap();
-    // Nobody may keep root from a socket, and nobody else may reach the program where cargo has put it.
+    // No mode keeps root from a socket, so the demo runs as another user, which cannot reach cargo's directory.
     let nobody = rustix::process::geteuid().is_root().then_some(65534);
     let program = place.path().join("ostler");
     fs::copy(env!("CARGO_BIN_EXE_ostler"), &program).unwrap();
@@ -321,7 +321,7 @@ mod docker {
         let mut demo = Demo::start(ENGINE, &["--for", "1s"]);
         demo.until("click one");
         let cluster = demo.cluster();
-        assert_eq!(of_cluster(&cluster, &["ps", "--quiet"]).len(), 6, "the test would not see what is left");
+        assert_eq!(of_cluster(&cluster, &["ps", "--quiet"]).len(), 6, "the filter finds the demo's containers");
         assert!(demo.ended().success(), "{}", demo.text);
         assert!(demo.text.contains("no_capacity") && demo.text.contains("exceeds_physical"), "{}", demo.text);
         demo.leaves_nothing();
@@ -359,7 +359,7 @@ mod docker {
             }
             let place = files(demo.temporary.path()).remove(0);
             let cluster = place.file_name().unwrap().to_string_lossy().strip_prefix("ostler-").unwrap().to_owned();
-            // Different points of the import; which one does not matter, the outcome is the same.
+            // Different points of the import. The outcome is the same at each.
             std::thread::sleep(Duration::from_millis(patience));
             demo.signal(Signal::KILL);
             demo.leaves_nothing();

@@ -1,6 +1,6 @@
-//! The real agent on the real engine. Each test has a cluster of its own and leaves nothing behind.
+//! The real agent on the real engine. Each test has its own cluster and leaves nothing behind.
 //!
-//! What the agent says is compared with what `docker` says, which shares no code with it.
+//! The agent's answers are compared with those of the `docker` command, which shares no code with it.
 
 mod ends;
 mod engine;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::support::agent::{Agent, SOON, until};
 use crate::support::docker::{Lab, SOCKET, docker, lines};
 
-/// Runs until it is told to end.
+/// Runs until it is stopped.
 const FOREVER: &str = "exec sleep 100000";
 /// Serves a page that names the session's user.
 const WEB: &str = "mkdir -p /tmp/w; echo hello $WHO > /tmp/w/index.html; exec httpd -f -p 8080 -h /tmp/w";
@@ -60,19 +60,19 @@ fn container(lab: &Lab, id: &str) -> String {
     lab.container(&id.parse().unwrap())
 }
 
-/// Waits until the container of a session that runs [`FOREVER`] does so: one that has only just started loses a signal
-/// that comes before its first process is ready for it.
+/// Waits until the container of a session runs [`FOREVER`]: a signal that arrives before its first process is ready is
+/// lost.
 fn until_it_sleeps(lab: &Lab, id: &str) {
     let container = container(lab, id);
     until("the command runs", || docker(&["top", &container, "-eo", "pid,comm"]).contains(" sleep"));
 }
 
-/// Which run of which container the session is now.
+/// The container of the session, and the start and state of its run.
 fn run(lab: &Lab, id: &str) -> String {
     docker(&["inspect", "--format", "{{.Id}} {{.State.StartedAt}} {{.State.Status}}", &container(lab, id)])
 }
 
-/// The sessions of the cluster's containers, whatever they do, sorted.
+/// The sessions of the cluster's containers in any state, sorted.
 fn sessions_of_containers(lab: &Lab) -> Vec<String> {
     let of_cluster = format!("label=ostler.cluster={}", lab.cluster);
     let mut sessions = lines(&["ps", "--all", "--filter", &of_cluster, "--format", r#"{{.Label "ostler.session"}}"#]);
@@ -80,7 +80,7 @@ fn sessions_of_containers(lab: &Lab) -> Vec<String> {
     sessions
 }
 
-/// What the session serves on its first endpoint, as soon as it does.
+/// Waits until the session serves a page on its first endpoint, and returns it.
 fn page(session: &Value) -> String {
     let port = u16::try_from(session["endpoints"][0]["host_port"].as_u64().unwrap()).unwrap();
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! The Docker runtime on a real engine. Each test has a cluster of its own and removes what it made.
+//! The Docker runtime on a real engine. Each test has its own cluster and removes what it created.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -25,8 +25,8 @@ fn running(container: &Container) -> bool {
 }
 
 #[tokio::test]
-async fn a_session_lives_its_whole_life_within_its_limits() {
-    let Some(lab) = Lab::open("a_session_lives_its_whole_life_within_its_limits") else { return };
+async fn a_session_goes_through_its_states_within_its_limits() {
+    let Some(lab) = Lab::open("a_session_goes_through_its_states_within_its_limits") else { return };
     let launch = lab.launch("life", "trap 'exit 7' TERM; while true; do sleep 0.1; done");
     let (session, runtime) = (&launch.session, &lab.runtime);
     assert_eq!(runtime.observe(session).await, Ok(Container::Absent));
@@ -58,7 +58,7 @@ async fn a_session_lives_its_whole_life_within_its_limits() {
 
     runtime.start(session).await.unwrap();
     let Container::Running(second) = lab.until(session, running).await else { unreachable!() };
-    assert_ne!(first, second, "two runs are told apart");
+    assert_ne!(first, second, "the two runs have different ids");
     runtime.remove(session).await.unwrap();
     runtime.remove(session).await.unwrap();
     assert_eq!(runtime.observe(session).await, Ok(Container::Absent));
@@ -81,7 +81,7 @@ async fn a_paused_session_can_be_stopped_and_removed() {
     assert_eq!(runtime.observe(session).await, Ok(Container::Absent));
 }
 
-/// All that the session printed, once it ended.
+/// Runs the session to its end and returns its output.
 async fn output(lab: &Lab, launch: &Launch) -> String {
     lab.run(launch).await.unwrap();
     lab.until(&launch.session, exited).await;
@@ -95,8 +95,8 @@ async fn logged(lab: &Lab, launch: &Launch, request: LogsRequest) -> String {
 }
 
 #[tokio::test]
-async fn a_root_entry_point_hands_over_and_gains_nothing() {
-    let Some(lab) = Lab::open("a_root_entry_point_hands_over_and_gains_nothing") else { return };
+async fn a_root_entry_point_can_drop_to_a_user_and_gains_nothing() {
+    let Some(lab) = Lab::open("a_root_entry_point_can_drop_to_a_user_and_gains_nothing") else { return };
     let script = "touch /home/x && chown nobody /home/x && su nobody -c 'id -u; stat -c %U /home/x' 2>&1; \
                   grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status; echo gpus=$NVIDIA_VISIBLE_DEVICES";
     let text = output(&lab, &lab.launch("root", script)).await;
@@ -108,14 +108,14 @@ async fn a_root_entry_point_hands_over_and_gains_nothing() {
 #[tokio::test]
 async fn too_much_memory_ends_as_oom_killed() {
     let Some(lab) = Lab::open("too_much_memory_ends_as_oom_killed") else { return };
-    // `tail` keeps a line without end in memory.
+    // `tail` keeps the last line in memory, and that line never ends.
     let launch = lab.launch("oom", "exec tail /dev/zero");
     lab.run(&launch).await.unwrap();
     let ended = lab.until(&launch.session, exited).await;
     assert!(matches!(&ended, Container::Exited(exit) if exit.oom_killed && exit.code == 137), "{ended:?}");
 }
 
-/// What a web server on this port of the host answers.
+/// The answer of a web server on this port of the host.
 fn page(port: u16) -> std::io::Result<String> {
     let mut server = TcpStream::connect(("127.0.0.1", port))?;
     server.set_read_timeout(Some(PATIENCE))?;
@@ -188,8 +188,8 @@ async fn sessions_meet_on_a_network_of_the_operators() {
 }
 
 #[tokio::test]
-async fn a_start_that_cannot_be_says_why() {
-    let Some(lab) = Lab::open("a_start_that_cannot_be_says_why") else { return };
+async fn a_start_that_fails_says_why() {
+    let Some(lab) = Lab::open("a_start_that_fails_says_why") else { return };
     let (first, port) = web_server(&lab, "first");
     lab.run(&first).await.unwrap();
     let mut second = lab.launch("second", "true");
@@ -202,7 +202,7 @@ async fn a_start_that_cannot_be_says_why() {
 
     let mut missing = lab.launch("missing", "");
     missing.command = vec!["/no/such/program".to_owned()];
-    // The engine starts its init process, and it is the init that finds nothing to run.
+    // The engine starts its init process, and the init does not find the program.
     lab.run(&missing).await.unwrap();
     let ended = lab.until(&missing.session, exited).await;
     assert!(matches!(&ended, Container::Exited(exit) if exit.code == 127), "{ended:?}");
@@ -218,8 +218,8 @@ async fn a_start_that_cannot_be_says_why() {
 }
 
 #[tokio::test]
-async fn a_network_removed_behind_our_back_is_made_again() {
-    let Some(lab) = Lab::open("a_network_removed_behind_our_back_is_made_again") else { return };
+async fn a_network_removed_with_docker_is_created_again() {
+    let Some(lab) = Lab::open("a_network_removed_with_docker_is_created_again") else { return };
     let launch = lab.launch("again", "sleep 100");
     lab.runtime.create(&launch).await.unwrap();
     docker(&["network", "rm", &lab.network()]);
@@ -247,10 +247,10 @@ async fn two_agents_that_make_the_network_at_once_make_one() {
     assert_eq!(docker(&["network", "ls", "--quiet", "--filter", &filter]).lines().count(), 1);
 }
 
-/// An agent that is killed in a step leaves its request behind, and the next one begins the same step.
+/// An agent that is killed during a step leaves its request in the engine, and the next agent begins the same step.
 #[tokio::test]
-async fn the_same_steps_at_once_are_tried_again_and_never_refused() {
-    let Some(lab) = Lab::open("the_same_steps_at_once_are_tried_again_and_never_refused") else { return };
+async fn concurrent_identical_steps_are_retried_and_never_rejected() {
+    let Some(lab) = Lab::open("concurrent_identical_steps_are_retried_and_never_rejected") else { return };
     let launches: Vec<Launch> = (0..12).map(|n| lab.launch(&(n / 2).to_string(), "true")).collect();
     let until_made = async |launch: &Launch| loop {
         let runtime = DockerRuntime::new(config(&lab.cluster)).unwrap();
@@ -266,8 +266,8 @@ async fn the_same_steps_at_once_are_tried_again_and_never_refused() {
 }
 
 #[tokio::test]
-async fn a_network_that_only_has_our_name_is_refused() {
-    let Some(lab) = Lab::open("a_network_that_only_has_our_name_is_refused") else { return };
+async fn a_foreign_network_with_our_name_is_rejected() {
+    let Some(lab) = Lab::open("a_foreign_network_with_our_name_is_rejected") else { return };
     docker(&["network", "create", &lab.network()]);
     let refused = lab.runtime.create(&lab.launch("k", "true")).await;
     assert!(matches!(&refused, Err(Error::Refused(text)) if text.contains("not ostler's")), "{refused:?}");
@@ -280,11 +280,11 @@ async fn logs_follow_to_the_end_and_tail() {
     lab.run(&launch).await.unwrap();
     let mut stream = lab.runtime.logs(&launch.session, LogsRequest { follow: true, tail: None }).await.unwrap();
     let mut text = Vec::new();
-    // The two streams are two pipes: which line comes first is not the session's to say.
+    // The two streams are two pipes, so either line may come first.
     while text.len() < "one\ntwo\n".len() {
         text.extend(timeout(PATIENCE, stream.next()).await.unwrap().unwrap().unwrap());
     }
-    // Silence is no end: nothing comes for a while, and then it goes on.
+    // A pause in the output does not end the stream.
     assert!(timeout(Duration::from_secs(1), stream.next()).await.is_err());
     docker(&["exec", &lab.container(&launch.session), "touch", "/tmp/go"]);
     while let Some(piece) = timeout(PATIENCE, stream.next()).await.unwrap() {
@@ -309,8 +309,8 @@ async fn a_talkative_session_does_not_fill_the_disk() {
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_left_alone() {
-    let Some(lab) = Lab::open("what_is_not_ours_is_left_alone") else { return };
+async fn a_foreign_container_is_left_alone() {
+    let Some(lab) = Lab::open("a_foreign_container_is_left_alone") else { return };
     let launch = lab.launch("foreign", "true");
     let session = &launch.session;
     let name = lab.container(session);
@@ -331,7 +331,7 @@ async fn what_is_not_ours_is_left_alone() {
     }
     assert_eq!(lab.inspect(session, "{{.Id}} {{.State.Status}}"), format!("{id} running"));
     assert_eq!(runtime.list().await, Ok(Vec::new()));
-    assert_eq!(runtime.observe(session).await, Ok(Container::Absent), "the session has none");
+    assert_eq!(runtime.observe(session).await, Ok(Container::Absent), "the session has no container");
     quietly(&["rm", "--force", &name]);
 }
 
@@ -400,8 +400,8 @@ async fn a_volume_outlives_its_session() {
 }
 
 #[tokio::test]
-async fn somebody_elses_volume_is_neither_used_nor_removed() {
-    let Some(lab) = Lab::open("somebody_elses_volume_is_neither_used_nor_removed") else { return };
+async fn a_foreign_volume_is_neither_used_nor_removed() {
+    let Some(lab) = Lab::open("a_foreign_volume_is_neither_used_nor_removed") else { return };
     let name = format!("ostler-{}.home", lab.cluster);
     docker(&["volume", "create", &name]);
     let mut launch = lab.launch("k", "true");
@@ -412,11 +412,11 @@ async fn somebody_elses_volume_is_neither_used_nor_removed() {
     docker(&["volume", "rm", &name]);
 }
 
-/// The next event of one session, past any other.
+/// Waits for the next event of this session, and skips those of others.
 async fn changed(events: &mut mpsc::Receiver<Event>, launch: &Launch) {
     let mine = Event::Changed(launch.session);
     let wait = async { while events.recv().await.expect("the link is up") != mine {} };
-    timeout(PATIENCE, wait).await.expect("the change is told");
+    timeout(PATIENCE, wait).await.expect("an event of the change");
 }
 
 fn keep_link(runtime: &Arc<DockerRuntime>) -> (mpsc::Receiver<Event>, tokio::task::JoinHandle<()>) {
@@ -426,8 +426,8 @@ fn keep_link(runtime: &Arc<DockerRuntime>) -> (mpsc::Receiver<Event>, tokio::tas
 }
 
 #[tokio::test]
-async fn a_natural_exit_is_told() {
-    let Some(lab) = Lab::open("a_natural_exit_is_told") else { return };
+async fn an_exit_is_reported() {
+    let Some(lab) = Lab::open("an_exit_is_reported") else { return };
     let (mut events, link) = keep_link(&lab.runtime);
     assert_eq!(timeout(PATIENCE, events.recv()).await.unwrap(), Some(Event::Relist));
     let Health::Up(info) = lab.runtime.health().borrow().clone() else { panic!("the engine answers") };
@@ -441,12 +441,12 @@ async fn a_natural_exit_is_told() {
     let ended = lab.until(&launch.session, exited).await;
     assert!(matches!(ended, Container::Exited(exit) if exit.code == 5));
     drop(events);
-    timeout(PATIENCE, link).await.expect("it ends when nobody listens").unwrap();
+    timeout(PATIENCE, link).await.expect("it ends once the receiver is dropped").unwrap();
 }
 
 #[tokio::test]
-async fn a_slow_listener_is_told_to_look_at_everything() {
-    let Some(lab) = Lab::open("a_slow_listener_is_told_to_look_at_everything") else { return };
+async fn a_slow_listener_gets_a_relist() {
+    let Some(lab) = Lab::open("a_slow_listener_gets_a_relist") else { return };
     let (events, mut told) = mpsc::channel(1);
     let runtime = lab.runtime.clone();
     let link = tokio::spawn(async move { runtime.run(events).await });
@@ -454,14 +454,14 @@ async fn a_slow_listener_is_told_to_look_at_everything() {
     let launch = lab.launch("many", "true");
     lab.run(&launch).await.unwrap();
     lab.until(&launch.session, exited).await;
-    // One place, and the first Relist is in it: the events of the session had no room.
+    // The channel has one place, which the first Relist took: the session's events had no room.
     assert_eq!(told.recv().await, Some(Event::Relist));
     assert_eq!(timeout(PATIENCE, told.recv()).await.unwrap(), Some(Event::Relist));
     drop(told);
     link.await.unwrap();
 }
 
-/// A runtime whose engine is whatever is at `socket`.
+/// A runtime whose engine is at `socket`.
 fn at(socket: &std::path::Path) -> Arc<DockerRuntime> {
     let host = format!("unix://{}", socket.display());
     DockerRuntime::new(Config { host, ..config(&"absent".parse().unwrap()) }).unwrap()
@@ -485,7 +485,7 @@ async fn an_absent_engine_is_a_state_and_not_an_error() {
     assert!(matches!(runtime.list().await, Err(Error::Unavailable(_))));
     assert!(why_down(&runtime).await.contains("does not exist"));
 
-    // A socket that its engine left behind.
+    // A socket whose engine has ended.
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let message = why_down(&at(&socket)).await;
     assert!(message.contains("is Docker running?"), "{message}");
@@ -495,7 +495,7 @@ async fn an_absent_engine_is_a_state_and_not_an_error() {
 async fn an_engine_that_hangs_is_down() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("docker.sock");
-    // It takes connections, as the kernel does for a stopped process, and never answers.
+    // The socket accepts connections, as the kernel does for a stopped process, and never answers.
     let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let runtime = at(&socket);
     let (asked, message) = tokio::join!(runtime.list(), why_down(&runtime));
@@ -516,7 +516,7 @@ async fn an_engine_that_stops_answering_is_down_and_comes_back() {
     timeout(PATIENCE, health.wait_for(Health::is_up)).await.unwrap().unwrap();
     assert_eq!(events.recv().await, Some(Event::Relist));
 
-    // Connections stay open and are silent. The first call without an answer makes the link look.
+    // Connections stay open without answers. The first call without an answer makes the link check the engine.
     engine.freeze();
     assert!(matches!(runtime.list().await, Err(Error::Unavailable(text)) if text.contains("no answer")));
     timeout(PATIENCE, health.wait_for(|health| !health.is_up())).await.unwrap().unwrap();
@@ -540,7 +540,7 @@ async fn images_come_from_a_registry() {
     let wanted = [image.clone(), "no-such-image".to_owned(), "not an image".to_owned()];
     assert_eq!(lab.runtime.present(&wanted).await, Ok(std::collections::BTreeSet::new()));
 
-    // Two sessions, one pull: both are told how far it is, both get the same image.
+    // Two sessions share one pull: both get its progress and the same image.
     let (progress, mut told) = mpsc::channel(64);
     let (also, mut told_too) = mpsc::channel(64);
     let (first, second) =
@@ -556,7 +556,7 @@ async fn images_come_from_a_registry() {
     let failed = lab.runtime.ensure_image(&missing, mpsc::channel(1).0).await;
     assert!(matches!(&failed, Err(Error::Image(text)) if text.contains("no-such-tag")), "{failed:?}");
 
-    // The tag moves on.
+    // The tag now names another image in the registry.
     let moved = registry.publish(&lab.cluster, 1 << 20);
     assert_eq!(moved, image);
     docker(&["pull", "--quiet", &format!("{}@{digest}", image.trim_end_matches(":1"))]);
@@ -569,14 +569,18 @@ async fn images_come_from_a_registry() {
     assert_eq!(ensure(PullPolicy::Daily).await, digest, "it was pulled today");
     let restarted = DockerRuntime::new(config(&lab.cluster)).unwrap();
     let daily = Launch { pull: PullPolicy::Daily, ..launch.clone() };
-    assert_eq!(restarted.ensure_image(&daily, mpsc::channel(1).0).await, Ok(Some(digest.clone())), "no start waits");
+    assert_eq!(
+        restarted.ensure_image(&daily, mpsc::channel(1).0).await,
+        Ok(Some(digest.clone())),
+        "a start does not wait for the pull"
+    );
     let refreshed = async {
         while ensure(PullPolicy::Missing).await == digest {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, refreshed).await.expect("the daily refresh goes on behind");
+    timeout(PATIENCE, refreshed).await.expect("the daily refresh runs in the background");
     let newer = ensure(PullPolicy::Always).await;
     drop(registry);
-    assert_eq!(ensure(PullPolicy::Always).await, newer, "what is here serves when the registry does not");
+    assert_eq!(ensure(PullPolicy::Always).await, newer, "the local image is used when the registry does not answer");
 }

@@ -10,14 +10,14 @@ use tempfile::TempDir;
 
 use crate::support::agent::{Agent, Output, until};
 
-/// A host with a systemd that knows the service: what stands for `systemctl` runs the agent as the unit would.
+/// A host with systemd and the service: a script in place of `systemctl` runs the agent as the unit would.
 struct Host {
     agent: Agent,
     bin: TempDir,
 }
 
 impl Host {
-    /// Its configuration names no seed yet, and there is no token.
+    /// A host whose configuration names no seed, and that has no token.
     fn new(cluster: &str, name: &str) -> Self {
         let agent = Agent::prepare("");
         let mesh = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -51,7 +51,7 @@ impl Host {
         self.agent.directory().join("token")
     }
 
-    /// Runs a command of the program on this host, its configuration named.
+    /// Runs a command of the program on this host, with its configuration.
     fn run(&self, arguments: &[&str], input: &str) -> Output {
         let path = format!("{}:{}", self.bin.path().display(), std::env::var("PATH").unwrap());
         let config = self.agent.config_file();
@@ -70,7 +70,7 @@ impl Drop for Host {
         if let Some(pid) = pid
             && kill_process(pid, Signal::TERM).is_ok()
         {
-            // It is no child of this process: when it is gone, nobody has that number.
+            // The agent is not a child of this process, so its process id is free once it has ended.
             until("the agent has stopped", || rustix::process::test_kill_process(pid).is_err());
         }
         if std::thread::panicking() {
@@ -80,7 +80,7 @@ impl Drop for Host {
 }
 
 #[test]
-fn the_first_host_makes_the_token_and_the_next_one_brings_it() {
+fn init_creates_the_token_and_join_adds_a_host_with_it() {
     let cluster = crate::support::agent::unique_name();
     let first = Host::new(&cluster, "host-a");
     let made = first.run(&["init"], "");
@@ -89,16 +89,17 @@ fn the_first_host_makes_the_token_and_the_next_one_brings_it() {
     assert_eq!(fs::metadata(first.token_file()).unwrap().permissions().mode() & 0o777, 0o600);
     let token = fs::read_to_string(first.token_file()).unwrap();
     assert!(!made.stdout.contains(token.trim()) && !made.stderr.contains(token.trim()), "the token is not shown");
-    let join = made.stderr.lines().find_map(|line| line.split_once("ostler join ")).expect("how others join is told");
+    let join =
+        made.stderr.lines().find_map(|line| line.split_once("ostler join ")).expect("the command for other hosts");
     let seed = join.1.split(' ').next().unwrap().to_owned();
-    assert!(first.run(&["init"], "").failed(3).contains("belongs to a cluster already"));
+    assert!(first.run(&["init"], "").failed(3).contains("already belongs to a cluster"));
 
     let second = Host::new(&cluster, "host-b");
     assert!(second.run(&["join", &seed], "").failed(2).contains("--token-file"));
     let guessed = second.run(&["join", &seed, "--token-file", "-"], "password\n").failed(1);
-    assert!(guessed.contains("not a cluster's token"), "{guessed}");
+    assert!(guessed.contains("not a cluster token"), "{guessed}");
     second.run(&["join", "not a host", "--token-file", "-"], &token).failed(1);
-    assert!(!second.token_file().exists(), "what fails changes nothing");
+    assert!(!second.token_file().exists(), "a failed join changes nothing");
 
     let joined = second.run(&["join", &seed, "--token-file", "-"], &token);
     assert_eq!(joined.code, 0, "{}{}{}", joined.stdout, joined.stderr, second.log());
@@ -107,11 +108,11 @@ fn the_first_host_makes_the_token_and_the_next_one_brings_it() {
     second.run(&["join", &seed, "--token-file", "-"], &token).ok();
     let other = "Zt8mPq1rLc4vXs7kWy0hBd3fNg6jAe9uTo2iRb5nQxE";
     assert!(second.run(&["join", &seed, "--token-file", "-"], other).failed(3).contains("another cluster"));
-    until("the first one sees it, too", || first.agent.cli(&["node", "ls"]).stdout.contains("host-b"));
+    until("the first host sees it too", || first.agent.cli(&["node", "ls"]).stdout.contains("host-b"));
 }
 
 #[test]
-fn without_the_service_it_is_said_how_to_start_the_agent() {
+fn without_the_service_init_prints_how_to_start_the_agent() {
     let host = Host::new("lonely", "host-a");
     let nowhere = tempfile::tempdir().unwrap();
     let config = host.agent.config_file();

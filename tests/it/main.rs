@@ -1,7 +1,7 @@
-//! Everything that is tested from outside, in one binary: the runtimes on real processes and a real
-//! engine, and the real agent by its API and its command line.
+//! The end-to-end tests, in one binary: the runtimes on real processes and a real engine, and the
+//! real agent through its API and its command line.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests too fail by panicking, and say what is skipped
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // test helpers panic on failure, and print skipped tests
 
 mod bad_input;
 mod capacity;

@@ -1,5 +1,5 @@
-//! Real agents on hosts of their own, whose leaders die and freeze, and whose network is cut: into two sides, one way, and
-//! with one host that reaches both sides.
+//! Real agents, each on its own host. Leaders die and freeze, and the network is cut: into two sides, in one direction,
+//! and with one host that reaches both sides.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -12,16 +12,16 @@ use crate::support::agent::until;
 use crate::support::cluster::Cluster;
 use crate::support::netns::Hosts;
 
-/// After a heal, one leader is followed within this.
+/// After a heal, all nodes follow one leader within this.
 const ONE_LEADER_WITHIN: Duration = Duration::from_secs(10);
-/// After a heal, one session of a key is left within this.
+/// After a heal, only one session of a key is left within this.
 const ONE_SESSION_WITHIN: Duration = Duration::from_secs(30);
-/// How long a cut that stays is looked at.
+/// How long the test watches a lasting cut.
 const SPAN: Duration = Duration::from_secs(15);
-/// Terms that may begin in that time.
+/// Most terms that may begin in that time.
 const MOST_CHANGES: u64 = 2;
 
-/// A workspace that every node has.
+/// Adds a workspace and waits until every node has it.
 fn workspace(cluster: &Cluster) {
     cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
     for node in &cluster.nodes {
@@ -29,7 +29,7 @@ fn workspace(cluster: &Cluster) {
     }
 }
 
-/// Waits until these follow one of them.
+/// Waits until these nodes all follow one of themselves.
 fn elected(cluster: &Cluster, side: &[usize]) {
     let names: BTreeSet<String> = side.iter().map(|i| format!("n{i}")).collect();
     until("a leader of this side", || {
@@ -45,8 +45,8 @@ fn ballot(cluster: &Cluster, node: usize) -> (u64, String) {
 }
 
 #[test]
-fn what_was_made_on_both_sides_of_a_cut_is_there_after_it_and_one_key_is_one_session() {
-    let name = "what_was_made_on_both_sides_of_a_cut_is_there_after_it_and_one_key_is_one_session";
+fn sessions_of_both_sides_of_a_cut_remain_and_one_key_is_one_session() {
+    let name = "sessions_of_both_sides_of_a_cut_remain_and_one_key_is_one_session";
     let Some(hosts) = Hosts::start(name, 3, "") else { return };
     let cluster = &hosts.cluster;
     workspace(cluster);
@@ -63,7 +63,7 @@ fn what_was_made_on_both_sides_of_a_cut_is_there_after_it_and_one_key_is_one_ses
     made.insert(id(&persist(&cluster.nodes[alone], "here")));
     let here = persist(&cluster.nodes[alone], "both");
     assert_eq!(here["id"], there["id"], "one key");
-    assert_ne!(here["node"], there["node"], "twice, for neither side can know");
+    assert_ne!(here["node"], there["node"], "two sessions, since neither side knows of the other's");
     made.insert(id(&here));
 
     let ballots = [ballot(cluster, asked), ballot(cluster, alone)];
@@ -72,7 +72,7 @@ fn what_was_made_on_both_sides_of_a_cut_is_there_after_it_and_one_key_is_one_ses
     elected(cluster, &[0, 1, 2]);
     assert!(healed.elapsed() < ONE_LEADER_WITHIN, "one leader after {:?}", healed.elapsed());
     let both = id(&here);
-    until("one of the two is put away", || {
+    until("one of the two is removed", || {
         cluster.nodes.iter().filter(|node| node.process_directories().contains(&both)).count() == 1
     });
     assert!(healed.elapsed() < ONE_SESSION_WITHIN, "one session after {:?}", healed.elapsed());
@@ -83,17 +83,17 @@ fn what_was_made_on_both_sides_of_a_cut_is_there_after_it_and_one_key_is_one_ses
                 && sessions.iter().all(|session| session["state"] == "running" && made.contains(&id(session)))
         });
     }
-    // Of two decisions the later one stays.
+    // The later of two decisions stays.
     let [kept, lost] = if ballots[0] > ballots[1] { [&there, &here] } else { [&here, &there] };
     assert_eq!(cluster.nodes[asked].session(&both)["node"], kept["node"], "{ballots:?}");
     let lost = cluster.nodes.iter().find(|node| node.node()["name"] == lost["node"]).unwrap();
-    assert!(lost.log().contains("reason=\"duplicate\""), "it says why it put its session away");
+    assert!(lost.log().contains("reason=\"duplicate\""), "its log says why it removed its session");
     cluster.settled();
 }
 
 #[test]
-fn cuts_that_stay_do_not_make_leaders_come_and_go() {
-    let Some(hosts) = Hosts::start("cuts_that_stay_do_not_make_leaders_come_and_go", 5, "") else { return };
+fn lasting_cuts_do_not_change_the_leader_repeatedly() {
+    let Some(hosts) = Hosts::start("lasting_cuts_do_not_change_the_leader_repeatedly", 5, "") else { return };
     let cluster = &hosts.cluster;
     workspace(cluster);
     let mut made = BTreeSet::new();
@@ -101,12 +101,12 @@ fn cuts_that_stay_do_not_make_leaders_come_and_go() {
     let deaf = cluster.followers()[0];
     hosts.network.cut(leader, deaf);
     made.append(&mut look_on(cluster, "one-way"));
-    // Whom the leader does not hear is heard through the others.
+    // The leader learns of the host that it does not hear through the other nodes.
     made.extend(cluster.nodes.iter().enumerate().map(|(i, node)| id(&persist(node, &format!("one-way-{i}")))));
     hosts.network.heal();
     cluster.settled();
 
-    // One host is in the middle, and the leader at one end.
+    // One host reaches both sides, and the leader is on one side.
     let leader = cluster.leader();
     let [a, _, c, d] = cluster.followers()[..] else { panic!("five nodes have four followers") };
     hosts.network.split(&[leader, a], &[c, d]);
@@ -116,7 +116,7 @@ fn cuts_that_stay_do_not_make_leaders_come_and_go() {
     hosts.network.heal();
     cluster.settled();
     for node in &cluster.nodes {
-        until("nothing that was answered is lost", || {
+        until("no acknowledged session is lost", || {
             let listed: BTreeSet<String> = node.sessions(false).iter().map(id).collect();
             made.is_subset(&listed)
         });
@@ -124,9 +124,9 @@ fn cuts_that_stay_do_not_make_leaders_come_and_go() {
 }
 
 #[test]
-fn hosts_go_on_whose_leaders_die_and_freeze() {
+fn hosts_keep_working_while_leaders_die_and_freeze() {
     const ROUNDS: usize = 4;
-    let Some(mut hosts) = Hosts::start("hosts_go_on_whose_leaders_die_and_freeze", 5, "") else { return };
+    let Some(mut hosts) = Hosts::start("hosts_keep_working_while_leaders_die_and_freeze", 5, "") else { return };
     let cluster = &mut hosts.cluster;
     workspace(cluster);
     let mut made = BTreeSet::new();
@@ -147,7 +147,7 @@ fn hosts_go_on_whose_leaders_die_and_freeze() {
             cluster.nodes[leader].up();
         }
         cluster.settled();
-        assert_ne!(cluster.leader(), leader, "who comes back follows");
+        assert_ne!(cluster.leader(), leader, "the returned leader is a follower");
     }
     assert_eq!(made.len(), ROUNDS * cluster.followers().len(), "each key is a session");
     for node in &cluster.nodes {
@@ -157,12 +157,12 @@ fn hosts_go_on_whose_leaders_die_and_freeze() {
                 && sessions.iter().all(|session| session["state"] == "running" && made.contains(&id(session)))
         });
     }
-    until("each is there once", || {
+    until("each session exists once", || {
         cluster.nodes.iter().map(|node| node.process_directories().len()).sum::<usize>() == made.len()
     });
 }
 
-/// Asks everybody all the while: each answer must be one, or ask to try again. Returns the sessions that were made.
+/// Sends requests to every node for [`SPAN`]: each answer must be a success or retryable. Returns the created sessions.
 fn look_on(cluster: &Cluster, cut: &str) -> BTreeSet<String> {
     let nodes = 0..cluster.nodes.len();
     let term = || nodes.clone().map(|i| cluster.term(i)).max().unwrap();
@@ -186,18 +186,18 @@ fn look_on(cluster: &Cluster, cut: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn in_quorum_mode_whoever_is_cut_off_places_nothing_and_the_others_go_on() {
-    let name = "in_quorum_mode_whoever_is_cut_off_places_nothing_and_the_others_go_on";
+fn in_quorum_mode_a_cut_off_node_places_nothing_and_the_others_continue() {
+    let name = "in_quorum_mode_a_cut_off_node_places_nothing_and_the_others_continue";
     let Some(hosts) = Hosts::start(name, 3, "cluster = { mode = 'quorum', expected_nodes = 3 }") else { return };
     let cluster = &hosts.cluster;
     workspace(cluster);
     let alone = cluster.leader();
     let together = cluster.followers();
     hosts.network.split(&[alone], &together);
-    until("it leads no more", || cluster.followed_by(alone).is_none());
+    until("it is no longer leader", || cluster.followed_by(alone).is_none());
     cluster.nodes[alone].create("w", "alice").refused(503, "no_leader");
     elected(cluster, &together);
-    // A key of the caller's own may be on the host that is cut off, and waits; without one it is a new session.
+    // The host that is cut off may know the caller's key, so the request waits. Without a key it is a new session.
     let asked = &cluster.nodes[together[0]];
     let waits = keyed(asked, "key").unwrap().refused(503, "no_leader");
     assert_eq!(waits["retryable"], true, "{waits}");

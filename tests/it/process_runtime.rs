@@ -1,5 +1,5 @@
 //! The process runtime with its real shim: commands run, end, are paused, outlive their agent, and
-//! leave nothing behind.
+//! leave nothing behind when removed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,11 +17,11 @@ use tokio::sync::mpsc;
 
 use crate::support;
 
-/// How long something that should happen may take on a busy machine.
+/// How long a condition may take to become true on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 const GRACE: Duration = Duration::from_secs(10);
 
-/// A data directory with a runtime on it. What still runs at the end of a test is removed, even if it failed.
+/// A data directory with a runtime on it. Dropping it removes all sessions, even if the test failed.
 struct Host {
     directory: tempfile::TempDir,
     runtime: ProcessRuntime,
@@ -31,19 +31,19 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        // Under root, sessions run as somebody else, who must be able to pass.
+        // If the test runs as root, sessions run as another user, which must be able to traverse the directory.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let runtime = open(directory.path());
         Self { directory, runtime, cluster: cluster() }
     }
 
-    /// The agent is gone and another one comes up.
+    /// Opens the runtime anew, as the next agent does.
     fn restart(&mut self) {
         self.runtime = open(self.directory.path());
     }
 
     fn session(&self, key: &str) -> SessionId {
-        // Tests run side by side on one host, under different directories.
+        // Tests run at the same time on one host, in different directories.
         SessionId::of_key(&self.cluster, &format!("{key} {}", self.directory.path().display()))
     }
 
@@ -143,7 +143,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // A test's own runtime cannot be waited on here, so another one does it.
+        // This thread may be inside the test's async runtime, so another thread waits for the removal.
         let directory = self.directory.path().to_owned();
         let cleaned = std::thread::spawn(move || {
             let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -177,12 +177,12 @@ fn open(directory: &Path) -> ProcessRuntime {
     .unwrap()
 }
 
-/// A node of its own for every test: they share the host's control groups.
+/// A separate node id for every test, since tests share the host's control groups.
 fn node_of(directory: &Path) -> NodeId {
     SessionId::of_key(&cluster(), &directory.display().to_string()).as_str()[..16].parse().unwrap()
 }
 
-/// Whether the process lives; one that has ended and waits for its parent does not.
+/// Whether the process is alive. A zombie is not.
 fn lives(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
@@ -234,7 +234,7 @@ async fn a_command_serves_on_the_port_it_was_assigned() {
 }
 
 #[tokio::test]
-async fn the_exit_is_told_as_a_shell_counts() {
+async fn exit_codes_are_as_in_shells() {
     let host = Host::new();
     for (script, code) in [("exit 0", 0), ("exit 3", 3), ("kill -TERM $$", 143), ("kill -KILL $$", 137)] {
         let session = host.script(script, script).await;
@@ -273,7 +273,7 @@ async fn a_command_gets_its_own_environment_and_nothing_of_the_agents() {
     let log = host.log(&session).await;
     assert!(log.contains("PASSWORD=hunter2\n"), "{log}");
     assert!(log.contains(&format!("OSTLER_SESSION={session}\n")), "{log}");
-    // What a test inherits, from cargo for one, stands for an agent's own.
+    // The environment of the test, for example from cargo, stands for that of an agent.
     let given = ["PATH", "HOME", "USER", "LOGNAME", "PWD", "CUDA_VISIBLE_DEVICES"];
     for (name, _) in std::env::vars().filter(|(name, _)| !given.contains(&name.as_str())) {
         assert!(!log.lines().any(|line| line.starts_with(&format!("{name}="))), "{name} is passed on: {log}");
@@ -283,7 +283,7 @@ async fn a_command_gets_its_own_environment_and_nothing_of_the_agents() {
     assert!(log.contains(&format!("\n{}\n", work.display())), "{log}");
     assert!(work.join("here").exists());
     let data = host.directory.path().to_str().unwrap();
-    assert!(!log.lines().any(|line| line.contains(&format!("-> {data}"))), "an open file of the shim's: {log}");
+    assert!(!log.lines().any(|line| line.contains(&format!("-> {data}"))), "an open file of the shim: {log}");
     let output = log.lines().find_map(|line| line.split_once(" 1 -> ")).expect("it has an output").1;
     assert_eq!(log.matches(output).count(), 2, "only the writing end, as 1 and as 2: {log}");
     assert!(log.contains("NoNewPrivs:\t1\n"), "{log}");
@@ -307,9 +307,9 @@ async fn secrets_are_read_by_the_agent_alone() {
 }
 
 #[tokio::test]
-async fn a_root_agent_gives_its_privilege_away() {
+async fn a_root_agent_drops_its_privileges() {
     if !is_root() {
-        return support::skip("a_root_agent_gives_its_privilege_away", "root");
+        return support::skip("a_root_agent_drops_its_privileges", "root");
     }
     let host = Host::new();
     let script = "id -u; id -G; grep CapEff /proc/self/status; ls ..; cat ../launch.json; echo done";
@@ -326,9 +326,9 @@ async fn a_root_agent_gives_its_privilege_away() {
 }
 
 #[tokio::test]
-async fn a_data_directory_that_sessions_may_not_pass_has_no_volumes() {
+async fn a_data_directory_that_sessions_cannot_traverse_has_no_volumes() {
     if !is_root() {
-        return support::skip("a_data_directory_that_sessions_may_not_pass_has_no_volumes", "root");
+        return support::skip("a_data_directory_that_sessions_cannot_traverse_has_no_volumes", "root");
     }
     let host = Host::new();
     fs::set_permissions(host.directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -369,9 +369,9 @@ async fn a_command_that_does_not_end_is_killed() {
 }
 
 #[tokio::test]
-async fn what_a_command_leaves_behind_ends_with_it() {
+async fn processes_left_by_a_command_end_with_it() {
     let host = Host::new();
-    // A daemon: another session, no parent, no environment, no output, deaf to polite signals.
+    // A daemon: another session, no parent, no environment, no output, and it ignores SIGTERM and SIGHUP.
     let script = r#"
         setsid env -i sh -c 'trap "" TERM HUP; echo DAEMON=$$ >&2; exec >/dev/null 2>&1; while :; do sleep 1; done' &
         (sleep 1000 & echo ORPHAN=$!)
@@ -384,12 +384,12 @@ async fn what_a_command_leaves_behind_ends_with_it() {
 }
 
 #[tokio::test]
-async fn orphans_that_end_are_buried_meanwhile() {
+async fn orphans_that_end_are_reaped() {
     let host = Host::new();
     let session = host.script("orphans", "(sh -c 'echo ORPHAN=$$' &); echo ready; exec sleep 1000").await;
     let log = host.until_log_has(&session, "ORPHAN=").await;
     let orphan = format!("/proc/{}", printed_pid(&log, "ORPHAN"));
-    until("the orphan is no zombie", || !Path::new(&orphan).exists()).await;
+    until("the orphan is reaped", || !Path::new(&orphan).exists()).await;
     host.running(&session).await;
 }
 
@@ -459,7 +459,9 @@ async fn the_end_of_a_session_is_noticed_adopted_or_not() {
         assert_eq!(heard.recv().await, Some(Event::Changed(own)));
         drop(heard);
     };
-    tokio::time::timeout(SOON, async { tokio::join!(running, watched) }).await.expect("it ends when nobody listens");
+    tokio::time::timeout(SOON, async { tokio::join!(running, watched) })
+        .await
+        .expect("it ends once the receiver is dropped");
 }
 
 #[tokio::test]
@@ -474,7 +476,7 @@ async fn a_shim_that_is_killed_takes_its_session_with_it() {
     assert_eq!((exit.code, exit.run, exit.oom_killed), (137, run, false));
     assert!(!lives(host.pid(&session, "command")));
     assert!(!lives(printed_pid(&log, "DAEMON")));
-    // And it can be started again.
+    // The session can be started again.
     host.runtime.start(&session).await.unwrap();
     host.running(&session).await;
 }
@@ -484,7 +486,7 @@ async fn a_run_of_another_boot_is_over() {
     let host = Host::new();
     let session = host.script("rebooted", "exec sleep 1000").await;
     host.runtime.stop(&session, GRACE).await.unwrap();
-    // As a reboot leaves it: no ending, and numbers that others have by now.
+    // The state after a reboot: no exit file, and process ids that other processes have by now.
     fs::remove_file(host.path(&session).join("exit.json")).unwrap();
     let path = host.path(&session).join("state.json");
     let mut state: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
@@ -504,13 +506,13 @@ async fn a_session_that_takes_more_memory_than_it_has_is_killed() {
     if !host.enforces("memory") || swap {
         return support::skip("a_session_that_takes_more_memory_than_it_has_is_killed", "cgroup");
     }
-    // `tail` keeps the last line, which never ends.
+    // `tail` keeps the last line in memory, and that line never ends.
     let mut launch = host.launch("hungry", "head -c 300M /dev/zero | tail -n 1 >/dev/null");
     launch.resources.memory = Bytes::mib(24);
     let session = host.run(&launch).await;
     let exit = host.exit(&session).await;
     assert!(exit.oom_killed, "{exit:?}");
-    // The count starts anew with each run.
+    // The kernel's count of OOM kills starts anew with each run.
     let mut launch = host.launch("modest", "exit 1");
     launch.resources.memory = Bytes::mib(24);
     let session = host.run(&launch).await;
@@ -523,7 +525,7 @@ async fn a_session_that_takes_more_cores_than_it_has_is_slowed() {
     if !host.enforces("cores") {
         return support::skip("a_session_that_takes_more_cores_than_it_has_is_slowed", "cgroup");
     }
-    // A tenth of a core: the user time of two loops over a second is far less than one core's.
+    // With a tenth of a core, two loops use far less processor time in a second than one core offers.
     let mut launch = host.launch("busy", "(while :; do :; done) & (while :; do :; done) & sleep 1; times; exit 0");
     launch.resources.cores = Cores::from_milli(100);
     let session = host.run(&launch).await;
@@ -540,7 +542,7 @@ async fn a_session_that_takes_more_cores_than_it_has_is_slowed() {
     assert!(spent > 0.0 && spent < 0.4, "{spent} s of CPU in about a second");
 }
 
-/// CPU time of a process's children, as `/proc` counts it, in seconds.
+/// CPU time of a process's children according to `/proc`, in seconds.
 fn busy_seconds(parent: i32) -> Option<f64> {
     let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
     let ticks = children.split_ascii_whitespace().filter_map(|pid| {
@@ -553,19 +555,19 @@ fn busy_seconds(parent: i32) -> Option<f64> {
 }
 
 #[tokio::test]
-async fn a_paused_session_stands_still_and_goes_on() {
+async fn a_paused_session_stops_and_resumes() {
     let host = Host::new();
     let session = host.script("paused", "while :; do echo tick; sleep 0.02; done").await;
     host.until_log_has(&session, "tick").await;
     let run = host.running(&session).await;
     host.runtime.pause(&session).await.unwrap();
     assert_eq!(host.observe(&session).await, Container::Paused(run.clone()));
-    // What was in the pipe may still arrive; then there is nothing for many ticks.
+    // Output that was in the pipe may still arrive. After that, nothing arrives for many ticks.
     let mut ticks = host.log(&session).await.len();
     let mut quiet = 0;
     let deadline = Instant::now() + SOON;
     while quiet < 10 {
-        assert!(Instant::now() < deadline, "it goes on ticking");
+        assert!(Instant::now() < deadline, "it keeps ticking");
         tokio::time::sleep(Duration::from_millis(20)).await;
         let now = host.log(&session).await.len();
         quiet = if now == ticks { quiet + 1 } else { 0 };
@@ -630,7 +632,7 @@ async fn a_log_is_followed_to_the_end_of_the_session() {
         last = [last.split_off(last.len().saturating_sub(10)), chunk.unwrap().to_vec()].concat();
     }
     assert!(last.ends_with(b"line\nlast\n"));
-    assert_eq!(host.read_log(&session, true, Some(1)).await, "last\n", "one that has ended already");
+    assert_eq!(host.read_log(&session, true, Some(1)).await, "last\n", "the log of a session that has ended already");
 }
 
 #[tokio::test]
@@ -643,7 +645,7 @@ async fn nothing_is_left_of_a_removed_session() {
     host.runtime.remove(&session).await.unwrap();
     assert_eq!(host.observe(&session).await, Container::Absent);
     assert_eq!(pids.map(lives), [false; 3]);
-    until("the shim is no zombie", || !Path::new(&format!("/proc/{}", pids[0])).exists()).await;
+    until("the shim is reaped", || !Path::new(&format!("/proc/{}", pids[0])).exists()).await;
     let left: Vec<_> = fs::read_dir(host.directory.path().join("process")).unwrap().flatten().collect();
     assert_eq!(left.iter().map(|entry| entry.file_name()).collect::<Vec<_>>(), ["volumes"]);
     assert_eq!(groups_named(session.as_str()), 0);
@@ -653,7 +655,7 @@ async fn nothing_is_left_of_a_removed_session() {
     assert!(matches!(host.runtime.logs(&session, request).await.err(), Some(Error::NotFound(_))));
 }
 
-/// The control groups of this host whose name has `part`.
+/// The number of control groups of this host whose name contains `part`.
 fn groups_named(part: &str) -> usize {
     fn below(directory: &Path, part: &str) -> usize {
         let Ok(entries) = fs::read_dir(directory) else { return 0 };
@@ -690,7 +692,7 @@ async fn a_volume_outlives_its_sessions() {
 }
 
 #[tokio::test]
-async fn what_is_no_session_is_left_alone() {
+async fn directories_that_are_not_sessions_are_left_alone() {
     let mut host = Host::new();
     let session = host.script("whole", "exec sleep 1000").await;
     let process = host.directory.path().join("process");
@@ -703,13 +705,13 @@ async fn what_is_no_session_is_left_alone() {
     let found = host.runtime.list().await.unwrap();
     assert_eq!(found.iter().map(|found| &found.session).collect::<Vec<_>>(), [&session]);
     assert!(process.join("notes").exists() && process.join(damaged.as_str()).exists());
-    assert!(!process.join(".unfinished-x").exists(), "what a crash left half made is swept");
+    assert!(!process.join(".unfinished-x").exists(), "a directory that a crash left unfinished is removed");
     host.runtime.remove(&damaged).await.unwrap();
     assert_eq!(host.observe(&damaged).await, Container::Absent);
 }
 
 #[tokio::test]
-async fn it_says_what_it_is() {
+async fn the_runtime_reports_its_kind_and_resources() {
     let host = Host::new();
     assert_eq!(host.runtime.kind(), RuntimeKind::Process);
     let Health::Up(engine) = host.runtime.health().borrow().clone() else { panic!("not up") };

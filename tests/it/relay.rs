@@ -12,25 +12,26 @@ use crate::support::agent::{Agent, until};
 use crate::support::cluster::{Cluster, Mesh, free_port};
 use crate::support::relay::{Relay, Weather};
 
-/// A bad line over an ocean.
+/// A bad long-distance line.
 const BAD: Weather = Weather { lost: 10, delay: Duration::from_millis(40), jitter: Duration::from_millis(10) };
 const SEED: u64 = 17;
-/// Longer than it takes to miss a node.
+/// Longer than it takes to notice a missing node.
 const SPAN: Duration = Duration::from_secs(20);
-/// Sessions that are made at each node.
+/// Sessions created at each node.
 const EACH: usize = 4;
-/// For so long nobody has been taken for dead before it counts: who has only just started was not heard yet.
+/// No node may have been seen as dead for this long before the measurement begins: a node that has just started is not
+/// heard yet.
 const CALM: Duration = Duration::from_secs(3);
 
-/// Whether a node shows everybody, and nobody as dead. One whose heartbeat is late is suspect, and no more than that.
-fn nobody_is_dead(node: &Agent) -> bool {
+/// Whether a node lists every node, and none as dead. A node with a late heartbeat may be suspect.
+fn sees_no_node_dead(node: &Agent) -> bool {
     let list = node.get("/v1/nodes").expect(200);
     let states: Vec<&str> = list["items"].as_array().unwrap().iter().map(|n| n["state"].as_str().unwrap()).collect();
     states.len() == 3 && states.iter().all(|state| ["alive", "suspect"].contains(state))
 }
 
 #[test]
-fn a_network_that_loses_packets_takes_nobody_for_dead_and_sessions_are_made_everywhere() {
+fn on_a_lossy_network_no_node_is_taken_for_dead_and_every_node_creates_sessions() {
     let listen: Vec<SocketAddr> = (0..3).map(|_| SocketAddr::from(([127, 0, 0, 1], free_port()))).collect();
     let relay = Relay::between(listen.clone(), BAD, SEED);
     let mesh =
@@ -45,8 +46,8 @@ fn a_network_that_loses_packets_takes_nobody_for_dead_and_sessions_are_made_ever
         made.extend((0..EACH).map(|n| id(&persist(node, &format!("{i}-{n}")))));
     }
     let mut calm = Instant::now();
-    until("everybody was heard", || {
-        if !cluster.nodes.iter().all(nobody_is_dead) {
+    until("every node is heard", || {
+        if !cluster.nodes.iter().all(sees_no_node_dead) {
             calm = Instant::now();
         }
         calm.elapsed() > CALM
@@ -54,7 +55,7 @@ fn a_network_that_loses_packets_takes_nobody_for_dead_and_sessions_are_made_ever
     let begun = Instant::now();
     while begun.elapsed() < SPAN {
         for (i, node) in cluster.nodes.iter().enumerate() {
-            assert!(nobody_is_dead(node), "as n{i} sees it: {}", node.get("/v1/nodes").text());
+            assert!(sees_no_node_dead(node), "as n{i} sees it: {}", node.get("/v1/nodes").text());
         }
     }
     assert_eq!(made.len(), 3 * EACH);

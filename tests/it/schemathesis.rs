@@ -7,17 +7,17 @@ use serde_json::json;
 use crate::support::agent::Agent;
 use crate::support::skip;
 
-/// Requests of each kind for each operation. More are sent with `OSTLER_SCHEMATHESIS_EXAMPLES`.
+/// Requests of each kind for each operation. `OSTLER_SCHEMATHESIS_EXAMPLES` sets another number.
 const EXAMPLES: &str = "8";
-/// So that a failure comes again.
+/// A fixed seed, so that a failure is reproducible.
 const SEED: &str = "20260101";
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
                       response_schema_conformance,negative_data_rejection,unsupported_method,ignored_auth";
 
 #[test]
-fn the_api_is_as_it_describes_itself() {
+fn the_api_matches_its_description() {
     if Command::new("schemathesis").arg("--version").output().is_err() {
-        return skip("the_api_is_as_it_describes_itself", "schemathesis");
+        return skip("the_api_matches_its_description", "schemathesis");
     }
     let agent = Agent::start("dev = { physical_cores = 64, physical_memory = '64GiB', physical_gpus = 2 }");
     agent.workspace("shell", "exec sleep 600", &json!({}));
@@ -35,7 +35,7 @@ fn the_api_is_as_it_describes_itself() {
         ])
         .args(["--header", &format!("Authorization: Bearer {}", agent.token("admin"))])
         .args(["--checks", CHECKS, "--max-examples", &examples, "--seed", SEED])
-        // Answers that are held and logs that are followed last as long as they are asked to.
+        // Held answers and followed logs take as long as the request asks for.
         .args(["--request-timeout", "20", "--workers", "2", "--phases", "examples,coverage,fuzzing", "--no-color"])
         .current_dir(agent.directory())
         .env("PYTHONDONTWRITEBYTECODE", "1")
@@ -50,11 +50,12 @@ fn the_api_is_as_it_describes_itself() {
     agent.get("/readyz").expect(200);
 }
 
-/// What there is to be found, so that not everything ends at 404. What is removed is made up, so that the rest stays.
+/// Names of existing objects, so that not every request ends with 404. Requests that remove use made-up names, so that
+/// these objects stay.
 fn configuration(session: &str) -> String {
-    // What has no room now, and a node that was drained a request ago, are no faults of the program.
+    // 503 is not a server error here: there may be no room, or an earlier request may have drained the node.
     let mut text = "[checks]\nnot_a_server_error = { expected-statuses = ['2xx', '4xx', '503'] }\n".to_owned();
-    // A log that is followed, and a wait, last as long as they are asked to.
+    // Followed logs and waits take as long as the request asks for.
     text += "[parameters]\n'path.node' = 'self'\n'query.timeout' = '10ms'\n'query.follow' = false\n";
     for path in ["", "/explain", "/secret", "/logs"] {
         text += &format!(

@@ -1,4 +1,4 @@
-//! A session's whole life on the real agent, by HTTP and by the command line.
+//! The whole life of a session on the real agent, through HTTP and the command line.
 
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::support::agent::{Agent, lives, until};
 use crate::support::http::Request;
 
 const ROOMY: &str = "dev = { physical_cores = 64, physical_memory = '64GiB' }";
-/// Ends at once when it is asked to.
+/// Ends at once on SIGTERM.
 const SERVE: &str = "echo up; exec sleep 600";
 
 fn id(session: &Value) -> &str {
@@ -57,7 +57,7 @@ fn a_session_is_made_stopped_started_paused_resumed_and_removed() {
 
     let started = agent.client().command(&path(&first, "/start?wait=running")).expect(202);
     assert_eq!((&started["state"], &started["end_reason"]), (&json!("running"), &Value::Null));
-    assert_eq!(started["endpoints"], endpoints, "its ports are its own for its life");
+    assert_eq!(started["endpoints"], endpoints, "it keeps its ports");
     assert_eq!(agent.node()["resources"]["cores"]["allocated"], 1);
     agent.client().command(&path(&first, "/start")).expect(202);
 
@@ -78,7 +78,7 @@ fn a_session_is_made_stopped_started_paused_resumed_and_removed() {
 }
 
 #[test]
-fn the_command_line_goes_the_same_way() {
+fn the_command_line_does_the_same() {
     let agent = Agent::start(ROOMY);
     let added = ["workspace", "add", "shell", "--cores", "0.5", "--memory", "64MiB", "--port", "80", "--"];
     agent.cli(&[&added[..], &["/bin/sh", "-c", SERVE]].concat()).ok();
@@ -106,7 +106,7 @@ fn the_command_line_goes_the_same_way() {
 }
 
 #[test]
-fn an_end_by_itself_is_told_as_it_was() {
+fn a_command_that_exits_is_shown_with_its_exit_code() {
     let agent = Agent::start(ROOMY);
     for (name, script, state, code) in
         [("good", "exit 0", "stopped", 0), ("bad", "exit 3", "failed", 3), ("killed", "kill -9 $$", "failed", 137)]
@@ -123,7 +123,7 @@ fn an_end_by_itself_is_told_as_it_was() {
     assert_eq!((&failed["state"], &failed["end_reason"]), (&json!("failed"), &json!("start_failed")));
     assert!(failed["message"].as_str().unwrap().contains("/no/such"), "{failed}");
     assert_eq!(agent.node()["sessions"], 0);
-    // The command line says that it did not come to run.
+    // The command line says why it does not run.
     let told = agent.cli(&["session", "create", "none"]).failed(1);
     assert!(told.contains("/no/such"), "{told}");
 }
@@ -146,7 +146,7 @@ fn logs_are_kept_followed_and_cut() {
     assert_eq!(logs.text(), "line 3\n");
     assert!(logs.header("content-type").unwrap().starts_with("text/plain"));
 
-    // A follower sees what comes while it comes, and its end.
+    // A follower sees output as it is written, and the end.
     let mut following = agent.command(&["session", "logs", "--follow", id(&session)]).spawn().unwrap();
     let mut lines = BufReader::new(following.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert_eq!(lines.by_ref().take(3).collect::<Vec<_>>(), ["line 1", "line 2", "line 3"]);
@@ -158,7 +158,7 @@ fn logs_are_kept_followed_and_cut() {
 }
 
 #[test]
-fn time_ends_sessions_and_use_keeps_them() {
+fn ttl_and_idle_timeout_end_sessions_and_keepalive_keeps_them() {
     let agent = Agent::start(ROOMY);
     agent.workspace("brief", SERVE, &json!({"ttl_seconds": 2}));
     agent.workspace("idle", SERVE, &json!({"idle_timeout_seconds": 2}));
@@ -168,7 +168,7 @@ fn time_ends_sessions_and_use_keeps_them() {
     let later = agent.post(&path(&extended, "/extend"), &json!({"ttl_seconds": 600})).expect(202);
     assert!(millis(&later["expires_at"]) > millis(&extended["expires_at"]) + 500_000);
     let same = agent.post(&path(&extended, "/extend"), &json!({"ttl_seconds": 1})).expect(202);
-    // It is shown by the wall clock, which rounds and may be set.
+    // The time is shown by the wall clock, which rounds and may be set.
     let moved = millis(&same["expires_at"]) - millis(&later["expires_at"]);
     assert!(moved.abs() < 1000, "never shortened, but by {moved} ms");
     let kept = agent.running("idle", "alice");
@@ -177,7 +177,7 @@ fn time_ends_sessions_and_use_keeps_them() {
     let started = Instant::now();
     let mut ended_while_kept = None;
     while started.elapsed() < Duration::from_secs(5) || ended_while_kept.is_none() {
-        assert!(started.elapsed() < Duration::from_secs(60), "nothing ends: {:?}", agent.sessions(false));
+        assert!(started.elapsed() < Duration::from_secs(60), "no session ends: {:?}", agent.sessions(false));
         let session = agent.post(&path(&kept, "/keepalive"), &json!({"by": "bob"})).expect(202);
         assert_eq!((&session["state"], &session["kept_alive_by"]), (&json!("running"), &json!("bob")));
         let ended = agent.session(id(&idle));
@@ -188,7 +188,7 @@ fn time_ends_sessions_and_use_keeps_them() {
         std::thread::sleep(Duration::from_millis(200));
     }
     until("the brief one is gone", || !ids(&agent.get("/v1/sessions").expect(200)).contains(&id(&brief).to_owned()));
-    assert!(!lives(pid), "its ttl destroyed it");
+    assert!(!lives(pid), "its ttl removed it");
     assert_eq!(agent.session(id(&brief))["end_reason"], "ttl_expired");
     assert_eq!(agent.session(id(&extended))["state"], "running");
     agent.until_state(id(&kept), "stopped");
@@ -209,7 +209,7 @@ fn lists_are_filtered_and_paged() {
     let all: Vec<String> = made.iter().map(|session| id(session).to_owned()).collect();
     let listed = |query: &str| ids(&agent.get(&format!("/v1/sessions?{query}")).expect(200));
     let only = |wanted: &[usize]| wanted.iter().map(|&n| all[n].clone()).collect::<Vec<_>>();
-    assert_eq!(listed(""), only(&[0, 1, 2, 4]), "oldest first, what is gone left out");
+    assert_eq!(listed(""), only(&[0, 1, 2, 4]), "oldest first, without removed sessions");
     assert_eq!(listed("all=true"), only(&[0, 1, 2, 3, 4]));
     assert_eq!(listed("user=alice"), only(&[0, 2, 4]));
     assert_eq!(listed("workspace=b"), only(&[2, 4]));
@@ -230,12 +230,12 @@ fn lists_are_filtered_and_paged() {
 }
 
 #[test]
-fn a_secret_is_told_once_and_to_who_may_know_it() {
+fn a_secret_is_shown_at_creation_and_to_permitted_roles_only() {
     let agent = Agent::start(ROOMY);
     let env = json!({"env": {"PASSWORD": "{secret}", "WHO": "{user}/{session}"}});
     agent.workspace("desk", "echo \"$WHO ${#PASSWORD}\"; exec sleep 600", &env);
     let session = agent.running("desk", "alice");
-    let secret = session["secret"].as_str().expect("the answer to its creation shows it").to_owned();
+    let secret = session["secret"].as_str().expect("the answer to the creation holds it").to_owned();
     assert!(secret.len() >= 20, "{secret}");
     let said = format!("alice/{} {}\n", id(&session), secret.len());
     until("the command sees it", || agent.get(&path(&session, "/logs")).text() == said);
@@ -281,7 +281,7 @@ fn one_key_is_one_session_through_crashes_and_after_its_end() {
         assert_eq!(agent.sessions(true).len(), 1);
         replayed
     };
-    assert_eq!(again(&agent)["secret"], made["secret"], "who lost the first answer needs it");
+    assert_eq!(again(&agent)["secret"], made["secret"], "a client that lost the first answer needs it");
     agent.kill9();
     agent.up();
     assert_eq!(again(&agent)["secret"], made["secret"]);
@@ -290,19 +290,19 @@ fn one_key_is_one_session_through_crashes_and_after_its_end() {
     agent.kill9();
     agent.up();
     again(&agent);
-    assert_eq!(agent.sessions(false), Vec::<Value>::new(), "a retry makes no new session");
+    assert_eq!(agent.sessions(false), Vec::<Value>::new(), "a retry creates no new session");
     let other = agent.client().send(&keyed(&body, "k2")).expect(202);
     assert_ne!(other["id"], made["id"]);
 }
 
 #[test]
-fn what_would_happen_and_what_did_are_explained() {
+fn a_dry_run_and_a_placement_are_explained() {
     let agent = Agent::start("dev = { physical_cores = 4, physical_memory = '4GiB' }");
     agent.workspace("shell", SERVE, &json!({"cores": 3}));
     let body = json!({"workspace": "shell", "user": "alice"});
     let plan = agent.post("/v1/sessions?dry_run=true", &body).expect(200);
     assert!(plan.to_string().contains("\"one\""), "{plan}");
-    assert_eq!(agent.sessions(true).len(), 0, "a dry run makes nothing");
+    assert_eq!(agent.sessions(true).len(), 0, "a dry run creates nothing");
     let session = agent.running("shell", "alice");
     let explanation = agent.get(&path(&session, "/explain")).expect(200);
     assert!(explanation.to_string().contains("\"one\""), "{explanation}");
@@ -330,7 +330,7 @@ fn limits_of_users_and_nodes_hold() {
     assert!(full.header("retry-after").is_some());
     let error = full.refused(503, "no_capacity");
     assert_eq!((&error["nodes"][0]["dimension"], &error["nodes"][0]["available"]), (&json!("sessions"), &json!(0.0)));
-    // A stopped session counts for neither; started, it does again.
+    // A stopped session counts for neither limit. After a start it counts again.
     agent.client().command(&path(&first, "/stop?wait=stopped")).expect(202);
     let second = agent.running("shell", "alice");
     agent.delete(&path(&other, "?wait=true")).expect(200);
@@ -340,7 +340,7 @@ fn limits_of_users_and_nodes_hold() {
 }
 
 #[test]
-fn a_drained_node_takes_nothing_and_names_what_it_waits_for() {
+fn a_drained_node_admits_nothing_and_names_its_blockers() {
     let agent = Agent::start(ROOMY);
     agent.workspace("shell", SERVE, &json!({}));
     let first = agent.running("shell", "alice");
@@ -360,7 +360,7 @@ fn a_drained_node_takes_nothing_and_names_what_it_waits_for() {
     agent.cli(&["session", "create", "shell"]).failed(3);
     assert_eq!(agent.session(id(&first))["state"], "running", "a drain stops nothing by itself");
 
-    // Its deadline passes: nothing is stopped unless told to, and who waits is told.
+    // The deadline passes: without --stop-sessions nothing is stopped, and the waiting command says so.
     let waited = agent.cli(&["node", "drain", "one", "--wait", "--deadline", "1s"]).failed(1);
     assert!(waited.contains(&id(&first)[..8]) || waited.contains("2 sessions"), "{waited}");
     assert!(!agent.node()["drain"].is_null(), "it stays drained");
@@ -389,7 +389,7 @@ fn a_drain_survives_a_crash() {
 }
 
 #[test]
-fn a_disabled_node_takes_nothing_and_stops_nothing() {
+fn a_disabled_node_admits_nothing_and_stops_nothing() {
     let agent = Agent::start(ROOMY);
     agent.workspace("shell", SERVE, &json!({}));
     let first = agent.running("shell", "alice");
@@ -406,7 +406,7 @@ fn a_disabled_node_takes_nothing_and_stops_nothing() {
 }
 
 #[test]
-fn named_volumes_follow_a_person_and_stay() {
+fn named_volumes_belong_to_a_user_and_outlive_sessions() {
     let agent = Agent::start(ROOMY);
     let volumes = json!({"volumes": [{"name": "home-{user}", "path": "/home"}]});
     agent.workspace(

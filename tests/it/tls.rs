@@ -1,4 +1,4 @@
-//! Off loopback the API speaks TLS, and nothing else.
+//! Off loopback the API speaks TLS only.
 
 use crate::support::agent::Agent;
 

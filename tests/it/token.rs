@@ -1,4 +1,4 @@
-//! API tokens over TCP: their roles, their end, and who may open the socket.
+//! API tokens over TCP: their roles, expiry and revocation, and the permissions of the socket.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -9,14 +9,14 @@ use crate::support::http::Request;
 
 const ROOMY: &str = "dev = { physical_cores = 6, physical_memory = '6GiB' }";
 
-/// `ostler …` over TCP, as the holder of `token`.
+/// Runs `ostler …` over TCP with `token`.
 fn cli_as(agent: &Agent, token: &str, arguments: &[&str]) -> Output {
     let node = format!("http://{}", agent.tcp_address());
     agent.cli_with(arguments, &[("OSTLER_NODE", &node), ("OSTLER_SOCKET", ""), ("OSTLER_API_TOKEN", token)], "")
 }
 
 #[test]
-fn each_role_does_its_part_and_no_more() {
+fn each_role_allows_its_requests_and_no_others() {
     let agent = Agent::start(ROOMY);
     agent.workspace("shell", "exec sleep 600", &json!({}));
     let session = agent.running("shell", "alice");
@@ -85,10 +85,10 @@ fn a_token_expires() {
 }
 
 #[test]
-fn a_token_is_never_in_the_data_directory_as_it_is() {
+fn a_token_is_never_stored_in_clear_text() {
     let agent = Agent::start(ROOMY);
     let secret = agent.token("admin");
-    // Its last part is what nobody must find: what stands before it is its id.
+    // The last part of the token is the secret. Its first part is the id, which is stored.
     let hidden = &secret.as_bytes()[secret.len() - 20..];
     for entry in std::fs::read_dir(agent.data_dir()).unwrap() {
         let path = entry.unwrap().path();
@@ -106,13 +106,13 @@ fn the_socket_is_for_its_owner_and_group() {
     let agent = Agent::start(ROOMY);
     let mode = std::fs::metadata(agent.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
-    // Nobody else opens it, and over TCP nobody is an administrator without a token.
+    // Over TCP no request has administrator rights without a token.
     agent.tcp(None).get("/v1/tokens").refused(401, "unauthorized");
     assert_eq!(agent.get("/v1/tokens").expect(200)["items"], Value::Array(Vec::new()));
 }
 
 #[test]
-fn the_status_listener_tells_strangers_little() {
+fn the_status_listener_shows_little_without_a_token() {
     let agent = Agent::start(&format!("{ROOMY}\nhttp = {{ status_listen = '127.0.0.1:0' }}"));
     let log = agent.log();
     let address = log.split_whitespace().find_map(|word| word.strip_prefix("status="));

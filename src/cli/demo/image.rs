@@ -1,5 +1,5 @@
-//! An image made from this program and the libraries that it has loaded: enough to run it, and
-//! nothing that would have to be fetched.
+//! An image made from this program and its loaded libraries: enough to run it, without anything to
+//! pull.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,22 +8,22 @@ use std::path::{Path, PathBuf};
 
 use super::page;
 
-/// Where in the image everything is.
+/// The directory of all files in the image.
 const DIRECTORY: &str = "ostler";
 
-/// An image, and how to run a page in it.
+/// An image, and the command that serves a page in it.
 pub(super) struct Image {
     /// A tar archive of its root.
     pub(super) archive: Vec<u8>,
     pub(super) command: Vec<String>,
 }
 
-/// The words that make a page of the program at `path`.
+/// The command that runs the program at `path` as a page.
 pub(super) fn page_command(path: &str) -> Vec<String> {
     vec![path.to_owned(), page::SUBCOMMAND.to_owned()]
 }
 
-/// Reads this program and its libraries from where the kernel has them.
+/// Reads this program and its libraries from the files that the kernel has mapped.
 ///
 /// # Errors
 /// A file cannot be read.
@@ -38,7 +38,7 @@ pub(super) fn of_this_program() -> io::Result<Image> {
     Ok(Image { archive: archive.into_inner()?, command: command(loader.map(String::as_str)) })
 }
 
-/// A program without a loader is whole by itself.
+/// The command of a page. A program without a loader is linked statically and runs by itself.
 fn command(loader: Option<&str>) -> Vec<String> {
     let page = page_command(&format!("/{DIRECTORY}/ostler"));
     let Some(loader) = loader else { return page };
@@ -47,7 +47,7 @@ fn command(loader: Option<&str>) -> Vec<String> {
     words
 }
 
-/// The shared libraries that are mapped, the loader among them, by every name that they may be asked for.
+/// The mapped shared libraries, including the loader, by every name that the loader may look for.
 fn libraries(maps: &str) -> io::Result<BTreeMap<String, PathBuf>> {
     let mut found = BTreeMap::new();
     for path in mapped(maps) {
@@ -73,7 +73,7 @@ fn mapped(maps: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// The links beside a library that lead to it. `libc-2.31.so` is asked for as `libc.so.6`.
+/// The links to a library in its own directory. The loader looks for `libc-2.31.so` as `libc.so.6`.
 fn aliases(path: &Path, name: &str) -> io::Result<Vec<String>> {
     let Some(directory) = path.parent() else { return Ok(Vec::new()) };
     let leads_here = |entry: &fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|to| to == Path::new(name));
@@ -123,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn a_loader_is_told_where_the_libraries_are() {
+    fn the_command_gives_the_loader_the_library_path() {
         let words = command(Some("ld-linux-x86-64.so.2")).join(" ");
         assert_eq!(words, "/ostler/ld-linux-x86-64.so.2 --library-path /ostler /ostler/ostler demo-page");
         assert_eq!(command(None).join(" "), "/ostler/ostler demo-page");
     }
 
     #[test]
-    fn a_library_has_the_names_of_the_links_beside_it() {
+    fn a_library_is_in_the_image_under_the_names_of_its_links() {
         let directory = tempfile::tempdir().unwrap();
         let library = directory.path().join("libx-2.31.so");
         fs::write(&library, "x").unwrap();

@@ -1,9 +1,9 @@
-//! The keeper of a demo's place: `ostler demo-keeper`, started by the demo and outliving it.
+//! The keeper of a demo: `ostler demo-keeper`, a process that the demo starts and that outlives it.
 //!
-//! It reads the [plan](Plan) from its standard input, makes the place and starts the agents there. Then
-//! it carries out [orders](Order), and waits for that input to end, which the kernel sees to when the
-//! demo ends, is killed, or loses its terminal. So there is one way in which everything is cleared
-//! away, and it always comes.
+//! It reads the [plan](Plan) from standard input, creates the demo's directory and starts the agents.
+//! Then it carries out [orders](Order) until standard input ends. The kernel closes that pipe when the
+//! demo ends, is killed, or loses its terminal. So there is one cleanup for every case, and it always
+//! runs.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -29,53 +29,53 @@ use crate::runtime::process::{self, ProcessRuntime};
 use crate::runtime::{Error, Runtime};
 use crate::types::{Bytes, Cores, NodeId};
 
-/// What this program is called with to be a keeper.
+/// The subcommand that runs this program as a keeper.
 pub const SUBCOMMAND: &str = "demo-keeper";
 
-/// All that a demo says: a plan is a few paths, and its orders are a handful of words.
+/// Most bytes that a demo sends: a plan is a few paths, and its orders are a few words.
 const MAX_SAID: u64 = 64 << 10;
-/// How long the agents may take to end by themselves.
+/// How long the agents may take to end after SIGTERM, before they are killed.
 const AGENT_GRACE: Duration = Duration::from_secs(3);
-/// How often it is looked whether something is left, and the pause between two looks. An engine that is
-/// restarting or busy is waited for; what was under way when the agents ended comes to light meanwhile.
+/// How many times the keeper looks for leftovers, and the pause between two looks. This gives an engine that
+/// restarts or is busy time to answer, and operations that the agents had under way time to show.
 const LOOKS: u32 = 120;
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
-/// Nothing is left where this many looks in a row find nothing.
+/// The cleanup is done when this many looks in a row find nothing.
 const EMPTY_LOOKS: u32 = 2;
-/// The same while an image may still be on its way into the engine.
+/// The same while the engine may still be importing an image.
 const EMPTY_LOOKS_IMPORTING: u32 = 20;
 
-/// What the demo asks of the keeper after the plan, a line of JSON each. Agents go by their index.
+/// The demo's orders to the keeper after the plan, one line of JSON each. Agents are named by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// Kill an agent: it has no time to say or save anything.
+    /// Kill an agent with SIGKILL: it cannot log or save anything more.
     Kill(usize),
-    /// Start an agent that was killed, as it was started first.
+    /// Start a killed agent again, in the same way as at first.
     Start(usize),
 }
 
-/// What the keeper tells the demo, a line of JSON each.
+/// The keeper's messages to the demo, one line of JSON each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Word {
-    /// The place is there and the agents were started, or an order was carried out.
+    /// The directory exists and the agents are started, or an order is carried out.
     Done,
-    /// An agent has ended and nobody had asked for it; how, for people.
+    /// An agent ended without an order. `how` is its exit status as text.
     Ended { agent: usize, how: String },
-    /// Something failed; for people.
+    /// Something failed. The text is for the user.
     Trouble(String),
 }
 
 type Said = Lines<Take<BufReader<Receiver>>>;
 
-/// Keeps one demo's place, from its plan to its end.
+/// Runs the keeper of one demo, from its plan to its cleanup.
 pub fn main() -> ExitCode {
-    // Ctrl-C and the end of the terminal are the demo's to hear.
+    // A session of its own: Ctrl-C and the hang-up of the terminal reach the demo only.
     let detached = rustix::process::setsid().map_err(io::Error::from);
     let runtime = detached.and_then(|_| tokio::runtime::Builder::new_current_thread().enable_all().build());
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(e) => {
-            say(&Word::Trouble(format!("the demo's keeper cannot work: {e}")));
+            say(&Word::Trouble(format!("the demo's keeper cannot start: {e}")));
             return ExitCode::FAILURE;
         }
     };
@@ -89,7 +89,7 @@ pub fn main() -> ExitCode {
 }
 
 async fn keep() -> Result<(), String> {
-    let mut said = standard_input().map_err(|e| format!("the demo's keeper is started by the demo alone: {e}"))?;
+    let mut said = standard_input().map_err(|e| format!("only `ostler demo` may start the demo's keeper: {e}"))?;
     let plan = read_plan(&mut said).await?;
     let mut agents = Agents::default();
     match make(&plan, &mut agents) {
@@ -97,13 +97,13 @@ async fn keep() -> Result<(), String> {
             say(&Word::Done);
             hold(&plan, said, &mut agents).await;
         }
-        Err(e) => say(&Word::Trouble(format!("{} cannot be made: {e}", plan.directory.display()))),
+        Err(e) => say(&Word::Trouble(format!("the demo in {} cannot be started: {e}", plan.directory.display()))),
     }
     agents.end().await;
     clear(&plan).await
 }
 
-/// The demo's pipe. Whatever else it is, this program was not started by a demo.
+/// The demo's pipe. If standard input is anything else, no demo started this program.
 fn standard_input() -> io::Result<Said> {
     let input = io::stdin().as_fd().try_clone_to_owned()?;
     Ok(BufReader::new(Receiver::from_owned_fd(input)?).take(MAX_SAID).lines())
@@ -111,13 +111,13 @@ fn standard_input() -> io::Result<Said> {
 
 async fn read_plan(said: &mut Said) -> Result<Plan, String> {
     let line = said.next_line().await.map_err(|e| e.to_string())?.unwrap_or_default();
-    // Half a line is no plan: the demo was gone before it began, and nothing has been made.
-    serde_json::from_str(&line).map_err(|e| format!("that is no plan: {e}"))
+    // An incomplete line is not a plan: the demo ended before it sent one, and nothing is created yet.
+    serde_json::from_str(&line).map_err(|e| format!("invalid plan: {e}"))
 }
 
-/// Makes the place, and starts the agents in it.
+/// Creates the demo's directory, and starts the agents in it.
 fn make(plan: &Plan, agents: &mut Agents) -> io::Result<()> {
-    // Sessions of root run as somebody else, who passes through to their own directories.
+    // If the demo runs as root, its sessions run as another user, which must reach its own directories below this one.
     let mode = if plan.sessions_are_others() { 0o711 } else { 0o700 };
     DirBuilder::new().mode(0o700).create(&plan.directory)?;
     fs::set_permissions(&plan.directory, fs::Permissions::from_mode(mode))?;
@@ -133,13 +133,13 @@ fn make(plan: &Plan, agents: &mut Agents) -> io::Result<()> {
     plan.agents().try_for_each(|agent| agents.start(plan, agent))
 }
 
-/// A file that is this user's alone, to write on at its end.
+/// Opens a file that only this user can read, for appending.
 fn private(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
-/// Carries out orders. Returns when the demo is over: its end of the pipe is closed, or somebody ends
-/// this process.
+/// Carries out orders. Returns when the demo's end of the pipe is closed, or on SIGTERM or SIGHUP to this
+/// process.
 async fn hold(plan: &Plan, mut said: Said, agents: &mut Agents) {
     let (Ok(mut terminate), Ok(mut hangup)) = (signal(SignalKind::terminate()), signal(SignalKind::hangup())) else {
         return;
@@ -159,7 +159,7 @@ async fn hold(plan: &Plan, mut said: Said, agents: &mut Agents) {
 }
 
 async fn obey(plan: &Plan, agents: &mut Agents, line: &str) -> Result<(), String> {
-    match serde_json::from_str(line).map_err(|e| format!("that is no order: {e}"))? {
+    match serde_json::from_str(line).map_err(|e| format!("invalid order: {e}"))? {
         Order::Kill(agent) => agents.kill(plan.agent(agent)).await,
         Order::Start(agent) => {
             let agent = plan.agent(agent);
@@ -168,7 +168,7 @@ async fn obey(plan: &Plan, agents: &mut Agents, line: &str) -> Result<(), String
     }
 }
 
-/// The agents that run, with their indices.
+/// The running agents, with their indices.
 #[derive(Default)]
 struct Agents(Vec<(usize, Child)>);
 
@@ -189,12 +189,12 @@ impl Agents {
 
     async fn kill(&mut self, agent: Agent<'_>) -> Result<(), String> {
         let at = self.0.iter().position(|(index, _)| *index == agent.index);
-        let at = at.ok_or_else(|| format!("the agent of {} does not run", agent.name()))?;
+        let at = at.ok_or_else(|| format!("the agent of {} is not running", agent.name()))?;
         let (_, mut child) = self.0.swap_remove(at);
         child.kill().await.map_err(|e| format!("the agent of {} cannot be killed: {e}", agent.name()))
     }
 
-    /// The first that ends, and how. Never returns where none runs.
+    /// The first agent that ends, and its exit status. Never returns if none runs.
     async fn ended_unasked(&mut self) -> (usize, String) {
         if self.0.is_empty() {
             return std::future::pending().await;
@@ -210,24 +210,24 @@ impl Agents {
 }
 
 async fn end(agent: &mut Child) {
-    // The number is its own until it has been waited for.
+    // The kernel does not reuse the process id before the child is waited for.
     if let Some(pid) = agent.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
         let _ = kill_process(pid, Signal::TERM);
     }
     if timeout(AGENT_GRACE, agent.wait()).await.is_err() {
-        // What cannot be killed has ended.
+        // An agent that cannot be killed has already ended.
         let _ = agent.kill().await;
     }
 }
 
-/// Takes away everything that came of the plan. The agents have ended.
+/// Removes everything that the demo created. The agents must have ended.
 async fn clear(plan: &Plan) -> Result<(), String> {
     let sessions = match &plan.engine {
         Engine::Docker { host } => clear_engine(plan, host).await.map_err(|e| {
             let label = format!("label=ostler.cluster={}", plan.cluster);
             format!(
-                "Docker still has something of the demo: {e}\n\
-                 Later: docker rm -f $(docker ps -aq --filter {label}); docker network prune --filter {label}; \
+                "objects of the demo are left in Docker: {e}; to remove them:\n\
+                 docker rm -f $(docker ps -aq --filter {label}); docker network prune --filter {label}; \
                  docker rmi {}",
                 plan.image()
             )
@@ -235,7 +235,7 @@ async fn clear(plan: &Plan) -> Result<(), String> {
         Engine::Process => {
             let cleared = join_all(plan.agents().map(|agent| clear_processes(plan, agent))).await;
             let cleared: Result<(), Error> = cleared.into_iter().collect();
-            cleared.map_err(|e| format!("a session does not end: {e}"))
+            cleared.map_err(|e| format!("a session of the demo cannot be removed: {e}"))
         }
     };
     let files = remove_directory(plan).await;
@@ -266,7 +266,7 @@ async fn clear_processes(plan: &Plan, agent: Agent<'_>) -> Result<(), Error> {
     let opened = ProcessRuntime::open(process::Config {
         directory,
         cluster: plan.cluster.clone(),
-        // Nothing is started, so that it matters to nobody whose runtime this is.
+        // The runtime starts nothing here, so any node id will do.
         node: NodeId::from_bytes([0; 10]),
         user: "nobody".to_owned(),
         shim: plan.program.clone(),
@@ -284,7 +284,7 @@ async fn clear_processes(plan: &Plan, agent: Agent<'_>) -> Result<(), Error> {
     .await
 }
 
-/// Clears away again and again, until nothing was found often enough.
+/// Clears repeatedly, until `enough` looks in a row find nothing.
 async fn until_empty(enough: u32, clear: impl AsyncFn() -> Result<usize, Error>) -> Result<(), Error> {
     let mut empty = 0;
     let mut last = Ok(());
@@ -302,10 +302,10 @@ async fn until_empty(enough: u32, clear: impl AsyncFn() -> Result<usize, Error>)
         }
         sleep(LOOK_PAUSE).await;
     }
-    last.and(Err(Error::Unavailable("there is always something more".to_owned())))
+    last.and(Err(Error::Unavailable("each look found more to remove".to_owned())))
 }
 
-/// Removes the place. What somebody still writes there is removed in a second try.
+/// Removes the demo's directory. Retries, since another process may still write there.
 async fn remove_directory(plan: &Plan) -> Result<(), String> {
     let mut last = String::new();
     for _ in 0..LOOKS {
@@ -319,7 +319,7 @@ async fn remove_directory(plan: &Plan) -> Result<(), String> {
     Err(format!("{} cannot be removed: {last}", plan.directory.display()))
 }
 
-/// Tells the demo, which may be gone.
+/// Sends the demo a message. It ignores errors, since the demo may have ended.
 fn say(word: &Word) {
     let mut stdout = io::stdout().lock();
     if let Ok(line) = serde_json::to_string(word) {

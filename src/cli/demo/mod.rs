@@ -1,10 +1,10 @@
-//! `ostler demo`: three real agents in a temporary place, one cluster, real sessions, and a tour of what
-//! it does.
+//! `ostler demo`: three real agents in a temporary directory, one cluster, real sessions, and a tour of
+//! the features.
 //!
-//! Several processes take part. The demo itself is a client: it tells what it does ([`show`]) and does it
-//! through the API ([`prompt`]). The [`keeper`] has the agents, the temporary place and all that comes to
-//! be there, and takes it away when the demo ends, however that ends ([`stage`] is the demo's side of it).
-//! Each session runs this program once more, as a [`page`].
+//! Several processes take part. The demo itself is a client: it explains each step ([`show`]) and runs it
+//! through the API ([`prompt`]). The [`keeper`] owns the agents, the temporary directory and everything
+//! created there, and removes it all when the demo ends, in whatever way ([`stage`] is the demo's side of
+//! it). Each session runs this program too, as a [`page`].
 
 mod image;
 pub mod keeper;
@@ -34,16 +34,16 @@ use show::Show;
 use sizes::Sizes;
 use stage::Stage;
 
-/// How long the demo goes on after the show where nobody is there to end it and nobody said.
+/// How long the demo stays up after the show, without a terminal and without `--for`.
 const UNATTENDED: Duration = Duration::from_secs(10);
 
-/// Show ostler at work on this host: a cluster of three agents, sessions to click, a leader that is killed.
+/// Show ostler at work on this host: a cluster of three agents, sessions with web pages, a killed leader.
 ///
-/// Sessions run in Docker where it answers, and as processes of this host where not. No network is
-/// needed. On a terminal it goes on until Ctrl-C. It leaves nothing behind, however it ends.
+/// Sessions run in Docker if it answers, otherwise as processes of this host. No network is
+/// needed. On a terminal the demo stays up until Ctrl-C. It leaves nothing behind, however it ends.
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// How long it goes on after the show, as 30s; left out: on a terminal until Ctrl-C, else 10s.
+    /// How long to stay up after the show, for example 30s [default: until Ctrl-C on a terminal, otherwise 10s].
     #[arg(long = "for", value_name = "PERIOD")]
     lasting: Option<Period>,
 }
@@ -51,7 +51,7 @@ pub(super) struct DemoArgs {
 pub(super) async fn run(args: &DemoArgs, out: &Output) -> Result<(), Failure> {
     let mut interruption = Interruption::listen()?;
     let narrator = Narrator::new(out);
-    narrator.title("ostler demo: three nodes, a few people, and more asked for than there is")?;
+    narrator.title("ostler demo: three nodes, some users, and more requests than fit")?;
     let (engine, sizes) = choose_engine(&narrator).await?;
     let stage = Stage::set(Plan::new(engine, sizes)?).await?;
     let played = tokio::select! {
@@ -64,8 +64,8 @@ pub(super) async fn run(args: &DemoArgs, out: &Output) -> Result<(), Failure> {
         Ok(()) => linger(args, &stage, &mut interruption, &narrator).await,
         Err(failure) => Err(with_log(failure, &stage)),
     };
-    // Whoever is told may be gone; what is there to clear away is cleared away all the same.
-    let _ = narrator.say("\nClearing away: sessions, agents, files.");
+    // The cleanup runs even if standard output is closed.
+    let _ = narrator.say("\nRemoving sessions, agents and files.");
     let cleared = stage.strike().await;
     played?;
     cleared?;
@@ -76,7 +76,7 @@ async fn play(stage: &Stage, narrator: &Narrator<'_>) -> Result<(), Failure> {
     Show::open(stage, narrator).await?.play().await
 }
 
-/// Leaves everything as it is until the time is over or somebody has seen enough.
+/// Keeps everything running until the time is over or the user interrupts the demo.
 async fn linger(
     args: &DemoArgs,
     stage: &Stage,
@@ -87,9 +87,9 @@ async fn linger(
     let lasting = args.lasting.map(|period| period.0).or((!attended).then_some(UNATTENDED));
     match lasting {
         Some(lasting) => {
-            narrator.say(&format!("It goes on for {}, or until Ctrl-C.", Period::secs(lasting.as_secs())))?
+            narrator.say(&format!("The demo stays up for {}, or until Ctrl-C.", Period::secs(lasting.as_secs())))?
         }
-        None => narrator.say("It goes on until Ctrl-C.")?,
+        None => narrator.say("The demo stays up until Ctrl-C.")?,
     }
     let over = async {
         match lasting {
@@ -104,15 +104,16 @@ async fn linger(
     }
 }
 
-/// Docker where it answers. Where not, why not, and the process runtime. With it, figures for what it has.
+/// Chooses Docker if it answers; otherwise prints why not and chooses the process runtime. Returns it with figures for
+/// the cores and memory that it has.
 async fn choose_engine(narrator: &Narrator<'_>) -> Result<(Engine, Sizes), Failure> {
-    /// Where Docker is, unless the environment says otherwise.
+    /// Docker's address, unless the environment names another.
     const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
     let host = std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
     let host = host.unwrap_or_else(|| DEFAULT_HOST.to_owned());
     let greeted = match Visit::new(&host) {
         Ok(visit) => visit.greet().await.map_err(|e| match e {
-            // Without the preface that is for logs.
+            // The bare reason, without the prefix that logs have.
             Error::Unavailable(why) => why,
             other => other.to_string(),
         }),
@@ -121,39 +122,39 @@ async fn choose_engine(narrator: &Narrator<'_>) -> Result<(Engine, Sizes), Failu
     match greeted {
         Ok(info) => {
             narrator.say(&format!(
-                "Docker {} answers: sessions are containers, of an image made from this very program.",
+                "Docker {} answers: sessions are containers, from an image made of this program.",
                 info.version
             ))?;
             Ok((Engine::Docker { host }, Sizes::of(info.cores, info.memory)))
         }
         Err(why) => {
-            narrator.warn(&format!("Docker cannot be used: {why}"))?;
-            narrator.say("Going on with the process runtime: sessions are processes of this host.")?;
+            narrator.warn(&format!("Docker is not available: {why}"))?;
+            narrator.say("Continuing with the process runtime: sessions are processes of this host.")?;
             let (cores, memory) = host_bounds();
             Ok((Engine::Process, Sizes::of(cores, memory)))
         }
     }
 }
 
-/// Tells what failed, and what the agents had to say last.
+/// Prints the failure and the last log lines of the agents.
 fn with_log(failure: Failure, stage: &Stage) -> Failure {
     let Some(report) = failure.report() else { return failure };
     note(report);
     for agent in stage.witnesses() {
         let tail = Stage::log_tail(agent);
         if !tail.is_empty() {
-            note(format_args!("The last words of the agent of {}:\n{tail}", agent.name()));
+            note(format_args!("Last log lines of the agent of {}:\n{tail}", agent.name()));
         }
     }
     Failure::Reported(failure.exit())
 }
 
-/// The signals that end a demo: Ctrl-C, a polite kill, a terminal that is closed.
+/// The signals that end a demo: SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal is closed).
 struct Interruption([Signal; 3]);
 
 impl Interruption {
     fn listen() -> Result<Self, Failure> {
-        let on = |kind| signal(kind).map_err(|e| Failure::Failed(format!("signals cannot be heard: {e}")));
+        let on = |kind| signal(kind).map_err(|e| Failure::Failed(format!("signals cannot be handled: {e}")));
         Ok(Self([on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?]))
     }
 

@@ -1,14 +1,14 @@
-//! What the demo says, as wide as the terminal.
+//! Prints the demo's text, wrapped to the width of the terminal.
 
 use std::cell::Cell;
 
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 
-/// Wider lines are hard to read.
+/// Columns. Wider lines are hard to read.
 const WIDEST: usize = 96;
 
-/// Tells the story on standard output.
+/// Prints the demo's headings, text and commands on standard output.
 pub(super) struct Narrator<'a> {
     pub(super) out: &'a Output,
     step: Cell<u32>,
@@ -23,7 +23,7 @@ impl<'a> Narrator<'a> {
         self.out.text(format_args!("{}\n", self.out.terminal.bold(text)))
     }
 
-    /// Begins the next part of the story.
+    /// Prints the heading of the next step.
     pub(super) fn step(&self, text: &str) -> Result<(), Failure> {
         self.step.set(self.step.get() + 1);
         let heading = format!("{}. {text}", self.step.get());
@@ -38,7 +38,7 @@ impl<'a> Narrator<'a> {
         self.out.text(self.out.terminal.yellow(&self.fitted(text)))
     }
 
-    /// A command as a person would type it.
+    /// Prints a command as a user would type it.
     pub(super) fn command(&self, line: &str) -> Result<(), Failure> {
         self.out.text(self.out.terminal.green(&format!("$ {line}")))
     }
@@ -48,7 +48,7 @@ impl<'a> Narrator<'a> {
     }
 }
 
-/// The text with line breaks instead of spaces, where lines would be wider. Breaks that it has stay.
+/// Wraps the text at spaces to this width. Keeps its own line breaks.
 fn wrapped(text: &str, width: usize) -> String {
     let mut lines = Vec::new();
     for paragraph in text.split('\n') {
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_fits_and_loses_no_word() {
+    fn wrapped_text_fits_and_keeps_every_word() {
         assert_eq!(wrapped("one two three four", 9), "one two\nthree\nfour");
         assert_eq!(wrapped("\nfar-too-long-a-word x", 5), "\nfar-too-long-a-word\nx");
         assert_eq!(wrapped("short", 80), "short");

@@ -1,4 +1,4 @@
-//! What a session of the demo runs: `ostler demo-page`, a web page that says whose session it is.
+//! The command of the demo's sessions: `ostler demo-page`, which serves a web page about its session.
 
 use std::env;
 use std::io::{self, Read, Write};
@@ -9,22 +9,22 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 
-/// What this program is called with to be a page.
+/// The subcommand that runs this program as a page.
 pub const SUBCOMMAND: &str = "demo-page";
-/// Where it listens in a container of its own.
+/// The port that it listens on in a container.
 pub(super) const PORT: u16 = 8080;
-/// The variable in which the process runtime names the port instead. All sessions share the host there.
+/// The environment variable with the port under the process runtime, where all sessions share the host's ports.
 const PORT_VARIABLE: &str = "OSTLER_PORT_8080";
 
-/// Connections that are served at once. Browsers open some that they never use.
+/// Connections served at the same time. Browsers open some that they never use.
 const WORKERS: usize = 4;
-/// How long a connection may stay silent before it makes room for the next.
+/// How long a connection may stay idle before it is closed to make room for the next.
 const SILENCE: Duration = Duration::from_secs(2);
-/// The head of a browser's request has one or two kilobytes.
+/// Most bytes of a request's head. A browser sends one or two kilobytes.
 const MAX_HEAD: usize = 16 << 10;
 
 const TEMPLATE: &str = include_str!("page.html");
-/// What the page shows, besides the time: places of the template and the variables that fill them.
+/// The placeholders of the template, besides host and time, and the environment variables that fill them.
 pub(super) const FIELDS: [(&str, &str); 5] = [
     ("{user}", "PAGE_USER"),
     ("{session}", "PAGE_SESSION"),
@@ -38,7 +38,7 @@ pub fn main() -> ExitCode {
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            // The session's log is the place for it.
+            // Standard error is in the session's log.
             let _ = writeln!(io::stderr(), "the page cannot be served: {e}");
             ExitCode::FAILURE
         }
@@ -69,7 +69,7 @@ fn serve() -> io::Result<()> {
 
 fn accept(listener: &TcpListener, page: &impl Fn() -> String) {
     for stream in listener.incoming().flatten() {
-        // Whoever asked may be gone before the answer.
+        // The client may close the connection before the answer.
         let _ = answer(stream, page);
     }
 }
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_says_whose_it_is_and_leaves_no_place_open() {
+    fn a_page_names_its_user_and_fills_every_placeholder() {
         let page = render(|name| format!("<{name}>"), "desk", Duration::from_secs(7));
         for (place, name) in FIELDS {
             assert!(page.contains(&format!("&lt;{name}&gt;")) && !page.contains(place), "{place}");

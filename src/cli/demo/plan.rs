@@ -1,5 +1,5 @@
-//! What a demo is to be: where, on what, under which names. Everything follows from it, so that
-//! whoever knows the plan can clear away what came of it.
+//! The plan of a demo: its directory, its engine and its names. Everything that the demo creates follows
+//! from the plan, so a process that has the plan can remove it all.
 
 use std::env;
 use std::fs;
@@ -19,42 +19,42 @@ use crate::types::Name;
 
 /// The repository of the demo's images; each demo has a tag of its own.
 pub(super) const REPOSITORY: &str = "ostler-demo";
-/// What the name of a demo's cluster begins with.
+/// The prefix of the name of a demo's cluster.
 const PREFIX: &str = "demo-";
-/// What the nodes are called; each has an agent of its own.
+/// The names of the nodes. Each node has its own agent.
 const NAMES: [&str; 3] = ["host-a", "host-b", "host-c"];
-/// How many there are.
+/// The number of nodes.
 pub(super) const NODES: u64 = NAMES.len() as u64;
-/// Ports for the sessions of one demo. It has a handful.
+/// Ports for the sessions of one demo, which has about ten.
 const PORTS: u16 = 100;
-/// Those of each agent: they share the host, and must not publish on each other's.
+/// Ports of each agent. The agents share the host, so their ranges must not overlap.
 const AGENT_PORTS: u16 = 33;
 const _: () = assert!(AGENT_PORTS as usize * NAMES.len() <= PORTS as usize);
-/// Where those ports may lie: below what the kernel gives to clients.
+/// The lowest port of a demo. The ranges lie below the ports that the kernel gives to clients.
 const FIRST_PORT: u16 = 20_000;
-/// How many such ranges there are, of which chance picks one: two demos side by side seldom meet.
+/// The number of ranges. Each demo picks one at random, so two demos at the same time rarely collide.
 const RANGES: u16 = 99;
-/// A socket's path may have 108 bytes. This leaves room for the demo's own part of it.
+/// Most bytes of the parent directory's path. A socket's path may have 108 bytes; this leaves room for the demo's part.
 const MAX_PARENT: usize = 60;
 
-/// A demo to be.
+/// The plan of one demo.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Plan {
-    /// Does not exist yet.
+    /// The demo's directory. It does not exist yet.
     pub(super) directory: PathBuf,
-    /// No other cluster has this name: what is labelled with it is the demo's.
+    /// No other cluster has this name, so every object labelled with it belongs to the demo.
     pub(super) cluster: Name,
     /// This program's file.
     pub(super) program: PathBuf,
     pub(super) engine: Engine,
     pub(super) first_port: u16,
-    /// Where the mesh of each agent listens, on loopback.
+    /// The UDP port of each agent's mesh, on loopback.
     pub(super) mesh_ports: [u16; NAMES.len()],
-    /// What the nodes have, and what is asked of them.
+    /// The resources of the nodes, and the requests of the sessions.
     pub(super) sizes: Sizes,
 }
 
-/// One of the plan's agents: everything that it has alone.
+/// One of the plan's agents, with its own files and ports.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Agent<'a> {
     plan: &'a Plan,
@@ -76,7 +76,7 @@ impl Plan {
         let mut random = [0; 6];
         SystemRandom::new()
             .fill(&mut random)
-            .map_err(|_| Failure::Failed("the system has no random numbers".to_owned()))?;
+            .map_err(|_| Failure::Failed("the system provides no random numbers".to_owned()))?;
         let cluster = format!("{PREFIX}{}", HEXLOWER.encode(&random[..4]));
         let program = this_program().map_err(|e| Failure::Failed(format!("{e:#}")))?;
         Ok(Self {
@@ -85,7 +85,7 @@ impl Plan {
             program,
             engine,
             first_port: FIRST_PORT + PORTS * (u16::from_le_bytes([random[4], random[5]]) % RANGES),
-            mesh_ports: free_ports().map_err(|e| Failure::Failed(format!("there are no ports for the mesh: {e}")))?,
+            mesh_ports: free_ports().map_err(|e| Failure::Failed(format!("no free UDP ports for the mesh: {e}")))?,
             sizes,
         })
     }
@@ -94,12 +94,12 @@ impl Plan {
         (0..NAMES.len()).map(|index| Agent { plan: self, index })
     }
 
-    /// The agent of this index, or of the last one.
+    /// The agent with this index; the last agent if the index is too large.
     pub(super) fn agent(&self, index: usize) -> Agent<'_> {
         Agent { plan: self, index: index.min(NAMES.len() - 1) }
     }
 
-    /// The cluster's token, which makes the agents one cluster.
+    /// The file of the cluster token, which makes the agents one cluster.
     pub(super) fn token(&self) -> PathBuf {
         self.directory.join("token")
     }
@@ -108,12 +108,12 @@ impl Plan {
         self.directory.join("catalogue.toml")
     }
 
-    /// There while the image is being made: one that is not there yet may still come.
+    /// A file that exists during the import of the image: an image that does not exist yet may still appear.
     pub(super) fn importing(&self) -> PathBuf {
         self.directory.join("importing")
     }
 
-    /// The copy of this program that sessions run where they are another user, who may not reach the original.
+    /// The copy of this program for sessions that run as another user, which may not have access to the original.
     pub(super) fn program_for_others(&self) -> PathBuf {
         self.directory.join("ostler")
     }
@@ -147,7 +147,7 @@ impl Agent<'_> {
         self.file("toml")
     }
 
-    /// What it prints.
+    /// The file with its output.
     pub(super) fn log(&self) -> PathBuf {
         self.file("log")
     }
@@ -199,10 +199,10 @@ impl Agent<'_> {
     }
 }
 
-/// UDP ports of loopback that nobody has now, each once.
+/// Free UDP ports of loopback, all different.
 fn free_ports() -> io::Result<[u16; NAMES.len()]> {
     let mut ports = [0; NAMES.len()];
-    // All are held until all are known.
+    // All sockets stay open until every port is known, so that no port comes twice.
     let mut held = Vec::new();
     for port in &mut ports {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -212,13 +212,13 @@ fn free_ports() -> io::Result<[u16; NAMES.len()]> {
     Ok(ports)
 }
 
-/// As a string of TOML, which takes every escape of JSON.
+/// The text as a TOML string. TOML accepts every escape of JSON.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// The directory for temporary files, unless its name is too long for a socket in it, or others, as whom
-/// sessions of root run, may not pass through it.
+/// The directory for temporary files, unless its path is too long for a socket in it, or, for a demo of root,
+/// the sessions' user cannot reach files in it.
 fn parent() -> PathBuf {
     let suits = |directory: &PathBuf| directory.as_os_str().len() <= MAX_PARENT && is_passable(directory);
     [env::temp_dir(), "/tmp".into(), "/var/tmp".into()].into_iter().find(suits).unwrap_or_else(env::temp_dir)
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agents_configurations_are_sound_and_stay_in_their_place() {
+    fn the_agents_configurations_are_valid_and_stay_in_the_demos_directory() {
         for engine in [Engine::Process, Engine::Docker { host: "unix:///run/d \"x\".sock".to_owned() }] {
             let mut plan = plan(engine.clone());
             plan.directory = "/tmp/a \"b\"".into();

@@ -1,5 +1,5 @@
-//! The prompt that the demo types at: commands as a person would type them, run as they would be, and
-//! what they answer.
+//! The demo's prompt: prints commands as a user would type them, runs them in the same way, and prints
+//! their output.
 
 use std::time::Duration;
 
@@ -20,23 +20,23 @@ use crate::cli::table::table;
 use crate::cli::{Cli, run};
 use crate::types::{ErrorCode, List, Name, Node, Session};
 
-/// How long something that is waited for may take. It takes seconds.
+/// How long the demo waits for a result. It usually takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_millis(50);
-/// Between two attempts of somebody who was told to try again.
+/// The pause between two attempts of a command whose answer asks to try again.
 const TRY_EVERY: Duration = Duration::from_millis(200);
-/// How long a page may take to answer once its session runs. It takes milliseconds.
+/// How long a page may take to answer once its session runs. It usually takes milliseconds.
 const ANSWERING: Duration = Duration::from_secs(15);
-/// A page has two kilobytes, and so has a list of the demo's sessions with its head.
+/// Most bytes read of an answer. A page has 2 kB, and so has a list of the demo's sessions with its head.
 const MAX_ANSWER: u64 = 64 << 10;
-/// What the headers of ostler's own begin with.
+/// The prefix of ostler's own headers.
 const HEADERS: &str = "x-ostler-";
 
-/// Types commands at one agent of the demo.
+/// Prints commands and runs them against one agent of the demo.
 pub(super) struct Prompt<'a> {
     pub(super) stage: &'a Stage,
     pub(super) narrator: &'a Narrator<'a>,
-    /// The agent that is asked.
+    /// The agent that commands contact.
     asked: Agent<'a>,
     client: Client,
 }
@@ -46,7 +46,7 @@ impl<'a> Prompt<'a> {
         Ok(Self { stage, narrator, asked, client: stage.client(asked)? })
     }
 
-    /// Asks another agent from now on.
+    /// Contacts another agent from now on.
     pub(super) fn turn_to(&mut self, asked: Agent<'a>) -> Result<(), Failure> {
         *self = Self::at(asked, self.stage, self.narrator)?;
         self.export()
@@ -56,27 +56,27 @@ impl<'a> Prompt<'a> {
         self.asked.name()
     }
 
-    /// Types what makes a shell ask this agent.
+    /// Prints the command that makes a shell contact this agent.
     pub(super) fn export(&self) -> Result<(), Failure> {
         self.narrator.command(&format!("export OSTLER_SOCKET={}", self.asked.socket().display()))
     }
 
-    /// Types what starts an agent; that it is started is the keeper's to do.
+    /// Prints the command that starts an agent. The keeper does start it.
     pub(super) fn start(&self, agent: Agent<'_>) -> Result<(), Failure> {
         self.narrator.command(&format!("ostler agent --dev --config {} &", agent.configuration().display()))
     }
 
-    /// Runs a command as its own process would.
+    /// Prints a command and runs it as a process of its own would.
     pub(super) async fn ostler(&self, line: &str) -> Result<(), Failure> {
         self.narrator.command(&format!("ostler {line}"))?;
         let mut cli = Cli::try_parse_from(format!("ostler {line}").split(' '))
-            .map_err(|e| Failure::Usage(format!("the demo's own command is wrong: {e}")))?;
+            .map_err(|e| Failure::Usage(format!("the demo's own command is invalid: {e}")))?;
         cli.connection = self.stage.connection(self.asked);
-        // A demo is a command that runs commands.
+        // Boxed: the demo is itself a command, and an `async fn` cannot contain itself.
         Box::pin(run(cli)).await
     }
 
-    /// Runs a command that must be refused for this reason, and shows the refusal.
+    /// Runs a command that the API must reject with this code, and prints the error.
     pub(super) async fn refused(&self, line: &str, code: ErrorCode) -> Result<(), Failure> {
         match self.ostler(line).await {
             Err(Failure::Api(refusal)) if refusal.code == Some(code) => {
@@ -84,11 +84,11 @@ impl<'a> Prompt<'a> {
                 self.narrator.out.text(failure.report().unwrap_or_default())
             }
             Err(failure) => Err(failure),
-            Ok(()) => Err(Failure::Failed(format!("`ostler {line}` should have been refused, and was not"))),
+            Ok(()) => Err(Failure::Failed(format!("`ostler {line}` should have been rejected, but succeeded"))),
         }
     }
 
-    /// Runs a command until it is not told any more to try again. It must carry an idempotency key.
+    /// Runs a command until its answer no longer asks to try again. It must carry an idempotency key.
     pub(super) async fn persist(&self, line: &str) -> Result<(), Failure> {
         let begun = Instant::now();
         loop {
@@ -102,7 +102,7 @@ impl<'a> Prompt<'a> {
         }
     }
 
-    /// The part of `node show` about what is allocated.
+    /// Prints the lines of `node show` about allocation.
     pub(super) async fn bars(&self, node: &Name) -> Result<(), Failure> {
         self.narrator.command(&format!("ostler node show {node} | grep allocated"))?;
         let resources = resources(&self.node(node).await?, &self.narrator.out.terminal);
@@ -110,7 +110,7 @@ impl<'a> Prompt<'a> {
         self.narrator.out.text(bars.join("\n"))
     }
 
-    /// The part of `node show` about a drain.
+    /// Prints the part of `node show` about a drain.
     pub(super) async fn drain(&self, node: &Name) -> Result<(), Failure> {
         self.narrator.command(&format!("ostler node show {node} | grep -A5 Draining"))?;
         let out = self.narrator.out;
@@ -118,7 +118,7 @@ impl<'a> Prompt<'a> {
         out.text(shown.unwrap_or_default())
     }
 
-    /// The part of `status` about the leader.
+    /// Prints the line of `status` about the leader.
     pub(super) async fn leads(&self) -> Result<(), Failure> {
         self.narrator.command("ostler status | grep leader")?;
         let status = describe(&self.status().await?, &self.narrator.out.terminal);
@@ -126,7 +126,7 @@ impl<'a> Prompt<'a> {
         self.narrator.out.text(line.join("\n"))
     }
 
-    /// What the API says, of a list of sessions, about who made it.
+    /// Prints the headers of a list of sessions that name the nodes which answered.
     pub(super) async fn headers(&self) -> Result<(), Failure> {
         let socket = self.asked.socket();
         let line = format!("curl -si --unix-socket {} http://localhost/v1/sessions", socket.display());
@@ -138,7 +138,7 @@ impl<'a> Prompt<'a> {
         self.narrator.out.text(head.filter(|line| line.starts_with(HEADERS)).collect::<Vec<_>>().join("\n"))
     }
 
-    /// The address of each session's page, once it has answered.
+    /// Prints the address of each session's page, once every page has answered.
     pub(super) async fn pages<'s>(&self, sessions: impl Iterator<Item = &'s Session>) -> Result<(), Failure> {
         let mut rows = Vec::new();
         for session in sessions {
@@ -151,14 +151,14 @@ impl<'a> Prompt<'a> {
         self.narrator.out.text(table(&["USER", "NODE", "PAGE"], rows))
     }
 
-    /// The sessions that are not gone, the oldest first.
+    /// The existing sessions, the oldest first.
     pub(super) async fn sessions(&self) -> Result<Vec<Session>, Failure> {
         let mut sessions = self.client.list(Route::new(&["sessions"])).await?.read::<List<Session>>()?.items;
         sessions.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         Ok(sessions)
     }
 
-    /// A node as it sees itself.
+    /// A node, as it reports itself.
     async fn node(&self, node: &Name) -> Result<Node, Failure> {
         self.client.get(Route::new(&["nodes", node.as_str()])).await?.read()
     }
@@ -167,7 +167,7 @@ impl<'a> Prompt<'a> {
         self.client.get(Route::new(&["status"])).await?.read()
     }
 
-    /// The agent of the node that leads, and since which term, once there is one.
+    /// The agent of the leader and its term, once there is a leader.
     pub(super) async fn leader(&self) -> Result<(Agent<'a>, u64), Failure> {
         let led = async || {
             let Status { cluster, .. } = self.status().await?;
@@ -175,10 +175,10 @@ impl<'a> Prompt<'a> {
                 |agent: &Agent<'_>| cluster.leader.as_ref().is_some_and(|led| led.name.as_str() == agent.name());
             Ok(self.stage.plan.agents().find(is_it).map(|agent| (agent, cluster.term)))
         };
-        self.until("nobody leads", led).await
+        self.until("no node is leader", led).await
     }
 
-    /// Asks until there is an answer; `otherwise` says what it means if there never is.
+    /// Calls `ask` until it returns a value; `otherwise` is the error message if it does not in time.
     pub(super) async fn until<T>(
         &self,
         otherwise: &str,
@@ -190,7 +190,7 @@ impl<'a> Prompt<'a> {
                 Ok(Some(answer)) => return Ok(answer),
                 Err(failure) if !failure.is_unreachable() => return Err(failure),
                 _ if begun.elapsed() >= PATIENCE => {
-                    return Err(Failure::Failed(format!("{otherwise}, after {} s", PATIENCE.as_secs())));
+                    return Err(Failure::Failed(format!("{otherwise} after {} s", PATIENCE.as_secs())));
                 }
                 _ => sleep(ASK_EVERY).await,
             }
@@ -198,14 +198,14 @@ impl<'a> Prompt<'a> {
     }
 }
 
-/// Whether the cluster says that the same request may do later. While a leader is missing, others do
-/// not know yet how much room there is.
+/// Whether the same request may succeed later, according to the cluster. Without a leader, the other nodes
+/// do not know yet how much room there is.
 fn asks_to_try_again(failure: &Failure) -> bool {
     let later = matches!(failure, Failure::Api(refusal) if refusal.retry_after_seconds.is_some());
     later || failure.is_unreachable()
 }
 
-/// Returns once the page of this session was served there.
+/// Returns once this address serves the page of this session.
 async fn answered(address: &str, session: &str) {
     while !is_served(address, session).await.unwrap_or(false) {
         sleep(ASK_EVERY).await;
@@ -214,7 +214,7 @@ async fn answered(address: &str, session: &str) {
 
 async fn is_served(address: &str, session: &str) -> std::io::Result<bool> {
     let page = get(TcpStream::connect(address).await?, address, "/").await?;
-    // Another's page on this port would be answered too.
+    // Another session's page on this port would answer too.
     Ok(page.starts_with("HTTP/1.1 200 ") && page.contains(session))
 }
 

@@ -1,4 +1,4 @@
-//! The story: each step is a command as a person would type it, run as it would be.
+//! The steps of the demo: each is a command as a user would type it, run in the same way.
 
 use std::collections::BTreeMap;
 
@@ -15,22 +15,22 @@ use crate::cli::failure::Failure;
 use crate::cli::workspace::export;
 use crate::types::{Cores, ErrorCode, Name, Port, Protocol, PullPolicy, Session, SessionState, Workspace};
 
-/// Who comes first, one for each session that fits.
+/// The first users, one for each session that fits.
 const FIRST: [&str; 6] = ["alice", "bob", "carol", "dave", "erin", "frank"];
-/// Who comes when it is full.
+/// The user of the session that is requested when the cluster is full.
 const LATE: &str = "grace";
-/// Who wants too much.
+/// The user of the session that is too large for every node.
 const GREEDY: &str = "heidi";
-/// Who comes while a node is drained.
+/// The user of the session that is created while a node is drained.
 const MEANWHILE: &str = "ivan";
-/// Who comes when the leader is gone.
+/// The user of the session that is created after the leader is killed.
 const UNLED: &str = "judy";
 
 pub(super) struct Show<'a> {
     prompt: Prompt<'a>,
     stage: &'a Stage,
     narrator: &'a Narrator<'a>,
-    /// The node that is changed and drained: neither the one that is asked nor the one that leads at first.
+    /// The node that the demo changes and drains: neither the first leader nor the node that it contacts.
     other: Name,
     sizes: Sizes,
     /// The command words of a session that serves a page.
@@ -38,7 +38,7 @@ pub(super) struct Show<'a> {
 }
 
 impl<'a> Show<'a> {
-    /// The first step up to where there is a cluster to ask.
+    /// The first step, until the cluster answers.
     pub(super) async fn open(stage: &'a Stage, narrator: &'a Narrator<'a>) -> Result<Self, Failure> {
         narrator.step("Three nodes, one token")?;
         let plan = &stage.plan;
@@ -52,7 +52,7 @@ impl<'a> Show<'a> {
             return Err(Failure::Failed("the demo has too few nodes".to_owned()));
         };
         narrator.say(&format!(
-            "They have found each other, and elected {}. Any node takes any request: {} is asked, which does not lead.",
+            "The nodes have found each other and elected {}. Any node takes any request: the demo uses {}, a follower.",
             leader.name(),
             asked.name()
         ))?;
@@ -79,14 +79,14 @@ impl<'a> Show<'a> {
         self.prompt.ostler("status").await?;
         self.prompt.ostler("node ls").await?;
         self.narrator.say(&format!(
-            "\nThe figures are made up, and marked so: three agents share this machine, and each is told to have {} \
-             cores and {} of it.",
+            "\nThe figures are made up, and marked so: three agents share this machine, and each is configured to have \
+            {} cores and {} of memory.",
             self.sizes.node_cores, self.sizes.node_memory
         ))
     }
 
     async fn a_catalogue(&self) -> Result<(), Failure> {
-        self.narrator.step("A catalogue: what sessions are made from")?;
+        self.narrator.step("A catalogue of workspaces: sessions are created from them")?;
         let catalogue = export(&self.workspaces()?)?;
         let file = self.stage.plan.catalogue();
         std::fs::write(&file, catalogue)
@@ -96,14 +96,14 @@ impl<'a> Show<'a> {
     }
 
     async fn sessions(&self) -> Result<(), Failure> {
-        self.narrator.step("A session for each of six people")?;
+        self.narrator.step("A session for each of six users")?;
         for user in FIRST {
             self.prompt.ostler(&format!("session create page --user {user}")).await?;
         }
-        self.narrator.say("\nThey are spread over the nodes. Each serves a page. They answer; click one:")?;
+        self.narrator.say("\nThey are spread over the nodes. Each serves a page. All answer; click one:")?;
         self.prompt.pages(self.prompt.sessions().await?.iter()).await?;
         self.narrator.say(&format!(
-            "\nIt does not matter who is asked: {} passes it on to the leader, and the answer says so:",
+            "\nAny node answers: {} passes the request on to the leader, and the answer's headers show it:",
             self.prompt.asked()
         ))?;
         self.prompt.headers().await
@@ -113,35 +113,35 @@ impl<'a> Show<'a> {
         self.narrator.step("The cluster is full")?;
         self.prompt.refused(&format!("session create page --user {LATE}"), ErrorCode::NoCapacity).await?;
         self.narrator.say(
-            "\nRefused, not queued, with what was compared on every node: it may fit later, so the API says 503 and \
-             Retry-After.",
+            "\nThe request is rejected, not queued, with the figures of every node. It may fit later, so the API \
+            answers 503 with Retry-After.",
         )
     }
 
     async fn more_than_there_is(&self) -> Result<(), Failure> {
-        self.narrator.step("Say that one node may offer more cores than it has")?;
+        self.narrator.step("Let one node offer more cores than it has")?;
         let offer = format!("node set {} --cores-override {}", self.other, self.sizes.offered_cores);
         self.prompt.ostler(&offer).await?;
         self.prompt.ostler(&format!("session create page --user {LATE}")).await?;
         self.prompt.bars(&self.other).await?;
         self.narrator.say(
-            "\nPeople seldom all work at the same time. The change is in force already, and outlives a restart. Memory \
-             stays what it is, unless you say so too: --memory-override.",
+            "\nUsers rarely all work at the same time. The change took effect at once and survives a restart. Memory \
+            is not overridden, unless you set --memory-override too.",
         )
     }
 
     async fn never(&self) -> Result<(), Failure> {
         self.narrator.step("An override oversubscribes a host, never one session")?;
         self.prompt.refused(&format!("session create giant --user {GREEDY}"), ErrorCode::ExceedsPhysical).await?;
-        self.narrator.say("\nNo host of the cluster could ever run it: refused for good, 422, and no use to try again.")
+        self.narrator.say("\nNo host of the cluster is large enough: the API answers 422, and a retry cannot help.")
     }
 
     async fn room_again(&self) -> Result<(), Failure> {
-        self.narrator.step("Stopped sessions give their room back")?;
+        self.narrator.step("Stopped sessions release their reservations")?;
         let sessions = self.prompt.sessions().await?;
         let here = of(&sessions, &self.other).next().ok_or_else(gone)?;
         self.prompt.ostler(&format!("session stop {}", short(here))).await?;
-        self.narrator.say("It keeps its container and its port. Two others leave for good, one on each other node:")?;
+        self.narrator.say("It keeps its container and its port. Two others are removed, one on each other node:")?;
         // One session of each other node.
         let elsewhere = sessions.iter().filter(|session| session.node != self.other);
         let leave: BTreeMap<&Name, &Session> = elsewhere.map(|session| (&session.node, session)).collect();
@@ -151,30 +151,30 @@ impl<'a> Show<'a> {
     }
 
     async fn a_drain(&self) -> Result<(), Failure> {
-        self.narrator.step("A node is emptied for maintenance")?;
+        self.narrator.step("A node is drained for maintenance")?;
         let other = &self.other;
         self.prompt.ostler(&format!("node drain {other} --message maintenance")).await?;
         self.prompt.drain(other).await?;
         self.narrator.say(
-            "\nNothing is moved or stopped: it waits for those. What is new goes elsewhere, though there is room:",
+            "\nNothing is moved or stopped: the drain waits for these. New ones go elsewhere, though it has room:",
         )?;
         self.prompt.ostler(&format!("session create page --user {MEANWHILE}")).await?;
         let created = self.session_of(MEANWHILE).await?;
         self.prompt.ostler(&format!("session explain {}", short(&created))).await?;
         self.prompt.ostler(&format!("node undrain {other}")).await?;
-        self.narrator.say("The session that was stopped there starts again where it was:")?;
+        self.narrator.say("The session that was stopped there starts again on the same node:")?;
         let sessions = self.prompt.sessions().await?;
         let stopped = sessions.iter().find(|session| session.state == SessionState::Stopped).ok_or_else(gone)?;
         self.prompt.ostler(&format!("session start {}", short(stopped))).await
     }
 
-    /// Answers whose agent was killed, and the sessions that are there.
+    /// Returns the killed agent, and the sessions on its node.
     async fn a_leader_killed(&mut self) -> Result<(Agent<'a>, Vec<Session>), Failure> {
         self.narrator.step("The leader is killed")?;
         let plan = &self.stage.plan;
         let (leader, term) = self.prompt.leader().await?;
         if leader.name() == self.prompt.asked() {
-            self.narrator.say(&format!("{} leads by now; another one is asked.", leader.name()))?;
+            self.narrator.say(&format!("{} is the leader by now; the demo contacts another node.", leader.name()))?;
             let follower = plan.agents().find(|agent| agent.index != leader.index);
             self.prompt.turn_to(follower.ok_or_else(gone)?)?;
         }
@@ -189,7 +189,7 @@ impl<'a> Show<'a> {
         let created = self.session_of(UNLED).await?;
         let (next, next_term) = self.prompt.leader().await?;
         self.narrator.say(&format!(
-            "Accepted by {} {:.1} s after {} was killed. {} leads now: term {next_term}, it was {term}.",
+            "{} accepted it {:.1} s after {} was killed. {} leads now, in term {next_term} after term {term}.",
             created.node,
             after.as_secs_f64(),
             leader.name(),
@@ -197,15 +197,15 @@ impl<'a> Show<'a> {
         ))?;
         self.prompt.leads().await?;
 
-        self.narrator.say(&format!("\nWhat becomes of the sessions of {name} nobody can say, so nobody guesses:"))?;
+        self.narrator.say(&format!("\nThe state of the sessions on {name} cannot be known now, so it is unknown:"))?;
         let all_unknown = async || {
             let listed = self.prompt.sessions().await?;
             let unknown = of(&listed, &name).all(|session| session.state == SessionState::Unknown);
             Ok(unknown.then_some(()))
         };
-        self.prompt.until("the sessions of the killed agent are not unknown", all_unknown).await?;
+        self.prompt.until("the sessions of the killed agent are not shown as unknown", all_unknown).await?;
         self.prompt.ostler(&format!("session ls --node {name}")).await?;
-        self.narrator.say("\nThey run on without their agent; their pages answer:")?;
+        self.narrator.say("\nThey keep running without their agent; their pages answer:")?;
         self.prompt.pages(sessions.iter()).await?;
         Ok((leader, sessions))
     }
@@ -215,7 +215,7 @@ impl<'a> Show<'a> {
         self.prompt.start(killed)?;
         self.stage.order(Order::Start(killed.index)).await?;
         let started = Instant::now();
-        // The same container, at the same place: not one like it.
+        // The same container at the same endpoints, not a new one.
         let same = |one: &Session, other: &Session| {
             let same = one.id == other.id && one.container_id == other.container_id;
             same && one.endpoints == other.endpoints && other.state == SessionState::Running
@@ -226,9 +226,9 @@ impl<'a> Show<'a> {
             let all_run = listed.iter().all(|session| session.state == SessionState::Running);
             Ok((all_run && lost.iter().all(back)).then_some(()))
         };
-        self.prompt.until("the sessions are not adopted", adopted).await?;
+        self.prompt.until("the restarted agent has not taken over its sessions", adopted).await?;
         self.narrator.say(&format!(
-            "After {:.1} s it has taken its sessions over: the same, at the same ports. Nothing is lost.",
+            "After {:.1} s it has taken over its sessions: same containers, same ports. Nothing is lost.",
             started.elapsed().as_secs_f64()
         ))?;
         self.prompt.ostler("session ls").await?;
@@ -285,7 +285,7 @@ impl<'a> Show<'a> {
         })
     }
 
-    /// Whether typing `ostler` runs this very program.
+    /// Whether the command `ostler` runs this program.
     fn is_on_path(&self) -> bool {
         let program = std::fs::canonicalize(&self.stage.plan.program).ok();
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -303,7 +303,7 @@ fn gone() -> Failure {
     Failure::Failed("the sessions of the demo are gone".to_owned())
 }
 
-/// As much of a session's id as nobody else's begins with, in a demo.
+/// A prefix of a session's id, long enough to be unique in a demo.
 fn short(session: &Session) -> String {
     session.id.as_str().chars().take(8).collect()
 }
@@ -315,7 +315,7 @@ mod tests {
     use crate::cli::demo::sizes::FULL;
 
     #[test]
-    fn as_many_people_come_as_fit() {
+    fn the_first_users_fill_the_nodes() {
         assert_eq!(u64::try_from(FIRST.len()).unwrap(), NODES * FULL);
     }
 }

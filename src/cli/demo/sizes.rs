@@ -1,37 +1,37 @@
-//! How large the demo's nodes and workspaces are, so that its story holds on this host. Pure.
+//! The sizes of the demo's nodes and workspaces, chosen so that every step works on this host. Pure.
 
 use serde::{Deserialize, Serialize};
 
 use super::plan::NODES;
 use crate::types::{Bytes, Cores};
 
-/// So many sessions fill a node.
+/// The number of sessions that fill a node.
 pub(super) const FULL: u64 = 2;
-/// The finest share of a core that can be limited.
+/// Millicores; the smallest share of a core that can be limited.
 const CORES_STEP: u64 = 10;
-/// Tenths are easier to read, where there are any.
+/// Millicores; tenths of a core are easier to read, and are used if a share is that large.
 const CORES_TENTH: u64 = 100;
-/// A page needs little. On a large host it does not pretend to need more.
+/// Upper bounds of a page's reservation. A page needs little, on a large host too.
 const MOST_CORES: Cores = Cores::whole(1);
 const MOST_MEMORY: Bytes = Bytes::mib(256);
-/// Less is too little for any program.
+/// Lower bound of a page's reservation. Less is too little for any program.
 const LEAST_MEMORY: Bytes = Bytes::mib(8);
-/// What is left of memory for what the story does not fill: a page takes an eighth of a node.
+/// A page reserves an eighth of a node's memory, so that no step fails for lack of memory.
 const MEMORY_SHARE: u64 = 8;
 
-/// Figures that the demo's nodes are told, made up: they share one host, and each would count all of it.
-/// Together they claim no more than there is.
+/// Made-up figures for the demo's nodes: the nodes share one host, and each would count all of it.
+/// Together they claim no more than the host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Sizes {
-    /// What each node says that it has.
+    /// The physical resources that each node reports.
     pub(super) node_cores: Cores,
     pub(super) node_memory: Bytes,
-    /// What a page reserves: [`FULL`] of them fit on a node, and no more.
+    /// The reservation of a page: [`FULL`] of them fit on a node, and no more.
     pub(super) page_cores: Cores,
     pub(super) page_memory: Bytes,
-    /// Twice what a node has.
+    /// The override that the demo sets: twice what a node has.
     pub(super) offered_cores: Cores,
-    /// More than a node has, and less than is offered then.
+    /// The request of the workspace `giant`: more than a node has, and less than `offered_cores`.
     pub(super) giant_cores: Cores,
 }
 
@@ -43,7 +43,7 @@ impl Sizes {
         let page = Cores::from_milli((share / step * step).clamp(CORES_STEP, MOST_CORES.milli()));
         let node = Cores::from_milli(page.milli() * FULL);
         let share = memory.get() / (NODES * MEMORY_SHARE);
-        // A power of two is a figure that people know.
+        // A power of two is easy to read.
         let power = share.checked_ilog2().map_or(0, |log| 1 << log);
         let page_memory = Bytes::new(power.clamp(LEAST_MEMORY.get(), MOST_MEMORY.get()));
         Self {
@@ -74,22 +74,22 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_says_nothing_of_itself_gets_figures_too() {
+    fn a_host_with_unknown_resources_gets_figures_too() {
         let sizes = Sizes::of(Cores::ZERO, Bytes::ZERO);
         assert!(sizes.page_cores > Cores::ZERO && sizes.page_memory == LEAST_MEMORY);
     }
 
     proptest! {
         #[test]
-        fn the_story_holds_on_any_host(milli in 100..=1_000_000_u64, mib in 256..=4_000_000_u64) {
+        fn every_step_works_on_any_host(milli in 100..=1_000_000_u64, mib in 256..=4_000_000_u64) {
             let (cores, memory) = (Cores::from_milli(milli), Bytes::mib(mib));
             let sizes = Sizes::of(cores, memory);
             let (page, node) = (sizes.page_cores.milli(), sizes.node_cores.milli());
-            prop_assert!(FULL * page <= node && (FULL + 1) * page > node, "exactly so many fit");
-            prop_assert!((FULL + 1) * page <= sizes.offered_cores.milli(), "one more does once more is offered");
-            prop_assert!((FULL + 2) * sizes.page_memory.get() <= sizes.node_memory.get(), "memory is not in its way");
+            prop_assert!(FULL * page <= node && (FULL + 1) * page > node, "exactly FULL pages fit on a node");
+            prop_assert!((FULL + 1) * page <= sizes.offered_cores.milli(), "one more fits with the override");
+            prop_assert!((FULL + 2) * sizes.page_memory.get() <= sizes.node_memory.get(), "memory suffices");
             prop_assert!(sizes.giant_cores > sizes.node_cores && sizes.giant_cores <= sizes.offered_cores);
-            prop_assert!(NODES * node <= milli, "the nodes have no more than there is");
+            prop_assert!(NODES * node <= milli, "the nodes have no more than the host");
             prop_assert!(NODES * sizes.node_memory.get() <= memory.get());
         }
     }

@@ -1,5 +1,5 @@
-//! The demo's side of its [keeper](super::keeper): has the stage set, waits until the agents are one
-//! cluster, gives orders, has it all struck.
+//! The demo's side of its [keeper](super::keeper): starts it, waits until the agents are one cluster,
+//! sends orders, and ends it, so that it removes everything.
 
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::process::Stdio;
@@ -23,19 +23,19 @@ use crate::cli::status::Status;
 use crate::runtime::docker::Visit;
 use crate::types::{List, Name, Node, NodeState};
 
-/// How long the agents may take to answer and to find each other. It takes seconds.
+/// How long the agents may take to answer and to find each other. It usually takes seconds.
 const OPENING: Duration = Duration::from_secs(60);
-/// How often they are asked meanwhile.
+/// The pause between two looks at the agents meanwhile.
 const ASK_EVERY: Duration = Duration::from_millis(100);
-/// How long clearing away may take. The keeper goes on by itself if the demo does not wait.
+/// How long the demo waits for the cleanup. After that the keeper continues it alone.
 const STRIKING: Duration = Duration::from_secs(120);
-/// Answers of the keeper that nobody has read yet: there is one to each order, which is waited for.
+/// Capacity for unread answers of the keeper. Each order has one answer, and the demo waits for it.
 const ANSWERS: usize = 1;
-/// How much of an agent's log is shown when something failed.
+/// How much of an agent's log is shown after a failure.
 const LOG_LINES: usize = 20;
 const LOG_BYTES: u64 = 16 << 10;
 
-/// A temporary place with agents in it.
+/// A temporary directory, the agents in it, and the way to their keeper.
 pub(super) struct Stage {
     pub(super) plan: Plan,
     keeper: Child,
@@ -46,25 +46,25 @@ pub(super) struct Stage {
 
 /// The way to the keeper, and its answers.
 struct Orders {
-    /// As long as it is open the keeper keeps the place; the kernel closes it for whoever is killed.
+    /// While it is open, the keeper keeps everything running. The kernel closes it if the demo is killed.
     hold: ChildStdin,
     done: mpsc::Receiver<()>,
 }
 
-/// What went wrong at the keeper's.
+/// A failure that the keeper reported.
 #[derive(Debug, Clone)]
 pub(super) struct Trouble {
-    /// The agent that has ended, if that is what it was.
+    /// The agent that has ended, if that is the failure.
     pub(super) agent: Option<usize>,
     what: String,
 }
 
 impl Stage {
-    /// Starts the keeper, which makes the place and starts the agents.
+    /// Starts the keeper, which creates the demo's directory and starts the agents.
     pub(super) async fn set(plan: Plan) -> Result<Self, Failure> {
         let mut keeper = Command::new(&plan.program)
             .arg(SUBCOMMAND)
-            // For people who look at processes.
+            // The keeper ignores it: it tells demos apart in a list of processes.
             .arg(&plan.directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -86,8 +86,8 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Makes what sessions are made of, and returns once the agents are one cluster: the command words of a
-    /// session that serves a page.
+    /// Creates the image of the sessions, if they need one, and waits until the agents are one cluster. Returns the
+    /// command of a session that serves a page.
     pub(super) async fn open(&self) -> Result<Vec<String>, Failure> {
         let page_command = match &self.plan.engine {
             Engine::Docker { host } => self.bring_image(host).await?,
@@ -98,16 +98,16 @@ impl Stage {
         };
         let clients: Vec<Client> = self.plan.agents().map(|agent| self.client(agent)).collect::<Result<_, _>>()?;
         let found = timeout(OPENING, one_cluster(&clients)).await;
-        found.map_err(|_| Failure::Failed("the agents do not find each other".to_owned()))?;
+        found.map_err(|_| Failure::Failed("the agents did not find each other in time".to_owned()))?;
         Ok(page_command)
     }
 
-    /// Has an agent killed or started, and returns once it is.
+    /// Tells the keeper to kill or start an agent, and returns once that is done.
     pub(super) async fn order(&self, order: Order) -> Result<(), Failure> {
         self.say(&order).await
     }
 
-    /// Tells the keeper something that it answers. What went wrong instead is heard from [`Stage::trouble`].
+    /// Sends the keeper a plan or an order, and waits for its answer. [`Stage::trouble`] returns the failure, if any.
     async fn say(&self, what: &impl Serialize) -> Result<(), Failure> {
         let mut line = serde_json::to_vec(what).map_err(|e| Failure::Failed(e.to_string()))?;
         line.push(b'\n');
@@ -115,12 +115,12 @@ impl Stage {
         let sent = orders.hold.write_all(&line).await;
         match (sent, orders.done.recv().await) {
             (Ok(()), Some(())) => Ok(()),
-            _ => Err(Failure::Failed("the demo's keeper is gone".to_owned())),
+            _ => Err(Failure::Failed("the demo's keeper has ended".to_owned())),
         }
     }
 
     async fn bring_image(&self, host: &str) -> Result<Vec<String>, Failure> {
-        let failed = |e: &dyn std::fmt::Display| Failure::Failed(format!("the image cannot be made: {e}"));
+        let failed = |e: &dyn std::fmt::Display| Failure::Failed(format!("the image cannot be created: {e}"));
         let visit = Visit::new(host).map_err(|e| failed(&e))?;
         let made = tokio::task::spawn_blocking(image::of_this_program).await.map_err(|e| failed(&e))?;
         let made = made.map_err(|e| failed(&e))?;
@@ -131,7 +131,7 @@ impl Stage {
         Ok(made.command)
     }
 
-    /// How commands reach an agent, whatever the environment says of others.
+    /// The connection of commands to an agent, independent of the environment.
     pub(super) fn connection(&self, agent: Agent<'_>) -> Connection {
         Connection { socket: Some(agent.socket()), isolated: true, ..Connection::default() }
     }
@@ -140,21 +140,21 @@ impl Stage {
         Client::new(&self.connection(agent).choose_here()?)
     }
 
-    /// Returns when something has gone wrong with the place: an agent has ended, which it should not have.
+    /// Returns when the keeper reports a failure, or that an agent has ended without an order.
     pub(super) async fn trouble(&self) -> Failure {
         let mut trouble = self.trouble.clone();
         let told = trouble.wait_for(Option::is_some).await;
         let told = told.ok().and_then(|trouble| trouble.as_ref().map(|trouble| trouble.what.clone()));
-        Failure::Failed(told.unwrap_or_else(|| "the demo's keeper is gone".to_owned()))
+        Failure::Failed(told.unwrap_or_else(|| "the demo's keeper has ended".to_owned()))
     }
 
-    /// The agents that have something to say of a failure: the one that has ended, else all.
+    /// The agents whose logs may explain a failure: the one that has ended, otherwise all.
     pub(super) fn witnesses(&self) -> Vec<Agent<'_>> {
         let ended = self.trouble.borrow().as_ref().and_then(|trouble| trouble.agent);
         ended.map_or_else(|| self.plan.agents().collect(), |agent| vec![self.plan.agent(agent)])
     }
 
-    /// The last lines that an agent printed.
+    /// The last lines of an agent's log.
     pub(super) fn log_tail(agent: Agent<'_>) -> String {
         let read = || -> std::io::Result<String> {
             let mut log = std::fs::File::open(agent.log())?;
@@ -169,10 +169,10 @@ impl Stage {
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 
-    /// Has everything cleared away, and returns once it is.
+    /// Lets the keeper remove everything, and waits until it has.
     ///
     /// # Errors
-    /// Something could not be, and what to do about it.
+    /// Something cannot be removed. The message says what to do about it.
     pub(super) async fn strike(self) -> Result<(), Failure> {
         let Self { mut keeper, orders, reader, .. } = self;
         drop(orders);
@@ -184,12 +184,12 @@ impl Stage {
             }
             Ok((troubles, Ok(_))) => Err(Failure::Failed(troubles.join("\n"))),
             Ok((_, Err(e))) => Err(Failure::Failed(format!("the demo's keeper cannot be waited for: {e}"))),
-            Err(_) => Err(Failure::Failed("clearing away takes long; it goes on by itself".to_owned())),
+            Err(_) => Err(Failure::Failed("the cleanup takes long; it continues in the background".to_owned())),
         }
     }
 }
 
-/// Hears the keeper out: passes on what was done and the first trouble. Answers everything that failed.
+/// Reads the keeper's messages until it ends: passes on what is done and the first failure. Returns every failure.
 async fn read(
     words: ChildStdout,
     plan: Plan,
@@ -205,7 +205,7 @@ async fn read(
     };
     while let Ok(Some(line)) = lines.next_line().await {
         match serde_json::from_str(&line) {
-            // Nobody waits for it where the demo was interrupted.
+            // An interrupted demo does not wait for it.
             Ok(Word::Done) => drop(done.try_send(())),
             Ok(Word::Ended { agent, how }) => {
                 let what = format!("the agent of {} has ended ({how})", plan.agent(agent).name());
@@ -221,7 +221,7 @@ async fn read(
     troubles
 }
 
-/// Returns once every agent sees every node, knows what it has, and follows the same leader.
+/// Returns once every agent sees every node, knows its resources, and follows the same leader.
 async fn one_cluster(clients: &[Client]) {
     loop {
         let mut followed = Vec::new();
@@ -235,7 +235,7 @@ async fn one_cluster(clients: &[Client]) {
     }
 }
 
-/// Whom this agent follows; `None` while it does not see so many nodes at work.
+/// The leader that this agent follows; `None` until it sees this many nodes ready for sessions.
 async fn leader_of_all(client: &Client, nodes: usize) -> Result<Option<Name>, Failure> {
     let list = client.list(Route::new(&["nodes"])).await?.read::<List<Node>>()?;
     let at_work = |node: &Node| {
@@ -245,6 +245,6 @@ async fn leader_of_all(client: &Client, nodes: usize) -> Result<Option<Name>, Fa
         return Ok(None);
     }
     let status = client.get(Route::new(&["status"])).await?.read::<Status>()?;
-    // It lists what its leader sees, and tells how many it sees itself.
+    // Its list of nodes is the leader's; `status` counts the nodes that it sees itself.
     Ok(status.cluster.leader.filter(|_| usize::try_from(status.cluster.nodes) == Ok(nodes)).map(|leader| leader.name))
 }

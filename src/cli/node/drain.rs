@@ -1,4 +1,4 @@
-//! `ostler node drain` and `undrain`: emptying nodes, without moving anything.
+//! `ostler node drain` and `undrain`: drains nodes, without moving sessions.
 
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ use crate::types::{DrainRequest, List, Node, Period, Session, SessionId, Session
 
 use super::selection::Selection;
 
-/// How often a node is asked what still holds it.
+/// The pause between two looks at the sessions that a drain waits for.
 const POLL: Duration = Duration::from_secs(1);
-/// How long a node may be out of reach while its drain is waited for: an agent's restart, a change of leader.
+/// How long a node may be unreachable during `--wait`: an agent's restart or a change of leader takes less.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Keep new sessions off nodes until `undrain`, and see those that are there end.
+/// Keep new sessions off nodes until `undrain`, and let existing sessions end.
 ///
-/// Sessions are never moved. At the deadline --stop-sessions stops what is left (at once, where
-/// there is no deadline); without it nothing is stopped, and --wait exits with 1. The node stays
-/// drained in either case.
+/// A drain never moves sessions. With --stop-sessions, the sessions that are left at the deadline are
+/// stopped (at once if there is no deadline). Without it no session is stopped, and --wait exits with
+/// code 1 at the deadline. The node stays drained in either case.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ostler node drain host-a --message \"new disk\"
@@ -33,16 +33,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(in crate::cli) struct DrainArgs {
     #[command(flatten)]
     selection: Selection,
-    /// Return when no session holds a reservation on the nodes any more.
+    /// Wait until no session holds a reservation on the nodes.
     #[arg(long)]
     wait: bool,
-    /// When the drain should be over, as 1h.
+    /// Deadline of the drain, counted from now, for example 1h.
     #[arg(long, value_name = "PERIOD")]
     deadline: Option<Period>,
     /// Stop the sessions that are left at the deadline.
     #[arg(long)]
     stop_sessions: bool,
-    /// Why, for those who wonder.
+    /// Reason for the drain, shown with the node.
     #[arg(long)]
     message: Option<String>,
 }
@@ -64,7 +64,7 @@ pub(super) async fn run(args: &DrainArgs, context: &Context) -> Result<(), Failu
             Err(failure) => failures.add(&node, &failure),
         }
     }
-    // What is left at the deadline is stopped then, which takes a moment more: only without that does the wait end.
+    // With --stop-sessions the wait goes on after the deadline, since stopping the sessions takes a moment more.
     let deadline = args.deadline.filter(|_| !args.stop_sessions).and_then(|deadline| begun.checked_add(deadline.0));
     for node in &draining {
         match if args.wait { wait(&client, node, deadline, context).await } else { Ok(()) } {
@@ -98,7 +98,7 @@ async fn wait(client: &Client, node: &str, deadline: Option<Instant>, context: &
             Ok(state) => {
                 heard = Instant::now();
                 let Some(drain) = state.drain else {
-                    return Err(Failure::Failed("somebody has ended the drain".to_owned()));
+                    return Err(Failure::Failed("another command ended the drain".to_owned()));
                 };
                 if drain.blockers.is_empty() {
                     break;
@@ -117,7 +117,7 @@ async fn wait(client: &Client, node: &str, deadline: Option<Instant>, context: &
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             let left = joined(short_ids(&told.unwrap_or_default()));
-            return Err(Failure::Failed(format!("the deadline is over; the node stays drained; left: {left}")));
+            return Err(Failure::Failed(format!("the deadline has passed; the node stays drained; left: {left}")));
         }
         sleep(POLL).await;
     }
@@ -125,13 +125,13 @@ async fn wait(client: &Client, node: &str, deadline: Option<Instant>, context: &
     name_stopped(client, node, context).await
 }
 
-/// Stopped sessions hold no reservation, but they are gone with the host's disk.
+/// Stopped sessions hold no reservation, but they are lost if the host's disk is.
 async fn name_stopped(client: &Client, node: &str, context: &Context) -> Result<(), Failure> {
     let route = Route::new(&["sessions"]).with("node", node).with("state", SessionState::Stopped);
     let sessions: List<Session> = client.list(route).await?.read()?;
     if !sessions.items.is_empty() {
         let ids = joined(short_ids(sessions.items.iter().map(|session| &session.id)));
-        context.out.note(format!("{node}: stopped sessions stay there: {ids}"));
+        context.out.note(format!("{node}: stopped sessions remain on the node: {ids}"));
     }
     Ok(())
 }

@@ -9,16 +9,16 @@ use crate::types::{LabelsPatch, SettingsPatch};
 
 use super::set;
 
-/// Set labels of a node, or take them away.
+/// Set or remove labels of a node.
 ///
-/// Workspaces and sessions choose nodes by labels, and -l selects nodes by them.
+/// Workspaces and sessions choose nodes by their labels, and so does the flag -l.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  ostler node label host-a rack=3 disk=ssd\n  ostler node label host-a disk-")]
 pub(in crate::cli) struct LabelArgs {
-    /// A node's name, its id, or the beginning of its id.
+    /// A node's name, id or id prefix.
     #[arg(value_name = "NODE")]
     name: String,
-    /// KEY=VALUE sets a label, KEY- takes it away.
+    /// KEY=VALUE sets a label, KEY- removes it.
     #[arg(value_name = "CHANGE", required = true)]
     changes: Vec<LabelChange>,
 }

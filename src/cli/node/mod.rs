@@ -1,4 +1,4 @@
-//! `ostler node`: what hosts have, and what their operators say they offer.
+//! `ostler node`: what hosts have, and what their operators let them offer.
 
 mod drain;
 mod label;
@@ -19,39 +19,39 @@ use super::{Context, Failures};
 use selection::Selection;
 pub(super) use show::{drain as draining, resources};
 
-/// What can be asked of nodes.
+/// Commands about nodes.
 #[derive(Debug, Subcommand)]
 pub(super) enum NodeCommand {
-    /// List the nodes, and how much of what they offer is allocated.
+    /// List the nodes, with the allocated share of the resources that they offer.
     Ls,
-    /// Show a node: what it has, what is utilized and allocated, its settings and conditions.
+    /// Show a node: its resources, utilization, allocation, settings and conditions.
     #[command(after_help = "Examples:\n  ostler node show host-a\n  ostler node show host-a -o json")]
     Show(ShowArgs),
     Set(set::SetArgs),
-    /// Let nodes take new sessions.
+    /// Let nodes admit new sessions.
     Enable(SelectArgs),
-    /// Keep new sessions off nodes; those that are there go on.
+    /// Keep new sessions off nodes. Existing sessions keep running.
     Disable(SelectArgs),
     Drain(drain::DrainArgs),
-    /// End the drain of nodes. Whether they are enabled stays as it is.
+    /// End the drain of nodes. This does not change whether they are enabled.
     Undrain(SelectArgs),
     Label(label::LabelArgs),
-    /// Forget nodes that are gone for good, with what is remembered of their sessions.
+    /// Remove nodes that will not return, and what the cluster knows of their sessions.
     ///
-    /// Every node that is alive forgets them. One that is heard again is back.
+    /// Every node that is alive forgets them. A removed node that contacts the cluster again is added again.
     Rm(RmArgs),
 }
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct RmArgs {
-    /// Names, ids, or the beginnings of ids, of nodes that are not alive.
+    /// Names, ids or id prefixes of nodes that are not alive.
     #[arg(value_name = "NODE", required = true)]
     nodes: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ShowArgs {
-    /// A node's name, its id, or the beginning of its id.
+    /// A node's name, id or id prefix.
     #[arg(value_name = "NODE")]
     name: String,
 }
@@ -122,7 +122,7 @@ fn share<T: std::fmt::Display>(figures: &Figures<T>) -> String {
     format!("{} of {}", figures.allocated, figures.effective)
 }
 
-/// Whether the node takes new sessions, as far as its operator decides it.
+/// Whether the operator lets the node admit new sessions.
 fn accepts(node: &Node) -> &'static str {
     match (&node.drain, node.enabled) {
         (Some(_), _) => "draining",
@@ -131,7 +131,7 @@ fn accepts(node: &Node) -> &'static str {
     }
 }
 
-/// The last column, so that its colours do not disturb any other.
+/// The node's conditions, in red. They are the last column, so that colour codes do not misalign another one.
 fn conditions(node: &Node, terminal: &Terminal) -> String {
     let kinds = joined(node.conditions.iter().map(|condition| condition.kind));
     if node.conditions.is_empty() { kinds } else { terminal.red(&kinds) }

@@ -1,4 +1,4 @@
-//! Which nodes a command is about: by name, or by label.
+//! The nodes that a command acts on, selected by name or by label.
 
 use std::str::FromStr;
 
@@ -13,23 +13,23 @@ use crate::types::{Labels, List, Name, Node};
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct Selection {
-    /// Nodes, by name, id or the beginning of an id.
+    /// Names, ids or id prefixes of nodes.
     #[arg(value_name = "NODE")]
     nodes: Vec<String>,
-    /// Every node with these labels, as rack=3 or rack=3,disk=ssd.
+    /// Every node with all of these labels, for example rack=3 or rack=3,disk=ssd.
     #[arg(short = 'l', long, value_name = "KEY=VALUE")]
     selector: Option<Selector>,
 }
 
-/// Labels that a node must have, all of them.
+/// Labels, all of which a node must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Selector(Labels);
 
 impl Selection {
-    /// The nodes' names, as the command line or the cluster has them.
+    /// The names of the selected nodes, as given on the command line or as the cluster lists them.
     ///
     /// # Errors
-    /// [`Failure::Failed`] where no node has the labels.
+    /// [`Failure::Failed`] if no node has the labels.
     pub(super) async fn resolve(&self, client: &Client) -> Result<Vec<String>, Failure> {
         let Some(selector) = &self.selector else { return Ok(self.nodes.clone()) };
         let nodes: List<Node> = client.list(Route::new(&["nodes"])).await?.read()?;
@@ -48,11 +48,11 @@ impl Selector {
 impl FromStr for Selector {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not a selector; expected KEY=VALUE, several with commas between them");
+        let wrong = || format!("`{text}` is not a selector; expected KEY=VALUE pairs, separated by commas");
         let mut labels = Labels::new();
         for part in text.split(',') {
             let (key, value) = part.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(wrong)?;
-            // Two values of one label are no node's: better said than silently narrowed.
+            // No node has two values of one label: an error is clearer than an empty selection.
             if labels.insert(key.to_owned(), value.to_owned()).is_some_and(|other| other != value) {
                 return Err(format!("no node has two values of the label `{key}`"));
             }
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_wants_all_of_its_labels() {
+    fn a_selector_matches_nodes_with_all_of_its_labels() {
         let selector: Selector = "rack=3,disk=ssd".parse().unwrap();
         assert!(selector.matches(&labels(&[("rack", "3"), ("disk", "ssd"), ("x", "y")])));
         assert!(!selector.matches(&labels(&[("rack", "3")])));
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_selector_is_none() {
+    fn an_incomplete_selector_is_rejected() {
         for wrong in ["", "rack", "rack=3,", "=3", "rack=3,rack=4"] {
             assert!(wrong.parse::<Selector>().is_err(), "{wrong}");
         }

@@ -15,14 +15,14 @@ use crate::types::{Bytes, Condition, Cores, GpuSharing, Node, Prune, SettingsPat
 use super::selection::Selection;
 
 const SHARING_CAUTION: &str = "\
-caution: gpu_sharing = any lets different users share one GPU. GPUs isolate processes poorly: a user may
+warning: gpu_sharing = any lets different users share one GPU. GPUs isolate processes poorly: a user may
 read what another left in the GPU's memory, slow another down, or crash another's work. Choose it only
 where all users trust each other.";
 
-/// Change what nodes offer. It takes effect at once, and outlives a restart.
+/// Change what nodes offer. A change takes effect at once, and survives a restart.
 ///
-/// An override of 0 takes the override away. A setting that is written in the node's configuration
-/// file cannot be changed from here.
+/// An override of 0 removes the override. A setting that is in the node's configuration file cannot
+/// be changed by a command.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ostler node set host-a --cores-override 12 --memory-override 8GiB
@@ -38,19 +38,19 @@ pub(in crate::cli) struct SetArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 struct SettingArgs {
-    /// Offer this many cores, whatever the host has; 0 takes the override away.
+    /// Offer this many cores, regardless of what the host has; 0 removes the override.
     #[arg(long, value_name = "CORES")]
     cores_override: Option<Cores>,
-    /// Offer this much memory, as 8GiB, whatever the host has; 0 takes the override away.
+    /// Offer this much memory, for example 8GiB, regardless of what the host has; 0 removes the override.
     #[arg(long, value_name = "SIZE")]
     memory_override: Option<Bytes>,
-    /// Offer this many GPUs, shared among sessions; 0 takes the override away.
+    /// Offer this many GPUs, shared among sessions; 0 removes the override.
     #[arg(long, value_name = "COUNT")]
     gpus_override: Option<u32>,
-    /// Which images the node will remove by itself: kept and shown, nothing is removed yet.
+    /// Which images the node will remove by itself. The setting is stored and shown, but no image is removed yet.
     #[arg(long, value_parser = one_of::<Prune>(Prune::ALL.iter().map(|prune| prune.as_str())))]
     prune: Option<Prune>,
-    /// Who may share one GPU.
+    /// Which sessions may share one GPU.
     #[arg(long, value_parser = one_of::<GpuSharing>(GpuSharing::ALL.iter().map(|sharing| sharing.as_str())))]
     gpu_sharing: Option<GpuSharing>,
 }
@@ -89,7 +89,7 @@ pub(super) async fn patch_one(client: &Client, node: &str, change: &SettingsPatc
     client.send(Call::new(Method::PATCH, Route::new(&["nodes", node])).json(change)?).await
 }
 
-/// Prints the node's name, and on standard error what its operator should know now.
+/// Prints the node's name, and its conditions on standard error.
 pub(super) fn show(node: &str, answer: &Answer, out: &Output) -> Result<(), Failure> {
     out.answer(&answer.body, |changed: &Node| changed.name.to_string())?;
     if let Ok(changed) = answer.read::<Node>() {

@@ -1,4 +1,4 @@
-//! `ostler node show`, as people read it. Pure.
+//! The text of `ostler node show`. Pure.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::cli::table::{NONE, age, fields, joined, one_line, or_none, short_ids,
 use crate::cli::terminal::Terminal;
 use crate::types::{Bytes, ConditionKind, Cores, Drain, Figures, Gpu, Node, Timestamp};
 
-/// The whole node: what it is, its bars, drain, settings and conditions.
+/// The whole node: its facts, bars, GPUs, drain, settings and conditions.
 pub(super) fn describe(node: &Node, terminal: &Terminal, now: Timestamp) -> String {
     let leader = if node.is_leader { " (leader)" } else { "" };
     let title = format!("{}{leader}", terminal.bold(node.name.as_str()));
@@ -62,7 +62,7 @@ pub(in crate::cli) fn resources(node: &Node, terminal: &Terminal) -> String {
     lines.join("\n")
 }
 
-/// Utilized and allocated, of effective, and where effective comes from.
+/// Utilized and allocated, as shares of effective. If an override sets effective, physical too.
 fn bars<T: fmt::Display>(
     name: &str,
     unit: &str,
@@ -113,15 +113,15 @@ fn gpu_lines(device: &Gpu, terminal: &Terminal) -> [String; 3] {
     ]
 }
 
-/// What a drain of the node waits for; `None` where there is none.
+/// The node's drain, with the sessions that it waits for; `None` if the node is not draining.
 pub(in crate::cli) fn drain(node: &Node, terminal: &Terminal, now: Timestamp) -> Option<String> {
     let Drain { since, deadline, stop_sessions, message, blockers } = node.drain.as_ref()?;
-    let deadline = deadline.map(|at| if at > now { format!("in {}", until(at, now)) } else { "over".to_owned() });
+    let deadline = deadline.map(|at| if at > now { format!("in {}", until(at, now)) } else { "passed".to_owned() });
     let blockers = if blockers.is_empty() { "nothing: it is drained".to_owned() } else { joined(short_ids(blockers)) };
     let rows = fields(&[
         ("since", format!("{} ago", age(*since, now))),
         ("deadline", or_none(deadline)),
-        ("stops", if *stop_sessions { "what is left, at the deadline".to_owned() } else { "nothing".to_owned() }),
+        ("stops", if *stop_sessions { "sessions left at the deadline".to_owned() } else { "nothing".to_owned() }),
         ("message", message.as_deref().map_or_else(|| NONE.to_owned(), one_line)),
         ("waits for", blockers),
     ]);

@@ -1,4 +1,4 @@
-//! What is asked of sessions that exist: stop, start, pause, resume, keepalive, extend, rm.
+//! Commands on existing sessions: stop, start, pause, resume, keepalive, extend, rm.
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ use super::create::current_user;
 use super::wait::{Goal, POLL, not_in_time, until};
 use super::{IdArgs, WaitArgs};
 
-/// Sessions that are asked for at once; each may take the whole grace of its stop.
+/// Most requests at the same time. Each may take the whole grace period of a stop.
 const AT_ONCE: usize = 16;
-/// How long one answer is waited for: a node holds none for longer than ten minutes, proxies less.
+/// The longest wait of one request. A node holds an answer for at most ten minutes, a proxy for less.
 const MAX_HOLD: Duration = Duration::from_secs(60);
-/// Pausing takes an engine milliseconds; one that needs longer than this is not waited for.
+/// The longest wait for a pause or resume, which takes an engine milliseconds.
 const HOLD_PAUSE: Period = Period::secs(10);
 
-/// Stop sessions. They release what they reserve, and keep their containers for `start`.
+/// Stop sessions. They release their reservations, and keep their containers for `start`.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct StopArgs {
     #[command(flatten)]
@@ -35,7 +35,7 @@ pub(in crate::cli) struct StopArgs {
     wait: WaitArgs,
 }
 
-/// Start stopped sessions again, on the nodes where they are.
+/// Start stopped sessions again, on the same nodes.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct StartArgs {
     #[command(flatten)]
@@ -44,35 +44,35 @@ pub(in crate::cli) struct StartArgs {
     wait: WaitArgs,
 }
 
-/// Destroy sessions, running or not. Named volumes stay.
+/// Remove sessions and their containers, running or not. Named volumes stay.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct RmArgs {
     #[command(flatten)]
     ids: IdArgs,
-    /// Only have every node forget them: their hosts are not alive and will not return.
+    /// Only make every node forget the sessions, for hosts that are not alive and will not return.
     #[arg(long, conflicts_with = "no_wait")]
     forget: bool,
     #[command(flatten)]
     wait: WaitArgs,
 }
 
-/// Say that sessions are in use, so that their idle timeouts begin anew.
+/// Mark sessions as in use, which restarts their idle timeouts.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct KeepaliveArgs {
     #[command(flatten)]
     ids: IdArgs,
-    /// Who says so; left out: you.
+    /// The user who keeps them alive [default: the current user].
     #[arg(long, value_name = "USER")]
     by: Option<User>,
 }
 
-/// Let sessions live at least this long from now. It never shortens a life.
+/// Extend the lifetime of sessions. It is never shortened.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  ostler session extend mfrggzdf --ttl 2h")]
 pub(in crate::cli) struct ExtendArgs {
     #[command(flatten)]
     ids: IdArgs,
-    /// How long, as 2h.
+    /// The least time to live, counted from now, for example 2h.
     #[arg(long, value_name = "PERIOD")]
     ttl: Period,
 }
@@ -113,7 +113,7 @@ pub(super) async fn remove(args: &RmArgs, context: &Context) -> Result<(), Failu
     each(&args.ids.ids, "removing", context, removing).await
 }
 
-/// Asks again while the node says that the session goes, but is not gone.
+/// Repeats the request while the node answers 202: the session is not removed yet.
 async fn remove_and_wait(client: &Client, id: &str, timeout: Period) -> Result<Answer, Failure> {
     let begun = Instant::now();
     let mut full_id = id.to_owned();
@@ -129,9 +129,9 @@ async fn remove_and_wait(client: &Client, id: &str, timeout: Period) -> Result<A
         if begun.elapsed() >= timeout.0 {
             return Err(not_in_time(id, timeout, session.state.as_str()));
         }
-        // The beginning of an id may be another session's by the next time.
+        // By the next request a prefix of the id may match another session.
         full_id = session.id.to_string();
-        // A node that stops holds no answer at all.
+        // A node that is shutting down answers without a wait.
         sleep(POLL).await;
     }
 }
@@ -147,7 +147,7 @@ pub(super) async fn extend(args: &ExtendArgs, context: &Context) -> Result<(), F
     post("extend", &args.ids.ids, &request, context).await
 }
 
-/// Asks for something that takes no arguments and no time.
+/// Pauses the sessions, and waits until they are paused.
 pub(super) async fn pause(ids: &[String], context: &Context) -> Result<(), Failure> {
     and_hold("pause", SessionState::Paused, ids, context).await
 }
@@ -156,7 +156,7 @@ pub(super) async fn resume(ids: &[String], context: &Context) -> Result<(), Fail
     and_hold("resume", SessionState::Running, ids, context).await
 }
 
-/// Asks, and lets the node hold its answer until the sessions are so.
+/// Requests the action. The node holds its answer until the session is in this state.
 async fn and_hold(action: &str, state: SessionState, ids: &[String], context: &Context) -> Result<(), Failure> {
     let asking = async |client: &Client, id: &str, _: &Progress| {
         let route = Route::new(&["sessions", id, action]).with("wait", state).with("timeout", HOLD_PAUSE);
@@ -172,7 +172,7 @@ async fn post<T: serde::Serialize>(action: &str, ids: &[String], body: &T, conte
     each(ids, action, context, asking).await
 }
 
-/// Asks for each of the sessions, a few at a time, and prints the id of each that it was done for.
+/// Calls `ask` for each session, several at the same time, and prints the id of each session that succeeds.
 async fn each(
     ids: &[String],
     doing: &str,

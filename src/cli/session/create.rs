@@ -21,16 +21,16 @@ use super::list::address;
 use super::show::secret;
 use super::wait::{Goal, until};
 
-/// How often a request whose outcome is not known is sent again. With the pauses below this is
-/// fifteen seconds: longer than an agent's restart or a change of leader takes.
+/// Retries of a request whose outcome is unknown. With the pauses below they take fifteen seconds,
+/// longer than an agent's restart or a change of leader.
 const RETRIES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// Create a session of a workspace, and wait until it runs.
+/// Create a session from a workspace, and wait until it runs.
 ///
-/// Prints the session's id, its endpoints and its secret, if it has one. What is not given comes
-/// from the workspace. The request carries an idempotency key: however often it is sent, there is
-/// one session.
+/// Prints the session's id, its endpoints and its secret, if it has one. Values that are not given
+/// come from the workspace. The request carries an idempotency key, so that a retry never creates a
+/// second session.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ostler session create desktop
@@ -38,36 +38,36 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
   ostler session create training --gpus 2 --constraint rack=3 --no-wait
   ostler session create desktop --dry-run")]
 pub(in crate::cli) struct CreateArgs {
-    /// The workspace to make it from.
+    /// The workspace to create it from.
     workspace: Name,
-    /// Whom it is for; left out: you.
+    /// User of the session [default: the current user].
     #[arg(long)]
     user: Option<User>,
-    /// The cores that it reserves, as 2, 0.5 or 250m.
+    /// Cores to reserve, for example 2, 0.5 or 250m.
     #[arg(long)]
     cores: Option<Cores>,
-    /// The memory that it reserves, as 4GiB.
+    /// Memory to reserve, for example 4GiB.
     #[arg(long, value_name = "SIZE")]
     memory: Option<Bytes>,
-    /// The GPUs that it is given, each a device of its own.
+    /// Number of GPUs, each a separate device.
     #[arg(long, value_name = "COUNT")]
     gpus: Option<u32>,
-    /// An environment variable more, or another value of one.
+    /// Set an environment variable, in addition to the workspace's or in place of one.
     #[arg(short, long, value_name = "KEY=VALUE")]
     env: Vec<Pair>,
-    /// Destroy the session after this long, as 8h.
+    /// Remove the session after this time, for example 8h.
     #[arg(long, value_name = "PERIOD")]
     ttl: Option<Period>,
-    /// Stop the session when it was idle for this long, as 30m.
+    /// Stop the session after it was idle for this time, for example 30m.
     #[arg(long, value_name = "PERIOD")]
     idle_timeout: Option<Period>,
     /// A label that the node must have.
     #[arg(long, value_name = "KEY=VALUE")]
     constraint: Vec<Pair>,
-    /// The idempotency key: the same key and request are the same session. Left out: a random one.
+    /// Idempotency key: the same key and request return the same session [default: a random key].
     #[arg(long)]
     key: Option<String>,
-    /// Only show where it would go, and what every node says.
+    /// Only show where the session would be placed, and each node's verdict.
     #[arg(long, conflicts_with_all = ["key", "no_wait"])]
     dry_run: bool,
     #[command(flatten)]
@@ -86,14 +86,14 @@ pub(super) async fn run(args: &CreateArgs, context: &Context) -> Result<(), Fail
     if args.wait.no_wait {
         return context.out.answer(&answer.body, describe);
     }
-    // Whoever breaks off the wait must be able to find the session.
+    // Printed before the wait, so that the user can find the session after an interrupt.
     context.out.note(format!("Session {} is on {}.", made.id, made.node));
     let id = made.id.as_str();
     let progress = Progress::start("pending");
     let (mut session, body) = until(Goal::Running, &client, id, args.wait.timeout, &progress).await?;
     drop(progress);
     session.secret = match made.secret {
-        // An answer to a request sent twice does not hold it.
+        // The answer to a repeated request, 200, does not hold the secret.
         None if answer.status == 200 => secret(&client, id).await.ok().flatten(),
         known => known,
     };
@@ -119,10 +119,10 @@ impl CreateArgs {
     }
 }
 
-/// The login name of whoever runs the command.
+/// The login name of the user who runs the command.
 pub(super) fn current_user() -> Result<User, Failure> {
     let name = ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok().filter(|n| !n.is_empty()));
-    let name = name.ok_or_else(|| Failure::Usage("USER is not set; say who it is for with --user".to_owned()))?;
+    let name = name.ok_or_else(|| Failure::Usage("USER is not set; give the user with --user".to_owned()))?;
     name.parse().map_err(Failure::Usage)
 }
 
@@ -135,7 +135,7 @@ fn random_key() -> Result<String, Failure> {
     Ok(data_encoding::HEXLOWER.encode(&random))
 }
 
-/// Sends the request again, with its key, while it is not known what became of it.
+/// Sends the request, and again with the same key while its outcome is unknown.
 async fn create(client: &Client, request: &SessionRequest, key: &str, context: &Context) -> Result<Answer, Failure> {
     let mut pause = FIRST_PAUSE;
     let mut retries = 0;
@@ -145,15 +145,15 @@ async fn create(client: &Client, request: &SessionRequest, key: &str, context: &
             Err(failure) if retries < RETRIES && is_open(&failure, retries) => failure,
             settled => return settled,
         };
-        context.out.note(format!("{failure}; asking again"));
+        context.out.note(format!("{failure}; retrying"));
         sleep(pause).await;
         pause *= 2;
         retries += 1;
     }
 }
 
-/// A node that could not be reached at first has made nothing. After a request whose outcome is
-/// not known, it may have, and may be on its way back.
+/// Whether to retry. A node that is unreachable at first has created nothing. After a request whose
+/// outcome is unknown, an unreachable node may have created the session, and may be restarting.
 fn is_open(failure: &Failure, retries: u32) -> bool {
     failure.is_outcome_unknown() || (retries > 0 && matches!(failure, Failure::Unreachable(_)))
 }
@@ -163,10 +163,10 @@ async fn dry_run(client: &Client, request: &SessionRequest, context: &Context) -
     let answer = client.send(Call::post(route).json(request)?).await?;
     context.out.answer(&answer.body, describe_plan)?;
     let plan: Plan = answer.read()?;
-    if plan.node.is_some() { Ok(()) } else { Err(Failure::Refused("no node would take the session".to_owned())) }
+    if plan.node.is_some() { Ok(()) } else { Err(Failure::Refused("no node would admit the session".to_owned())) }
 }
 
-/// The id alone on the first line, for scripts; below it how to reach the session.
+/// The id alone on the first line, for scripts; below it the endpoints and the secret.
 fn describe(session: &Session) -> String {
     let mut lines = vec![session.id.to_string()];
     lines.extend(
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_become_a_request_that_holds_what_was_given_and_no_more() {
+    fn a_request_holds_the_given_arguments_and_no_others() {
         let line = "ostler session create desktop --user alice --cores 250m --memory 4G --ttl 1h -e A=1 -e B=x=y --constraint rack=3";
         let json = serde_json::to_string(&parse(line).request().unwrap()).unwrap();
         let expected = r#"{"workspace":"desktop","user":"alice","cores":0.25,"memory_bytes":4294967296,"env":{"A":"1","B":"x=y"},"ttl_seconds":3600,"constraints":{"rack":"3"}}"#;
@@ -203,13 +203,13 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_cannot_be_is_refused_before_anything_is_sent() {
+    fn an_invalid_value_is_rejected_before_anything_is_sent() {
         let args = parse("ostler session create desktop --user alice -e LD_PRELOAD=x");
         assert!(matches!(args.request(), Err(Failure::Refused(message)) if message.contains("env.LD_PRELOAD")));
     }
 
     #[test]
-    fn only_what_may_have_been_done_is_asked_again() {
+    fn only_a_request_that_may_have_been_carried_out_is_retried() {
         let unreachable = Failure::Unreachable("x".to_owned());
         assert!(!is_open(&unreachable, 0) && is_open(&unreachable, 1));
         assert!(is_open(&Failure::Lost("x".to_owned()), 0));

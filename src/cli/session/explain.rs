@@ -1,4 +1,4 @@
-//! `ostler session explain`, and the plan of a dry run: what every node said.
+//! `ostler session explain`, and the plan of a dry run: the verdict of every node.
 
 use clap::Args;
 
@@ -8,10 +8,10 @@ use crate::cli::route::Route;
 use crate::cli::table::{NONE, age, or_none, table};
 use crate::types::{Explanation, NodeVerdict, Plan, Timestamp};
 
-/// Show why a session is where it is: what every node said when it was placed.
+/// Show why a session is on its node: the verdict of every node when it was placed.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ExplainArgs {
-    /// The id of a session, or its beginning.
+    /// A session's id or id prefix.
     #[arg(value_name = "ID")]
     id: String,
 }
@@ -27,16 +27,16 @@ fn describe(explanation: &Explanation, now: Timestamp) -> String {
     format!("Session {session} was placed on {node} {when} ago, at attempt {attempt}.\n{}", verdicts(nodes))
 }
 
-/// Where a session would go.
+/// The node that would be offered the session first, and every node's verdict.
 pub(super) fn describe_plan(plan: &Plan) -> String {
     let answer = match &plan.node {
         Some(node) => format!("The session would be offered to {node} first."),
-        None => "No node would take the session.".to_owned(),
+        None => "No node would admit the session.".to_owned(),
     };
     if plan.nodes.is_empty() { answer } else { format!("{answer}\n{}", verdicts(&plan.nodes)) }
 }
 
-/// Those that would take it in their order, then the others.
+/// The nodes that would admit the session, in their order, then the others.
 fn verdicts(nodes: &[NodeVerdict]) -> String {
     let mut nodes: Vec<&NodeVerdict> = nodes.iter().collect();
     nodes.sort_by_key(|verdict| (verdict.rank.unwrap_or(u32::MAX), &verdict.node));
@@ -95,6 +95,6 @@ a      -      exceeds_physical   cores       8.5         2           6";
     fn a_plan_says_where_the_session_would_go() {
         let plan = Plan { node: Some("b".parse().unwrap()), nodes: nodes() };
         assert!(describe_plan(&plan).starts_with("The session would be offered to b first.\nNODE"));
-        assert_eq!(describe_plan(&Plan { node: None, nodes: Vec::new() }), "No node would take the session.");
+        assert_eq!(describe_plan(&Plan { node: None, nodes: Vec::new() }), "No node would admit the session.");
     }
 }

@@ -17,7 +17,7 @@ use crate::types::{Endpoint, List, Session, SessionState, Timestamp};
   ostler session ls --user alice --all
   ostler session ls --node host-a --state running")]
 pub(in crate::cli) struct LsArgs {
-    /// Those that were removed and are still remembered, too.
+    /// Include removed sessions that are still remembered.
     #[arg(short, long)]
     all: bool,
     /// Only sessions of this user.
@@ -26,7 +26,7 @@ pub(in crate::cli) struct LsArgs {
     /// Only sessions in this state.
     #[arg(long, value_parser = one_of::<SessionState>(SessionState::ALL.iter().map(|state| state.as_str())))]
     state: Option<SessionState>,
-    /// Only sessions on this node. A URL is the node to ask, as in every command.
+    /// Only sessions on this node. A URL is the node to contact, as in every command.
     #[arg(long, value_name = "NODE")]
     node: Option<String>,
     /// Only sessions of this workspace.
@@ -67,7 +67,7 @@ fn describe(sessions: &[Session], now: Timestamp) -> String {
     table(&["ID", "USER", "WORKSPACE", "NODE", "STATE", "AGE", "EXPIRES", "ENDPOINTS"], rows)
 }
 
-/// The state, and why it ended.
+/// The state, and the end reason if the session has ended.
 pub(super) fn state(session: &Session) -> String {
     match session.end_reason {
         Some(reason) => format!("{} ({reason})", session.state),
@@ -83,12 +83,12 @@ pub(super) fn expiry(session: &Session, now: Timestamp) -> String {
     }
 }
 
-/// `10.0.0.1:32001->6901/tcp`, as `docker ps` has it.
+/// `10.0.0.1:32001->6901/tcp`, as in `docker ps`.
 pub(super) fn endpoint(endpoint: &Endpoint) -> String {
     format!("{}->{}/{}", address(endpoint), endpoint.container_port, endpoint.protocol)
 }
 
-/// Where the endpoint is reached.
+/// The host and port of the endpoint.
 pub(super) fn address(endpoint: &Endpoint) -> String {
     if endpoint.host.contains(':') {
         format!("[{}]:{}", endpoint.host, endpoint.host_port)

@@ -7,17 +7,17 @@ use crate::cli::Context;
 use crate::cli::failure::Failure;
 use crate::cli::route::Route;
 
-/// Print what a session has written.
+/// Print the output of a session.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  ostler session logs -f --tail 20 mfrggzdf")]
 pub(in crate::cli) struct LogsArgs {
-    /// The id of a session, or its beginning.
+    /// A session's id or id prefix.
     #[arg(value_name = "ID")]
     id: String,
-    /// Go on with what comes, until the session ends.
+    /// Follow the output until the session ends.
     #[arg(short, long)]
     follow: bool,
-    /// Only the last lines; left out: all that is kept.
+    /// Print only this many last lines [default: all that are kept].
     #[arg(long, value_name = "LINES")]
     tail: Option<u32>,
 }
@@ -28,7 +28,7 @@ pub(super) async fn run(args: &LogsArgs, context: &Context) -> Result<(), Failur
         .with_any("tail", args.tail);
     let mut body = context.client()?.stream(route).await?;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|e| Failure::Lost(format!("the log broke off: {e}")))?;
+        let frame = frame.map_err(|e| Failure::Lost(format!("the log ended early: {e}")))?;
         if let Some(bytes) = frame.data_ref() {
             context.out.bytes(bytes)?;
         }

@@ -15,7 +15,7 @@ use super::connection::Connection;
 use super::failure::Failure;
 use crate::types::Period;
 
-/// What can be asked of sessions.
+/// Commands about sessions.
 #[derive(Debug, Subcommand)]
 pub(super) enum SessionCommand {
     Create(create::CreateArgs),
@@ -24,9 +24,9 @@ pub(super) enum SessionCommand {
     Logs(logs::LogsArgs),
     Stop(act::StopArgs),
     Start(act::StartArgs),
-    /// Freeze sessions; they keep what they reserve.
+    /// Freeze sessions. They keep their reservations.
     Pause(IdArgs),
-    /// Let paused sessions go on.
+    /// Resume paused sessions.
     Resume(IdArgs),
     Keepalive(act::KeepaliveArgs),
     Extend(act::ExtendArgs),
@@ -37,18 +37,18 @@ pub(super) enum SessionCommand {
 /// Sessions to act on.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct IdArgs {
-    /// Ids of sessions, or their beginnings.
+    /// Ids or id prefixes of sessions.
     #[arg(value_name = "ID", required = true)]
     ids: Vec<String>,
 }
 
-/// Whether to wait for what was asked, and how long.
+/// Whether to wait for the result, and how long.
 #[derive(Debug, Clone, Args)]
 pub(in crate::cli) struct WaitArgs {
     /// Return as soon as the request is accepted.
     #[arg(long)]
     no_wait: bool,
-    /// How long to wait; what was asked for goes on in any case.
+    /// How long to wait. The operation continues after the timeout.
     #[arg(long, value_name = "PERIOD", default_value = "5m", conflicts_with = "no_wait")]
     timeout: Period,
 }

@@ -15,10 +15,10 @@ use super::list::{endpoint, expiry, state};
 /// Show a session.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ShowArgs {
-    /// The id of a session, or its beginning.
+    /// A session's id or id prefix.
     #[arg(value_name = "ID")]
     id: String,
-    /// Print the session's secret, the password of a desktop, and nothing else.
+    /// Print only the session's secret, such as the password of a desktop.
     #[arg(long)]
     secret: bool,
 }
@@ -41,7 +41,7 @@ pub(super) async fn run(args: &ShowArgs, context: &Context) -> Result<(), Failur
     }
 }
 
-/// The session's secret, where its workspace uses one.
+/// The session's secret, if its workspace uses one.
 pub(super) async fn secret(client: &Client, id: &str) -> Result<Option<String>, Failure> {
     Ok(client.get(Route::new(&["sessions", id, "secret"])).await?.read::<Secret>()?.secret)
 }

@@ -1,4 +1,4 @@
-//! Waiting for a session to be where it was asked to go.
+//! Waits until a session is running or has ended.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::cli::route::Route;
 use crate::cli::table::one_line;
 use crate::types::{EndReason, Period, Session, SessionState};
 
-/// How often the session is looked at: often enough for progress to move.
+/// The pause between two looks at the session, short enough for progress to move.
 pub(super) const POLL: Duration = Duration::from_millis(300);
 
-/// Where the session should be.
+/// The state to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Goal {
     Running,
@@ -23,20 +23,20 @@ pub(super) enum Goal {
     Ended,
 }
 
-/// What a look at the session says.
+/// The result of a look at the session.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Not yet; this is what it does.
+    /// Not reached yet. The text says what the session does now.
     Wait(String),
     Reached,
-    /// It will not get there.
+    /// The session will not reach the goal. The text says why.
     Failed(String),
 }
 
-/// Waits until the session is where it should be, showing what it does meanwhile.
+/// Waits until the session reaches the goal, and shows what it does meanwhile.
 ///
 /// # Errors
-/// [`Failure::Failed`] where it will not get there or the time is over; it goes on in that case.
+/// [`Failure::Failed`] if the session will not reach the goal, or after the timeout; it continues in the latter case.
 pub(super) async fn until(
     goal: Goal,
     client: &Client,
@@ -52,7 +52,7 @@ pub(super) async fn until(
                 Verdict::Failed(why) => return Err(Failure::Failed(why)),
                 Verdict::Wait(doing) => doing,
             },
-            // The session may be fine: its node, or the way there, is not.
+            // The session may be fine: its node or the connection to it failed.
             Err(failure) if failure.is_unreachable() => one_line(&failure.to_string()),
             Err(failure) => return Err(failure),
         };
@@ -64,10 +64,10 @@ pub(super) async fn until(
     }
 }
 
-/// The time is over, and the session goes on without anybody waiting.
+/// The failure after the timeout. The session continues.
 pub(super) fn not_in_time(id: &str, timeout: Period, doing: &str) -> Failure {
     Failure::Failed(format!(
-        "session {id} is not done after {timeout} ({doing}); it goes on: `ostler session show {id}`"
+        "session {id} is not done after {timeout} ({doing}); it continues; see: ostler session show {id}"
     ))
 }
 
@@ -81,7 +81,7 @@ fn judge(goal: Goal, session: &Session) -> Verdict {
     let message = message.as_deref().map(|message| format!(": {}", one_line(message))).unwrap_or_default();
     match (goal, state) {
         (Goal::Running, SessionState::Running | SessionState::Paused) => Verdict::Reached,
-        // A command that is quickly done has run.
+        // A command that has exited already did run.
         (Goal::Running, SessionState::Stopped) if *end_reason == Some(EndReason::Exited) => Verdict::Reached,
         (Goal::Running, SessionState::Stopped | SessionState::Failed) => {
             let reason = end_reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_waited_for_until_it_runs_or_never_will() {
+    fn a_wait_for_running_ends_when_the_session_runs_or_cannot_run() {
         let at = |state, end_reason, message| at(Goal::Running, state, end_reason, message);
         assert_eq!(at(SessionState::Running, None, None), Verdict::Reached);
         assert_eq!(at(SessionState::Stopped, Some(EndReason::Exited), None), Verdict::Reached);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_is_waited_for_until_nothing_is_reserved() {
+    fn a_wait_for_a_stop_ends_when_nothing_is_reserved() {
         let at = |state| at(Goal::Ended, state, None, None);
         assert_eq!(at(SessionState::Stopped), Verdict::Reached);
         assert_eq!(at(SessionState::Failed), Verdict::Reached);

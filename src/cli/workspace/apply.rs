@@ -1,4 +1,4 @@
-//! `ostler workspace apply`: the catalogue as files say it.
+//! `ostler workspace apply`: the catalogue from files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,10 +19,10 @@ use crate::types::{Name, Workspace};
 use super::catalogue;
 use super::file::{self, Language};
 
-/// Create and change workspaces as files say.
+/// Create and change workspaces from files.
 ///
-/// Reads *.toml, *.json and *.yaml; each holds one workspace, or a list under `workspace`. All of
-/// them are checked before any is changed. Workspaces that no file names stay.
+/// Reads *.toml, *.json and *.yaml; each holds one workspace, or a list under `workspace`. All files
+/// are checked before any workspace is changed. Workspaces that no file names stay.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ostler workspace apply -f catalogue/ --dry-run
@@ -36,7 +36,7 @@ pub(in crate::cli) struct ApplyArgs {
     dry_run: bool,
 }
 
-/// What one workspace needs.
+/// The change of one workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Action {
@@ -45,7 +45,7 @@ enum Action {
     Unchanged,
 }
 
-/// What was done, or would be, to one workspace.
+/// The change that was made to one workspace, or would be.
 #[derive(Debug, Serialize)]
 struct Applied {
     name: Name,
@@ -69,7 +69,7 @@ pub(super) async fn run(args: &ApplyArgs, context: &Context) -> Result<(), Failu
     failures.into_result()
 }
 
-/// Every workspace of the files, checked, by name.
+/// Reads and checks every workspace of the files. Returns them by name.
 fn read_all(paths: &[PathBuf]) -> Result<BTreeMap<Name, Workspace>, Failure> {
     let mut all: BTreeMap<Name, (Workspace, PathBuf)> = BTreeMap::new();
     for path in paths {
@@ -78,7 +78,7 @@ fn read_all(paths: &[PathBuf]) -> Result<BTreeMap<Name, Workspace>, Failure> {
                 let name = workspace.name.clone();
                 if let Some((_, other)) = all.insert(name.clone(), (workspace, file.clone())) {
                     let (one, other) = (file.display(), other.display());
-                    return Err(Failure::Failed(format!("`{name}` is in {other} and in {one}")));
+                    return Err(Failure::Failed(format!("workspace `{name}` is both in {other} and in {one}")));
                 }
             }
         }
@@ -86,7 +86,7 @@ fn read_all(paths: &[PathBuf]) -> Result<BTreeMap<Name, Workspace>, Failure> {
     Ok(all.into_iter().map(|(name, (workspace, _))| (name, workspace)).collect())
 }
 
-/// The file itself, or those of the directory, in the order of their names.
+/// The file itself, or the files of the directory, sorted by name.
 fn files_of(path: &Path) -> Result<Vec<(PathBuf, Language)>, Failure> {
     if path == Path::new("-") {
         return Ok(vec![(path.to_owned(), Language::Toml)]);
@@ -94,7 +94,7 @@ fn files_of(path: &Path) -> Result<Vec<(PathBuf, Language)>, Failure> {
     let wrong = |e| Failure::Failed(format!("{} cannot be read: {e}", path.display()));
     if !fs::metadata(path).map_err(wrong)?.is_dir() {
         let language = Language::of(path);
-        let unknown = || Failure::Usage(format!("{} is neither .toml nor .json nor .yaml", path.display()));
+        let unknown = || Failure::Usage(format!("{} is not a .toml, .json or .yaml file", path.display()));
         return Ok(vec![(path.to_owned(), language.ok_or_else(unknown)?)]);
     }
     let mut files = Vec::new();
@@ -105,7 +105,11 @@ fn files_of(path: &Path) -> Result<Vec<(PathBuf, Language)>, Failure> {
         }
     }
     files.sort_by(|one, other| one.0.cmp(&other.0));
-    if files.is_empty() { Err(Failure::Failed(format!("{} holds no workspace", path.display()))) } else { Ok(files) }
+    if files.is_empty() {
+        Err(Failure::Failed(format!("{} holds no workspace file", path.display())))
+    } else {
+        Ok(files)
+    }
 }
 
 fn read_one(file: &Path, language: Language) -> Result<Vec<Workspace>, Failure> {
@@ -176,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn one_name_in_two_files_is_refused() {
+    fn one_name_in_two_files_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "a.toml", "same");
         write(folder.path(), "b.toml", "same");

@@ -16,14 +16,14 @@ use crate::types::{
 
 /// Add a workspace to the catalogue.
 ///
-/// What follows `--` is the command that its sessions run, in place of the image's own.
+/// The words after `--` are the command that its sessions run, in place of the image's own.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ostler workspace add desktop --image kasmweb/desktop:1.16.0 --cores 2 --memory 2GiB --port 6901 \\
       --env VNC_PW={secret} --volume home-{user}:/home/kasm-user
   ostler workspace add training --image pytorch/pytorch --cores 8 --memory 32GiB --gpus 1 -- python train.py")]
 pub(in crate::cli) struct AddArgs {
-    /// What to call it.
+    /// Name of the workspace.
     name: Name,
     /// The cores that each of its sessions reserves.
     #[arg(long)]
@@ -35,9 +35,9 @@ pub(in crate::cli) struct AddArgs {
     rest: FieldArgs,
 }
 
-/// Change a workspace. What is not given stays; sessions that exist stay as they are.
+/// Change a workspace. Values that are not given stay, and existing sessions do not change.
 ///
-/// A list that is given, of ports, volumes, variables or constraints, takes the place of the old one.
+/// A given list of ports, volumes, variables or constraints replaces the old one.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  ostler workspace set desktop --memory 4GiB --image kasmweb/desktop:1.17.0")]
 pub(in crate::cli) struct SetArgs {
@@ -55,27 +55,27 @@ pub(in crate::cli) struct SetArgs {
 
 #[derive(Debug, Args)]
 struct FieldArgs {
-    /// What it is, for those who choose.
+    /// Description, shown in the list of workspaces.
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// The image, as Docker names it.
+    /// Reference of the image, as for `docker pull`.
     #[arg(long)]
     image: Option<String>,
-    /// The GPUs that each of its sessions is given.
+    /// Number of GPUs of each of its sessions.
     #[arg(long, value_name = "COUNT")]
     gpus: Option<u32>,
-    /// What of the GPU's driver its sessions will see: kept and shown, no GPU is handed over yet.
+    /// GPU driver capabilities of its sessions. The value is stored and shown, but no GPU is handed over yet.
     #[arg(long, value_delimiter = ',', value_name = "CAPABILITY",
           value_parser = one_of::<GpuCapability>(GpuCapability::ALL.iter().map(|capability| capability.as_str())))]
     gpu_capability: Vec<GpuCapability>,
-    /// A port that it listens on, as 6901 or 53/udp.
+    /// A port that its sessions listen on, for example 6901 or 53/udp.
     #[arg(long, value_name = "PORT[/PROTOCOL]")]
     port: Vec<PortArg>,
-    /// An environment variable; {user}, {session} and {secret} in it are filled in.
+    /// An environment variable; {user}, {session} and {secret} in its value are replaced.
     #[arg(short, long, value_name = "KEY=VALUE")]
     env: Vec<Pair>,
-    /// A named volume; {user} and {workspace} in its name are filled in. `ro`: read only; `roam`: its
-    /// sessions may be placed where it is not.
+    /// A named volume; {user} and {workspace} in its name are replaced. `ro`: read-only; `roam`: its
+    /// sessions may be placed on nodes that do not have the volume.
     #[arg(long, value_name = "NAME:PATH[:ro][:roam]")]
     volume: Vec<VolumeArg>,
     /// A label that a node must have.
@@ -84,22 +84,22 @@ struct FieldArgs {
     /// A network from the nodes' runtime.networks, in place of ostler's own.
     #[arg(long)]
     network: Option<Name>,
-    /// The size of /dev/shm, as 512MiB.
+    /// The size of /dev/shm, for example 512MiB.
     #[arg(long, value_name = "SIZE")]
     shm: Option<Bytes>,
-    /// When nodes look for a newer image.
+    /// When nodes check for a newer image.
     #[arg(long, value_parser = one_of::<PullPolicy>(PullPolicy::ALL.iter().map(|policy| policy.as_str())))]
     pull: Option<PullPolicy>,
-    /// Fetch the image before anybody asks for a session: kept and shown, nothing is fetched ahead yet.
+    /// Pull the image before the first session. The value is stored and shown, but no image is pulled ahead yet.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     prepull: Option<bool>,
-    /// Destroy its sessions after this long, as 8h; 0s: never.
+    /// Remove its sessions after this time, for example 8h; 0s: never.
     #[arg(long, value_name = "PERIOD")]
     ttl: Option<Period>,
-    /// Stop its sessions when they were idle for this long, as 30m; 0s: never.
+    /// Stop its sessions after they were idle for this time, for example 30m; 0s: never.
     #[arg(long, value_name = "PERIOD")]
     idle_timeout: Option<Period>,
-    /// What becomes of its sessions when their host restarts.
+    /// What happens to its sessions when their host restarts.
     #[arg(long, value_parser = one_of::<OnHostRestart>(OnHostRestart::ALL.iter().map(|word| word.as_str())))]
     on_host_restart: Option<OnHostRestart>,
     /// The command, after `--`.
@@ -134,7 +134,7 @@ pub(super) async fn set(args: &SetArgs, context: &Context) -> Result<(), Failure
 }
 
 impl FieldArgs {
-    /// Puts what was given into the workspace.
+    /// Sets the given values in the workspace.
     fn change(&self, workspace: &mut Workspace) {
         set_if(&mut workspace.description, self.description.clone());
         workspace.image = self.image.clone().or(workspace.image.take());
@@ -144,7 +144,7 @@ impl FieldArgs {
         set_if(&mut workspace.pull, self.pull);
         set_if(&mut workspace.prepull, self.prepull);
         set_if(&mut workspace.on_host_restart, self.on_host_restart);
-        // 0 takes the span away.
+        // 0 removes the limit.
         let span = |period: Period| Some(period.as_secs()).filter(|seconds| *seconds > 0);
         set_if(&mut workspace.ttl_seconds, self.ttl.map(span));
         set_if(&mut workspace.idle_timeout_seconds, self.idle_timeout.map(span));
@@ -185,7 +185,7 @@ impl FromStr for PortArg {
 impl FromStr for VolumeArg {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not NAME:PATH, :ro or :roam behind it");
+        let wrong = || format!("`{text}` is not a volume; expected NAME:PATH[:ro][:roam]");
         let mut parts = text.split(':');
         let (Some(name), Some(path)) = (parts.next(), parts.next()) else { return Err(wrong()) };
         let mut volume = VolumeMount { name: name.to_owned(), path: path.to_owned(), read_only: false, roam: false };
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_and_volumes_that_are_none_are_refused() {
+    fn invalid_ports_and_volumes_are_rejected() {
         for wrong in ["0", "65536", "x", "80/sctp", "-1"] {
             assert!(wrong.parse::<PortArg>().is_err(), "{wrong}");
         }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::cli::failure::Failure;
 use crate::types::{Bytes, Workspace};
 
-/// What a file is written in.
+/// The format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Language {
     Toml,
@@ -17,7 +17,7 @@ pub(super) enum Language {
 }
 
 impl Language {
-    /// By the name's ending; `None`: no file of ours.
+    /// The format by the extension of the name; `None` for other extensions.
     pub(super) fn of(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()? {
             "toml" => Some(Self::Toml),
@@ -33,7 +33,7 @@ impl Language {
 /// A list as the API answers it, under `items`, and a bare list are read too.
 ///
 /// # Errors
-/// [`Failure::Failed`] for what cannot be read, [`Failure::Refused`] for values that cannot be.
+/// [`Failure::Failed`] for a text that cannot be parsed, [`Failure::Refused`] for invalid values.
 pub(super) fn read(text: &str, language: Language) -> Result<Vec<Workspace>, Failure> {
     let whole: Value = parse(text, language).map_err(Failure::Failed)?;
     let (path, items) = match whole {
@@ -48,14 +48,14 @@ pub(super) fn read(text: &str, language: Language) -> Result<Vec<Workspace>, Fai
             }
             None => return Ok(vec![workspace(Value::Object(fields), None)?]),
         },
-        _ => return Err(Failure::Failed("that is no workspace".to_owned())),
+        _ => return Err(Failure::Failed("expected a workspace or a list of workspaces".to_owned())),
     };
     items.into_iter().enumerate().map(|(i, item)| workspace(item, Some(format!("{path}[{i}]")))).collect()
 }
 
-/// The workspaces as TOML that [`read`] reads back to the same.
+/// The workspaces as TOML. [`read`] returns the same workspaces from it.
 pub(in crate::cli) fn export(workspaces: &[Workspace]) -> Result<String, Failure> {
-    let wrong = |e: &dyn std::fmt::Display| Failure::Failed(format!("the catalogue has no TOML: {e}"));
+    let wrong = |e: &dyn std::fmt::Display| Failure::Failed(format!("the catalogue cannot be encoded as TOML: {e}"));
     let mut text = String::new();
     for workspace in workspaces {
         let mut table = toml::Table::try_from(workspace).map_err(|e| wrong(&e))?;
@@ -71,10 +71,10 @@ pub(in crate::cli) fn export(workspaces: &[Workspace]) -> Result<String, Failure
     Ok(text)
 }
 
-/// Besides a list of workspaces only the API's own cursor may be there: anything else would be lost.
+/// Beside a list of workspaces only the API's own cursor may be present: any other key would be lost.
 fn check_alone<'a>(list: &str, mut keys: impl Iterator<Item = &'a String>) -> Result<(), Failure> {
     match keys.find(|key| key.as_str() != list && key.as_str() != "next_cursor") {
-        Some(other) => Err(Failure::Failed(format!("`{other}` beside `{list}` is not known"))),
+        Some(other) => Err(Failure::Failed(format!("unknown key `{other}` beside `{list}`"))),
         None => Ok(()),
     }
 }
@@ -96,7 +96,7 @@ fn workspace(value: Value, place: Option<String>) -> Result<Workspace, Failure> 
     Ok(read)
 }
 
-/// The size in the largest unit that it is a whole number of, so that nothing is lost.
+/// The size in the largest unit that divides it, so that no digit is lost.
 fn exact_size(bytes: Bytes) -> String {
     const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     let bytes = bytes.get();
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn an_error_names_the_workspace_and_the_key() {
         let failure = |text: &str| read(text, Language::Toml).unwrap_err();
         assert!(matches!(failure("name = \"x\"\ncores = 0\nmemory_bytes = \"1G\"\nimage = \"a\""),
             Failure::Refused(m) if m.starts_with("x: cores: ")));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_known_by_its_ending() {
+    fn the_format_follows_from_the_extension() {
         assert_eq!(Language::of(Path::new("a/b.yml")), Some(Language::Yaml));
         assert_eq!(Language::of(Path::new("README.md")), None);
         assert_eq!(Language::of(Path::new("toml")), None);

@@ -1,4 +1,4 @@
-//! `ostler workspace`: the catalogue that sessions are made from.
+//! `ostler workspace`: the catalogue that sessions are created from.
 
 mod apply;
 mod edit;
@@ -14,16 +14,16 @@ use super::{Context, Failures};
 use crate::types::{List, Workspace};
 pub(super) use file::export;
 
-/// What can be asked of the catalogue.
+/// Commands about the catalogue.
 #[derive(Debug, Subcommand)]
 pub(super) enum WorkspaceCommand {
-    /// List the catalogue.
+    /// List the workspaces of the catalogue.
     Ls,
     /// Show a workspace.
     Show(ShowArgs),
     Add(edit::AddArgs),
     Set(edit::SetArgs),
-    /// Take workspaces out of the catalogue. Sessions that run go on.
+    /// Remove workspaces from the catalogue. Existing sessions keep running.
     Rm(RmArgs),
     Apply(apply::ApplyArgs),
     Export(ExportArgs),
@@ -48,7 +48,7 @@ pub(in crate::cli) struct RmArgs {
     after_help = "Examples:\n  ostler workspace export > catalogue.toml\n  ostler workspace apply -f catalogue.toml"
 )]
 pub(in crate::cli) struct ExportArgs {
-    /// Only these; left out: the whole catalogue.
+    /// Names of the workspaces [default: the whole catalogue].
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! `ostler workspace ls` and `show`, as people read them. Pure.
+//! The text of `ostler workspace ls` and `show`. Pure.
 
 use crate::cli::table::{NONE, fields, joined, one_line, or_none, table, yes_no};
 use crate::types::{Period, Port, VolumeMount, Workspace};
@@ -86,7 +86,7 @@ desktop   kasmweb/desktop:1   2.5     2 GiB    0      6901/tcp";
     }
 
     #[test]
-    fn a_workspace_is_shown_in_the_words_that_set_it() {
+    fn a_workspace_is_shown_in_the_syntax_of_the_flags() {
         let shown = describe(&desktop());
         assert!(shown.contains("\n  volumes           home-{user}:/home/kasm-user:ro:roam\n"), "{shown}");
         assert!(shown.contains("\n  ttl               8h\n"), "{shown}");

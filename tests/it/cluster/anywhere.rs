@@ -29,12 +29,12 @@ fn every_node_shows_and_changes_every_node() {
     assert_eq!(changed.expect(200)["settings"]["cores_override"], 12.0);
     assert_eq!(other.node()["settings"]["labels"]["rack"], "3");
     for node in &cluster.nodes {
-        until("everybody lists it", || {
+        until("every node lists it", || {
             node.get("/v1/nodes").expect(200)["items"][1]["settings"]["cores_override"] == 12.0
         });
     }
 
-    // By selector, from a node that is not among the selected.
+    // By selector, at a node that the selector does not match.
     asked.cli(&["node", "set", "-l", "rack=3", "--memory-override", "64M"]).ok();
     assert_eq!(other.node()["settings"]["memory_override_bytes"], 64 << 20);
     let refused = asked.patch("/v1/nodes/n1", &json!({"gpus_override": 4}));
@@ -55,7 +55,7 @@ fn a_session_is_made_seen_and_ended_from_any_node() {
     let session = id(&session);
 
     for node in &cluster.nodes {
-        // Its host tells the leader as soon as it runs, and answers whoever waits at the same moment.
+        // The host reports to the leader at the same moment as it answers the waiting request.
         node.until_state(&session, "running");
         assert!(node.sessions(false).iter().any(|listed| listed["id"] == session.as_str()));
         until("its output", || node.get(&format!("/v1/sessions/{session}/logs")).text().contains("hello from"));
@@ -69,12 +69,12 @@ fn a_session_is_made_seen_and_ended_from_any_node() {
     a.until_state(&session, "stopped");
     b.delete(&format!("/v1/sessions/{session}?wait=true&timeout=60s")).expect(200);
     for node in &cluster.nodes {
-        until("gone everywhere", || node.sessions(false).is_empty());
+        until("removed everywhere", || node.sessions(false).is_empty());
     }
 }
 
 #[test]
-fn whoever_was_told_of_a_session_finds_it_on_every_node() {
+fn a_created_session_is_found_on_every_node_at_once() {
     const SESSIONS: usize = 20;
     let cluster = Cluster::start(3, "");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.01}));
@@ -90,7 +90,7 @@ fn whoever_was_told_of_a_session_finds_it_on_every_node() {
 }
 
 #[test]
-fn whoever_commanded_a_session_sees_it_obey_on_every_node() {
+fn the_effect_of_a_command_is_seen_on_every_node_at_once() {
     const ROUNDS: usize = 5;
     let cluster = Cluster::start(3, "");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
@@ -110,7 +110,7 @@ fn whoever_commanded_a_session_sees_it_obey_on_every_node() {
 }
 
 #[test]
-fn one_key_is_one_session_on_whatever_node_it_is_used() {
+fn one_key_is_one_session_on_every_node() {
     let cluster = Cluster::start(3, "");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"env": {"PASSWORD": "{secret}"}}));
     let ask = |node: usize, user: &str| {
@@ -127,7 +127,7 @@ fn one_key_is_one_session_on_whatever_node_it_is_used() {
 }
 
 #[test]
-fn sessions_are_spread_and_refusals_name_every_node() {
+fn sessions_are_spread_and_rejections_name_every_node() {
     let cluster = Cluster::start(3, "dev = { physical_cores = 2, physical_memory = '1GiB' }");
     let asked = &cluster.nodes[0];
     asked.workspace("w", FOREVER, &json!({"cores": 1}));
@@ -143,13 +143,13 @@ fn sessions_are_spread_and_refusals_name_every_node() {
     assert_eq!(refused, ["n0", "n1", "n2"], "{full}");
     asked.create("huge", "alice").refused(422, "exceeds_physical");
 
-    // One node offers more: that is where the next one goes, at once.
+    // One node offers more: the next session is placed there at once.
     cluster.nodes[2].patch("/v1/nodes/n1", &json!({"cores_override": 3})).expect(200);
     assert_eq!(asked.create("w", "alice").expect(202)["node"], "n1");
 }
 
 #[test]
-fn a_drain_is_asked_for_and_waited_for_from_another_node() {
+fn a_drain_can_be_started_and_awaited_from_another_node() {
     let cluster = Cluster::start(3, "");
     let [asked, drained] = [&cluster.nodes[0], &cluster.nodes[1]];
     asked.workspace("w", FOREVER, &json!({"cores": 0.1, "constraints": {"here": "yes"}}));

@@ -1,4 +1,4 @@
-//! Leaders that die, freeze and come back. Whatever happens, one key is one session, and no host takes
+//! Leaders that die, freeze and come back. Whatever happens, one key is one session, and no host admits
 //! more than it offers.
 
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::support::cluster::Cluster;
 use crate::support::http::{Request, Response};
 use crate::support::skip;
 
-/// So long is a leader's host asleep, as the longest of its orders may be on their way.
+/// How long a leader's host is frozen: as long as its orders may be on their way at most.
 const FROZEN_FOR: Duration = Duration::from_secs(30);
 
 pub(crate) fn keyed(agent: &Agent, key: &str) -> std::io::Result<Response> {
@@ -19,7 +19,7 @@ pub(crate) fn keyed(agent: &Agent, key: &str) -> std::io::Result<Response> {
     agent.client().try_send(&request.json(&json!({"workspace": "w", "user": "alice"})))
 }
 
-/// Asks with this key until it is answered for good; every other answer must ask to try again.
+/// Repeats a request with this key until it succeeds; every other answer must be retryable.
 pub(crate) fn persist(agent: &Agent, key: &str) -> Value {
     let deadline = Instant::now() + SOON;
     loop {
@@ -34,7 +34,7 @@ pub(crate) fn persist(agent: &Agent, key: &str) -> Value {
     }
 }
 
-/// A workspace whose sessions only this node takes.
+/// Adds a workspace whose sessions only this node admits.
 fn held_to(cluster: &Cluster, name: &str, node: usize) {
     let label = json!({"labels": {name: "yes"}});
     cluster.nodes[node].patch(&format!("/v1/nodes/n{node}"), &label).expect(200);
@@ -45,7 +45,7 @@ fn held_to(cluster: &Cluster, name: &str, node: usize) {
 }
 
 #[test]
-fn the_next_leader_goes_on_where_one_was_killed() {
+fn the_next_leader_takes_over_from_a_killed_one() {
     let mut cluster = Cluster::start(3, "");
     let killed = cluster.leader();
     let survivor = cluster.followers()[0];
@@ -56,7 +56,7 @@ fn the_next_leader_goes_on_where_one_was_killed() {
     assert_ne!(before["id"], after["id"]);
     for key in ["before", "after"] {
         let again = persist(&cluster.nodes[survivor], key);
-        assert!(again["id"] == before["id"] || again["id"] == after["id"], "a retry is the same session");
+        assert!(again["id"] == before["id"] || again["id"] == after["id"], "a retry returns the same session");
     }
     cluster.nodes[killed].up();
     cluster.settled();
@@ -69,7 +69,7 @@ fn the_next_leader_goes_on_where_one_was_killed() {
 }
 
 #[test]
-fn whoever_waits_for_a_leader_that_was_killed_is_answered_by_the_next() {
+fn a_request_that_waits_for_a_killed_leader_is_answered_by_the_next() {
     let mut cluster = Cluster::start(3, "");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
     for node in &cluster.nodes {
@@ -80,7 +80,7 @@ fn whoever_waits_for_a_leader_that_was_killed_is_answered_by_the_next() {
     std::thread::scope(|scope| {
         for i in asked {
             let node = &cluster.nodes[i];
-            // The first answer, not the last: nobody has to ask again to find out.
+            // The first answer is final: the client does not have to retry to learn the outcome.
             scope.spawn(move || {
                 let answer = keyed(node, &format!("key-{i}")).unwrap().json();
                 assert_ne!(answer["error"]["code"], "outcome_unknown", "{answer}");
@@ -90,32 +90,32 @@ fn whoever_waits_for_a_leader_that_was_killed_is_answered_by_the_next() {
 }
 
 #[test]
-fn what_is_on_a_host_that_cannot_be_asked_is_unknown_and_never_made_again() {
+fn a_session_on_an_unreachable_host_is_unknown_and_never_created_again() {
     let mut cluster = Cluster::start(3, "");
     let [asked, away] = cluster.followers()[..] else { panic!("three nodes have two followers") };
     held_to(&cluster, "w", away);
     let made = persist(&cluster.nodes[asked], "key");
     for node in &cluster.nodes {
-        until("everybody has heard of it", || node.sessions(false).iter().any(|s| s["state"] == "running"));
+        until("every node knows it", || node.sessions(false).iter().any(|s| s["state"] == "running"));
     }
     cluster.nodes[away].kill9();
     for node in cluster.nodes.iter().filter(|node| node.is_running()) {
         until("it is unknown", || node.session(&id(&made))["state"] == "unknown");
         let again = persist(node, "key");
         assert_eq!((&again["id"], &again["state"]), (&made["id"], &json!("unknown")));
-        // As long as the connection is not seen to be dead, nobody can say what became of the request.
-        until("the host is known to be away", || {
+        // Until the connection is known to be dead, the outcome of the request is unknown.
+        until("the host is known to be unreachable", || {
             let stop = node.client().command(&format!("/v1/sessions/{}/stop", id(&made))).json();
             assert_eq!(stop["error"]["retryable"], true, "{stop}");
             stop["error"]["code"] == "node_unreachable"
         });
     }
-    // Nor can anybody say that a session is not there which that host may have.
+    // A session that the unreachable host may have is not reported as not found.
     let other = "a".repeat(26);
     cluster.nodes[asked].get(&format!("/v1/sessions/{other}")).refused(503, "node_unreachable");
     cluster.nodes[asked].get("/v1/sessions/aaaaaaaa").refused(404, "not_found");
     cluster.nodes[away].up();
-    until("it runs on", || cluster.nodes[asked].session(&id(&made))["state"] == "running");
+    until("it runs again", || cluster.nodes[asked].session(&id(&made))["state"] == "running");
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_session_that_one_host_cannot_start_runs_on_another() {
         return skip("a_session_that_one_host_cannot_start_runs_on_another", "root");
     }
     let mut cluster = Cluster::prepare(3, "");
-    // Only sessions of this host run as the user who may run the program: on the others the start fails.
+    // Only on this host do sessions run as the user that may run the program: on the others the start fails.
     let able = 2;
     for (i, node) in cluster.nodes.iter().enumerate().filter(|(i, _)| *i != able) {
         let mut configuration: toml::Table =
@@ -156,12 +156,12 @@ fn a_session_that_one_host_cannot_start_runs_on_another() {
         let tried = explained["nodes"].as_array().unwrap().iter().filter(|verdict| failed(verdict)).count();
         assert_eq!(explained["attempt"], tried + 1, "{explained}");
     }
-    // Nobody starts this one: it fails once each has tried.
+    // No node can start this session: it fails after each has tried.
     asked.workspace("none", "true", &json!({"command": ["/no/such"]}));
     let failed = asked.post("/v1/sessions?wait=running", &json!({"workspace": "none", "user": "alice"})).expect(202);
     assert_eq!((&failed["state"], &failed["end_reason"]), (&json!("failed"), &json!("start_failed")), "{failed}");
     assert_eq!(failed["attempt"], 3);
-    until("each is there once", || {
+    until("each session exists once", || {
         let mut everywhere: Vec<usize> = cluster
             .nodes
             .iter()
@@ -173,7 +173,7 @@ fn a_session_that_one_host_cannot_start_runs_on_another() {
 }
 
 #[test]
-fn a_leader_that_froze_is_followed_no_more() {
+fn a_leader_that_froze_is_no_longer_followed() {
     let cluster = Cluster::start(3, "");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
     let frozen = cluster.leader();
@@ -183,7 +183,7 @@ fn a_leader_that_froze_is_followed_no_more() {
     let made = persist(&cluster.nodes[survivor], "during");
     assert_ne!(made["node"], format!("n{frozen}"));
     cluster.nodes[frozen].freeze(false);
-    // Whatever it thought it was, its orders are refused, and it finds out.
+    // The hosts reject the orders of the former leader, and it becomes a follower.
     let asked = persist(&cluster.nodes[frozen], "during");
     assert_eq!(asked["id"], made["id"]);
     cluster.settled();
@@ -193,7 +193,7 @@ fn a_leader_that_froze_is_followed_no_more() {
 }
 
 #[test]
-fn what_a_leader_ordered_before_it_froze_for_half_a_minute_makes_nothing_twice() {
+fn orders_of_a_leader_that_froze_for_half_a_minute_create_nothing_twice() {
     const KEYS: usize = 24;
     let cluster = Cluster::start(3, "dev = { physical_cores = 8, physical_memory = '8GiB' }");
     cluster.nodes[0].workspace("w", FOREVER, &json!({"cores": 0.1}));
@@ -202,7 +202,7 @@ fn what_a_leader_ordered_before_it_froze_for_half_a_minute_makes_nothing_twice()
     }
     let (frozen, survivors) = (&cluster.nodes[cluster.leader()], cluster.followers());
     std::thread::scope(|scope| {
-        // It wakes in the midst of these, and goes on with them.
+        // The leader freezes while it handles these requests, and continues with them after the thaw.
         let asked: Vec<_> = (0..KEYS).map(|i| scope.spawn(move || keyed(frozen, &format!("key-{i}")))).collect();
         frozen.freeze(true);
         let thaws = Instant::now() + FROZEN_FOR;
@@ -211,7 +211,7 @@ fn what_a_leader_ordered_before_it_froze_for_half_a_minute_makes_nothing_twice()
         std::thread::sleep(thaws.saturating_duration_since(Instant::now()));
         frozen.freeze(false);
         for (asked, made) in asked.into_iter().zip(&made) {
-            let answer = asked.join().unwrap().expect("it answers once it is awake");
+            let answer = asked.join().unwrap().expect("it answers after the thaw");
             let told = answer.json();
             match answer.status {
                 200 | 202 => assert_eq!(told["id"], made["id"]),
@@ -223,7 +223,7 @@ fn what_a_leader_ordered_before_it_froze_for_half_a_minute_makes_nothing_twice()
         }
     });
     cluster.settled();
-    until("each is there once and runs", || {
+    until("each session exists once and runs", || {
         let sessions = cluster.nodes[survivors[0]].sessions(false);
         let directories: usize = cluster.nodes.iter().map(|node| node.process_directories().len()).sum();
         directories == KEYS && sessions.len() == KEYS && sessions.iter().all(|session| session["state"] == "running")
@@ -243,7 +243,7 @@ fn a_leader_that_is_stopped_hands_over() {
 }
 
 #[test]
-fn leaders_are_killed_while_people_ask_and_nobody_gets_two() {
+fn requests_during_kills_of_leaders_create_one_session_each() {
     const ROUNDS: usize = 3;
     const EACH: usize = 8;
     let mut cluster = Cluster::start(3, "dev = { physical_cores = 4, physical_memory = '4GiB' }");
@@ -274,7 +274,7 @@ fn leaders_are_killed_while_people_ask_and_nobody_gets_two() {
         cluster.settled();
     }
     let asked = &cluster.nodes[0];
-    until("each session is there once and runs", || {
+    until("each session exists once and runs", || {
         let sessions = asked.sessions(false);
         sessions.len() == ROUNDS * EACH && sessions.iter().all(|session| session["state"] == "running")
     });

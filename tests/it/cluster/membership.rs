@@ -1,4 +1,4 @@
-//! Who is in a cluster, and who is kept out of it.
+//! Which nodes are in a cluster, and which are kept out of it.
 
 use serde_json::{Value, json};
 
@@ -15,14 +15,14 @@ fn state(asked: &Agent, name: &str) -> String {
 }
 
 #[test]
-fn a_node_that_says_goodbye_has_left_and_one_that_vanishes_is_unknown() {
+fn a_stopped_node_has_left_and_a_killed_node_is_unknown() {
     let mut cluster = Cluster::start(3, "");
     let [leaves, vanishes] = cluster.followers()[..] else { panic!("three nodes have two followers") };
     let asked = cluster.leader();
     assert!(cluster.nodes[leaves].sigterm().success());
     until("it left", || state(&cluster.nodes[asked], &format!("n{leaves}")) == "left");
     cluster.nodes[vanishes].kill9();
-    until("it is missed", || state(&cluster.nodes[asked], &format!("n{vanishes}")) == "suspect");
+    until("it is suspect", || state(&cluster.nodes[asked], &format!("n{vanishes}")) == "suspect");
     until("it is unknown", || state(&cluster.nodes[asked], &format!("n{vanishes}")) == "unknown");
     cluster.nodes[leaves].up();
     cluster.nodes[vanishes].up();
@@ -30,7 +30,7 @@ fn a_node_that_says_goodbye_has_left_and_one_that_vanishes_is_unknown() {
 }
 
 #[test]
-fn a_node_that_is_gone_for_good_is_forgotten_by_all() {
+fn a_removed_node_is_forgotten_by_all() {
     let mut cluster = Cluster::start(3, "");
     let [asked, gone] = cluster.followers()[..] else { panic!("three nodes have two followers") };
     let name = format!("n{gone}");
@@ -40,16 +40,16 @@ fn a_node_that_is_gone_for_good_is_forgotten_by_all() {
     cluster.nodes[gone].patch(&format!("/v1/nodes/{name}"), &json!({"labels": {"here": "yes"}})).expect(200);
     cluster.nodes[asked].create("w", "alice").expect(202);
     cluster.nodes[gone].kill9();
-    until("it may be forgotten", || cluster.nodes[asked].cli(&["node", "rm", &name]).code == 0);
+    until("it can be removed", || cluster.nodes[asked].cli(&["node", "rm", &name]).code == 0);
     for i in (0..3).filter(|i| *i != gone) {
         let list = || cluster.nodes[i].get("/v1/nodes").expect(200)["items"].as_array().unwrap().len();
-        until("nobody lists it", || list() == 2);
-        until("nor what it had", || cluster.nodes[i].sessions(false).is_empty());
+        until("it is no longer listed", || list() == 2);
+        until("its sessions are no longer listed", || cluster.nodes[i].sessions(false).is_empty());
         assert_eq!(cluster.nodes[i].get(&format!("/v1/nodes/{name}")).status, 404);
     }
     cluster.nodes[gone].up();
     cluster.settled();
-    until("it is back with what it has", || cluster.nodes[asked].sessions(false).len() == 1);
+    until("it is back with its session", || cluster.nodes[asked].sessions(false).len() == 1);
 }
 
 #[test]
@@ -60,37 +60,37 @@ fn a_session_whose_host_will_not_return_is_forgotten_and_its_key_is_free() {
     for node in &cluster.nodes {
         until("the workspace is everywhere", || node.get("/v1/workspaces/w").status == 200);
     }
-    // Spread: one for each node.
+    // The sessions are spread: one on each node.
     let made: Vec<Value> = (0..3).map(|key| persist(&cluster.nodes[asked], &format!("key-{key}"))).collect();
     let name = format!("n{gone}");
     let key = made.iter().position(|session| session["node"] == json!(name)).expect("it has one");
     let lost = id(&made[key]);
     let agent = &cluster.nodes[asked];
     for node in &cluster.nodes {
-        until("everybody has heard of it", || node.sessions(false).iter().any(|session| id(session) == lost));
+        until("every node knows it", || node.sessions(false).iter().any(|session| id(session) == lost));
     }
     let refused = agent.cli(&["session", "rm", "--forget", &lost]).failed(3);
     assert!(refused.contains("is alive"), "{refused}");
     cluster.nodes[gone].kill9();
     let agent = &cluster.nodes[asked];
     agent.cli(&["session", "rm", "--forget", "--no-wait", &lost]).failed(2);
-    until("it may be forgotten", || agent.cli(&["session", "rm", "--forget", &lost]).code == 0);
+    until("it can be forgotten", || agent.cli(&["session", "rm", "--forget", &lost]).code == 0);
     for node in cluster.nodes.iter().filter(|node| node.is_running()) {
-        until("nobody lists it", || node.sessions(false).iter().all(|session| id(session) != lost));
-        assert_eq!(node.sessions(false).len(), 2, "the others are there");
+        until("it is no longer listed", || node.sessions(false).iter().all(|session| id(session) != lost));
+        assert_eq!(node.sessions(false).len(), 2, "the other sessions are listed");
     }
-    // Its id is that of its key: whoever asks with that again gets a new session of this id.
+    // The id follows from the key, so a new request with the same key creates a new session with the same id.
     let anew = persist(&cluster.nodes[asked], &format!("key-{key}"));
     assert_eq!((id(&anew), anew["node"] == json!(name)), (lost.clone(), false));
     cluster.nodes[gone].up();
     cluster.settled();
-    until("it is there once, wherever that is", || {
+    until("it exists once, on whatever node", || {
         cluster.nodes.iter().filter(|node| node.process_directories().contains(&lost)).count() == 1
     });
 }
 
 #[test]
-fn a_cluster_that_was_stopped_finds_itself_again_without_its_seeds() {
+fn the_nodes_of_a_stopped_cluster_find_each_other_again_without_seeds() {
     let mut cluster = Cluster::start(3, "");
     let mesh = cluster.mesh(0);
     for node in &mut cluster.nodes {
@@ -106,7 +106,7 @@ fn a_cluster_that_was_stopped_finds_itself_again_without_its_seeds() {
 }
 
 #[test]
-fn another_token_and_another_cluster_stay_out() {
+fn nodes_with_another_token_or_another_cluster_stay_out() {
     let cluster = Cluster::start(2, "");
     let seeds = format!("seeds = ['{}', '{}']", cluster.mesh(0), cluster.mesh(1));
     let mut strangers = Vec::new();
@@ -136,7 +136,7 @@ fn another_token_and_another_cluster_stay_out() {
 #[test]
 fn two_nodes_with_one_id_are_noticed_and_admit_nothing() {
     let mut cluster = Cluster::start(2, "");
-    // A copy of the data directory on the same machine: nothing but the mesh can tell.
+    // A copy of the data directory on the same machine: only the mesh can detect it.
     cluster.nodes[1].sigterm();
     let twin = Agent::prepare("");
     let copied =
@@ -153,7 +153,7 @@ fn two_nodes_with_one_id_are_noticed_and_admit_nothing() {
     twin.configure(&configuration);
     let mut twin = twin;
     twin.up();
-    until("one of them raises the alarm", || {
+    until("one of them shows the condition", || {
         [&twin, &cluster.nodes[1]]
             .iter()
             .any(|node| node.node()["conditions"].to_string().contains("duplicate_node_id"))

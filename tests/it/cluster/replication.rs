@@ -1,22 +1,22 @@
-//! The catalogue and the API tokens are everywhere.
+//! Every node has the catalogue and the API tokens.
 
 use serde_json::{Value, json};
 
 use crate::support::agent::until;
 use crate::support::cluster::Cluster;
 
-/// The names of the workspaces that a node shows, without asking anybody.
+/// The names of the workspaces that a node lists from its own copy.
 fn workspaces(cluster: &Cluster, node: usize) -> Vec<String> {
     let list = cluster.nodes[node].get("/v1/workspaces").expect(200);
     list["items"].as_array().unwrap().iter().map(|w| w["name"].as_str().unwrap().to_owned()).collect()
 }
 
 #[test]
-fn what_is_changed_at_one_node_is_read_there_at_once_and_everywhere_soon() {
+fn a_change_is_read_at_its_node_at_once_and_everywhere_soon() {
     let cluster = Cluster::start(3, "");
     for node in 0..3 {
         cluster.nodes[node].workspace(&format!("w{node}"), "true", &json!({}));
-        assert!(workspaces(&cluster, node).contains(&format!("w{node}")), "whoever asked sees it");
+        assert!(workspaces(&cluster, node).contains(&format!("w{node}")), "the node that was asked sees it");
     }
     for node in 0..3 {
         until("everywhere", || workspaces(&cluster, node) == ["w0", "w1", "w2"]);
@@ -43,7 +43,7 @@ fn a_node_that_was_away_catches_up_and_serves_alone() {
         cluster.nodes[i].kill9();
     }
     cluster.nodes[away].restart();
-    assert_eq!(workspaces(&cluster, away), ["new"], "it has a copy of its own");
+    assert_eq!(workspaces(&cluster, away), ["new"], "it has its own copy");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! How sessions end, asked and unasked, and what happens to them behind the agent's back.
+//! How sessions end, with and without a request, and what happens if `docker` changes them.
 
 use serde_json::{Value, json};
 
@@ -29,14 +29,14 @@ fn a_session_that_ends_says_how() {
         assert_eq!(end(&agent, &session), ended, "{name}");
     }
     let resources = agent.node()["resources"].clone();
-    assert_eq!(resources["memory_bytes"]["allocated"], 0, "what has ended holds nothing: {resources}");
+    assert_eq!(resources["memory_bytes"]["allocated"], 0, "an ended session holds nothing: {resources}");
     let message = agent.sessions(false).iter().find(|s| s["workspace"] == "greedy").unwrap()["message"].clone();
     assert!(message.as_str().unwrap().contains("8 MiB of memory"), "{message}");
 }
 
 #[test]
-fn what_is_done_behind_the_agents_back_is_seen_or_put_right() {
-    let Some(lab) = Lab::open("what_is_done_behind_the_agents_back_is_seen_or_put_right") else { return };
+fn changes_made_with_docker_are_noticed_or_undone() {
+    let Some(lab) = Lab::open("changes_made_with_docker_are_noticed_or_undone") else { return };
     let agent = start(&lab);
     add(&agent, &lab, "w", FOREVER, &json!({}));
     let begin = || id(&agent.running("w", "alice"));
@@ -48,7 +48,7 @@ fn what_is_done_behind_the_agents_back_is_seen_or_put_right() {
     docker(&["kill", &container(&lab, &killed)]);
     assert_eq!(end(&agent, &killed), json!(["failed", "exited", 137]));
     docker(&["rm", "--force", &container(&lab, &gone)]);
-    // The engine kills first, which may be seen or not.
+    // The engine kills the container first. The agent may see that or not.
     let ends = [json!(["failed", "lost", null]), json!(["failed", "exited", 137])];
     assert!(ends.contains(&end(&agent, &gone)), "{}", agent.session(&gone));
     super::remove(&agent, &gone);
@@ -65,12 +65,12 @@ fn what_is_done_behind_the_agents_back_is_seen_or_put_right() {
     until("paused again", || run(&lab, &session).ends_with("paused"));
     command(&agent, &session, "resume");
     agent.until_state(&session, "running");
-    assert_eq!(run(&lab, &session), running, "it is one run all the time");
+    assert_eq!(run(&lab, &session), running, "the run is the same");
 }
 
 #[test]
-fn a_stopped_session_that_somebody_starts_is_stopped_again() {
-    let Some(lab) = Lab::open("a_stopped_session_that_somebody_starts_is_stopped_again") else { return };
+fn a_stopped_session_started_with_docker_is_stopped_again() {
+    let Some(lab) = Lab::open("a_stopped_session_started_with_docker_is_stopped_again") else { return };
     let mut agent = start(&lab);
     add(&agent, &lab, "w", FOREVER, &json!({}));
     let session = id(&agent.running("w", "alice"));
@@ -79,7 +79,7 @@ fn a_stopped_session_that_somebody_starts_is_stopped_again() {
     agent.until_state(&session, "stopped");
     docker(&["start", &container(&lab, &session)]);
     until_it_sleeps(&lab, &session);
-    // The next look at everything is that of the next start, at the latest.
+    // The agent lists all containers at its next start at the latest.
     agent.restart();
     until("stopped again", || run(&lab, &session).ends_with("exited"));
     assert_eq!(end(&agent, &session), json!(["stopped", "user_stopped", 143]));

@@ -1,4 +1,4 @@
-//! The engine restarts, crashes and hangs under sessions. None is ended by the agent for it.
+//! The engine restarts, crashes and hangs while sessions run. The agent ends no session because of it.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,14 @@ use super::{FOREVER, add, command, configuration, container, id};
 use crate::support::agent::{Agent, until};
 use crate::support::docker::Lab;
 
-/// An engine that hangs is found out within this: half a minute between two looks, and some seconds to answer.
+/// The agent notices an engine that hangs within this: 30 s between two looks, and some seconds to answer.
 const FOUND_OUT: Duration = Duration::from_secs(45);
 
 fn start(lab: &Lab, engine: &OwnEngine) -> Agent {
     let agent = Agent::start(&configuration(lab, &engine.host()));
     add(&agent, lab, "start", FOREVER, &json!({"on_host_restart": "start"}));
     add(&agent, lab, "stop", FOREVER, &json!({"on_host_restart": "stop"}));
-    // As long as the engine waits before it kills.
+    // It ignores SIGTERM, so it runs until the engine kills it after its grace period.
     add(&agent, lab, "stubborn", "trap '' TERM; while :; do sleep 1; done", &json!({}));
     agent
 }
@@ -56,17 +56,17 @@ fn sessions_that_an_engine_takes_down_start_again_or_stop() {
         let before = [&started, &stubborn].map(|session| run(&engine, &lab, session));
         engine.down(signal);
         expect_no_engine(&agent, &[&started, &stopped, &stubborn]);
-        assert_eq!(agent.session(&ended)["state"], "stopped", "what has ended needs no engine to be known");
+        assert_eq!(agent.session(&ended)["state"], "stopped", "an ended session is known without the engine");
         engine.up();
         for (session, before) in [&started, &stubborn].into_iter().zip(before) {
             agent.until_state(session, "running");
             let after = run(&engine, &lab, session);
-            assert_ne!(after, before, "{signal:?}: it is another run");
+            assert_ne!(after, before, "{signal:?}: a new run");
             assert_eq!(after[..64], before[..64], "{signal:?}: of the same container");
         }
         let end = agent.until_state(&stopped, "stopped");
         assert_eq!(end["end_reason"], "host_rebooted", "{signal:?}: {end}");
-        assert_eq!(agent.session(&ended)["state"], "stopped", "{signal:?}: its end was its own");
+        assert_eq!(agent.session(&ended)["state"], "stopped", "{signal:?}: it had ended before");
         until("no condition", || !has_condition(&agent));
         let allocated = agent.node()["resources"]["cores"]["allocated"].clone();
         assert_eq!(allocated, 0.1, "{signal:?}");
@@ -96,8 +96,8 @@ fn an_agent_that_starts_before_its_engine_waits_for_it() {
 }
 
 #[test]
-fn an_engine_that_hangs_leaves_sessions_alone_and_the_agent_awake() {
-    const TEST: &str = "an_engine_that_hangs_leaves_sessions_alone_and_the_agent_awake";
+fn a_hanging_engine_ends_no_session_and_does_not_block_the_agent() {
+    const TEST: &str = "a_hanging_engine_ends_no_session_and_does_not_block_the_agent";
     let Some(lab) = Lab::open(TEST) else { return };
     let Some(engine) = OwnEngine::start(TEST, &lab) else { return };
     let agent = start(&lab, &engine);
@@ -106,21 +106,21 @@ fn an_engine_that_hangs_leaves_sessions_alone_and_the_agent_awake() {
 
     engine.signal(Signal::STOP);
     let frozen = Instant::now();
-    // What is asked meanwhile is kept, and done once it can be.
+    // The agent accepts requests meanwhile, and carries them out when the engine answers again.
     command(&agent, &wanted, "stop");
     let taken = agent.create("start", "bob");
-    until("found out", || {
+    until("the agent notices", || {
         let asked = Instant::now();
         let down = agent.session(&session)["state"] == "unknown";
         assert!(asked.elapsed() < Duration::from_secs(2), "the agent hangs too");
-        assert!(frozen.elapsed() < FOUND_OUT, "the engine is still believed to answer");
+        assert!(frozen.elapsed() < FOUND_OUT, "the agent does not notice that the engine hangs");
         down
     });
     expect_no_engine(&agent, &[&session]);
 
     engine.signal(Signal::CONT);
     agent.until_state(&session, "running");
-    assert_eq!(run(&engine, &lab, &session), before, "the same run goes on");
+    assert_eq!(run(&engine, &lab, &session), before, "the same run continues");
     assert_eq!(agent.session(&session)["message"], json!(null));
     agent.until_state(&wanted, "stopped");
     agent.until_state(&id(&taken.expect(202)), "running");

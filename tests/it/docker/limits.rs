@@ -1,4 +1,4 @@
-//! A session is a container within its limits, and people reach it.
+//! A session is a container with limits, and its endpoint is reachable.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! An engine of its own, to be stopped, killed and frozen: in namespaces that end with it.
+//! A separate engine for a test to stop, kill and freeze, in namespaces that end with it.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -12,7 +12,7 @@ use crate::support::agent::until;
 use crate::support::docker::Lab;
 
 const TOOLS: [&str; 5] = ["dockerd", "setpriv", "unshare", "nsenter", "ip"];
-/// Keeps the namespaces, and reaps what is orphaned in them.
+/// Keeps the namespaces, and reaps orphaned processes in them.
 const KEEPER: &str = "ip link set lo up && echo ready && while :; do sleep 1 & wait; done";
 
 /// A Docker engine with nothing on it but the lab's image.
@@ -26,7 +26,7 @@ pub(super) struct OwnEngine {
 }
 
 impl OwnEngine {
-    /// `None`, said aloud, where no second engine can run.
+    /// `None`, after printing SKIPPED, if no second engine can run here.
     pub(super) fn start(test: &str, lab: &Lab) -> Option<Self> {
         let found = |tool: &&str| -> bool {
             let paths = std::env::var_os("PATH").unwrap_or_default();
@@ -36,7 +36,7 @@ impl OwnEngine {
             crate::support::skip(test, "docker-engine");
             return None;
         }
-        // All of it ends with the test, also when the test is killed.
+        // Everything ends with the test, even if the test is killed.
         let mut keeper = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare"])
             .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", KEEPER])
@@ -60,12 +60,12 @@ impl OwnEngine {
         Some(engine)
     }
 
-    /// As `docker_host` names it.
+    /// The engine's address, as for `docker_host`.
     pub(super) fn host(&self) -> String {
         format!("unix://{}", self.path("d.sock").display())
     }
 
-    /// What `docker` prints of this engine.
+    /// The output of a `docker` command on this engine.
     pub(super) fn docker(&self, arguments: &[&str]) -> String {
         let output = Command::new("docker").arg("-H").arg(self.host()).args(arguments).output().unwrap();
         assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -97,17 +97,17 @@ impl OwnEngine {
         });
     }
 
-    /// Sends the engine, and nothing else, a signal.
+    /// Sends a signal to the engine only.
     pub(super) fn signal(&self, signal: Signal) {
         let entrance = self.entrance.as_ref().expect("it runs").id();
         kill_process(pid(only_child(entrance)), signal).unwrap();
         if signal == Signal::CONT {
-            // It freezes with what it waits for, and does not thaw with it.
+            // `nsenter` stops with the engine that it waits for, but does not continue with it.
             kill_process(pid(entrance), signal).unwrap();
         }
     }
 
-    /// Ends the engine by this signal. Where it is told to stop, it stops its containers first.
+    /// Ends the engine with this signal. On SIGTERM it stops its containers first.
     pub(super) fn down(&mut self, signal: Signal) {
         self.signal(signal);
         self.entrance.take().unwrap().wait().unwrap();
@@ -123,7 +123,7 @@ impl Drop for OwnEngine {
         if let Some(mut entrance) = self.entrance.take() {
             if let Some(engine) = children(entrance.id()).first() {
                 let _ = kill_process(pid(*engine), Signal::CONT);
-                // It stops its containers, and takes down what it mounted.
+                // On SIGTERM the engine stops its containers and removes its mounts.
                 let _ = kill_process(pid(*engine), Signal::TERM);
             }
             let _ = kill_process(pid(entrance.id()), Signal::CONT);

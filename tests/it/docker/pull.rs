@@ -1,4 +1,4 @@
-//! Images come on demand, from a registry on loopback.
+//! Images are pulled on demand from a registry on loopback.
 
 use serde_json::json;
 
@@ -6,10 +6,10 @@ use super::{FOREVER, add, id, run, sessions_of_containers, start};
 use crate::support::agent::{Agent, until};
 use crate::support::docker::{Lab, Registry};
 
-/// Enough that a pull takes longer than it takes to look at it.
+/// Bytes; enough that the test can look at the pull before it is done.
 const NOISE: u64 = 160 << 20;
 
-/// Asks for a session of an image that is only in the registry, and waits until it is being pulled.
+/// Creates a session of an image that is only in the registry, and waits until the pull begins.
 fn pulling(agent: &Agent, lab: &Lab, registry: &Registry) -> String {
     let image = registry.publish(&lab.cluster, NOISE);
     add(agent, lab, "far", FOREVER, &json!({"image": image}));
@@ -19,8 +19,8 @@ fn pulling(agent: &Agent, lab: &Lab, registry: &Registry) -> String {
 }
 
 #[test]
-fn a_pull_shows_how_far_it_is() {
-    const TEST: &str = "a_pull_shows_how_far_it_is";
+fn a_pull_shows_its_progress() {
+    const TEST: &str = "a_pull_shows_its_progress";
     let Some(lab) = Lab::open(TEST) else { return };
     let Some(registry) = Registry::start(TEST) else { return };
     let agent = start(&lab);
@@ -30,7 +30,7 @@ fn a_pull_shows_how_far_it_is() {
         assert_ne!(session["state"], "running", "it ran before any progress was seen");
         message.contains(" of ")
     });
-    // A busy machine may miss all of the fetching.
+    // On a busy machine the test may miss the whole download.
     let message = measured["message"].as_str().unwrap();
     assert!(message.starts_with("pulling ") || message.starts_with("unpacking, "), "{measured}");
     let running = agent.until_state(&session, "running");
@@ -39,8 +39,8 @@ fn a_pull_shows_how_far_it_is() {
 }
 
 #[test]
-fn an_image_that_is_nowhere_fails_the_session_and_says_so() {
-    const TEST: &str = "an_image_that_is_nowhere_fails_the_session_and_says_so";
+fn a_missing_image_fails_the_session_and_is_named() {
+    const TEST: &str = "a_missing_image_fails_the_session_and_is_named";
     let Some(lab) = Lab::open(TEST) else { return };
     let Some(registry) = Registry::start(TEST) else { return };
     let agent = start(&lab);
@@ -54,12 +54,12 @@ fn an_image_that_is_nowhere_fails_the_session_and_says_so() {
     let told = agent.cli(&["session", "create", "none"]).failed(1);
     assert!(told.contains(&image), "{told}");
     let condition = agent.node()["conditions"].as_array().unwrap().iter().any(|c| c["kind"] == "failing_starts");
-    assert!(!condition, "two are no series");
+    assert!(!condition, "two failures are too few for the condition");
 }
 
 #[test]
-fn a_pull_is_given_up_with_its_session_and_taken_up_by_the_next_agent() {
-    const TEST: &str = "a_pull_is_given_up_with_its_session_and_taken_up_by_the_next_agent";
+fn a_pull_is_cancelled_with_its_session_and_repeated_by_the_next_agent() {
+    const TEST: &str = "a_pull_is_cancelled_with_its_session_and_repeated_by_the_next_agent";
     let Some(lab) = Lab::open(TEST) else { return };
     let Some(registry) = Registry::start(TEST) else { return };
     let mut agent = start(&lab);

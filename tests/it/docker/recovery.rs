@@ -1,4 +1,4 @@
-//! Sessions outlive the agent, however it goes, and the next one finds them as they are.
+//! Sessions outlive the agent, however it ends, and the next agent adopts them unchanged.
 
 use std::fs;
 use std::time::Duration;
@@ -64,15 +64,15 @@ fn without_a_journal_sessions_are_adopted_from_their_labels() {
         assert_eq!(adopted[field], shown[field], "{field}");
     }
     assert_eq!(run(&lab, &session), running);
-    assert_eq!(agent.client().send(&request).expect(200)["id"], shown["id"], "its key still means it");
+    assert_eq!(agent.client().send(&request).expect(200)["id"], shown["id"], "its key still returns it");
     agent.until(&stopped, "ended", |session| session["state"] == "failed" || session["state"] == "stopped");
     assert_eq!(agent.node()["resources"]["cores"]["allocated"], 0.05);
     assert_eq!(sessions_of_containers(&lab).len(), 2);
 }
 
 #[test]
-fn what_happened_while_the_agent_was_away_is_found_out() {
-    let Some(lab) = Lab::open("what_happened_while_the_agent_was_away_is_found_out") else { return };
+fn changes_while_the_agent_was_down_are_found() {
+    let Some(lab) = Lab::open("changes_while_the_agent_was_down_are_found") else { return };
     let mut agent = start(&lab);
     add(&agent, &lab, "w", FOREVER, &json!({}));
     let [vanished, ended, paused] = [(); 3].map(|()| id(&agent.running("w", "alice")));
@@ -112,7 +112,7 @@ fn a_removed_sessions_container_that_came_back_is_removed_again() {
     until("gone", || agent.sessions(false).is_empty());
 }
 
-/// I6: what was acknowledged is done, wherever the agent was when it was killed.
+/// I6: an acknowledged request is carried out, at whatever point the agent was killed.
 #[test]
 fn an_agent_killed_right_after_its_answer_has_lost_nothing() {
     let Some(lab) = Lab::open("an_agent_killed_right_after_its_answer_has_lost_nothing") else { return };

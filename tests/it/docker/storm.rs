@@ -1,4 +1,4 @@
-//! Two hundred sessions at random, from many clients, while the agent is killed again and again.
+//! 200 sessions with random commands from many clients, while the agent is killed repeatedly.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -15,15 +15,15 @@ use crate::support::http::{Client, Request, Response};
 
 const SESSIONS: usize = 200;
 const CLIENTS: u64 = 16;
-/// As many hold a reservation at once: the machine is small.
+/// Most sessions that hold a reservation at the same time: the machine is small.
 const AT_ONCE: usize = 20;
-/// Every so many sessions one is kept to the end.
+/// One session in this many is kept to the end.
 const KEEP_EVERY: usize = 25;
 const KILLS: usize = 6;
-/// A client gives up, and the test fails, after this long.
+/// After this time a client gives up, and the test fails.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Random numbers that can be drawn again: the seed is printed, and `OSTLER_SEED` sets it.
+/// Reproducible random numbers: the seed is printed, and `OSTLER_SEED` sets it.
 pub(super) struct Dice(u64);
 
 impl Dice {
@@ -50,7 +50,7 @@ impl Dice {
     }
 }
 
-/// What the clients were told.
+/// The answers that the clients got.
 #[derive(Default)]
 struct Told {
     next: AtomicUsize,
@@ -64,7 +64,7 @@ fn creation(key: usize) -> Request {
     Request::new("POST", "/v1/sessions").header("idempotency-key", &format!("storm-{key}")).json(&body)
 }
 
-/// Sends until there is an answer that is not "later".
+/// Repeats the request until the answer is not 503.
 fn insist(client: &Client, request: &Request) -> Response {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -112,7 +112,7 @@ fn ids(sessions: &[Value]) -> BTreeSet<String> {
 
 /// The agent, its journal, its ledger and the engine all know exactly these sessions, and they run.
 fn agree(agent: &Agent, lab: &Lab, live: &BTreeSet<String>) {
-    until("only what is kept is left", || ids(&agent.sessions(false)) == *live);
+    until("only the kept sessions are left", || ids(&agent.sessions(false)) == *live);
     for session in live {
         agent.until_state(session, "running");
     }

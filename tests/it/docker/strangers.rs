@@ -1,4 +1,4 @@
-//! What is not ours stays as it is, whatever it is called and labelled.
+//! Docker objects that are not ostler's stay unchanged, whatever their names and labels are.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::support::docker::{Lab, SOCKET, docker, quietly};
 
 const STEPS: usize = 50;
 
-/// Things of somebody else on the same engine. Dropping it removes them.
+/// Objects of others on the same engine. Dropping it removes them.
 struct Strangers {
     containers: Vec<String>,
     networks: Vec<String>,
@@ -18,7 +18,7 @@ struct Strangers {
 }
 
 impl Strangers {
-    /// Everything that could be taken for ours, and something that could not.
+    /// Creates objects that could be mistaken for ostler's, and some that could not.
     fn move_in(lab: &Lab, node: &str) -> Self {
         let cluster = &lab.cluster;
         let named = |what: &str| format!("stranger-{cluster}-{what}");
@@ -59,12 +59,12 @@ impl Strangers {
         };
         add(&container(lab, &first), "running", &ours(&first, "aaaaaaaaaaaaaaaa"));
         add(&container(lab, &second), "stop", &ours(&second, "aaaaaaaaaaaaaaaa"));
-        // Our labels, as an image may carry them, but not the name that goes with them.
+        // ostler's labels, which an image may carry, without the name that belongs to them.
         add(&named("misnamed"), "running", &ours(&third, node));
         all
     }
 
-    /// Everything that the engine knows of them.
+    /// Everything that the engine reports about them.
     fn look(&self) -> Value {
         let inspected = |what: &[&str], names: &[String]| -> Value {
             let words: Vec<&str> = what.iter().copied().chain(names.iter().map(String::as_str)).collect();
@@ -89,8 +89,8 @@ impl Drop for Strangers {
 }
 
 #[test]
-fn a_random_life_touches_nothing_of_anybody_else() {
-    let Some(lab) = Lab::open("a_random_life_touches_nothing_of_anybody_else") else { return };
+fn random_commands_touch_no_objects_of_others() {
+    let Some(lab) = Lab::open("random_commands_touch_no_objects_of_others") else { return };
     let mut agent = start(&lab);
     let node = agent.node()["id"].as_str().unwrap().to_owned();
     let strangers = Strangers::move_in(&lab, &node);
@@ -114,7 +114,7 @@ fn a_random_life_touches_nothing_of_anybody_else() {
             }
             (1, _) => agent.restart(),
             (2..=4, _) | (_, None) => drop(agent.create("w", "alice")),
-            // A command that does not fit the session's state is refused, which is fine.
+            // The agent may reject a command that does not suit the session's state.
             (5, Some(id)) => drop(agent.client().command(&format!("/v1/sessions/{id}/stop"))),
             (6, Some(id)) => drop(agent.client().command(&format!("/v1/sessions/{id}/start"))),
             (7, Some(id)) => drop(agent.client().command(&format!("/v1/sessions/{id}/pause"))),
@@ -128,7 +128,7 @@ fn a_random_life_touches_nothing_of_anybody_else() {
     assert!(agent.sessions(true).iter().all(|session| session["node_id"] == node.as_str()));
 }
 
-/// Two nodes of one cluster share an engine only by accident. Neither takes the other's sessions for its own.
+/// Two nodes of one cluster share an engine only by mistake. Neither takes the other's sessions for its own.
 #[test]
 fn two_agents_on_one_engine_leave_each_other_alone() {
     let Some(lab) = Lab::open("two_agents_on_one_engine_leave_each_other_alone") else { return };
@@ -155,7 +155,7 @@ fn two_agents_on_one_engine_leave_each_other_alone() {
     assert_eq!(run(&lab, &second), second_run);
     assert_ne!(first_run, second_run);
 
-    // A session of the same key is the other's name on the engine: it fails, and nothing is taken over.
+    // A session of the same key has the same container name as the other node's: it fails, and nothing is taken over.
     let request = crate::support::http::Request::new("POST", "/v1/sessions").header("idempotency-key", "same");
     let request = request.json(&json!({"workspace": "w", "user": "alice"}));
     let of_two = id(&two.client().send(&request).expect(202));

@@ -1,4 +1,4 @@
-//! The real agent as a child process on a directory of its own, under `--dev`.
+//! The real agent as a child process with its own directory, under `--dev`.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -14,18 +14,18 @@ use tempfile::TempDir;
 
 use super::http::{Address, Client, Request, Response};
 
-/// How long something that should happen may take on a busy machine.
+/// How long a condition may take to become true on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
-/// How often a condition is looked at.
+/// The pause between two checks of a condition.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Host ports for one agent's sessions.
 const PORTS_EACH: u16 = 40;
 /// The first agent's first port.
 const FIRST_PORT: u16 = 10_000;
-/// How many agents have ports of their own before they come around, below those that the kernel hands out by itself.
+/// How many agents have different ports before the ranges repeat. The ranges lie below the kernel's ephemeral ports.
 const PORT_SLOTS: u32 = 550;
 
-/// What ran: a command, to its end.
+/// The exit code and output of a command.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) code: i32,
@@ -47,7 +47,7 @@ impl Output {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e} in: {text}"))
     }
 
-    /// What a command said on standard error that must have ended with this code.
+    /// The standard error of a command that must have ended with this code.
     #[track_caller]
     pub(crate) fn failed(self, code: i32) -> String {
         assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
@@ -55,20 +55,20 @@ impl Output {
     }
 }
 
-/// An agent and what it keeps. Dropping it removes its sessions, stops it and leaves nothing behind.
+/// An agent and its files. Dropping it removes its sessions, stops it and leaves nothing behind.
 pub(crate) struct Agent {
     directory: TempDir,
     program: PathBuf,
-    /// The network namespace that the agent runs in, and its sessions with it; `None`: this one.
+    /// The network namespace of the agent and its sessions; `None` for the test's own.
     namespace: Option<String>,
     child: Option<Child>,
-    /// Which start this is: each writes a log of its own.
+    /// The number of starts. Each start writes its own log.
     starts: u32,
 }
 
 impl Agent {
-    /// An agent of the process runtime that runs, with these sections of its configuration besides
-    /// those that give it a place of its own. A section of `extra` must not be one of [`Self::configuration`].
+    /// Starts an agent with the process runtime. `extra` is added to the sections of its configuration, as in
+    /// [`Self::configuration`].
     pub(crate) fn start(extra: &str) -> Self {
         let mut agent = Self::prepare(extra);
         agent.up();
@@ -78,7 +78,7 @@ impl Agent {
     /// The same, not started yet.
     pub(crate) fn prepare(extra: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        // Under root, sessions run as somebody else, who must be able to pass.
+        // If the test runs as root, sessions run as another user, which must be able to traverse the directory.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let agent =
             Self { directory, program: env!("CARGO_BIN_EXE_ostler").into(), namespace: None, child: None, starts: 0 };
@@ -87,8 +87,8 @@ impl Agent {
         agent
     }
 
-    /// The configuration of an agent with a place of its own: cluster, directories, ports. What `extra`
-    /// says in `[runtime]`, `[node]`, `[cluster]`, `[http]` or `[log]` is joined into those sections.
+    /// The configuration of an agent with its own cluster, directories and ports. Sections of `extra`, such as
+    /// `[runtime]`, `[node]`, `[cluster]`, `[http]` or `[log]`, are merged into it and take precedence.
     pub(crate) fn configuration(&self, extra: &str) -> String {
         let root = self.directory.path().display();
         let own: toml::Table = toml::from_str(&format!(
@@ -120,7 +120,7 @@ impl Agent {
         fs::write(self.config_file(), text).unwrap();
     }
 
-    /// The agent runs another file of the program from its next start on: an upgrade.
+    /// Upgrades the agent: from its next start on it runs this program.
     pub(crate) fn run_with(&mut self, program: &Path) {
         self.program = program.to_owned();
     }
@@ -146,7 +146,7 @@ impl Agent {
         }
     }
 
-    /// Another start of the same agent, not awaited: to see it refuse.
+    /// Starts the agent without waiting until it is ready.
     fn spawn(&mut self) -> Child {
         self.starts += 1;
         let log = File::create(self.log_file()).unwrap();
@@ -179,20 +179,20 @@ impl Agent {
         rustix::process::Pid::from_child(self.child.as_ref().expect("it runs"))
     }
 
-    /// Stops the agent's process in its tracks, as SIGSTOP does, or lets it go on.
+    /// Freezes the agent's process with SIGSTOP, or lets it continue with SIGCONT.
     pub(crate) fn freeze(&self, freeze: bool) {
         let signal = if freeze { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };
         rustix::process::kill_process(self.pid(), signal).unwrap();
     }
 
-    /// As a power cut of the agent alone: nothing is said, nothing is flushed.
+    /// Kills the agent with SIGKILL: it cannot send or flush anything.
     pub(crate) fn kill9(&mut self) {
         let mut child = self.child.take().expect("it runs");
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    /// Asks the agent to stop and waits until it did.
+    /// Stops the agent with SIGTERM and waits until it has ended.
     pub(crate) fn sigterm(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("it runs");
         let pid = rustix::process::Pid::from_child(&child);
@@ -200,7 +200,7 @@ impl Agent {
         child.wait().unwrap()
     }
 
-    /// Stops the agent in good order and starts it again.
+    /// Stops the agent with SIGTERM and starts it again.
     pub(crate) fn restart(&mut self) {
         assert!(self.sigterm().success(), "{}", self.log());
         self.up();
@@ -222,7 +222,7 @@ impl Agent {
         self.directory.path().join("ostler.sock")
     }
 
-    /// What the agent has logged since it was last started.
+    /// The agent's log since its last start.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
@@ -236,7 +236,7 @@ impl Agent {
         Client { address: Address::Socket(self.socket()), token: None }
     }
 
-    /// Where the agent listens, as it logged it: `127.0.0.1:PORT`.
+    /// The TCP address of the agent, from its log: `127.0.0.1:PORT`.
     pub(crate) fn tcp_address(&self) -> String {
         let log = self.log();
         let found = log.split_whitespace().find_map(|word| word.strip_prefix("http="));
@@ -279,10 +279,10 @@ impl Agent {
         self.cli_with(arguments, &[], "")
     }
 
-    /// The same, with more environment and something on standard input.
+    /// The same, with extra environment variables and a text on standard input.
     pub(crate) fn cli_with<A: AsRef<OsStr>>(&self, arguments: &[A], env: &[(&str, &str)], input: &str) -> Output {
         let mut child = self.command(arguments).envs(env.iter().copied()).spawn().unwrap();
-        // A program that does not read its input may be gone by now.
+        // A program that does not read its input may have ended by now.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         let output = child.wait_with_output().unwrap();
         Output {
@@ -292,7 +292,7 @@ impl Agent {
         }
     }
 
-    /// `ostler …` to be run, its three streams piped.
+    /// The command `ostler …` with its three streams piped.
     pub(crate) fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
         let mut command = Command::new(&self.program);
         command
@@ -308,7 +308,7 @@ impl Agent {
         command
     }
 
-    /// Adds a workspace that runs `script` in a shell, with what else `more` says of it.
+    /// Adds a workspace that runs `script` in a shell, with the fields of `more`.
     pub(crate) fn workspace(&self, name: &str, script: &str, more: &Value) {
         let mut workspace =
             json!({"name": name, "command": ["/bin/sh", "-c", script], "cores": 1, "memory_bytes": 64 << 20});
@@ -318,12 +318,12 @@ impl Agent {
         self.post("/v1/workspaces", &workspace).expect(201);
     }
 
-    /// Asks for a session.
+    /// Requests a session.
     pub(crate) fn create(&self, workspace: &str, user: &str) -> Response {
         self.post("/v1/sessions", &json!({"workspace": workspace, "user": user}))
     }
 
-    /// A session that runs.
+    /// Creates a session and waits until it runs.
     #[track_caller]
     pub(crate) fn running(&self, workspace: &str, user: &str) -> Value {
         let body = json!({"workspace": workspace, "user": user});
@@ -337,12 +337,12 @@ impl Agent {
         self.get(&format!("/v1/sessions/{id}")).expect(200)
     }
 
-    /// The node as everybody sees it.
+    /// The node, as the API shows it.
     pub(crate) fn node(&self) -> Value {
         self.get("/v1/nodes/self").expect(200)
     }
 
-    /// Sessions of every page, those that are gone only where `all` is asked for.
+    /// Sessions of every page, including removed ones if `all` is set.
     pub(crate) fn sessions(&self, all: bool) -> Vec<Value> {
         self.sessions_with(&format!("all={all}"))
     }
@@ -361,7 +361,7 @@ impl Agent {
         }
     }
 
-    /// Waits until the session is as wanted, and answers how it is then.
+    /// Waits until `wanted` accepts the session, and returns it.
     #[track_caller]
     pub(crate) fn until(&self, id: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + SOON;
@@ -381,13 +381,13 @@ impl Agent {
         self.until(id, state, |session| session["state"] == state)
     }
 
-    /// What the process runtime keeps of a session; `null` where it keeps nothing.
+    /// The state file of a session in the process runtime; `null` if there is none.
     pub(crate) fn process_state(&self, id: &str) -> Value {
         let path = self.data_dir().join("process").join(id).join("state.json");
         fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
     }
 
-    /// The ids of the sessions that the process runtime has a directory of.
+    /// The ids of the sessions with a directory in the process runtime.
     pub(crate) fn process_directories(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.data_dir().join("process")) else { return Vec::new() };
         let mut names: Vec<String> = entries
@@ -447,19 +447,19 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Whether the process lives; one that has ended and waits for its parent does not.
+/// Whether the process is alive. A zombie is not.
 pub(crate) fn lives(pid: i64) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
-/// A cluster's name that no other test of this host has.
+/// A cluster name that no other test on this host uses.
 pub(crate) fn unique_name() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A range of host ports that no other agent of this binary uses now, nor most likely one of another binary.
+/// A range of host ports that no other agent of this test binary uses, and most likely none of another binary.
 fn own_ports() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let slot = std::process::id().wrapping_mul(37).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORT_SLOTS;

@@ -10,18 +10,18 @@ use tempfile::TempDir;
 
 use super::agent::{Agent, unique_name, until};
 
-/// A token for clusters of tests; the rules for tokens hold for it, too.
+/// A token for clusters of tests. It follows the rules for tokens.
 pub(crate) const TOKEN: &str = "q3ZbJ0rTn8wVx5LkPy2sHd7fGm4cAe9uXo1iKt6vRjM";
 
-/// Where a node's mesh is.
+/// The addresses of a node's mesh.
 pub(crate) struct Mesh {
     pub(crate) listen: String,
-    /// Where it is for the others: what the node advertises.
+    /// The address for the other nodes: what the node advertises.
     pub(crate) reached: String,
 }
 
 impl Mesh {
-    /// It listens where it is reached.
+    /// A mesh that listens at the address where it is reached.
     pub(crate) fn at(address: String) -> Self {
         Self { listen: address.clone(), reached: address }
     }
@@ -37,8 +37,8 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// `size` nodes `n0`, `n1`, … that have found each other and follow one leader, with these sections
-    /// besides.
+    /// `size` nodes `n0`, `n1`, … that have found each other and follow one leader, with these extra
+    /// sections of configuration.
     pub(crate) fn start(size: usize, extra: &str) -> Self {
         let mut cluster = Self::prepare(size, extra);
         cluster.nodes.iter_mut().for_each(Agent::up);
@@ -51,7 +51,7 @@ impl Cluster {
         Self::prepare_at((0..size).map(|_| Mesh::at(format!("127.0.0.1:{}", free_port()))).collect(), extra)
     }
 
-    /// One node for each of these places, not started yet.
+    /// One node for each of these meshes, not started yet.
     pub(crate) fn prepare_at(meshes: Vec<Mesh>, extra: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let size = meshes.len();
@@ -65,12 +65,12 @@ impl Cluster {
         self.directory.path().join("token")
     }
 
-    /// Where the others reach the node's mesh.
+    /// The address where the other nodes reach the node's mesh.
     pub(crate) fn mesh(&self, node: usize) -> String {
         self.meshes[node].reached.clone()
     }
 
-    /// What makes an agent node `i` of this cluster.
+    /// The configuration that makes an agent node `i` of this cluster.
     fn configuration(&self, i: usize, extra: &str) -> String {
         let seeds: Vec<String> =
             (0..self.meshes.len()).filter(|j| *j != i).map(|j| format!("'{}'", self.mesh(j))).collect();
@@ -94,11 +94,11 @@ impl Cluster {
         toml::to_string(&all).unwrap()
     }
 
-    /// Waits until every running node follows one leader that runs, and sees every running node alive.
+    /// Waits until all running nodes follow one running leader, and each sees every running node alive.
     pub(crate) fn settled(&self) {
         let running: Vec<usize> = (0..self.nodes.len()).filter(|i| self.nodes[*i].is_running()).collect();
         let names: BTreeSet<String> = running.iter().map(|i| format!("n{i}")).collect();
-        until("one leader and everybody alive", || {
+        until("one leader and every node alive", || {
             let leaders: BTreeSet<String> = running.iter().map(|i| self.followed_by(*i).unwrap_or_default()).collect();
             let one = leaders.len() == 1 && leaders.is_subset(&names);
             one && running.iter().all(|i| names.is_subset(&self.alive(*i)))
@@ -123,7 +123,7 @@ impl Cluster {
         alive.map(|node| node["name"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Which node leads, as a running node says.
+    /// The leader, according to a running node.
     pub(crate) fn leader(&self) -> usize {
         let asked = (0..self.nodes.len()).find(|i| self.nodes[*i].is_running()).unwrap();
         let mut leader = None;
@@ -134,20 +134,20 @@ impl Cluster {
         leader.unwrap()
     }
 
-    /// Some running nodes that do not lead.
+    /// The running nodes that are not the leader.
     pub(crate) fn followers(&self) -> Vec<usize> {
         let leader = self.leader();
         (0..self.nodes.len()).filter(|i| *i != leader && self.nodes[*i].is_running()).collect()
     }
 }
 
-/// A token file as the rules want it.
+/// Writes a token file with the required mode.
 pub(crate) fn write_token(file: &std::path::Path, token: &str) {
     fs::write(file, token).unwrap();
     fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-/// A UDP port of loopback that nobody has now.
+/// A free UDP port of loopback.
 pub(crate) fn free_port() -> u16 {
     UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -1,6 +1,6 @@
-//! A corner of the real engine for one test: its own cluster, its own image, and nothing left behind.
+//! A part of the real engine for one test: its own cluster, its own image, and nothing left behind.
 //!
-//! What a test expects is checked with the `docker` command, which shares no code with the runtime.
+//! Tests check the results with the `docker` command, which shares no code with the runtime.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
@@ -17,18 +17,18 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// How long a test waits for what must happen.
+/// How long a test waits for a condition.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const SOCKET: &str = "unix:///var/run/docker.sock";
 pub(crate) const NODE: &str = "k3f7q2m5x6a4b7c2";
-/// A static busybox, from which images are made without any registry.
+/// A static busybox, to make images without a registry.
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 24] = [
     "sh", "cat", "chown", "cut", "echo", "grep", "httpd", "id", "kill", "ls", "mkdir", "nc", "printf", "rm", "seq",
     "sleep", "stat", "su", "tail", "touch", "true", "whoami", "head", "yes",
 ];
 
-/// The engine and a cluster of its own on it. Dropping it removes everything that the cluster made.
+/// The engine, and a cluster on it for one test. Dropping it removes everything that the cluster created.
 pub(crate) struct Lab {
     pub(crate) cluster: Name,
     pub(crate) image: String,
@@ -36,7 +36,7 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// `None`, said aloud, where there is no engine or nothing to make an image of.
+    /// `None`, after printing SKIPPED, if there is no engine, or no busybox to make an image of.
     pub(crate) fn open(test: &str) -> Option<Self> {
         if !available() {
             crate::support::skip(test, "docker");
@@ -50,7 +50,7 @@ impl Lab {
         Some(lab)
     }
 
-    /// A session that runs `script` in a shell, with little of everything.
+    /// A session that runs `script` in a shell, with small resources.
     pub(crate) fn launch(&self, key: &str, script: &str) -> Launch {
         Launch {
             session: SessionId::of_key(&self.cluster, key),
@@ -74,7 +74,7 @@ impl Lab {
         self.runtime.start(&launch.session).await
     }
 
-    /// Waits until the session's container is as `wanted` says, and answers how it is then.
+    /// Waits until `wanted` accepts the session's container, and returns its state.
     pub(crate) async fn until(&self, session: &SessionId, wanted: impl Fn(&Container) -> bool) -> Container {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -133,7 +133,7 @@ pub(crate) fn config(cluster: &Name) -> Config {
     }
 }
 
-/// What `docker` prints, which must not fail.
+/// The output of a `docker` command, which must succeed.
 pub(crate) fn docker(arguments: &[&str]) -> String {
     let output = Command::new("docker").args(arguments).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -141,12 +141,12 @@ pub(crate) fn docker(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// For cleaning up: what is gone already is fine.
+/// For cleanup: ignores errors, since an object may be gone already.
 pub(crate) fn quietly(arguments: &[&str]) {
     let _ = Command::new("docker").args(arguments).output();
 }
 
-/// A port of loopback that nobody listens on now.
+/// A free TCP port of loopback.
 pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -166,7 +166,7 @@ fn import_busybox(image: &str) {
     import(busybox_root().path(), image);
 }
 
-/// A folder with what a shell needs.
+/// A directory with the files that a shell needs.
 fn busybox_root() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     for directory in ["bin", "etc", "tmp", "home"] {
@@ -181,7 +181,7 @@ fn busybox_root() -> tempfile::TempDir {
     root
 }
 
-/// Makes an image of a folder.
+/// Makes an image of a directory.
 pub(crate) fn import(root: &Path, image: &str) {
     let folder = root.to_str().unwrap();
     let tar = ["--owner=0", "--group=0", "-C", folder, "-c", "."];
@@ -193,14 +193,14 @@ pub(crate) fn import(root: &Path, image: &str) {
     assert!(tar.wait().unwrap().success());
 }
 
-/// Stands between a runtime and the engine, and can make the engine look as if it hung.
+/// A proxy between a runtime and the engine that can make the engine seem to hang.
 pub(crate) struct Freezer {
     frozen: watch::Sender<bool>,
     accepting: JoinHandle<()>,
 }
 
 impl Freezer {
-    /// Passes everything on from `socket` to the engine.
+    /// Forwards all connections at `socket` to the engine.
     pub(crate) fn between(socket: &Path) -> Self {
         let (frozen, is_frozen) = watch::channel(false);
         let listener = UnixListener::bind(socket).unwrap();
@@ -237,7 +237,7 @@ async fn pass_on(mut client: UnixStream, mut frozen: watch::Receiver<bool>) {
     let _ = frozen.wait_for(|frozen| !*frozen).await;
 }
 
-/// A registry on loopback, for as long as it is kept.
+/// A registry on loopback. Dropping it ends it.
 pub(crate) struct Registry {
     process: std::process::Child,
     port: u16,
@@ -245,7 +245,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// `None`, said aloud, where there is no registry's program.
+    /// `None`, after printing SKIPPED, if the program `docker-registry` is missing.
     pub(crate) fn start(test: &str) -> Option<Self> {
         let store = tempfile::tempdir().unwrap();
         let port = free_port();
@@ -271,12 +271,12 @@ impl Registry {
         Some(registry)
     }
 
-    /// What an image of the cluster is called here, published or not.
+    /// The reference of the cluster's image in this registry, published or not.
     pub(crate) fn reference(&self, cluster: &Name) -> String {
         format!("127.0.0.1:{}/{cluster}:1", self.port)
     }
 
-    /// Puts an image with a shell and `bytes` of noise into the registry, and keeps nothing of it in the engine.
+    /// Publishes an image with a shell and `bytes` of random data, and removes it from the engine.
     pub(crate) fn publish(&self, cluster: &Name, bytes: u64) -> String {
         let image = self.reference(cluster);
         let root = busybox_root();

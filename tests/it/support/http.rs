@@ -1,4 +1,4 @@
-//! A small HTTP client that shares no code with the program, and can send what no honest client sends.
+//! A small HTTP client that shares no code with the program, and can send invalid requests.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// How long an answer may take, those that are held included.
+/// How long an answer may take, including held answers.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Where an agent listens.
@@ -19,14 +19,14 @@ pub(crate) enum Address {
     Tcp(String),
 }
 
-/// Sends requests, each on a connection of its own.
+/// Sends requests, each on its own connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     pub(crate) address: Address,
     pub(crate) token: Option<String>,
 }
 
-/// One request as it goes out. What is not set here is not sent.
+/// One request as it is sent. Headers that are not set here are not sent.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Request {
     pub(crate) method: String,
@@ -101,7 +101,7 @@ impl Client {
         self.try_send(request).unwrap_or_else(|e| panic!("{} {}: {e}", request.method, request.path))
     }
 
-    /// The answer, or why there was none: the agent was killed, say.
+    /// The answer, or why there was none: for example, the agent was killed.
     pub(crate) fn try_send(&self, request: &Request) -> std::io::Result<Response> {
         let mut message = format!("{} {} HTTP/1.1\r\nconnection: close\r\n", request.method, request.path);
         if !request.has("host") {
@@ -135,7 +135,7 @@ impl Client {
             sent?;
         }
         Response::parse(&answer)
-            .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "no whole answer"))
+            .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "incomplete answer"))
     }
 
     fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
@@ -158,7 +158,7 @@ trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 impl Response {
-    /// The whole answer, or nothing where it was cut off.
+    /// The whole answer, or `None` if it was cut off.
     fn parse(bytes: &[u8]) -> Option<Self> {
         let end = find(bytes, b"\r\n\r\n")?;
         let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
@@ -197,7 +197,7 @@ impl Response {
         if self.body.is_empty() { Value::Null } else { self.json() }
     }
 
-    /// The `error` of a refusal, which must have this status and code.
+    /// The `error` of an answer that must have this status and code.
     #[track_caller]
     pub(crate) fn refused(&self, status: u16, code: &str) -> Value {
         let error = self.expect(status)["error"].clone();

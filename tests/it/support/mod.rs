@@ -1,4 +1,4 @@
-//! What integration tests share.
+//! Helpers that the end-to-end tests share.
 
 pub(crate) mod agent;
 pub(crate) mod cluster;
@@ -10,8 +10,8 @@ pub(crate) mod relay;
 
 use std::io::Write;
 
-/// Says that a test was not done for want of something, or fails where `OSTLER_REQUIRE` (a list
-/// with commas, of what the machine is known to have) names it: `skip("…", "docker")`.
+/// Prints that a test is skipped because the machine lacks `needs`, for example `skip("…", "docker")`.
+/// Fails instead if `OSTLER_REQUIRE`, a comma-separated list of what the machine must have, names it.
 ///
 /// # Panics
 /// `OSTLER_REQUIRE` lists `needs`.
@@ -19,8 +19,8 @@ pub(crate) fn skip(test: &str, needs: &str) {
     let required = std::env::var("OSTLER_REQUIRE").unwrap_or_default();
     assert!(
         !required.split(',').any(|what| what.trim() == needs),
-        "{test} needs {needs}, which OSTLER_REQUIRE demands"
+        "{test} needs {needs}, which OSTLER_REQUIRE requires"
     );
-    // Past the harness, which swallows what a passing test prints.
+    // Written past the test harness, which hides the output of passing tests.
     let _ = writeln!(std::io::stdout(), "SKIPPED: {test}: needs {needs}");
 }

@@ -1,4 +1,4 @@
-//! Hosts with a network between them that can be cut: namespaces of this machine.
+//! Hosts on a network that can be cut: network namespaces of this machine.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,7 +9,7 @@ use super::cluster::{Cluster, Mesh};
 /// The port of every host's mesh.
 const MESH_PORT: u16 = 7000;
 
-/// Namespaces joined by a switch, which is in one of its own: nothing of it is seen in this machine's own network.
+/// Namespaces joined by a switch. The switch has its own namespace, so nothing shows in this machine's own network.
 /// Dropping it removes them.
 pub(crate) struct Network {
     switch: String,
@@ -17,7 +17,7 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// `None`, said aloud, where there can be no namespaces.
+    /// `None`, after printing SKIPPED, if namespaces cannot be created here.
     fn lay(test: &str, size: usize) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("ostler-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -46,14 +46,14 @@ impl Network {
         run("ip", &format!("netns add {name}"))
     }
 
-    /// From now on `to` hears nothing of `from`. It is dropped where it arrives: a network loses packets, it does
-    /// not tell whoever sends them.
+    /// From now on no packet from `from` reaches `to`. It is dropped on arrival, since a network loses packets without
+    /// telling the sender.
     pub(crate) fn cut(&self, from: usize, to: usize) {
         let cut = iptables(&self.hosts[to], &format!("-A INPUT -s {} -j DROP", address(from)));
-        assert!(cut, "what comes from n{from} cannot be dropped at n{to}");
+        assert!(cut, "packets from n{from} cannot be dropped at n{to}");
     }
 
-    /// From now on nobody of the one side hears anybody of the other.
+    /// From now on no packet passes between the two sides.
     pub(crate) fn split(&self, one: &[usize], other: &[usize]) {
         for a in one {
             for b in other {
@@ -63,7 +63,7 @@ impl Network {
         }
     }
 
-    /// Everybody hears everybody again.
+    /// All packets pass again.
     pub(crate) fn heal(&self) {
         for host in &self.hosts {
             iptables(host, "-F INPUT");
@@ -86,7 +86,8 @@ pub(crate) struct Hosts {
 }
 
 impl Hosts {
-    /// They have found each other and follow one leader. `None`, said aloud, where there can be no namespaces.
+    /// Starts the agents, and waits until they have found each other and follow one leader. `None`, after printing
+    /// SKIPPED, if namespaces cannot be created here.
     pub(crate) fn start(test: &str, size: usize, extra: &str) -> Option<Self> {
         let network = Network::lay(test, size)?;
         let meshes = (0..size).map(|i| Mesh::at(format!("{}:{MESH_PORT}", address(i)))).collect();
@@ -102,7 +103,7 @@ impl Hosts {
 }
 
 impl Drop for Hosts {
-    /// The agents, which go first, can clean up.
+    /// Heals the network first, so that the agents can clean up.
     fn drop(&mut self) {
         self.network.heal();
     }

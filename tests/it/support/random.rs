@@ -1,10 +1,10 @@
-//! A small generator, so that a seed says all.
+//! A small random number generator: a seed reproduces every number.
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    /// A number from 0 to `bound`, that one left out.
+    /// A number from 0 up to `bound`, exclusive.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -11,29 +11,29 @@ use std::time::{Duration, Instant};
 
 use super::random::Random;
 
-/// Bytes of a packet at most.
+/// Most bytes of a packet.
 const MAX_PACKET: usize = 65_535;
-/// How often a thread that waits looks whether it is over.
+/// How often a waiting thread checks whether the relay has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// What a network does to packets, one way.
+/// What a network does to packets in each direction.
 #[derive(Clone, Copy)]
 pub(crate) struct Weather {
-    /// Of a hundred packets.
+    /// Lost packets, in percent.
     pub(crate) lost: u64,
     pub(crate) delay: Duration,
-    /// So much later at most, at random: packets overtake each other.
+    /// Most of the random extra delay, so that packets overtake each other.
     pub(crate) jitter: Duration,
 }
 
-/// Stands before every node. Each node is reached at an address of the relay's, and what it sends comes from there.
+/// A relay in front of every node. Each node is reached at an address of the relay, and its packets come from there.
 pub(crate) struct Relay {
     addresses: Vec<SocketAddr>,
     over: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// In the order in which they are to arrive, and of those that arrive together, in which they were sent.
+/// Ordered by the time of arrival, then by the time of sending.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Packet {
     due: Instant,
@@ -50,7 +50,7 @@ struct Sides {
 }
 
 impl Relay {
-    /// Relays between nodes that listen there. Which packets are lost follows from the seed, and from how many come.
+    /// Relays between nodes that listen at these addresses. The seed and the number of packets decide which are lost.
     pub(crate) fn between(nodes: Vec<SocketAddr>, weather: Weather, seed: u64) -> Self {
         let sockets: Vec<UdpSocket> = nodes.iter().map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let addresses = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
@@ -68,7 +68,7 @@ impl Relay {
         Self { addresses, over, threads }
     }
 
-    /// Where a node is reached.
+    /// The address where a node is reached.
     pub(crate) fn address(&self, node: usize) -> SocketAddr {
         self.addresses[node]
     }
@@ -83,7 +83,7 @@ impl Drop for Relay {
     }
 }
 
-/// Takes what is sent to one node.
+/// Receives the packets to one node.
 fn take(sides: &Sides, to: usize, weather: Weather, mut random: Random, packets: &Sender<Packet>, over: &AtomicBool) {
     let socket = &sides.sockets[to];
     socket.set_read_timeout(Some(LOOK_EVERY)).unwrap();
@@ -101,7 +101,7 @@ fn take(sides: &Sides, to: usize, weather: Weather, mut random: Random, packets:
     }
 }
 
-/// Brings each packet when it is due, until nobody sends any more.
+/// Delivers each packet when it is due, until every sender has ended.
 fn deliver(sides: &Sides, sent: &Receiver<Packet>) {
     let mut underway = BinaryHeap::new();
     loop {
@@ -114,7 +114,7 @@ fn deliver(sides: &Sides, sent: &Receiver<Packet>) {
         }
         while underway.peek().is_some_and(|Reverse(Packet { due, .. })| *due <= Instant::now()) {
             let Some(Reverse(packet)) = underway.pop() else { break };
-            // A node that is not there takes nothing.
+            // A node that does not run receives nothing.
             let _ = sides.sockets[packet.from].send_to(&packet.bytes, sides.nodes[packet.to]);
         }
     }
