@@ -22,7 +22,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::election;
-use crate::types::{ClusterMode, Name, Node, NodeId, NodeState, Session, SessionId};
+use crate::types::{Actor, ClusterMode, Name, Node, NodeId, NodeState, Session, SessionId};
 
 /// What the gossip of this node is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +73,7 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 #[derive(Debug)]
 enum Request {
-    Forget(NodeId, Option<SessionId>, Reply<()>),
+    Forget(NodeId, Option<SessionId>, Actor, Reply<()>),
     Leave(Reply<()>),
 }
 
@@ -85,8 +85,8 @@ impl Handle {
 
     /// Takes a node that is not alive out of the roster, or one of its sessions. They are back as soon as it is heard
     /// again.
-    pub async fn forget(&self, node: NodeId, session: Option<SessionId>) -> Result<(), Error> {
-        self.ask(|reply| Request::Forget(node, session, reply)).await
+    pub async fn forget(&self, node: NodeId, session: Option<SessionId>, by: Actor) -> Result<(), Error> {
+        self.ask(|reply| Request::Forget(node, session, by, reply)).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {

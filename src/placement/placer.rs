@@ -12,7 +12,7 @@ use super::{Error, Handle, Hosts, Placed};
 use crate::catalogue;
 use crate::clock::Clock;
 use crate::sessions::{Admit, Admitted, Asked};
-use crate::types::{Ballot, Name, NodeId, Plan, Session, SessionId, SessionRequest, SessionState, Workspace};
+use crate::types::{Actor, Ballot, Name, NodeId, Plan, Session, SessionId, SessionRequest, SessionState, Workspace};
 
 /// Random bytes of the key that is drawn for a request without one.
 const KEY_BYTES: usize = 16;
@@ -42,7 +42,13 @@ impl Placer {
     }
 
     /// Places a session, as the leader. `drawn`: its key was drawn for this very request.
-    pub async fn place_here(&self, session: SessionId, drawn: bool, request: SessionRequest) -> Result<Placed, Error> {
+    pub async fn place_here(
+        &self,
+        session: SessionId,
+        drawn: bool,
+        request: SessionRequest,
+        by: Actor,
+    ) -> Result<Placed, Error> {
         let fingerprint = request.fingerprint();
         for _ in 0..MAX_MISUNDERSTANDINGS {
             // A retry finds its session even where the workspace is gone by now.
@@ -57,6 +63,7 @@ impl Placer {
                         attempt: FIRST_ATTEMPT,
                         tried: Vec::new(),
                         secret: None,
+                        by: Some(by),
                     };
                     let Admitted { session, replayed } = self.offer(&session, &ballot, &asked, offers).await?;
                     return Ok(Placed { session, replayed });

@@ -32,8 +32,8 @@ use crate::election;
 use crate::ledger::PortRange;
 use crate::runtime::{self, LogStream, Runtime};
 use crate::types::{
-    Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session, SessionId, User,
-    Workspace,
+    Actor, Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session, SessionId,
+    User, Workspace,
 };
 
 /// Requests waiting for the owner. Beyond it callers are told that it is busy, and to come back.
@@ -91,6 +91,9 @@ pub struct Asked {
     pub tried: Vec<NodeId>,
     /// What the first of them gave it; `None`: the host draws one where the workspace wants one.
     pub secret: Option<String>,
+    /// The actor who asked for it; `None` where an older version did not keep that.
+    #[serde(default)]
+    pub by: Option<Actor>,
 }
 
 /// A session that the host has taken, now or before.
@@ -203,7 +206,7 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 enum Request {
     Find(SessionId, String, Reply<Option<Session>>),
     Admit(Box<Admit>, Reply<Admitted>),
-    Command(SessionId, Command, Reply<Session>),
+    Command(SessionId, Command, Actor, Reply<Session>),
     Secret(SessionId, Reply<Option<String>>),
     Explain(SessionId, Reply<Explanation>),
     Claim(Ballot, SessionId, Reply<Asked>),
@@ -246,8 +249,8 @@ impl Handle {
     }
 
     /// Asks one session to change. It answers once the wish is durable; the session follows behind.
-    pub async fn command(&self, session: SessionId, command: Command) -> Result<Session, Error> {
-        self.ask(|reply| Request::Command(session, command, reply)).await
+    pub async fn command(&self, session: SessionId, command: Command, by: Actor) -> Result<Session, Error> {
+        self.ask(|reply| Request::Command(session, command, by, reply)).await
     }
 
     /// Takes charge of a session that could not be started here, to place it elsewhere.

@@ -22,7 +22,7 @@ use super::{Admitted, Config, Error, Feed, Handle, QUEUE, Request, Snapshot};
 use crate::clock::Clock;
 use crate::ledger::Capacity;
 use crate::runtime::{Container, Error as RuntimeError, Event, Found, Health, Runtime};
-use crate::types::{Ballot, Explanation, Moment, Name, NodeId, Session, SessionId, SessionState};
+use crate::types::{Actor, Ballot, Explanation, Moment, Name, NodeId, Session, SessionId, SessionState};
 use crate::{capacity, node};
 
 /// Requests and reports decided on in one turn, and so made durable by one write.
@@ -82,6 +82,8 @@ struct Owner {
     reporter: mpsc::Sender<Envelope>,
     /// Sessions admitted in this turn: their containers cannot be there yet.
     fresh: BTreeSet<SessionId>,
+    /// The actors of what changes in this turn, for the log.
+    actors: BTreeMap<SessionId, Actor>,
     published: BTreeMap<SessionId, Arc<Session>>,
     feed: Feed,
     /// Every session looks different now, not only those that changed.
@@ -154,6 +156,7 @@ impl Owner {
             tasks: JoinSet::new(),
             reporter,
             fresh: BTreeSet::new(),
+            actors: BTreeMap::new(),
             published: BTreeMap::new(),
             feed: Feed::new(incarnation),
             publish_all: true,
@@ -231,6 +234,7 @@ impl Owner {
                 let id = admit.session;
                 if decided == Ok(false) {
                     self.fresh.insert(id);
+                    self.actors.extend(admit.asked.by.map(|by| (id, by)));
                 }
                 answers.push(Box::new(move |written, owner| {
                     let admitted = written.and(decided).and_then(|replayed| {
@@ -240,8 +244,11 @@ impl Owner {
                     let _ = reply.send(admitted);
                 }));
             }
-            Request::Command(id, command, reply) => {
+            Request::Command(id, command, by, reply) => {
                 let decided = self.with_context(|book, cx| book.command(&id, &command, cx));
+                if decided.is_ok() {
+                    self.actors.insert(id, by);
+                }
                 answers.push(Box::new(move |written, owner| {
                     let _ = reply.send(written.and(decided).and_then(|()| owner.session(&id)));
                 }));
@@ -350,6 +357,7 @@ impl Owner {
     }
 
     fn publish(&mut self) {
+        let actors = std::mem::take(&mut self.actors);
         let mut changed = self.book.take_unpublished();
         if std::mem::take(&mut self.publish_all) {
             changed.extend(self.book.records().map(|record| record.id));
@@ -363,7 +371,7 @@ impl Owner {
                 self.feed.forget(id);
                 continue;
             };
-            log_change(before.as_deref(), &session);
+            log_change(before.as_deref(), &session, actors.get(id));
             self.feed.note(before.as_deref(), &session, Standing::of(record));
             self.published.insert(*id, Arc::new(session));
         }
@@ -486,12 +494,13 @@ impl Owner {
 }
 
 /// One line for each step of a session's life.
-fn log_change(before: Option<&Session>, now: &Session) {
+fn log_change(before: Option<&Session>, now: &Session, by: Option<&Actor>) {
     if before.is_some_and(|before| before.state == now.state) {
         return;
     }
     let reason = now.end_reason.map(|reason| reason.as_str());
-    tracing::info!(session = %now.id, user = %now.user, workspace = %now.workspace, state = %now.state, reason, "session changed");
+    let by = by.map(tracing::field::display);
+    tracing::info!(session = %now.id, user = %now.user, workspace = %now.workspace, state = %now.state, reason, by, "session changed");
 }
 
 /// Whether nobody on this host listens on the port. A hint: the engine finds out for certain.

@@ -13,7 +13,7 @@ use crate::capacity;
 use crate::clock::Clock;
 use crate::node::ClusterSigns;
 use crate::runtime::fake::{FakeEngine, STEPS, When};
-use crate::types::{Cores, EndReason, SessionState};
+use crate::types::{Actor, Cores, EndReason, SessionState};
 
 /// Longer than anything here takes; only a test that fails waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -101,7 +101,7 @@ impl Daemon {
     }
 
     async fn command(&self, key: &str, command: Command) -> Result<Session, Error> {
-        self.handle.command(id(key), command).await
+        self.handle.command(id(key), command, Actor::Socket { uid: 0 }).await
     }
 }
 

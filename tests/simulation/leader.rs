@@ -276,6 +276,7 @@ impl Cluster {
                 attempt: FIRST_ATTEMPT,
                 tried: Vec::new(),
                 secret: None,
+                by: None,
             },
             user_limit: None,
             considered,
