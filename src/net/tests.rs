@@ -19,7 +19,7 @@ use crate::gossip::Directory;
 use crate::identity::{Credentials, Token};
 use crate::sessions::LogsRequest;
 use crate::types::{Ballot, SessionId, sample};
-use crate::wire::{Call, Envelope, Request, message};
+use crate::wire::{Call, Envelope, PROTOCOL, Request, message};
 
 /// More than any call here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -70,7 +70,7 @@ impl Node {
 
     fn start_at(identity: &Identity, listen: SocketAddr) -> Result<Self, BindError> {
         let cluster: Name = identity.cluster.parse().unwrap();
-        let credentials = Credentials::new(&identity.token, &cluster, &id(identity.node)).unwrap();
+        let credentials = Credentials::new(&identity.token, &cluster, &id(identity.node), PROTOCOL).unwrap();
         let hello = Hello {
             cluster,
             node: id(identity.node),
@@ -246,7 +246,7 @@ async fn a_client_without_a_certificate_is_not_let_in() {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    crypto.alpn_protocols = vec![crate::wire::PROTOCOL.to_vec()];
+    crypto.alpn_protocols = vec![PROTOCOL.to_vec()];
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(crypto).unwrap();
     let endpoint = quinn::Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(crypto));
