@@ -28,7 +28,7 @@ pub(super) enum Access {
 use Access::{Needs, Open};
 use Role::{Admin, Read};
 
-/// What an operation comes to.
+/// How an operation ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ends {
     /// In an answer of this node's own, without a call.
@@ -131,18 +131,18 @@ pub(super) enum Peer {
     },
 }
 
-/// A caller that is known.
+/// A caller whose identity is proven.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Caller {
     pub(super) actor: Actor,
     pub(super) role: Role,
 }
 
-/// Tells the caller by the text of its token.
+/// Returns the caller whose API token has this text.
 pub(super) type CallerOf = Arc<dyn Fn(&str) -> Option<Caller> + Send + Sync>;
 
-/// Lets a request through to its operation if its caller may do that, and says there who it is: the [`Actor`] is in the
-/// request's extensions, but for an operation that is open to everybody.
+/// Lets a request through to its operation if its caller may do that, and puts the [`Actor`] into its extensions. An
+/// operation that is open has no actor.
 pub(super) async fn authorise(
     State(caller_of): State<CallerOf>,
     matched: MatchedPath,

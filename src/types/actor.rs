@@ -14,7 +14,7 @@ pub enum Actor {
     Token { id: String, name: Name },
     /// A user of a node's unix socket, as that node's kernel knows it.
     Socket { uid: u32 },
-    /// A node by itself: the leader that places a session again, for instance.
+    /// A node by itself: for instance the leader, where it removes a session that is on two hosts.
     Node { id: NodeId },
 }
 
