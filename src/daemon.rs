@@ -31,6 +31,7 @@ use crate::sessions::Journal;
 use crate::types::{ClusterMode, NodeId, OnUnknown, RuntimeKind};
 use crate::{
     capacity, catalogue, cluster, config, election, gossip, http, identity, net, node, observe, placement, sessions,
+    wire,
 };
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -300,7 +301,7 @@ async fn mesh(
     directory: watch::Receiver<Arc<gossip::Directory>>,
 ) -> Result<Net> {
     let (cluster, node) = (config.cluster.name.clone(), *me);
-    let credentials = spawn_blocking(move || Credentials::new(&token, &cluster, &node)).await??;
+    let credentials = spawn_blocking(move || Credentials::new(&token, &cluster, &node, wire::PROTOCOL)).await??;
     // The sender goes: until the token is rotated, the credentials stay as they are.
     let (_, credentials) = watch::channel(Arc::new(credentials));
     let hello = Hello {

@@ -17,14 +17,13 @@ use syn::visit::{self, Visit};
 /// The parts, floor by floor. A part may import from lower floors only, so no two parts can form a cycle.
 const FLOORS: &[&[&str]] = &[
     &["types"],
-    &["clock", "logging", "store"],
+    &["clock", "identity", "logging", "store"],
     &["election", "runtime"],
     &["capacity", "gossip"],
     &["catalogue", "ledger", "node"],
     &["sessions"],
     &["observe", "placement"],
     &["wire"],
-    &["identity"],
     &["net"],
     &["cluster"],
     &["http"],

@@ -4,12 +4,12 @@
 
 use libfuzzer_sys::fuzz_target;
 use ostler::net::Hello;
-use ostler::wire::{Request, codec, message};
+use ostler::wire::{Envelope, Format, message};
 
 fuzz_target!(|bytes: &[u8]| {
-    let _ = codec::decode::<Hello>(bytes);
-    if let Ok(request) = codec::decode::<Request>(bytes) {
-        codec::encode(&request).expect("what came in may be passed on");
+    let _ = Format::Postcard.decode::<Hello>(bytes);
+    if let Ok(Envelope { by, request }) = Envelope::decode(bytes) {
+        request.encode(by.as_ref()).expect("what came in can be sent");
     }
     message::read_as_every_answer(bytes);
 });

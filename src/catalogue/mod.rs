@@ -22,7 +22,8 @@ use tokio::time::{Duration, Instant, timeout_at};
 
 use crate::election::Leadership;
 use crate::types::{
-    ApiToken, ApiTokenRequest, Ballot, Deadline, Invalid, Moment, Name, NewApiToken, NodeId, Role, Timestamp, Workspace,
+    Actor, ApiToken, ApiTokenRequest, Ballot, Deadline, Invalid, Moment, Name, NewApiToken, NodeId, Timestamp,
+    Workspace,
 };
 
 pub use merge::Book;
@@ -70,9 +71,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The role of the caller who shows this token, if it is one of ours and has not expired.
-    pub fn role_of(&self, secret: &str, now: Moment) -> Option<Role> {
-        token::role_of(self, secret, now)
+    /// The token whose text this is, if it is one of ours and has not expired.
+    pub fn token_of(&self, secret: &str, now: Moment) -> Option<&ApiToken> {
+        token::token_of(self, secret, now)
     }
 }
 
@@ -222,7 +223,7 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 #[derive(Debug)]
 enum Request {
     /// Answered with what became of it, and the entry that others must have, where there is a new one.
-    Edit(Box<Edit>, Reply<(Edited, Option<Entry>)>),
+    Edit(Box<Edit>, Actor, Reply<(Edited, Option<Entry>)>),
     Keep(Vec<Entry>, Reply<()>),
     Synced,
 }
@@ -237,8 +238,8 @@ impl Handle {
     ///
     /// # Errors
     /// [`Error::OutcomeUnknown`]: it is on this node's disk, and not yet on enough others.
-    pub async fn edit(&self, edit: Edit) -> Result<Edited, Error> {
-        let (edited, entry) = self.ask(|reply| Request::Edit(Box::new(edit), reply)).await?;
+    pub async fn edit(&self, edit: Edit, by: Actor) -> Result<Edited, Error> {
+        let (edited, entry) = self.ask(|reply| Request::Edit(Box::new(edit), by, reply)).await?;
         if let Some(entry) = entry {
             self.replicate(entry).await?;
         }

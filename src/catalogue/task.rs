@@ -13,7 +13,7 @@ use super::{
 use crate::clock::Clock;
 use crate::election::Leadership;
 use crate::gossip::ClusterView;
-use crate::types::{ApiTokenRequest, Ballot, Name, NodeId, Workspace};
+use crate::types::{Actor, ApiTokenRequest, Ballot, Name, NodeId, Workspace};
 
 /// Changes waiting for the owner. Callers beyond it wait: each change takes one write to disk.
 const QUEUE: usize = 256;
@@ -66,7 +66,7 @@ impl Owner {
         while let Some(request) = queue.recv().await {
             // Nobody has to wait for the answer: the change is made or refused all the same.
             match request {
-                Request::Edit(edit, reply) => drop(reply.send(self.edit(*edit).await)),
+                Request::Edit(edit, by, reply) => drop(reply.send(self.edit(*edit, &by).await)),
                 Request::Keep(entries, reply) => drop(reply.send(self.keep(entries).await)),
                 Request::Synced => {
                     self.synced = true;
@@ -76,16 +76,16 @@ impl Owner {
         }
     }
 
-    async fn edit(&mut self, edit: Edit) -> Result<(Edited, Option<Entry>), Error> {
+    async fn edit(&mut self, edit: Edit, by: &Actor) -> Result<(Edited, Option<Entry>), Error> {
         let ballot = match &self.leadership.borrow().reign {
             Some(reign) => reign.ballot,
             None => return Err(Error::NoLeader),
         };
         match edit {
-            Edit::Put { workspace, create_only } => self.put(*workspace, create_only, ballot).await,
-            Edit::Delete(name) => self.delete(&name, ballot).await,
-            Edit::CreateToken(request) => self.create_token(&request, ballot).await,
-            Edit::RevokeToken(id_or_name) => self.revoke_token(&id_or_name, ballot).await,
+            Edit::Put { workspace, create_only } => self.put(*workspace, create_only, ballot, by).await,
+            Edit::Delete(name) => self.delete(&name, ballot, by).await,
+            Edit::CreateToken(request) => self.create_token(&request, ballot, by).await,
+            Edit::RevokeToken(id_or_name) => self.revoke_token(&id_or_name, ballot, by).await,
         }
     }
 
@@ -94,6 +94,7 @@ impl Owner {
         workspace: Workspace,
         create_only: bool,
         ballot: Ballot,
+        by: &Actor,
     ) -> Result<(Edited, Option<Entry>), Error> {
         workspace.validate()?;
         let name = workspace.name.clone();
@@ -111,15 +112,17 @@ impl Owner {
         if new && catalogue.workspaces.len() >= MAX_WORKSPACES {
             return Err(Error::Conflict(format!("the catalogue is full: at most {MAX_WORKSPACES} workspaces")));
         }
-        let entry = self.write(Key::Workspace(name), Value::Workspace(Box::new(workspace)), ballot).await?;
+        let entry = self.write(Key::Workspace(name.clone()), Value::Workspace(Box::new(workspace)), ballot).await?;
+        tracing::info!(%name, new, %by, "workspace stored");
         Ok((Edited::Put { new }, Some(entry)))
     }
 
-    async fn delete(&mut self, name: &Name, ballot: Ballot) -> Result<(Edited, Option<Entry>), Error> {
+    async fn delete(&mut self, name: &Name, ballot: Ballot, by: &Actor) -> Result<(Edited, Option<Entry>), Error> {
         if !self.publish.borrow().workspaces.contains_key(name) {
             return Err(Error::NotFound { what: "workspace".into(), name: name.to_string() });
         }
         let entry = self.write(Key::Workspace(name.clone()), Value::Tombstone, ballot).await?;
+        tracing::info!(%name, %by, "workspace removed");
         Ok((Edited::Done, Some(entry)))
     }
 
@@ -127,6 +130,7 @@ impl Owner {
         &mut self,
         request: &ApiTokenRequest,
         ballot: Ballot,
+        by: &Actor,
     ) -> Result<(Edited, Option<Entry>), Error> {
         self.tidy().await?; // the name of an expired one is free
         let catalogue = self.publish.borrow().clone();
@@ -138,11 +142,16 @@ impl Owner {
         let (new, stored) = token::new(&catalogue, request, self.clock.now())?;
         let key = Key::Token(stored.token.id.clone());
         let entry = self.write(key, Value::Token(Box::new(stored)), ballot).await?;
-        tracing::info!(id = %new.token.id, name = %new.token.name, role = %new.token.role, "API token made");
+        tracing::info!(id = %new.token.id, name = %new.token.name, role = %new.token.role, %by, "API token made");
         Ok((Edited::Token(new), Some(entry)))
     }
 
-    async fn revoke_token(&mut self, id_or_name: &str, ballot: Ballot) -> Result<(Edited, Option<Entry>), Error> {
+    async fn revoke_token(
+        &mut self,
+        id_or_name: &str,
+        ballot: Ballot,
+        by: &Actor,
+    ) -> Result<(Edited, Option<Entry>), Error> {
         let named =
             |stored: &&Arc<StoredToken>| stored.token.id == id_or_name || stored.token.name.as_str() == id_or_name;
         let id = self.publish.borrow().tokens.values().find(named).map(|stored| stored.token.id.clone());
@@ -150,7 +159,7 @@ impl Owner {
             return Err(Error::NotFound { what: "API token".into(), name: id_or_name.to_owned() });
         };
         let entry = self.write(Key::Token(id.clone()), Value::Tombstone, ballot).await?;
-        tracing::info!(%id, "API token revoked");
+        tracing::info!(%id, %by, "API token revoked");
         Ok((Edited::Done, Some(entry)))
     }
 

@@ -10,7 +10,7 @@ use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{Error, Snapshot, StoredToken};
-use crate::types::{ApiToken, ApiTokenRequest, Deadline, Invalid, Moment, Name, NewApiToken, Period, Role};
+use crate::types::{ApiToken, ApiTokenRequest, Deadline, Invalid, Moment, Name, NewApiToken, Period};
 
 const PREFIX: &str = "ost";
 /// 40 bits, 8 characters: enough to tell the tokens of one catalogue apart. It is no secret.
@@ -18,13 +18,13 @@ const ID_BYTES: usize = 5;
 /// 256 bits, 43 characters.
 const SECRET_BYTES: usize = 32;
 
-/// The role of the caller who shows `text`, if it is one of these tokens and has not expired.
-pub(super) fn role_of(snapshot: &Snapshot, text: &str, now: Moment) -> Option<Role> {
+/// The token whose text this is, if it is one of these and has not expired.
+pub(super) fn token_of<'a>(snapshot: &'a Snapshot, text: &str, now: Moment) -> Option<&'a ApiToken> {
     let stored = snapshot.tokens.get(id_of(text)?)?;
     // Comparing hashes takes a time that depends on how many of their characters agree. To learn from it one would
     // have to choose texts by their SHA-256, and would end with a hash, not with the 256 random bits behind it.
     let genuine = stored.sha256 == hash(text);
-    (genuine && !has_expired(stored, now)).then_some(stored.token.role)
+    (genuine && !has_expired(stored, now)).then_some(&stored.token)
 }
 
 pub(super) fn has_expired(stored: &StoredToken, now: Moment) -> bool {
@@ -115,7 +115,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::types::{BootInstant, Timestamp};
+    use crate::types::{BootInstant, Role, Timestamp};
 
     const DAY: Duration = Duration::from_secs(86_400);
 
@@ -134,10 +134,14 @@ mod tests {
         (snapshot, new.secret)
     }
 
+    fn role_of(snapshot: &Snapshot, secret: &str, now: Moment) -> Option<Role> {
+        snapshot.token_of(secret, now).map(|token| token.role)
+    }
+
     #[test]
     fn a_token_is_known_by_its_whole_text() {
         let (snapshot, secret) = with_token(&request(None));
-        assert_eq!(snapshot.role_of(&secret, moment()), Some(Role::Operate));
+        assert_eq!(role_of(&snapshot, &secret, moment()), Some(Role::Operate));
         let mut wrong = secret.clone();
         let last = if wrong.pop() == Some('A') { 'E' } else { 'A' };
         wrong.push(last);
@@ -145,7 +149,7 @@ mod tests {
         for text in
             [wrong.as_str(), short, id, "", "ost", "ost_", "ost__", &format!("ost_{id}_"), &format!("{secret}A")]
         {
-            assert_eq!(snapshot.role_of(text, moment()), None, "{text}");
+            assert_eq!(role_of(&snapshot, text, moment()), None, "{text}");
         }
     }
 
@@ -163,7 +167,7 @@ mod tests {
     fn tokens_expire_by_the_boot_clock() {
         let (snapshot, secret) = with_token(&request(Some(3600)));
         let hour = Duration::from_secs(3600);
-        let role = |now| snapshot.role_of(&secret, now);
+        let role = |now| role_of(&snapshot, &secret, now);
         assert_eq!(role(moment().plus(hour - Duration::from_millis(1))), Some(Role::Operate));
         assert_eq!(role(moment().plus(hour)), None);
         assert_eq!(role(Moment { wall: moment().wall.plus(DAY), ..moment() }), Some(Role::Operate), "the wall jumped");

@@ -1,8 +1,8 @@
 //! The catalogue: every node reads its own, whoever leads writes it.
 
-use super::{Cluster, Error, LEADER_PATIENCE, QUICK, Routed, SLOW};
+use super::{Cluster, Error, QUICK, Routed};
 use crate::catalogue::{Edit, Edited, Snapshot};
-use crate::wire::Document;
+use crate::types::Actor;
 use crate::wire::message::{self, Compare};
 
 impl Cluster {
@@ -11,9 +11,9 @@ impl Cluster {
     }
 
     /// Makes a change. Once it is answered, a majority has it on disk, and this node shows it.
-    pub async fn edit(&self, edit: Edit) -> Result<Routed<Edited>, Error> {
-        let Routed { answer, by } = self.on_leader(message::Edit(Document(edit)), false, LEADER_PATIENCE, SLOW).await?;
-        let Document(edited) = answer.map_err(|Document(error)| error)?;
+    pub async fn edit(&self, edit: Edit, by: &Actor) -> Result<Routed<Edited>, Error> {
+        let Routed { answer, by } = self.change_on_leader(message::Edit(edit), by, false).await?;
+        let edited = answer?;
         if by.is_some() {
             self.catch_up().await;
         }
@@ -25,7 +25,7 @@ impl Cluster {
     async fn catch_up(&self) {
         let Some(leader) = self.leadership().leader else { return };
         let versions = self.host().catalogue.snapshot().book.versions();
-        if let Ok(Document(difference)) = self.mesh.call(&leader, Compare(Document(versions)), QUICK).await
+        if let Ok(difference) = self.mesh.call(&leader, Compare(versions), None, QUICK).await
             && let Err(error) = self.host().catalogue.keep(difference.newer).await
         {
             tracing::warn!(%error, "what was changed at the leader is not stored here yet");

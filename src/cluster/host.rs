@@ -12,11 +12,12 @@ use super::volumes;
 use crate::observe::{Observed, Observer};
 use crate::placement::{Have, HostReport};
 use crate::sessions::Snapshot;
-use crate::types::{Node, NodeProfile, Remembered, SessionId, SessionState, Volume, Wait};
-use crate::wire::Document;
+use crate::types::{
+    Actor, Explanation, Node, NodeId, NodeProfile, Remembered, Session, SessionId, SessionState, Volume, Wait,
+};
 use crate::wire::message::{
-    Admit, AdmitError, Claim, Command, Compare, Describe, Drain, Explain, Find, Forget, Hold, Keep, Patch,
-    RemoveVolume, Report, Secret, Undrain, Volumes,
+    Admit, AdmitError, Claim, Command, Compare, Describe, Drain, Explain, Find, Forget, ForgetSession, Hold, Keep,
+    Patch, RemoveVolume, Report, Secret, Undrain, Volumes,
 };
 use crate::{catalogue, election, gossip, node, sessions};
 
@@ -27,8 +28,6 @@ const REPORT_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) const KNOWN_WITHIN: Duration = Duration::from_millis(500);
 /// How long an answer is held at most, whatever is asked: longer than proxies let a request idle.
 pub const MAX_HOLD: Duration = Duration::from_secs(600);
-
-type Answer<T, E> = Result<Document<T>, Document<E>>;
 
 /// The handles of this host's owners. Cheap to clone.
 #[derive(Clone)]
@@ -61,16 +60,24 @@ impl Host {
         let _ = tokio::time::timeout(KNOWN_WITHIN, known).await;
     }
 
+    async fn forget(&self, node: NodeId, session: Option<SessionId>, by: &Actor) -> Result<(), gossip::Error> {
+        match self.gossip.get() {
+            Some(gossip) => gossip.forget(node, session, by.clone()).await,
+            // A node that stays alone remembers no other.
+            None => Err(gossip::Error::NotFound(node)),
+        }
+    }
+
     /// This node after a change.
-    async fn changed(&self) -> Document<Node> {
+    async fn changed(&self) -> Node {
         self.is_known().await;
-        Document(self.node())
+        self.node()
     }
 }
 
 #[async_trait]
 impl Serves<Report> for Host {
-    async fn serve(&self, Report { ballot, have }: Report) -> Result<Document<HostReport>, election::Stale> {
+    async fn serve(&self, Report { ballot, have }: Report, _: &Actor) -> Result<HostReport, election::Stale> {
         self.election.adopt(&ballot).await?;
         self.told.send_replace(have);
         let (known, version) = (have.map(|have| have.sessions), have.map(|have| have.node));
@@ -83,168 +90,161 @@ impl Serves<Report> for Host {
             () = self.observer.differs_from(version) => self.sessions.changes(ballot, known, Duration::ZERO).await?,
         };
         let Observed { version, profile, images } = self.observer.observed();
-        Ok(Document(HostReport {
+        Ok(HostReport {
             profile: NodeProfile::clone(&profile),
             images: BTreeSet::clone(&images),
             version,
             usage: self.observer.usage(),
             at: self.observer.now(),
             changes,
-        }))
+        })
     }
 }
 
 #[async_trait]
 impl Serves<Admit> for Host {
-    async fn serve(&self, Admit(Document(admit)): Admit) -> Result<Document<sessions::Admitted>, AdmitError> {
+    async fn serve(&self, Admit(admit): Admit, _: &Actor) -> Result<sessions::Admitted, AdmitError> {
         self.election.adopt(&admit.ballot).await.map_err(AdmitError::Stale)?;
-        match self.sessions.admit(admit).await {
-            Ok(admitted) => Ok(Document(admitted)),
-            Err(sessions::Error::Stale(stale)) => Err(AdmitError::Stale(stale)),
-            Err(error) => Err(AdmitError::Refused(Document(error))),
-        }
+        self.sessions.admit(admit).await.map_err(AdmitError::from)
     }
 }
 
 #[async_trait]
 impl Serves<Claim> for Host {
-    async fn serve(&self, Claim { ballot, session }: Claim) -> Result<Document<sessions::Claimed>, AdmitError> {
+    async fn serve(&self, Claim { ballot, session }: Claim, _: &Actor) -> Result<sessions::Claimed, AdmitError> {
         self.election.adopt(&ballot).await.map_err(AdmitError::Stale)?;
-        match self.sessions.claim(ballot, session).await {
-            Ok(claimed) => Ok(Document(claimed)),
-            Err(sessions::Error::Stale(stale)) => Err(AdmitError::Stale(stale)),
-            Err(error) => Err(AdmitError::Refused(Document(error))),
-        }
+        self.sessions.claim(ballot, session).await.map_err(AdmitError::from)
     }
 }
 
 #[async_trait]
 impl Serves<Find> for Host {
-    async fn serve(
-        &self,
-        Find { session, fingerprint }: Find,
-    ) -> Result<Option<Document<crate::types::Session>>, Document<sessions::Error>> {
-        let found = self.sessions.find(&session, fingerprint).await;
-        found.map(|session| session.map(Document)).map_err(Document)
+    async fn serve(&self, Find { session, fingerprint }: Find, _: &Actor) -> Result<Option<Session>, sessions::Error> {
+        self.sessions.find(&session, fingerprint).await
     }
 }
 
 #[async_trait]
 impl Serves<Command> for Host {
-    async fn serve(&self, Command { session, command }: Command) -> Answer<crate::types::Session, sessions::Error> {
-        let commanded = self.sessions.command(session, command).await.map_err(Document)?;
+    async fn serve(&self, Command { session, command }: Command, by: &Actor) -> Result<Session, sessions::Error> {
+        let commanded = self.sessions.command(session, command, by.clone()).await?;
         self.is_known().await;
-        Ok(Document(commanded))
+        Ok(commanded)
     }
 }
 
 #[async_trait]
 impl Serves<Secret> for Host {
-    async fn serve(&self, Secret(session): Secret) -> Result<Option<String>, Document<sessions::Error>> {
-        self.sessions.secret(session).await.map_err(Document)
+    async fn serve(&self, Secret(session): Secret, _: &Actor) -> Result<Option<String>, sessions::Error> {
+        self.sessions.secret(session).await
     }
 }
 
 #[async_trait]
 impl Serves<Explain> for Host {
-    async fn serve(&self, Explain(session): Explain) -> Answer<crate::types::Explanation, sessions::Error> {
-        self.sessions.explain(session).await.map(Document).map_err(Document)
+    async fn serve(&self, Explain(session): Explain, _: &Actor) -> Result<Explanation, sessions::Error> {
+        self.sessions.explain(session).await
     }
 }
 
 #[async_trait]
 impl Serves<Hold> for Host {
-    async fn serve(&self, Hold { session, wait, timeout_millis }: Hold) -> Option<Document<Remembered>> {
+    async fn serve(&self, Hold { session, wait, timeout_millis }: Hold, _: &Actor) -> Option<Remembered> {
         let timeout = Duration::from_millis(timeout_millis).min(MAX_HOLD);
         let held = hold(self.sessions.watch(), &session, wait, timeout).await;
         if held.as_ref().is_some_and(|held| held.gone || held.session.state == SessionState::Stopped) {
             // What it has freed can be asked for.
             self.is_known().await;
         }
-        held.map(Document)
+        held
     }
 }
 
 #[async_trait]
 impl Serves<Describe> for Host {
-    async fn serve(&self, Describe: Describe) -> Document<Node> {
-        Document(self.node())
+    async fn serve(&self, Describe: Describe, _: &Actor) -> Node {
+        self.node()
     }
 }
 
 #[async_trait]
 impl Serves<Patch> for Host {
-    async fn serve(&self, Patch(Document(patch)): Patch) -> Answer<Node, node::Error> {
-        self.settings.patch(patch).await.map_err(Document)?;
+    async fn serve(&self, Patch(patch): Patch, by: &Actor) -> Result<Node, node::Error> {
+        self.settings.patch(patch, by.clone()).await?;
         Ok(self.changed().await)
     }
 }
 
 #[async_trait]
 impl Serves<Drain> for Host {
-    async fn serve(&self, Drain(Document(request)): Drain) -> Answer<Node, node::Error> {
-        self.settings.drain(request).await.map_err(Document)?;
+    async fn serve(&self, Drain(request): Drain, by: &Actor) -> Result<Node, node::Error> {
+        self.settings.drain(request, by.clone()).await?;
         Ok(self.changed().await)
     }
 }
 
 #[async_trait]
 impl Serves<Undrain> for Host {
-    async fn serve(&self, Undrain: Undrain) -> Answer<Node, node::Error> {
-        self.settings.undrain().await.map_err(Document)?;
+    async fn serve(&self, Undrain: Undrain, by: &Actor) -> Result<Node, node::Error> {
+        self.settings.undrain(by.clone()).await?;
         Ok(self.changed().await)
     }
 }
 
 #[async_trait]
 impl Serves<Volumes> for Host {
-    async fn serve(&self, Volumes: Volumes) -> Answer<Vec<Volume>, sessions::Error> {
-        let names = self.sessions.runtime().volumes().await.map_err(|error| Document(error.into()))?;
+    async fn serve(&self, Volumes: Volumes, _: &Actor) -> Result<Vec<Volume>, sessions::Error> {
+        let names = self.sessions.runtime().volumes().await?;
         let users = volumes::users(&self.sessions.snapshot(), &self.catalogue.snapshot());
-        Ok(Document(volumes::describe(names, users, &self.settings.state().name)))
+        Ok(volumes::describe(names, users, &self.settings.state().name))
     }
 }
 
 #[async_trait]
 impl Serves<RemoveVolume> for Host {
-    async fn serve(&self, RemoveVolume(name): RemoveVolume) -> Result<(), Document<sessions::Error>> {
+    async fn serve(&self, RemoveVolume(name): RemoveVolume, by: &Actor) -> Result<(), sessions::Error> {
         let users = volumes::users(&self.sessions.snapshot(), &self.catalogue.snapshot());
         if let Some(session) = users.get(&name).and_then(|sessions| sessions.first()) {
             let message = format!("volume {name} is used by session {session}");
-            return Err(Document(sessions::Error::Conflict(message)));
+            return Err(sessions::Error::Conflict(message));
         }
-        self.sessions.runtime().remove_volume(&name).await.map_err(|error| Document(error.into()))
+        self.sessions.runtime().remove_volume(&name).await?;
+        tracing::info!(volume = %name, %by, "volume removed");
+        Ok(())
     }
 }
 
 #[async_trait]
 impl Serves<Forget> for Host {
-    async fn serve(&self, Forget { node, session }: Forget) -> Result<(), gossip::Error> {
-        match self.gossip.get() {
-            Some(gossip) => gossip.forget(node, session).await,
-            // A node that stays alone remembers nobody.
-            None => Err(gossip::Error::NotFound(node)),
-        }
+    async fn serve(&self, Forget(node): Forget, by: &Actor) -> Result<(), gossip::Error> {
+        self.forget(node, None, by).await
+    }
+}
+
+#[async_trait]
+impl Serves<ForgetSession> for Host {
+    async fn serve(&self, ForgetSession { node, session }: ForgetSession, by: &Actor) -> Result<(), gossip::Error> {
+        self.forget(node, Some(session), by).await
     }
 }
 
 #[async_trait]
 impl Serves<Keep> for Host {
-    async fn serve(&self, Keep(Document(entries)): Keep) -> Result<(), Document<catalogue::Error>> {
-        self.catalogue.keep(entries).await.map_err(Document)
+    async fn serve(&self, Keep(entries): Keep, _: &Actor) -> Result<(), catalogue::Error> {
+        self.catalogue.keep(entries).await
     }
 }
 
 #[async_trait]
 impl Serves<Compare> for Host {
-    async fn serve(&self, Compare(Document(versions)): Compare) -> Document<catalogue::Difference> {
-        Document(self.catalogue.compare(&versions))
+    async fn serve(&self, Compare(versions): Compare, _: &Actor) -> catalogue::Difference {
+        self.catalogue.compare(&versions)
     }
 }
 
 #[async_trait]
 impl Serves<election::Request> for Host {
-    async fn serve(&self, request: election::Request) -> Result<election::Answer, election::Error> {
+    async fn serve(&self, request: election::Request, _: &Actor) -> Result<election::Answer, election::Error> {
         self.election.answer(request).await
     }
 }

@@ -12,8 +12,7 @@ use super::{Host, LeadershipWatch, ViewWatch};
 use crate::catalogue;
 use crate::placement::{self, Fleet, Placer};
 use crate::sessions;
-use crate::types::{List, Node, Plan, Remembered, Session};
-use crate::wire::Document;
+use crate::types::{Actor, List, Node, Plan, Remembered, Session};
 use crate::wire::message::{DryRun, Edit, Led, Locate, Nodes, NotLeader, Place, Sessions};
 
 /// What a leader decides with. Every node has it, and uses it while it leads. Cheap to clone.
@@ -61,61 +60,56 @@ impl Leader {
 impl Serves<Place> for Leader {
     async fn serve(
         &self,
-        Place { session, drawn, request: Document(request) }: Place,
-    ) -> Led<Result<Document<sessions::Admitted>, Document<placement::Error>>> {
+        Place { session, drawn, request }: Place,
+        by: &Actor,
+    ) -> Led<Result<sessions::Admitted, placement::Error>> {
         self.reigns()?;
-        let placed = self.placer.place_here(session, drawn, request).await;
+        let placed = self.placer.place_here(session, drawn, request, by.clone()).await;
         if let Ok(placed) = &placed
             && !placed.replayed
         {
             self.has_heard_of(&placed.session).await;
         }
-        Ok(placed.map(Document).map_err(Document))
+        Ok(placed)
     }
 }
 
 #[async_trait]
 impl Serves<DryRun> for Leader {
-    async fn serve(
-        &self,
-        DryRun(Document(request)): DryRun,
-    ) -> Led<Result<Document<Plan>, Document<placement::Error>>> {
+    async fn serve(&self, DryRun(request): DryRun, _: &Actor) -> Led<Result<Plan, placement::Error>> {
         self.reigns()?;
-        Ok(self.placer.dry_run_here(request).await.map(Document).map_err(Document))
+        Ok(self.placer.dry_run_here(request).await)
     }
 }
 
 #[async_trait]
 impl Serves<Nodes> for Leader {
-    async fn serve(&self, Nodes: Nodes) -> Led<Document<Vec<Node>>> {
+    async fn serve(&self, Nodes: Nodes, _: &Actor) -> Led<Vec<Node>> {
         self.reigns()?;
-        Ok(Document(self.knowledge().nodes()))
+        Ok(self.knowledge().nodes())
     }
 }
 
 #[async_trait]
 impl Serves<Sessions> for Leader {
-    async fn serve(&self, Sessions(Document(filter)): Sessions) -> Led<Document<List<Session>>> {
+    async fn serve(&self, Sessions(filter): Sessions, _: &Actor) -> Led<List<Session>> {
         self.reigns()?;
-        Ok(Document(self.knowledge().list(&filter)))
+        Ok(self.knowledge().list(&filter))
     }
 }
 
 #[async_trait]
 impl Serves<Locate> for Leader {
-    async fn serve(&self, Locate(prefix): Locate) -> Led<Document<Vec<Remembered>>> {
+    async fn serve(&self, Locate(prefix): Locate, _: &Actor) -> Led<Vec<Remembered>> {
         self.reigns()?;
-        Ok(Document(self.knowledge().locate(&prefix)))
+        Ok(self.knowledge().locate(&prefix))
     }
 }
 
 #[async_trait]
 impl Serves<Edit> for Leader {
-    async fn serve(
-        &self,
-        Edit(Document(edit)): Edit,
-    ) -> Led<Result<Document<catalogue::Edited>, Document<catalogue::Error>>> {
+    async fn serve(&self, Edit(edit): Edit, by: &Actor) -> Led<Result<catalogue::Edited, catalogue::Error>> {
         self.reigns()?;
-        Ok(self.host.catalogue.edit(edit).await.map(Document).map_err(Document))
+        Ok(self.host.catalogue.edit(edit, by.clone()).await)
     }
 }

@@ -11,9 +11,9 @@ use crate::election::{self, Answer};
 use crate::net::{self, Net};
 use crate::placement::{HostAnswer, HostCall, Hosts, Offered, Unanswered};
 use crate::sessions;
-use crate::types::{NodeId, SessionId};
+use crate::types::{Actor, NodeId, SessionId};
+use crate::wire::Call;
 use crate::wire::message::{self, AdmitError};
-use crate::wire::{Call, Document};
 
 /// How long a host may hold its report, and the way there and back.
 const REPORT_WITHIN: Duration = Duration::from_secs(8);
@@ -29,10 +29,11 @@ impl Peers {
         &self,
         node: &NodeId,
         call: C,
+        by: Option<&Actor>,
         within: Duration,
     ) -> Result<C::Answer, net::Error> {
         match &self.0 {
-            Some(net) => net.call(node, call, within).await,
+            Some(net) => net.call(node, call, by, within).await,
             None => Err(net::Error::Unreachable {
                 node: *node,
                 reason: "this node has no cluster token and stays alone".to_owned(),
@@ -44,20 +45,20 @@ impl Peers {
 #[async_trait]
 impl election::Peers for Peers {
     async fn ask(&self, peer: &NodeId, request: election::Request, within: Duration) -> Option<Answer> {
-        self.call(peer, request, within).await.ok()?.ok()
+        self.call(peer, request, None, within).await.ok()?.ok()
     }
 }
 
 #[async_trait]
 impl Replicas for Peers {
     async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), String> {
-        let kept = self.call(node, message::Keep(Document(entries)), SLOW).await.map_err(|e| e.to_string())?;
-        kept.map_err(|Document(error)| error.to_string())
+        let kept = self.call(node, message::Keep(entries), None, SLOW).await.map_err(|e| e.to_string())?;
+        kept.map_err(|error| error.to_string())
     }
 
     async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, String> {
-        let compared = self.call(node, message::Compare(Document(versions)), SLOW).await;
-        compared.map(|Document(difference)| difference).map_err(|e| e.to_string())
+        let compared = self.call(node, message::Compare(versions), None, SLOW).await;
+        compared.map_err(|e| e.to_string())
     }
 }
 
@@ -86,22 +87,37 @@ impl Mesh {
         self.peers.0.as_ref()
     }
 
-    /// Asks another node.
+    /// Asks another node, for `by`; `None`: for this node itself.
     pub(super) async fn call<C: Call>(
         &self,
         node: &NodeId,
         call: C,
+        by: Option<&Actor>,
         within: Duration,
     ) -> Result<C::Answer, net::Error> {
-        self.peers.call(node, call, within).await
+        self.peers.call(node, call, by, within).await
     }
 
-    /// Asks any host, this one included.
-    pub(super) async fn ask<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<C::Answer, net::Error>
+    /// Asks any host, this one included, for `by`; `None`: for this node itself.
+    pub(super) async fn ask<C: Call>(
+        &self,
+        node: &NodeId,
+        call: C,
+        by: Option<&Actor>,
+        within: Duration,
+    ) -> Result<C::Answer, net::Error>
     where
         Host: Serves<C>,
     {
-        if *node == self.me { Ok(self.host.serve(call).await) } else { self.call(node, call, within).await }
+        if *node != self.me {
+            return self.call(node, call, by, within).await;
+        }
+        Ok(self.host.serve(call, by.unwrap_or(&self.myself())).await)
+    }
+
+    /// This node, as an actor.
+    pub(super) const fn myself(&self) -> Actor {
+        Actor::Node { id: self.me }
     }
 }
 
@@ -110,32 +126,29 @@ impl Hosts for Mesh {
     async fn ask(&self, host: &NodeId, call: HostCall) -> Result<HostAnswer, Unanswered> {
         match call {
             HostCall::Report { ballot, have } => {
-                let report = self.ask(host, message::Report { ballot, have }, REPORT_WITHIN).await?;
-                Ok(HostAnswer::Report(report.map(|Document(report)| Box::new(report))))
+                let report = self.ask(host, message::Report { ballot, have }, None, REPORT_WITHIN).await?;
+                Ok(HostAnswer::Report(report.map(Box::new)))
             }
             HostCall::Admit(admit) => {
-                let admitted = self.ask(host, message::Admit(Document(*admit)), ADMIT_WITHIN).await?;
+                let admitted = self.ask(host, message::Admit(*admit), None, ADMIT_WITHIN).await?;
                 Ok(HostAnswer::Admit(match admitted {
-                    Ok(Document(admitted)) => Offered::Accepted(Box::new(admitted)),
+                    Ok(admitted) => Offered::Accepted(Box::new(admitted)),
                     Err(AdmitError::Stale(stale)) => Offered::Stale(stale),
                     // It stops: what became of the offer is not known.
-                    Err(AdmitError::Refused(Document(error @ sessions::Error::Stopping))) => {
-                        Offered::Unknown(error.to_string())
-                    }
-                    Err(AdmitError::Refused(Document(error))) => Offered::Refused(error),
+                    Err(AdmitError::Refused(error @ sessions::Error::Stopping)) => Offered::Unknown(error.to_string()),
+                    Err(AdmitError::Refused(error)) => Offered::Refused(error),
                 }))
             }
             HostCall::Find { session, fingerprint } => {
-                let found = self.ask(host, message::Find { session, fingerprint }, QUICK).await?;
-                let found = found.map(|found| found.map(|Document(session)| session));
-                Ok(HostAnswer::Find(found.map_err(|Document(error)| error)))
+                let found = self.ask(host, message::Find { session, fingerprint }, None, QUICK).await?;
+                Ok(HostAnswer::Find(found))
             }
             HostCall::Claim { ballot, session } => {
-                let claimed = self.ask(host, message::Claim { ballot, session }, ADMIT_WITHIN).await?;
+                let claimed = self.ask(host, message::Claim { ballot, session }, None, ADMIT_WITHIN).await?;
                 Ok(HostAnswer::Claim(match claimed {
-                    Ok(Document(claimed)) => Ok(claimed),
+                    Ok(claimed) => Ok(claimed),
                     Err(AdmitError::Stale(stale)) => Err(sessions::Error::Stale(stale)),
-                    Err(AdmitError::Refused(Document(error))) => Err(error),
+                    Err(AdmitError::Refused(error)) => Err(error),
                 }))
             }
             HostCall::GiveUp { session, claim } => self.order(host, session, sessions::Command::GiveUp { claim }).await,
@@ -153,10 +166,10 @@ impl Mesh {
         session: SessionId,
         command: sessions::Command,
     ) -> Result<HostAnswer, Unanswered> {
-        let commanded = self.ask(host, message::Command { session, command }, QUICK).await?;
+        let commanded = self.ask(host, message::Command { session, command }, None, QUICK).await?;
         match commanded {
-            Ok(_) | Err(Document(sessions::Error::NotFound(_))) => {}
-            Err(Document(error)) => tracing::debug!(%host, %session, %error, "a leader's order was not followed"),
+            Ok(_) | Err(sessions::Error::NotFound(_)) => {}
+            Err(error) => tracing::debug!(%host, %session, %error, "a leader's order was not followed"),
         }
         Ok(HostAnswer::Done)
     }

@@ -1,9 +1,9 @@
 //! Any node takes any request: where each one goes, and who answers it.
 //!
 //! What a node can be asked is one table, [`wire::message`](crate::wire::message). [`host`] and [`leader`]
-//! answer it, each request in one place, whoever asks: a person who is on this node, or a peer over the
+//! answer it, each call in one place, wherever it comes from: a person who is on this node, or a peer over the
 //! mesh ([`rpc`]). [`Cluster`] sends a person's request to the node it is for: the one that has the
-//! session, the one that is named, or the leader.
+//! session, the one that is named, or the leader. The actor goes with every change to the owner that makes it.
 
 mod catalogue;
 mod host;
@@ -26,9 +26,9 @@ use tokio::time::Instant;
 
 use crate::election::Leadership;
 use crate::gossip::ClusterView;
-use crate::types::{Name, NodeId, NodeState};
+use crate::types::{Actor, Name, NodeId, NodeState};
 use crate::wire::message::{Led, NotPassed, Pass, Passed};
-use crate::wire::{Call, codec};
+use crate::wire::{Call, Envelope};
 use crate::{net, node, placement};
 
 pub use host::{Host, MAX_HOLD};
@@ -152,21 +152,59 @@ impl Cluster {
         named.or_else(|| Some(self.mesh.net()?.hello_of(node)?.name.clone()))
     }
 
-    /// Asks one node, this one included.
+    /// Asks one node, this one included, for what changes nothing.
     async fn on<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<Routed<C::Answer>, Error>
     where
         Host: Serves<C>,
     {
-        let answer = self.mesh.ask(node, call, within).await.map_err(|error| self.unanswered(error))?;
+        const { assert!(!C::CHANGES, "a change has an actor") };
+        let answer = self.mesh.ask(node, call, None, within).await.map_err(|error| self.unanswered(error))?;
         Ok(self.routed(node, answer))
     }
 
-    /// Asks the leader, this node included; waits for one where there is none. A leader that did not
-    /// get the request is asked again, or the next one is. `again` says whether that is right, too,
-    /// where the leader may have got it and did not answer.
-    async fn on_leader<C, T>(
+    /// Has one node, this one included, change something.
+    async fn change_on<C: Call>(
+        &self,
+        node: &NodeId,
+        call: C,
+        by: &Actor,
+        within: Duration,
+    ) -> Result<Routed<C::Answer>, Error>
+    where
+        Host: Serves<C>,
+    {
+        let answer = self.mesh.ask(node, call, Some(by), within).await.map_err(|error| self.unanswered(error))?;
+        Ok(self.routed(node, answer))
+    }
+
+    /// Asks the leader, this node included, for what changes nothing. Waits for a leader where there is none.
+    async fn on_leader<C, T>(&self, call: C, patience: Duration, within: Duration) -> Result<Routed<T>, Error>
+    where
+        C: Call<Answer = Led<T>> + Clone,
+        Leader: Serves<C>,
+        T: DeserializeOwned,
+    {
+        const { assert!(!C::CHANGES, "a change has an actor") };
+        self.ask_leader(call, None, true, patience, within).await
+    }
+
+    /// Has the leader, this node included, change something. Waits for a leader where there is none. `again`: as of
+    /// [`Self::ask_leader`].
+    async fn change_on_leader<C, T>(&self, call: C, by: &Actor, again: bool) -> Result<Routed<T>, Error>
+    where
+        C: Call<Answer = Led<T>> + Clone,
+        Leader: Serves<C>,
+        T: DeserializeOwned,
+    {
+        self.ask_leader(call, Some(by), again, LEADER_PATIENCE, SLOW).await
+    }
+
+    /// A leader that did not get the request is asked again, or the next one is. `again` says whether that is right,
+    /// too, where the leader may have got it and did not answer.
+    async fn ask_leader<C, T>(
         &self,
         call: C,
+        by: Option<&Actor>,
         again: bool,
         patience: Duration,
         within: Duration,
@@ -182,7 +220,7 @@ impl Cluster {
         loop {
             let known = leadership.borrow_and_update().leader;
             let last = match named.take().or(known) {
-                Some(leader) => match self.ask_while_leader(&leader, call.clone(), within).await {
+                Some(leader) => match self.ask_while_leader(&leader, call.clone(), by, within).await {
                     Ok(Ok(answer)) => return Ok(self.routed(&leader, answer)),
                     // Whoever was asked may know better, once.
                     Ok(Err(other)) => {
@@ -196,7 +234,7 @@ impl Cluster {
             };
             // An election is over by then: others may hear a leader whom this node does not.
             if named.is_none() && begun.elapsed() >= HEARD_WITHIN {
-                match self.ask_through_others(&call, within).await {
+                match self.ask_through_others(&call, by, within).await {
                     Some(Err(error @ Error::NoAnswer { .. })) if !again => return Err(error),
                     Some(Ok(answered)) => return Ok(answered),
                     Some(Err(_)) | None => {}
@@ -217,26 +255,31 @@ impl Cluster {
 
     /// Has the nodes that can be reached pass a request on to the leader that they follow, one after the other.
     /// `None` where none of them could.
-    async fn ask_through_others<C, T>(&self, call: &C, within: Duration) -> Option<Result<Routed<T>, Error>>
+    async fn ask_through_others<C, T>(
+        &self,
+        call: &C,
+        by: Option<&Actor>,
+        within: Duration,
+    ) -> Option<Result<Routed<T>, Error>>
     where
         C: Call<Answer = Led<T>> + Clone,
         T: DeserializeOwned,
     {
-        let request = codec::encode(&call.clone().into_request()).ok()?;
+        let request = Envelope::encode(by, call).ok()?;
         let view = self.view();
         let alive = view.members.iter().filter(|(_, member)| member.state == NodeState::Alive);
         let mut peers: Vec<&NodeId> = alive.map(|(peer, _)| peer).collect();
         // Dialling one that cannot be reached takes longer than asking one that is connected.
         peers.sort_by_key(|peer| self.mesh.net().is_none_or(|net| net.hello_of(peer).is_none()));
         for peer in peers.into_iter().take(MAX_PASSES) {
-            let (leader, answer) = match self.mesh.call(peer, Pass(request.clone()), within).await {
+            let (leader, answer) = match self.mesh.call(peer, Pass(request.clone()), None, within).await {
                 Ok(Ok(Passed { leader, answer })) => (leader, answer),
                 Ok(Err(NotPassed::Undelivered)) | Err(net::Error::Unreachable { .. }) => continue,
                 Ok(Err(NotPassed::NoAnswer(reason))) | Err(net::Error::NoAnswer { reason, .. }) => {
                     return Some(Err(Error::NoAnswer { node: self.name_of(peer), reason }));
                 }
             };
-            if let Ok(Ok(answer)) = codec::decode::<C::Answer>(&answer) {
+            if let Ok(Ok(answer)) = C::FORMAT.decode::<C::Answer>(&answer) {
                 return Some(Ok(self.routed(&leader, answer)));
             }
         }
@@ -244,7 +287,13 @@ impl Cluster {
     }
 
     /// Asks a node for as long as it is the leader: one that died does not even say that it did.
-    async fn ask_while_leader<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<C::Answer, net::Error>
+    async fn ask_while_leader<C: Call>(
+        &self,
+        node: &NodeId,
+        call: C,
+        by: Option<&Actor>,
+        within: Duration,
+    ) -> Result<C::Answer, net::Error>
     where
         Leader: Serves<C>,
     {
@@ -257,19 +306,25 @@ impl Cluster {
             }
         };
         tokio::select! {
-            answer = self.ask_as_leader(node, call, within) => answer,
+            answer = self.ask_as_leader(node, call, by, within) => answer,
             () = deposed => Err(net::Error::NoAnswer { node: *node, reason: "it leads no more".to_owned() }),
         }
     }
 
-    async fn ask_as_leader<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<C::Answer, net::Error>
+    async fn ask_as_leader<C: Call>(
+        &self,
+        node: &NodeId,
+        call: C,
+        by: Option<&Actor>,
+        within: Duration,
+    ) -> Result<C::Answer, net::Error>
     where
         Leader: Serves<C>,
     {
         if node == self.mesh.me() {
-            Ok(self.leader.serve(call).await)
+            Ok(self.leader.serve(call, by.unwrap_or(&self.mesh.myself())).await)
         } else {
-            self.mesh.call(node, call, within).await
+            self.mesh.call(node, call, by, within).await
         }
     }
 

@@ -1,19 +1,18 @@
 //! Nodes: listed by whoever leads, changed by themselves.
 
 use super::knowledge::find_node;
-use super::{Cluster, Error, QUICK, READ_PATIENCE, Routed, SLOW};
+use super::rpc::Serves;
+use super::{Cluster, Error, Host, QUICK, READ_PATIENCE, Routed, SLOW};
 use crate::gossip;
-use crate::types::{DrainRequest, Name, Node, NodeId, NodeState, Session, SettingsPatch, Volume};
-use crate::wire::Document;
-use crate::wire::message::{Describe, Drain, Forget, Nodes, Patch, RemoveVolume, Undrain, Volumes};
+use crate::types::{Actor, DrainRequest, Name, Node, NodeId, NodeState, Session, SettingsPatch, Volume};
+use crate::wire::Call;
+use crate::wire::message::{Describe, Drain, Forget, ForgetSession, Nodes, Patch, RemoveVolume, Undrain, Volumes};
 
 impl Cluster {
     /// Every node of the cluster, as the leader sees them; as this one does where nobody leads.
     pub async fn nodes(&self) -> Routed<Vec<Node>> {
-        match self.on_leader(Nodes, true, READ_PATIENCE, QUICK).await {
-            Ok(listed) => listed.map(|Document(nodes)| nodes),
-            Err(_) => Routed { answer: self.leader.knowledge().nodes(), by: None },
-        }
+        let listed = self.on_leader(Nodes, READ_PATIENCE, QUICK).await;
+        listed.unwrap_or_else(|_| Routed { answer: self.leader.knowledge().nodes(), by: None })
     }
 
     /// The node of this name, id or beginning of an id, as it says itself; as it was last heard of where it
@@ -21,26 +20,26 @@ impl Cluster {
     pub async fn node(&self, wanted: &Name) -> Result<Routed<Node>, Error> {
         let known = self.known(wanted).await?;
         match self.on(&known.id, Describe, QUICK).await {
-            Ok(described) => Ok(described.map(|Document(node)| self.seen(node))),
+            Ok(described) => Ok(described.map(|node| self.seen(node))),
             Err(_) => Ok(Routed { answer: known, by: None }),
         }
     }
 
-    pub async fn patch(&self, wanted: &Name, patch: SettingsPatch) -> Result<Routed<Node>, Error> {
+    pub async fn patch(&self, wanted: &Name, patch: SettingsPatch, by: &Actor) -> Result<Routed<Node>, Error> {
         let id = self.resolve(wanted).await?;
-        let changed = self.on(&id, Patch(Document(patch)), SLOW).await?;
+        let changed = self.change_on(&id, Patch(patch), by, SLOW).await?;
         self.changed(changed)
     }
 
-    pub async fn drain(&self, wanted: &Name, request: DrainRequest) -> Result<Routed<Node>, Error> {
+    pub async fn drain(&self, wanted: &Name, request: DrainRequest, by: &Actor) -> Result<Routed<Node>, Error> {
         let id = self.resolve(wanted).await?;
-        let changed = self.on(&id, Drain(Document(request)), SLOW).await?;
+        let changed = self.change_on(&id, Drain(request), by, SLOW).await?;
         self.changed(changed)
     }
 
-    pub async fn undrain(&self, wanted: &Name) -> Result<Routed<Node>, Error> {
+    pub async fn undrain(&self, wanted: &Name, by: &Actor) -> Result<Routed<Node>, Error> {
         let id = self.resolve(wanted).await?;
-        let changed = self.on(&id, Undrain, SLOW).await?;
+        let changed = self.change_on(&id, Undrain, by, SLOW).await?;
         self.changed(changed)
     }
 
@@ -49,54 +48,58 @@ impl Cluster {
     ///
     /// # Errors
     /// It is alive. Or not every node could be told: those that were have forgotten it, and it may be asked again.
-    pub async fn forget(&self, wanted: &Name) -> Result<(), Error> {
+    pub async fn forget(&self, wanted: &Name, by: &Actor) -> Result<(), Error> {
         let node = self.resolve(wanted).await?;
         let name = self.name_of(&node);
-        self.forget_everywhere(Forget { node, session: None }).await.map_err(|error| error.about(name, Error::Alive))
+        let forgotten = self.forget_everywhere(&node, Forget(node), by).await;
+        forgotten.map_err(|error| error.about(name, Error::Alive))
     }
 
     /// The same of one session, whose host will not return.
-    pub async fn forget_session(&self, session: &Session) -> Result<(), Error> {
-        let forget = Forget { node: session.node_id, session: Some(session.id) };
+    pub async fn forget_session(&self, session: &Session, by: &Actor) -> Result<(), Error> {
+        let forget = ForgetSession { node: session.node_id, session: session.id };
         let name = session.node.to_string();
-        self.forget_everywhere(forget).await.map_err(|error| error.about(name, Error::HostAlive))
+        let forgotten = self.forget_everywhere(&session.node_id, forget, by).await;
+        forgotten.map_err(|error| error.about(name, Error::HostAlive))
     }
 
-    async fn forget_everywhere(&self, forget: Forget) -> Result<(), NotForgotten> {
+    /// Asks every node to forget `node`, or one of its sessions.
+    async fn forget_everywhere<C>(&self, node: &NodeId, forget: C, by: &Actor) -> Result<(), NotForgotten>
+    where
+        C: Call<Answer = Result<(), gossip::Error>> + Clone + Sync,
+        Host: Serves<C>,
+    {
         // Whoever answers is alive, whatever is heard of it.
-        if self.on(&forget.node, Describe, QUICK).await.is_ok() {
+        if self.on::<Describe>(node, Describe, QUICK).await.is_ok() {
             return Err(NotForgotten::Alive);
         }
         let (view, leader) = (self.view(), self.leadership().leader);
         let me = self.mesh.me();
         // Whoever is looked at when it is asked again comes last: as long as anybody refuses, it knows of it.
-        let last = leader.filter(|leader| *leader != forget.node).unwrap_or(*me);
+        let last = leader.filter(|leader| leader != node).unwrap_or(*me);
         let away = |peer: &NodeId| view.members.get(peer).is_some_and(|member| member.state != NodeState::Alive);
         let left = |peer: &NodeId| view.members.get(peer).is_some_and(|member| member.state == NodeState::Left);
-        let others =
-            view.members.keys().chain([me]).filter(|peer| **peer != forget.node && **peer != last && !left(peer));
-        let told = others.map(async |peer| match self.on(peer, forget.clone(), QUICK).await {
+        let others = view.members.keys().chain([me]).filter(|peer| *peer != node && **peer != last && !left(peer));
+        let told = others.map(async |peer| match self.change_on(peer, forget.clone(), by, QUICK).await {
             // Whoever is not heard yet is told all the same; whoever is away cannot be.
             Err(_) if away(peer) => Ok(()),
             told => NotForgotten::unless(told),
         });
         futures_util::future::join_all(told).await.into_iter().collect::<Result<(), NotForgotten>>()?;
-        NotForgotten::unless(self.on(&last, forget, QUICK).await)
+        NotForgotten::unless(self.change_on(&last, forget, by, QUICK).await)
     }
 
     /// The named volumes on a node.
     pub async fn volumes(&self, wanted: &Name) -> Result<Routed<Vec<Volume>>, Error> {
         let id = self.resolve(wanted).await?;
         let Routed { answer, by } = self.on(&id, Volumes, SLOW).await?;
-        let Document(volumes) = answer.map_err(|Document(error)| error)?;
-        Ok(Routed { answer: volumes, by })
+        Ok(Routed { answer: answer?, by })
     }
 
-    pub async fn remove_volume(&self, wanted: &Name, name: String) -> Result<Routed<()>, Error> {
+    pub async fn remove_volume(&self, wanted: &Name, name: String, by: &Actor) -> Result<Routed<()>, Error> {
         let id = self.resolve(wanted).await?;
-        let Routed { answer, by } = self.on(&id, RemoveVolume(name), SLOW).await?;
-        answer.map_err(|Document(error)| error)?;
-        Ok(Routed { answer: (), by })
+        let Routed { answer, by } = self.change_on(&id, RemoveVolume(name), by, SLOW).await?;
+        Ok(Routed { answer: answer?, by })
     }
 
     /// The id of the node that a path or a filter names.
@@ -115,13 +118,9 @@ impl Cluster {
         }
     }
 
-    fn changed(
-        &self,
-        changed: Routed<Result<Document<Node>, Document<crate::node::Error>>>,
-    ) -> Result<Routed<Node>, Error> {
+    fn changed(&self, changed: Routed<Result<Node, crate::node::Error>>) -> Result<Routed<Node>, Error> {
         let Routed { answer, by } = changed;
-        let Document(node) = answer.map_err(|Document(error)| error)?;
-        Ok(Routed { answer: self.seen(node), by })
+        Ok(Routed { answer: self.seen(answer?), by })
     }
 
     /// A node as it says itself does not know who leads.

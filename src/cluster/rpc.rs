@@ -2,17 +2,23 @@
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
-use serde::Serialize;
 
 use super::{Host, Leader, Peers, SLOW};
 use crate::net::{self, Peer, Reply, Serve};
-use crate::wire::message::{Asker, Logs, NotPassed, Pass, Passed};
-use crate::wire::{Call, Document, Request, codec};
+use crate::types::Actor;
+use crate::wire::message::{AnsweredBy, Asker, Logs, NotPassed, Pass, Passed, calls};
+use crate::wire::{Call, Envelope, Request};
 
-/// What answers one kind of request, whoever asks.
+/// What answers one call, wherever it comes from. `by`: the actor who asks.
 #[async_trait]
 pub(super) trait Serves<C: Call> {
-    async fn serve(&self, call: C) -> C::Answer;
+    async fn serve(&self, call: C, by: &Actor) -> C::Answer;
+}
+
+/// What answers one call of a peer's with more than a value of this node's own.
+#[async_trait]
+trait Replies<C: Call> {
+    async fn reply(&self, call: C) -> Reply;
 }
 
 /// Answers the peers of this node.
@@ -27,9 +33,9 @@ impl Rpc {
         Self { host, leader, peers }
     }
 
-    /// Passes a request on to the leader that this node follows, and its answer back.
+    /// Passes a call on to the leader that this node follows, as it came, and its answer back.
     async fn pass(&self, Pass(request): Pass) -> Result<Passed, NotPassed> {
-        let of_leader = codec::decode::<Request>(&request).is_ok_and(|request| request.is_of_leader());
+        let of_leader = Envelope::decode(&request).is_ok_and(|asked| asked.request.answered_by() == AnsweredBy::Leader);
         let known = self.leader.leadership.borrow().clone();
         let followed = known.leader.filter(|_| of_leader && known.reign.is_none());
         let (Some(leader), Some(net)) = (followed, &self.peers.0) else { return Err(NotPassed::Undelivered) };
@@ -39,9 +45,19 @@ impl Rpc {
             Err(error @ net::Error::NoAnswer { .. }) => Err(NotPassed::NoAnswer(error.to_string())),
         }
     }
+}
 
-    /// The log of a session: the answer, then what it is about.
-    async fn logs(&self, Logs { session, request }: Logs) -> Reply {
+#[async_trait]
+impl Replies<Pass> for Rpc {
+    async fn reply(&self, call: Pass) -> Reply {
+        frame::<Pass>(&self.pass(call).await)
+    }
+}
+
+/// The answer, then the log.
+#[async_trait]
+impl Replies<Logs> for Rpc {
+    async fn reply(&self, Logs { session, request }: Logs) -> Reply {
         match self.host.sessions.logs(&session, request).await {
             Ok(lines) => {
                 // Where the log breaks off, so does the stream.
@@ -53,58 +69,54 @@ impl Rpc {
                     refused => refused,
                 }
             }
-            Err(error) => frame::<Logs>(&Err(Document(error))),
+            Err(error) => frame::<Logs>(&Err(error)),
         }
     }
 }
 
 #[async_trait]
 impl Serve for Rpc {
-    async fn serve(&self, from: &Peer, request: Request) -> Reply {
-        if let Some(refusal) = refusal(from, &request) {
-            tracing::warn!(peer = %from.node, request = request.name(), refusal, "a request is not answered");
+    async fn serve(&self, from: &Peer, asked: Envelope) -> Reply {
+        if let Some(refusal) = refusal(from, &asked) {
+            tracing::warn!(peer = %from.node, request = asked.request.name(), refusal, "a request is not answered");
             return Reply::Refused;
         }
-        match request {
-            Request::Election(call) => answer(&self.host, call).await,
-            Request::Report(call) => answer(&self.host, call).await,
-            Request::Admit(call) => answer(&self.host, call).await,
-            Request::Find(call) => answer(&self.host, call).await,
-            Request::Command(call) => answer(&self.host, call).await,
-            Request::Secret(call) => answer(&self.host, call).await,
-            Request::Explain(call) => answer(&self.host, call).await,
-            Request::Hold(call) => answer(&self.host, call).await,
-            Request::Logs(call) => self.logs(call).await,
-            Request::Describe(call) => answer(&self.host, call).await,
-            Request::Patch(call) => answer(&self.host, call).await,
-            Request::Drain(call) => answer(&self.host, call).await,
-            Request::Undrain(call) => answer(&self.host, call).await,
-            Request::Volumes(call) => answer(&self.host, call).await,
-            Request::RemoveVolume(call) => answer(&self.host, call).await,
-            Request::Keep(call) => answer(&self.host, call).await,
-            Request::Compare(call) => answer(&self.host, call).await,
-            Request::Place(call) => answer(&self.leader, call).await,
-            Request::DryRun(call) => answer(&self.leader, call).await,
-            Request::Nodes(call) => answer(&self.leader, call).await,
-            Request::Sessions(call) => answer(&self.leader, call).await,
-            Request::Locate(call) => answer(&self.leader, call).await,
-            Request::Edit(call) => answer(&self.leader, call).await,
-            Request::Claim(call) => answer(&self.host, call).await,
-            Request::Forget(call) => answer(&self.host, call).await,
-            Request::Pass(call) => frame::<Pass>(&self.pass(call).await),
-        }
+        let by = asked.by.unwrap_or(Actor::Node { id: from.node });
+        self.dispatch(asked.request, &by).await
     }
 }
 
-async fn answer<C: Call>(part: &impl Serves<C>, call: C) -> Reply {
-    frame::<C>(&part.serve(call).await)
+/// What answers a call, by the part that the table names.
+macro_rules! reply {
+    (Host, $rpc:ident, $call:ident, $by:ident) => {
+        answer(&$rpc.host, $call, $by).await
+    };
+    (Leader, $rpc:ident, $call:ident, $by:ident) => {
+        answer(&$rpc.leader, $call, $by).await
+    };
+    (Node, $rpc:ident, $call:ident, $by:ident) => {
+        $rpc.reply($call).await
+    };
 }
 
-fn frame<C: Call>(answer: &C::Answer) -> Reply
-where
-    C::Answer: Serialize,
-{
-    match codec::encode(answer) {
+macro_rules! dispatch {
+    ($($(#[$doc:meta])* $name:ident($part:ident, $($column:ident),*): $body:ty => $answer:ty;)*) => {
+        impl Rpc {
+            async fn dispatch(&self, request: Request, by: &Actor) -> Reply {
+                match request { $(Request::$name(call) => reply!($part, self, call, by),)* }
+            }
+        }
+    };
+}
+
+calls!(dispatch);
+
+async fn answer<C: Call>(part: &impl Serves<C>, call: C, by: &Actor) -> Reply {
+    frame::<C>(&part.serve(call, by).await)
+}
+
+fn frame<C: Call>(answer: &C::Answer) -> Reply {
+    match C::FORMAT.encode(answer) {
         Ok(bytes) => Reply::Frame(bytes),
         Err(error) => {
             tracing::error!(%error, "an answer cannot be sent");
@@ -114,10 +126,55 @@ where
 }
 
 /// Why the peer may not ask this, if so.
-fn refusal(from: &Peer, request: &Request) -> Option<&'static str> {
-    let holder = match request.asker() {
-        Asker::Member => return None,
-        Asker::BallotHolder => request.ballot(),
-    };
-    (holder.map(|ballot| &ballot.node) != Some(&from.node)).then_some("it speaks for another node's ballot")
+fn refusal(from: &Peer, asked: &Envelope) -> Option<&'static str> {
+    let asker = asked.request.asker();
+    match &asked.by {
+        Some(Actor::Node { id }) if *id != from.node => return Some("it speaks in another node's name"),
+        Some(Actor::Token { .. } | Actor::Socket { .. }) if asker.role().is_none() => {
+            return Some("it asks for a person what only nodes may ask");
+        }
+        _ => {}
+    }
+    let foreign = asker == Asker::Ballot && asked.request.ballot().map(|ballot| ballot.node) != Some(from.node);
+    foreign.then_some("it speaks for another node's ballot")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::election;
+    use crate::types::{Ballot, NodeId, sample};
+    use crate::wire::message::{Claim, Command, Undrain};
+
+    fn id(n: u8) -> NodeId {
+        NodeId::from_bytes([n; 10])
+    }
+
+    fn refused(by: Option<Actor>, request: Request) -> Option<&'static str> {
+        let from = Peer { node: id(1), address: "127.0.0.1:1".parse().unwrap() };
+        refusal(&from, &Envelope { by, request })
+    }
+
+    #[test]
+    fn a_peer_asks_for_itself_and_for_persons_and_for_no_other_node() {
+        let undrain = || Request::Undrain(Undrain);
+        assert_eq!(refused(None, undrain()), None);
+        assert_eq!(refused(Some(Actor::Node { id: id(1) }), undrain()), None);
+        assert_eq!(refused(Some(Actor::Socket { uid: 0 }), undrain()), None);
+        assert!(refused(Some(Actor::Node { id: id(2) }), undrain()).is_some());
+        let command = Command { session: sample::session_id("k"), command: crate::sessions::Command::Stop };
+        assert!(refused(Some(Actor::Node { id: id(2) }), Request::Command(command)).is_some());
+    }
+
+    #[test]
+    fn a_ballot_is_its_own_nodes_and_no_persons() {
+        let ballot = |n| Ballot { term: 1, node: id(n) };
+        let claim = |n| Request::Claim(Claim { ballot: ballot(n), session: sample::session_id("k") });
+        let vote = |n| Request::Election(election::Request::Vote { ballot: ballot(n) });
+        for (own, foreign) in [(claim(1), claim(2)), (vote(1), vote(2))] {
+            assert_eq!(refused(None, own.clone()), None);
+            assert!(refused(None, foreign).is_some());
+            assert!(refused(Some(Actor::Socket { uid: 0 }), own).is_some());
+        }
+    }
 }

@@ -10,11 +10,11 @@ use tokio::time::Instant;
 
 use super::{Cluster, Error, LEADER_PATIENCE, QUICK, READ_PATIENCE, Routed, SLOW};
 use crate::placement;
-use crate::sessions::{self, Admitted, Command, LogsRequest};
+use crate::sessions::{Admitted, Command, LogsRequest};
 use crate::types::{
-    Explanation, List, Node, NodeState, Plan, Remembered, Session, SessionFilter, SessionId, SessionRequest, Wait,
+    Actor, Explanation, List, Node, NodeState, Plan, Remembered, Session, SessionFilter, SessionId, SessionRequest,
+    Wait,
 };
-use crate::wire::Document;
 use crate::wire::message::{self, DryRun, Explain, Hold, Locate, Logs, Place, Secret, Sessions};
 
 /// What the way there and back may add to an answer that is held.
@@ -22,30 +22,32 @@ const HOLD_MARGIN: Duration = Duration::from_secs(5);
 
 impl Cluster {
     /// Places a session under an idempotency key; without one a random key is drawn.
-    pub async fn place(&self, request: SessionRequest, key: Option<String>) -> Result<Routed<Admitted>, Error> {
+    pub async fn place(
+        &self,
+        request: SessionRequest,
+        key: Option<String>,
+        by: &Actor,
+    ) -> Result<Routed<Admitted>, Error> {
         request.validate().map_err(placement::Error::from)?;
         let drawn = key.is_none();
         let session = SessionId::of_key(self.leader.placer.cluster(), &key.map_or_else(placement::draw_key, Ok)?);
-        let place = Place { session, drawn, request: Document(request) };
+        let place = Place { session, drawn, request };
         // The same session id asked for again is the same session: nothing is lost by asking the next leader.
         // But a key that may have reached one is no longer new to everybody.
-        let asked = match self.on_leader(place.clone(), !drawn, LEADER_PATIENCE, SLOW).await {
+        let asked = match self.change_on_leader(place.clone(), by, !drawn).await {
             Err(Error::NoAnswer { .. }) if drawn => {
-                self.on_leader(Place { drawn: false, ..place }, true, LEADER_PATIENCE, SLOW).await
+                self.change_on_leader(Place { drawn: false, ..place }, by, true).await
             }
             asked => asked,
         };
         let Routed { answer, by } = asked?;
-        let Document(placed) = answer.map_err(|Document(error)| error)?;
-        Ok(Routed { answer: placed, by })
+        Ok(Routed { answer: answer?, by })
     }
 
     /// Says where the session would go, and changes nothing.
     pub async fn dry_run(&self, request: SessionRequest) -> Result<Routed<Plan>, Error> {
-        let dry_run = DryRun(Document(request));
-        let Routed { answer, by } = self.on_leader(dry_run, true, LEADER_PATIENCE, QUICK).await?;
-        let Document(plan) = answer.map_err(|Document(error)| error)?;
-        Ok(Routed { answer: plan, by })
+        let Routed { answer, by } = self.on_leader(DryRun(request), LEADER_PATIENCE, QUICK).await?;
+        Ok(Routed { answer: answer?, by })
     }
 
     /// The sessions of the whole cluster that the filter selects, oldest first.
@@ -56,10 +58,8 @@ impl Cluster {
         {
             filter.node = Some(id.into());
         }
-        match self.on_leader(Sessions(Document(filter.clone())), true, READ_PATIENCE, QUICK).await {
-            Ok(listed) => listed.map(|Document(sessions)| sessions),
-            Err(_) => Routed { answer: self.leader.knowledge().list(&filter), by: None },
-        }
+        let listed = self.on_leader(Sessions(filter.clone()), READ_PATIENCE, QUICK).await;
+        listed.unwrap_or_else(|_| Routed { answer: self.leader.knowledge().list(&filter), by: None })
     }
 
     /// The session whose id begins so.
@@ -67,11 +67,9 @@ impl Cluster {
         if let Some(own) = self.own(prefix) {
             return Ok(Routed { answer: own, by: None });
         }
-        let located = self.on_leader(Locate(prefix.to_owned()), true, READ_PATIENCE, QUICK).await;
-        let Routed { answer: found, by } = match located {
-            Ok(located) => located.map(|Document(found)| found),
-            Err(_) => Routed { answer: self.leader.knowledge().locate(prefix), by: None },
-        };
+        let located = self.on_leader(Locate(prefix.to_owned()), READ_PATIENCE, QUICK).await;
+        let Routed { answer: found, by } =
+            located.unwrap_or_else(|_| Routed { answer: self.leader.knowledge().locate(prefix), by: None });
         match <[Remembered; 1]>::try_from(found) {
             Ok([session]) => Ok(Routed { answer: session, by }),
             Err(found) => match found.as_slice() {
@@ -101,11 +99,10 @@ impl Cluster {
     }
 
     /// Asks one session to change. It answers once the wish is durable; the session follows behind.
-    pub async fn command(&self, session: &Session, command: Command) -> Result<Routed<Session>, Error> {
+    pub async fn command(&self, session: &Session, command: Command, by: &Actor) -> Result<Routed<Session>, Error> {
         let command = message::Command { session: session.id, command };
-        let Routed { answer, by } = self.on(&session.node_id, command, SLOW).await?;
-        let Document(session) = answer.map_err(|Document(error)| error)?;
-        Ok(Routed { answer: session, by })
+        let Routed { answer, by } = self.change_on(&session.node_id, command, by, SLOW).await?;
+        Ok(Routed { answer: answer?, by })
     }
 
     /// The session once it is as wanted or the time is up; as it was, where its host cannot be asked or
@@ -130,7 +127,7 @@ impl Cluster {
         let timeout_millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let hold = Hold { session: session.id, wait, timeout_millis };
         match self.on(&session.node_id, hold, timeout + HOLD_MARGIN).await {
-            Ok(Routed { answer: Some(Document(remembered)), .. }) => remembered,
+            Ok(Routed { answer: Some(remembered), .. }) => remembered,
             Ok(Routed { answer: None, .. }) => Remembered { session, gone: true },
             Err(_) => Remembered { session, gone: false },
         }
@@ -139,14 +136,13 @@ impl Cluster {
     /// The session's random secret, if its workspace uses one.
     pub async fn secret(&self, session: &Session) -> Result<Routed<Option<String>>, Error> {
         let Routed { answer, by } = self.on(&session.node_id, Secret(session.id), QUICK).await?;
-        Ok(Routed { answer: answer.map_err(|Document(error)| error)?, by })
+        Ok(Routed { answer: answer?, by })
     }
 
     /// Why the session is where it is.
     pub async fn explain(&self, session: &Session) -> Result<Routed<Explanation>, Error> {
         let Routed { answer, by } = self.on(&session.node_id, Explain(session.id), QUICK).await?;
-        let Document(explanation) = answer.map_err(|Document(error)| error)?;
-        Ok(Routed { answer: explanation, by })
+        Ok(Routed { answer: answer?, by })
     }
 
     /// The session's output, oldest first, from the host that has it.
@@ -164,8 +160,8 @@ impl Cluster {
             }
         };
         let logs = Logs { session: session.id, request };
-        let (answer, lines) = net.call_stream(host, logs, SLOW).await.map_err(|error| self.unanswered(error))?;
-        answer.map_err(|Document(error): Document<sessions::Error>| error)?;
+        let (answer, lines) = net.call_stream(host, logs, None, SLOW).await.map_err(|error| self.unanswered(error))?;
+        answer?;
         Ok(self.routed(host, lines.boxed()))
     }
 

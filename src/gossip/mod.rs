@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::election;
 use crate::types::{
-    ClusterMode, Name, NodeId, NodeProfile, NodeState, NodeUsage, SessionId, SessionProfile, Timestamp,
+    Actor, ClusterMode, Name, NodeId, NodeProfile, NodeState, NodeUsage, SessionId, SessionProfile, Timestamp,
 };
 
 /// What the gossip of this node is told.
@@ -75,7 +75,7 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 #[derive(Debug)]
 enum Request {
-    Forget(NodeId, Option<SessionId>, Reply<()>),
+    Forget(NodeId, Option<SessionId>, Actor, Reply<()>),
     Leave(Reply<()>),
 }
 
@@ -87,8 +87,8 @@ impl Handle {
 
     /// Takes a node that is not alive out of the roster, or one of its sessions. They are back as soon as it is heard
     /// again.
-    pub async fn forget(&self, node: NodeId, session: Option<SessionId>) -> Result<(), Error> {
-        self.ask(|reply| Request::Forget(node, session, reply)).await
+    pub async fn forget(&self, node: NodeId, session: Option<SessionId>, by: Actor) -> Result<(), Error> {
+        self.ask(|reply| Request::Forget(node, session, by, reply)).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {

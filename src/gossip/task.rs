@@ -17,7 +17,7 @@ use super::seeds::Seeds;
 use super::view::{self, Membership};
 use super::{Channels, Config, Error, Handle, Reply, Request};
 use crate::clock::Clock;
-use crate::types::{NodeId, NodeState, SessionId};
+use crate::types::{Actor, NodeId, NodeState, SessionId};
 
 /// Requests waiting for the owner. Callers beyond it wait.
 const QUEUE: usize = 16;
@@ -117,8 +117,8 @@ impl Owner {
                 }
                 request = queue.recv() => match request {
                     // Nobody has to wait for the answer: it is done or refused all the same.
-                    Some(Request::Forget(node, session, reply)) => {
-                        drop(reply.send(self.forget(&node, session.as_ref()).await));
+                    Some(Request::Forget(node, session, by, reply)) => {
+                        drop(reply.send(self.forget(&node, session.as_ref(), &by).await));
                     }
                     Some(Request::Leave(reply)) => return self.leave(reply).await,
                     None => return,
@@ -206,7 +206,7 @@ impl Owner {
         members.filter(|member| member.state == NodeState::Alive).map(|member| member.address).collect()
     }
 
-    async fn forget(&mut self, node: &NodeId, session: Option<&SessionId>) -> Result<(), Error> {
+    async fn forget(&mut self, node: &NodeId, session: Option<&SessionId>, by: &Actor) -> Result<(), Error> {
         let mut next = self.membership.clone();
         let known = match session {
             Some(session) => next.forget_session(node, session),
@@ -217,7 +217,7 @@ impl Owner {
             return Err(Error::Alive(*node));
         }
         self.roster.keep(next.members(), true).await.map_err(|e| Error::Store(e.to_string()))?;
-        tracing::info!(%node, session = session.map(tracing::field::display), "forgotten");
+        tracing::info!(%node, session = session.map(tracing::field::display), %by, "forgotten");
         self.membership = next;
         self.look().await;
         Ok(())

@@ -9,7 +9,12 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::error::Refusal;
-use crate::types::{ErrorCode, Role};
+use crate::types::{Actor, ErrorCode, Role};
+use crate::wire::Call;
+use crate::wire::message::{
+    Command, Describe, Drain, DryRun, Edit, Explain, Forget, ForgetSession, Hold, Locate, Logs, Nodes, Patch, Place,
+    RemoveVolume, Secret, Sessions, Undrain, Volumes,
+};
 
 /// What an operation asks of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,53 +26,96 @@ pub(super) enum Access {
 }
 
 use Access::{Needs, Open};
-use Role::{Admin, Operate, Read};
+use Role::{Admin, Read};
 
-/// What every operation asks. Reading needs `read`, sessions and their secrets `operate`, all else `admin`.
-pub(super) const OPERATIONS: &[(Method, &str, Access)] = &[
-    (Method::GET, "/livez", Open),
-    (Method::GET, "/readyz", Open),
-    (Method::GET, "/healthz", Open),
-    (Method::GET, "/metrics", Needs(Read)),
-    (Method::GET, "/openapi.json", Needs(Read)),
-    (Method::GET, "/v1/status", Needs(Read)),
-    (Method::GET, "/v1/gpus", Needs(Read)),
-    (Method::GET, "/v1/nodes", Needs(Read)),
-    (Method::GET, "/v1/nodes/{node}", Needs(Read)),
-    (Method::PATCH, "/v1/nodes/{node}", Needs(Admin)),
-    (Method::DELETE, "/v1/nodes/{node}", Needs(Admin)),
-    (Method::POST, "/v1/nodes/{node}/drain", Needs(Admin)),
-    (Method::DELETE, "/v1/nodes/{node}/drain", Needs(Admin)),
-    (Method::GET, "/v1/nodes/{node}/volumes", Needs(Read)),
-    (Method::DELETE, "/v1/nodes/{node}/volumes/{name}", Needs(Admin)),
-    (Method::GET, "/v1/workspaces", Needs(Read)),
-    (Method::POST, "/v1/workspaces", Needs(Admin)),
-    (Method::GET, "/v1/workspaces/{name}", Needs(Read)),
-    (Method::PUT, "/v1/workspaces/{name}", Needs(Admin)),
-    (Method::DELETE, "/v1/workspaces/{name}", Needs(Admin)),
-    (Method::GET, "/v1/sessions", Needs(Read)),
-    (Method::POST, "/v1/sessions", Needs(Operate)),
-    (Method::GET, "/v1/sessions/{id}", Needs(Read)),
-    (Method::DELETE, "/v1/sessions/{id}", Needs(Operate)),
-    (Method::POST, "/v1/sessions/{id}/stop", Needs(Operate)),
-    (Method::POST, "/v1/sessions/{id}/start", Needs(Operate)),
-    (Method::POST, "/v1/sessions/{id}/pause", Needs(Operate)),
-    (Method::POST, "/v1/sessions/{id}/resume", Needs(Operate)),
-    (Method::POST, "/v1/sessions/{id}/keepalive", Needs(Operate)),
-    (Method::POST, "/v1/sessions/{id}/extend", Needs(Operate)),
-    (Method::GET, "/v1/sessions/{id}/logs", Needs(Read)),
-    (Method::GET, "/v1/sessions/{id}/explain", Needs(Read)),
-    (Method::GET, "/v1/sessions/{id}/secret", Needs(Operate)),
-    (Method::GET, "/v1/tokens", Needs(Admin)),
-    (Method::POST, "/v1/tokens", Needs(Admin)),
-    (Method::DELETE, "/v1/tokens/{id}", Needs(Admin)),
+/// How an operation ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// In an answer of this node's own, without a call.
+    Here(Access),
+    /// In one of these calls, each with the role that the table of calls asks for it.
+    InCalls(&'static [(&'static str, Role)]),
+}
+
+use Ends::Here;
+
+impl Ends {
+    /// The highest role that one of its calls asks.
+    pub(super) const fn access(self) -> Access {
+        let calls = match self {
+            Self::Here(access) => return access,
+            Self::InCalls(calls) => calls,
+        };
+        let (mut role, mut i) = (Read, 0);
+        while i < calls.len() {
+            if calls[i].1 as u8 > role as u8 {
+                role = calls[i].1;
+            }
+            i += 1;
+        }
+        Needs(role)
+    }
+}
+
+/// A call that a person may ask, with its role. It does not compile for a call that only nodes may ask.
+const fn person<C: Call>() -> (&'static str, Role) {
+    match C::ASKER.role() {
+        Some(role) => (C::NAME, role),
+        None => panic!("only nodes may ask this"),
+    }
+}
+
+macro_rules! calls {
+    ($($call:ty),+) => {
+        Ends::InCalls(&[$(person::<$call>()),+])
+    };
+}
+
+/// What every operation asks. An operation that ends in calls asks their role; the others say theirs here.
+pub(super) const OPERATIONS: &[(Method, &str, Ends)] = &[
+    (Method::GET, "/livez", Here(Open)),
+    (Method::GET, "/readyz", Here(Open)),
+    (Method::GET, "/healthz", Here(Open)),
+    (Method::GET, "/metrics", Here(Needs(Read))),
+    (Method::GET, "/openapi.json", Here(Needs(Read))),
+    (Method::GET, "/v1/status", Here(Needs(Read))),
+    (Method::GET, "/v1/gpus", calls![Nodes]),
+    (Method::GET, "/v1/nodes", calls![Nodes]),
+    (Method::GET, "/v1/nodes/{node}", calls![Describe]),
+    (Method::PATCH, "/v1/nodes/{node}", calls![Patch]),
+    (Method::DELETE, "/v1/nodes/{node}", calls![Forget]),
+    (Method::POST, "/v1/nodes/{node}/drain", calls![Drain]),
+    (Method::DELETE, "/v1/nodes/{node}/drain", calls![Undrain]),
+    (Method::GET, "/v1/nodes/{node}/volumes", calls![Volumes]),
+    (Method::DELETE, "/v1/nodes/{node}/volumes/{name}", calls![RemoveVolume]),
+    (Method::GET, "/v1/workspaces", Here(Needs(Read))),
+    (Method::POST, "/v1/workspaces", calls![Edit]),
+    (Method::GET, "/v1/workspaces/{name}", Here(Needs(Read))),
+    (Method::PUT, "/v1/workspaces/{name}", calls![Edit]),
+    (Method::DELETE, "/v1/workspaces/{name}", calls![Edit]),
+    (Method::GET, "/v1/sessions", calls![Sessions]),
+    (Method::POST, "/v1/sessions", calls![Place, DryRun, Hold]),
+    (Method::GET, "/v1/sessions/{id}", calls![Locate, Hold]),
+    (Method::DELETE, "/v1/sessions/{id}", calls![Command, ForgetSession, Hold]),
+    (Method::POST, "/v1/sessions/{id}/stop", calls![Command, Hold]),
+    (Method::POST, "/v1/sessions/{id}/start", calls![Command, Hold]),
+    (Method::POST, "/v1/sessions/{id}/pause", calls![Command, Hold]),
+    (Method::POST, "/v1/sessions/{id}/resume", calls![Command, Hold]),
+    (Method::POST, "/v1/sessions/{id}/keepalive", calls![Command, Hold]),
+    (Method::POST, "/v1/sessions/{id}/extend", calls![Command, Hold]),
+    (Method::GET, "/v1/sessions/{id}/logs", calls![Logs]),
+    (Method::GET, "/v1/sessions/{id}/explain", calls![Explain]),
+    (Method::GET, "/v1/sessions/{id}/secret", calls![Secret]),
+    (Method::GET, "/v1/tokens", Here(Needs(Admin))),
+    (Method::POST, "/v1/tokens", calls![Edit]),
+    (Method::DELETE, "/v1/tokens/{id}", calls![Edit]),
 ];
 
 /// What an operation asks. One that the table lacks is the administrator's.
 pub(super) fn access(method: &Method, path: &str) -> Access {
     let method = if method == Method::HEAD { &Method::GET } else { method };
     let row = OPERATIONS.iter().find(|(m, p, _)| m == method && *p == path);
-    row.map_or(Needs(Admin), |(_, _, access)| *access)
+    row.map_or(Needs(Admin), |(_, _, ends)| ends.access())
 }
 
 /// Who is at the other end of a connection. The listener puts it into each of the connection's requests.
@@ -77,47 +125,58 @@ pub(super) enum Peer {
         remote: SocketAddr,
         local: SocketAddr,
     },
-    /// The unix socket. An administrator is known by the kernel's word for who has opened it.
+    /// The unix socket. `admin`: the user who has opened it, by the kernel's word, where that is an administrator.
     Socket {
-        admin: bool,
+        admin: Option<u32>,
     },
 }
 
-/// Tells the role that a token's text stands for.
-pub(super) type RoleOf = Arc<dyn Fn(&str) -> Option<Role> + Send + Sync>;
+/// A caller whose identity is proven.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Caller {
+    pub(super) actor: Actor,
+    pub(super) role: Role,
+}
 
-/// Lets a request through to its operation if its caller may do that.
+/// Returns the caller whose API token has this text.
+pub(super) type CallerOf = Arc<dyn Fn(&str) -> Option<Caller> + Send + Sync>;
+
+/// Lets a request through to its operation if its caller may do that, and puts the [`Actor`] into its extensions. An
+/// operation that is open has no actor.
 pub(super) async fn authorise(
-    State(role_of): State<RoleOf>,
+    State(caller_of): State<CallerOf>,
     matched: MatchedPath,
     Extension(peer): Extension<Peer>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
     let access = access(request.method(), matched.as_str());
-    check(access, peer, request.headers(), &role_of)?;
+    if let Some(actor) = check(access, peer, request.headers(), &caller_of)? {
+        request.extensions_mut().insert(actor);
+    }
     Ok(next.run(request).await)
 }
 
-fn check(access: Access, peer: Peer, headers: &HeaderMap, role_of: &RoleOf) -> Result<(), Refusal> {
-    let Needs(needed) = access else { return Ok(()) };
-    let role = match peer {
-        Peer::Socket { admin: true } => Admin,
-        Peer::Socket { admin: false } | Peer::Tcp { .. } => role_by_token(headers, role_of)?,
+fn check(access: Access, peer: Peer, headers: &HeaderMap, caller_of: &CallerOf) -> Result<Option<Actor>, Refusal> {
+    let Needs(needed) = access else { return Ok(None) };
+    let Caller { actor, role } = match peer {
+        Peer::Socket { admin: Some(uid) } => Caller { actor: Actor::Socket { uid }, role: Admin },
+        Peer::Socket { admin: None } | Peer::Tcp { .. } => caller_by_token(headers, caller_of)?,
     };
     if role >= needed {
-        return Ok(());
+        return Ok(Some(actor));
     }
     Err(Refusal::new(ErrorCode::Forbidden, format!("this needs role {needed}; the token has role {role}")))
 }
 
-fn role_by_token(headers: &HeaderMap, role_of: &RoleOf) -> Result<Role, Refusal> {
+fn caller_by_token(headers: &HeaderMap, caller_of: &CallerOf) -> Result<Caller, Refusal> {
     let Some(token) = bearer(headers) else {
         let how = "this needs an API token in the header `Authorization: Bearer TOKEN`, or the unix socket \
                    as root or as a member of group ostler";
         return Err(Refusal::new(ErrorCode::Unauthorized, how));
     };
-    role_of(token).ok_or_else(|| Refusal::new(ErrorCode::Unauthorized, "the API token is unknown, revoked or expired"))
+    let unknown = || Refusal::new(ErrorCode::Unauthorized, "the API token is unknown, revoked or expired");
+    caller_of(token).ok_or_else(unknown)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -128,34 +187,51 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use super::Role::Operate;
     use super::*;
+    use crate::wire::message::{ASKERS, Asker};
 
     const TCP: Peer = Peer::Tcp {
         remote: SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1),
         local: SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 2),
     };
 
-    fn roles() -> RoleOf {
-        Arc::new(|token| Role::ALL.iter().copied().find(|role| role.as_str() == token))
+    /// The token of each role is the role's name.
+    fn callers() -> CallerOf {
+        Arc::new(|token| {
+            let role = Role::ALL.iter().copied().find(|role| role.as_str() == token)?;
+            Some(Caller { actor: actor(role), role })
+        })
     }
 
-    fn asked(access: Access, peer: Peer, authorization: Option<&str>) -> Option<ErrorCode> {
+    fn actor(role: Role) -> Actor {
+        Actor::Token { id: "abcdefgh".to_owned(), name: role.as_str().parse().unwrap() }
+    }
+
+    fn checked(access: Access, peer: Peer, authorization: Option<&str>) -> Result<Option<Actor>, Refusal> {
         let mut headers = HeaderMap::new();
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, value.parse().unwrap());
         }
-        check(access, peer, &headers, &roles()).err().map(|refusal| refusal.code)
+        check(access, peer, &headers, &callers())
+    }
+
+    fn asked(access: Access, peer: Peer, authorization: Option<&str>) -> Option<ErrorCode> {
+        checked(access, peer, authorization).err().map(|refusal| refusal.code)
     }
 
     #[test]
     fn nothing_changes_without_a_token() {
-        for (method, path, access) in OPERATIONS {
+        for (method, path, ends) in OPERATIONS {
+            let access = ends.access();
             assert!(method == Method::GET || matches!(access, Needs(Operate | Admin)), "{method} {path}");
             let open = path.ends_with('z');
-            for peer in [TCP, Peer::Socket { admin: false }] {
+            for peer in [TCP, Peer::Socket { admin: None }] {
                 let expected = (!open).then_some(ErrorCode::Unauthorized);
-                assert_eq!(asked(*access, peer, None), expected, "{method} {path}");
-                assert_eq!(asked(*access, peer, Some("Bearer wrong")), expected, "{method} {path}");
+                assert_eq!(asked(access, peer, None), expected, "{method} {path}");
+                assert_eq!(asked(access, peer, Some("Bearer wrong")), expected, "{method} {path}");
             }
         }
     }
@@ -172,8 +248,8 @@ mod tests {
 
     #[test]
     fn an_administrator_on_the_socket_needs_no_token_and_anybody_else_does() {
-        assert_eq!(asked(Needs(Admin), Peer::Socket { admin: true }, None), None);
-        assert_eq!(asked(Needs(Read), Peer::Socket { admin: false }, Some("bearer read")), None);
+        assert_eq!(asked(Needs(Admin), Peer::Socket { admin: Some(0) }, None), None);
+        assert_eq!(asked(Needs(Read), Peer::Socket { admin: None }, Some("bearer read")), None);
         assert_eq!(asked(Needs(Read), TCP, Some("Basic read")), Some(ErrorCode::Unauthorized));
         assert_eq!(asked(Needs(Read), TCP, Some("Bearer ")), Some(ErrorCode::Unauthorized));
     }
@@ -184,5 +260,32 @@ mod tests {
         assert_eq!(access(&Method::GET, "/v1/sessions/{id}/secret"), Needs(Operate));
         assert_eq!(access(&Method::POST, "/livez"), Needs(Admin));
         assert_eq!(access(&Method::GET, "/nowhere"), Needs(Admin));
+    }
+
+    #[test]
+    fn the_actor_is_the_sockets_user_or_the_token() {
+        let socket = Peer::Socket { admin: Some(1000) };
+        assert_eq!(checked(Needs(Admin), socket, None).unwrap(), Some(Actor::Socket { uid: 1000 }));
+        let without = Peer::Socket { admin: None };
+        assert_eq!(checked(Needs(Read), without, Some("Bearer operate")).unwrap(), Some(actor(Operate)));
+        assert_eq!(checked(Needs(Read), TCP, Some("Bearer read")).unwrap(), Some(actor(Read)));
+        assert_eq!(checked(Open, TCP, None).unwrap(), None);
+    }
+
+    #[test]
+    fn each_call_that_a_person_may_ask_is_an_operations_which_asks_no_less() {
+        let mut reached = BTreeSet::new();
+        for (method, path, ends) in OPERATIONS {
+            let Ends::InCalls(calls) = ends else { continue };
+            for (name, role) in *calls {
+                let asker = ASKERS.iter().find(|(call, _)| call == name).map(|(_, asker)| *asker);
+                assert_eq!(asker, Some(Asker::Person(*role)), "{name}");
+                assert!(matches!(ends.access(), Needs(needed) if needed >= *role), "{method} {path}: {name}");
+                reached.insert(*name);
+            }
+        }
+        let askable: BTreeSet<&str> =
+            ASKERS.iter().filter(|(_, asker)| asker.role().is_some()).map(|(call, _)| *call).collect();
+        assert_eq!(reached, askable);
     }
 }

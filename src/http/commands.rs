@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Json as Answer;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 
 use super::error::Refusal;
@@ -14,7 +14,7 @@ use super::wait::WaitQuery;
 use super::{App, Shared};
 use crate::cluster::Routed;
 use crate::sessions::Command;
-use crate::types::{ErrorBody, ExtendRequest, KeepaliveRequest, Session, Wait};
+use crate::types::{Actor, ErrorBody, ExtendRequest, KeepaliveRequest, Session, Wait};
 
 type Accepted = Result<Served<(StatusCode, Answer<Session>)>, Refusal>;
 
@@ -27,10 +27,11 @@ type Accepted = Result<Served<(StatusCode, Answer<Session>)>, Refusal>;
 ))]
 pub(super) async fn stop(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(path): Path<SessionPath>,
     Query(query): Query<WaitQuery>,
 ) -> Accepted {
-    command(&app, &path, Command::Stop, query).await
+    command(&app, &path, Command::Stop, query, &by).await
 }
 
 /// Starts a stopped session again, on its node and with its GPUs, if there is room.
@@ -44,10 +45,11 @@ pub(super) async fn stop(
 ))]
 pub(super) async fn start(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(path): Path<SessionPath>,
     Query(query): Query<WaitQuery>,
 ) -> Accepted {
-    command(&app, &path, Command::Start, query).await
+    command(&app, &path, Command::Start, query, &by).await
 }
 
 /// Freezes a running session. Its reservation is kept.
@@ -59,10 +61,11 @@ pub(super) async fn start(
 ))]
 pub(super) async fn pause(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(path): Path<SessionPath>,
     Query(query): Query<WaitQuery>,
 ) -> Accepted {
-    command(&app, &path, Command::Pause, query).await
+    command(&app, &path, Command::Pause, query, &by).await
 }
 
 /// Goes on with a paused session.
@@ -74,10 +77,11 @@ pub(super) async fn pause(
 ))]
 pub(super) async fn resume(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(path): Path<SessionPath>,
     Query(query): Query<WaitQuery>,
 ) -> Accepted {
-    command(&app, &path, Command::Resume, query).await
+    command(&app, &path, Command::Resume, query, &by).await
 }
 
 /// Says that a session is in use, so that its idle time starts anew.
@@ -89,11 +93,12 @@ pub(super) async fn resume(
 ))]
 pub(super) async fn keepalive(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(path): Path<SessionPath>,
     Query(query): Query<WaitQuery>,
     Json(request): Json<KeepaliveRequest>,
 ) -> Accepted {
-    command(&app, &path, Command::Keepalive { by: request.by }, query).await
+    command(&app, &path, Command::Keepalive { by: request.by }, query, &by).await
 }
 
 /// Lets a session live at least this long from now.
@@ -105,16 +110,17 @@ pub(super) async fn keepalive(
 ))]
 pub(super) async fn extend(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(path): Path<SessionPath>,
     Query(query): Query<WaitQuery>,
     Json(request): Json<ExtendRequest>,
 ) -> Accepted {
-    command(&app, &path, Command::Extend { ttl: Duration::from_secs(request.ttl_seconds) }, query).await
+    command(&app, &path, Command::Extend { ttl: Duration::from_secs(request.ttl_seconds) }, query, &by).await
 }
 
-async fn command(app: &App, path: &SessionPath, command: Command, query: WaitQuery) -> Accepted {
+async fn command(app: &App, path: &SessionPath, command: Command, query: WaitQuery, by: &Actor) -> Accepted {
     let known = find(app, path).await?.answer.session;
-    let Routed { answer: mut session, by } = app.api.cluster.command(&known, command).await?;
+    let Routed { answer: mut session, by } = app.api.cluster.command(&known, command, by).await?;
     if let Some(state) = query.wait {
         session = held(app, session, Wait::Until(state), query.timeout).await.session;
     }

@@ -142,7 +142,7 @@ impl Connection {
     async fn serve(self, accepted: Accepted, permit: OwnedSemaphorePermit) {
         match accepted {
             Accepted::Socket(stream) => {
-                let admin = stream.peer_cred().is_ok_and(|peer| is_admin(&peer));
+                let admin = stream.peer_cred().ok().filter(is_admin).map(|peer| peer.uid());
                 self.converse(stream, Peer::Socket { admin }).await;
             }
             Accepted::Tcp { stream, remote, slot } => {

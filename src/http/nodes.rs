@@ -1,7 +1,7 @@
 //! Nodes: what they have, what their operator says, and their drain.
 
 use axum::Json as Answer;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -10,7 +10,7 @@ use super::Shared;
 use super::error::Refusal;
 use super::extract::{Json, NoParameters, Path, Query};
 use super::routed::Served;
-use crate::types::{DrainRequest, ErrorBody, Gpu, List, Name, Node, SettingsPatch};
+use crate::types::{Actor, DrainRequest, ErrorBody, Gpu, List, Name, Node, SettingsPatch};
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -49,11 +49,12 @@ pub(super) async fn show(
 ))]
 pub(super) async fn set(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(path): Path<NodePath>,
     _: Query<NoParameters>,
     Json(patch): Json<SettingsPatch>,
 ) -> Result<Served<Answer<Node>>, Refusal> {
-    Ok(Served(app.api.cluster.patch(&path.node, patch).await?.map(Answer)))
+    Ok(Served(app.api.cluster.patch(&path.node, patch, &by).await?.map(Answer)))
 }
 
 /// Forgets a node that is gone for good, on every node that is alive, with what is remembered of its sessions.
@@ -66,10 +67,11 @@ pub(super) async fn set(
 ))]
 pub(super) async fn remove(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(path): Path<NodePath>,
     _: Query<NoParameters>,
 ) -> Result<StatusCode, Refusal> {
-    app.api.cluster.forget(&path.node).await?;
+    app.api.cluster.forget(&path.node, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -82,12 +84,13 @@ pub(super) async fn remove(
 ))]
 pub(super) async fn drain(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(path): Path<NodePath>,
     _: Query<NoParameters>,
     request: Option<Json<DrainRequest>>,
 ) -> Result<Served<Answer<Node>>, Refusal> {
     let request = request.map(|Json(request)| request).unwrap_or_default();
-    Ok(Served(app.api.cluster.drain(&path.node, request).await?.map(Answer)))
+    Ok(Served(app.api.cluster.drain(&path.node, request, &by).await?.map(Answer)))
 }
 
 /// Ends a node's drain. Fine where there is none.
@@ -98,10 +101,11 @@ pub(super) async fn drain(
 ))]
 pub(super) async fn undrain(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(path): Path<NodePath>,
     _: Query<NoParameters>,
 ) -> Result<Served<Answer<Node>>, Refusal> {
-    Ok(Served(app.api.cluster.undrain(&path.node).await?.map(Answer)))
+    Ok(Served(app.api.cluster.undrain(&path.node, &by).await?.map(Answer)))
 }
 
 /// Every GPU of the cluster.

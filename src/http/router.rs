@@ -13,11 +13,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::access::{RoleOf, authorise};
+use super::access::{Caller, CallerOf, authorise};
 use super::error::Refusal;
 use super::origin::{AllowedHosts, same_site};
 use super::{App, Shared, commands, health, metrics, nodes, openapi, sessions, status, tokens, volumes, workspaces};
-use crate::types::ErrorCode;
+use crate::types::{Actor, ApiToken, ErrorCode};
 
 /// Who leads, on every answer.
 const LEADER: &str = "x-ostler-leader";
@@ -57,9 +57,13 @@ pub(super) fn operations() -> OpenApiRouter<Arc<App>> {
 /// The API as its listeners serve it.
 pub(super) fn api(app: Arc<App>, allowed: AllowedHosts) -> Router {
     let (cluster, clock) = (app.api.cluster.clone(), app.api.clock.clone());
-    let role_of: RoleOf = Arc::new(move |token| cluster.catalogue().role_of(token, clock.now()));
+    let caller_of: CallerOf = Arc::new(move |token| cluster.catalogue().token_of(token, clock.now()).map(bearer_of));
     let router = Router::from(operations()).layer(from_fn_with_state(app.clone(), name_leader)).with_state(app);
-    guarded(router, role_of, allowed)
+    guarded(router, caller_of, allowed)
+}
+
+fn bearer_of(token: &ApiToken) -> Caller {
+    Caller { actor: Actor::Token { id: token.id.clone(), name: token.name.clone() }, role: token.role }
 }
 
 /// What the status listener serves to anybody. It answers to any name: it says nothing that a
@@ -76,8 +80,8 @@ pub(super) fn status_only(app: Arc<App>) -> Router {
 }
 
 /// From the outside in: the host and origin, then whether there is such an operation, then the caller's role.
-fn guarded(router: Router, role_of: RoleOf, allowed: AllowedHosts) -> Router {
-    let router = with_fallbacks(router.route_layer(from_fn_with_state(role_of, authorise)));
+fn guarded(router: Router, caller_of: CallerOf, allowed: AllowedHosts) -> Router {
+    let router = with_fallbacks(router.route_layer(from_fn_with_state(caller_of, authorise)));
     dressed(router.layer(from_fn_with_state(allowed, same_site)))
 }
 
@@ -126,8 +130,10 @@ async fn sealed(mut response: Response) -> Response {
 mod tests {
     use super::*;
     use crate::http::access::Peer;
-    use crate::types::{ErrorBody, Role};
+    use crate::types::ErrorBody;
+    use axum::Extension;
     use axum::body::Body;
+    use axum::routing::post;
     use tower::ServiceExt;
 
     /// The real guard around operations that do nothing, at paths that the table knows.
@@ -136,9 +142,11 @@ mod tests {
             .route("/livez", get(|| async { "lives" }))
             .route("/v1/status", get(|| async { "status" }))
             .route("/v1/tokens", get(|| async { "tokens" }).post(|| async { "token" }))
+            .route("/v1/nodes/{node}/drain", post(async |Extension(by): Extension<Actor>| by.to_string()))
             .route("/v1/nodes", get(panics));
-        let role_of: RoleOf = Arc::new(|token| token.parse::<Role>().ok());
-        guarded(routes, role_of, Arc::from(["ostler.example.com".to_owned()]))
+        let actor = || Actor::Token { id: "abcdefgh".to_owned(), name: "ci".parse().unwrap() };
+        let caller_of: CallerOf = Arc::new(move |token| Some(Caller { actor: actor(), role: token.parse().ok()? }));
+        guarded(routes, caller_of, Arc::from(["ostler.example.com".to_owned()]))
     }
 
     async fn panics() -> &'static str {
@@ -147,6 +155,10 @@ mod tests {
 
     async fn send(method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
         let peer = Peer::Tcp { remote: "127.0.0.1:5".parse().unwrap(), local: "127.0.0.1:7481".parse().unwrap() };
+        send_as(peer, method, path, headers).await
+    }
+
+    async fn send_as(peer: Peer, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
         let mut request = Request::builder().method(method).uri(path).extension(peer);
         if !headers.iter().any(|(name, _)| *name == "host") {
             request = request.header("host", "localhost:7481");
@@ -172,6 +184,19 @@ mod tests {
         assert_eq!(send("HEAD", "/v1/status", &token("Bearer read")).await.status(), 200);
         assert_eq!(code(send("POST", "/v1/tokens", &token("Bearer operate")).await).await, (403, ErrorCode::Forbidden));
         assert_eq!(send("POST", "/v1/tokens", &token("Bearer admin")).await.status(), 200);
+    }
+
+    #[tokio::test]
+    async fn an_operation_is_told_its_actor() {
+        let body = async |response: Response| {
+            assert_eq!(response.status(), 200);
+            axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap()
+        };
+        let drain = "/v1/nodes/self/drain";
+        let socket = send_as(Peer::Socket { admin: Some(1000) }, "POST", drain, &[]).await;
+        assert_eq!(body(socket).await, "uid 1000");
+        let token = send("POST", drain, &[("authorization", "Bearer admin")]).await;
+        assert_eq!(body(token).await, "token ci (abcdefgh)");
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use axum::Json as Answer;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
@@ -18,8 +18,8 @@ use super::{App, Shared};
 use crate::cluster::Routed;
 use crate::sessions::{Command, LogsRequest};
 use crate::types::{
-    ErrorBody, Explanation, List, Name, Plan, Remembered, Session, SessionFilter, SessionRequest, SessionState, User,
-    Wait,
+    Actor, ErrorBody, Explanation, List, Name, Plan, Remembered, Session, SessionFilter, SessionRequest, SessionState,
+    User, Wait,
 };
 
 /// Characters of an idempotency key at most.
@@ -158,6 +158,7 @@ pub(super) async fn list(State(app): Shared, Query(query): Query<ListQuery>) -> 
 ))]
 pub(super) async fn create(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Query(query): Query<CreateQuery>,
     headers: HeaderMap,
     Json(request): Json<SessionRequest>,
@@ -167,7 +168,7 @@ pub(super) async fn create(
         let plan = app.api.cluster.dry_run(request).await?;
         return Ok(Served(plan.map(|plan| Answer(Created::Plan(plan)))).into_response());
     }
-    let Routed { answer: placed, by } = app.api.cluster.place(request, key).await?;
+    let Routed { answer: placed, by } = app.api.cluster.place(request, key, &by).await?;
     let status = if placed.replayed { StatusCode::OK } else { StatusCode::ACCEPTED };
     let mut session = placed.session;
     if let Some(state) = query.wait {
@@ -208,6 +209,7 @@ pub(super) async fn show(
 ))]
 pub(super) async fn remove(
     State(app): Shared,
+    Extension(actor): Extension<Actor>,
     Path(path): Path<SessionPath>,
     Query(query): Query<RemoveQuery>,
 ) -> Result<Served<(StatusCode, Answer<Session>)>, Refusal> {
@@ -216,10 +218,10 @@ pub(super) async fn remove(
         return Ok(Served(Routed { answer: (StatusCode::OK, Answer(session)), by }));
     }
     if query.forget {
-        app.api.cluster.forget_session(&session).await?;
+        app.api.cluster.forget_session(&session, &actor).await?;
         return Ok(Served(Routed { answer: (StatusCode::OK, Answer(session)), by }));
     }
-    let Routed { answer: session, by } = app.api.cluster.command(&session, Command::Remove).await?;
+    let Routed { answer: session, by } = app.api.cluster.command(&session, Command::Remove, &actor).await?;
     let mut removed = Remembered { session, gone: false };
     if query.wait {
         removed = held(&app, removed.session, Wait::UntilGone, query.timeout).await;

@@ -1,7 +1,7 @@
 //! API tokens. Their text is in the answer to their creation and nowhere else.
 
 use axum::Json as Answer;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -13,7 +13,7 @@ use super::page::{PageQuery, page};
 use super::routed::Served;
 use crate::catalogue::{Edit, Edited};
 use crate::cluster::Routed;
-use crate::types::{ApiToken, ApiTokenRequest, ErrorBody, ErrorCode, List, Name, NewApiToken};
+use crate::types::{Actor, ApiToken, ApiTokenRequest, ErrorBody, ErrorCode, List, Name, NewApiToken};
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -42,10 +42,11 @@ pub(super) async fn list(State(app): Shared, Query(query): Query<PageQuery>) -> 
 ))]
 pub(super) async fn create(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     _: Query<NoParameters>,
     Json(request): Json<ApiTokenRequest>,
 ) -> Result<Served<(StatusCode, Answer<NewApiToken>)>, Refusal> {
-    let Routed { answer, by } = app.api.cluster.edit(Edit::CreateToken(request)).await?;
+    let Routed { answer, by } = app.api.cluster.edit(Edit::CreateToken(request), &by).await?;
     let Edited::Token(token) = answer else {
         return Err(Refusal::new(ErrorCode::Internal, "the leader answered with something other than a token"));
     };
@@ -59,9 +60,10 @@ pub(super) async fn create(
 ))]
 pub(super) async fn revoke(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(TokenPath { id }): Path<TokenPath>,
     _: Query<NoParameters>,
 ) -> Result<Served<StatusCode>, Refusal> {
-    let edited = app.api.cluster.edit(Edit::RevokeToken(id.to_string())).await?;
+    let edited = app.api.cluster.edit(Edit::RevokeToken(id.to_string()), &by).await?;
     Ok(Served(edited.map(|_| StatusCode::NO_CONTENT)))
 }

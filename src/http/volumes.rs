@@ -1,7 +1,7 @@
 //! Named volumes of a node.
 
 use axum::Json as Answer;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Deserializer};
 use utoipa::{IntoParams, ToSchema};
@@ -11,7 +11,7 @@ use super::error::Refusal;
 use super::extract::{NoParameters, Path, Query};
 use super::nodes::NodePath;
 use super::routed::Served;
-use crate::types::{ErrorBody, List, Name, Volume};
+use crate::types::{Actor, ErrorBody, List, Name, Volume};
 
 /// Bytes of a volume's name at most: a template of 128 and a user of 128, used more than once.
 const MAX_NAME: usize = 1024;
@@ -64,10 +64,11 @@ pub(super) async fn list(
 ))]
 pub(super) async fn remove(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(VolumePath { node: wanted, name: VolumeName(name) }): Path<VolumePath>,
     _: Query<NoParameters>,
 ) -> Result<Served<StatusCode>, Refusal> {
-    let removed = app.api.cluster.remove_volume(&wanted, name).await?;
+    let removed = app.api.cluster.remove_volume(&wanted, name, &by).await?;
     Ok(Served(removed.map(|()| StatusCode::NO_CONTENT)))
 }
 

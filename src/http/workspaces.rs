@@ -1,7 +1,7 @@
 //! The catalogue of workspaces.
 
 use axum::Json as Answer;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -12,7 +12,7 @@ use super::extract::{Json, NoParameters, Path, Query};
 use super::page::{PageQuery, page};
 use super::routed::Served;
 use crate::catalogue::{Edit, Edited};
-use crate::types::{ErrorBody, Invalid, List, Name, Workspace};
+use crate::types::{Actor, ErrorBody, Invalid, List, Name, Workspace};
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -41,11 +41,12 @@ pub(super) async fn list(State(app): Shared, Query(query): Query<PageQuery>) -> 
 ))]
 pub(super) async fn add(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     _: Query<NoParameters>,
     Json(workspace): Json<Workspace>,
 ) -> Result<Served<(StatusCode, Answer<Workspace>)>, Refusal> {
     let edit = Edit::Put { workspace: Box::new(workspace.clone()), create_only: true };
-    let edited = app.api.cluster.edit(edit).await?;
+    let edited = app.api.cluster.edit(edit, &by).await?;
     Ok(Served(edited.map(|_| (StatusCode::CREATED, Answer(workspace)))))
 }
 
@@ -75,6 +76,7 @@ pub(super) async fn show(
 ))]
 pub(super) async fn set(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(WorkspacePath { name }): Path<WorkspacePath>,
     _: Query<NoParameters>,
     Json(workspace): Json<Workspace>,
@@ -83,7 +85,7 @@ pub(super) async fn set(
         return Err(Invalid::new("name", format!("`{}` is not the `{name}` of the path", workspace.name)).into());
     }
     let edit = Edit::Put { workspace: Box::new(workspace.clone()), create_only: false };
-    let edited = app.api.cluster.edit(edit).await?;
+    let edited = app.api.cluster.edit(edit, &by).await?;
     Ok(Served(edited.map(|edited| {
         let new = edited == Edited::Put { new: true };
         (if new { StatusCode::CREATED } else { StatusCode::OK }, Answer(workspace))
@@ -97,9 +99,10 @@ pub(super) async fn set(
 ))]
 pub(super) async fn remove(
     State(app): Shared,
+    Extension(by): Extension<Actor>,
     Path(WorkspacePath { name }): Path<WorkspacePath>,
     _: Query<NoParameters>,
 ) -> Result<Served<StatusCode>, Refusal> {
-    let edited = app.api.cluster.edit(Edit::Delete(name)).await?;
+    let edited = app.api.cluster.edit(Edit::Delete(name), &by).await?;
     Ok(Served(edited.map(|_| StatusCode::NO_CONTENT)))
 }

@@ -10,7 +10,6 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use super::authority::{Authority, SERVER_NAME};
 use super::{KeyError, Token};
 use crate::types::{Name, NodeId};
-use crate::wire::PROTOCOL;
 
 /// A node's side of every handshake. A session is never resumed: one that could be would let back in whoever
 /// was locked out.
@@ -26,11 +25,12 @@ impl Credentials {
     /// The name that nodes are called by in handshakes.
     pub const SERVER_NAME: &str = SERVER_NAME;
 
-    /// Takes some 50 ms: for a thread that may block.
+    /// `protocol`: the name of what is spoken over these connections, as ALPN has it. Takes some 50 ms: for a thread
+    /// that may block.
     ///
     /// # Errors
     /// The system has no random numbers, or the TLS library refuses what it is given.
-    pub fn new(token: &Token, cluster: &Name, node: &NodeId) -> Result<Self, KeyError> {
+    pub fn new(token: &Token, cluster: &Name, node: &NodeId, protocol: &[u8]) -> Result<Self, KeyError> {
         let authority = Authority::derive(token, cluster)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
@@ -44,7 +44,7 @@ impl Credentials {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(clients.build().map_err(|e| refused(&e))?)
             .with_single_cert(vec![certificate.clone()], key.clone_key())?;
-        server.alpn_protocols = vec![PROTOCOL.to_vec()];
+        server.alpn_protocols = vec![protocol.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
 
@@ -53,7 +53,7 @@ impl Credentials {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_webpki_verifier(servers.build().map_err(|e| refused(&e))?)
             .with_client_auth_cert(vec![certificate], key)?;
-        client.alpn_protocols = vec![PROTOCOL.to_vec()];
+        client.alpn_protocols = vec![protocol.to_vec()];
         client.resumption = Resumption::disabled();
         Ok(Self { server: Arc::new(server), client: Arc::new(client), key_id: authority.key_id })
     }

@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use super::endpoint::Net;
 use super::pool::{Link, explain};
 use super::{Error, Hello, frame};
-use crate::types::NodeId;
-use crate::wire::{Call, codec};
+use crate::types::{Actor, NodeId};
+use crate::wire::{Call, Envelope};
 
 /// Bytes of a stream that are handed on at once.
 const CHUNK: usize = 64 << 10;
@@ -25,12 +25,19 @@ const SILENT_ROUNDS: u32 = 3;
 const SILENT: VarInt = VarInt::from_u32(3);
 
 impl Net {
-    /// Asks a node, and waits for its answer so long.
+    /// Asks a node, and waits for its answer so long. `by`: the person who asks; `None` where this node asks for
+    /// itself.
     ///
     /// # Errors
     /// It was not asked, or did not answer.
-    pub async fn call<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<C::Answer, Error> {
-        let (answer, _) = self.call_stream(node, call, within).await?;
+    pub async fn call<C: Call>(
+        &self,
+        node: &NodeId,
+        call: C,
+        by: Option<&Actor>,
+        within: Duration,
+    ) -> Result<C::Answer, Error> {
+        let (answer, _) = self.call_stream(node, call, by, within).await?;
         Ok(answer)
     }
 
@@ -42,12 +49,13 @@ impl Net {
         &self,
         node: &NodeId,
         call: C,
+        by: Option<&Actor>,
         within: Duration,
     ) -> Result<(C::Answer, impl Stream<Item = io::Result<Bytes>> + Send + use<C>), Error> {
-        let request = codec::encode(&call.into_request());
+        let request = Envelope::encode(by, &call);
         let request = request.map_err(|e| Error::Unreachable { node: *node, reason: e.to_string() })?;
         let (answer, rest) = self.ask(node, &request, within).await?;
-        let answer = codec::decode(&answer).map_err(|e| Error::NoAnswer { node: *node, reason: e.to_string() })?;
+        let answer = C::FORMAT.decode(&answer).map_err(|e| Error::NoAnswer { node: *node, reason: e.to_string() })?;
         let chunks = stream::try_unfold(rest, |mut rest| async move {
             match rest.read_chunk(CHUNK, true).await {
                 Ok(Some(chunk)) => Ok(Some((chunk.bytes, rest))),

@@ -4,7 +4,7 @@ use quinn::{RecvStream, SendStream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::wire::{MAX_FRAME, codec};
+use crate::wire::{Format, MAX_FRAME, codec};
 
 /// Bytes that are taken from the wire at once: what a length promises costs memory only as it comes.
 const PIECE: usize = 64 << 10;
@@ -17,13 +17,13 @@ pub(super) async fn send(stream: &mut SendStream, bytes: &[u8]) -> Result<(), St
 }
 
 pub(super) async fn send_value(stream: &mut SendStream, value: &impl Serialize) -> Result<(), String> {
-    let bytes = codec::encode(value).map_err(|e| e.to_string())?;
+    let bytes = Format::Postcard.encode(value).map_err(|e| e.to_string())?;
     send(stream, &bytes).await
 }
 
 /// Reads a message.
 pub(super) async fn receive<T: DeserializeOwned>(stream: &mut RecvStream) -> Result<T, String> {
-    codec::decode(&receive_bytes(stream).await?).map_err(|e| e.to_string())
+    Format::Postcard.decode(&receive_bytes(stream).await?).map_err(|e| e.to_string())
 }
 
 /// Reads a message's bytes. Never takes more memory than has come, nor more than a frame may have.

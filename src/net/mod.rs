@@ -21,7 +21,7 @@ use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{ClusterMode, Name, NodeId};
-use crate::wire::Request;
+use crate::wire::Envelope;
 
 pub use endpoint::{BindError, Net, reset_key};
 
@@ -37,7 +37,7 @@ pub struct Hello {
     pub mode: ClusterMode,
 }
 
-/// Who asks.
+/// The node that a request comes from. It may ask for a person: that is the actor, in the envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     pub node: NodeId,
@@ -56,7 +56,7 @@ pub enum Reply {
 /// Answers requests of peers.
 #[async_trait]
 pub trait Serve: Send + Sync + 'static {
-    async fn serve(&self, from: &Peer, request: Request) -> Reply;
+    async fn serve(&self, from: &Peer, asked: Envelope) -> Reply;
 }
 
 /// Why a call has no answer.

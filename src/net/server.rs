@@ -12,7 +12,7 @@ use super::endpoint::{Inner, server_config};
 use super::pool::{HANDSHAKE, Link, address_of, explain};
 use super::{Hello, Peer, Reply, frame};
 use crate::types::NodeId;
-use crate::wire::Request;
+use crate::wire::Envelope;
 
 /// Handshakes in progress. Beyond half of it whoever comes must show that its address is its own; beyond it
 /// nobody is let in.
@@ -97,14 +97,18 @@ pub(super) async fn answer(net: Arc<Inner>, link: Link) {
 }
 
 async fn respond(net: Arc<Inner>, peer: Peer, mut to: SendStream, mut from: RecvStream) {
-    let request = match timeout(REQUEST_WITHIN, frame::receive::<Request>(&mut from)).await {
-        Ok(Ok(request)) => request,
+    let bytes = match timeout(REQUEST_WITHIN, frame::receive_bytes(&mut from)).await {
+        Ok(Ok(bytes)) => bytes,
         Ok(Err(reason)) => return refuse(&mut to, &peer.node, &reason),
         Err(_) => return refuse(&mut to, &peer.node, "its request takes too long"),
     };
+    let asked = match Envelope::decode(&bytes) {
+        Ok(asked) => asked,
+        Err(error) => return refuse(&mut to, &peer.node, &error.to_string()),
+    };
     let Some(serve) = net.serve.get() else { return refuse(&mut to, &peer.node, "this node has only just started") };
     let (serve, asked_by) = (Arc::clone(serve), peer.clone());
-    let served = tokio::spawn(async move { serve.serve(&asked_by, request).await });
+    let served = tokio::spawn(async move { serve.serve(&asked_by, asked).await });
     // Whoever does not wait any more needs no answer; what it asked for is done all the same.
     let reply = tokio::select! {
         reply = served => reply,

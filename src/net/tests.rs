@@ -19,7 +19,7 @@ use crate::gossip::Directory;
 use crate::identity::{Credentials, Token};
 use crate::sessions::LogsRequest;
 use crate::types::{Ballot, SessionId, sample};
-use crate::wire::{Call, Document, codec, message};
+use crate::wire::{Call, Envelope, PROTOCOL, Request, message};
 
 /// More than any call here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -70,7 +70,7 @@ impl Node {
 
     fn start_at(identity: &Identity, listen: SocketAddr) -> Result<Self, BindError> {
         let cluster: Name = identity.cluster.parse().unwrap();
-        let credentials = Credentials::new(&identity.token, &cluster, &id(identity.node)).unwrap();
+        let credentials = Credentials::new(&identity.token, &cluster, &id(identity.node), PROTOCOL).unwrap();
         let hello = Hello {
             cluster,
             node: id(identity.node),
@@ -111,8 +111,8 @@ impl Node {
     }
 
     async fn asks_within(&self, n: u8, within: Duration) -> Result<String, Error> {
-        let described = self.net.call(&id(n), message::Describe, within).await;
-        described.map(|Document(node)| node.name.to_string())
+        let described = self.net.call(&id(n), message::Describe, None, within).await;
+        described.map(|node| node.name.to_string())
     }
 
     /// Until the call goes through: a node that has only just come back is not dialled at once.
@@ -138,26 +138,26 @@ struct Desk {
 
 #[async_trait]
 impl Serve for Desk {
-    async fn serve(&self, from: &Peer, request: Request) -> Reply {
+    async fn serve(&self, from: &Peer, asked: Envelope) -> Reply {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        let frame = |value: Result<Vec<u8>, codec::Error>| Reply::Frame(value.unwrap());
-        match request {
-            // Who asks is what the answer is called: calls that are mixed up show.
-            Request::Describe(_) => frame(codec::encode(&Document(sample::node(from.node.as_str(), id(9).as_str())))),
+        match asked.request {
+            // The answer is called by the node that asks: calls that are mixed up show.
+            Request::Describe(_) => frame::<message::Describe>(&sample::node(from.node.as_str(), id(9).as_str())),
             Request::Locate(message::Locate(text)) if text == "panic" => panic!("as the test wants it"),
             Request::Locate(message::Locate(text)) if text == "never" => std::future::pending().await,
-            Request::Secret(message::Secret(session)) => {
-                let answer: <message::Secret as Call>::Answer = Ok(Some(session.to_string()));
-                frame(codec::encode(&answer))
-            }
+            Request::Secret(message::Secret(session)) => frame::<message::Secret>(&Ok(Some(session.to_string()))),
             Request::Logs(_) => {
                 let chunks = (0..100_u8).map(|n| Bytes::from(vec![n; 10_000]));
-                let answer: <message::Logs as Call>::Answer = Ok(());
-                Reply::Stream(codec::encode(&answer).unwrap(), Box::pin(futures_util::stream::iter(chunks)))
+                let Reply::Frame(answer) = frame::<message::Logs>(&Ok(())) else { unreachable!() };
+                Reply::Stream(answer, Box::pin(futures_util::stream::iter(chunks)))
             }
             _ => Reply::Refused,
         }
     }
+}
+
+fn frame<C: Call>(answer: &C::Answer) -> Reply {
+    Reply::Frame(C::FORMAT.encode(answer).unwrap())
 }
 
 /// Two nodes of one cluster; the first knows where the second is.
@@ -208,7 +208,7 @@ async fn many_calls_at_once_get_each_their_own_answer() {
     let net = Arc::new(one.net.clone());
     let calls = (0..300).map(|n| {
         let (net, session) = (Arc::clone(&net), sample::session_id(&n.to_string()));
-        tokio::spawn(async move { (net.call(&id(2), message::Secret(session), PATIENCE).await, session) })
+        tokio::spawn(async move { (net.call(&id(2), message::Secret(session), None, PATIENCE).await, session) })
     });
     for call in calls.collect::<Vec<_>>() {
         let (answer, session): (_, SessionId) = call.await.unwrap();
@@ -246,7 +246,7 @@ async fn a_client_without_a_certificate_is_not_let_in() {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    crypto.alpn_protocols = vec![crate::wire::PROTOCOL.to_vec()];
+    crypto.alpn_protocols = vec![PROTOCOL.to_vec()];
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(crypto).unwrap();
     let endpoint = quinn::Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(crypto));
@@ -263,7 +263,7 @@ async fn a_node_that_is_not_there_is_unreachable_and_one_that_hangs_did_not_answ
     assert!(is_unreachable(&one.asks_within(3, Duration::from_millis(50)).await));
     assert!(is_unreachable(&one.asks(4).await), "its address is not known");
     one.asks(2).await.unwrap();
-    let never = one.net.call(&id(2), message::Locate("never".to_owned()), Duration::from_millis(50)).await;
+    let never = one.net.call(&id(2), message::Locate("never".to_owned()), None, Duration::from_millis(50)).await;
     assert!(is_no_answer(&never), "{never:?}");
     assert_eq!(one.asks(2).await, Ok(id(1).to_string()), "others go on");
 }
@@ -272,8 +272,8 @@ async fn a_node_that_is_not_there_is_unreachable_and_one_that_hangs_did_not_answ
 async fn what_may_not_be_asked_or_panics_is_not_answered() {
     let (one, _two) = pair();
     let beat = election::Request::PreVote { ballot: Ballot { term: 1, node: id(1) } };
-    assert!(is_no_answer(&one.net.call(&id(2), beat, PATIENCE).await));
-    let panics = one.net.call(&id(2), message::Locate("panic".to_owned()), PATIENCE).await;
+    assert!(is_no_answer(&one.net.call(&id(2), beat, None, PATIENCE).await));
+    let panics = one.net.call(&id(2), message::Locate("panic".to_owned()), None, PATIENCE).await;
     assert!(is_no_answer(&panics), "{panics:?}");
     assert_eq!(one.asks(2).await, Ok(id(1).to_string()));
 }
@@ -282,7 +282,7 @@ async fn what_may_not_be_asked_or_panics_is_not_answered() {
 async fn a_stream_follows_its_answer_to_the_end() {
     let (one, _two) = pair();
     let logs = message::Logs { session: sample::session_id("k"), request: LogsRequest { follow: false, tail: None } };
-    let (answer, chunks) = one.net.call_stream(&id(2), logs, PATIENCE).await.unwrap();
+    let (answer, chunks) = one.net.call_stream(&id(2), logs, None, PATIENCE).await.unwrap();
     assert_eq!(answer, Ok(()));
     let bytes: Vec<u8> =
         chunks.try_fold(Vec::new(), |all, chunk| async move { Ok([&all[..], &chunk].concat()) }).await.unwrap();
@@ -368,7 +368,7 @@ async fn frames_that_lie_are_refused_and_the_connection_goes_on() {
     let too_long = u32::MAX.to_be_bytes().to_vec();
     let too_short = [&9_u32.to_be_bytes()[..], &[1, 2, 3]].concat();
     let nonsense = [&3_u32.to_be_bytes()[..], &[200, 200, 200]].concat();
-    let trailing = [&2_u32.to_be_bytes()[..], &[9, 0]].concat();
+    let trailing = [&7_u32.to_be_bytes()[..], b"\x09\x00null\x00"].concat();
     for frame in [Vec::new(), vec![0, 0], too_long, too_short, nonsense, trailing] {
         let (mut to, mut from) = link.connection.open_bi().await.unwrap();
         to.write_all(&frame).await.unwrap();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::types::{Deadline, DrainRequest, Invalid, Name, NodeId, Settings, SettingsPatch, Timestamp};
+use crate::types::{Actor, Deadline, DrainRequest, Invalid, Name, NodeId, Settings, SettingsPatch, Timestamp};
 
 /// `[node]` and `[settings]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,25 +89,25 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 /// What the owner can be asked.
 #[derive(Debug)]
 enum Request {
-    Patch(SettingsPatch, Reply<Settings>),
-    Drain(DrainRequest, Reply<DrainState>),
-    Undrain(Reply<()>),
+    Patch(SettingsPatch, Actor, Reply<Settings>),
+    Drain(DrainRequest, Actor, Reply<DrainState>),
+    Undrain(Actor, Reply<()>),
 }
 
 impl Handle {
     /// Changes settings. It answers once the change is durable and in force.
-    pub async fn patch(&self, patch: SettingsPatch) -> Result<Settings, Error> {
-        self.ask(|reply| Request::Patch(patch, reply)).await
+    pub async fn patch(&self, patch: SettingsPatch, by: Actor) -> Result<Settings, Error> {
+        self.ask(|reply| Request::Patch(patch, by, reply)).await
     }
 
     /// Starts a drain, or replaces the one in force.
-    pub async fn drain(&self, drain: DrainRequest) -> Result<DrainState, Error> {
-        self.ask(|reply| Request::Drain(drain, reply)).await
+    pub async fn drain(&self, drain: DrainRequest, by: Actor) -> Result<DrainState, Error> {
+        self.ask(|reply| Request::Drain(drain, by, reply)).await
     }
 
     /// Ends the drain. Fine where there is none.
-    pub async fn undrain(&self) -> Result<(), Error> {
-        self.ask(Request::Undrain).await
+    pub async fn undrain(&self, by: Actor) -> Result<(), Error> {
+        self.ask(|reply| Request::Undrain(by, reply)).await
     }
 
     pub fn state(&self) -> Arc<State> {

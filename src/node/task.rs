@@ -10,7 +10,7 @@ use super::store::{Kept, Store};
 use super::{Config, DrainState, Error, Handle, Request, State, settings};
 use crate::capacity;
 use crate::clock::Clock;
-use crate::types::{Deadline, DrainRequest, GpuSharing, Settings, SettingsPatch};
+use crate::types::{Actor, Deadline, DrainRequest, GpuSharing, Settings, SettingsPatch};
 
 /// Changes waiting for the owner. Callers beyond it wait: changes are few, and each takes one write to disk.
 const QUEUE: usize = 64;
@@ -55,19 +55,19 @@ impl Owner {
         while let Some(request) = queue.recv().await {
             // Nobody has to wait for the answer: the change is made or refused all the same.
             match request {
-                Request::Patch(patch, reply) => drop(reply.send(self.patch(&patch).await)),
-                Request::Drain(drain, reply) => drop(reply.send(self.drain(drain).await)),
-                Request::Undrain(reply) => drop(reply.send(self.undrain().await)),
+                Request::Patch(patch, by, reply) => drop(reply.send(self.patch(&patch, &by).await)),
+                Request::Drain(drain, by, reply) => drop(reply.send(self.drain(drain, &by).await)),
+                Request::Undrain(by, reply) => drop(reply.send(self.undrain(&by).await)),
             }
         }
     }
 
-    async fn patch(&mut self, patch: &SettingsPatch) -> Result<Settings, Error> {
+    async fn patch(&mut self, patch: &SettingsPatch, by: &Actor) -> Result<Settings, Error> {
         let physical_gpus = self.capacity.report().physical.gpus;
         let change = settings::change(&self.chosen, &self.config, patch, physical_gpus)?;
         if change.chosen != self.chosen {
             self.store.keep_settings(&change.chosen).await.map_err(|e| Error::Store(e.to_string()))?;
-            tracing::info!(settings = ?change.in_force, "settings changed");
+            tracing::info!(settings = ?change.in_force, %by, "settings changed");
             caution(&self.state.settings, &change.in_force);
             self.chosen = change.chosen;
             self.state.settings = change.in_force;
@@ -76,7 +76,7 @@ impl Owner {
         Ok(self.state.settings.clone())
     }
 
-    async fn drain(&mut self, request: DrainRequest) -> Result<DrainState, Error> {
+    async fn drain(&mut self, request: DrainRequest, by: &Actor) -> Result<DrainState, Error> {
         request.validate()?;
         let now = self.clock.now();
         let drain = DrainState {
@@ -86,14 +86,14 @@ impl Owner {
             message: request.message,
         };
         self.keep_drain(Some(drain.clone())).await?;
-        tracing::info!(?drain, "the node drains: it takes no new sessions");
+        tracing::info!(?drain, %by, "the node drains: it takes no new sessions");
         Ok(drain)
     }
 
-    async fn undrain(&mut self) -> Result<(), Error> {
+    async fn undrain(&mut self, by: &Actor) -> Result<(), Error> {
         if self.state.drain.is_some() {
             self.keep_drain(None).await?;
-            tracing::info!("the drain is over");
+            tracing::info!(%by, "the drain is over");
         }
         Ok(())
     }
@@ -163,6 +163,10 @@ mod tests {
         started.1.await.unwrap();
     }
 
+    fn root() -> Actor {
+        Actor::Socket { uid: 0 }
+    }
+
     fn patch(json: &str) -> SettingsPatch {
         serde_json::from_str(json).unwrap()
     }
@@ -172,19 +176,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual(moment());
         let first = start(directory.path(), "{}", &clock);
-        let answered = first.0.patch(patch(r#"{"cores_override":12,"labels":{"rack":"3"}}"#)).await.unwrap();
+        let answered = first.0.patch(patch(r#"{"cores_override":12,"labels":{"rack":"3"}}"#), root()).await.unwrap();
         assert_eq!(answered.cores_override, Cores::whole(12));
         let drain =
             DrainRequest { deadline_seconds: Some(3600), stop_sessions: true, message: Some("disk".to_owned()) };
-        first.0.drain(drain).await.unwrap();
+        first.0.drain(drain, root()).await.unwrap();
         let before = first.0.state();
         assert!(!before.accepts());
         stop(first).await;
 
         let second = start(directory.path(), "{}", &clock);
         assert_eq!(second.0.state(), before);
-        second.0.undrain().await.unwrap();
-        second.0.undrain().await.unwrap();
+        second.0.undrain(root()).await.unwrap();
+        second.0.undrain(root()).await.unwrap();
         assert!(second.0.state().accepts());
         stop(second).await;
         assert_eq!(start(directory.path(), "{}", &clock).0.state().drain, None);
@@ -195,15 +199,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual(moment());
         let free = start(directory.path(), "{}", &clock);
-        free.0.patch(patch(r#"{"cores_override":12}"#)).await.unwrap();
+        free.0.patch(patch(r#"{"cores_override":12}"#), root()).await.unwrap();
         stop(free).await;
 
         let declared = start(directory.path(), r#"{"cores_override":8}"#, &clock);
         assert_eq!(declared.0.state().settings.cores_override, Cores::whole(8));
         assert_eq!(declared.0.state().declared, ["cores_override"]);
-        let refused = declared.0.patch(patch(r#"{"cores_override":12}"#)).await.unwrap_err();
+        let refused = declared.0.patch(patch(r#"{"cores_override":12}"#), root()).await.unwrap_err();
         assert!(matches!(refused, Error::Declared { field, .. } if field == "cores_override"));
-        assert_eq!(declared.0.patch(patch(r#"{"enabled":false}"#)).await.unwrap().cores_override, Cores::whole(8));
+        assert_eq!(
+            declared.0.patch(patch(r#"{"enabled":false}"#), root()).await.unwrap().cores_override,
+            Cores::whole(8)
+        );
         stop(declared).await;
 
         let settings = start(directory.path(), "{}", &clock).0.state().settings.clone();
@@ -215,14 +222,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual(moment());
         let (node, _owner) = start(directory.path(), r#"{"enabled":false}"#, &clock);
-        let first = node.drain(DrainRequest::default()).await.unwrap();
+        let first = node.drain(DrainRequest::default(), root()).await.unwrap();
         clock.advance(HOUR);
-        let second = node.drain(DrainRequest { stop_sessions: true, ..DrainRequest::default() }).await.unwrap();
+        let second = node.drain(DrainRequest { stop_sessions: true, ..DrainRequest::default() }, root()).await.unwrap();
         assert_eq!((second.since, second.stop_sessions), (first.since, true));
-        node.undrain().await.unwrap();
+        node.undrain(root()).await.unwrap();
         assert!(!node.state().settings.enabled && !node.state().accepts());
         let long = DrainRequest { message: Some("x".repeat(2000)), ..DrainRequest::default() };
-        assert!(matches!(node.drain(long).await, Err(Error::Invalid(_))));
+        assert!(matches!(node.drain(long, root()).await, Err(Error::Invalid(_))));
         assert_eq!(node.state().drain, None);
     }
 
@@ -231,7 +238,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual(moment());
         let first = start(directory.path(), "{}", &clock);
-        first.0.drain(DrainRequest { deadline_seconds: Some(7200), ..DrainRequest::default() }).await.unwrap();
+        first.0.drain(DrainRequest { deadline_seconds: Some(7200), ..DrainRequest::default() }, root()).await.unwrap();
         stop(first).await;
 
         let rebooted = Clock::manual(Moment { boot_id: 2, ..moment().plus(HOUR) });
@@ -253,11 +260,11 @@ mod tests {
         let (node, _owner) = spawn(config("{}"), store, kept, capacity(1), Clock::manual(moment()));
         let before = node.state();
         switch.set(true);
-        assert!(matches!(node.patch(patch(r#"{"gpus_override":2}"#)).await, Err(Error::Store(_))));
-        assert!(matches!(node.drain(DrainRequest::default()).await, Err(Error::Store(_))));
+        assert!(matches!(node.patch(patch(r#"{"gpus_override":2}"#), root()).await, Err(Error::Store(_))));
+        assert!(matches!(node.drain(DrainRequest::default(), root()).await, Err(Error::Store(_))));
         assert_eq!(node.state(), before);
         switch.set(false);
-        assert_eq!(node.patch(patch(r#"{"gpus_override":2}"#)).await.unwrap().gpus_override, 2);
+        assert_eq!(node.patch(patch(r#"{"gpus_override":2}"#), root()).await.unwrap().gpus_override, 2);
     }
 
     #[tokio::test]
@@ -266,6 +273,6 @@ mod tests {
         let (node, owner) = start(directory.path(), "{}", &Clock::manual(moment()));
         owner.abort();
         assert!(owner.await.unwrap_err().is_cancelled());
-        assert_eq!(node.undrain().await, Err(Error::Stopping));
+        assert_eq!(node.undrain(root()).await, Err(Error::Stopping));
     }
 }

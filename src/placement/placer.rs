@@ -7,7 +7,7 @@ use super::state::Place;
 use super::{Error, Handle};
 use crate::catalogue;
 use crate::sessions::Admitted;
-use crate::types::{Name, Plan, SessionId, SessionRequest, Workspace};
+use crate::types::{Actor, Name, Plan, SessionId, SessionRequest, Workspace};
 
 /// Random bytes of the key that is drawn for a request without one.
 const KEY_BYTES: usize = 16;
@@ -39,12 +39,13 @@ impl Placer {
         session: SessionId,
         drawn: bool,
         request: SessionRequest,
+        by: Actor,
     ) -> Result<Admitted, Error> {
         // A retry finds its session even where the workspace has been removed since.
         let workspace = self.resolve(&request);
         let fingerprint = request.fingerprint();
         let begin = Begin { session, user: request.user, workspace, drawn };
-        self.placement.place(Place { begin, fingerprint }).await
+        self.placement.place(Place { begin, fingerprint, by: Some(by) }).await
     }
 
     /// Says where the session would go, and changes nothing.

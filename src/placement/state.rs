@@ -17,7 +17,9 @@ use super::{Config, Error, Have, HostReport, Offered};
 use crate::election::{Reign, Stale};
 use crate::gossip::ClusterView;
 use crate::sessions::{self, Admit, Admitted, Asked, Claimed};
-use crate::types::{Ballot, BootInstant, Name, NodeId, NodeVerdict, Session, SessionId, SessionState, User, Workspace};
+use crate::types::{
+    Actor, Ballot, BootInstant, Name, NodeId, NodeVerdict, Session, SessionId, SessionState, User, Workspace,
+};
 
 /// Placements in progress. Beyond it callers are told that the leader is busy, and to come back. One is some 2 KiB.
 const MAX_PLACINGS: usize = 8192;
@@ -47,6 +49,8 @@ pub struct Place {
     pub begin: Begin,
     /// Of the request: a retry must have the same.
     pub fingerprint: String,
+    /// The actor who asks.
+    pub by: Option<Actor>,
 }
 
 /// What the leader asks of one host.
@@ -528,6 +532,7 @@ impl<R> Placement<R> {
             attempt: FIRST_ATTEMPT,
             tried: Vec::new(),
             secret: None,
+            by: place.by.clone(),
         };
         self.offer(id, ballot, asked, offers, now);
     }

@@ -34,8 +34,8 @@ use crate::election;
 use crate::ledger::PortRange;
 use crate::runtime::{self, LogStream, Runtime};
 use crate::types::{
-    Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session, SessionActivity,
-    SessionId, SessionProfile, User, Workspace,
+    Actor, Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session,
+    SessionActivity, SessionId, SessionProfile, User, Workspace,
 };
 use state::Request;
 use task::Channels;
@@ -93,6 +93,9 @@ pub struct Asked {
     pub tried: Vec<NodeId>,
     /// What the first of them gave it; `None`: the host draws one where the workspace wants one.
     pub secret: Option<String>,
+    /// The actor who asked for it; `None` where an older version did not keep that.
+    #[serde(default)]
+    pub by: Option<Actor>,
 }
 
 /// A session that its host could not start, in the hands of the leader that claimed it.
@@ -265,8 +268,8 @@ impl Handle {
     }
 
     /// Asks one session to change. It answers once the wish is durable; the session follows behind.
-    pub async fn command(&self, session: SessionId, command: Command) -> Result<Session, Error> {
-        self.ask(|reply| Request::Command(session, command, reply)).await
+    pub async fn command(&self, session: SessionId, command: Command, by: Actor) -> Result<Session, Error> {
+        self.ask(|reply| Request::Command(session, command, by, reply)).await
     }
 
     /// Takes charge of a session that could not be started here, to place it elsewhere.

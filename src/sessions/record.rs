@@ -10,8 +10,8 @@ use super::decide::Unplaced;
 use super::lifecycle::{Order, Wish};
 use crate::runtime::container::{Found, Launch, Mount, PortBinding, Run};
 use crate::types::{
-    Ballot, BootInstant, Deadline, EndReason, Endpoint, Moment, Name, NodeId, NodeVerdict, SessionActivity, SessionId,
-    SessionProfile, SessionState, Timestamp, User, Workspace,
+    Actor, Ballot, BootInstant, Deadline, EndReason, Endpoint, Moment, Name, NodeId, NodeVerdict, SessionActivity,
+    SessionId, SessionProfile, SessionState, Timestamp, User, Workspace,
 };
 
 /// A session as its host remembers it. Stored as JSON: fields may be added with a default.
@@ -33,6 +33,9 @@ pub struct Record {
     #[serde(default)]
     pub unplaced: Option<Unplaced>,
     pub created_at: Timestamp,
+    /// The actor who asked for it; `None` where it was adopted from labels, or an older version made it.
+    #[serde(default)]
+    pub created_by: Option<Actor>,
 
     pub wish: Wish,
     pub state: SessionState,
@@ -68,7 +71,7 @@ pub struct Record {
 impl Record {
     /// A session that was just admitted.
     pub fn admitted(admit: &super::Admit, now: Moment) -> Self {
-        let Asked { user, fingerprint, workspace, attempt, tried, secret } = admit.asked.clone();
+        let Asked { user, fingerprint, workspace, attempt, tried, secret, by } = admit.asked.clone();
         let deadline = |secs: Option<u64>| secs.map(|secs| Deadline::after(now, Duration::from_secs(secs)));
         Self {
             fingerprint: Some(fingerprint),
@@ -76,6 +79,7 @@ impl Record {
             considered: admit.considered.clone(),
             tried,
             secret,
+            created_by: by,
             ttl: deadline(workspace.ttl_seconds),
             idle: deadline(workspace.idle_timeout_seconds),
             ..Self::blank(admit.session, user, workspace, admit.ballot, now)
@@ -109,6 +113,7 @@ impl Record {
             tried: Vec::new(),
             unplaced: None,
             created_at: now.wall,
+            created_by: None,
             wish: Wish::Run,
             state: SessionState::Pending,
             reserved: true,
@@ -249,6 +254,7 @@ mod tests {
         assert_eq!(record.state, SessionState::Running);
         assert_eq!(record.workspace.name, workspace().name);
         assert_eq!(record.ports[0].host_port, 20_000);
+        assert_eq!(record.created_by, None, "it was not kept then");
         let again: Record = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
         assert_eq!(again, record);
     }

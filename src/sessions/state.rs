@@ -18,7 +18,8 @@ use crate::election::Stale;
 use crate::runtime;
 use crate::runtime::container::Found;
 use crate::types::{
-    Ballot, BootInstant, Explanation, Name, NodeId, Session, SessionActivity, SessionId, SessionProfile, SessionState,
+    Actor, Ballot, BootInstant, Explanation, Name, NodeId, Session, SessionActivity, SessionId, SessionProfile,
+    SessionState,
 };
 
 /// The node counts as ready after this long even if its engine never answered.
@@ -34,7 +35,7 @@ pub trait Reply {
 pub enum Request<R: Reply> {
     Find(SessionId, String, R::To<Result<Option<Session>, Error>>),
     Admit(Box<Admit>, R::To<Result<Admitted, Error>>),
-    Command(SessionId, Command, R::To<Result<Session, Error>>),
+    Command(SessionId, Command, Actor, R::To<Result<Session, Error>>),
     Secret(SessionId, R::To<Result<Option<String>, Error>>),
     Explain(SessionId, R::To<Result<Explanation, Error>>),
     Claim(Ballot, SessionId, R::To<Result<Claimed, Error>>),
@@ -126,6 +127,8 @@ pub struct Sessions<R: Reply> {
     pending: Vec<Pending<R>>,
     /// Admitted in this turn.
     fresh: BTreeSet<SessionId>,
+    /// The actors of what changes in this turn, for the log.
+    actors: BTreeMap<SessionId, Actor>,
     published: BTreeMap<SessionId, Arc<SessionProfile>>,
     activities: BTreeMap<SessionId, SessionActivity>,
     feed: Feed,
@@ -147,6 +150,7 @@ impl<R: Reply> Sessions<R> {
             registry,
             pending: Vec::new(),
             fresh: BTreeSet::new(),
+            actors: BTreeMap::new(),
             published: BTreeMap::new(),
             activities: BTreeMap::new(),
             feed: Feed::new(incarnation),
@@ -192,11 +196,16 @@ impl<R: Reply> Sessions<R> {
                 let decided = self.registry.admit(&admit, cx);
                 if decided == Ok(false) {
                     self.fresh.insert(admit.session);
+                    self.actors.extend(admit.asked.by.map(|by| (admit.session, by)));
                 }
                 Pending::Admit(reply, admit.session, decided)
             }
-            Request::Command(id, command, reply) => {
-                Pending::Command(reply, id, self.registry.command(&id, &command, cx))
+            Request::Command(id, command, by, reply) => {
+                let decided = self.registry.command(&id, &command, cx);
+                if decided.is_ok() {
+                    self.actors.insert(id, by);
+                }
+                Pending::Command(reply, id, decided)
             }
             Request::Secret(id, reply) => Pending::Secret(reply, id),
             Request::Explain(id, reply) => Pending::Explain(reply, id),
@@ -248,6 +257,7 @@ impl<R: Reply> Sessions<R> {
     }
 
     fn publish(&mut self, cx: &Context<'_>) -> (Option<Arc<Snapshot>>, Vec<Order>) {
+        let actors = std::mem::take(&mut self.actors);
         let mut changed = self.registry.take_unpublished();
         if std::mem::take(&mut self.publish_all) {
             changed.extend(self.registry.records().map(|record| record.id));
@@ -262,7 +272,7 @@ impl<R: Reply> Sessions<R> {
                 continue;
             };
             let (session, activity) = (self.profile(record, cx), record.activity());
-            log_change(before.as_deref(), &session);
+            log_change(before.as_deref(), &session, actors.get(id));
             self.feed.note(before.as_deref(), &session, Standing::of(record));
             if activity_before.as_ref() != Some(&activity) {
                 self.feed.note_activity(id);
@@ -360,10 +370,11 @@ fn explain(record: &Record, cx: &Context<'_>) -> Explanation {
 }
 
 /// One line for each step of a session's life.
-fn log_change(before: Option<&SessionProfile>, now: &SessionProfile) {
+fn log_change(before: Option<&SessionProfile>, now: &SessionProfile, by: Option<&Actor>) {
     if before.is_some_and(|before| before.state == now.state) {
         return;
     }
     let reason = now.end_reason.map(|reason| reason.as_str());
-    tracing::info!(session = %now.id, user = %now.user, workspace = %now.workspace, state = %now.state, reason, "session changed");
+    let by = by.map(tracing::field::display);
+    tracing::info!(session = %now.id, user = %now.user, workspace = %now.workspace, state = %now.state, reason, by, "session changed");
 }

@@ -13,7 +13,7 @@ use crate::capacity;
 use crate::clock::Clock;
 use crate::node::ClusterSigns;
 use crate::runtime::fake::{FakeEngine, STEPS, When};
-use crate::types::{Cores, EndReason, SessionState};
+use crate::types::{Actor, Cores, EndReason, SessionState};
 
 /// Longer than anything here takes; only a test that fails waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -101,7 +101,7 @@ impl Daemon {
     }
 
     async fn command(&self, key: &str, command: Command) -> Result<Session, Error> {
-        self.handle.command(id(key), command).await
+        self.handle.command(id(key), command, Actor::Socket { uid: 0 }).await
     }
 }
 
@@ -336,4 +336,19 @@ async fn a_host_admits_nothing_under_a_lower_ballot() {
     assert!(daemon.handle.admit(of_term("k", 5)).await.is_ok());
     assert!(daemon.handle.admit(of_term("l", 6)).await.is_ok(), "a higher one raises the fence");
     assert!(daemon.handle.admit(of_term("m", 5)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_session_keeps_the_actor_who_asked_for_it() {
+    let world = World::new();
+    let daemon = world.start();
+    let ci = Actor::Token { id: "abcdefgh".to_owned(), name: "ci".parse().unwrap() };
+    let mut asked = offer("k", workspace());
+    asked.asked.by = Some(ci.clone());
+    daemon.handle.admit(asked).await.unwrap();
+    daemon.command("k", Command::Stop).await.unwrap();
+    daemon.until_state("k", SessionState::Stopped).await;
+    daemon.kill().await;
+    let (_journal, records) = Journal::open(world.directory.path(), START.wall).unwrap();
+    assert_eq!(records[0].created_by, Some(ci), "the actor that stopped it did not create it");
 }

@@ -5,6 +5,7 @@
 //! and every part may use it. The serde shapes of these types are the JSON of
 //! the HTTP API.
 
+mod actor;
 mod amount;
 mod cluster;
 mod error;
@@ -24,6 +25,7 @@ mod token;
 mod volume;
 mod workspace;
 
+pub use actor::Actor;
 pub use amount::{Bytes, Cores};
 pub use cluster::{ClusterMode, OnUnknown, Strategy};
 pub use error::{ErrorBody, ErrorCode, ErrorDetail, NodeReason, Reason};

@@ -14,13 +14,14 @@ mod values;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub(super) use self::values::actors;
 use self::values::*;
 use super::message::*;
-use super::{Document, codec};
+use super::{Envelope, Format};
 use crate::net::Hello;
 use crate::sessions::LogsRequest;
-use crate::types::ClusterMode;
-use crate::{catalogue, election};
+use crate::types::{Actor, ClusterMode};
+use crate::{catalogue, election, gossip};
 
 type Is = Box<dyn Fn(&[u8]) -> bool>;
 
@@ -34,13 +35,19 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    fn new<T: Serialize + DeserializeOwned + PartialEq + 'static>(name: String, value: T) -> Self {
-        let bytes = codec::encode(&value).unwrap();
-        Self { name, bytes, is: Box::new(move |bytes| codec::decode(bytes).as_ref() == Ok(&value)) }
+    fn new<T: Serialize + DeserializeOwned + PartialEq + 'static>(name: String, format: Format, value: T) -> Self {
+        let bytes = format.encode(&value).unwrap();
+        Self { name, bytes, is: Box::new(move |bytes| format.decode(bytes).as_ref() == Ok(&value)) }
+    }
+
+    fn of_call<C: Call>(name: String, by: Option<Actor>, call: &C) -> Self {
+        let bytes = Envelope::encode(by.as_ref(), call).unwrap();
+        let sampled = Envelope::decode(&bytes).unwrap();
+        Self { name, bytes, is: Box::new(move |bytes| Envelope::decode(bytes).as_ref() == Ok(&sampled)) }
     }
 }
 
-/// Every message: the hello, then each call and its answers, in the order of their numbers.
+/// Every message: the hello, then each call and its answers, in the order of their numbers, then every actor.
 pub(super) fn samples() -> Vec<Sample> {
     let modes = each!(ClusterMode {
         ClusterMode::Available => ClusterMode::Available,
@@ -54,22 +61,28 @@ pub(super) fn samples() -> Vec<Sample> {
         version: "0.1.0".to_owned(),
         mode,
     };
-    let hellos = modes.into_iter().enumerate().map(|(i, mode)| Sample::new(format!("Hello.{i}"), hello(mode)));
-    hellos.chain(samples_of_calls()).collect()
+    let hellos = modes.into_iter().enumerate();
+    let hellos = hellos.map(|(i, mode)| Sample::new(format!("Hello.{i}"), Format::Postcard, hello(mode)));
+    let actors = actors().into_iter().enumerate();
+    let actors = actors.map(|(i, actor)| Sample::of_call(format!("Actor.{i}"), Some(actor), &Undrain));
+    hellos.chain(samples_of_calls()).chain(actors).collect()
 }
 
 /// A call that there are samples of: each has to be one, or the table of calls does not compile in tests.
-pub(super) trait Sampled: Call<Answer: PartialEq> + Sized {
+pub(super) trait Sampled: Call<Answer: PartialEq> + PartialEq {
     fn requests() -> Vec<Self>;
 
     fn answers() -> Vec<Self::Answer>;
 }
 
-pub(super) fn samples_of<C: Sampled>(call: &str) -> Vec<Sample> {
-    let requests = C::requests().into_iter().map(Call::into_request).enumerate();
-    let requests = requests.map(|(i, request)| Sample::new(format!("{call}.request.{i}"), request));
+/// What a person may change is asked for by one.
+pub(super) fn samples_of<C: Sampled>() -> Vec<Sample> {
+    let by = || (C::CHANGES && C::ASKER.role().is_some()).then(token);
+    let requests = C::requests().into_iter().enumerate();
+    let requests = requests.map(|(i, request)| Sample::of_call(format!("{}.request.{i}", C::NAME), by(), &request));
     let answers = C::answers().into_iter().enumerate();
-    requests.chain(answers.map(|(i, answer)| Sample::new(format!("{call}.answer.{i}"), answer))).collect()
+    let answers = answers.map(|(i, answer)| Sample::new(format!("{}.answer.{i}", C::NAME), C::FORMAT, answer));
+    requests.chain(answers).collect()
 }
 
 macro_rules! sampled {
@@ -88,31 +101,32 @@ macro_rules! sampled {
 
 sampled! {
     election::Request: election_requests() => election_answers();
-    Report: [None, Some(have())].map(|have| Report { ballot: ballot(), have }) => [Ok(Document(host_report())), Err(stale())];
-    Admit: [Admit(Document(admit()))] => admit_answers();
+    Report: [None, Some(have())].map(|have| Report { ballot: ballot(), have }) => [Ok(host_report()), Err(stale())];
+    Admit: [Admit(admit())] => admit_answers();
     Find: [Find { session: session_id(), fingerprint: "00ff".to_owned() }] => find_answers();
-    Command: commands() => [Ok(Document(session())), not_here()];
+    Command: commands() => [Ok(session()), not_here()];
     Secret: [Secret(session_id())] => [Ok(None), Ok(Some("hunter2".to_owned())), not_here()];
-    Explain: [Explain(session_id())] => [Ok(Document(explanation())), not_here()];
-    Hold: holds() => [None, Some(Document(remembered()))];
+    Explain: [Explain(session_id())] => [Ok(explanation()), not_here()];
+    Hold: holds() => [None, Some(remembered())];
     Logs: [None, Some(100)].map(|tail| Logs { session: session_id(), request: LogsRequest { follow: true, tail } })
         => [Ok(()), not_here()];
-    Describe: [Describe] => [Document(node())];
-    Patch: [Patch(Document(settings_patch()))] => patch_answers();
-    Drain: [Drain(Document(drain_request()))] => [Ok(Document(node())), not_stored()];
-    Undrain: [Undrain] => [Ok(Document(node())), not_stored()];
-    Volumes: [Volumes] => [Ok(Document(vec![volume()])), not_here()];
+    Describe: [Describe] => [node()];
+    Patch: [Patch(settings_patch())] => patch_answers();
+    Drain: [Drain(drain_request())] => [Ok(node()), not_stored()];
+    Undrain: [Undrain] => [Ok(node()), not_stored()];
+    Volumes: [Volumes] => [Ok(vec![volume()]), not_here()];
     RemoveVolume: [RemoveVolume("home-alice".to_owned())] => [Ok(()), not_here()];
-    Place: [Place { session: session_id(), drawn: true, request: Document(session_request()) }] => place_answers();
-    DryRun: [DryRun(Document(session_request()))] => [Ok(Ok(Document(plan()))), Ok(Err(no_workspace())), elsewhere()];
-    Nodes: [Nodes] => [Ok(Document(vec![node()])), elsewhere()];
-    Sessions: [Sessions(Document(filter()))] => [Ok(Document(page())), elsewhere()];
-    Locate: [Locate("mfrgg".to_owned())] => [Ok(Document(vec![remembered()])), elsewhere()];
+    Place: [Place { session: session_id(), drawn: true, request: session_request() }] => place_answers();
+    DryRun: [DryRun(session_request())] => [Ok(Ok(plan())), Ok(Err(no_workspace())), elsewhere()];
+    Nodes: [Nodes] => [Ok(vec![node()]), elsewhere()];
+    Sessions: [Sessions(filter())] => [Ok(page()), elsewhere()];
+    Locate: [Locate("mfrgg".to_owned())] => [Ok(vec![remembered()]), elsewhere()];
     Edit: edits() => edit_answers();
-    Keep: [Keep(Document(entries()))] => [Ok(()), Err(Document(catalogue::Error::NoLeader))];
-    Compare: [Compare(Document(entries().into_iter().map(|entry| (entry.key, entry.version)).collect()))]
-        => [Document(catalogue::Difference { newer: entries(), wanted: keys() })];
+    Keep: [Keep(entries())] => [Ok(()), Err(catalogue::Error::NoLeader)];
+    Compare: [Compare(entries().into_iter().map(|entry| (entry.key, entry.version)).collect())]
+        => [catalogue::Difference { newer: entries(), wanted: keys() }];
     Claim: [Claim { ballot: ballot(), session: session_id() }] => claim_answers();
-    Forget: [Forget { node: id(3), session: None }, Forget { node: id(3), session: Some(session_id()) }] => forget_answers();
+    Forget: [Forget(id(3))] => forget_answers();
     Pass: [Pass(vec![15, 0, 255])] => pass_answers();
+    ForgetSession: [ForgetSession { node: id(3), session: session_id() }] => [Ok(()), Err(gossip::Error::Alive(id(3)))];
 }

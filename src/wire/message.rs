@@ -3,140 +3,231 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Document, codec};
+use super::codec::{self, Format};
+use super::envelope::Envelope;
 use crate::sessions::LogsRequest;
 use crate::types::{
-    Ballot, DrainRequest, Explanation, List, Node, NodeId, Plan, Remembered, Session, SessionFilter, SessionId,
-    SessionRequest, SettingsPatch, Volume, Wait,
+    Actor, Ballot, DrainRequest, Explanation, List, Node, NodeId, Plan, Remembered, Role, Session, SessionFilter,
+    SessionId, SessionRequest, SettingsPatch, Volume, Wait,
 };
 use crate::{catalogue, election, gossip, node, placement, sessions};
 
-/// A question and the type of its answer.
-pub trait Call: Send + 'static {
+/// A question, the type of its answer, and what the table says of it.
+pub trait Call: Serialize + DeserializeOwned + Send + 'static {
     type Answer: Serialize + DeserializeOwned + Send + 'static;
 
-    fn into_request(self) -> Request;
+    /// For logs and metrics.
+    const NAME: &'static str;
+    /// What tells it on the wire.
+    const NUMBER: u16;
+    const ANSWERED_BY: AnsweredBy;
+    const ASKER: Asker;
+    /// Whether it changes something: the person who asks for that is named in its envelope.
+    const CHANGES: bool;
+    /// Of the call and of its answer.
+    const FORMAT: Format;
 }
 
-/// Whom a request may come from.
+/// The part of a node that answers a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnsweredBy {
+    /// The host that is asked.
+    Host,
+    /// The leader. Another node may [pass](Pass) the call on to it.
+    Leader,
+    /// The node that is asked, over the mesh alone: the answer is more than a value of its own.
+    Node,
+}
+
+/// Who may ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asker {
-    /// Any node of the cluster.
+    /// The node whose ballot the call carries.
+    Ballot,
+    /// Any node of the cluster for itself, and no person.
     Member,
-    /// The node whose ballot the request carries.
-    BallotHolder,
+    /// A person of at least this role, or any node for itself.
+    Person(Role),
 }
 
-/// One line a request: its name, whom it may come from, its body, its answer.
+impl Asker {
+    /// What a person needs; `None` where no person may ask.
+    pub const fn role(self) -> Option<Role> {
+        match self {
+            Self::Person(role) => Some(role),
+            Self::Ballot | Self::Member => None,
+        }
+    }
+}
+
+/// The table of calls, handed to a macro that makes something of it. One line a call: its name; the part that answers
+/// it; who may ask, which is a role where a person may; whether it changes something; its format; its body; its
+/// answer. Calls are only ever added at the end: their order is their number.
 macro_rules! calls {
-    ($($(#[$doc:meta])* $name:ident($asker:ident, $body:ty) -> $answer:ty;)*) => {
-        /// A request on the wire. Requests are only ever added at the end: their order is their number.
-        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    ($make:ident) => {
+        $make! {
+            /// Votes and heartbeats.
+            Election(Host, Ballot, changes, Postcard): election::Request => Result<election::Answer, election::Error>;
+            /// A leader asks its host what it holds, and waits until that differs from what it has.
+            Report(Host, Ballot, reads, Json): Report => Result<placement::HostReport, election::Stale>;
+            /// A leader offers a session.
+            Admit(Host, Ballot, changes, Json): Admit => Result<sessions::Admitted, AdmitError>;
+            /// The session of a key, with its secret, as when it was made.
+            Find(Host, Member, reads, Json): Find => Result<Option<Session>, sessions::Error>;
+            Command(Host, Operate, changes, Json): Command => Result<Session, sessions::Error>;
+            Secret(Host, Operate, reads, Json): Secret => Result<Option<String>, sessions::Error>;
+            Explain(Host, Read, reads, Json): Explain => Result<Explanation, sessions::Error>;
+            /// Answers once the session is as wanted, or the time is up; `None` where it is no longer known.
+            Hold(Host, Read, reads, Json): Hold => Option<Remembered>;
+            /// The answer is followed by the log itself, to the end of the stream.
+            Logs(Node, Read, reads, Json): Logs => Result<(), sessions::Error>;
+            /// How the node is now.
+            Describe(Host, Read, reads, Json): Describe => Node;
+            Patch(Host, Admin, changes, Json): Patch => Result<Node, node::Error>;
+            Drain(Host, Admin, changes, Json): Drain => Result<Node, node::Error>;
+            Undrain(Host, Admin, changes, Json): Undrain => Result<Node, node::Error>;
+            Volumes(Host, Read, reads, Json): Volumes => Result<Vec<Volume>, sessions::Error>;
+            RemoveVolume(Host, Admin, changes, Json): RemoveVolume => Result<(), sessions::Error>;
+            Place(Leader, Operate, changes, Json): Place => Led<Result<sessions::Admitted, placement::Error>>;
+            DryRun(Leader, Operate, reads, Json): DryRun => Led<Result<Plan, placement::Error>>;
+            Nodes(Leader, Read, reads, Json): Nodes => Led<Vec<Node>>;
+            Sessions(Leader, Read, reads, Json): Sessions => Led<List<Session>>;
+            /// The sessions whose id begins so: two at most, which is one too many.
+            Locate(Leader, Read, reads, Json): Locate => Led<Vec<Remembered>>;
+            Edit(Leader, Admin, changes, Json): Edit => Led<Result<catalogue::Edited, catalogue::Error>>;
+            /// Entries to keep, where they are newer than what is there. Answered once they are on disk.
+            Keep(Host, Member, changes, Json): Keep => Result<(), catalogue::Error>;
+            /// What each side has and the other has not.
+            Compare(Host, Member, reads, Json): Compare => catalogue::Difference;
+            /// A leader takes charge of a session that its host could not start.
+            Claim(Host, Ballot, changes, Json): Claim => Result<sessions::Claimed, AdmitError>;
+            /// A node is gone and will not return: every node forgets it, and its sessions.
+            Forget(Host, Admin, changes, Json): Forget => Result<(), gossip::Error>;
+            /// A call of the leader's, for a node that does not reach the leader itself.
+            Pass(Node, Member, reads, Postcard): Pass => Result<Passed, NotPassed>;
+            /// The same as `Forget`, of one session alone.
+            ForgetSession(Host, Operate, changes, Json): ForgetSession => Result<(), gossip::Error>;
+        }
+    };
+}
+
+pub(crate) use calls;
+
+macro_rules! asker {
+    (Ballot) => {
+        Asker::Ballot
+    };
+    (Member) => {
+        Asker::Member
+    };
+    ($role:ident) => {
+        Asker::Person(Role::$role)
+    };
+}
+
+macro_rules! changes {
+    (changes) => {
+        true
+    };
+    (reads) => {
+        false
+    };
+}
+
+/// The ballot of a call that carries one.
+macro_rules! ballot {
+    (Ballot, $call:ident) => {
+        Some($call.ballot())
+    };
+    ($other:ident, $call:ident) => {{
+        let _ = $call;
+        None
+    }};
+}
+
+macro_rules! define {
+    ($($(#[$doc:meta])* $name:ident($part:ident, $asker:ident, $effect:ident, $format:ident): $body:ty => $answer:ty;)*) => {
+        /// A call that came in.
+        #[derive(Debug, Clone, PartialEq)]
         #[expect(clippy::large_enum_variant, reason = "there is one for the time of one call")]
         pub enum Request {
             $($(#[$doc])* $name($body),)*
         }
 
-        impl Request {
-            /// For logs and metrics.
-            pub const fn name(&self) -> &'static str {
-                match self { $(Self::$name(_) => stringify!($name),)* }
-            }
-
-            /// Whom it may come from.
-            pub const fn asker(&self) -> Asker {
-                match self { $(Self::$name(_) => Asker::$asker,)* }
-            }
+        /// The calls in the order of their numbers.
+        #[repr(u16)]
+        enum Number {
+            $($name,)*
         }
 
         $(impl Call for $body {
             type Answer = $answer;
 
-            fn into_request(self) -> Request {
-                Request::$name(self)
-            }
+            const NAME: &'static str = stringify!($name);
+            const NUMBER: u16 = Number::$name as u16;
+            const ANSWERED_BY: AnsweredBy = AnsweredBy::$part;
+            const ASKER: Asker = asker!($asker);
+            const CHANGES: bool = changes!($effect);
+            const FORMAT: Format = Format::$format;
         })*
+
+        impl Request {
+            /// For logs and metrics.
+            pub const fn name(&self) -> &'static str {
+                match self { $(Self::$name(_) => <$body as Call>::NAME,)* }
+            }
+
+            pub const fn answered_by(&self) -> AnsweredBy {
+                match self { $(Self::$name(_) => <$body as Call>::ANSWERED_BY,)* }
+            }
+
+            pub const fn asker(&self) -> Asker {
+                match self { $(Self::$name(_) => <$body as Call>::ASKER,)* }
+            }
+
+            /// In whose name it is asked, where that matters.
+            pub const fn ballot(&self) -> Option<&Ballot> {
+                match self { $(Self::$name(call) => ballot!($asker, call),)* }
+            }
+
+            /// The same bytes as those of the call that came in, where its actor is the same.
+            ///
+            /// # Errors
+            /// It is larger than a frame may be.
+            pub fn encode(&self, by: Option<&Actor>) -> Result<Vec<u8>, codec::Error> {
+                match self { $(Self::$name(call) => Envelope::encode(by, call),)* }
+            }
+
+            pub(super) fn decode(number: u16, body: &[u8]) -> Result<Self, codec::Error> {
+                $(if number == <$body as Call>::NUMBER {
+                    return <$body as Call>::FORMAT.decode(body).map(Self::$name);
+                })*
+                Err(codec::Error::Malformed)
+            }
+        }
 
         /// Reads bytes as the answer to each call in turn: whatever they are, no reader may be harmed.
         pub fn read_as_every_answer(bytes: &[u8]) {
-            $(let _ = codec::decode::<$answer>(bytes);)*
+            $(let _ = <$body as Call>::FORMAT.decode::<$answer>(bytes);)*
         }
+
+        /// The name of every call, and who may ask.
+        #[cfg(test)]
+        pub(crate) const ASKERS: &[(&str, Asker)] = &[$((<$body as Call>::NAME, <$body as Call>::ASKER),)*];
 
         /// Samples of every call. It does not compile while a call has none.
         #[cfg(test)]
         pub(super) fn samples_of_calls() -> Vec<super::fixture::Sample> {
             let mut samples = Vec::new();
-            $(samples.extend(super::fixture::samples_of::<$body>(stringify!($name)));)*
+            $(samples.extend(super::fixture::samples_of::<$body>());)*
             samples
         }
     };
 }
 
-calls! {
-    /// Votes and heartbeats.
-    Election(BallotHolder, election::Request) -> Result<election::Answer, election::Error>;
-    /// A leader asks its host what it holds, and waits until that differs from what it has.
-    Report(BallotHolder, Report) -> Result<Document<placement::HostReport>, election::Stale>;
-    /// A leader offers a session.
-    Admit(BallotHolder, Admit) -> Result<Document<sessions::Admitted>, AdmitError>;
-    /// Of the session's host.
-    Find(Member, Find) -> Result<Option<Document<Session>>, Document<sessions::Error>>;
-    Command(Member, Command) -> Result<Document<Session>, Document<sessions::Error>>;
-    Secret(Member, Secret) -> Result<Option<String>, Document<sessions::Error>>;
-    Explain(Member, Explain) -> Result<Document<Explanation>, Document<sessions::Error>>;
-    /// Answers once the session is as wanted, or the time is up; `None` where it is no longer known.
-    Hold(Member, Hold) -> Option<Document<Remembered>>;
-    /// The answer is followed by the log itself, to the end of the stream.
-    Logs(Member, Logs) -> Result<(), Document<sessions::Error>>;
-    /// Of any node: how it is now.
-    Describe(Member, Describe) -> Document<Node>;
-    Patch(Member, Patch) -> Result<Document<Node>, Document<node::Error>>;
-    Drain(Member, Drain) -> Result<Document<Node>, Document<node::Error>>;
-    Undrain(Member, Undrain) -> Result<Document<Node>, Document<node::Error>>;
-    Volumes(Member, Volumes) -> Result<Document<Vec<Volume>>, Document<sessions::Error>>;
-    RemoveVolume(Member, RemoveVolume) -> Result<(), Document<sessions::Error>>;
-    /// Of the leader.
-    Place(Member, Place) -> Led<Result<Document<sessions::Admitted>, Document<placement::Error>>>;
-    DryRun(Member, DryRun) -> Led<Result<Document<Plan>, Document<placement::Error>>>;
-    Nodes(Member, Nodes) -> Led<Document<Vec<Node>>>;
-    Sessions(Member, Sessions) -> Led<Document<List<Session>>>;
-    /// The sessions whose id begins so: two at most, which is one too many.
-    Locate(Member, Locate) -> Led<Document<Vec<Remembered>>>;
-    Edit(Member, Edit) -> Led<Result<Document<catalogue::Edited>, Document<catalogue::Error>>>;
-    /// Entries to keep, where they are newer than what is there. Answered once they are on disk.
-    Keep(Member, Keep) -> Result<(), Document<catalogue::Error>>;
-    /// What each side has and the other has not.
-    Compare(Member, Compare) -> Document<catalogue::Difference>;
-    /// A leader takes charge of a session that its host could not start.
-    Claim(BallotHolder, Claim) -> Result<Document<sessions::Claimed>, AdmitError>;
-    /// A node is gone for good: nobody is to remember it, or one of its sessions.
-    Forget(Member, Forget) -> Result<(), gossip::Error>;
-    /// Of a follower: a request of its leader's, whom whoever asks cannot reach.
-    Pass(Member, Pass) -> Result<Passed, NotPassed>;
-}
+calls!(define);
 
-impl Request {
-    /// In whose name it is asked, where that matters.
-    pub const fn ballot(&self) -> Option<&Ballot> {
-        match self {
-            Self::Election(request) => Some(request.ballot()),
-            Self::Report(report) => Some(&report.ballot),
-            Self::Claim(claim) => Some(&claim.ballot),
-            Self::Admit(Admit(Document(admit))) => Some(&admit.ballot),
-            _ => None,
-        }
-    }
-}
-
-impl Request {
-    /// Whether it is of the leader, and so may be [passed](Pass) on to it.
-    pub const fn is_of_leader(&self) -> bool {
-        use Request::{DryRun, Edit, Locate, Nodes, Place, Sessions};
-        matches!(self, Place(_) | DryRun(_) | Nodes(_) | Sessions(_) | Locate(_) | Edit(_))
-    }
-}
-
-/// A request as it is on the wire.
+/// A call as it is on the wire, with its actor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Pass(pub Vec<u8>);
 
@@ -174,15 +265,36 @@ pub struct Report {
     pub have: Option<placement::Have>,
 }
 
+impl Report {
+    const fn ballot(&self) -> &Ballot {
+        &self.ballot
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Admit(pub Document<sessions::Admit>);
+pub struct Admit(pub sessions::Admit);
+
+impl Admit {
+    const fn ballot(&self) -> &Ballot {
+        &self.0.ballot
+    }
+}
 
 /// Why a host did not admit a session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum AdmitError {
     /// It follows a higher ballot.
     Stale(election::Stale),
-    Refused(Document<sessions::Error>),
+    Refused(sessions::Error),
+}
+
+impl From<sessions::Error> for AdmitError {
+    fn from(error: sessions::Error) -> Self {
+        match error {
+            sessions::Error::Stale(stale) => Self::Stale(stale),
+            error => Self::Refused(error),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -191,11 +303,20 @@ pub struct Claim {
     pub session: SessionId,
 }
 
+impl Claim {
+    const fn ballot(&self) -> &Ballot {
+        &self.ballot
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Forget {
+pub struct Forget(pub NodeId);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ForgetSession {
+    /// Its host.
     pub node: NodeId,
-    /// Only this one of its sessions.
-    pub session: Option<SessionId>,
+    pub session: SessionId,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -233,10 +354,10 @@ pub struct Logs {
 pub struct Describe;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Patch(pub Document<SettingsPatch>);
+pub struct Patch(pub SettingsPatch);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Drain(pub Document<DrainRequest>);
+pub struct Drain(pub DrainRequest);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Undrain;
@@ -252,26 +373,26 @@ pub struct Place {
     pub session: SessionId,
     /// The entry node drew the key for this very request: it was never tried before.
     pub drawn: bool,
-    pub request: Document<SessionRequest>,
+    pub request: SessionRequest,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DryRun(pub Document<SessionRequest>);
+pub struct DryRun(pub SessionRequest);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Nodes;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Sessions(pub Document<SessionFilter>);
+pub struct Sessions(pub SessionFilter);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Locate(pub String);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Edit(pub Document<catalogue::Edit>);
+pub struct Edit(pub catalogue::Edit);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Keep(pub Document<Vec<catalogue::Entry>>);
+pub struct Keep(pub Vec<catalogue::Entry>);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Compare(pub Document<catalogue::Versions>);
+pub struct Compare(pub catalogue::Versions);

@@ -1,20 +1,21 @@
 //! What nodes say to one another, and its bytes.
 //!
-//! [`message`] is the table of everything that one node may ask of another, each request with the
-//! type of its answer. [`codec`] turns them into bytes and back, within bounds: what a peer sends
-//! can be wrong, but never crash or fill this node. The protocol's version is agreed in the TLS
-//! handshake ([`PROTOCOL`]); documents of the API travel as their JSON ([`Document`]), so that they
-//! can gain fields without a new version.
+//! [`message`] is the table of calls: of each, the part of a node that answers it, who may ask, whether it changes
+//! something, its format and its answer. An [`Envelope`] carries a call with the actor who asks for the change.
+//! [`codec`] turns values into bytes and back, within bounds: what a peer sends can be wrong, but never crash or fill
+//! this node. The protocol's version is agreed in the TLS handshake ([`PROTOCOL`]); whatever may gain fields travels
+//! as JSON, so that it can do so without a new version.
 
 pub mod codec;
-mod document;
+mod envelope;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod message;
 #[cfg(test)]
 mod tests;
 
-pub use document::Document;
+pub use codec::Format;
+pub use envelope::Envelope;
 pub use message::{Call, Request};
 
 /// The protocol's name and version, as ALPN has it.

@@ -8,9 +8,9 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::fixture::damage::{damaged, damages};
-use super::fixture::{Sample, samples};
-use super::message::read_as_every_answer;
-use super::{Request, codec};
+use super::fixture::{Sample, actors, samples};
+use super::message::{Undrain, read_as_every_answer};
+use super::{Envelope, Format, Request};
 use crate::net::Hello;
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/wire-v1.txt");
@@ -59,11 +59,11 @@ fn a_message_that_is_cut_short_or_goes_on_is_not_one() {
 
 /// Reads bytes as everything that a peer may send.
 fn read(bytes: &[u8]) {
-    let _ = codec::decode::<Hello>(bytes);
-    if let Ok(request) = codec::decode::<Request>(bytes) {
-        // What came in may be passed on.
-        codec::encode(&request).unwrap();
-        let _ = (request.name(), request.asker(), request.ballot());
+    let _ = Format::Postcard.decode::<Hello>(bytes);
+    if let Ok(Envelope { by, request }) = Envelope::decode(bytes) {
+        let again = request.encode(by.as_ref()).unwrap();
+        assert!(Envelope::decode(&again).is_ok());
+        let _ = (request.name(), request.asker(), request.answered_by(), request.ballot());
     }
     read_as_every_answer(bytes);
 }
@@ -74,4 +74,18 @@ proptest! {
         let [message, other] = [message, other].map(|index| index.get(MESSAGES.as_slice()));
         read(&damaged(message, other, &damages));
     }
+}
+
+#[test]
+fn an_envelope_brings_the_call_and_its_actor() {
+    for sample in samples().iter().filter(|sample| sample.name.contains(".request.") || sample.name.contains("Actor")) {
+        let envelope = Envelope::decode(&sample.bytes).unwrap();
+        assert_eq!(envelope.request.encode(envelope.by.as_ref()).unwrap(), sample.bytes, "{}", sample.name);
+    }
+    for actor in actors() {
+        let bytes = Envelope::encode(Some(&actor), &Undrain).unwrap();
+        assert_eq!(Envelope::decode(&bytes), Ok(Envelope { by: Some(actor), request: Request::Undrain(Undrain) }));
+    }
+    let bytes = Envelope::encode(None, &Undrain).unwrap();
+    assert_eq!(Envelope::decode(&bytes), Ok(Envelope { by: None, request: Request::Undrain(Undrain) }));
 }

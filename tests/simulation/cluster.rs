@@ -11,8 +11,8 @@ use ostler::placement::{self, HostAnswer, Offered};
 use ostler::sessions;
 use ostler::sessions::state::Request;
 use ostler::types::{
-    Ballot, ClusterMode, Deadline, Moment, Name, NodeId, NodeProfile, NodeState, NodeUsage, OnUnknown, SessionId,
-    SessionProfile, Strategy, Timestamp, Workspace,
+    Actor, Ballot, ClusterMode, Deadline, Moment, Name, NodeId, NodeProfile, NodeState, NodeUsage, OnUnknown,
+    SessionId, SessionProfile, Strategy, Timestamp, Workspace,
 };
 
 use crate::call::{Answer, Call, Caller, Failure, Place, Then};
@@ -359,7 +359,10 @@ impl Cluster {
                     self.answer_leader(to, from, HostAnswer::Find(Ok(None)));
                 }
             }
-            Call::Command { session, command } => self.way_in(to, Request::Command(session, command, Back::Call(from))),
+            Call::Command { session, command } => self.way_in(
+                to,
+                Request::Command(session, command, Actor::Node { id: self.hosts[from.host].id }, Back::Call(from)),
+            ),
             Call::Place(place) => {
                 let Place { session, drawn, request } = *place;
                 self.place(to, from, session, drawn, request);

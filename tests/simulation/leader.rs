@@ -90,7 +90,7 @@ impl Cluster {
         let workspace = self.workspaces[&request.workspace].resolve(&request);
         let fingerprint = request.fingerprint();
         let begin = Begin { session, user: request.user, workspace: Ok(workspace), drawn };
-        self.lead(i, |placement, now| placement.place(Box::new(Place { begin, fingerprint }), caller, now));
+        self.lead(i, |placement, now| placement.place(Box::new(Place { begin, fingerprint, by: None }), caller, now));
     }
 
     fn ask_host(&mut self, i: usize, call: u64, to: usize, what: HostCall) {

@@ -12,7 +12,8 @@ use crate::catalogue::{Difference, Versions};
 use crate::election::Reign;
 use crate::gossip::{ClusterView, Member};
 use crate::types::{
-    ApiTokenRequest, BootInstant, Bytes, ClusterMode, Cores, Moment, NodeState, NodeUsage, Role, Timestamp, sample,
+    Actor, ApiTokenRequest, BootInstant, Bytes, ClusterMode, Cores, Moment, NodeState, NodeUsage, Role, Timestamp,
+    sample,
 };
 
 const BOOT: Moment =
@@ -182,6 +183,10 @@ impl Catalogue {
         Self::start_on(directory, store.0, store.1, 1, &network, now)
     }
 
+    fn role_of(&self, secret: &str, now: Moment) -> Option<Role> {
+        self.handle.snapshot().token_of(secret, now).map(|token| token.role)
+    }
+
     fn workspaces(&self) -> Vec<(String, Cores)> {
         self.handle.snapshot().workspaces.values().map(|w| (w.name.to_string(), w.cores)).collect()
     }
@@ -193,6 +198,10 @@ impl Catalogue {
     }
 }
 
+fn root() -> Actor {
+    Actor::Socket { uid: 0 }
+}
+
 /// What was stored, whatever it is.
 fn has_workspace(text: &str) -> impl Fn(&Snapshot) -> bool {
     let wanted = name(text);
@@ -202,7 +211,7 @@ fn has_workspace(text: &str) -> impl Fn(&Snapshot) -> bool {
 #[tokio::test]
 async fn workspaces_are_put_replaced_removed_and_kept() {
     let catalogue = Catalogue::alone();
-    let edit = |edit| catalogue.handle.edit(edit);
+    let edit = |edit| catalogue.handle.edit(edit, root());
     assert_eq!(edit(put("a", 1)).await, Ok(Edited::Put { new: true }));
     assert_eq!(edit(put("a", 1)).await, Ok(Edited::Put { new: false }), "nothing new");
     assert_eq!(edit(put("a", 2)).await, Ok(Edited::Put { new: false }));
@@ -224,23 +233,23 @@ async fn workspaces_are_put_replaced_removed_and_kept() {
 #[tokio::test]
 async fn only_the_leader_writes() {
     let catalogue = Catalogue::start(1, &Network::default());
-    assert_eq!(catalogue.handle.edit(put("a", 1)).await, Err(Error::NoLeader));
+    assert_eq!(catalogue.handle.edit(put("a", 1), root()).await, Err(Error::NoLeader));
     catalogue.follows(2);
-    assert_eq!(catalogue.handle.edit(put("a", 1)).await, Err(Error::NoLeader));
+    assert_eq!(catalogue.handle.edit(put("a", 1), root()).await, Err(Error::NoLeader));
     assert_eq!(catalogue.workspaces(), []);
 }
 
 #[tokio::test]
 async fn tokens_are_made_shown_once_and_revoked() {
     let catalogue = Catalogue::alone();
-    let edit = |edit| catalogue.handle.edit(edit);
+    let edit = |edit| catalogue.handle.edit(edit, root());
     let Ok(Edited::Token(new)) = edit(token_request(json!({"name": "ci", "role": "read"}))).await else { panic!() };
-    assert_eq!(catalogue.handle.snapshot().role_of(&new.secret, BOOT), Some(Role::Read));
-    assert_eq!(catalogue.handle.snapshot().role_of("ost_nonsense_x", BOOT), None);
+    assert_eq!(catalogue.role_of(&new.secret, BOOT), Some(Role::Read));
+    assert_eq!(catalogue.role_of("ost_nonsense_x", BOOT), None);
     let twice = edit(token_request(json!({"name": "ci", "role": "admin"}))).await;
     assert!(matches!(twice, Err(Error::Conflict(_))));
     assert_eq!(edit(Edit::RevokeToken("ci".to_owned())).await, Ok(Edited::Done));
-    assert_eq!(catalogue.handle.snapshot().role_of(&new.secret, BOOT), None);
+    assert_eq!(catalogue.role_of(&new.secret, BOOT), None);
     assert!(matches!(edit(Edit::RevokeToken("ci".to_owned())).await, Err(Error::NotFound { .. })));
 }
 
@@ -248,12 +257,12 @@ async fn tokens_are_made_shown_once_and_revoked() {
 async fn a_token_expires_and_its_name_is_free_again() {
     let catalogue = Catalogue::alone();
     let request = || token_request(json!({"name": "ci", "role": "read", "expires_in_seconds": 60}));
-    let Ok(Edited::Token(new)) = catalogue.handle.edit(request()).await else { panic!() };
+    let Ok(Edited::Token(new)) = catalogue.handle.edit(request(), root()).await else { panic!() };
     let later = Moment { boot: BOOT.boot.plus(Duration::from_secs(61)), ..BOOT };
-    assert_eq!(catalogue.handle.snapshot().role_of(&new.secret, later), None);
-    assert!(matches!(catalogue.handle.edit(request()).await, Err(Error::Conflict(_))), "it is not yet due");
+    assert_eq!(catalogue.role_of(&new.secret, later), None);
+    assert!(matches!(catalogue.handle.edit(request(), root()).await, Err(Error::Conflict(_))), "it is not yet due");
     catalogue.clock.advance(Duration::from_secs(61));
-    assert!(catalogue.handle.edit(request()).await.is_ok());
+    assert!(catalogue.handle.edit(request(), root()).await.is_ok());
     assert_eq!(catalogue.handle.snapshot().tokens.len(), 1);
 }
 
@@ -264,7 +273,7 @@ async fn what_cannot_be_written_did_not_happen() {
     let catalogue = Catalogue::start_on(directory, store, Book::default(), 1, &Network::default(), BOOT);
     catalogue.leads(1, &[1], 1);
     switch.set(true);
-    assert!(matches!(catalogue.handle.edit(put("a", 1)).await, Err(Error::Store(_))));
+    assert!(matches!(catalogue.handle.edit(put("a", 1), root()).await, Err(Error::Store(_))));
     assert_eq!(catalogue.workspaces(), []);
     let entry = Entry {
         key: Key::Workspace(name("b")),
@@ -274,7 +283,7 @@ async fn what_cannot_be_written_did_not_happen() {
     };
     assert!(matches!(catalogue.handle.keep(vec![entry.clone()]).await, Err(Error::Store(_))), "it is not acknowledged");
     switch.set(false);
-    assert_eq!(catalogue.handle.edit(put("a", 1)).await, Ok(Edited::Put { new: true }));
+    assert_eq!(catalogue.handle.edit(put("a", 1), root()).await, Ok(Edited::Put { new: true }));
     catalogue.handle.keep(vec![entry]).await.unwrap();
     assert_eq!(catalogue.workspaces().len(), 2);
 }
@@ -285,13 +294,17 @@ async fn an_edit_is_answered_once_a_majority_has_it_and_everybody_gets_it() {
     let nodes = [1, 2, 3].map(|n| Catalogue::start(n, &network));
     nodes[0].leads(1, &[1, 2, 3], 2);
     network.cut(3);
-    nodes[0].handle.edit(put("a", 1)).await.unwrap();
+    nodes[0].handle.edit(put("a", 1), root()).await.unwrap();
     assert_eq!(nodes[1].workspaces().len(), 1, "a majority of three is one more");
     network.cut(2);
-    let unknown = nodes[0].handle.edit(put("b", 1)).await;
+    let unknown = nodes[0].handle.edit(put("b", 1), root()).await;
     assert_eq!(unknown, Err(Error::OutcomeUnknown { acknowledged: 1, needed: 2 }));
     network.mend();
-    assert_eq!(nodes[0].handle.edit(put("b", 1)).await, Ok(Edited::Put { new: false }), "asked again, it is brought");
+    assert_eq!(
+        nodes[0].handle.edit(put("b", 1), root()).await,
+        Ok(Edited::Put { new: false }),
+        "asked again, it is brought"
+    );
     nodes[1].has("b", has_workspace("b")).await;
     nodes[2].has("b", has_workspace("b")).await;
 }
@@ -301,7 +314,7 @@ async fn a_node_that_starts_asks_the_leader_for_what_it_missed() {
     let network = Network::default();
     let (leader, other) = (Catalogue::start(1, &network), Catalogue::start(2, &network));
     leader.leads(1, &[1], 1);
-    leader.handle.edit(put("a", 1)).await.unwrap();
+    leader.handle.edit(put("a", 1), root()).await.unwrap();
     assert!(!other.handle.snapshot().synced);
     other.follows(1);
     other.has("synced", |snapshot| snapshot.synced).await;
@@ -315,10 +328,10 @@ async fn two_sides_of_a_partition_come_together_and_say_what_was_lost() {
     network.cut(1);
     one.leads(1, &[1], 1);
     two.leads(2, &[2], 1);
-    one.handle.edit(put("both", 1)).await.unwrap();
-    two.handle.edit(put("both", 2)).await.unwrap();
-    one.handle.edit(put("ours", 1)).await.unwrap();
-    two.handle.edit(put("theirs", 1)).await.unwrap();
+    one.handle.edit(put("both", 1), root()).await.unwrap();
+    two.handle.edit(put("both", 2), root()).await.unwrap();
+    one.handle.edit(put("ours", 1), root()).await.unwrap();
+    two.handle.edit(put("theirs", 1), root()).await.unwrap();
     network.mend();
     one.follows(2);
     one.hears(&two);
@@ -338,11 +351,11 @@ async fn what_was_removed_while_a_node_was_away_does_not_come_back() {
     let network = Network::default();
     let (leader, away) = (Catalogue::start(1, &network), Catalogue::start(2, &network));
     leader.leads(1, &[1, 2], 2);
-    leader.handle.edit(put("a", 1)).await.unwrap();
+    leader.handle.edit(put("a", 1), root()).await.unwrap();
     away.has("a", has_workspace("a")).await;
     network.cut(2);
     leader.leads(2, &[1], 1);
-    leader.handle.edit(Edit::Delete(name("a"))).await.unwrap();
+    leader.handle.edit(Edit::Delete(name("a")), root()).await.unwrap();
     network.mend();
     away.hears(&leader);
     leader.hears(&away);

@@ -69,6 +69,7 @@ impl Registry {
             fingerprint,
             workspace: record.workspace.clone(),
             secret: record.secret.clone(),
+            by: record.created_by.clone(),
             attempt: record.attempt + 1,
             tried: record.tried.iter().copied().chain([here]).collect(),
         };

@@ -6,7 +6,7 @@ use crate::node;
 use crate::sessions::record::Record;
 use crate::sessions::{Admit, Asked, Config};
 use crate::types::{
-    Ballot, BootInstant, Bytes, Cores, Moment, Name, NodeId, Period, Port, Protocol, Resources, SessionId,
+    Actor, Ballot, BootInstant, Bytes, Cores, Moment, Name, NodeId, Period, Port, Protocol, Resources, SessionId,
     SessionRequest, Settings, Timestamp, Workspace,
 };
 
@@ -66,6 +66,7 @@ pub(in crate::sessions) fn offer(key: &str, workspace: Workspace) -> Admit {
         attempt: 1,
         tried: Vec::new(),
         secret: None,
+        by: Some(Actor::Socket { uid: 1000 }),
     };
     Admit {
         cluster: cluster(),

@@ -165,3 +165,36 @@ fn a_drain_can_be_started_and_awaited_from_another_node() {
     asked.cli(&["node", "undrain", "n1"]).ok();
     assert_eq!(drained.node()["drain"], Value::Null);
 }
+
+/// The actor is made where a request comes in, and named by the node that makes the change.
+#[test]
+fn the_host_names_the_actor_of_a_change_wherever_it_was_asked_for() {
+    let cluster = Cluster::start(3, "");
+    let [follower, other] = cluster.followers()[..] else { panic!("three nodes have two followers") };
+    let leader = cluster.leader();
+    let asked = &cluster.nodes[follower];
+    let says = |node: usize, what: &str, by: &str| {
+        let said = |line: &str| line.contains(what) && line.contains(&format!("by={by}"));
+        until(&format!("n{node} logs {what}, {by}"), || cluster.nodes[node].log().lines().any(said));
+    };
+    let uid = format!("uid {}", rustix::process::geteuid().as_raw());
+
+    let token = asked.token("admin");
+    let bearer = format!("token test-admin ({})", &token[4..12]);
+    let client = asked.tcp(Some(&token));
+    let drained = Request::new("POST", &format!("/v1/nodes/n{other}/drain")).json(&json!({"message": "new disk"}));
+    client.send(&drained).expect(200);
+    says(other, "it takes no new sessions", &bearer);
+    asked.client().delete(&format!("/v1/nodes/n{other}/drain")).expect(200);
+    says(other, "the drain is over", &uid);
+
+    let workspace = json!({"name": "sh", "command": ["sleep", "1000"], "cores": 0.1, "memory_bytes": "8M"});
+    client.send(&Request::new("POST", "/v1/workspaces").json(&workspace)).expect(201);
+    says(leader, "workspace stored name=sh new=true", &bearer);
+    let wanted = json!({"workspace": "sh", "user": "alice"});
+    let made = client.send(&Request::new("POST", "/v1/sessions?wait=running&timeout=60s").json(&wanted)).expect(202);
+    let host = cluster.nodes.iter().position(|node| made["node"] == node.node()["name"]).unwrap();
+    says(host, "state=pending", &bearer);
+    asked.client().command(&format!("/v1/sessions/{}/stop", id(&made))).expect(202);
+    says(host, "state=stopping", &uid);
+}
