@@ -151,8 +151,9 @@ impl Owner {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
+        // An engine that has not answered yet is not one that went away: what ended meanwhile ended by itself.
         let up = self.health.borrow_and_update().is_up();
-        self.turn(vec![Input::Health { up }]).await;
+        self.turn(if up { vec![Input::Health { up }] } else { Vec::new() }).await;
         loop {
             let first = tokio::select! {
                 request = requests.recv() => request.map_or(Incoming::Closed, |r| Incoming::Input(Input::Request(r))),
