@@ -108,6 +108,20 @@ fn an_override_lowered_under_use_admits_nothing_more_and_takes_nothing_away() {
 }
 
 #[test]
+fn a_refusal_shows_the_figures_that_were_compared() {
+    let mut host = Host::new(request(6, 6, 0), request(12, 4, 0));
+    let shown = |refusal: Refusal| (refusal.reason, refusal.requested, refusal.available, refusal.physical);
+    host.admit("a", "alice", request(5, 1, 0)).unwrap();
+    // More than the host has: its physical figure, however much is offered and free.
+    let too_large = host.admit("b", "alice", request(7, 1, 0)).unwrap_err();
+    assert_eq!(shown(too_large), (Reason::ExceedsPhysical, 7.0, 6.0, Some(6.0)));
+    // No room now: what is offered and not allocated.
+    host.admit("c", "alice", request(5, 1, 0)).unwrap();
+    let no_room = host.admit("d", "alice", request(3, 1, 0)).unwrap_err();
+    assert_eq!(shown(no_room), (Reason::NoCapacity, 3.0, 2.0, Some(6.0)));
+}
+
+#[test]
 fn a_gpu_is_never_shared_between_users_unless_the_operator_says_so() {
     let mut host = Host::new(request(64, 64, 2), request(64, 64, 4));
     assert_eq!(host.admit("a", "alice", request(1, 1, 1)), Ok(vec!["GPU-0".to_owned()]));
