@@ -1,4 +1,4 @@
-//! What a container is made from and what is seen of it, whichever engine has it. Pure.
+//! What a container is created from, and its observed state, the same for every engine. Pure.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{Bytes, Name, NodeId, Protocol, PullPolicy, Resources, SessionId, Timestamp, User};
 
-/// A container as it is, whatever it should be.
+/// The observed state of a container; the wanted state is the lifecycle's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Container {
     Absent,
@@ -17,7 +17,7 @@ pub enum Container {
     Exited(Exit),
 }
 
-/// Tells one start of a container from the next: the engine's start time, or the pid and its start time.
+/// Identifies one start of a container: the engine's start time, or the shim's boot id, pid and start time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run(pub String);
 
@@ -25,7 +25,7 @@ pub struct Run(pub String);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
     pub run: Run,
-    /// As a shell counts: 128 + n where signal n ended it.
+    /// As shells count: 128 + n if signal n ended it.
     pub code: i64,
     pub oom_killed: bool,
     pub finished_at: Option<Timestamp>,
@@ -54,7 +54,7 @@ pub struct PortBinding {
     pub host_port: u16,
 }
 
-/// Everything that a container is made from. Templates are filled in, ports are assigned.
+/// Everything that a container is created from. Templates are filled in, ports are assigned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
     pub session: SessionId,
@@ -76,7 +76,7 @@ pub struct Launch {
 /// A named volume at a path of the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// As the template gave it, `home-alice@example.com`; the runtime makes a safe name of it.
+    /// As the template gave it, such as `home-alice@example.com`; the runtime escapes it.
     pub name: String,
     pub path: String,
     pub read_only: bool,

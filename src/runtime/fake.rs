@@ -1,5 +1,5 @@
-//! A runtime in memory, for tests: it can be held at any step, refuse, vanish and come back, and it
-//! outlives the daemon as an engine does.
+//! A runtime in memory, for tests. A test can hold it at any step, make it refuse, remove its containers and
+//! take it down. Like a real engine, it goes on when the daemon ends.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -15,13 +15,13 @@ use crate::types::{Bytes, Cores, NodeId, RuntimeKind, SessionId, Timestamp};
 /// The calls that change something, in the order of a session's life.
 pub(crate) const STEPS: [&str; 7] = ["image", "create", "start", "pause", "resume", "stop", "remove"];
 
-/// An engine that lives on when the daemon is killed.
+/// An engine that goes on when the daemon is killed.
 pub(crate) struct FakeEngine {
     node: NodeId,
-    /// Held for a look or a change only, never across an await.
+    /// The lock is held for one read or change, never across an await.
     state: Mutex<State>,
     health: watch::Sender<Health>,
-    /// Rung whenever a call is held, and whenever a hold ends.
+    /// Notified whenever a call is held, and whenever a hold ends.
     bell: Notify,
     events: Mutex<Option<mpsc::Sender<Event>>>,
 }
@@ -30,7 +30,7 @@ pub(crate) struct FakeEngine {
 struct State {
     containers: BTreeMap<SessionId, (Launch, Container)>,
     runs: u32,
-    /// Calls of this name stop here, before or after they took effect.
+    /// Calls of this name wait, before or after they take effect.
     hold: Option<(&'static str, When)>,
     held: bool,
     refuse: BTreeMap<&'static str, Error>,
@@ -39,7 +39,7 @@ struct State {
     calls: Vec<&'static str>,
 }
 
-/// Where in a call it is held.
+/// Whether a call is held before or after it takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
     Before,
@@ -68,7 +68,7 @@ impl FakeEngine {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on calls of `step` do not return.
+    /// From now on calls of `step` do not return, until [`Self::let_go`].
     pub(crate) fn hold(&self, step: &'static str, when: When) {
         self.state().hold = Some((step, when));
     }
@@ -118,7 +118,7 @@ impl FakeEngine {
         self.say(Event::Changed(*session)).await;
     }
 
-    /// Somebody removes the container behind the daemon's back.
+    /// The container is removed by another program than the daemon.
     pub(crate) async fn vanish(&self, session: &SessionId) {
         self.state().containers.remove(session);
         self.say(Event::Changed(*session)).await;
@@ -155,12 +155,12 @@ impl FakeEngine {
             if news {
                 self.bell.notify_waiters();
             }
-            // A hold that ends between the look and the wait would be missed: look again now and then.
+            // A hold that ends between the check and the wait sends no notice to this wait: check again every 20 ms.
             let _ = tokio::time::timeout(Duration::from_millis(20), self.bell.notified()).await;
         }
     }
 
-    /// One call: held before, refused, done, held after.
+    /// One call: waits if held before, is refused or takes effect, waits if held after.
     async fn call<T>(
         &self,
         step: &'static str,

@@ -1,9 +1,9 @@
-//! Volume names as templates make them, `home-Alice@example.com`, in letters
-//! that engines and file systems take.
+//! Escapes volume names as templates give them, such as `home-Alice@example.com`,
+//! into characters that engines and file systems accept.
 
-/// A name of `[a-z0-9.-]` and `_` followed by two hex digits, with no dot in front.
+/// Returns a name of `[a-z0-9.-]` and `_` followed by two hex digits, with no dot in front.
 ///
-/// No two names escape alike, and none escapes to what a file system reads otherwise (`..`, `a/b`).
+/// Different names have different escaped names, and none is a path (`..`, `a/b`).
 pub(super) fn escape_name(name: &str) -> String {
     let mut escaped = String::with_capacity(name.len());
     for (at, byte) in name.bytes().enumerate() {
@@ -16,7 +16,7 @@ pub(super) fn escape_name(name: &str) -> String {
     escaped
 }
 
-/// The name that [`escape_name`] made this of; `None` for what it never makes.
+/// The name that [`escape_name`] turned into `escaped`; `None` if it never returns `escaped`.
 pub(super) fn unescape_name(escaped: &str) -> Option<String> {
     let mut name = Vec::with_capacity(escaped.len());
     let mut bytes = escaped.bytes();
@@ -44,7 +44,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn names_are_readable_and_never_paths() {
+    fn escaped_names_are_readable_and_never_paths() {
         assert_eq!(escape_name("home-alice"), "home-alice");
         assert_eq!(escape_name("home-Al_ice@x.org"), "home-_41l_5fice_40x.org");
         assert_eq!(escape_name(".."), "_2e.");
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_escaped_is_not_unescaped() {
+    fn only_escaped_names_are_unescaped() {
         for foreign in ["_", "_4", "_4g", "A", "..", "_41_", "_61", "_2E.", "a/b", "_ff"] {
             assert_eq!(unescape_name(foreign), None, "{foreign}");
         }
@@ -60,7 +60,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_name_comes_back(name in "\\PC{0,40}") {
+        fn unescaping_gives_back_every_name(name in "\\PC{0,40}") {
             let escaped = escape_name(&name);
             prop_assert!(escaped.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_')));
             prop_assert!(!escaped.starts_with('.'));
@@ -68,7 +68,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in "[a-f0-9_.\\PC]{0,20}") {
+        fn unescaping_never_panics(text in "[a-f0-9_.\\PC]{0,20}") {
             if let Some(name) = unescape_name(&text) {
                 prop_assert_eq!(escape_name(&name), text);
             }

@@ -1,7 +1,7 @@
-//! What a session's container is made from, and what an existing one says it was made from. Pure.
+//! Builds the configuration of a session's container, and reads back what an existing one was created from. Pure.
 //!
-//! The configuration is built field by field from a [`Launch`], and nothing of a request is passed
-//! through. What may ever be sent is written down once more, as the allow-list of the tests.
+//! The configuration is built field by field from a [`Launch`]; no part of a request is passed
+//! through. The tests hold an allow-list of everything that may be sent to the engine.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -26,22 +26,22 @@ const LABEL_GPUS: &str = "ostler.gpus";
 /// Comma separated, empty where there are none.
 const LABEL_GPU_UUIDS: &str = "ostler.gpu_uuids";
 
-/// Processes and threads of one session. A desktop with a browser runs some hundreds; a fork bomb stops here.
+/// Processes and threads of one session at most. A desktop with a browser runs some hundreds; a fork bomb ends here.
 const PIDS: i64 = 4096;
 /// A session's log on disk is at most `LOG_FILES` of this size.
 const LOG_FILE_SIZE: &str = "10m";
 const LOG_FILES: &str = "2";
-/// Memory is a hard limit, and what the host has of swap is the host's to give: -1 sets no limit on it.
-/// Kernels without swap accounting behave like that anyway, so no engine has anything to warn about.
+/// Memory has a hard limit; swap has none (-1), because the host's operator decides how much swap there is.
+/// Kernels without swap accounting limit no swap either, so the engine has no reason for a warning.
 const SWAP_WITHOUT_LIMIT: i64 = -1;
-/// How the engine counts CPU shares: this much is one core's.
+/// The CPU shares of one core, as the engine counts them.
 const SHARES_PER_CORE: u64 = 1024;
-/// The least that the kernel takes.
+/// The smallest number of shares that the kernel accepts.
 const LEAST_SHARES: u64 = 2;
 const NANOS_PER_MILLICORE: u64 = 1_000_000;
-/// As many characters of the session's id as a host name, shown in prompts, should have.
+/// Characters of the session's id in the host name, which shells show in prompts.
 const HOSTNAME_LEN: usize = 12;
-/// What the engine says instead of a time that never was.
+/// What the engine reports as the time of an event that has not happened.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// The one name that a session's container can have.
@@ -49,20 +49,20 @@ pub(super) fn container_name(cluster: &Name, session: &SessionId) -> String {
     format!("ostler-{cluster}-{session}")
 }
 
-/// The parts of a container that the engine had to be asked about first.
+/// The parts of a container that need a call to the engine first.
 pub(super) struct Surroundings<'a> {
     /// The name of a network that exists.
     pub(super) network: &'a str,
     /// The engine's volume for each of the launch's mounts, in the same order.
     pub(super) volumes: &'a [String],
-    /// How many cores the engine has: it refuses a quota above them, which would limit nothing.
+    /// How many cores the engine has. It refuses a quota above them, which would limit nothing.
     pub(super) engine_cores: Cores,
 }
 
 /// The container that a launch describes.
 ///
 /// # Errors
-/// [`Error::Refused`] for a launch without an image, or with a variable that would set another one.
+/// [`Error::Refused`] for a launch without an image, or with a variable whose name is empty or holds `=` or NUL.
 pub(super) fn body(config: &Config, launch: &Launch, around: &Surroundings<'_>) -> Result<ContainerCreateBody, Error> {
     let image = launch.image.clone().ok_or_else(|| Error::Refused("the Docker runtime needs an image".to_owned()))?;
     let (exposed, published) = ports(config, launch);
@@ -117,7 +117,7 @@ fn log_config() -> HostConfigLogConfig {
 
 fn env(launch: &Launch) -> Result<Vec<String>, Error> {
     let mut env: BTreeMap<&str, &str> = launch.env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    // Images made for GPUs ask for all of them by default. No device is handed over here, so none is shown.
+    // Images for GPUs ask for all of them by default. ostler passes no device to the container yet, so it shows none.
     env.insert("NVIDIA_VISIBLE_DEVICES", "void");
     if let Some(name) = env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
         return Err(Error::Refused(format!("`{}` is not the name of an environment variable", name.escape_debug())));
@@ -125,7 +125,7 @@ fn env(launch: &Launch) -> Result<Vec<String>, Error> {
     Ok(env.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
 }
 
-/// Every label of ours is always set, so that none of an image's own can stand in for it.
+/// Always sets every label of ours, so that an image's label of the same key never counts.
 fn labels(config: &Config, launch: &Launch) -> HashMap<String, String> {
     let labels = [
         (LABEL_CLUSTER, config.cluster.to_string()),
@@ -165,12 +165,12 @@ fn mounts(launch: &Launch, volumes: &[String]) -> Vec<EngineMount> {
     launch.volumes.iter().zip(volumes).map(mount).collect()
 }
 
-/// The engine counts in signed 64 bits; what does not fit is as good as no limit.
+/// The engine counts in signed 64 bits; the largest of them is as good as no limit.
 fn signed(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// Whether a container of our name is this node's, for this session: made by us, not merely called like it.
+/// Whether the labels of a container with our name say that this node created it, for this session.
 pub(super) fn is_ours(config: &Config, session: &SessionId, inspected: &ContainerInspectResponse) -> bool {
     let label = |key| label(inspected, key);
     label(LABEL_CLUSTER) == Some(config.cluster.as_str())
@@ -178,13 +178,13 @@ pub(super) fn is_ours(config: &Config, session: &SessionId, inspected: &Containe
         && label(LABEL_SESSION) == Some(session.as_str())
 }
 
-/// What the labels of a container say of its session, or which of them cannot be believed.
+/// Reads the session of a container from its labels, or says which label is missing or wrong.
 pub(super) fn found(cluster: &Name, inspected: &ContainerInspectResponse) -> Result<Found, String> {
     let session: SessionId = parsed(inspected, LABEL_SESSION)?;
-    // An image can carry any label. The name is the engine's word, and only one container has it.
+    // An image can carry any label. The engine gives a name to one container only, so the name proves the labels.
     let name = inspected.name.as_deref().unwrap_or_default().trim_start_matches('/');
     if label(inspected, LABEL_CLUSTER) != Some(cluster.as_str()) || name != container_name(cluster, &session) {
-        return Err(format!("`{name}` is not the name that its labels ask for"));
+        return Err(format!("its name `{name}` does not match its labels"));
     }
     let cores = Cores::from_milli(parsed(inspected, LABEL_CORES)?);
     let memory = Bytes::new(parsed(inspected, LABEL_MEMORY)?);
@@ -213,7 +213,7 @@ fn parsed<T: std::str::FromStr>(inspected: &ContainerInspectResponse, key: &str)
     text.parse().map_err(|_| format!("its label {key} is `{}`", text.escape_debug()))
 }
 
-/// The ports that the container was made with, running or not.
+/// The ports that the container was created with, running or not.
 fn host_ports(inspected: &ContainerInspectResponse) -> Vec<PortBinding> {
     let bound = inspected.host_config.as_ref().and_then(|host| host.port_bindings.as_ref());
     let mut ports: Vec<PortBinding> = bound
@@ -234,7 +234,7 @@ fn host_port(key: &str, binding: &EnginePort) -> Option<PortBinding> {
     })
 }
 
-/// The container as it is.
+/// The container's state in ostler's terms.
 pub(super) fn state(inspected: &ContainerInspectResponse) -> Container {
     let Some(state) = &inspected.state else { return Container::Created };
     let run = Run(state.started_at.clone().unwrap_or_default());
@@ -245,7 +245,7 @@ pub(super) fn state(inspected: &ContainerInspectResponse) -> Container {
             | ContainerStateStatusEnum::RESTARTING
             | ContainerStateStatusEnum::STOPPING,
         ) => Container::Running(run),
-        // One that is being removed, or could only half be removed, runs no more and never will.
+        // A container in removal, or whose removal failed halfway, does not run and cannot be started.
         Some(
             ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::DEAD,
         ) => Container::Exited(exit(run, state)),
@@ -259,8 +259,8 @@ fn exit(run: Run, state: &ContainerState) -> Exit {
     Exit {
         run,
         code,
-        // The engine says so of any process of the container, one browser tab too. A session that
-        // went on and ended well was not killed.
+        // The engine reports the kill of any process of the container, such as one browser tab. A session
+        // that went on and ended with 0 was not killed.
         oom_killed: state.oom_killed.unwrap_or(false) && code != 0,
         finished_at: finished.and_then(|time| time.parse::<Timestamp>().ok()),
     }

@@ -1,4 +1,4 @@
-//! The way to the engine: connect, ask with a deadline, and say what went wrong.
+//! Calls to the engine: connects, calls with a deadline, and turns failures into errors.
 
 use std::error::Error as _;
 use std::future::Future;
@@ -15,41 +15,41 @@ use super::{CpuMode, Error};
 use crate::runtime::EngineInfo;
 use crate::types::{Bytes, Cores, Timestamp};
 
-/// To connect and to ask who answers. A healthy engine needs milliseconds, a loaded one a second.
+/// Deadline to connect and agree on a version. A healthy engine needs milliseconds, a loaded one a second.
 const CONNECT: Duration = Duration::from_secs(5);
-/// To look at something. Engines under load have been seen to need seconds.
+/// Deadline of a read: inspect, list. Engines under load were measured to need seconds.
 pub(super) const LOOK: Duration = Duration::from_secs(10);
-/// To change something: create, start, pause. A start sets up file system, network and process.
+/// Deadline of a change: create, start, pause. A start sets up file system, network and process.
 pub(super) const CHANGE: Duration = Duration::from_secs(60);
-/// The client's own timeout. It covers all calls alike, so it is set out of the way of the deadlines here.
+/// The client library's own timeout. It is the same for all calls, so it is longer than every deadline here.
 const CLIENT_TIMEOUT_SECS: u64 = 365 * 24 * 3600;
 
-/// One engine, at the path of its socket. It is dialled when something is asked, never before.
+/// One engine, at the path of its socket. The first call connects to it.
 pub(super) struct Engine {
     socket: String,
     cpu_mode: CpuMode,
-    /// The connection in use, once the API's version is agreed. The lock is held to copy or to
+    /// The connection in use, once both sides agree on the API's version. The lock is held to copy or to
     /// replace an `Arc`, and spans no await.
     connection: Mutex<Option<Arc<Connection>>>,
-    /// A call had no answer in time: whoever watches the engine should look at it now.
+    /// A call had no answer in time: the link should ping the engine now.
     pub(super) suspect: Notify,
 }
 
-/// A client that speaks a version of the API that the engine understands, and what the engine said of itself.
+/// A client that uses a version of the API that the engine supports, and what the engine reports about itself.
 pub(super) struct Connection {
     pub(super) docker: Docker,
     pub(super) info: EngineInfo,
-    /// The engine's clock when it was asked.
+    /// The engine's clock when the connection was made.
     pub(super) engine_time: Option<Timestamp>,
 }
 
-/// Why the engine did not do what it was asked.
+/// Why a call to the engine failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Failure {
-    /// It understood and said no; nothing changed.
+    /// The engine answered with an error; nothing changed.
     #[error("{message}")]
     Said { status: u16, message: String },
-    /// It did not answer, or not in a way that can be understood: what became of the call is not known.
+    /// The engine did not answer, or its answer is not readable. The call may have taken effect or not.
     #[error("{0}")]
     Lost(String),
 }
@@ -63,7 +63,7 @@ impl Failure {
         matches!(self, Self::Said { status: 409, .. })
     }
 
-    /// The error for a call that must not fail: where the engine failed inside, it has to be tried again.
+    /// The error of a call that cannot be refused for good: an internal error of the engine is worth a retry.
     pub(super) fn or_try_again(self) -> Error {
         match self {
             Self::Said { status: 500.., message } => Error::Unavailable(message),
@@ -87,7 +87,7 @@ impl Engine {
         Self { socket, cpu_mode, connection: Mutex::new(None), suspect: Notify::new() }
     }
 
-    /// Asks the engine for one thing. `call` is handed a client, `what` names the call for people.
+    /// Makes one call to the engine. `call` gets a client; `what` names the call in errors.
     pub(super) async fn ask<T, F>(
         &self,
         what: &str,
@@ -110,7 +110,7 @@ impl Engine {
         }
     }
 
-    /// Connects anew: another engine, or another version of it, may answer now.
+    /// Makes a new connection: another engine, or another version of it, may answer now.
     pub(super) async fn connect(&self) -> Result<Arc<Connection>, Failure> {
         let docker = Docker::connect_with_unix(&self.socket, CLIENT_TIMEOUT_SECS, API_DEFAULT_VERSION)
             .map_err(|e| self.failure(&e))?;
@@ -133,7 +133,7 @@ impl Engine {
         *self.current() = None;
     }
 
-    /// What an error of the client means.
+    /// Whether an error of the client is the engine's answer or the lack of one.
     pub(super) fn failure(&self, error: &errors::Error) -> Failure {
         match error {
             errors::Error::DockerResponseServerError { status_code, message } => {
@@ -165,14 +165,14 @@ impl Engine {
     }
 }
 
-/// Says in the operator's words why the socket cannot be used.
+/// Says why the socket cannot be used, and how to mend it.
 fn unreachable_text(socket: &str, error: &errors::Error) -> String {
     if matches!(error, errors::Error::SocketNotFoundError(_)) {
         return format!("{socket} does not exist: is Docker installed and running?");
     }
     match io_kind(error) {
         Some(io::ErrorKind::NotFound) => format!("{socket} does not exist: is Docker installed and running?"),
-        Some(io::ErrorKind::ConnectionRefused) => format!("nobody listens at {socket}: is Docker running?"),
+        Some(io::ErrorKind::ConnectionRefused) => format!("no process listens on {socket}: is Docker running?"),
         Some(io::ErrorKind::PermissionDenied) => {
             format!("no permission to use {socket}: run as root, or add the user to the group docker")
         }
@@ -180,7 +180,7 @@ fn unreachable_text(socket: &str, error: &errors::Error) -> String {
     }
 }
 
-/// The kind of the input or output error that lies at the bottom of `error`, if any.
+/// The kind of the I/O error among the causes of `error`, if there is one.
 fn io_kind(error: &errors::Error) -> Option<io::ErrorKind> {
     if let errors::Error::IOError { err } = error {
         return Some(err.kind());
@@ -195,7 +195,7 @@ fn io_kind(error: &errors::Error) -> Option<io::ErrorKind> {
     None
 }
 
-/// An error with its causes, outermost first, each said once.
+/// An error with its causes, outermost first, without repetition.
 fn chain(error: &errors::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -225,7 +225,7 @@ async fn engine_info(said: SystemInfo, cpu_mode: CpuMode) -> EngineInfo {
     }
 }
 
-/// The limits that the engine says it cannot set on this host.
+/// The limits that the engine reports it cannot set on this host.
 fn unenforced(said: &SystemInfo, cpu_mode: CpuMode) -> Vec<String> {
     let off = |flag: Option<bool>| flag == Some(false);
     let warns = |of: &str| said.warnings.iter().flatten().any(|warning| warning.contains(of));
@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_engine_said_is_never_taken_for_silence() {
+    fn an_answer_is_never_taken_for_a_lost_call() {
         let said = |status| Failure::Said { status, message: "m".to_owned() };
         assert_eq!(Error::from(said(404)), Error::NotFound("m".to_owned()));
         assert_eq!(Error::from(said(400)), Error::Refused("m".to_owned()));
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_of_being_unreachable_has_its_own_advice() {
+    fn each_reason_to_be_unreachable_has_its_own_advice() {
         let text = |kind: io::ErrorKind| unreachable_text("/s", &errors::Error::IOError { err: kind.into() });
         assert!(text(io::ErrorKind::PermissionDenied).contains("group docker"));
         assert!(text(io::ErrorKind::ConnectionRefused).contains("is Docker running?"));

@@ -1,4 +1,4 @@
-//! Images: there when a session needs them, pulled once however many sessions ask.
+//! Images: pulled when a session needs them, once for all sessions that ask at the same time.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,37 +17,38 @@ use super::reference::Reference;
 use crate::runtime::Launch;
 use crate::types::PullPolicy;
 
-/// A pull may take hours, but not without a word. Registries are retried and layers unpacked well within it.
+/// A pull may take hours, but it fails if no message comes for this long. The engine's retries of a registry and the
+/// unpacking of a layer take less.
 const STALL: Duration = Duration::from_secs(180);
-/// How often a person is told how far a pull is.
+/// How often a pull reports its progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// [`PullPolicy::Daily`].
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// Images whose last refresh is remembered. Beyond it the oldest is forgotten, and refreshed early.
+/// Images whose last refresh is remembered. Beyond that the oldest is forgotten, and refreshed early.
 const MAX_REMEMBERED: usize = 1024;
 
-/// Pulls images, and knows which are being pulled.
+/// Pulls images, and knows which pulls run.
 pub(super) struct Images {
     engine: Arc<Engine>,
-    /// The lock is held to look and to insert only, and spans no await.
+    /// The lock is held for a look-up or an insertion, and spans no await.
     state: Arc<Mutex<State>>,
 }
 
 #[derive(Default)]
 struct State {
     running: HashMap<Reference, watch::Receiver<Pull>>,
-    /// When a registry was last asked, in vain too: one that is down is not asked at every start.
+    /// When each image was last pulled, failures included: a registry that is down is not asked at every start.
     refreshed: HashMap<Reference, Instant>,
 }
 
-/// How far a pull is.
+/// The state of a pull.
 #[derive(Debug, Clone)]
 enum Pull {
     Running(String),
     Ended(Result<(), Error>),
 }
 
-/// An image that is here.
+/// An image that the engine has.
 struct Present {
     digest: Option<String>,
     /// It came from a registry, which may have a newer one.
@@ -59,7 +60,7 @@ impl Images {
         Self { engine, state: Arc::default() }
     }
 
-    /// Makes the launch's image available and answers its digest.
+    /// Makes the launch's image available and returns its digest.
     pub(super) async fn ensure(
         &self,
         launch: &Launch,
@@ -73,7 +74,7 @@ impl Images {
             let pulled = self.look(&image).await?;
             return pulled
                 .map(|image| image.digest)
-                .ok_or_else(|| Error::Image(format!("{} is gone right after its pull", image.as_str())));
+                .ok_or_else(|| Error::Image(format!("image {} was removed right after its pull", image.as_str())));
         };
         if !present.pulled || image.is_fixed() {
             return Ok(present.digest);
@@ -88,7 +89,7 @@ impl Images {
         }
     }
 
-    /// Pulls first; where that fails, what is here is good enough.
+    /// Pulls the image; if that fails, uses the one that is here.
     async fn refresh_now(
         &self,
         image: &Reference,
@@ -96,13 +97,13 @@ impl Images {
         progress: &mpsc::Sender<String>,
     ) -> Result<Option<String>, Error> {
         if let Err(error) = self.pull(image, progress).await {
-            tracing::warn!(image = image.as_str(), "not refreshed, using the image that is here: {error}");
+            tracing::warn!(image = image.as_str(), "cannot refresh the image, using the local one: {error}");
             return Ok(present.digest);
         }
         Ok(self.look(image).await?.map_or(present.digest, |image| image.digest))
     }
 
-    /// Starts a pull that nobody waits for, unless there was one within a day.
+    /// Starts a pull in the background, unless there was one within a day.
     fn refresh_daily(&self, image: &Reference) {
         let due = lock(&self.state).refreshed.get(image).is_none_or(|last| last.elapsed() >= DAY);
         if due {
@@ -110,25 +111,25 @@ impl Images {
         }
     }
 
-    /// Pulls, or joins a pull that is running, and says how far it is until it ends.
+    /// Pulls, or joins a pull that runs, and sends its progress until it ends.
     async fn pull(&self, image: &Reference, progress: &mpsc::Sender<String>) -> Result<(), Error> {
         let mut pull = self.join(image);
         loop {
             match pull.borrow_and_update().clone() {
                 Pull::Ended(result) => return result,
-                // A listener that is behind misses a line, which the next one makes up for.
+                // A receiver that is behind misses this progress; the next one replaces it anyway.
                 Pull::Running(text) => drop(progress.try_send(text)),
             }
             if pull.changed().await.is_err() {
-                return Err(Error::Image(format!("the pull of {} was broken off", image.as_str())));
+                return Err(Error::Image(format!("the pull of {} was aborted", image.as_str())));
             }
         }
     }
 
-    /// The one pull of this image. It goes on when nobody waits for it any more.
+    /// The one pull of this image, started if none runs. It goes on when its callers give up.
     fn join(&self, image: &Reference) -> watch::Receiver<Pull> {
         let mut state = lock(&self.state);
-        // A pull takes itself out before it ends; one that is still there and closed has panicked.
+        // A pull removes itself from the map before it ends: an entry whose channel is closed has panicked.
         if let Some(running) = state.running.get(image).filter(|pull| pull.has_changed().is_ok()) {
             return running.clone();
         }
@@ -140,7 +141,7 @@ impl Images {
         pull
     }
 
-    /// Which of these texts name an image that is here.
+    /// Which of these texts name an image that the engine has.
     pub(super) async fn present(&self, texts: &[String]) -> Result<BTreeSet<String>, Error> {
         if texts.is_empty() {
             return Ok(BTreeSet::new());
@@ -188,7 +189,7 @@ fn present(image: &Reference, inspected: ImageInspect) -> Present {
     Present { pulled: pulled.is_some(), digest: pulled.or(inspected.id) }
 }
 
-/// One pull, to its end.
+/// One pull.
 struct Task {
     engine: Arc<Engine>,
     state: Arc<Mutex<State>>,
@@ -200,9 +201,9 @@ impl Task {
     async fn run(self) {
         let result = self.pull().await;
         if let Err(error) = &result {
-            tracing::warn!(image = self.image.as_str(), "not pulled: {error}");
+            tracing::warn!(image = self.image.as_str(), "cannot pull the image: {error}");
         }
-        // First out of the way: who comes now starts anew.
+        // Removed before the result is published: a caller that comes now starts a new pull.
         lock(&self.state).running.remove(&self.image);
         self.report.send_replace(Pull::Ended(result));
     }
@@ -229,7 +230,7 @@ impl Task {
         Error::Image(format!("the pull of {} made no progress for {} s", self.image.as_str(), STALL.as_secs()))
     }
 
-    /// The engine's word is about the image; its silence is not.
+    /// An answer of the engine is an error of the image; a lost call is not.
     fn failed(&self, error: &bollard::errors::Error) -> Error {
         match self.engine.failure(error) {
             Failure::Said { message, .. } => Error::Image(format!("cannot pull {}: {message}", self.image.as_str())),
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_no_registry_gave_is_known_by_its_id() {
+    fn the_digest_of_a_local_image_is_its_id() {
         let inspected = |repo_digests| ImageInspect {
             id: Some("sha256:1d".to_owned()),
             repo_digests: Some(repo_digests),
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_number_of_remembered_refreshes_is_bounded() {
         let mut state = State::default();
         for n in 0..MAX_REMEMBERED + 3 {
             state.remember(&image(&format!("x:{n}")));

@@ -1,4 +1,4 @@
-//! The link to the engine: whether it answers, and what it tells by itself.
+//! The link to the engine: whether it answers, and its stream of events.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,17 +15,17 @@ use super::engine::{Connection, Engine, Failure};
 use crate::runtime::{Event, Health};
 use crate::types::SessionId;
 
-/// How long to wait before the engine is tried again: doubled from the first to the last.
+/// The pause before the next attempt to connect: doubled from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LAST: Duration = Duration::from_secs(5);
-/// An engine that hangs keeps its event stream open and is silent. So it is asked.
+/// How often the engine is pinged: an engine that hangs keeps its event stream open and sends nothing.
 const PING: Duration = Duration::from_secs(30);
-/// Events can be lost on the engine's side without a word.
+/// How often everything is listed: the engine can drop events without saying so.
 const RELIST: Duration = Duration::from_secs(60);
-/// What changes a container. Health checks and `exec` are left out: they come by the second.
+/// The events that change a container. Health checks and `exec` are left out: they come every second.
 const ACTIONS: [&str; 8] = ["die", "start", "oom", "pause", "unpause", "destroy", "stop", "kill"];
 
-/// Keeps the link for as long as somebody listens to `events`.
+/// Keeps the link for as long as `events` has a receiver.
 pub(super) async fn run(engine: &Engine, config: &Config, health: &watch::Sender<Health>, events: mpsc::Sender<Event>) {
     let mut retry = RETRY_FIRST;
     loop {
@@ -50,19 +50,19 @@ pub(super) async fn run(engine: &Engine, config: &Config, health: &watch::Sender
     }
 }
 
-/// Why listening ended.
+/// Why [`listen`] ended.
 enum Ended {
     NobodyListens,
     Lost(Failure),
 }
 
-/// Says what the engine tells until it stops answering.
+/// Passes on the engine's events until it stops answering.
 async fn listen(engine: &Engine, config: &Config, connection: &Connection, events: &mpsc::Sender<Event>) -> Ended {
     let mut told = std::pin::pin!(connection.docker.events(Some(options(config, connection))));
     let mut ping = every(PING);
     let mut relist = every(RELIST);
-    // A listener that falls behind is told to look at everything once it has room again: waiting for
-    // it here would make the engine drop events, and hide that it hangs.
+    // A receiver that falls behind gets `Relist` once it has room again. Waiting for it here would make
+    // the engine drop events, and hide that the engine hangs.
     let mut missed = true;
     loop {
         tokio::select! {
@@ -100,8 +100,8 @@ fn every(period: Duration) -> tokio::time::Interval {
     interval
 }
 
-/// Our containers' events. They begin where the connection was made: what happened since is told again,
-/// so that nothing falls between the first list and the first event.
+/// Asks for our containers' events since the connection was made, so that none is lost between the
+/// first list and the first event.
 fn options(config: &Config, connection: &Connection) -> bollard::query_parameters::EventsOptions {
     let cluster = format!("{LABEL_CLUSTER}={}", config.cluster);
     let filters = HashMap::from([("type", vec!["container"]), ("label", vec![&cluster]), ("event", ACTIONS.to_vec())]);
@@ -145,7 +145,7 @@ mod tests {
     use crate::runtime::docker::CpuMode;
 
     #[test]
-    fn only_this_nodes_sessions_are_spoken_of() {
+    fn only_events_of_this_nodes_sessions_count() {
         let config = Config {
             cluster: "lab".parse().unwrap(),
             node: "k3f7q2m5x6a4b7c2".parse().unwrap(),

@@ -12,14 +12,14 @@ use futures_util::stream::{self, Stream, StreamExt};
 use super::engine::Connection;
 use crate::runtime::{LogStream, LogsRequest};
 
-/// What is on the disk comes without a pause this long, unless the engine hangs.
+/// The engine reads stored output from its disk without a pause this long, unless it hangs.
 const STALL: Duration = Duration::from_secs(30);
 
 type Output = Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>;
 
-/// The output of a container that exists, both streams as one, without the engine's frames around it.
+/// The output of an existing container: standard output and standard error as one, without the engine's frames.
 ///
-/// With `follow` the stream is silent for as long as the container is, and ends when it ends.
+/// With `follow` the stream waits for new output, and ends when the container ends.
 pub(super) fn stream(connection: &Connection, container: &str, request: LogsRequest) -> LogStream {
     let tail = request.tail.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
     let options = LogsOptionsBuilder::default().stdout(true).stderr(true).follow(request.follow).tail(&tail).build();
@@ -27,7 +27,7 @@ pub(super) fn stream(connection: &Connection, container: &str, request: LogsRequ
     stream::unfold(Some(output), move |output| next(output, request.follow)).boxed()
 }
 
-/// The next piece, and what to go on with: nothing after an error.
+/// The next piece, and the stream to read on from: `None` after an error.
 async fn next(output: Option<Output>, follow: bool) -> Option<(io::Result<Bytes>, Option<Output>)> {
     let mut output = output?;
     let piece = if follow {

@@ -1,12 +1,12 @@
 //! The Docker runtime: sessions as containers, through the Docker Engine API.
 //!
-//! [`container`] (pure) says what a container is made from and reads one back. The steps of a
-//! session are in [`steps`]; [`image`], [`network`] and [`volumes`] see to what a container needs.
+//! [`container`] (pure) builds the configuration of a container and reads one back. The steps of a
+//! session are in [`steps`]; [`image`], [`network`] and [`volumes`] provide what a container needs.
 //! [`link`] watches the engine, and [`engine`] is the only way to it: every call has a deadline.
-//! [`visit`] is for whoever has no node here.
+//! [`visit`] is for callers that have no node here, such as `ostler demo`.
 //!
-//! What exists belongs to a session by its labels, so that it can be adopted after a crash. A
-//! container, network or volume that merely has our name is refused and left alone.
+//! Labels say which session a container belongs to, so that the agent can adopt it after a crash. The
+//! runtime refuses a container, network or volume that has our name without our labels, and leaves it alone.
 
 mod container;
 mod engine;
@@ -35,11 +35,11 @@ use super::{Container, Error, Event, Found, Health, Launch, LogStream, LogsReque
 use crate::types::{Name, NodeId, RuntimeKind, SessionId};
 pub use visit::Visit;
 
-/// What an ordinary image with a root entry point needs to hand over to its user, and no more.
+/// What an ordinary image needs whose entry point starts as root and switches to a user, and no more.
 pub const DEFAULT_CAPABILITIES: [&str; 7] =
     ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL", "NET_BIND_SERVICE"];
 
-/// What of `[runtime]` concerns Docker, and whose containers they are.
+/// The keys of `[runtime]` that concern Docker, and the cluster and node that own the containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub cluster: Name,
@@ -60,7 +60,7 @@ pub enum CpuMode {
     /// Never more than its cores.
     #[default]
     Quota,
-    /// At least its cores where others want them too, and what is idle besides.
+    /// At least its cores when other containers want them too, and idle cores besides.
     Shares,
 }
 
@@ -76,9 +76,9 @@ impl fmt::Display for CpuMode {
 /// Why the configuration cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    #[error("docker_host is `{0}`; expected the path of a socket, as unix:///var/run/docker.sock")]
+    #[error("docker_host is `{0}`; expected the path of a socket, such as unix:///var/run/docker.sock")]
     Host(String),
-    #[error("cap_allow has `{0}`; expected capabilities one by one, as CHOWN or NET_BIND_SERVICE")]
+    #[error("cap_allow has `{0}`; expected one capability per item, such as CHOWN or NET_BIND_SERVICE")]
     Capability(String),
 }
 
@@ -93,10 +93,10 @@ pub struct DockerRuntime {
 }
 
 impl DockerRuntime {
-    /// A runtime that has not asked the engine anything yet: one that is absent is a state, not an error.
+    /// Creates a runtime without a call to the engine. An engine that is absent is a state, not an error.
     ///
     /// # Errors
-    /// The configuration means nothing that Docker knows.
+    /// `host` is not a socket's path, or `cap_allow` has an item that is not one capability.
     pub fn new(config: Config) -> Result<Arc<Self>, ConfigError> {
         let socket = socket_of(&config.host)?;
         if let Some(odd) = config.cap_allow.iter().find(|capability| !is_one_capability(capability)) {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_engine_is_no_error_and_a_wrong_address_is() {
+    fn an_absent_engine_is_accepted_and_a_wrong_address_is_an_error() {
         let runtime = DockerRuntime::new(config()).unwrap();
         assert_eq!(*runtime.health().borrow(), Health::Unknown);
         for host in ["tcp://127.0.0.1:2375", "/var/run/docker.sock", "unix://relative", ""] {

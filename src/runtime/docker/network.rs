@@ -1,4 +1,4 @@
-//! The network that sessions run on: one bridge a cluster, on which they do not reach each other.
+//! The network that sessions run on: one bridge for a cluster, without traffic between its containers.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,15 +14,15 @@ use crate::types::Name;
 
 const ICC: &str = "com.docker.network.bridge.enable_icc";
 const BRIDGE: &str = "com.docker.network.bridge.name";
-/// Words that the engine takes for something else than a network that somebody made.
+/// Names that the engine reserves for its own networks and modes.
 const RESERVED: [&str; 4] = ["host", "none", "default", "container"];
 
-/// Knows whether ostler's own network is there.
+/// Creates ostler's own network, and knows whether it exists.
 pub(super) struct Networks {
     name: String,
     bridge: String,
     cluster: Name,
-    /// It was seen, and is not looked for again until a start misses it.
+    /// It exists. It is not looked up again until a create or a start fails for want of it.
     seen: AtomicBool,
 }
 
@@ -36,7 +36,7 @@ impl Networks {
         }
     }
 
-    /// The name of a network that exists: the one that the launch names, else ostler's own, made where it is absent.
+    /// The name of an existing network: the one that the launch names, else ostler's own, created if it is absent.
     pub(super) async fn ensure(&self, engine: &Engine, wanted: Option<&Name>) -> Result<String, Error> {
         match wanted {
             Some(name) => existing(engine, name.as_str()).await,
@@ -44,7 +44,7 @@ impl Networks {
         }
     }
 
-    /// Forgets that ostler's own network was seen: it may have been removed behind our back.
+    /// Forgets that ostler's own network exists: another program may have removed it.
     pub(super) fn forget(&self) {
         self.seen.store(false, Ordering::Relaxed);
     }
@@ -53,8 +53,8 @@ impl Networks {
         self.name == network
     }
 
-    /// Makes ostler's own network again and puts a container on it that does not run. A container
-    /// that ran once remembers its network by id, which the new one does not have.
+    /// Creates ostler's own network again and connects a stopped container to it. A container
+    /// that ran once stores the id of its network, and the new network has another id.
     pub(super) async fn restore(&self, engine: &Engine, container: &str) -> Result<(), Error> {
         self.forget();
         let name = self.ensure_own(engine).await?;
@@ -82,8 +82,8 @@ impl Networks {
         Ok(self.name.clone())
     }
 
-    /// Makes the network. Engines below API 1.44 make a second one of the same name without a word, and
-    /// then know neither by its name. A bridge exists once, so naming it makes the second attempt fail.
+    /// Creates the network. Engines below API 1.44 create a second one of the same name without an error, and
+    /// then find neither by its name. A bridge exists once, so naming it makes the second attempt fail.
     async fn create(&self, engine: &Engine) -> Result<(), Error> {
         let request = NetworkCreateRequest {
             name: self.name.clone(),
@@ -97,17 +97,17 @@ impl Networks {
         match made {
             Ok(_) => Ok(()),
             Err(lost @ Failure::Lost(_)) => Err(lost.into()),
-            // Somebody else may have made it in between.
+            // Another agent or call may have created it meanwhile.
             Err(said) => match inspect(engine, &self.name).await? {
                 Some(network) => self.check_own(&network),
-                // It is being made at this moment, and not yet shown.
+                // Its creation is in progress, and inspect does not show it yet.
                 None if is_taken(&said) => Err(Error::Unavailable(said.to_string())),
                 None => Err(said.into()),
             },
         }
     }
 
-    /// A network that only has our name may let sessions reach each other.
+    /// Checks labels and options: a network that has only our name may let sessions reach each other.
     fn check_own(&self, network: &NetworkInspect) -> Result<(), Error> {
         let cluster = network.labels.iter().flatten().find(|(key, _)| *key == LABEL_CLUSTER).map(|(_, value)| value);
         let isolated = network.options.iter().flatten().any(|(key, value)| key == ICC && value == "false");
@@ -115,24 +115,24 @@ impl Networks {
             return Ok(());
         }
         Err(Error::Refused(format!(
-            "the network {} is not ostler's (it wants the label {LABEL_CLUSTER}={} and the option {ICC}=false): remove it",
+            "network {0} is not ostler's: expected {LABEL_CLUSTER}={1} and {ICC}=false; run: docker network rm {0}",
             self.name, self.cluster
         )))
     }
 }
 
-/// A network of the operator's, by its very name: the engine would also take an id, or the start of one.
+/// A network of the operator's, by its exact name: the engine would also accept an id, or the start of one.
 async fn existing(engine: &Engine, name: &str) -> Result<String, Error> {
     if RESERVED.contains(&name) {
-        return Err(Error::Refused(format!("`{name}` is no network that a session may use")));
+        return Err(Error::Refused(format!("network `{name}` is reserved: sessions may not use it")));
     }
     let found = inspect(engine, name).await?.filter(|network| network.name.as_deref() == Some(name));
     match found {
         Some(network) if network.driver.as_deref() == Some("host") => {
-            Err(Error::Refused(format!("the network {name} is the host's own")))
+            Err(Error::Refused(format!("network {name} is the host's own: sessions may not use it")))
         }
         Some(_) => Ok(name.to_owned()),
-        None => Err(Error::Refused(format!("there is no network {name} on this host"))),
+        None => Err(Error::Refused(format!("network {name} not found on this host"))),
     }
 }
 
@@ -149,13 +149,13 @@ async fn inspect(engine: &Engine, name: &str) -> Result<Option<NetworkInspect>, 
     }
 }
 
-/// Whether another network has the name or the bridge.
+/// Whether the engine refused because another network has the name or the bridge.
 fn is_taken(failure: &Failure) -> bool {
     let same_bridge = |message: &str| message.contains("networks have same bridge name");
     failure.is_conflict() || matches!(failure, Failure::Said { message, .. } if same_bridge(message))
 }
 
-/// The bridge's interface. The kernel gives it 15 characters, so that it is a digest of the cluster's name.
+/// The name of the bridge's interface. The kernel allows 15 characters, so it is a digest of the cluster's name.
 fn bridge_name(cluster: &Name) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, cluster.as_str().as_bytes());
     let mut name = format!("ostler-{}", HEXLOWER.encode(digest.as_ref()));
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_that_lets_sessions_meet_is_not_ours() {
+    fn a_network_with_traffic_between_containers_is_not_ours() {
         let network = |cluster, icc| NetworkInspect {
             labels: Some(owned([(LABEL_CLUSTER, cluster)])),
             options: Some(owned([(ICC, icc)])),
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_in_the_making_is_told_from_one_that_cannot_be() {
+    fn a_name_or_bridge_in_use_is_told_from_other_refusals() {
         let said = |status, message: &str| Failure::Said { status, message: message.to_owned() };
         let making = "cannot create network 92 (br): conflicts with network 43 (br): networks have same bridge name";
         assert!(is_taken(&said(403, making)));

@@ -1,4 +1,4 @@
-//! How far a pull is, as one line for people. Pure.
+//! The progress of a pull, as one line for people. Pure.
 
 use std::collections::HashMap;
 
@@ -6,10 +6,10 @@ use bollard::models::CreateImageInfo;
 
 use crate::types::Bytes;
 
-/// Layers of one image. Engines stop at 127; more than this is not an image.
+/// Layers of one image that are counted. Engines allow at most 127.
 const MAX_LAYERS: usize = 512;
 
-/// What is known of the layers of one pull.
+/// The layers of one pull, as far as the engine has reported them.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     layers: HashMap<String, Layer>,
@@ -19,15 +19,15 @@ pub(super) struct Progress {
 struct Layer {
     fetched: u64,
     size: u64,
-    /// It is here and unpacked.
+    /// It is downloaded and unpacked.
     ready: bool,
 }
 
 impl Progress {
-    /// Takes in one message of the engine.
+    /// Applies one message of the engine.
     pub(super) fn apply(&mut self, message: &CreateImageInfo) {
         let (Some(id), Some(status)) = (&message.id, message.status.as_deref()) else { return };
-        // The first line of a pull has the tag for an id.
+        // The first message of a pull has the tag in place of a layer's id.
         if status.starts_with("Pulling from") || (!self.layers.contains_key(id) && self.layers.len() >= MAX_LAYERS) {
             return;
         }
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_neither_grows_nor_panics() {
+    fn wrong_figures_neither_panic_nor_use_unbounded_memory() {
         let mut progress = Progress::default();
         for n in 0..2 * MAX_LAYERS {
             progress.apply(&message(&n.to_string(), "Downloading", Some((i64::MAX, -1))));

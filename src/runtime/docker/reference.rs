@@ -5,15 +5,15 @@
 pub(super) struct Reference(String);
 
 impl Reference {
-    /// Reads what a workspace says. Without a tag it means `latest`, as everywhere; asked without one, the
-    /// engine would pull every tag there is.
+    /// Reads the image of a workspace. Without a tag it means `latest`, as in Docker; a call without a tag would
+    /// make the engine pull every tag.
     ///
     /// # Errors
-    /// The text is no reference, in words.
+    /// A message that the text is not an image reference.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '@');
         let first = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-        // It becomes part of a path of the engine's API, which must not lead elsewhere.
+        // It becomes part of a path of the engine's API, so it must not reach another path.
         if !first || !text.chars().all(fine) || text.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return Err(format!("`{}` is not an image reference", text.escape_debug()));
         }
@@ -25,13 +25,13 @@ impl Reference {
         &self.0
     }
 
-    /// As the engine lists it: without what it means anyway.
+    /// The short form, as the engine lists it: without `docker.io/` and `library/`.
     pub(super) fn familiar(&self) -> &str {
         let name = self.0.strip_prefix("docker.io/").unwrap_or(&self.0);
         name.strip_prefix("library/").unwrap_or(name)
     }
 
-    /// It says by its digest what it means, so that no registry can ever have a newer one.
+    /// Whether it has a digest: then no registry can have a newer image for it.
     pub(super) fn is_fixed(&self) -> bool {
         self.0.contains('@')
     }
@@ -72,14 +72,14 @@ mod tests {
     }
 
     #[test]
-    fn a_path_of_the_api_is_no_reference() {
+    fn text_that_changes_the_path_of_a_call_is_refused() {
         for bad in ["", "../containers/x", "a/../../containers/x", "a//b", "a?force=1", "a b", "-a", "a/"] {
             assert!(Reference::parse(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn the_digest_is_that_of_its_own_repository() {
+    fn the_digest_of_the_own_repository_comes_first() {
         let pairs = ["other@sha256:1".to_owned(), "registry:5000/x@sha256:2".to_owned()];
         let digest = |text: &str| Reference::parse(text).unwrap().digest(&pairs);
         assert_eq!(digest("registry:5000/x:7"), Some("sha256:2".to_owned()));

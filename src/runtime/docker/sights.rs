@@ -1,8 +1,7 @@
-//! What was seen of containers a moment ago.
+//! A short-lived cache of inspected containers.
 //!
-//! A session's runner looks at a container and takes the step that follows from it. The step needs the
-//! container's id, which that look has shown: without it, half of what the engine is asked would be
-//! asked twice.
+//! A session's runner inspects a container and takes the step that follows from its state. The step needs the
+//! container's id, which the inspection has returned. Without the cache, every step would inspect again.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,26 +12,26 @@ use tokio::time::Instant;
 use super::steps::Own;
 use crate::types::SessionId;
 
-/// A look and the step that follows it are less than a millisecond apart. An older look shows what may
-/// have changed, and the step takes another.
+/// How long an inspection is used. The step follows it within a millisecond; after a longer time the container
+/// may have changed, and the step inspects it again.
 const FRESH: Duration = Duration::from_millis(20);
 
-/// The latest looks, each good for one step.
+/// The latest inspections, each used for one step at most.
 #[derive(Default)]
 pub(super) struct Sights {
-    /// The lock is held to insert or to take out, and spans no await.
+    /// The lock is held for an insertion or a removal, and spans no await.
     seen: Mutex<HashMap<SessionId, (Instant, Own)>>,
 }
 
 impl Sights {
     pub(super) fn keep(&self, session: &SessionId, own: Own, now: Instant) {
         let mut seen = self.lock();
-        // What nobody took up goes here, so that no more is kept than was seen within that time.
+        // Drops the inspections that no step used, so that only those of the last 20 ms are kept.
         seen.retain(|_, (at, _)| now.duration_since(*at) < FRESH);
         seen.insert(*session, (now, own));
     }
 
-    /// The session's container, if it was seen just now.
+    /// The session's container, if it was inspected within [`FRESH`].
     pub(super) fn take(&self, session: &SessionId, now: Instant) -> Option<Own> {
         self.lock().remove(session).filter(|(at, _)| now.duration_since(*at) < FRESH).map(|(_, own)| own)
     }
@@ -56,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_is_good_for_one_step_and_for_a_moment() {
+    fn an_inspection_serves_one_step_for_a_short_time() {
         let (sights, now) = (Sights::default(), Instant::now());
         sights.keep(&session("a"), own("1"), now);
         sights.keep(&session("a"), own("2"), now);
@@ -70,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_takes_up_is_not_kept() {
+    fn unused_inspections_are_dropped() {
         let (sights, now) = (Sights::default(), Instant::now());
         sights.keep(&session("a"), own("1"), now);
         sights.keep(&session("b"), own("2"), now + FRESH);

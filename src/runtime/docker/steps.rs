@@ -1,7 +1,7 @@
-//! The steps of a session's life, each one call or two of the engine.
+//! The steps of a session's life, each one or two calls to the engine.
 //!
-//! A step goes by the id of a container whose labels say that it is ours: that of the look just before
-//! it, else it looks at the container of the session's name itself.
+//! A step acts on the id of a container whose labels say that it is ours. It takes the id from the inspection
+//! just before it; if there is none, it inspects the container of the session's name itself.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,32 +21,32 @@ use super::{DockerRuntime, volumes};
 use crate::runtime::{Container, Error, Found, Launch};
 use crate::types::SessionId;
 
-/// The engine kills after the grace period, and then takes down process, network and file system.
+/// How long a stop may take after the grace period: the engine kills, then takes down process, network and file system.
 const AFTER_GRACE: Duration = Duration::from_secs(30);
-/// A removal frees the container's file system, which can be large.
+/// How long a removal may take. It frees the container's file system, which can be large.
 const REMOVAL: Duration = Duration::from_secs(120);
-/// How often a removal that somebody else began is looked at.
+/// How often a removal that another caller began is checked.
 const REMOVAL_POLL: Duration = Duration::from_millis(100);
-/// Containers that are looked at together.
+/// Containers that a list inspects at the same time.
 const LOOKS_AT_ONCE: usize = 8;
 
-/// A container of ours, as it was a moment ago.
+/// A container of ours, as the last inspection showed it.
 pub(super) struct Own {
     pub(super) id: String,
     pub(super) state: Container,
     pub(super) network: Option<String>,
 }
 
-/// Who has the name of a session's container.
+/// Which container has the name of a session's container.
 enum Holder {
     Nobody,
     Us(Own),
-    /// Somebody else, of this name.
+    /// A container that is not ours; its name.
     Stranger(String),
 }
 
 impl DockerRuntime {
-    /// The session's container as it is. One that merely has its name is none.
+    /// The state of the session's container. A container that has only its name does not count.
     pub(super) async fn observe_container(&self, session: &SessionId) -> Result<Container, Error> {
         match self.holder(session).await? {
             Holder::Us(own) => {
@@ -61,13 +61,13 @@ impl DockerRuntime {
     /// The session's container, if there is one.
     ///
     /// # Errors
-    /// [`Error::Refused`] where a container has our name and is not ours.
+    /// [`Error::Refused`] if a container has our name and is not ours.
     async fn own(&self, session: &SessionId) -> Result<Option<Own>, Error> {
         match self.holder(session).await? {
             Holder::Nobody => Ok(None),
             Holder::Us(own) => Ok(Some(own)),
             Holder::Stranger(name) => {
-                Err(Error::Refused(format!("the container {name} is not this node's: it is left alone")))
+                Err(Error::Refused(format!("container {name} exists and is not this node's: left alone")))
             }
         }
     }
@@ -90,7 +90,7 @@ impl DockerRuntime {
         self.own(session).await?.ok_or_else(absent)
     }
 
-    /// The session's container as the look before this step showed it, else as it is now.
+    /// The session's container from the inspection before this step, else from a new one.
     async fn just_seen(&self, session: &SessionId) -> Result<Own, Error> {
         match self.sights.take(session, Instant::now()) {
             Some(own) => Ok(own),
@@ -112,13 +112,13 @@ impl DockerRuntime {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// One of a list: the summaries there lack start time, exit code and the ports of what does not run.
+    /// Inspects one container of a list: summaries lack start time, exit code and the ports of stopped containers.
     async fn find(&self, id: String) -> Result<Option<Found>, Error> {
         let Some(inspected) = self.inspect(&id).await? else { return Ok(None) };
         match container::found(&self.config.cluster, &inspected) {
             Ok(found) => Ok(Some(found)),
             Err(reason) => {
-                tracing::info!(container = id, "left alone, although it has the cluster's label: {reason}");
+                tracing::info!(container = id, "a container with the cluster's label is left alone: {reason}");
                 Ok(None)
             }
         }
@@ -145,8 +145,8 @@ impl DockerRuntime {
                 self.sights.keep(&launch.session, own, Instant::now());
                 Ok(created.id)
             }
-            // An earlier attempt made it and its answer was lost, or somebody else has our name. The engine
-            // gives a name away before it shows the container: an attempt may still be on its way.
+            // An earlier attempt created it and its answer was lost, or another container has our name. The engine
+            // reserves a name before inspect shows the container, so an attempt may still be in progress.
             Err(failure) if failure.is_conflict() => match self.own(&launch.session).await? {
                 Some(own) => Ok(own.id),
                 None => Err(Error::Unavailable(failure.to_string())),
@@ -165,7 +165,7 @@ impl DockerRuntime {
         let id = own.id.as_str();
         let own_network = own.network.is_some_and(|network| self.networks.is_own(&network));
         match self.start_once(id).await {
-            // Somebody removed the network since it was last seen: pruning does, once no session runs.
+            // The network was removed since it was last seen: `docker network prune` does so once no session runs.
             Err(failure) if own_network && is_missing_network(&failure) => {
                 self.networks.restore(&self.engine, id).await?;
                 self.start_once(id).await.map_err(start_error)
@@ -214,11 +214,11 @@ impl DockerRuntime {
         match own.state {
             Container::Running(_) => Ok(()),
             Container::Paused(_) => self.thaw(&own).await,
-            _ => Err(Error::Refused(format!("the container {} does not run", own.id))),
+            _ => Err(Error::Refused(format!("container {} is not running", own.id))),
         }
     }
 
-    /// Lets a paused container go on. It neither sees a signal nor ends while it is frozen.
+    /// Resumes a paused container: while it is frozen it handles no signal and does not end.
     async fn thaw(&self, own: &Own) -> Result<(), Error> {
         if !matches!(own.state, Container::Paused(_)) {
             return Ok(());
@@ -247,7 +247,7 @@ impl DockerRuntime {
         match self.engine.ask("remove", REMOVAL, remove).await {
             Ok(()) => Ok(()),
             Err(failure) if failure.is_not_found() => Ok(()),
-            // Somebody is at it already.
+            // Another removal is in progress.
             Err(failure) if failure.is_conflict() => self.until_gone(id, failure).await,
             Err(failure) => Err(failure.or_try_again()),
         }
@@ -295,16 +295,16 @@ fn is_missing_network(failure: &Failure) -> bool {
     matches!(failure, Failure::Said { message, .. } if message.contains("network") && message.contains("not found"))
 }
 
-/// What the engine says when a start fails is long and in its own words: the useful part comes first.
+/// Puts the useful part first: the engine's own message about a failed start is long.
 fn start_error(failure: Failure) -> Error {
     let Failure::Said { status, message } = failure else { return failure.into() };
     match status {
         404 if message.starts_with("No such container") => Error::NotFound(message),
         503 => Error::Unavailable(message),
         _ if message.contains("port is already allocated") || message.contains("address already in use") => {
-            Error::Refused(format!("a port of the session is taken on this host: {message}"))
+            Error::Refused(format!("a port of the session is already in use on this host: {message}"))
         }
-        _ => Error::Refused(format!("the container does not start: {message}")),
+        _ => Error::Refused(format!("cannot start the container: {message}")),
     }
 }
 
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn a_start_that_fails_says_why() {
         let taken = "driver failed programming external connectivity: Bind for 127.0.0.1:8080 failed: port is already allocated";
-        assert!(start_error(said(500, taken)).to_string().starts_with("a port of the session is taken"));
+        assert!(start_error(said(500, taken)).to_string().starts_with("a port of the session is already in use"));
         let missing = r#"OCI runtime create failed: exec: "nope": executable file not found in $PATH: unknown"#;
         assert!(matches!(start_error(said(400, missing)), Error::Refused(text) if text.contains("nope")));
         assert!(matches!(start_error(said(404, "No such container: x")), Error::NotFound(_)));
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_network_that_is_gone_is_made_again() {
+    fn only_a_missing_network_is_recognised_as_missing() {
         assert!(is_missing_network(&said(404, "network ostler-lab not found")));
         assert!(!is_missing_network(&said(404, "No such container: x")));
         assert!(!is_missing_network(&Failure::Lost("network not found".to_owned())));

@@ -1,5 +1,5 @@
-//! An engine that somebody only visits: is it there, an image brought along, and everything of a
-//! cluster taken away again. For `ostler demo`, which leaves nothing behind.
+//! Access to an engine without a node: whether it answers, an image to import, and the removal of everything
+//! of a cluster. For `ostler demo`, which leaves nothing behind.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,32 +17,32 @@ use super::{ConfigError, CpuMode, Error, socket_of};
 use crate::runtime::EngineInfo;
 use crate::types::Name;
 
-/// For an image to be sent and unpacked: seconds, on a disk that is busy many of them.
+/// Deadline to send and unpack an image. It takes seconds, and many seconds on a busy disk.
 const IMPORT: Duration = Duration::from_secs(180);
 
-/// One engine, without a node or sessions of one's own.
+/// One engine, for a caller that has no node and no sessions there.
 pub struct Visit {
     engine: Engine,
 }
 
 impl Visit {
-    /// Nothing is asked yet.
+    /// Makes no call yet.
     ///
     /// # Errors
-    /// The address is not that of a socket of this host.
+    /// The address is not the path of a socket on this host.
     pub fn new(host: &str) -> Result<Self, ConfigError> {
         Ok(Self { engine: Engine::new(socket_of(host)?, CpuMode::default()) })
     }
 
-    /// What the engine says of itself.
+    /// What the engine reports about itself.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], saying why it cannot be asked and what to do about it.
+    /// [`Error::Unavailable`], with the reason and how to mend it.
     pub async fn greet(&self) -> Result<EngineInfo, Error> {
         Ok(self.engine.connect().await?.info.clone())
     }
 
-    /// Makes an image of one layer, from a tar archive. No network is needed.
+    /// Creates an image of one layer from a tar archive, without a network.
     ///
     /// # Errors
     /// The engine does not answer in time, or refuses the archive.
@@ -68,7 +68,7 @@ impl Visit {
         }
     }
 
-    /// Takes away one image. Fine where it is gone.
+    /// Removes an image. Succeeds if there is none.
     ///
     /// # Errors
     /// The engine does not answer in time, or a container uses the image.
@@ -80,11 +80,11 @@ impl Visit {
         gone(removed.await)
     }
 
-    /// Takes away every container, volume and network of a cluster, running or not, whichever node's
-    /// they are. Answers how many there were.
+    /// Removes every container, volume and network of a cluster, running or not, of every node.
+    /// Returns how many there were.
     ///
     /// # Errors
-    /// The engine does not answer in time, or something could not be removed; the rest may be.
+    /// The engine does not answer in time, or refuses to remove something; the rest may be removed or not.
     pub async fn clear(&self, cluster: &Name) -> Result<usize, Error> {
         let of_cluster = HashMap::from([("label".to_owned(), vec![format!("{LABEL_CLUSTER}={cluster}")])]);
         let containers = self.containers(&of_cluster).await?;
@@ -137,7 +137,7 @@ impl Visit {
     }
 }
 
-/// What is not there has been removed.
+/// Counts "not found" as removed.
 fn gone(removed: Result<(), Failure>) -> Result<(), Error> {
     match removed {
         Err(failure) if !failure.is_not_found() => Err(failure.into()),

@@ -1,4 +1,4 @@
-//! Named volumes: a person's files, that outlive the session.
+//! Named volumes: a user's files, which outlive the session.
 
 use std::collections::HashMap;
 
@@ -14,13 +14,13 @@ use crate::types::Name;
 
 /// The name as the template gave it.
 const LABEL_VOLUME: &str = "ostler.volume";
-/// The engine makes a directory of a volume's name, and file systems take 255 bytes.
-/// What of it is the template's may be this long, which leaves room for the cluster.
+/// Bytes of an escaped name at most. The engine names a directory like the volume, and file systems allow 255
+/// bytes, so this leaves room for the cluster's name.
 const MAX_ESCAPED: usize = 180;
-/// How much of a longer name stays readable.
+/// How many bytes of a longer name are kept before its digest.
 const READABLE: usize = 100;
 
-/// Makes sure that there is a volume of that name, and answers what the engine calls it.
+/// Creates the volume if it is absent, and returns the engine's name for it.
 pub(super) async fn ensure(engine: &Engine, cluster: &Name, name: &str) -> Result<String, Error> {
     let request = VolumeCreateRequest {
         name: Some(volume_name(cluster, name)),
@@ -30,7 +30,7 @@ pub(super) async fn ensure(engine: &Engine, cluster: &Name, name: &str) -> Resul
         ])),
         ..VolumeCreateRequest::default()
     };
-    // Where there is one already, the engine answers with that one.
+    // If the volume exists, the engine returns it.
     let volume =
         engine.ask("create volume", CHANGE, |docker| async move { docker.create_volume(request).await }).await?;
     check_ours(cluster, name, &volume)?;
@@ -68,19 +68,19 @@ pub(super) async fn remove(engine: &Engine, cluster: &Name, name: &str) -> Resul
     match removed.await {
         Ok(()) => Ok(()),
         Err(failure) if failure.is_not_found() => Err(not_found()),
-        Err(failure) if failure.is_conflict() => Err(Error::Refused(format!("the volume {name} is in use"))),
+        Err(failure) if failure.is_conflict() => Err(Error::Refused(format!("volume {name} is in use by a container"))),
         Err(failure) => Err(failure.or_try_again()),
     }
 }
 
-/// A volume that somebody else made under our name may be anything, a directory of the host too.
+/// Checks labels and options: a volume that another program created under our name may be a directory of the host.
 fn check_ours(cluster: &Name, name: &str, volume: &Volume) -> Result<(), Error> {
     let label = |key| volume.labels.get(key).map(String::as_str);
     let ours = label(LABEL_CLUSTER) == Some(cluster.as_str()) && label(LABEL_VOLUME) == Some(name);
     if ours && volume.driver == "local" && volume.options.is_empty() {
         return Ok(());
     }
-    Err(Error::Refused(format!("the volume {} is not ostler's", volume.name)))
+    Err(Error::Refused(format!("volume {} exists and is not ostler's", volume.name)))
 }
 
 fn volume_name(cluster: &Name, name: &str) -> String {
@@ -89,7 +89,7 @@ fn volume_name(cluster: &Name, name: &str) -> String {
         return format!("ostler-{cluster}.{escaped}");
     }
     let digest = ring::digest::digest(&ring::digest::SHA256, name.as_bytes());
-    // `_h` is nothing that escaping makes, so that no other name ends up here.
+    // Escaping never writes `_h`, so no other name equals this one.
     format!("ostler-{cluster}.{}_h{}", &escaped[..READABLE], HEXLOWER.encode(digest.as_ref()))
 }
 
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_name_is_a_directory_and_its_own() {
+    fn long_names_fit_a_directory_and_stay_distinct() {
         let cluster: Name = "c".repeat(Name::MAX_LEN).parse().unwrap();
         let long = volume_name(&cluster, &"@".repeat(256));
         assert!(long.len() <= 255, "{}", long.len());

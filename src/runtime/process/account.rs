@@ -1,4 +1,4 @@
-//! The account that sessions run as where the agent is root.
+//! The account that sessions run as if the agent is root.
 
 use std::fs;
 use std::io;
@@ -19,25 +19,25 @@ impl Account {
     /// Finds an account by its name.
     ///
     /// # Errors
-    /// `/etc/passwd` cannot be read or does not list it.
+    /// `/etc/passwd` cannot be read or does not list the account.
     pub(super) fn named(name: &str) -> io::Result<Self> {
         let passwd = fs::read_to_string("/etc/passwd")?;
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("/etc/passwd lists no user `{name}`"));
         parse(&passwd).find(|account| account.name == name).ok_or_else(missing)
     }
 
-    /// The name of a user id; the number itself where it has none.
+    /// The name of a user id; the number itself if `/etc/passwd` has no name for it.
     pub(super) fn name_of(uid: u32) -> String {
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
         parse(&passwd).find(|account| account.uid == uid).map_or_else(|| uid.to_string(), |account| account.name)
     }
 
-    /// Gives a file or directory to the account.
+    /// Makes the account the owner of a file or directory.
     pub(super) fn give(&self, path: &Path) -> io::Result<()> {
         chown(path, Some(self.uid), Some(self.gid))
     }
 
-    /// The directory on the way to `path`, itself included, that the account may not pass.
+    /// The deepest directory on the way to `path`, `path` included, that the account cannot enter.
     pub(super) fn obstacle(&self, path: &Path) -> Option<PathBuf> {
         let passes = |directory: &Path| {
             fs::metadata(directory).is_ok_and(|metadata| {
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_may_not_pass_is_named() {
+    fn a_directory_that_the_account_cannot_enter_is_named() {
         let outer = tempfile::tempdir().unwrap();
         let inner = outer.path().join("inner");
         fs::create_dir(&inner).unwrap();

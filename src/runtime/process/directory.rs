@@ -1,13 +1,13 @@
-//! What one session is on disk. Everything that must survive the agent is here:
+//! The directory of one session. Everything that must survive the agent is here:
 //!
 //! | file | written by | |
 //! | --- | --- | --- |
-//! | `launch.json` | `create` | what the session is; secrets too, so only the agent reads it |
-//! | `plan.json` | `start` | how the shim is to run it on this host |
-//! | `lock` | | held by the shim of a run for as long as it lives |
+//! | `launch.json` | `create` | what the session is; holds secrets, so only the agent reads it |
+//! | `plan.json` | `start` | how the shim runs it on this host |
+//! | `lock` | | the shim of a run holds it for as long as it lives |
 //! | `state.json` | shim | the run, once the command runs |
 //! | `exit.json` | shim | how the run ended |
-//! | `paused` | `pause` | only where no cgroup can tell |
+//! | `paused` | `pause` | exists while the session is paused without a cgroup |
 //! | `log`, `log.1` | shim | the output |
 //! | `work/` | `create` | the command's working directory |
 
@@ -27,10 +27,10 @@ use super::processes::Process;
 use crate::runtime::{Exit, Launch, Run};
 use crate::types::{Name, NodeId, Timestamp};
 
-/// Directories that are being made or destroyed; those of a crashed agent are swept at the next start.
+/// Prefix of directories while they are created or destroyed. The next start removes what a crashed agent left.
 pub(super) const UNFINISHED: &str = ".unfinished-";
 
-/// What the session is, and whose.
+/// What the session is, and which cluster and node it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identity {
     pub cluster: Name,
@@ -39,13 +39,13 @@ pub(super) struct Identity {
     pub launch: Launch,
 }
 
-/// How one run is to be done on this host.
+/// How the shim does one run on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Plan {
-    /// The account to become; `None`: the agent's own.
+    /// The account that the command runs as; `None`: the agent's own.
     pub account: Option<Account>,
     pub group: Group,
-    /// The most that a process may map, where no cgroup limits memory.
+    /// The most that a process may map, if no cgroup limits memory.
     pub address_space_bytes: Option<u64>,
     /// Volumes by the variables that name them.
     pub volumes: BTreeMap<String, PathBuf>,
@@ -54,7 +54,7 @@ pub(super) struct Plan {
 /// The run that the shim has started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
-    /// Which boot the processes are of.
+    /// The boot that the processes belong to.
     pub boot_id: u64,
     pub shim: Process,
     /// The command, the leader of its own process group.
@@ -67,7 +67,7 @@ impl State {
     }
 }
 
-/// The name of the run that a shim is.
+/// The name of a shim's run.
 pub(super) fn run(boot_id: u64, shim: &Process) -> Run {
     Run(format!("{boot_id:016x}-{}-{}", shim.pid, shim.start))
 }
@@ -79,7 +79,7 @@ pub struct Ending {
     pub code: i64,
     pub oom_killed: bool,
     pub finished_at: Option<Timestamp>,
-    /// Why the command could not even be started.
+    /// Why the command was not started, if it was not.
     pub never_ran: Option<String>,
 }
 
@@ -100,10 +100,10 @@ impl SessionDirectory {
         Self { path }
     }
 
-    /// Makes the directory whole or not at all. Where it exists, it stays as it is.
+    /// Creates the directory completely or not at all. If it exists, changes nothing.
     ///
     /// # Errors
-    /// The disk's.
+    /// An I/O error.
     pub(super) fn create(&self, identity: &Identity, account: Option<&Account>) -> io::Result<()> {
         if self.exists() {
             return Ok(());
@@ -111,7 +111,7 @@ impl SessionDirectory {
         let unfinished = Self::at(self.unfinished()?);
         let made = unfinished.fill(identity, account).and_then(|()| fs::rename(&unfinished.path, &self.path));
         if made.is_err() {
-            // The first error is the one to tell; what is left is swept at the next start.
+            // The first error is the one to return; the next start removes what is left.
             let _ = destroy(&unfinished.path);
         }
         made?;
@@ -120,7 +120,7 @@ impl SessionDirectory {
 
     fn fill(&self, identity: &Identity, account: Option<&Account>) -> io::Result<()> {
         destroy(&self.path)?;
-        // Another account passes through to its working directory, and reads nothing on the way.
+        // Another account can enter its working directory, but cannot read the directories above it.
         make_directory(&self.path, if account.is_some() { 0o711 } else { 0o700 })?;
         make_directory(&self.work(), 0o700)?;
         if let Some(account) = account {
@@ -177,13 +177,13 @@ impl SessionDirectory {
         if paused { self.write("paused", &()) } else { self.delete("paused") }
     }
 
-    /// Forgets the last run. The plan goes last: while it is there, a run may have left something.
+    /// Forgets the last run. The plan goes last: while it exists, processes or a group of the run may be left.
     pub(super) fn forget_run(&self) -> io::Result<()> {
         ["paused", "state.json", "exit.json", "plan.json"].iter().try_for_each(|name| self.delete(name))
     }
 
-    /// Takes the lock of the session's run; `None` while a shim, or for a moment another call, has it.
-    /// It is held as long as any copy of the file is open, in whichever process.
+    /// Takes the lock of the session's run; `None` while a shim holds it, or briefly another call.
+    /// It is held as long as any process has a copy of the file open.
     pub(super) fn try_lock(&self) -> io::Result<Option<File>> {
         let path = self.path.join("lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
@@ -194,10 +194,10 @@ impl SessionDirectory {
         }
     }
 
-    /// Destroys the directory: gone at once for everybody, then from the disk.
+    /// Destroys the directory: renames it first, so that it is gone at once, then deletes its files.
     ///
     /// # Errors
-    /// The disk's. Where only the second half failed, the rest is swept at the next start.
+    /// An I/O error. If only the deletion fails, the call succeeds and the next start removes the rest.
     pub(super) fn remove(&self) -> io::Result<()> {
         if !self.exists() {
             return Ok(());
@@ -216,7 +216,7 @@ impl SessionDirectory {
         Ok(self.path.with_file_name(format!("{UNFINISHED}{}", name.to_string_lossy())))
     }
 
-    /// `None` where there is no such file.
+    /// `None` if there is no such file.
     fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
         let path = self.path.join(name);
         let text = match fs::read(&path) {
@@ -227,7 +227,7 @@ impl SessionDirectory {
         serde_json::from_slice(&text).map(Some).map_err(broken)
     }
 
-    /// Replaces a file whole: a reader, or a crash, sees the old one or the new one.
+    /// Replaces a file atomically: after a crash, too, a reader sees the old one or the new one.
     fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
         let new = self.path.join(format!("{name}.new"));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
@@ -245,20 +245,20 @@ impl SessionDirectory {
     }
 }
 
-/// Makes a directory of exactly that mode, whatever the umask. Its parents must exist.
+/// Creates a directory of exactly that mode, whatever the umask is. Its parent must exist.
 pub(super) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     DirBuilder::new().mode(mode).create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-/// Removes a directory with all that is in it. Fine where there is none.
+/// Removes a directory with everything in it. Succeeds if there is none.
 ///
 /// # Errors
-/// The disk's.
+/// An I/O error.
 pub(super) fn destroy(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        // A program may have locked its own directories; they are still the session's.
+        // The session's program may have taken away permissions on its own directories.
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             unlock(path)?;
             fs::remove_dir_all(path)
@@ -319,7 +319,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_session_is_made_whole_and_read_back() {
+    fn a_session_is_created_completely_and_read_back() {
         let (parent, directory) = made();
         assert_eq!(directory.identity().unwrap(), Some(identity()));
         assert_eq!((directory.state().unwrap(), directory.ending().unwrap()), (None, None));
@@ -329,7 +329,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn making_it_again_changes_nothing() {
+    fn a_second_create_changes_nothing() {
         let (_parent, directory) = made();
         let other = Identity { created_at: Timestamp::from_millis(2), ..identity() };
         directory.create(&other, None).unwrap();
@@ -337,7 +337,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_of_a_create_is_no_hindrance() {
+    fn create_succeeds_over_the_remains_of_a_crash() {
         let parent = tempfile::tempdir().unwrap();
         let directory = SessionDirectory::at(parent.path().join("s"));
         fs::create_dir_all(parent.path().join(format!("{UNFINISHED}s/work"))).unwrap();
@@ -346,7 +346,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn one_holder_of_the_lock_at_a_time() {
+    fn the_lock_has_one_holder_at_a_time() {
         let (_parent, directory) = made();
         let held = directory.try_lock().unwrap();
         assert!(held.is_some());
@@ -356,14 +356,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_torn_file_is_an_error_and_not_an_absence() {
+    fn a_damaged_file_is_an_error_and_not_a_missing_file() {
         let (_parent, directory) = made();
         fs::write(directory.path().join("state.json"), "{").unwrap();
         assert!(directory.state().unwrap_err().to_string().contains("state.json"));
     }
 
     #[test]
-    fn directories_that_a_program_locked_are_removed_too() {
+    fn directories_without_permissions_are_removed_too() {
         let parent = tempfile::tempdir().unwrap();
         let locked = parent.path().join("a/b");
         fs::create_dir_all(locked.join("c")).unwrap();

@@ -1,4 +1,4 @@
-//! The environment of a session's command: nothing of the agent's, all of the launch's.
+//! The environment of a session's command: none of the agent's variables, all of the launch's.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::path::Path;
 use super::directory::{Identity, Plan};
 use crate::types::{NodeId, Protocol, SessionId};
 
-/// Where programs are looked for, unless the workspace says.
+/// `PATH` of the command, unless the workspace sets it.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Every variable of the command. What ostler says of ports and volumes wins over the launch.
+/// Every variable of the command. ostler's variables for ports and volumes override the launch's.
 pub(super) fn of_command(identity: &Identity, plan: &Plan, user: &str, home: &Path) -> BTreeMap<String, String> {
     let launch = &identity.launch;
     let mut variables = BTreeMap::from([
@@ -19,7 +19,7 @@ pub(super) fn of_command(identity: &Identity, plan: &Plan, user: &str, home: &Pa
         ("LOGNAME".to_owned(), user.to_owned()),
     ]);
     variables.extend(launch.env.clone());
-    // CUDA's own convention: these devices in this order, and no other.
+    // CUDA's convention: the process sees these devices in this order, and no others.
     variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), launch.gpu_uuids.join(","));
     for port in &launch.ports {
         let name = format!("OSTLER_PORT_{}", port.container_port);
@@ -37,7 +37,7 @@ pub(super) fn of_command(identity: &Identity, plan: &Plan, user: &str, home: &Pa
     variables
 }
 
-/// The variables that tell a session's processes from all others, wherever they have gone.
+/// The variables that mark a session's processes, so that they are found whatever their parent is.
 pub(super) fn marks(node: &NodeId, session: &SessionId) -> [(String, String); 2] {
     [("OSTLER_NODE".to_owned(), node.to_string()), ("OSTLER_SESSION".to_owned(), session.to_string())]
 }
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn the_launch_has_its_way_except_with_what_ostler_assigns() {
+    fn the_launch_overrides_defaults_and_ostlers_assignments_override_the_launch() {
         let mut identity = identity();
         let port = |container_port, protocol, host_port| PortBinding { container_port, protocol, host_port };
         identity.launch.ports =
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes_are_named_as_shells_can_read() {
+    fn variables_of_volumes_are_valid_shell_names() {
         assert_eq!(volume_variable("home-alice@x.org"), "OSTLER_VOLUME_HOME_ALICE_X_ORG");
     }
 }

@@ -1,24 +1,24 @@
-//! A session's output on disk: the newest in `log`, what came before in `log.1`, and no more.
+//! A session's output on disk: the newest in `log`, the output before it in `log.1`, nothing older.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// The size at which `log` becomes `log.1`: the two keep at least this much and at most twice as much.
+/// Bytes at which `log` becomes `log.1`: the two keep at least this much and at most twice as much.
 pub(super) const FILE_BYTES: u64 = 5 << 20;
 
-/// Where output is written now.
+/// The file that output is written to.
 pub(super) fn current(directory: &Path) -> PathBuf {
     directory.join("log")
 }
 
-/// Where the output before it went.
+/// The file with the output before it.
 pub(super) fn previous(directory: &Path) -> PathBuf {
     directory.join("log.1")
 }
 
-/// Appends to the log of a session, in bounded space.
+/// Appends to the log of a session, with bounded disk space.
 #[derive(Debug)]
 pub(super) struct BoundedLog {
     directory: PathBuf,
@@ -28,20 +28,20 @@ pub(super) struct BoundedLog {
 }
 
 impl BoundedLog {
-    /// Goes on with the log of the run before.
+    /// Opens the log to append to the output of earlier runs.
     ///
     /// # Errors
-    /// The file cannot be opened or made.
+    /// The file cannot be opened or created.
     pub(super) fn open(directory: &Path, limit: u64) -> io::Result<Self> {
         let file = append_to(&current(directory))?;
         let written = file.metadata()?.len();
         Ok(Self { directory: directory.to_owned(), file, written, limit })
     }
 
-    /// Appends output; what is more than a whole file at once is cut to its end.
+    /// Appends output. Of output larger than a whole file, only the end is kept.
     ///
     /// # Errors
-    /// The disk is full or broken. That output is lost, and the next may be written again.
+    /// The disk is full or broken. This output is lost; a later write may succeed.
     pub(super) fn write(&mut self, output: &[u8]) -> io::Result<()> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         let output = &output[output.len().saturating_sub(limit)..];
@@ -62,7 +62,7 @@ impl BoundedLog {
     }
 }
 
-/// Output may hold secrets: only the agent reads it.
+/// Opens a file that only the agent can read: output may hold secrets.
 fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_a_file_at_once_is_cut_to_its_end() {
+    fn of_output_larger_than_a_file_the_end_is_kept() {
         let directory = tempfile::tempdir().unwrap();
         BoundedLog::open(directory.path(), 4).unwrap().write(b"abcdefgh").unwrap();
         assert_eq!(fs::read(current(directory.path())).unwrap(), b"efgh");

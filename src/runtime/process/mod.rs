@@ -1,18 +1,17 @@
-//! The process runtime: sessions as supervised child processes, for trying ostler out
-//! on a host without a container engine.
+//! The process runtime: sessions as supervised child processes, to try ostler on a host without a
+//! container engine.
 //!
-//! A session is a directory (`directory.rs`); while it runs, a [shim] of its own supervises the
-//! command and writes there what becomes of it. So nothing depends on the agent living: one that
-//! starts again reads the directories and goes on. All that this part keeps in memory is which
-//! shims it watches.
+//! A session is a directory (`directory.rs`). While it runs, its own [shim] supervises the command and writes
+//! the outcome to the directory. So a session does not depend on the agent: an agent that starts again reads
+//! the directories and goes on. In memory this part keeps only which shims it watches.
 //!
-//! What it does not give, and a container does: an image, a network and a root of one's own. All
-//! sessions share the host's network and one account: under a root agent an unprivileged one, else
-//! the agent's own. So they can reach each other's processes and files. A volume's path and
-//! `read_only` mean nothing here: the command finds the directory in `OSTLER_VOLUME_<NAME>`. Of
-//! GPUs only CUDA's convention, `CUDA_VISIBLE_DEVICES`, keeps a session to its own.
+//! Unlike a container, a session has no image, no network and no root directory of its own. All sessions share
+//! the host's network and one account: an unprivileged one under a root agent, else the agent's own. So they can
+//! reach each other's processes and files. This runtime ignores a volume's path and `read_only`: the command
+//! finds the directory in `OSTLER_VOLUME_<NAME>`. Only CUDA's convention, `CUDA_VISIBLE_DEVICES`, keeps a session
+//! to its own GPUs.
 //!
-//! Needs Linux 5.3, for handles of processes.
+//! Needs Linux 5.3, for process file descriptors.
 
 mod account;
 mod cgroup;
@@ -49,23 +48,23 @@ use session::Session;
 use volumes::Volumes;
 use watcher::Watcher;
 
-/// What a process may map beyond its session's memory, where only the address space can be limited:
+/// What a process may map beyond its session's memory, if only the address space can be limited:
 /// programs reserve far more than they use.
 const ADDRESS_SPACE_BEYOND: Bytes = Bytes::gib(1);
-/// How often a log that is followed is looked at for more.
+/// How often a followed log is read for new output.
 const FOLLOW_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// `<data_dir>/process`; made if it is not there.
+    /// `<data_dir>/process`; created if it does not exist.
     pub directory: PathBuf,
     pub cluster: Name,
     pub node: NodeId,
     /// The account that sessions run as. Used only where the agent is root.
     pub user: String,
-    /// The program that has [`shim::main`] under the subcommand `shim`: this one.
+    /// The program that runs [`shim::main`] as its subcommand `shim`: this one.
     pub shim: PathBuf,
-    /// What sessions can use of this host, as it was probed.
+    /// The cores and memory of this host that sessions can use, as probed.
     pub cores: Cores,
     pub memory: Bytes,
 }
@@ -78,7 +77,7 @@ pub struct ProcessRuntime {
 struct Inner {
     config: Config,
     clock: Clock,
-    /// Whom sessions run as; `None`: the agent's own account.
+    /// The account that sessions run as; `None`: the agent's own.
     account: Option<Account>,
     cgroups: Cgroups,
     volumes: Volumes,
@@ -87,11 +86,11 @@ struct Inner {
 }
 
 impl ProcessRuntime {
-    /// Makes the directory, finds out which limits the host lets it keep, and sweeps what a crash
-    /// left unfinished. Only one runtime may use a directory at a time.
+    /// Creates the directory, probes which limits the host supports, and removes what a crash left
+    /// unfinished. Only one runtime may use a directory at a time.
     ///
     /// # Errors
-    /// The directory cannot be made or read, or a root agent's account for sessions does not exist.
+    /// The directory cannot be created or read, or a root agent's account for sessions does not exist.
     pub fn open(config: Config) -> io::Result<Self> {
         let account = rustix::process::geteuid().is_root().then(|| Account::named(&config.user)).transpose()?;
         let mode = if account.is_some() { 0o711 } else { 0o700 };
@@ -101,7 +100,8 @@ impl ProcessRuntime {
         if let Some(obstacle) = account.as_ref().and_then(|account| account.obstacle(&config.directory)) {
             let (user, obstacle) = (&config.user, obstacle.display());
             tracing::warn!(
-                "`{user}` may not pass {obstacle}: sessions cannot name their own directory, nor have volumes"
+                "user `{user}` cannot enter {obstacle}: sessions have no volumes and cannot use absolute paths to \
+                 their own directory; run: chmod a+x {obstacle}"
             );
         }
         let cgroups = Cgroups::probe(&format!("ostler-{}-{}-trial", config.cluster, config.node));
@@ -121,7 +121,7 @@ impl Inner {
         Session { directory, boot_id: self.clock.now().boot_id }
     }
 
-    /// Every session of this directory that can be read.
+    /// Every session of this directory, except those whose files cannot be read.
     fn identities(&self) -> io::Result<Vec<Identity>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.config.directory)? {
@@ -129,9 +129,9 @@ impl Inner {
             match self.session(&id).directory.identity() {
                 Ok(Some(identity)) if identity.launch.session == id => found.push(identity),
                 Ok(_) => {
-                    tracing::warn!(session = %id, "a directory of this name holds no such session; it is left alone")
+                    tracing::warn!(session = %id, "the session's directory holds another session or none; left alone")
                 }
-                Err(e) => tracing::warn!(session = %id, "a session's directory cannot be read; it is left alone: {e}"),
+                Err(e) => tracing::warn!(session = %id, "cannot read the session's directory; left alone: {e}"),
             }
         }
         Ok(found)
@@ -213,7 +213,7 @@ impl Runtime for ProcessRuntime {
     }
 
     /// # Errors
-    /// [`Error::Refused`] where the command cannot be executed; the session has then exited with 126 or 127.
+    /// [`Error::Refused`] if the command cannot be executed; the session has then exited with 126 or 127.
     async fn start(&self, session: &SessionId) -> Result<(), Error> {
         self.inner.start(session).await
     }
@@ -266,12 +266,12 @@ impl Runtime for ProcessRuntime {
 
 type Following = (output::Output, Option<Session>);
 
-/// The next piece of a log. With a session it waits for more as long as that runs.
+/// The next piece of a log. With a session, waits for new output as long as the session runs.
 async fn read_on((mut output, follow): Following) -> io::Result<Option<(bytes::Bytes, Following)>> {
     loop {
         let session = follow.clone();
         let (read, ended) = tokio::task::spawn_blocking(move || {
-            // Looked at before reading: what an ended session wrote is all there.
+            // Checked before the read: if the session has ended, the read sees all its output.
             let ended = session.is_none_or(|session| !session.live_state().is_ok_and(|state| state.is_some()));
             output.next().map(|chunk| ((chunk, output), ended))
         })
@@ -328,20 +328,20 @@ fn ensure_directory(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
-/// Removes what a crash left half made or half destroyed.
+/// Removes directories that a crash left half created or half destroyed.
 fn sweep(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(directory::UNFINISHED)
             && let Err(e) = directory::destroy(&entry.path())
         {
-            tracing::warn!(directory = %entry.path().display(), "cannot be swept: {e}");
+            tracing::warn!(directory = %entry.path().display(), "cannot remove an unfinished session's directory: {e}");
         }
     }
     Ok(())
 }
 
-/// Steps that read and write files run where they may block.
+/// Runs a step that reads and writes files on a thread that may block.
 async fn blocking<T: Send + 'static>(step: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     tokio::task::spawn_blocking(step).await.unwrap_or_else(|e| Err(Error::Unavailable(e.to_string())))
 }

@@ -1,4 +1,4 @@
-//! Reading a session's log: from a place in it, on through rotations, to its end.
+//! Reads a session's log: from a position in it, across rotations, to its end.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::log;
 
-/// The most that is read or searched at once.
+/// Bytes that are read or searched at once.
 const CHUNK: usize = 64 << 10;
 const CHUNK_BYTES: u64 = CHUNK as u64;
 
-/// A place in a session's output, oldest first.
+/// A position in a session's output. Reading goes from the oldest output to the newest.
 #[derive(Debug)]
 pub(super) struct Output {
     directory: PathBuf,
@@ -20,12 +20,12 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// At the beginning of all that is kept, or of the last `tail` lines of it.
+    /// Opens the output at the beginning of what is kept, or of its last `tail` lines.
     ///
     /// # Errors
-    /// The disk's.
+    /// An I/O error.
     pub(super) fn open(directory: &Path, tail: Option<u32>) -> io::Result<Self> {
-        // In this order: the newer file cannot become the older one unseen.
+        // The newer file is opened first: if a rotation makes it the older one meanwhile, the inodes show it.
         let newest = open(&log::current(directory))?;
         let older = match (open(&log::previous(directory))?, &newest) {
             (Some(older), Some(newest)) if inode(&older)? == inode(newest)? => None,
@@ -38,10 +38,10 @@ impl Output {
         Ok(Self { directory: directory.to_owned(), file })
     }
 
-    /// The next output; `None` where there is none for now.
+    /// The next output; `None` if there is none for now.
     ///
     /// # Errors
-    /// The disk's.
+    /// An I/O error.
     pub(super) fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut chunk = vec![0; CHUNK];
         loop {
@@ -53,7 +53,7 @@ impl Output {
                 continue;
             };
             let successor = successor(&self.directory, file)?;
-            // Read after the successor was seen: from then on nothing is added to this file.
+            // Read after the look-up of a successor: once there is one, nothing is added to this file.
             let length = file.read(&mut chunk)?;
             if length > 0 {
                 chunk.truncate(length);
@@ -67,7 +67,7 @@ impl Output {
     }
 }
 
-/// The file that was begun after this one; `None` while it is the newest.
+/// The file that was started after this one; `None` while this is the newest.
 fn successor(directory: &Path, file: &File) -> io::Result<Option<File>> {
     let this = inode(file)?;
     let Some(newest) = open(&log::current(directory))? else { return Ok(None) };
@@ -75,13 +75,13 @@ fn successor(directory: &Path, file: &File) -> io::Result<Option<File>> {
         return Ok(None);
     }
     Ok(match open(&log::previous(directory))? {
-        // Two rotations since: what was between is the older file now.
+        // After two rotations, the file between is the older one now.
         Some(older) if inode(&older)? != this && inode(&older)? != inode(&newest)? => Some(older),
         _ => Some(newest),
     })
 }
 
-/// The file in which the last lines begin, placed there.
+/// The file in which the last lines begin, positioned at the first of them.
 fn last_lines(older: Option<File>, newest: Option<File>, lines: u32) -> io::Result<Option<File>> {
     let mut wanted = u64::from(lines);
     let mut earliest = None;
@@ -98,8 +98,8 @@ fn last_lines(older: Option<File>, newest: Option<File>, lines: u32) -> io::Resu
     Ok(earliest)
 }
 
-/// Where the last `wanted` lines of a file begin; 0 with `wanted` lowered where it has fewer.
-/// The newline that ends all output begins no line.
+/// The offset at which the last `wanted` lines of a file begin. If the file has fewer, returns 0 and lowers
+/// `wanted` by their number. The newline at the end of all output begins no line.
 fn start_of_last_lines(file: &File, wanted: &mut u64, at_the_end: bool) -> io::Result<u64> {
     let end = file.metadata()?.len();
     if *wanted == 0 {
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost_or_doubled_over_rotations() {
+    fn rotations_neither_lose_nor_repeat_output() {
         let directory = tempfile::tempdir().unwrap();
         let mut output = Output::open(directory.path(), None).unwrap();
         assert_eq!(rest(&mut output), b"", "no log yet");
@@ -165,7 +165,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_last_lines_are_what_a_person_counts(
+        fn tail_returns_the_last_lines(
             lines in proptest::collection::vec("[a-z]{0,6}", 0..12),
             ended in any::<bool>(),
             tail in 0..15_u32,

@@ -1,4 +1,4 @@
-//! The processes of this host, as `/proc` shows them, and how to end a whole tree of them.
+//! The processes of this host, as `/proc` shows them, and signals to a whole tree of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Rounds of stopping what is new. A stopped process makes no new one, so that a tree is
-/// still after as many rounds as it is deep; the bound only ends a race against the absurd.
+/// Rounds in which [`stop_all`] stops new processes. A stopped process starts no new one, so a tree stands
+/// still after as many rounds as it is deep. No real tree is this deep; the bound only ensures an end.
 const MAX_ROUNDS: u32 = 64;
 
-/// One process, told from a later one of the same number by its start time.
+/// One process. Its start time tells it from a later one with the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(super) struct Process {
     pub pid: i32,
@@ -22,27 +22,27 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// The live process of that number, if there is one.
+    /// The live process with that pid, if there is one.
     pub(super) fn of_pid(pid: i32) -> Option<Self> {
         Some(Seen::read(pid)?.process)
     }
 
-    /// A child whose status nobody has asked for yet, so that the number is its own. Where it has
-    /// ended already, the answer is a process that does not live.
+    /// A child that was not waited for yet, so that the kernel has not reused its pid. If it has
+    /// already ended, returns a process that is not alive.
     pub(super) fn of_child(pid: u32) -> Self {
         let pid = i32::try_from(pid).unwrap_or_default();
         Self::of_pid(pid).unwrap_or(Self { pid, start: 0 })
     }
 
-    /// Whether it lives. One that has ended and only waits for its parent to ask is dead.
+    /// Whether it is alive. A zombie is not.
     pub(super) fn is_alive(&self) -> bool {
         Self::of_pid(self.pid) == Some(*self)
     }
 
-    /// Sends a signal to this very process. Fine where it is gone.
+    /// Sends a signal to this process. Does nothing if it is gone.
     pub(super) fn signal(&self, signal: Signal) {
         if let Ok(handle) = self.open() {
-            // It may end at any moment, which is as well.
+            // Fails if the process has ended meanwhile; then it needs no signal.
             let _ = pidfd_send_signal(handle, signal);
         }
     }
@@ -50,7 +50,7 @@ impl Process {
     /// Waits until it has ended.
     ///
     /// # Errors
-    /// The kernel gives no handle for it, other than because it is gone.
+    /// The kernel gives no handle for a process that still exists.
     pub(super) async fn ended(&self) -> io::Result<()> {
         match self.open() {
             Ok(handle) => readable(handle)?.readable().await.map(drop),
@@ -59,24 +59,24 @@ impl Process {
         }
     }
 
-    /// A handle that never comes to mean another process.
+    /// A handle (pidfd) that always refers to this process.
     fn open(&self) -> Result<OwnedFd, rustix::io::Errno> {
         let pid = Pid::from_raw(self.pid).ok_or(rustix::io::Errno::SRCH)?;
         let handle = pidfd_open(pid, PidfdFlags::empty())?;
-        // Looked at after the handle was taken: the number cannot have passed on in between.
+        // Checked after the handle was opened: if the process is alive now, the handle is not of a later one.
         if self.is_alive() { Ok(handle) } else { Err(rustix::io::Errno::SRCH) }
     }
 }
 
 #[expect(
     deprecated,
-    reason = "sound for a descriptor that is ours alone; what replaces it cannot be called from safe code"
+    reason = "sound for a descriptor that only this code owns; its replacement cannot be called from safe code"
 )]
 fn readable(handle: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(handle, Interest::READABLE)
 }
 
-/// A live process with its relatives.
+/// A live process with its parent and its process group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seen {
     pub process: Process,
@@ -91,11 +91,11 @@ impl Seen {
 
     /// Reads `/proc/<pid>/stat`; `None` for a process that has ended.
     fn parse(stat: &str) -> Option<Self> {
-        // The second field is the program's name in parentheses, and may hold anything.
+        // The second field is the program's name in parentheses, and may hold any character.
         let (pid, rest) = (stat.split_once(' ')?.0, stat.rsplit_once(')')?.1);
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         let number = |at: usize| fields.get(at).and_then(|text| text.parse().ok());
-        // The first thread may end and leave the others running: the process lives as long as they do.
+        // The first thread may end and leave others running: the process is alive as long as they run.
         if matches!(*fields.first()?, "Z" | "X" | "x") && number(17)? <= 1 {
             return None;
         }
@@ -107,7 +107,7 @@ impl Seen {
     }
 }
 
-/// Every live process that this one may see.
+/// Every live process that `/proc` shows to this one.
 pub(super) fn all() -> Vec<Seen> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries.flatten().filter_map(|entry| Seen::read(entry.file_name().to_str()?.parse().ok()?)).collect()
@@ -136,9 +136,9 @@ pub(super) fn has_environment(process: &Process, variables: &[String]) -> bool {
     variables.iter().all(|wanted| environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()))
 }
 
-/// Stops all that `members` names, and what appears meanwhile, until nothing new does.
+/// Stops all processes that `members` returns, and repeats until it returns no new one.
 ///
-/// Ends in a tree that stands still: none of it can make another process before it is continued.
+/// Afterwards the tree stands still: none of its processes can start another before it is continued.
 pub(super) fn stop_all(members: impl Fn() -> Vec<Process>) -> BTreeSet<Process> {
     let mut stopped = BTreeSet::new();
     for _ in 0..MAX_ROUNDS {
@@ -155,7 +155,7 @@ pub(super) fn stop_all(members: impl Fn() -> Vec<Process>) -> BTreeSet<Process> 
     stopped
 }
 
-/// Kills all that `members` names, however quickly it multiplies.
+/// Kills all processes that `members` returns, even if they start new ones meanwhile.
 pub(super) fn kill_all(members: impl Fn() -> Vec<Process>) {
     for process in stop_all(members) {
         process.signal(Signal::KILL);
@@ -172,14 +172,14 @@ mod tests {
     }
 
     #[test]
-    fn a_program_cannot_disguise_itself_by_its_name() {
+    fn a_program_name_with_parentheses_is_parsed() {
         let seen = Seen::parse(&stat(12, "a) Z 1 (b", "S", 3, 1)).unwrap();
         let process = Process { pid: 12, start: 4242 };
         assert_eq!(seen, Seen { process, parent: 3, group: 7 });
     }
 
     #[test]
-    fn what_has_ended_is_not_alive() {
+    fn a_zombie_is_not_alive() {
         assert_eq!(Seen::parse(&stat(12, "a", "Z", 3, 1)), None);
         assert!(Seen::parse(&stat(12, "a", "Z", 3, 2)).is_some(), "its other threads run on");
         assert_eq!(Seen::parse("12 (a) S"), None);
@@ -187,12 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_a_process_is_not_its_identity() {
+    fn a_pid_with_another_start_time_is_another_process() {
         let me = Process::of_pid(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(me.is_alive());
         let another = Process { start: me.start + 1, ..me };
         assert!(!another.is_alive());
-        another.signal(Signal::KILL); // this test would not go on
+        another.signal(Signal::KILL); // would kill this test if it were delivered
     }
 
     #[test]

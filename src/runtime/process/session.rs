@@ -1,4 +1,4 @@
-//! One session on this host: what is seen of it, and the steps that block, on a thread for such.
+//! One session on this host: its observed state, and the steps that block and so run on a blocking thread.
 
 use std::fs::File;
 use std::io;
@@ -12,32 +12,32 @@ use super::processes::{self, Process};
 use crate::runtime::Container;
 use crate::types::Timestamp;
 
-/// As a shell counts the end by SIGKILL: what is said of a run whose shim did not live to tell.
+/// The exit code of a run whose shim was killed before it wrote one: as shells count an end by SIGKILL.
 const KILLED: i64 = 128 + 9;
-/// How often the processes that a dead shim left are killed and looked for again, and the pause between.
+/// How often the processes that a dead shim left are killed and listed again, and the pause between.
 const LEFTOVER_TRIES: u32 = 200;
 const LEFTOVER_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 
 #[derive(Debug, Clone)]
 pub(super) struct Session {
     pub directory: SessionDirectory,
-    /// This boot: processes of another are gone, whatever has their numbers now.
+    /// This boot. Processes of another boot are gone, even if their pids are in use again.
     pub boot_id: u64,
 }
 
-/// What the files and `/proc` say.
+/// The state of a session according to its files and `/proc`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Seen {
     Is(Container),
-    /// A run under its shim.
+    /// A run whose shim lives.
     Lives(State, Container),
-    /// A shim lives that has not yet said what it runs.
+    /// A shim lives that has not yet written its state.
     Starting,
-    /// The shim is gone and left no ending. With a state, the command had run.
+    /// The shim is gone and wrote no ending. With a state, the command had started.
     Abandoned(Option<State>),
 }
 
-/// What was read, for [`judge`].
+/// What [`judge`] decides from.
 struct Facts {
     exists: bool,
     planned: bool,
@@ -80,7 +80,7 @@ impl Session {
             state,
             shim_alive,
             locked,
-            // Last, since it is written last: a shim that was seen dead has left what it will ever leave.
+            // Read last, because the shim writes it last: once the shim is seen dead, it writes nothing more.
             ending: self.directory.ending()?,
             exists: self.directory.exists(),
         }))
@@ -91,7 +91,7 @@ impl Session {
         Ok(self.directory.state()?.filter(|state| self.is_alive(state)))
     }
 
-    /// Whether the command runs or ran, or why it could not; `None` until the shim has said.
+    /// Whether the command was started, or why not; `None` until the shim has written it.
     pub(super) fn start_outcome(&self) -> io::Result<Option<Result<(), String>>> {
         if let Some(ending) = self.directory.ending()? {
             return Ok(Some(ending.never_ran.map_or(Ok(()), Err)));
@@ -103,11 +103,11 @@ impl Session {
         state.boot_id == self.boot_id && state.shim.is_alive()
     }
 
-    /// Writes the end of a run whose shim did not, once nothing of it is left. Answers false where
-    /// there turned out to be a shim.
+    /// Ends the processes of a run whose shim wrote no ending, then writes the ending. Returns false if
+    /// another task or a shim holds the lock.
     ///
     /// # Errors
-    /// The disk's, or processes that do not die.
+    /// An I/O error, or processes that do not end.
     pub(super) fn settle(&self, now: Timestamp) -> io::Result<bool> {
         let Some(_lock) = self.directory.try_lock()? else { return Ok(false) };
         let Seen::Abandoned(state) = self.look_unlocked()? else { return Ok(true) };
@@ -117,13 +117,13 @@ impl Session {
         let oom_killed = group.oom_kills() > 0;
         group.remove();
         let Some(state) = state else { return self.directory.forget_run().map(|()| true) };
-        // When it ended before this boot is not known.
+        // The time of an end before this boot is not known.
         let finished_at = (state.boot_id == self.boot_id).then_some(now);
         let ending = Ending { run: state.run(), code: KILLED, oom_killed, finished_at, never_ran: None };
         self.directory.write_ending(&ending).map(|()| true)
     }
 
-    /// As [`Self::look`], for the holder of the lock.
+    /// Like [`Self::look`], for the holder of the lock.
     fn look_unlocked(&self) -> io::Result<Seen> {
         Ok(match self.look()? {
             Seen::Starting => Seen::Abandoned(None),
@@ -131,11 +131,10 @@ impl Session {
         })
     }
 
-    /// Makes room for a run: nothing of the last one is left, neither process nor file.
-    /// The caller holds the lock.
+    /// Removes the processes and files of the last run, before a new one. The caller holds the lock.
     ///
     /// # Errors
-    /// The disk's, or processes that do not die.
+    /// An I/O error, or processes that do not end.
     pub(super) fn clear(&self, _lock: &File) -> io::Result<()> {
         let Some(plan) = self.directory.plan()? else { return self.directory.forget_run() };
         if self.directory.ending()?.is_none() {
@@ -145,7 +144,7 @@ impl Session {
         self.directory.forget_run()
     }
 
-    /// Kills what a dead shim left behind and returns once it is gone.
+    /// Kills the processes that a dead shim left, and returns once they are gone.
     fn end_leftovers(&self, plan: Option<&Plan>) -> io::Result<()> {
         let Some(identity) = self.directory.identity()? else { return Ok(()) };
         let leftovers = || leftovers(&identity, plan.map(|plan| &plan.group));
@@ -158,10 +157,10 @@ impl Session {
             std::thread::sleep(LEFTOVER_PAUSE);
         }
         let pids: Vec<i32> = leftovers().iter().map(|process| process.pid).collect();
-        Err(io::Error::new(io::ErrorKind::TimedOut, format!("processes {pids:?} of the session do not die")))
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("the session's processes {pids:?} survive SIGKILL")))
     }
 
-    /// Asks the command's process group to end, and lets it go on if it was paused, so that it can.
+    /// Sends SIGTERM to the command's process group, and resumes it if it was paused, so that it can end.
     pub(super) fn terminate(&self, state: &State) -> io::Result<()> {
         for seen in processes::all().iter().filter(|seen| seen.group == state.command.pid) {
             seen.process.signal(Signal::TERM);
@@ -169,7 +168,7 @@ impl Session {
         self.resume(state)
     }
 
-    /// Kills every process of a live session, but the shim, which sees to the rest.
+    /// Kills every process of a live session except the shim, which cleans up and ends by itself.
     pub(super) fn kill(&self, state: &State) -> io::Result<()> {
         let group = self.group()?;
         processes::kill_all(|| members(&group, state));
@@ -190,7 +189,7 @@ impl Session {
         if group.can_freeze() {
             return group.freeze(false);
         }
-        // Whatever the mark says: a crash in the middle of a pause leaves some stopped without it.
+        // Even without the `paused` file: a crash in the middle of a pause leaves processes stopped without it.
         for process in members(&group, state) {
             process.signal(Signal::CONT);
         }
@@ -202,15 +201,15 @@ impl Session {
     }
 }
 
-/// The processes of a session whose shim lives: all of them descend from it.
+/// The processes of a session whose shim lives: its descendants, and those in the group.
 fn members(group: &Group, state: &State) -> Vec<Process> {
     let mut members = processes::descendants(&processes::all(), state.shim.pid);
     members.extend(group.members().into_iter().filter(|process| *process != state.shim));
     members
 }
 
-/// The processes of a session without a shim: those in its group, those that carry its marks, and
-/// their descendants. Without a group, one that shed its environment and its parents is not found.
+/// The processes of a session without a shim: those in its group, those with its marks in their environment,
+/// and their descendants. Without a group, it misses a process that dropped its environment and its parents.
 fn leftovers(identity: &Identity, group: Option<&Group>) -> Vec<Process> {
     let marks =
         environment::marks(&identity.node, &identity.launch.session).map(|(name, value)| format!("{name}={value}"));
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn each_stage_of_a_life_is_told_from_the_others() {
+    fn each_stage_of_a_session_is_recognised() {
         let is = |facts| match judge(facts) {
             Seen::Is(container) | Seen::Lives(STATE, container) => container,
             other => panic!("{other:?}"),
@@ -266,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shim_that_did_not_live_to_tell_is_noticed() {
+    fn a_run_without_a_shim_or_an_ending_is_abandoned() {
         assert_eq!(judge(Facts { shim_alive: false, ..facts() }), Seen::Abandoned(Some(STATE)));
         assert_eq!(judge(Facts { state: None, ..facts() }), Seen::Starting);
         assert_eq!(judge(Facts { state: None, locked: false, ..facts() }), Seen::Abandoned(None));

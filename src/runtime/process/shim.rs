@@ -1,9 +1,9 @@
 //! The small program between the agent and a session's command: `ostler shim <directory>`.
 //!
-//! It belongs to no agent. It owns the command's output, outlives whoever started it, takes in
-//! every process that the command leaves behind, and ends only when none is left, with the exit
-//! status on disk. What it is to do it reads from the session's directory, never from its
-//! arguments, which anybody may see.
+//! It is independent of the agent: it owns the command's output, outlives the agent that started it, and adopts
+//! every process that the command leaves behind. It ends when none is left, with the exit status on
+//! disk. It reads its task from the session's directory, not from its arguments, which every user of
+//! the host can see.
 //!
 //! One thread waits for processes and one copies the output; both sleep until the kernel wakes them.
 
@@ -24,32 +24,32 @@ use super::log::{self, BoundedLog};
 use super::processes::{self, Process};
 use crate::clock::Clock;
 
-/// As shells count: the command was not found, could not be executed, or the shim could not get that far.
+/// Exit codes, as shells count: the command was not found, could not be executed, or the shim failed before.
 const NOT_FOUND: i64 = 127;
 const NOT_EXECUTABLE: i64 = 126;
 const SHIM_FAILED: i64 = 125;
 
-/// How much output is taken from the pipe at once: as much as a pipe holds.
+/// Bytes of output that are read from the pipe at once: as much as a pipe holds.
 const CHUNK: usize = 64 << 10;
-/// How long output is waited for once no process of the session is left. It is in the pipe already;
-/// only a copy of the pipe that was passed out of the session keeps it open.
+/// How long the shim waits for the rest of the output once no process of the session is left. The output is in the
+/// pipe already; the pipe stays open only if a process outside the session has a copy of it.
 const DRAIN: Duration = Duration::from_secs(1);
-/// Open files that a program may have, and may raise that to. More than 1024 breaks programs that use `select`.
+/// The soft and the hard limit of open files. A soft limit above 1024 breaks programs that use `select`.
 const OPEN_FILES: u64 = 1024;
 const OPEN_FILES_MAX: u64 = 524_288;
 
-/// Runs the session of a directory to its end. The agent holds the session's lock as this program's
-/// standard input, so that there is never a second one.
+/// Runs the session of a directory to its end. The agent passes the session's lock as this program's
+/// standard input, so that there is never a second shim.
 pub fn main(directory: &Path) -> ExitCode {
     let directory = SessionDirectory::at(directory.to_owned());
     match detach().and_then(|()| Shim::new(&directory)).and_then(|shim| shim.run()) {
         Ok(()) => ExitCode::SUCCESS,
-        // Nobody listens. The agent sees that there is no ending and says so.
+        // No process reads an error here. The agent sees that there is no ending and reports that.
         Err(_) => ExitCode::FAILURE,
     }
 }
 
-/// Leaves the agent's terminal and process group, and takes in orphans.
+/// Leaves the agent's terminal and process group, and makes this process adopt orphans.
 fn detach() -> io::Result<()> {
     rustix::process::setsid()?;
     rustix::process::set_child_subreaper(Some(getpid()))?;
@@ -64,7 +64,7 @@ struct Shim<'a> {
     me: Process,
 }
 
-/// How the command came to its end, before the rest of the session does.
+/// How the command ended; other processes of the session may still run.
 struct Done {
     code: i64,
     never_ran: Option<String>,
@@ -103,7 +103,7 @@ impl<'a> Shim<'a> {
             Err(e) => {
                 let program = identity.launch.command.first().map_or("", String::as_str);
                 let message = format!("cannot run `{program}`: {e}");
-                // The disk may be full as well; the ending says it once more.
+                // The write may fail, for example on a full disk; the ending has the message too.
                 let _ = log.write(format!("ostler: {message}\n").as_bytes());
                 let code = if e.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
                 return Ok(Done { code, never_ran: Some(message) });
@@ -111,17 +111,17 @@ impl<'a> Shim<'a> {
         };
         let (copied, all_copied) = mpsc::channel::<()>();
         std::thread::Builder::new().spawn(move || copy(output, log, copied))?;
-        // A command that has already ended has a state too: the agent waits for it.
+        // Written even if the command has already ended: the agent waits for the state.
         let boot_id = self.clock.now().boot_id;
         self.directory.write_state(&State { boot_id, shim: self.me, command })?;
         let code = wait_for(command.pid)?;
         end_everything(&plan.group);
-        // It answers, by an error, when the copying thread drops its end.
+        // Returns with an error when the copying thread ends and drops its sender.
         let _ = all_copied.recv_timeout(DRAIN);
         Ok(Done { code, never_ran: None })
     }
 
-    /// Starts the command, born in its group. The outer error is the shim's, the inner the command's own.
+    /// Starts the command inside its group. The outer error is the shim's, the inner one the command's.
     fn spawn(&self, identity: &Identity, plan: &Plan) -> io::Result<io::Result<(Process, PipeReader)>> {
         let (reader, writer) = io::pipe()?;
         let mut command = self.command(identity, plan, writer)?;
@@ -153,7 +153,7 @@ impl<'a> Shim<'a> {
     }
 }
 
-/// Limits that every process of the session inherits, and cannot raise.
+/// Sets limits that every process of the session inherits and cannot raise.
 fn limit(address_space: Option<u64>) -> io::Result<()> {
     let lower = |resource, current: u64, maximum: u64| {
         let maximum = getrlimit(resource).maximum.map_or(maximum, |now| now.min(maximum));
@@ -168,7 +168,8 @@ fn limit(address_space: Option<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies output to the log until nobody can write any more. A full disk loses output and stops nobody.
+/// Copies output to the log until the last writer closes the pipe. On a full disk output is lost, and the session
+/// goes on.
 fn copy(mut output: PipeReader, mut log: BoundedLog, _copied: mpsc::Sender<()>) {
     let mut chunk = vec![0; CHUNK];
     loop {
@@ -181,7 +182,7 @@ fn copy(mut output: PipeReader, mut log: BoundedLog, _copied: mpsc::Sender<()>) 
     }
 }
 
-/// Waits for one child, and for every orphan that ends meanwhile. Answers the status as a shell counts.
+/// Waits for one child, and for every orphan that ends meanwhile. Returns the exit code as shells count.
 fn wait_for(pid: i32) -> io::Result<i64> {
     loop {
         match wait(WaitOptions::empty()) {
@@ -195,8 +196,8 @@ fn wait_for(pid: i32) -> io::Result<i64> {
     }
 }
 
-/// Kills whatever the command left behind and returns once the last of it is gone. Orphans come to
-/// this process, so that having no child means that there is none.
+/// Kills every process that the command left behind and returns once the last is gone. This process adopts
+/// orphans, so no process is left once it has no child.
 fn end_everything(group: &Group) {
     let me = getpid().as_raw_pid();
     loop {
@@ -205,7 +206,7 @@ fn end_everything(group: &Group) {
             members.extend(group.members().into_iter().filter(|process| process.pid != me));
             members
         });
-        // A frozen process dies when it is let go.
+        // A frozen process handles the signal once it is resumed.
         let _ = group.freeze(false);
         if matches!(wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {
             return;

@@ -1,4 +1,4 @@
-//! The steps of a session that take time: each waits, for so long and no longer, for the shim.
+//! The steps of a session that take time: each waits for the shim, with a deadline.
 
 use std::fs::File;
 use std::io;
@@ -16,27 +16,27 @@ use super::session::{Seen, Session};
 use super::{ADDRESS_SPACE_BEYOND, Container, Error, Inner, blocking, unavailable};
 use crate::types::{Name, NodeId, SessionId};
 
-/// How long a shim may take to say what it runs, and how long the killed may take to be gone.
-/// Both are a matter of milliseconds; a host that needs more is in trouble.
+/// How long a shim may take to write its state, and how long killed processes may take to be gone.
+/// Both take milliseconds; a host that needs longer than this has a fault.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often files are looked at meanwhile.
+/// How often files are read meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 impl Inner {
     pub(super) async fn observe(&self, id: &SessionId) -> Result<Container, Error> {
         let session = self.session(id);
-        patiently("the session neither starts nor ends", async {
+        patiently("the session neither started nor ended", async {
             loop {
                 match self.look(&session).await? {
                     Seen::Is(container) => return Ok(container),
                     Seen::Lives(state, container) => {
-                        // Even if it has ended since: then that is told at once.
+                        // If it has ended meanwhile, the watcher sends the end at once.
                         self.watcher.watch(id, state.shim);
                         return Ok(container);
                     }
                     Seen::Starting => tokio::time::sleep(LOOK_EVERY).await,
                     Seen::Abandoned(_) => {
-                        tracing::warn!(session = %id, "its shim is gone and left no word: ending what it left");
+                        tracing::warn!(session = %id, "the shim is gone without an exit status; killing its processes");
                         self.settle(&session).await?;
                     }
                 }
@@ -47,7 +47,7 @@ impl Inner {
 
     pub(super) async fn start(self: &Arc<Self>, id: &SessionId) -> Result<(), Error> {
         let session = self.session(id);
-        let Some(lock) = patiently("another shim of the session lives", self.room_for_a_run(id, &session)).await?
+        let Some(lock) = patiently("the session's last shim did not end", self.room_for_a_run(id, &session)).await?
         else {
             return Ok(());
         };
@@ -55,10 +55,10 @@ impl Inner {
         let lock = blocking(move || inner.prepare(&prepared, &lock).map(|()| lock)).await?;
         let shim = spawn_shim(&self.config.shim, session.directory.path(), lock)
             .map_err(|e| Error::Refused(format!("cannot run the shim {}: {e}", self.config.shim.display())))?;
-        patiently("the session does not start", self.started(id, &session, shim)).await
+        patiently("the session did not start", self.started(id, &session, shim)).await
     }
 
-    /// The session's lock, to start a run under; `None` where one is under way.
+    /// The session's lock, to start a run under; `None` if a run is in progress.
     async fn room_for_a_run(&self, id: &SessionId, session: &Session) -> Result<Option<File>, Error> {
         loop {
             match self.observe(id).await? {
@@ -73,7 +73,7 @@ impl Inner {
         }
     }
 
-    /// Forgets the run before and writes down how the next one is to be done.
+    /// Forgets the last run and writes the plan of the next one.
     fn prepare(&self, session: &Session, lock: &File) -> Result<(), Error> {
         let identity = session.directory.identity().map_err(unavailable)?;
         let identity = identity.ok_or_else(|| Error::NotFound(session.directory.path().display().to_string()))?;
@@ -91,10 +91,10 @@ impl Inner {
         plan.group.create(&launch.resources).map_err(|e| Error::Refused(format!("cannot limit the session: {e}")))
     }
 
-    /// Returns once the shim has said what became of the command.
+    /// Returns once the shim has written whether the command started.
     async fn started(&self, id: &SessionId, session: &Session, shim: Process) -> Result<(), Error> {
         loop {
-            // Before the files: what a shim that is gone had to say is there.
+            // Checked before the files: once the shim is gone, everything that it wrote is there.
             let gone = !shim.is_alive();
             match on_thread(session, Session::start_outcome).await? {
                 Some(Ok(())) => {
@@ -102,7 +102,7 @@ impl Inner {
                     return Ok(());
                 }
                 Some(Err(why)) => return Err(Error::Refused(why)),
-                None if gone => return Err(Error::Unavailable("the shim ended without a word".to_owned())),
+                None if gone => return Err(Error::Unavailable("the shim ended without a status".to_owned())),
                 None => tokio::time::sleep(LOOK_EVERY).await,
             }
         }
@@ -110,7 +110,7 @@ impl Inner {
 
     pub(super) async fn stop(&self, id: &SessionId, grace: Duration) -> Result<(), Error> {
         let session = self.session(id);
-        // A shim that is just starting is waited for, one that is gone is settled.
+        // Waits for a shim that is starting, and writes the ending of a shim that is gone.
         self.observe(id).await?;
         if let Some(state) = self.live_state(&session).await? {
             on_thread(&session, move |session| session.terminate(&state)).await?;
@@ -127,7 +127,7 @@ impl Inner {
         if !session.directory.exists() {
             return Ok(());
         }
-        // A directory that says nothing sensible any more is removed all the same.
+        // A directory whose files are damaged is removed as well.
         if self.observe(id).await.is_ok()
             && let Some(state) = self.live_state(&session).await?
         {
@@ -136,8 +136,8 @@ impl Inner {
         let lock = self.lock(&session).await?;
         on_thread(&session, move |session| {
             match session.clear(&lock) {
-                // What it says makes no sense any more; there is nothing to go by but to be rid of it.
-                Err(e) if e.kind() == io::ErrorKind::InvalidData => tracing::warn!("a damaged session is removed: {e}"),
+                // Damaged files do not say which processes are left; only the removal is left to do.
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => tracing::warn!("removing a damaged session: {e}"),
                 cleared => cleared?,
             }
             session.directory.remove()
@@ -145,7 +145,7 @@ impl Inner {
         .await
     }
 
-    /// Does a step on a session that runs.
+    /// Does a step on a running session.
     pub(super) async fn on_live(
         &self,
         id: &SessionId,
@@ -157,25 +157,25 @@ impl Inner {
         }
         match self.live_state(&session).await? {
             Some(state) => on_thread(&session, move |session| step(session, &state)).await,
-            None => Err(Error::Refused("the session does not run".to_owned())),
+            None => Err(Error::Refused("the session is not running".to_owned())),
         }
     }
 
-    /// Kills all of a session and returns once its shim, which buries it, is gone too.
+    /// Kills all processes of a session and returns once its shim, which waits for them, has ended too.
     async fn kill(&self, session: &Session, state: State) -> Result<(), Error> {
         on_thread(session, move |session| session.kill(&state)).await?;
         let ended = async { state.shim.ended().await.map_err(unavailable) };
         if let Ok(ended) = tokio::time::timeout(PATIENCE, ended).await {
             return ended;
         }
-        // Stopped, perhaps, by the command it supervised. What it leaves is looked for after it.
+        // The shim hangs; the command may have stopped it. The caller ends the processes that it leaves.
         state.shim.signal(Signal::KILL);
-        patiently("the session's processes do not die", async { state.shim.ended().await.map_err(unavailable) }).await
+        patiently("the session's processes did not end", async { state.shim.ended().await.map_err(unavailable) }).await
     }
 
-    /// Waits for the session's lock: no shim has it while we do.
+    /// Waits for the session's lock. No shim runs while the caller holds it.
     async fn lock(&self, session: &Session) -> Result<File, Error> {
-        patiently("another shim of the session lives", async {
+        patiently("the session's last shim did not end", async {
             loop {
                 if let Some(lock) = session.directory.try_lock().map_err(unavailable)? {
                     return Ok(lock);
@@ -197,20 +197,20 @@ impl Inner {
     async fn settle(&self, session: &Session) -> Result<(), Error> {
         let now = self.clock.now().wall;
         if !on_thread(session, move |session| session.settle(now)).await? {
-            // Somebody else has the lock, for a moment or as a shim: look again.
+            // Another call or a shim holds the lock: look again.
             tokio::time::sleep(LOOK_EVERY).await;
         }
         Ok(())
     }
 }
 
-/// The name carries the node: two agents of one host may have been given one session by two sides of a partition.
+/// The name has the node's id: the two sides of a partition may have placed one session on two agents of one host.
 fn group_name(cluster: &Name, node: &NodeId, session: &SessionId) -> String {
     format!("ostler-{cluster}-{node}-{session}")
 }
 
-/// Starts a shim that holds the session's lock. It outlives this agent; as long as this one lives,
-/// a task waits for it, so that it is no zombie.
+/// Starts a shim that holds the session's lock. It outlives this agent. While the agent lives, a task waits
+/// for the shim, so that it does not stay a zombie.
 fn spawn_shim(program: &Path, directory: &Path, lock: File) -> io::Result<Process> {
     let mut child = tokio::process::Command::new(program)
         .arg("shim")

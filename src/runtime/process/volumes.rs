@@ -11,13 +11,13 @@ use super::{ensure_directory, environment, unavailable};
 use crate::runtime::volume_name::{escape_name, unescape_name};
 use crate::runtime::{Error, Mount};
 
-/// The longest name of a file.
+/// Bytes of the longest file name.
 const MAX_NAME: usize = 255;
 
 #[derive(Debug)]
 pub(super) struct Volumes {
     directory: PathBuf,
-    /// Whose they are, where they are not the agent's.
+    /// The account that owns the volumes; `None`: the agent's own.
     account: Option<Account>,
 }
 
@@ -27,16 +27,16 @@ impl Volumes {
         Ok(Self { directory, account })
     }
 
-    /// Makes what is missing of these volumes.
+    /// Creates those of these volumes that do not exist.
     ///
     /// # Errors
-    /// [`Error::Refused`] where a name is too long or the sessions' account could not reach it.
+    /// [`Error::Refused`] if a name is too long or the sessions' account cannot reach the volumes.
     pub(super) fn ensure(&self, mounts: &[Mount]) -> Result<(), Error> {
         if mounts.is_empty() {
             return Ok(());
         }
         if let Some(obstacle) = self.account.as_ref().and_then(|account| account.obstacle(&self.directory)) {
-            let message = format!("volumes are out of reach: sessions may not pass {}", obstacle.display());
+            let message = format!("sessions cannot reach volumes; run: chmod a+x {}", obstacle.display());
             return Err(Error::Refused(message));
         }
         mounts.iter().try_for_each(|mount| self.ensure_one(&mount.name))
@@ -54,10 +54,10 @@ impl Volumes {
         }
     }
 
-    /// The volumes' directories, by the variables that tell the command of them.
+    /// The volumes' directories, by the variables that name them to the command.
     ///
     /// # Errors
-    /// [`Error::Refused`] where a name is too long.
+    /// [`Error::Refused`] if a name is too long.
     pub(super) fn variables(&self, mounts: &[Mount]) -> Result<BTreeMap<String, PathBuf>, Error> {
         mounts.iter().map(|m| Ok((environment::volume_variable(&m.name), self.path(&m.name)?))).collect()
     }
@@ -72,7 +72,7 @@ impl Volumes {
     }
 
     /// # Errors
-    /// [`Error::NotFound`], or the disk's.
+    /// [`Error::NotFound`], or [`Error::Unavailable`] with an I/O error.
     pub(super) fn remove(&self, name: &str) -> Result<(), Error> {
         let path = self.path(name)?;
         if !path.exists() {
@@ -85,8 +85,8 @@ impl Volumes {
         let escaped = escape_name(name);
         if escaped.is_empty() || escaped.len() > MAX_NAME {
             let expected =
-                format!("expected 1 to {MAX_NAME} characters, where all but a-z, 0-9, `.` and `-` count thrice");
-            return Err(Error::Refused(format!("`{name}` cannot name a volume; {expected}")));
+                format!("expected 1 to {MAX_NAME} bytes, where all but a-z, 0-9, `.` and `-` count three times");
+            return Err(Error::Refused(format!("volume name `{name}` is empty or too long; {expected}")));
         }
         Ok(self.directory.join(escaped))
     }

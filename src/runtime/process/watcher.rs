@@ -1,4 +1,4 @@
-//! Notices the ends of shims, those that an agent before this one started included.
+//! Notices when shims end, including those that an earlier agent started.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,16 +9,16 @@ use tokio::sync::broadcast;
 use super::processes::Process;
 use crate::types::SessionId;
 
-/// Ends that nobody has read yet. A reader that is further behind looks at every session instead.
+/// Ends that wait for the reader. A reader that is further behind lists every session instead.
 const UNREAD: usize = 1024;
-/// The pause before a shim that the kernel gives no handle of is tried again: open files have run out.
+/// The pause before the next attempt to watch a shim after the kernel gave no handle: open files have run out.
 const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
 pub(super) struct Watcher {
     ends: broadcast::Sender<SessionId>,
-    /// Any call may be the first to see a shim, and its end comes from a task of its own: both touch
-    /// the map for one look-up, and hold the lock over no await.
+    /// Any call may be the first to see a shim, and a task per shim sees its end. Both hold the lock for
+    /// one look-up, and never across an await.
     watched: Arc<Mutex<BTreeMap<SessionId, Process>>>,
 }
 
@@ -27,7 +27,7 @@ impl Watcher {
         Self { ends: broadcast::Sender::new(UNREAD), watched: Arc::default() }
     }
 
-    /// The sessions whose shims end from now on.
+    /// Receives the sessions whose shims end from now on.
     pub(super) fn ends(&self) -> broadcast::Receiver<SessionId> {
         self.ends.subscribe()
     }
@@ -40,11 +40,11 @@ impl Watcher {
         let (watcher, session) = (self.clone(), *session);
         tokio::spawn(async move {
             while let Err(e) = shim.ended().await {
-                tracing::warn!(%session, "its process cannot be watched: {e}");
+                tracing::warn!(%session, "cannot watch the session's shim, trying again: {e}");
                 tokio::time::sleep(RETRY).await;
             }
             watcher.forget(&session, shim);
-            // Nobody may be listening, which is their affair.
+            // Fails only if there is no receiver; then no task needs the end.
             let _ = watcher.ends.send(session);
         });
     }
@@ -57,7 +57,7 @@ impl Watcher {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<SessionId, Process>> {
-        // Each change is one call: a panic elsewhere leaves nothing half done.
+        // Each change is one call: a panic elsewhere leaves no change half done.
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_end_is_told_once_and_then_forgotten() {
+    async fn an_end_is_sent_once_and_then_forgotten() {
         let mut sleeper = tokio::process::Command::new("sleep").arg("60").spawn().unwrap();
         let shim = Process::of_pid(i32::try_from(sleeper.id().unwrap()).unwrap()).unwrap();
         let session = SessionId::of_key(&"c".parse().unwrap(), "k");
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(ends.recv().await.unwrap(), session);
         assert!(watcher.lock().is_empty());
         watcher.watch(&session, shim);
-        assert_eq!(ends.recv().await.unwrap(), session, "one that is gone already is told too");
-        assert!(ends.try_recv().is_err(), "and each only once");
+        assert_eq!(ends.recv().await.unwrap(), session, "the end of a shim that is already gone is sent too");
+        assert!(ends.try_recv().is_err(), "each end is sent once");
     }
 }

@@ -1,4 +1,4 @@
-//! Whatever is asked for, the engine is sent nothing but what the allow-list says.
+//! For every request, the agent sends the engine only what the allow-list permits.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ fn config(cpu_mode: CpuMode) -> Config {
     }
 }
 
-/// Text as a caller who means harm would send it.
+/// Text as a hostile caller would send it.
 fn hostile() -> impl Strategy<Value = String> {
     prop_oneof![
         ".{0,20}",
@@ -98,11 +98,11 @@ fn leaves(path: &str, value: &Value, into: &mut Vec<(String, Value)>) {
     }
 }
 
-/// The whole of what may be sent to the engine. Whoever adds a line here adds power to a request.
+/// Everything that may be sent to the engine. A line added here gives requests more power.
 fn allowed(config: &Config, volumes: &[String], path: &str, value: &Value) -> bool {
     let text = value.as_str().unwrap_or_default();
     match path {
-        // What the caller may say freely: it is text inside the container, and nothing else.
+        // The caller's free choice: it is text inside the container, and nothing else.
         "Image" | "Cmd[]" | "HostConfig.Mounts[].Target" | "Labels.*" => value.is_string(),
         "Env[]" => value.is_string() && !text.starts_with('='),
         "Hostname" => text.len() == HOSTNAME_LEN && text.bytes().all(|b| b.is_ascii_alphanumeric()),
@@ -146,7 +146,7 @@ proptest! {
         for (path, value) in &sent {
             prop_assert!(allowed(&config, &volumes, path, value), "{path}: {value}");
         }
-        // What confines a session is not merely allowed, it is there.
+        // The fields that confine a session must be present, not only allowed.
         for path in ["CapDrop[]", "SecurityOpt[]", "Memory", "PidsLimit", "NetworkMode", "LogConfig.Type"] {
             prop_assert!(sent.iter().any(|(sent, _)| *sent == format!("HostConfig.{path}")), "{path}");
         }
@@ -162,7 +162,7 @@ proptest! {
     }
 
     #[test]
-    fn what_was_made_is_found_again(launch in launch()) {
+    fn a_created_container_is_read_back_from_its_labels(launch in launch()) {
         let mut launch = launch;
         launch.image = Some("busybox:1".to_owned());
         launch.env.clear();
@@ -183,7 +183,7 @@ proptest! {
     }
 }
 
-/// What the engine would say of a container made from `body`.
+/// What the engine would report about a container created from `body`.
 fn inspected(config: &Config, session: &SessionId, body: ContainerCreateBody) -> ContainerInspectResponse {
     ContainerInspectResponse {
         id: Some("c0ffee".to_owned()),
@@ -237,7 +237,7 @@ fn an_image_with_our_labels_does_not_make_a_session() {
 }
 
 #[test]
-fn labels_that_cannot_be_believed_are_named() {
+fn the_error_names_a_label_with_a_wrong_value() {
     let config = config(CpuMode::Quota);
     let launch = some_launch();
     let mut body = body(&config, &launch, &around(&[])).unwrap();
@@ -247,7 +247,7 @@ fn labels_that_cannot_be_believed_are_named() {
 }
 
 #[test]
-fn each_state_of_the_engine_is_one_of_ours() {
+fn each_state_of_the_engine_has_a_state_of_ours() {
     use ContainerStateStatusEnum as Status;
     let ended = |status, code| {
         state(&ContainerInspectResponse {

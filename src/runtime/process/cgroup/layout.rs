@@ -1,4 +1,4 @@
-//! Which cgroup hierarchies a host mounts, and where in them this process is. Text only.
+//! Which cgroup hierarchies a host mounts, and which group of each this process is in. Parses text only.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -8,7 +8,7 @@ use super::{Controller, Version};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mount {
     pub version: Version,
-    /// Version 1: what is mounted here. Version 2: empty, the controllers are asked of the directory.
+    /// Version 1: the controllers of this hierarchy. Version 2: empty, the directory lists its controllers.
     pub controllers: Vec<String>,
     /// The directory of the group that this process is in.
     pub home: PathBuf,
@@ -20,8 +20,8 @@ impl Mount {
     }
 }
 
-/// Joins `/proc/self/mountinfo` with `/proc/self/cgroup`. Hierarchies whose group lies outside what
-/// is mounted here, as in some containers, are left out.
+/// Joins `/proc/self/mountinfo` with `/proc/self/cgroup`. Leaves out hierarchies whose group is outside
+/// the mounted part, as in some containers.
 pub(super) fn mounts(mountinfo: &str, memberships: &str) -> Vec<Mount> {
     mountinfo.lines().filter_map(|line| mount(line, memberships)).collect()
 }
@@ -47,7 +47,7 @@ fn mount(line: &str, memberships: &str) -> Option<Mount> {
     })
 }
 
-/// The group that a line of `/proc/self/cgroup` names, if it is about that hierarchy.
+/// The group that a line of `/proc/self/cgroup` names, if the line is about that hierarchy.
 fn membership<'a>(line: &'a str, version: Version, controllers: &[String]) -> Option<&'a str> {
     let mut fields = line.splitn(3, ':');
     let (number, names, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -58,7 +58,7 @@ fn membership<'a>(line: &'a str, version: Version, controllers: &[String]) -> Op
     matches.then_some(path)
 }
 
-/// The kernel writes blanks of a path as octal escapes.
+/// The kernel writes blanks and backslashes of a path as octal escapes.
 fn unescape(path: &str) -> String {
     path.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn inside_a_container_only_what_is_mounted_counts() {
+    fn inside_a_container_only_mounted_groups_count() {
         let info = "35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory";
         let found = mounts(info, "4:memory:/docker/abc/sub\n");
         assert_eq!(found[0].home, Path::new("/sys/fs/cgroup/memory/sub"));

@@ -1,7 +1,7 @@
-//! Control groups: the limits that the kernel keeps for a whole session, where the
-//! agent may make groups. Both versions are spoken, each controller where it lives.
+//! Control groups: the limits that the kernel enforces for a whole session, if the
+//! agent may create groups. Supports both versions, each controller in the hierarchy that has it.
 //!
-//! What a host allows is found out by trying, once, and what it does not is said in words.
+//! The probe tries once what the host allows, and says in words what it does not.
 
 mod layout;
 
@@ -15,14 +15,14 @@ use super::processes::Process;
 use crate::types::{Bytes, Cores, Resources};
 use layout::Mount;
 
-/// Processes and threads of one session at once: ample for a desktop, the end for a fork bomb.
+/// Processes and threads of one session at most: enough for a desktop, and a fork bomb ends here.
 const MAX_PROCESSES: u32 = 4096;
-/// The span that a CPU quota is counted over: long enough that short bursts pass, short enough to feel smooth.
+/// The period of a CPU quota: long enough that short bursts pass, short enough to feel smooth.
 const CPU_PERIOD_MICROS: u64 = 100_000;
-/// How often an empty group that the kernel still calls busy is tried to be removed.
+/// Attempts to remove an empty group that the kernel still reports as busy, and the pause between them.
 const REMOVE_TRIES: u32 = 20;
 const REMOVE_PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
-/// How systemd marks a group that is ours to divide. With `DelegateSubgroup=` it is the one above the agent's own.
+/// How systemd marks a group that it delegates to us. With `DelegateSubgroup=` it is the parent of the agent's own.
 const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ pub(super) enum Version {
     V2,
 }
 
-/// Where this host lets the agent make groups, and why not elsewhere.
+/// Where this host lets the agent create groups, and which controllers are missing, with the reason.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Cgroups {
     parents: Vec<Place>,
@@ -71,7 +71,7 @@ struct Place {
 }
 
 impl Cgroups {
-    /// Tries what the host allows. Groups named `trial` are made and removed again.
+    /// Tries what the host allows: creates groups named `trial` and removes them again.
     pub(super) fn probe(trial: &str) -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         Self::among(&layout::mounts(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup")), trial)
@@ -84,7 +84,7 @@ impl Cgroups {
                 Some(mount) => try_place(mount, &mount.home, controller, trial),
                 None => match mounts.iter().find(|m| m.version == Version::V2) {
                     Some(mount) => try_unified(mount, controller, trial),
-                    None => Err("there is none".to_owned()),
+                    None => Err("no cgroup file system is mounted".to_owned()),
                 },
             };
             match tried {
@@ -102,7 +102,7 @@ impl Cgroups {
         }
     }
 
-    /// The group for one session. Nothing is made yet.
+    /// The group for one session; does not create it yet.
     pub(super) fn group(&self, name: &str) -> Group {
         let within = |parent: &Place| Place { directory: parent.directory.join(name), ..parent.clone() };
         Group { places: self.parents.iter().map(within).collect() }
@@ -112,13 +112,13 @@ impl Cgroups {
         self.parents.iter().any(|parent| parent.controllers.contains(&controller))
     }
 
-    /// The limits that cannot be kept, in words.
+    /// The limits that cannot be enforced, in words.
     pub(super) fn unenforced(&self) -> Vec<String> {
         let limit = |controller| match controller {
             Controller::Cpu => Some("cores"),
             Controller::Memory => Some("memory"),
             Controller::Pids => Some("processes"),
-            // Pausing works without, if less neatly; it limits nothing.
+            // It sets no limit, and without it the runtime pauses with signals.
             Controller::Freezer => None,
         };
         let describe = |(controller, why): &(Controller, String)| {
@@ -128,9 +128,9 @@ impl Cgroups {
     }
 }
 
-/// In the one hierarchy of version 2 a group that controls its children's resources holds no process
-/// itself, unless it is the root. So the agent's own group serves only there; else the one above does,
-/// if systemd says that it is delegated to us.
+/// In version 2 a group that controls its children's resources must hold no process itself, unless it is
+/// the root. So the agent's own group serves only if it is the root; otherwise its parent does, if systemd
+/// delegates it to us.
 fn try_unified(mount: &Mount, controller: Controller, trial: &str) -> Result<Place, String> {
     try_place(mount, &mount.home, controller, trial).or_else(|why| {
         let above = mount.home.parent().filter(|above| is_delegated(above)).ok_or(why)?;
@@ -154,7 +154,7 @@ fn try_place(mount: &Mount, within: &Path, controller: Controller, trial: &str) 
     };
     if mount.version == Version::V2 && controller != Controller::Freezer {
         enable(within, controller).map_err(|e| match e.kind() {
-            io::ErrorKind::ResourceBusy => "the agent's own group holds the agent, so it cannot be divided".to_owned(),
+            io::ErrorKind::ResourceBusy => "the agent runs in the group itself, so it can have no children".to_owned(),
             _ => e.to_string(),
         })?;
     }
@@ -164,7 +164,7 @@ fn try_place(mount: &Mount, within: &Path, controller: Controller, trial: &str) 
     tried.map(|()| place)
 }
 
-/// Lets the children of a version 2 group have a controller.
+/// Enables a controller for the children of a version 2 group.
 fn enable(directory: &Path, controller: Controller) -> io::Result<()> {
     let switch = directory.join("cgroup.subtree_control");
     let enabled = fs::read_to_string(&switch)?;
@@ -174,17 +174,17 @@ fn enable(directory: &Path, controller: Controller) -> io::Result<()> {
     set(&switch, &format!("+{}", controller.name()))
 }
 
-/// One session's group, in every hierarchy that has a part of it.
+/// One session's group: a directory in each hierarchy that has one of its controllers.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Group {
     places: Vec<Place>,
 }
 
 impl Group {
-    /// Makes the group with its limits.
+    /// Creates the group with its limits.
     ///
     /// # Errors
-    /// The kernel refuses a directory or a figure; what was made until then stays for [`Self::remove`].
+    /// The kernel refuses a directory or a value. Directories created before stay until [`Self::remove`].
     pub(super) fn create(&self, limits: &Resources) -> io::Result<()> {
         for place in &self.places {
             match fs::create_dir(&place.directory) {
@@ -200,17 +200,17 @@ impl Group {
         Ok(())
     }
 
-    /// Moves this process into the group, so that what it starts is born there.
+    /// Moves this process into the group, so that its new children start there.
     pub(super) fn enter(&self) -> io::Result<()> {
         self.places.iter().try_for_each(|place| set(&place.directory.join("cgroup.procs"), "0"))
     }
 
-    /// Moves this process back to where the agent is: the shim is neither paused nor counted.
+    /// Moves this process back to the agent's group, so that the group neither pauses nor counts the shim.
     pub(super) fn leave(&self) -> io::Result<()> {
         self.places.iter().try_for_each(|place| set(&place.home.join("cgroup.procs"), "0"))
     }
 
-    /// The live processes in it.
+    /// The live processes in the group.
     pub(super) fn members(&self) -> Vec<Process> {
         let lists =
             self.places.iter().filter_map(|place| fs::read_to_string(place.directory.join("cgroup.procs")).ok());
@@ -219,12 +219,12 @@ impl Group {
             .collect()
     }
 
-    /// Whether pausing goes through the group.
+    /// Whether the group can pause its processes.
     pub(super) fn can_freeze(&self) -> bool {
         self.freezer().is_some()
     }
 
-    /// Holds everything in it, or lets it go on. Fine where the group is gone: it holds nobody.
+    /// Pauses every process in the group, or resumes them. Succeeds if the group is gone: then it holds no process.
     pub(super) fn freeze(&self, frozen: bool) -> io::Result<()> {
         let Some(place) = self.freezer() else { return Ok(()) };
         let (file, value) = match place.version {
@@ -239,7 +239,7 @@ impl Group {
 
     pub(super) fn is_frozen(&self) -> bool {
         let Some(place) = self.freezer() else { return false };
-        // FREEZING counts: the wish is what a person asked for.
+        // FREEZING counts as frozen: the pause was requested, and the kernel has begun it.
         let (file, free) = match place.version {
             Version::V1 => ("freezer.state", "THAWED"),
             Version::V2 => ("cgroup.freeze", "0"),
@@ -247,7 +247,7 @@ impl Group {
         fs::read_to_string(place.directory.join(file)).is_ok_and(|state| state.trim() != free)
     }
 
-    /// How many processes of the group the kernel has killed for want of memory.
+    /// How many processes of the group the kernel has killed because the group exceeded its memory.
     pub(super) fn oom_kills(&self) -> u64 {
         let Some(place) = self.place_of(Controller::Memory) else { return 0 };
         let file = match place.version {
@@ -257,12 +257,12 @@ impl Group {
         fs::read_to_string(place.directory.join(file)).map_or(0, |text| count(&text, "oom_kill"))
     }
 
-    /// Removes the group. Fine where it is gone; one that still holds a process stays.
+    /// Removes the group. Does nothing if it is gone; a group that still holds a process stays.
     pub(super) fn remove(&self) {
         for place in &self.places {
             for _ in 0..REMOVE_TRIES {
                 match fs::remove_dir(&place.directory) {
-                    // A process that has just ended is counted a moment longer.
+                    // The kernel counts a process for a short time after it has ended.
                     Err(e) if e.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(REMOVE_PAUSE),
                     _ => break,
                 }
@@ -279,7 +279,7 @@ impl Group {
     }
 }
 
-/// The files of a group and what to write there.
+/// The files of a group and the values to write to them.
 fn settings(version: Version, controller: Controller, limits: &Resources) -> Vec<(&'static str, String)> {
     let quota = limits.cores.milli() * CPU_PERIOD_MICROS / 1000;
     let memory = limits.memory.get().to_string();
@@ -295,13 +295,13 @@ fn settings(version: Version, controller: Controller, limits: &Resources) -> Vec
     }
 }
 
-/// The figure beside a word in a flat keyed file.
+/// The value of a key in a flat keyed file; 0 if it is absent.
 fn count(text: &str, word: &str) -> u64 {
     let figure = |line: &str| line.split_once(' ').filter(|(key, _)| *key == word)?.1.trim().parse().ok();
     text.lines().find_map(figure).unwrap_or(0)
 }
 
-/// Control files exist already and take one write.
+/// Writes a control file in one write; it must exist.
 fn set(file: &Path, value: &str) -> io::Result<()> {
     io::Write::write_all(&mut fs::OpenOptions::new().write(true).open(file)?, value.as_bytes())
 }
@@ -311,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_written_in_each_versions_own_words() {
+    fn each_version_has_its_own_files_for_limits() {
         let limits = Resources::new(Cores::from_milli(1500), Bytes::mib(64), 0);
         let of = |version, controller| settings(version, controller, &limits);
         assert_eq!(of(Version::V2, Controller::Cpu), [("cpu.max", "150000 100000".to_owned())]);
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_does_not_allow_is_said() {
+    fn limits_that_the_host_does_not_allow_are_named() {
         let none = Cgroups::among(&[], "ostler-trial");
         assert!(!none.limits(Controller::Memory));
         let words = none.unenforced();
