@@ -52,7 +52,7 @@ pub(super) fn node(n: u8) -> Node {
     }
 }
 
-/// The `which`th session of the `n`th node, running.
+/// Session number `which` of node `n`, running.
 pub(super) fn session(n: u8, which: u32) -> Arc<Session> {
     let created_at = Timestamp::from_millis(1000 * i64::from(which));
     Arc::new(Session {

@@ -1,8 +1,8 @@
-//! What a node says of itself: a few small keys, each a JSON document; pure.
+//! What a node publishes about itself: a few small keys, each a JSON document; pure.
 //!
-//! Each change of a key travels to every node, so what changes from second to second is left out or
-//! rounded, and measured figures have a key of their own that is written seldom. What is read was written
-//! by another version, perhaps: what is missing, not known or malformed costs only itself.
+//! Each change of a key travels to every node. So figures that change every second are left out or rounded, and
+//! measured figures have a key of their own that changes seldom. A node of another version may have written a document:
+//! a reader skips only what is missing, unknown or malformed.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,43 +12,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{Bytes, ClusterMode, Cores, Disk, Node, NodeId, NodeState, Session, SessionId, Timestamp};
 
-/// Bytes in one value. A value above 64 KiB would never spread, and block every later key.
+/// Bytes of one value at most. A value above 64 KiB would never spread, and would block every later key.
 pub const MAX_VALUE: usize = 8 << 10;
-/// Sessions of one node that are told to the others.
+/// Sessions that one node publishes at most.
 pub const MAX_SESSIONS: usize = 512;
 
-/// The node, without what is measured.
+/// The node, without measured figures.
 pub const NODE: &str = "node";
-/// What is measured. Whoever publishes writes it less often than the rest.
+/// The measured figures. The publishing node changes them less often than the rest.
 pub const LOAD: &str = "load";
-/// Set once the node says goodbye.
+/// Present once the node is leaving.
 pub const LEFT: &str = "left";
 const MODE: &str = "mode";
 const CATALOGUE: &str = "catalogue";
-/// Followed by the id: one key a session.
+/// Prefix of a session's key; the session's id follows.
 const SESSION: &str = "s/";
 
-/// Measured cores are told in steps of a tenth.
+/// Measured cores are rounded to a tenth of a core.
 const CORES_STEP_MILLI: u64 = 100;
-/// Measured memory is told in these steps.
+/// Measured memory is rounded down to this step, 64 MiB.
 const MEMORY_STEP: u64 = 64 << 20;
-/// Free disk is told in these steps.
+/// Free disk is rounded down to this step, 1 GiB.
 const DISK_STEP: u64 = 1 << 30;
-/// Deadlines are made of two clocks, and would change by a millisecond each time they are shown.
+/// Deadlines are rounded down to whole seconds: they are computed from two clocks, and could otherwise differ by a
+/// millisecond each time.
 const DEADLINE_STEP_MILLIS: i64 = 1000;
 
-/// What a node has to say.
+/// What a node publishes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Published {
     pub node: Node,
-    /// Those that are not gone.
+    /// Its sessions that are not gone.
     pub sessions: Vec<Arc<Session>>,
     /// The digest of its catalogue.
     pub catalogue: String,
     pub mode: ClusterMode,
 }
 
-/// What was heard of a node.
+/// What another node has published, as far as it has arrived.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Heard {
     pub node: Option<Node>,
@@ -58,7 +59,7 @@ pub struct Heard {
     pub left: bool,
 }
 
-/// What is measured, rounded.
+/// The measured figures, rounded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Load {
     at: Timestamp,
@@ -66,7 +67,7 @@ struct Load {
     memory_bytes: Option<Bytes>,
 }
 
-/// The keys that say it. What cannot be made small enough is not said.
+/// The keys of what a node publishes. A document that cannot be made small enough is left out.
 pub fn write(published: &Published) -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();
     let mut say = |key: String, value: Option<String>| {
@@ -84,7 +85,7 @@ pub fn write(published: &Published) -> BTreeMap<String, String> {
     keys
 }
 
-/// What the keys of this node say.
+/// Reads the keys that the node `id` has published.
 pub fn read<'a>(id: &NodeId, keys: impl IntoIterator<Item = (&'a str, &'a str)>) -> Heard {
     let mut heard = Heard::default();
     let mut load = None;
@@ -113,7 +114,7 @@ pub fn read<'a>(id: &NodeId, keys: impl IntoIterator<Item = (&'a str, &'a str)>)
     heard
 }
 
-/// The node without what changes though nothing happened.
+/// The node without the figures that change all the time.
 fn steady_node(node: &Node) -> Node {
     let mut node = node.clone();
     node.state = NodeState::Alive;
@@ -137,7 +138,7 @@ fn steady_node(node: &Node) -> Node {
     node
 }
 
-/// The session without what changes from second to second, and without its secret.
+/// The session without the fields that change every second, and without its secret.
 fn steady_session(session: &Session) -> Session {
     Session {
         message: None,
@@ -148,7 +149,7 @@ fn steady_session(session: &Session) -> Session {
     }
 }
 
-/// What a document can do without, in the order in which it goes where it is too long.
+/// What is left out of a document that is too long, in this order.
 type Shrink<T> = &'static [fn(&mut T)];
 
 const SHRINK_NODE: Shrink<Node> = &[
@@ -175,8 +176,8 @@ fn shrunk<T: Serialize>(mut document: T, shrink: Shrink<T>) -> Option<String> {
     Some(text)
 }
 
-/// The sessions that are told: where there are too many, those that go on before those that ended, the
-/// youngest first.
+/// The sessions to publish. If there are too many, those that go on come before those that have ended, and the youngest
+/// first.
 fn told(sessions: &[Arc<Session>]) -> Vec<&Session> {
     let mut told: Vec<&Session> = sessions.iter().map(Arc::as_ref).collect();
     if told.len() > MAX_SESSIONS {
@@ -204,7 +205,7 @@ fn show_load(node: &mut Node, load: &Load) {
     (memory.utilized, memory.utilized_at) = (load.memory_bytes, load.memory_bytes.map(|_| load.at));
 }
 
-/// A condition that only a newer version knows must not hide the node.
+/// Reads a node. A condition of a newer version is skipped, so that it does not hide the node.
 fn read_node(text: &str) -> Option<Node> {
     parse(text).or_else(|| {
         let mut document: serde_json::Value = parse(text)?;
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_reader_gets_what_was_published() {
         let mut published = published(1, 3);
         published.node.resources.cores.utilized = Some(Cores::from_milli(1234));
         published.node.resources.cores.utilized_at = Some(Timestamp::from_millis(5000));
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_that_passes_changes_only_the_load() {
+    fn time_alone_changes_only_the_load() {
         let mut later = published(1, 2);
         let before = write(&later);
         let second = Duration::from_secs(1);
@@ -314,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_is_too_long_loses_what_it_can_do_without() {
+    fn a_document_that_is_too_long_loses_parts_in_order() {
         let mut long = published(1, 0);
         let condition = |kind| Condition { kind, message: "m".repeat(3000), since: Timestamp::default() };
         long.node.conditions = vec![condition(ConditionKind::LowDisk), condition(ConditionKind::Overcommitted)];
@@ -334,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_sessions_those_that_go_on_are_told() {
+    fn of_too_many_sessions_those_that_go_on_are_published() {
         let mut many = published(1, 0);
         let numbered = |n: u32| {
             let mut session = (*session(1, n)).clone();
@@ -350,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_costs_only_itself() {
+    fn a_reader_skips_only_what_it_cannot_parse() {
         let mut keys = write(&published(1, 2));
         let first = keys.keys().find(|key| key.starts_with(SESSION)).unwrap().clone();
         keys.insert(first, "{".to_owned());
@@ -375,12 +376,12 @@ mod tests {
         let text = newer.to_string();
         let said = read(&id(1), [(NODE, text.as_str())]).node.unwrap();
         assert_eq!(said.conditions.len(), 1);
-        assert_eq!(read(&id(2), [(NODE, text.as_str())]).node, None, "of somebody else");
+        assert_eq!(read(&id(2), [(NODE, text.as_str())]).node, None, "the document of another node");
     }
 
     proptest! {
         #[test]
-        fn whatever_is_heard_does_no_harm(keys in proptest::collection::btree_map(
+        fn any_keys_are_read_without_a_panic(keys in proptest::collection::btree_map(
             prop_oneof!["node|load|mode|left|catalogue", "s/[a-z2-7]{26}", ".*"], ".*", 0..20)
         ) {
             let heard = heard(&id(1), &keys);

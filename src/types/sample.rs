@@ -1,4 +1,4 @@
-//! A node and sessions to test with.
+//! A node and sessions for tests.
 
 use super::{
     Bytes, Cores, Figures, Node, NodeResources, NodeState, RuntimeKind, RuntimeStatus, Session, SessionId,
@@ -49,7 +49,7 @@ pub(crate) fn session_id(key: &str) -> SessionId {
     SessionId::of_key(&"test".parse().unwrap(), key)
 }
 
-/// A session of one core on node `one`.
+/// A session with one core on node `one`.
 pub(crate) fn session(key: &str, workspace: &str, user: &str, state: SessionState) -> Session {
     Session {
         id: session_id(key),
