@@ -1,4 +1,4 @@
-//! Entries with versions, and how those of two nodes are brought together. Pure.
+//! Entries with versions, and how the entries of two nodes are merged. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use ring::digest::{Context, SHA256};
 use super::{Conflict, Difference, Entry, Key, Snapshot, Value, Version, Versions};
 use crate::types::{Ballot, Timestamp};
 
-/// How long a tombstone is kept: a node that was away for longer may bring back what was removed.
+/// How long a tombstone is kept, 30 days. A node that was away for longer may bring back an entry that was removed.
 const TOMBSTONE_MILLIS: i64 = 30 * 24 * 3600 * 1000;
-/// Conflicts that are remembered, the latest ones.
+/// Conflicts that are remembered at most; beyond it, the oldest are dropped.
 const MAX_CONFLICTS: usize = 100;
-/// Bytes of a digest: enough that no two catalogues share one by chance.
+/// Bytes of a digest: enough that no two catalogues have the same digest by chance.
 const DIGEST_BYTES: usize = 16;
 
-/// Everything that a node has of the catalogue.
+/// A node's copy of the catalogue.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Book {
     entries: BTreeMap<Key, Arc<Entry>>,
@@ -40,7 +40,7 @@ impl Book {
         self.entries.values()
     }
 
-    /// What was changed on two sides, and lost.
+    /// The conflicts of entries that were changed on two sides of a partition.
     pub fn conflicts(&self) -> impl Iterator<Item = &Arc<Conflict>> {
         self.conflicts.values()
     }
@@ -49,22 +49,22 @@ impl Book {
         self.conflicts.get(key)
     }
 
-    /// The version that the next change of the entry has.
+    /// The version of the entry's next change.
     pub fn next_version(&self, key: &Key, ballot: Ballot, seq: u64) -> Version {
         let edits = self.entries.get(key).map_or(0, |entry| entry.version.edits) + 1;
         Version { edits, ballot, seq }
     }
 
-    /// Takes over an entry that is newer. False where what is here is as new.
+    /// Stores an entry if it is newer than this copy's. Returns false if this copy's entry is as new or newer.
     ///
-    /// Two entries of as many edits were written without knowledge of each other: the higher one wins
-    /// everywhere, and the other is remembered.
+    /// Two different entries with the same number of edits were written without knowledge of each other. The higher
+    /// version wins on every node, and the other entry is remembered as a conflict.
     pub fn merge(&mut self, entry: Entry) -> bool {
         let known = self.entries.get(&entry.key);
         if let Some(known) = known
             && known.version.edits == entry.version.edits
             && known.version != entry.version
-            // What is equal in value lost nothing.
+            // If the values are equal, no change is lost.
             && known.value != entry.value
         {
             let entry_wins = entry.version > known.version;
@@ -75,7 +75,7 @@ impl Book {
         if self.entries.get(&entry.key).is_some_and(|known| known.version >= entry.version) {
             return false;
         }
-        // Whoever edits again has seen what won.
+        // A later edit was made with knowledge of the entry that won, so it settles the conflict.
         if self.conflicts.get(&entry.key).is_some_and(|conflict| conflict.won.edits < entry.version.edits) {
             self.conflicts.remove(&entry.key);
         }
@@ -93,12 +93,13 @@ impl Book {
         }
     }
 
-    /// Replaces the value of an entry without a new version: for what only this node counts differently.
+    /// Replaces the value of an entry without a new version. This is for values that differ only in how this node
+    /// counts a deadline.
     pub fn restate(&mut self, entry: Entry) {
         self.entries.insert(entry.key.clone(), Arc::new(entry));
     }
 
-    /// Forgets tombstones that everybody has had the time to see, and answers their keys.
+    /// Forgets the tombstones that are older than 30 days, and returns their keys.
     pub fn forget_old(&mut self, now: Timestamp) -> Vec<Key> {
         let old = |entry: &Entry| {
             entry.value == Value::Tombstone && now.millis() - entry.changed_at.millis() > TOMBSTONE_MILLIS
@@ -114,7 +115,8 @@ impl Book {
         self.entries.iter().map(|(key, entry)| (key.clone(), entry.version.clone())).collect()
     }
 
-    /// What is newer here than there, and what is newer there, or has lost to what is here.
+    /// Compares with another copy's versions: the entries that are newer here, and the keys of the entries that are
+    /// newer there or lost there to an entry of this copy.
     pub fn difference(&self, theirs: &Versions) -> Difference {
         let theirs: BTreeMap<&Key, &Version> = theirs.iter().map(|(key, version)| (key, version)).collect();
         let newer_here = |entry: &&Arc<Entry>| theirs.get(&entry.key).is_none_or(|version| **version < entry.version);
@@ -135,7 +137,7 @@ impl Book {
         keys.iter().filter_map(|key| self.entries.get(key)).map(|entry| (**entry).clone()).collect()
     }
 
-    /// Short text that is equal for two books if, and only if, their versions are.
+    /// A short text that is equal for two copies if, and only if, their versions are equal.
     pub fn digest(&self) -> String {
         let mut hash = Context::new(&SHA256);
         for (key, version) in self.versions() {
@@ -145,7 +147,7 @@ impl Book {
         HEXLOWER.encode(&hash.finish().as_ref()[..DIGEST_BYTES])
     }
 
-    /// What everybody may read of it.
+    /// The snapshot to publish.
     pub fn snapshot(self: &Arc<Self>, synced: bool) -> Snapshot {
         let mut snapshot = Snapshot { book: Arc::clone(self), digest: self.digest(), synced, ..Snapshot::default() };
         for entry in self.entries.values() {
@@ -205,13 +207,13 @@ mod tests {
             prop_assert_eq!(one.digest(), other.digest());
             let mut again = one.clone();
             for entry in a {
-                prop_assert!(!again.merge(entry), "nothing is newer the second time");
+                prop_assert!(!again.merge(entry), "no entry is newer the second time");
             }
             prop_assert_eq!(again.entries, one.entries);
         }
 
         #[test]
-        fn two_books_that_tell_each_other_their_difference_are_equal(a in entries(), b in entries()) {
+        fn two_copies_that_exchange_their_difference_are_equal(a in entries(), b in entries()) {
             let (mut one, mut other) = (book(&a), book(&b));
             prop_assert_eq!(one.digest() == other.digest(), one.versions() == other.versions());
             let difference = other.difference(&one.versions());
@@ -228,14 +230,14 @@ mod tests {
     }
 
     #[test]
-    fn what_lost_is_remembered_until_somebody_edits_again() {
+    fn a_conflict_is_remembered_until_the_next_edit() {
         let mut ours = book(&[entry(0, 1, 1, 0), entry(0, 2, 1, 1)]);
         assert!(ours.merge(entry(0, 2, 2, 0)), "the higher ballot wins");
         let conflict = ours.conflicts().next().unwrap();
         assert_eq!((&conflict.previous, &conflict.won), (&entry(0, 2, 1, 1), &entry(0, 2, 2, 0).version));
         let mut theirs = book(&[entry(0, 2, 2, 0)]);
         assert!(!theirs.merge(entry(0, 2, 1, 1)));
-        assert_eq!(theirs.conflicts().next(), ours.conflicts().next(), "both sides say the same");
+        assert_eq!(theirs.conflicts().next(), ours.conflicts().next(), "both sides remember the same conflict");
         ours.merge(entry(0, 3, 2, 1));
         assert_eq!(ours.conflicts().count(), 0);
     }

@@ -1,8 +1,8 @@
-//! The catalogue: workspaces, and the API tokens that ride along with them.
+//! The catalogue: workspaces and API tokens.
 //!
-//! Every node has all of it on its own disk and serves it alone. Whoever leads writes it: an edit is
-//! answered once a majority has it on disk. Each entry has a version, so that nodes that were apart can
-//! bring together what they have ([`merge`], pure); [`sync`] does so whenever two of them differ.
+//! Every node has all of it on its own disk and serves it without asking another node. Only the leader changes it, and
+//! answers an edit once a majority of nodes has stored it. Each entry has a version, so that nodes can merge their
+//! copies after a partition ([`merge`], pure); [`sync`] does so whenever two copies differ.
 
 pub mod merge;
 pub mod store;
@@ -32,7 +32,7 @@ pub use merge::Book;
 pub const MAX_WORKSPACES: usize = 10_000;
 /// API tokens in one catalogue.
 pub const MAX_TOKENS: usize = 1_000;
-/// How long an edit waits for a majority to have it.
+/// How long an edit waits for a majority to store it.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why a change was not made. Nothing changed.
@@ -44,11 +44,14 @@ pub enum Error {
     NotFound { what: Cow<'static, str>, name: String },
     #[error("{0}")]
     Conflict(String),
-    /// It is stored here, but a majority has not said that it is stored there: it may last, or lose to another.
-    #[error("only {acknowledged} of {needed} nodes that are needed have stored it: it may last or not, ask again")]
+    /// The change is on this node's disk, but too few other nodes have confirmed it: it may last, or lose to another.
+    #[error(
+        "only {acknowledged} of the {needed} required nodes have stored the change: it may last or be lost; \
+         check, and retry if it is missing"
+    )]
     OutcomeUnknown { acknowledged: usize, needed: usize },
     /// This node does not lead: the leader writes the catalogue.
-    #[error("this node does not lead now, and only the leader changes the catalogue: try again")]
+    #[error("this node is not the leader, and only the leader changes the catalogue; retry")]
     NoLeader,
     #[error("the catalogue cannot be written: {0}")]
     Store(String),
@@ -56,7 +59,7 @@ pub enum Error {
     Stopping,
 }
 
-/// What everybody may read.
+/// The catalogue that the owner publishes.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     pub workspaces: BTreeMap<Name, Arc<Workspace>>,
@@ -64,9 +67,9 @@ pub struct Snapshot {
     pub tokens: BTreeMap<String, Arc<StoredToken>>,
     /// Every entry with its version, tombstones included.
     pub book: Arc<Book>,
-    /// The same on two nodes if, and only if, they have the same versions of everything.
+    /// Equal on two nodes if, and only if, they have the same version of every entry.
     pub digest: String,
-    /// It was compared with what the leader has, since this node started.
+    /// Since this node started, it has compared its copy with the leader's.
     pub synced: bool,
 }
 
@@ -77,14 +80,14 @@ impl Snapshot {
     }
 }
 
-/// An API token as it is kept: its hash, never its text.
+/// An API token as it is stored: its hash, never its text.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StoredToken {
     #[serde(flatten)]
     pub token: ApiToken,
     /// SHA-256 of the token's text, in hexadecimal. A random 256-bit token needs no slow hash.
     pub sha256: String,
-    /// Decides when it expires; `expires_at` of the token is for people.
+    /// When it expires; `expires_at` of the token is only for people.
     #[serde(default)]
     pub deadline: Option<Deadline>,
 }
@@ -104,7 +107,7 @@ pub enum Edit {
     RevokeToken(String),
 }
 
-/// What became of an [`Edit`].
+/// The result of an [`Edit`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Edited {
@@ -113,18 +116,18 @@ pub enum Edited {
     Token(NewApiToken),
 }
 
-/// When an entry was written, for comparing two of one key: in the order of the fields.
+/// The version of an entry. Two versions compare by their fields, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version {
     /// How often the entry was changed.
     pub edits: u64,
-    /// Who decided the change.
+    /// The ballot of the leader that made the change.
     pub ballot: Ballot,
-    /// Tells apart what one leader wrote.
+    /// Distinguishes the changes of one ballot.
     pub seq: u64,
 }
 
-/// What an entry is of.
+/// The key of an entry.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Key {
@@ -133,12 +136,12 @@ pub enum Key {
     Token(String),
 }
 
-/// One entry of the catalogue, as it is kept and as it travels.
+/// One entry of the catalogue, on disk and between nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     pub key: Key,
     pub version: Version,
-    /// For people, and for forgetting tombstones.
+    /// For people, and to forget old tombstones.
     pub changed_at: Timestamp,
     pub value: Value,
 }
@@ -148,45 +151,45 @@ pub struct Entry {
 pub enum Value {
     Workspace(Box<Workspace>),
     Token(Box<StoredToken>),
-    /// It was removed; this says so to whoever still has it.
+    /// The entry was removed. The tombstone tells this to nodes that still have the entry.
     Tombstone,
 }
 
-/// The version of everything that a node has, tombstones included. Pairs: a map of JSON has only text for keys.
+/// The version of every entry of a copy, tombstones included. A list of pairs, because the keys of a JSON map are text.
 pub type Versions = Vec<(Key, Version)>;
 
-/// What two nodes can tell each other.
+/// The answer of one node to the versions of another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
-    /// What is newer there, or not here at all.
+    /// The entries that are newer on the answering node, or that only it has.
     pub newer: Vec<Entry>,
-    /// What is newer here, or lost to what is there: it would like to have these.
+    /// The entries that the answering node asks for: they are newer on the asking node, or lost to its own.
     pub wanted: Vec<Key>,
 }
 
-/// Two nodes changed one entry without knowing of each other. The higher version won.
+/// Two leaders changed one entry without knowledge of each other. The higher version won.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {
-    /// What it was before: what lost.
+    /// The entry that lost.
     pub previous: Entry,
     pub won: Version,
 }
 
-/// The way to the other nodes' catalogues.
+/// Calls to the catalogues of other nodes.
 #[async_trait]
 pub trait Replicas: Send + Sync + 'static {
     /// Returns once the entries, or newer ones, are on that node's disk.
     ///
     /// # Errors
-    /// Whether they are is not known: for the log.
+    /// Why it is not known whether they are, for the log.
     async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), String>;
 
     /// # Errors
-    /// The node cannot be asked: for the log.
+    /// Why the node does not answer, for the log.
     async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, String>;
 }
 
-/// Asks the owner of the catalogue.
+/// Sends requests to the owner of the catalogue.
 #[derive(Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
@@ -196,7 +199,7 @@ pub struct Handle {
     me: NodeId,
 }
 
-/// A handle that does not keep the owner going.
+/// A handle that does not keep the owner running.
 struct Weak {
     requests: mpsc::WeakSender<Request>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
@@ -219,7 +222,7 @@ impl Weak {
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
-/// What the owner can be asked.
+/// A request to the owner.
 #[derive(Debug)]
 enum Request {
     /// Answered with what became of it, and the entry that others must have, where there is a new one.
@@ -234,7 +237,7 @@ impl Handle {
         Weak { requests: requests.downgrade(), snapshot, leadership, replicas, me }
     }
 
-    /// Makes a change, on the leader. Once it is answered, a majority has it on disk.
+    /// Makes a change. Only the leader may. When this returns, a majority has the change on disk.
     ///
     /// # Errors
     /// [`Error::OutcomeUnknown`]: it is on this node's disk, and not yet on enough others.
@@ -246,12 +249,12 @@ impl Handle {
         Ok(edited)
     }
 
-    /// Keeps what is newer than what is here. It answers once that is on disk.
+    /// Stores the entries that are newer than this node's. When this returns, they are on disk.
     pub async fn keep(&self, entries: Vec<Entry>) -> Result<(), Error> {
         self.ask(|reply| Request::Keep(entries, reply)).await
     }
 
-    /// What this node has and another has not, and the other way round.
+    /// The difference between this node's entries and another node's versions.
     pub fn compare(&self, versions: &Versions) -> Difference {
         self.snapshot.borrow().book.difference(versions)
     }
@@ -264,7 +267,7 @@ impl Handle {
         self.snapshot.clone()
     }
 
-    /// Brings the entry to every node that a majority is counted of, and waits for one.
+    /// Sends the entry to every node of the electorate, and waits until enough of them have stored it.
     async fn replicate(&self, entry: Entry) -> Result<(), Error> {
         let Some(reign) = self.leadership.borrow().reign.clone() else { return Err(Error::NoLeader) };
         let mut asked = JoinSet::new();
@@ -272,7 +275,7 @@ impl Handle {
             let (replicas, node, entry) = (Arc::clone(&self.replicas), *node, entry.clone());
             asked.spawn(async move {
                 let kept = replicas.keep(&node, vec![entry]).await;
-                kept.inspect_err(|error| tracing::debug!(%node, %error, "an entry is not stored there yet")).is_ok()
+                kept.inspect_err(|error| tracing::debug!(%node, %error, "a node has not stored an entry")).is_ok()
             });
         }
         let deadline = Instant::now() + ACKNOWLEDGED_WITHIN;
@@ -282,7 +285,7 @@ impl Handle {
         {
             acknowledged += usize::from(kept.unwrap_or(false));
         }
-        // Those that are slower get it, too; whoever does not finds out by comparing.
+        // The calls to the slower nodes go on; a node that misses the entry gets it when catalogues are compared.
         asked.detach_all();
         if acknowledged < reign.needed {
             return Err(Error::OutcomeUnknown { acknowledged, needed: reign.needed });

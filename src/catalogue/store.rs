@@ -1,4 +1,4 @@
-//! The catalogue on disk: `catalogue.redb` in the data directory, one record an entry.
+//! The catalogue on disk: `catalogue.redb` in the data directory, one record per entry.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ const FILE: &str = "catalogue.redb";
 
 const ENTRY: &str = "entry/";
 const CONFLICT: &str = "conflict/";
-/// Before entries had versions, the workspace or the token was the record.
+/// Prefixes of older records: before entries had versions, a record was the workspace or the token itself.
 const WORKSPACE: &str = "workspace/";
 const TOKEN: &str = "token/";
 
@@ -21,11 +21,11 @@ const TOKEN: &str = "token/";
 pub struct Store(crate::store::Store);
 
 impl Store {
-    /// Opens the store in the data directory, or makes it, and reads the catalogue. `me` has written what
-    /// has no version yet.
+    /// Opens the store in the data directory, or creates it, and reads the catalogue. Records without a version count
+    /// as written by `me`.
     ///
     /// # Errors
-    /// The file is in use or cannot be reached.
+    /// The file is in use or cannot be opened.
     pub fn open(data_dir: &Path, me: &NodeId, now: Timestamp) -> Result<(Self, Book), Error> {
         let (store, book) = crate::store::Store::open(&data_dir.join(FILE), now, |records| Ok(parse(&records, me)))?;
         Ok((Self(store), book))
@@ -42,7 +42,7 @@ impl Store {
     }
 }
 
-/// Writes the entry as the book has it, and what of its key is remembered besides; removes what is not there.
+/// The changes that bring the records of `key`, its entry and its conflict, to what the book has.
 pub(super) fn write(book: &Book, key: &Key) -> Vec<Change> {
     let name = name(key);
     let entry = match book.entry(key) {
@@ -53,7 +53,7 @@ pub(super) fn write(book: &Book, key: &Key) -> Vec<Change> {
         Some(conflict) => Change::put(format!("{CONFLICT}{name}"), &**conflict),
         None => Change::Remove(format!("{CONFLICT}{name}")),
     };
-    // What an older version wrote is superseded.
+    // The record of an older version is superseded.
     vec![entry, conflict, Change::Remove(name)]
 }
 
@@ -64,10 +64,10 @@ fn name(key: &Key) -> String {
     }
 }
 
-/// A record that cannot be read stays where it is, for the version that wrote it, and the rest is served.
+/// A record that cannot be parsed stays on disk, for the version that wrote it; the others are used.
 fn parse(records: &Records, me: &NodeId) -> Book {
     let (mut entries, mut conflicts) = (Vec::new(), Vec::new());
-    // Entries come before what older versions wrote, in this order of names too.
+    // In the order of the names, too, entries come before the records of older versions.
     for (name, json) in records {
         if name.starts_with(ENTRY) {
             entries.extend(readable::<Entry>(name, json));
@@ -87,8 +87,7 @@ fn parse(records: &Records, me: &NodeId) -> Book {
     Book::new(entries, conflicts)
 }
 
-/// The first version of what was written when there were none: older than anything a leader decides, and
-/// another on each node.
+/// An entry from before versions: its version is older than any that a leader gives, and different on each node.
 fn unversioned(key: Key, value: Value, me: &NodeId) -> Entry {
     let version = Version { edits: 1, ballot: Ballot { term: 0, node: *me }, seq: 0 };
     Entry { key, version, changed_at: Timestamp::from_millis(0), value }
@@ -96,7 +95,7 @@ fn unversioned(key: Key, value: Value, me: &NodeId) -> Entry {
 
 fn readable<T: DeserializeOwned>(name: &str, json: &[u8]) -> Option<T> {
     serde_json::from_slice(json)
-        .inspect_err(|error| tracing::warn!(record = name, %error, "a record of the catalogue cannot be read"))
+        .inspect_err(|error| tracing::warn!(record = name, %error, "cannot parse a record of the catalogue"))
         .ok()
 }
 
@@ -106,7 +105,7 @@ mod tests {
     use crate::types::{Bytes, Cores};
 
     #[test]
-    fn what_was_written_before_versions_is_read() {
+    fn records_from_before_versions_are_read() {
         let me = NodeId::from_bytes([1; 10]);
         let workspace = Workspace::new("desktop".parse().unwrap(), Cores::whole(1), Bytes::gib(1));
         let token = r#"{"id":"abcdefgh","name":"ci","role":"read","created_at":"2026-01-01T00:00:00Z",
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_supersedes_what_an_older_version_wrote() {
+    fn an_entry_supersedes_the_record_of_an_older_version() {
         let me = NodeId::from_bytes([1; 10]);
         let old = Workspace::new("desktop".parse().unwrap(), Cores::whole(1), Bytes::gib(1));
         let key = Key::Workspace(old.name.clone());

@@ -1,5 +1,5 @@
-//! Brings catalogues together that differ: with the leader at once after a start, and with whoever still
-//! differs after changes had the time to get around.
+//! Merges catalogues that differ: with the leader's at once after a start, and with the catalogue of any node whose
+//! digest still differs after its changes had time to spread.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use crate::election::Leadership;
 use crate::gossip::ClusterView;
 use crate::types::{NodeId, NodeState};
 
-/// How often the digests of others are looked at.
+/// How often this node compares its digest with those of the others.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long a digest must differ before the catalogues are compared: gossip brings it later than the leader
-/// brings the entries.
+/// How long a digest must differ before the catalogues are compared: gossip spreads the digest later than the leader
+/// sends the entries.
 const DIFFERS_FOR: Duration = Duration::from_secs(2);
 
-/// Whose digest differs from ours, what it is, and since when.
+/// The nodes whose digest differs from this node's, with the digest and since when it differs.
 type Differing = BTreeMap<NodeId, (String, Instant)>;
 
-/// Runs as long as somebody else has a handle.
+/// Runs as long as there is another handle.
 pub(super) async fn run(
     catalogue: Weak,
     leadership: watch::Receiver<Arc<Leadership>>,
@@ -47,11 +47,11 @@ pub(super) async fn run(
     }
 }
 
-/// Compares with the leader for the first time. True where that was tried.
+/// Compares with the leader for the first time. Returns whether the leader is known, so that it was tried.
 async fn first_sync(catalogue: &Handle, leader: Option<&NodeId>) -> bool {
     let Some(leader) = leader else { return false };
     if *leader == catalogue.me || exchange(catalogue, leader).await {
-        // Nobody has to wait for it.
+        // If the owner is gone, there is nothing to tell it.
         let _ = catalogue.requests.send(Request::Synced).await;
     }
     true
@@ -69,27 +69,27 @@ fn note(differing: &mut Differing, view: &ClusterView, ours: &str) {
     }
 }
 
-/// Whom to compare with: the leader first, then whoever has differed longest. Of two nodes that differ, the one
-/// with the smaller id begins, unless the other leads.
+/// The node to compare with: the leader first, then the node that has differed longest. Of two nodes that differ, the
+/// node with the smaller id begins, unless the other is the leader.
 fn next(differing: &Differing, leader: Option<&NodeId>, me: &NodeId) -> Option<NodeId> {
     let mut due: Vec<_> = differing.iter().filter(|(_, (_, since))| since.elapsed() >= DIFFERS_FOR).collect();
     due.sort_by_key(|(id, (_, since))| (leader != Some(*id), *since));
     due.into_iter().map(|(id, _)| id).find(|id| leader == Some(*id) || me < *id).copied()
 }
 
-/// Takes what is newer there, and gives what is newer here.
+/// Gets the entries that are newer there, and sends those that are newer here. Returns whether both succeeded.
 async fn exchange(catalogue: &Handle, node: &NodeId) -> bool {
     let ours = catalogue.snapshot();
     let exchanged = async {
         let difference = catalogue.replicas.compare(node, ours.book.versions()).await?;
-        // As it is before what is newer there replaces it: what lost is told there, too.
+        // Read before the newer entries replace these, so that the other node also learns which entry lost.
         let wanted = ours.book.of_keys(&difference.wanted);
         catalogue.keep(difference.newer).await.map_err(|error| error.to_string())?;
         if wanted.is_empty() { Ok(()) } else { catalogue.replicas.keep(node, wanted).await }
     };
     let outcome: Result<(), String> = exchanged.await;
     if let Err(error) = &outcome {
-        tracing::debug!(%node, %error, "catalogues could not be compared");
+        tracing::debug!(%node, %error, "cannot compare catalogues with a node");
     }
     outcome.is_ok()
 }

@@ -1,7 +1,7 @@
-//! API tokens: how they are made, and how one that is shown is told. Pure, but for the randomness of a new one.
+//! API tokens: how they are created and checked. Pure, except for the randomness of a new token.
 //!
-//! A token reads `ost_<id>_<secret>`: the id of 8 base32 characters says which one it is, in logs of
-//! others too, and the secret of 43 base64url characters proves it.
+//! A token reads `ost_<id>_<secret>`: the id of 8 base32 characters identifies it, also in the logs of other programs,
+//! and the secret of 43 base64url characters proves it.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::{Error, Snapshot, StoredToken};
 use crate::types::{ApiToken, ApiTokenRequest, Deadline, Invalid, Moment, Name, NewApiToken, Period};
 
 const PREFIX: &str = "ost";
-/// 40 bits, 8 characters: enough to tell the tokens of one catalogue apart. It is no secret.
+/// 40 bits, 8 characters: enough to distinguish the tokens of one catalogue. The id is no secret.
 const ID_BYTES: usize = 5;
 /// 256 bits, 43 characters.
 const SECRET_BYTES: usize = 32;
@@ -21,8 +21,8 @@ const SECRET_BYTES: usize = 32;
 /// The token whose text this is, if it is one of these and has not expired.
 pub(super) fn token_of<'a>(snapshot: &'a Snapshot, text: &str, now: Moment) -> Option<&'a ApiToken> {
     let stored = snapshot.tokens.get(id_of(text)?)?;
-    // Comparing hashes takes a time that depends on how many of their characters agree. To learn from it one would
-    // have to choose texts by their SHA-256, and would end with a hash, not with the 256 random bits behind it.
+    // The time of this comparison depends on how many characters of the hashes agree. To use that, an attacker would
+    // have to choose texts by their SHA-256, and would learn the hash, not the 256 random bits behind it.
     let genuine = stored.sha256 == hash(text);
     (genuine && !has_expired(stored, now)).then_some(&stored.token)
 }
@@ -31,7 +31,7 @@ pub(super) fn has_expired(stored: &StoredToken, now: Moment) -> bool {
     stored.deadline.is_some_and(|deadline| deadline.is_due(now))
 }
 
-/// The token, counted from this boot.
+/// The token with its deadline on the clock of this boot.
 pub(super) fn rebased(stored: &StoredToken, now: Moment) -> StoredToken {
     let mut rebased = stored.clone();
     if let Some(deadline) = stored.deadline.map(|deadline| deadline.rebased(now))
@@ -43,7 +43,7 @@ pub(super) fn rebased(stored: &StoredToken, now: Moment) -> StoredToken {
     rebased
 }
 
-/// A new token beside those of the snapshot: what to show once, and what to keep.
+/// Creates a token whose id and name are unused in the snapshot. Returns what to show once, and what to store.
 pub(super) fn new(
     snapshot: &Snapshot,
     request: &ApiTokenRequest,
@@ -76,11 +76,11 @@ fn check_expiry(seconds: Option<u64>) -> Result<(), Invalid> {
     }
 }
 
-/// A token is revoked by id or name, so no name may be another's, nor another's id.
+/// A token is revoked by id or name, so its name must be neither the name nor the id of another token.
 fn check_free(snapshot: &Snapshot, name: &Name) -> Result<(), Error> {
     let taken = |stored: &StoredToken| stored.token.name == *name || stored.token.id == name.as_str();
     if snapshot.tokens.values().any(|stored| taken(stored)) {
-        return Err(Error::Conflict(format!("there is an API token {name} already")));
+        return Err(Error::Conflict(format!("an API token named {name} exists already")));
     }
     Ok(())
 }
@@ -96,7 +96,7 @@ fn unused_id(snapshot: &Snapshot) -> String {
 }
 
 fn id_of(text: &str) -> Option<&str> {
-    let mut parts = text.splitn(3, '_'); // the secret may hold `_`
+    let mut parts = text.splitn(3, '_'); // the secret may contain `_`
     (parts.next()? == PREFIX).then(|| parts.next()).flatten()
 }
 
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_known_by_its_whole_text() {
+    fn only_the_whole_text_of_a_token_gives_its_role() {
         let (snapshot, secret) = with_token(&request(None));
         assert_eq!(role_of(&snapshot, &secret, moment()), Some(Role::Operate));
         let mut wrong = secret.clone();
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!((stored.token.id.len(), secret.len()), (8, 4 + 8 + 1 + 43));
         assert!(secret.starts_with(&format!("ost_{}_", stored.token.id)));
         assert_eq!(stored.token.name.as_str(), format!("token-{}", stored.token.id));
-        assert!(!serde_json::to_string(&**stored).unwrap().contains(&secret[13..]), "only the hash is kept");
+        assert!(!serde_json::to_string(&**stored).unwrap().contains(&secret[13..]), "only the hash is stored");
     }
 
     #[test]
@@ -170,11 +170,12 @@ mod tests {
         let role = |now| role_of(&snapshot, &secret, now);
         assert_eq!(role(moment().plus(hour - Duration::from_millis(1))), Some(Role::Operate));
         assert_eq!(role(moment().plus(hour)), None);
-        assert_eq!(role(Moment { wall: moment().wall.plus(DAY), ..moment() }), Some(Role::Operate), "the wall jumped");
+        let jumped = Moment { wall: moment().wall.plus(DAY), ..moment() };
+        assert_eq!(role(jumped), Some(Role::Operate), "the wall clock jumped");
     }
 
     #[test]
-    fn after_a_reboot_a_token_lives_for_what_remained() {
+    fn after_a_reboot_a_token_lives_for_the_time_that_remained() {
         let (snapshot, _) = with_token(&request(Some(7200)));
         let stored = snapshot.tokens.values().next().unwrap();
         let hour = Duration::from_secs(3600);

@@ -1,37 +1,37 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Problems shown of one file. A file with more is not a configuration at all.
+/// Problems of one file that the error shows. A file with more is probably not a configuration at all.
 const MAX_SHOWN: usize = 32;
 
-/// Why there is no configuration.
+/// Why the configuration was not read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{}: {reason}", file.display())]
     Unreadable { file: PathBuf, reason: String },
-    /// Everything that is wrong, in the order of the file, one line each.
+    /// Every problem, in the order of the file, one line each.
     #[error("{}", Lines { file: file.as_deref(), problems })]
     Invalid { file: Option<PathBuf>, problems: Vec<Problem> },
 }
 
-/// One thing that is wrong with a configuration.
+/// One mistake in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     pub place: Place,
-    /// `http.listen`, or the environment variable; empty where the text is not TOML.
+    /// `http.listen`, or the name of an environment variable; empty if the text is not TOML.
     pub key: String,
-    /// The value as it was written, and what would be right.
+    /// The value as it was written, and what is expected.
     pub message: String,
 }
 
 /// Where a problem is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// Counted from 1.
+    /// A line of the file, counted from 1.
     Line(usize),
-    /// Nowhere: the file does not say it, and should.
+    /// The key is not in the file, and is required.
     Missing,
-    /// In a variable of the environment.
+    /// An environment variable.
     Environment,
 }
 

@@ -1,6 +1,7 @@
-//! What was to be forgotten of nodes that will not return. Pure.
+//! Nodes and sessions that the operator removed because they will not return. Pure.
 //!
-//! Others still tell of them for a while. So it is remembered what was forgotten, until the node itself is heard.
+//! Other nodes still spread their state for a while. So this node remembers what was removed, and does not list it
+//! again until the node itself is back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,20 +9,21 @@ use std::time::Duration;
 use super::Entry;
 use crate::types::{BootInstant, NodeId, SessionId};
 
-/// A life that is over lives on in what others tell of it, until their detectors have noticed: they heard it last at
-/// different times, and each later time makes it seem alive again.
+/// How long a dead life of a node can still look alive: until the failure detectors of all nodes have noticed its
+/// death, they spread heartbeats that they received at different times, and each later one makes it look alive again.
 pub(super) const ECHO: Duration = Duration::from_secs(30);
-/// Nodes of which something is forgotten. Above it, some are taken up again where others tell of them.
+/// Removed nodes, and nodes with removed sessions, that are remembered at most. Above it, some are listed again if
+/// other nodes still spread their state.
 const MAX_NODES: usize = 1000;
 
-/// By node, the life that is not taken up again.
+/// By node, the life of which something is not to be listed again.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Forgotten(BTreeMap<NodeId, Life>);
 
 #[derive(Debug, Clone)]
 struct Life {
     incarnation: u64,
-    /// Since when it has seemed alive again.
+    /// Since when it has looked alive again.
     heard_since: Option<BootInstant>,
     what: What,
 }
@@ -52,7 +54,7 @@ impl Forgotten {
         }
     }
 
-    /// Looks at the newest life of every node: what is heard again is not forgotten any more.
+    /// Compares with the newest life of every node. Nodes that are back are no longer forgotten, nor their sessions.
     pub(super) fn look(&mut self, newest: &BTreeMap<&NodeId, &Entry>, now: BootInstant) {
         self.0.retain(|id, life| newest.get(id).is_none_or(|entry| life.is_over(entry, now)));
     }
@@ -70,14 +72,14 @@ impl Forgotten {
         }
     }
 
-    /// The same of all nodes.
+    /// The sessions that are not to be listed, of all nodes.
     pub(super) fn sessions(&self) -> impl Iterator<Item = (&NodeId, &BTreeSet<SessionId>)> {
         self.0.keys().filter_map(|id| Some((id, self.sessions_of(id)?)))
     }
 }
 
 impl Life {
-    /// Whether the newest life of the node is still this one, and over.
+    /// Whether the node's newest life is still this one, and is over.
     fn is_over(&mut self, newest: &Entry, now: BootInstant) -> bool {
         if newest.incarnation > self.incarnation {
             return false;

@@ -1,8 +1,8 @@
-//! What a node says of itself: a few small keys, each a JSON document; pure.
+//! What a node publishes about itself: a few small keys, each a JSON document; pure.
 //!
-//! Each change of a key travels to every node, so what changes from second to second is left out or
-//! rounded, and measured figures have a key of their own that is written seldom. What is read was written
-//! by another version, perhaps: what is missing, not known or malformed costs only itself.
+//! Each change of a key travels to every node. So figures that change every second are left out or rounded, and
+//! measured figures have a key of their own that changes seldom. A node of another version may have written a document:
+//! a reader skips only what is missing, unknown or malformed.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -14,30 +14,30 @@ use crate::types::{
     Bytes, ClusterMode, Cores, Disk, GpuUsage, NodeId, NodeProfile, NodeUsage, SessionId, SessionProfile, Timestamp,
 };
 
-/// Bytes in one value. A value above 64 KiB would never spread, and block every later key.
+/// Bytes of one value at most. A value above 64 KiB would never spread, and would block every later key.
 pub const MAX_VALUE: usize = 8 << 10;
-/// Sessions of one node that are told to the others.
+/// Sessions that one node publishes at most.
 pub const MAX_SESSIONS: usize = 512;
 
 /// The node's profile.
 pub const NODE: &str = "node";
-/// What is measured. Whoever publishes writes it less often than the rest.
+/// The measured figures. The publishing node changes them less often than the rest.
 pub const LOAD: &str = "load";
-/// Set once the node says goodbye.
+/// Present once the node is leaving.
 pub const LEFT: &str = "left";
 const MODE: &str = "mode";
 const CATALOGUE: &str = "catalogue";
-/// Followed by the id: one key a session.
+/// Prefix of a session's key; the session's id follows.
 const SESSION: &str = "s/";
 
-/// Measured cores are told in steps of a tenth.
+/// Measured cores are rounded to a tenth of a core.
 const CORES_STEP_MILLI: u64 = 100;
-/// Measured memory is told in these steps.
+/// Measured memory is rounded down to this step, 64 MiB.
 const MEMORY_STEP: u64 = 64 << 20;
-/// Free disk is told in these steps.
+/// Free disk is rounded down to this step, 1 GiB.
 const DISK_STEP: u64 = 1 << 30;
 
-/// What a node has to say.
+/// What a node publishes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Published {
     pub profile: Arc<NodeProfile>,
@@ -49,7 +49,7 @@ pub struct Published {
     pub mode: ClusterMode,
 }
 
-/// What was heard of a node.
+/// What another node has published, as far as it has arrived.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Heard {
     pub profile: Option<Arc<NodeProfile>>,
@@ -102,7 +102,7 @@ impl Load {
     }
 }
 
-/// The keys that say it. What cannot be made small enough is not said.
+/// The keys of what a node publishes. A document that cannot be made small enough is left out.
 pub fn write(published: &Published) -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();
     let mut say = |key: String, value: Option<String>| {
@@ -120,7 +120,7 @@ pub fn write(published: &Published) -> BTreeMap<String, String> {
     keys
 }
 
-/// What the keys of this node say.
+/// Reads the keys that the node `id` has published.
 pub fn read<'a>(id: &NodeId, keys: impl IntoIterator<Item = (&'a str, &'a str)>) -> Heard {
     let mut heard = Heard::default();
     for (key, value) in keys {
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_reader_gets_what_was_published() {
         let mut published = published(1, 3);
         Arc::make_mut(&mut published.profile).gpus = vec![gpu(0)];
         let disk = |free_bytes| Disk { path: "/".to_owned(), total_bytes: Bytes::gib(100), free_bytes };
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_that_passes_changes_only_the_load() {
+    fn time_alone_changes_only_the_load() {
         let mut later = published(1, 2);
         let before = write(&later);
         later.usage.load = Some([1.0, 2.0, 3.0]);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_is_too_long_loses_what_it_can_do_without() {
+    fn a_document_that_is_too_long_loses_parts_in_order() {
         let mut long = published(1, 0);
         let profile = Arc::make_mut(&mut long.profile);
         let condition = |kind| Condition { kind, message: "m".repeat(3000), since: Timestamp::default() };
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_sessions_those_that_go_on_are_told() {
+    fn of_too_many_sessions_those_that_go_on_are_published() {
         let mut many = published(1, 0);
         let numbered = |n: u32| {
             let mut session = (*session(1, n)).clone();
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_costs_only_itself() {
+    fn a_reader_skips_only_what_it_cannot_parse() {
         let mut keys = write(&published(1, 2));
         let first = keys.keys().find(|key| key.starts_with(SESSION)).unwrap().clone();
         keys.insert(first, "{".to_owned());
@@ -374,7 +374,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_heard_does_no_harm(keys in proptest::collection::btree_map(
+        fn any_keys_are_read_without_a_panic(keys in proptest::collection::btree_map(
             prop_oneof!["node|load|mode|left|catalogue", "s/[a-z2-7]{26}", ".*"], ".*", 0..20)
         ) {
             let heard = heard(&id(1), &keys);

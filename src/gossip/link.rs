@@ -1,4 +1,4 @@
-//! chitchat: the one place that speaks to it.
+//! The adapter to chitchat.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -12,36 +12,36 @@ use tokio::sync::watch;
 use super::keys::{self, Heard};
 use super::{Config, Entry, Error};
 
-/// How many times its mean a silence lasts before a node counts as dead. Each message tells of every node,
-/// so the mean is short.
+/// A node counts as dead once it is silent for this many times the mean interval between its heartbeats. The mean is
+/// short, since each message carries the heartbeats of every node.
 const PHI: f64 = 14.0;
-/// Heartbeats that the mean is made of, beside five of the initial interval: few, so that where many nodes
-/// send many messages a moment without any is not taken for a death.
+/// Intervals in the mean, in addition to five of the initial interval. They are few, so that in a large cluster, where
+/// messages are frequent, a moment without one is not taken for a death.
 const SAMPLES: usize = 20;
-/// Rounds after which a longer silence says nothing of how often a node is heard.
+/// Rounds: a longer interval between two heartbeats is not counted in the mean.
 const MAX_INTERVAL_ROUNDS: u32 = 10;
-/// Rounds for which a dead node is told to others: each restart leaves one behind.
+/// Rounds for which a dead life of a node is kept and spread. Each restart of an agent leaves one behind.
 const DEAD_ROUNDS: u32 = 600;
-/// Rounds for which it is told that a key was deleted. Whoever misses it is sent everything anew.
+/// Rounds for which the deletion of a key is spread. A node that misses it is sent all keys again.
 const DELETED_ROUNDS: u32 = 180;
-/// The above in time, however slow the rounds are.
+/// The longest time for each of the two above, however slow the rounds are.
 const MAX_GRACE: Duration = Duration::from_secs(600);
 
-/// Which state of a node's keys it is.
+/// The version of a node's keys.
 type Version = (u64, u64);
-/// What chitchat publishes when a node comes, goes or changes.
+/// What chitchat publishes when a node joins, dies or changes its keys.
 pub(super) type Changes = watch::Receiver<BTreeMap<ChitchatId, NodeState>>;
 
-/// The running chitchat. It ends with this.
+/// A running chitchat. It ends when the link is dropped.
 pub(super) struct Link {
     chitchat: ChitchatHandle,
-    /// What was read already, with the version that it was read of.
+    /// What has been read of each life, with the version of its keys.
     read: HashMap<ChitchatId, (Version, Arc<Heard>)>,
     /// The keys of this node.
     said: BTreeMap<String, String>,
 }
 
-/// A node's state; the keys only where they were not read yet.
+/// A life of a node. It has keys only if this version of them has not been read yet.
 struct State {
     id: ChitchatId,
     live: bool,
@@ -50,7 +50,7 @@ struct State {
 }
 
 impl Link {
-    /// Starts chitchat with these keys. It is told where to gossip by [`Link::dial`].
+    /// Starts chitchat with these keys. It gossips with no node before [`Link::dial`] gives it an address.
     pub(super) async fn start(
         config: &Config,
         incarnation: u64,
@@ -70,7 +70,7 @@ impl Link {
             cluster_id: config.cluster.to_string(),
             gossip_interval: config.interval,
             listen_addr: config.advertise,
-            seed_nodes: Vec::new(), // it would wait for a name server before it starts
+            seed_nodes: Vec::new(), // with names here, chitchat would wait for a name server before it starts
             failure_detector_config,
             marked_for_deletion_grace_period: grace(DELETED_ROUNDS),
             catchup_callback: None,
@@ -87,7 +87,7 @@ impl Link {
         &self.said
     }
 
-    /// Says these keys in place of those that were said before.
+    /// Publishes these keys in place of the previous ones.
     pub(super) async fn say(&mut self, keys: BTreeMap<String, String>) {
         if keys == self.said {
             return;
@@ -105,7 +105,7 @@ impl Link {
         self.said = keys;
     }
 
-    /// Every life of every node that is known, this one excepted.
+    /// Every known life of every node, except this one.
     pub(super) async fn entries(&mut self) -> Vec<Entry> {
         let states = self.states().await;
         let known: HashSet<ChitchatId> = states.iter().map(|state| state.id.clone()).collect();
@@ -113,7 +113,8 @@ impl Link {
         states.into_iter().filter_map(|state| self.entry(state)).collect()
     }
 
-    /// Copies under chitchat's lock what is new. It gossips with nobody meanwhile, so nothing is read there.
+    /// Copies the keys that have not been read yet under chitchat's lock. chitchat does not gossip meanwhile, so the
+    /// keys are parsed afterwards.
     async fn states(&self) -> Vec<State> {
         let own = self.chitchat.chitchat_id();
         self.chitchat
@@ -146,27 +147,27 @@ impl Link {
         Some(Entry { id, incarnation, address, live: state.live, heard })
     }
 
-    /// Gossips with whoever is at this address, once.
+    /// Gossips once with the node at this address.
     pub(super) fn dial(&self, address: SocketAddr) {
-        // It has ended where this fails, which `ended` says.
+        // This fails only after chitchat has ended, which `ended` reports.
         let _ = self.chitchat.gossip(address);
     }
 
-    /// Changes whenever a node comes, goes or says something else.
+    /// A watch that changes whenever a node joins, dies or changes its keys.
     pub(super) async fn changes(&self) -> Changes {
         self.chitchat.with_chitchat(|chitchat| chitchat.live_nodes_watcher()).await
     }
 
-    /// Why chitchat ended, once it does.
+    /// Waits for the end of chitchat, and returns the reason.
     pub(super) fn ended(&self) -> impl Future<Output = String> + use<> {
         let ended = self.chitchat.termination_watcher();
         async move { ended.await.err().map_or_else(|| "it was shut down".to_owned(), |error| format!("{error:#}")) }
     }
 
-    /// Ends chitchat, and waits for it.
+    /// Shuts chitchat down, and waits for its end.
     pub(super) async fn shut_down(self) {
         if let Err(error) = self.chitchat.shutdown().await {
-            tracing::debug!(error = %format!("{error:#}"), "gossip did not end well");
+            tracing::debug!(error = %format!("{error:#}"), "gossip ended with an error");
         }
     }
 }
@@ -179,7 +180,7 @@ mod tests {
     use crate::gossip::fixture::{id, published};
     use crate::types::ClusterMode;
 
-    /// So short that deleted keys are forgotten while a test waits.
+    /// Short enough for a test to wait until deleted keys are forgotten.
     const ROUND: Duration = Duration::from_millis(5);
 
     async fn start(n: u8, transport: &ChannelTransport) -> Link {
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_of_sessions_that_are_gone_are_forgotten_everywhere() {
+    async fn keys_of_sessions_that_are_gone_are_forgotten_on_every_node() {
         let transport = ChannelTransport::default();
         let (mut one, mut two) = (start(1, &transport).await, start(2, &transport).await);
         two.dial(SocketAddr::from(([127, 0, 0, 1], 1)));
@@ -219,7 +220,7 @@ mod tests {
         for sessions in [40, 0, 25, 0] {
             one.say(keys::write(&published(1, sessions))).await;
             let expected = usize::try_from(sessions).unwrap();
-            until("the other hears of them", async || {
+            until("the other has the sessions", async || {
                 two.entries().await.first().is_some_and(|entry| entry.heard.sessions.len() == expected)
             })
             .await;

@@ -1,10 +1,9 @@
 //! Membership and the state of every node, spread by gossip.
 //!
-//! Each node publishes a few small keys ([`keys`]); chitchat brings them to everybody within some
-//! rounds. What must be fast does not wait for it: gossip is for who is there, for lists, and for what
-//! is left of a node that cannot be asked any more. [`view`] makes of the keys what the other parts
-//! read; [`roster`] keeps it, so that a node that starts finds the others without a seed; [`task`] owns
-//! it all.
+//! Each node publishes a few small keys ([`keys`]), which chitchat brings to every node within some rounds. Nothing
+//! that must be fast waits for gossip: it is for membership, for lists, and for the last known state of a node that
+//! does not answer. [`view`] turns the keys into what the other parts read. [`roster`] stores it, so that a node that starts
+//! finds the others without a seed. [`task`] owns all of it.
 
 mod forgotten;
 pub mod keys;
@@ -26,22 +25,22 @@ use crate::types::{
     Actor, ClusterMode, Name, NodeId, NodeProfile, NodeState, NodeUsage, SessionId, SessionProfile, Timestamp,
 };
 
-/// What the gossip of this node is told.
+/// The gossip's part of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub me: NodeId,
-    /// Clusters of other names are not heard.
+    /// Gossip of clusters with other names is ignored.
     pub cluster: Name,
-    /// Where the others reach this node.
+    /// The address at which the other nodes reach this one.
     pub advertise: SocketAddr,
-    /// Where to begin, as `host:port`. A name is looked up again and again.
+    /// The nodes to contact first, as `host:port`. Names are looked up again regularly.
     pub seeds: Vec<String>,
     pub mode: ClusterMode,
-    /// Between two rounds of gossip. What a node publishes changes at most once in it.
+    /// The time between two rounds of gossip. What a node publishes changes at most once per round.
     pub interval: Duration,
 }
 
-/// Where the owner says what it knows. Each is made before, for those who read it.
+/// The channels on which the owner publishes. They exist before the owner, so that their readers can start first.
 #[derive(Debug)]
 pub struct Channels {
     pub directory: watch::Sender<Arc<Directory>>,
@@ -49,15 +48,15 @@ pub struct Channels {
     pub members: watch::Sender<Arc<election::Members>>,
 }
 
-/// Why gossip does not run, or a request was refused.
+/// Why gossip did not start, or a request was rejected. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 pub enum Error {
-    #[error("gossip cannot be started: {0}")]
+    #[error("cannot start gossip: {0}")]
     Start(String),
-    #[error("no node {0} is known")]
+    #[error("node {0} not found")]
     NotFound(NodeId),
-    /// Whoever is heard is a member.
-    #[error("node {0} is alive: stop its agent first")]
+    /// A node that is alive cannot be removed.
+    #[error("node {0} is alive; stop its agent first")]
     Alive(NodeId),
     #[error("the roster cannot be written: {0}")]
     Store(String),
@@ -65,7 +64,7 @@ pub enum Error {
     Stopping,
 }
 
-/// The way to the owner. Cheap to clone.
+/// Sends requests to the owner. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
@@ -80,7 +79,7 @@ enum Request {
 }
 
 impl Handle {
-    /// Says goodbye to the others, and ends the gossip of this node.
+    /// Tells other nodes that this node leaves, and ends its gossip.
     pub async fn leave(&self) -> Result<(), Error> {
         self.ask(Request::Leave).await
     }
@@ -98,24 +97,24 @@ impl Handle {
     }
 }
 
-/// Every other node, as it was last heard of.
+/// Every other node, as this node last heard from it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ClusterView {
     pub members: BTreeMap<NodeId, Arc<Member>>,
-    /// By member, its sessions that somebody had forgotten: it will not return.
+    /// By node, its sessions that an operator removed because the node will not return.
     pub forgotten: BTreeMap<NodeId, BTreeSet<SessionId>>,
-    /// Another live node has this node's id.
+    /// The address of another live node with this node's id.
     pub duplicate: Option<SocketAddr>,
-    /// There are seeds or known nodes, and none of them was ever heard.
+    /// There are seeds or known nodes, and none of them has ever been heard.
     pub alone: bool,
 }
 
 /// Another node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Member {
-    /// Where its agent is reached.
+    /// The address of its agent.
     pub address: SocketAddr,
-    /// Which life of its agent was heard; grows.
+    /// The life of its agent that was heard. The number grows with each start of the agent.
     pub incarnation: u64,
     pub state: NodeState,
     pub mode: ClusterMode,
@@ -131,16 +130,16 @@ pub struct Member {
     pub catalogue: Option<String>,
 }
 
-/// Where every known node is reached.
+/// The address of every known node.
 pub type Directory = BTreeMap<NodeId, SocketAddr>;
 
-/// One life of a node, this one's included, as chitchat knows it.
+/// One life of a node, which may be this node, as chitchat knows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     pub id: NodeId,
     pub incarnation: u64,
     pub address: SocketAddr,
-    /// Its heartbeat goes on.
+    /// Whether its heartbeat goes on.
     pub live: bool,
     pub heard: Arc<keys::Heard>,
 }

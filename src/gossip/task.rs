@@ -1,4 +1,4 @@
-//! The owner of what is known of the other nodes.
+//! The owner of this node's knowledge of the other nodes.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -19,31 +19,31 @@ use super::{Channels, Config, Error, Handle, Reply, Request};
 use crate::clock::Clock;
 use crate::types::{Actor, NodeId, NodeState, SessionId};
 
-/// Requests waiting for the owner. Callers beyond it wait.
+/// Requests that wait for the owner at most. Further callers wait for a place.
 const QUEUE: usize = 16;
 
-/// Rounds between two of the measured figures.
+/// Rounds between two publications of the measured figures.
 const LOAD_ROUNDS: u64 = 10;
-/// Rounds between two tries to reach those that are not alive. They are tried for ever.
+/// Rounds between two tries to reach the nodes that are not alive. The tries never end.
 const DIAL_ROUNDS: u64 = 5;
-/// Addresses that are tried at once; the others have their turn the next time.
+/// Addresses that are tried at once; the others follow at the next tries.
 const DIALS: usize = 64;
-/// Looks within one round, where others change.
+/// Looks per round at most, if other nodes change.
 const LOOKS: u32 = 4;
-/// Figures of others are written to disk this often.
+/// How often figures of other nodes are written to disk.
 const FIGURES_EVERY: Duration = Duration::from_secs(60);
-/// Nodes that are told goodbye; they tell the rest.
+/// Nodes that this node tells that it leaves. They tell the others.
 const GOODBYES: usize = 5;
-/// How often each is told: what is lost once is not missed.
+/// How often each of them is told, so that one lost message does not matter.
 const GOODBYE_TRIES: u32 = 3;
-/// How long a goodbye may take to be told.
+/// How long leaving may take, in rounds and at most.
 const GOODBYE_ROUNDS: u32 = 10;
 const MAX_GOODBYE: Duration = Duration::from_secs(1);
 
-/// What this node has to say now.
+/// Returns what this node publishes now.
 pub type Source = Arc<dyn Fn() -> Published + Send + Sync>;
 
-/// Starts the gossip, and its owner. It ends when the last [`Handle`] is gone, after a goodbye, or when
+/// Starts the gossip, and its owner. The owner ends when the last [`Handle`] is gone, after [`Handle::leave`], or when
 /// chitchat ends.
 ///
 /// # Errors
@@ -92,11 +92,11 @@ struct Owner {
     channels: Channels,
     clock: Clock,
     rounds: u64,
-    /// How many addresses were tried so far.
+    /// The place of the next address to try.
     dialled: usize,
     looked: Instant,
     figures_kept: Instant,
-    /// It was said that the roster cannot be written.
+    /// The roster cannot be written, and the log says so already.
     store_fails: bool,
 }
 
@@ -145,7 +145,7 @@ impl Owner {
         self.rounds += 1;
     }
 
-    /// Says what has changed here.
+    /// Publishes the changes of this node.
     async fn say(&mut self) {
         let mut keys = keys::write(&(self.source)());
         if !self.rounds.is_multiple_of(LOAD_ROUNDS)
@@ -156,7 +156,7 @@ impl Owner {
         self.link.say(keys).await;
     }
 
-    /// Looks at the others: keeps and publishes what has changed.
+    /// Looks at the other nodes, then stores and publishes the changes.
     async fn look(&mut self) {
         let entries = self.link.entries().await;
         self.looked = Instant::now();
@@ -165,12 +165,12 @@ impl Owner {
         self.keep().await;
         let members = view::members(&view, self.config.mode, self.membership.is_untried(now));
         publish(&self.channels.directory, view::directory(&view));
-        // Whoever hears of new members finds them in the view.
+        // Published before the members, so that a reader that wakes for new members finds them in the view.
         publish(&self.channels.view, view);
         publish(&self.channels.members, members);
     }
 
-    /// The next look tries again where the disk refuses: the roster only helps a start.
+    /// Stores the roster. If that fails, the next look tries again: only a start needs the roster.
     async fn keep(&mut self) {
         let figures = self.figures_kept.elapsed() >= FIGURES_EVERY;
         if figures {
@@ -180,13 +180,13 @@ impl Owner {
             Ok(()) => self.store_fails = false,
             Err(_) if self.store_fails => {}
             Err(error) => {
-                tracing::warn!(%error, "the roster cannot be written: a restart would not know the latest nodes");
+                tracing::warn!(%error, "cannot write the roster: after a restart this node may not know new nodes");
                 self.store_fails = true;
             }
         }
     }
 
-    /// Gossips with those who should be there and are not: what tells of a partition's end.
+    /// Gossips with seeds and known nodes that are not alive. This is how the end of a partition is noticed.
     fn dial(&mut self) {
         let mut addresses = self.seeds.addresses();
         let silent = |state| matches!(state, NodeState::Suspect | NodeState::Unknown);
@@ -239,7 +239,8 @@ impl Owner {
         drop(reply.send(Ok(())));
     }
 
-    /// Whom a goodbye is told: live nodes first. Who stops right after it started has seen nobody live yet.
+    /// The nodes to tell that this node leaves. Live nodes come first; a node that stops right after its start has seen
+    /// none yet, so known nodes and seeds follow.
     fn listeners(&self) -> Vec<SocketAddr> {
         let live = self.live();
         let known = self.membership.members().values();
@@ -251,7 +252,7 @@ impl Owner {
     }
 }
 
-/// Readers wake only where something has changed.
+/// Publishes a value if it has changed, so that readers wake only for changes.
 fn publish<T: PartialEq>(to: &watch::Sender<Arc<T>>, value: T) {
     to.send_if_modified(|published| {
         let differs = **published != value;

@@ -1,8 +1,8 @@
-//! What everybody reads of the other nodes, made of what chitchat knows and of what was known before; pure.
+//! The view of the other nodes that all parts read, from chitchat's knowledge and from what was known before; pure.
 //!
-//! That a node is silent says little: chitchat's verdict is a hint, and leases decide. So a silent node is
-//! suspect for a while before it is unknown, and where most of them fall silent together, this node
-//! suspects itself first.
+//! Silence alone proves little: chitchat's verdict on a node is a hint, and leases decide. So a silent node is suspect
+//! for a while before it is unknown. If most nodes fall silent together, the fault may be this node's own network, so
+//! they stay suspect for longer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use super::{ClusterView, Directory, Entry, Member};
 use crate::election::Members;
 use crate::types::{BootInstant, ClusterMode, Moment, NodeId, NodeState, SessionId, SessionProfile, SessionState};
 
-/// Nodes that are remembered. Above it, those that are not alive and were seen longest ago are forgotten.
+/// Nodes that are remembered at most. Above it, the nodes that are not alive and were seen longest ago are forgotten.
 pub const MAX_MEMBERS: usize = 10_000;
 
 /// How long a silent node is suspect before it is unknown.
 const SUSPECT_FOR: Duration = Duration::from_secs(10);
-/// The same, where more than half of the nodes fell silent together: it may well be this one's own network.
+/// The same if more than half of the nodes fell silent together, since the cause may be this node's own network.
 const SUSPECT_SELF_FOR: Duration = Duration::from_secs(30);
-/// Without a sound from anybody for so long after the start, this node is alone.
+/// A node that hears no other node for this long after its start is alone.
 const ALONE_AFTER: Duration = Duration::from_secs(5);
-/// The time when a live node was last seen moves on in these steps, so that time alone changes little.
+/// `last_seen` of live nodes advances in these steps, so that time alone seldom changes the view.
 const LAST_SEEN_STEP: Duration = Duration::from_secs(5);
 
 /// What is remembered between two looks at the cluster.
@@ -30,21 +30,21 @@ const LAST_SEEN_STEP: Duration = Duration::from_secs(5);
 pub struct Membership {
     me: NodeId,
     incarnation: u64,
-    /// There are seeds, or there were known nodes at the start.
+    /// There are seeds, or other nodes were known at the start.
     expects_others: bool,
     started: BootInstant,
     heard_anybody: bool,
-    /// When live nodes were last seen.
+    /// The `last_seen` of live nodes.
     stamp: Moment,
     live: BTreeSet<NodeId>,
     suspects: BTreeMap<NodeId, Silence>,
-    /// Since when an older life of this node has seemed alive.
+    /// Since when an older life of this node has looked alive.
     twin_since: Option<BootInstant>,
     forgotten: Forgotten,
     members: BTreeMap<NodeId, Arc<Member>>,
 }
 
-/// Of a node that was live.
+/// The silence of a node that was alive.
 #[derive(Debug, Clone, Copy)]
 struct Silence {
     since: BootInstant,
@@ -52,7 +52,7 @@ struct Silence {
 }
 
 impl Membership {
-    /// Begins with the nodes that were known when the agent last ran.
+    /// Begins with the nodes that were known when the agent ran last.
     pub fn new(
         me: NodeId,
         incarnation: u64,
@@ -80,7 +80,7 @@ impl Membership {
         &self.members
     }
 
-    /// Looks at every life that chitchat knows, this one excepted.
+    /// Looks at every life that chitchat knows, except this one.
     pub fn look(&mut self, entries: &[Entry], now: Moment) -> ClusterView {
         if now.boot.since(self.stamp.boot) >= LAST_SEEN_STEP {
             self.stamp = now;
@@ -97,12 +97,12 @@ impl Membership {
         ClusterView { members: self.members.clone(), forgotten, duplicate, alone: self.is_alone(now) }
     }
 
-    /// Whether there are nodes that may still answer for the first time.
+    /// Whether other nodes are expected, none has answered yet, and it is too early to count as alone.
     pub fn is_untried(&self, now: Moment) -> bool {
         self.expects_others && !self.heard_anybody && !self.is_alone(now)
     }
 
-    /// Forgets a node, until it is heard again. Returns what was known of it.
+    /// Forgets a node until it is heard again. Returns what was known of it.
     pub fn forget(&mut self, id: &NodeId) -> Option<Arc<Member>> {
         let member = self.members.remove(id)?;
         self.suspects.remove(id);
@@ -111,7 +111,7 @@ impl Membership {
         Some(member)
     }
 
-    /// Forgets a session of a node, until the node is heard again. Returns what was known of the node.
+    /// Forgets a session of a node until the node is heard again. Returns what was known of the node.
     pub fn forget_session(&mut self, id: &NodeId, session: &SessionId) -> Option<Arc<Member>> {
         let member = self.members.get_mut(id)?;
         let before = Arc::clone(member);
@@ -124,7 +124,8 @@ impl Membership {
         self.expects_others && !self.heard_anybody && now.boot.since(self.started) >= ALONE_AFTER
     }
 
-    /// Of each other node the latest life, unless a later one is remembered, or it was to be forgotten.
+    /// The latest life of each other node, except lives that are older than a remembered one and nodes that were
+    /// removed.
     fn newest<'a>(&mut self, entries: &'a [Entry], now: BootInstant) -> BTreeMap<&'a NodeId, &'a Entry> {
         let mut newest: BTreeMap<&NodeId, &Entry> = BTreeMap::new();
         for entry in entries.iter().filter(|entry| entry.id != self.me) {
@@ -151,7 +152,7 @@ impl Membership {
         self.suspects.retain(|id, silence| {
             !live.contains(id) && !has_left(id) && now.boot.since(silence.since) < silence.patience
         });
-        // The detector notices one after another, within some rounds.
+        // The failure detector notices nodes one after another, within some rounds.
         let fresh = |silence: &Silence| now.boot.since(silence.since) < SUSPECT_FOR;
         let together = self.suspects.values().filter(|silence| fresh(silence)).count();
         if together > live.len() {
@@ -220,7 +221,7 @@ impl Membership {
         }
     }
 
-    /// Another live node with this node's id.
+    /// Another live node with this node's id, once it cannot be an earlier life of this one.
     fn duplicate<'a>(&mut self, entries: &'a [Entry], now: Moment) -> Option<&'a Entry> {
         let twins = || entries.iter().filter(|entry| entry.id == self.me && entry.live && !entry.heard.left);
         let Some(twin) = twins().max_by_key(|entry| entry.incarnation) else {
@@ -247,7 +248,7 @@ impl Membership {
     }
 }
 
-/// Of a node that is not alive, nobody can tell how its sessions are that had not ended.
+/// The sessions of a node in this state: if it is not alive, sessions that had not ended are `unknown`.
 pub(super) fn as_seen(
     sessions: &BTreeMap<SessionId, Arc<SessionProfile>>,
     state: NodeState,
@@ -263,12 +264,12 @@ pub(super) fn as_seen(
     seen
 }
 
-/// Where every known node is reached.
+/// The address of every known node.
 pub fn directory(view: &ClusterView) -> Directory {
     view.members.iter().map(|(id, member)| (*id, member.address)).collect()
 }
 
-/// What an election needs to know, for a node of this mode.
+/// What the election of a node with this mode needs to know.
 pub fn members(view: &ClusterView, mode: ClusterMode, untried: bool) -> Members {
     let staying = || view.members.iter().filter(|(_, member)| member.state != NodeState::Left);
     let voters = staying().filter(|(_, member)| member.mode == mode).map(|(id, _)| *id).collect();

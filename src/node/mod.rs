@@ -14,13 +14,13 @@ use crate::types::{Actor, Deadline, DrainRequest, Invalid, Name, NodeId, Setting
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub name: Name,
-    /// What the configuration file says of settings. It wins, and the API cannot change it.
+    /// The settings that the configuration file declares. They win, and the API cannot change them.
     pub declared: SettingsPatch,
-    /// The configuration file, to name it when the API is refused.
+    /// The configuration file, to name it when the API rejects a change of a declared setting.
     pub file: Option<std::path::PathBuf>,
 }
 
-/// What is kept of this node. Settings are those in force, declared ones included.
+/// The state of this node. `settings` are those in force, declared ones included.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     pub id: NodeId,
@@ -32,7 +32,7 @@ pub struct State {
 }
 
 impl State {
-    /// Whether the node takes new sessions, as its operator wants.
+    /// Whether the operator lets the node admit new sessions: it is enabled and does not drain.
     pub const fn accepts(&self) -> bool {
         self.settings.enabled && self.drain.is_none()
     }
@@ -47,16 +47,16 @@ pub struct DrainState {
     pub message: Option<String>,
 }
 
-/// What the mesh and the catalogue tell of this node's place in its cluster.
+/// What the mesh and the catalogue show of this node's place in its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ClusterSigns {
-    /// Where another node with this node's id is.
+    /// The address of another node with this node's id.
     pub duplicate: Option<String>,
-    /// Why none of the seeds was ever heard, where that is so.
+    /// That no seed has ever answered, and why; `None` if one has.
     pub alone: Option<String>,
-    /// Nodes of another mode.
+    /// Nodes with a different mode.
     pub mode_mismatch: Vec<Name>,
-    /// What was changed on two sides.
+    /// Catalogue entries that were changed on both sides of a partition.
     pub conflicts: Vec<String>,
 }
 
@@ -66,7 +66,7 @@ pub enum Error {
     #[error("{0}")]
     Invalid(#[from] Invalid),
     /// The configuration file declares this setting.
-    #[error("{field} is declared in {file}, key settings.{field}: change it there")]
+    #[error("{field} is declared in {file}, key settings.{field}; change it there")]
     Declared { field: String, file: String },
     /// A GPU override on a host without a GPU.
     #[error("gpus_override needs at least one physical GPU, and this node has none")]
@@ -77,7 +77,7 @@ pub enum Error {
     Stopping,
 }
 
-/// Asks the owner of this node's settings.
+/// Sends requests to the owner of this node's settings.
 #[derive(Debug, Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
@@ -86,7 +86,7 @@ pub struct Handle {
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
-/// What the owner can be asked.
+/// A request to the owner.
 #[derive(Debug)]
 enum Request {
     Patch(SettingsPatch, Actor, Reply<Settings>),

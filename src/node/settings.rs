@@ -1,23 +1,23 @@
 //! Which settings are in force, and which changes are allowed. Pure.
 //!
-//! Three layers, each over the one before: defaults, what was chosen over the API, and
-//! what the configuration file declares.
+//! There are three layers, each over the one before: the defaults, the settings chosen over the API, and the settings
+//! that the configuration file declares.
 
 use std::path::Path;
 
 use super::{Config, Error};
 use crate::types::{Settings, SettingsPatch};
 
-/// What a change of settings comes to.
+/// The result of a change of settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Change {
-    /// To be kept: the layer of the API.
+    /// The settings chosen over the API, to store.
     pub chosen: Settings,
-    /// What is in force with it.
+    /// The settings in force.
     pub in_force: Settings,
 }
 
-/// The settings in force. Declared labels are all the labels: none that was chosen before stays beside them.
+/// The settings in force. If labels are declared, they are all the labels, and chosen labels do not apply.
 pub(super) fn in_force(chosen: &Settings, declared: &SettingsPatch) -> Settings {
     let mut settings = chosen.clone();
     if declared.labels.is_some() {
@@ -26,8 +26,8 @@ pub(super) fn in_force(chosen: &Settings, declared: &SettingsPatch) -> Settings 
     declared.apply(&settings)
 }
 
-/// What the patch makes of the settings, or why it may not. A value that is in force already is no change, so a
-/// caller may send back everything that it was shown.
+/// Applies the patch to the settings, or says why it may not be applied. A value that is in force already is no
+/// change, so a caller may send back all settings that it has read.
 pub(super) fn change(
     chosen: &Settings,
     config: &Config,
@@ -50,7 +50,7 @@ pub(super) fn change(
     Ok(Change { chosen, in_force })
 }
 
-/// A patch is checked by itself, but its labels join others.
+/// Checks the labels of the result: a patch was checked by itself, but adds its labels to others.
 fn check_all_labels(settings: &Settings) -> Result<(), Error> {
     let labels = settings.labels.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect();
     Ok(SettingsPatch { labels: Some(labels), ..SettingsPatch::default() }.validate()?)
@@ -71,7 +71,7 @@ fn differing(a: &Settings, b: &Settings) -> impl Iterator<Item = &'static str> {
     .filter_map(|(name, differs)| differs.then_some(name))
 }
 
-/// The patch without what is declared: a declared value never becomes a chosen one.
+/// The patch without the declared settings: a declared value never becomes a chosen one.
 fn without(patch: &SettingsPatch, declared: &SettingsPatch) -> SettingsPatch {
     SettingsPatch {
         enabled: patch.enabled.filter(|_| declared.enabled.is_none()),
@@ -84,7 +84,7 @@ fn without(patch: &SettingsPatch, declared: &SettingsPatch) -> SettingsPatch {
     }
 }
 
-/// Declarations may come from the environment alone.
+/// The file's name in errors; without a file, the declarations come from the environment.
 fn file_name(file: Option<&Path>) -> String {
     file.map_or_else(|| "the environment".to_owned(), |file| file.display().to_string())
 }
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_declared_is_refused_by_name_and_file() {
+    fn a_change_of_a_declared_setting_is_rejected_with_its_name_and_file() {
         let refused = changed(r#"{"cores_override":8}"#, r#"{"enabled":false,"cores_override":12}"#).unwrap_err();
         let expected =
             Error::Declared { field: "cores_override".to_owned(), file: "/etc/ostler/ostler.toml".to_owned() };
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_override_is_refused_without_a_gpu_unless_it_was_there() {
+    fn a_new_gpu_override_is_rejected_without_a_gpu() {
         let asked = patch(r#"{"gpus_override":10}"#);
         let none = Settings::default();
         let kept = Settings { gpus_override: 10, ..Settings::default() };
@@ -185,7 +185,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn declared_values_stay_whatever_is_asked(
+        fn no_patch_changes_a_declared_value(
             declared in any_patch(), asks in proptest::collection::vec(any_patch(), 0..8)
         ) {
             let config = Config { declared, ..config("{}") };

@@ -1,4 +1,4 @@
-//! What is kept of this node on disk: `node.redb` in the data directory.
+//! This node on disk: `node.redb` in the data directory.
 
 use std::path::Path;
 
@@ -16,11 +16,11 @@ const IDENTITY: &str = "identity";
 const SETTINGS: &str = "settings";
 const DRAIN: &str = "drain";
 
-/// What was found at start.
+/// What the store had at start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
     pub id: NodeId,
-    /// The settings chosen over the API, without what the configuration file declares.
+    /// The settings chosen over the API, without those that the configuration file declares.
     pub chosen: Settings,
     pub drain: Option<DrainState>,
 }
@@ -30,13 +30,13 @@ pub struct Kept {
 pub struct Store(crate::store::Store);
 
 impl Store {
-    /// Opens the store in the data directory, or makes it and a node id with it.
+    /// Opens the store in the data directory, or creates it with a new node id.
     ///
-    /// The id is bound to the host's `machine_id` (see [`machine_id`]): on a copy of the disk in
-    /// another machine a new id is made, so that no two nodes ever share one. The settings stay.
+    /// The id is bound to the host's `machine_id` (see [`machine_id`]): if the directory was copied to another
+    /// machine, the node gets a new id, so that no two nodes share one. The settings stay.
     ///
     /// # Errors
-    /// The file is in use or cannot be reached, or no id can be written.
+    /// The file is in use or cannot be opened, or the id cannot be written.
     pub fn open(data_dir: &Path, machine_id: Option<&str>, now: Timestamp) -> Result<(Self, Kept), Error> {
         let (store, (identity, chosen, drain)) = crate::store::Store::open(&data_dir.join(FILE), now, parse)?;
         let (identity, changed) = match identity {
@@ -65,7 +65,7 @@ impl Store {
     }
 }
 
-/// What tells this machine from a copy of it, where it says.
+/// The machine's id, which distinguishes it from another with a copy of its disk. `None` if the machine has none.
 pub fn machine_id() -> Option<String> {
     parse_machine_id(&std::fs::read_to_string("/etc/machine-id").ok()?)
 }
@@ -76,7 +76,7 @@ fn parse_machine_id(text: &str) -> Option<String> {
     (!id.is_empty() && id != "uninitialized").then(|| id.to_owned())
 }
 
-/// The node id and the machine that it was made on.
+/// The node id and the machine that it was created on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     id: NodeId,
@@ -92,13 +92,14 @@ impl Identity {
     }
 }
 
-/// The identity on this machine, and whether it is another than was found. A machine that says nothing proves nothing.
+/// The identity on this machine, and whether it differs from the stored one. Without a machine id nothing proves that
+/// the machine is another one, so the stored identity stays.
 fn bind(found: Identity, machine_id: Option<&str>) -> (Identity, bool) {
     match (&found.machine_id, machine_id) {
         (Some(bound), Some(here)) if bound != here => {
             let new = Identity::new(machine_id);
             tracing::warn!(old = %found.id, new = %new.id,
-                "this data directory comes from another machine: the node has a new id");
+                "the data directory comes from another machine: this node gets a new id");
             (new, true)
         }
         (None, Some(here)) => (Identity { machine_id: Some(here.to_owned()), ..found }, true),
@@ -120,12 +121,12 @@ fn readable<T>(what: &str, json: &[u8], parsed: Result<T, serde_json::Error>) ->
     parsed
         .inspect_err(|error| {
             let record = String::from_utf8_lossy(json);
-            tracing::error!(what, %error, %record, "a record cannot be read: its default is used");
+            tracing::error!(what, %error, %record, "cannot parse a record: its default is used");
         })
         .ok()
 }
 
-/// Settings that an older version did not know have their default; those of a newer one are left out.
+/// Settings that an older version did not write get their default; settings of a newer version are ignored.
 fn settings_of(json: &[u8]) -> Result<Settings, serde_json::Error> {
     let mut settings = serde_json::to_value(Settings::default())?;
     if let (Value::Object(known), Value::Object(stored)) = (&mut settings, serde_json::from_slice(json)?) {

@@ -12,7 +12,8 @@ use crate::capacity;
 use crate::clock::Clock;
 use crate::types::{Actor, Deadline, DrainRequest, GpuSharing, Settings, SettingsPatch};
 
-/// Changes waiting for the owner. Callers beyond it wait: changes are few, and each takes one write to disk.
+/// Changes that wait for the owner at most. Further callers wait for a place: changes are few, and each takes one
+/// write to disk.
 const QUEUE: usize = 64;
 
 /// Starts the owner. It ends when the last [`Handle`] is gone.
@@ -53,7 +54,7 @@ impl Owner {
     async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
         self.rebase_drain().await;
         while let Some(request) = queue.recv().await {
-            // Nobody has to wait for the answer: the change is made or refused all the same.
+            // The caller may have gone: the change is made or rejected all the same.
             match request {
                 Request::Patch(patch, by, reply) => drop(reply.send(self.patch(&patch, &by).await)),
                 Request::Drain(drain, by, reply) => drop(reply.send(self.drain(drain, &by).await)),
@@ -98,8 +99,8 @@ impl Owner {
         Ok(())
     }
 
-    /// After a reboot the deadline is counted from this boot. Where that cannot be written, the one from
-    /// before goes on, by the wall clock.
+    /// Rebases the drain's deadline to this boot after a reboot. If that cannot be written, the old deadline stays in
+    /// force, counted by the wall clock.
     async fn rebase_drain(&mut self) {
         let Some(drain) = &self.state.drain else { return };
         let rebased =
@@ -107,7 +108,7 @@ impl Owner {
         if rebased != *drain
             && let Err(error) = self.keep_drain(Some(rebased)).await
         {
-            tracing::warn!(%error, "the drain's deadline was not written again after the reboot");
+            tracing::warn!(%error, "cannot write the drain's deadline after the reboot");
         }
     }
 
@@ -123,12 +124,12 @@ impl Owner {
     }
 }
 
-/// Says what an operator who lets users share a GPU should know.
+/// Warns an operator that lets users share a GPU.
 fn caution(before: &Settings, after: &Settings) {
     if after.gpu_sharing == GpuSharing::Any && before.gpu_sharing != GpuSharing::Any {
         tracing::warn!(
             "security: gpu_sharing is `any`: sessions of different users may share one GPU, \
-             and the isolation between them on it is not well established"
+             and isolation between users on one GPU is not well established"
         );
     }
 }
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_declared_setting_wins_and_what_was_chosen_returns_after_it() {
+    async fn a_declared_setting_wins_and_the_chosen_one_returns_without_it() {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual(moment());
         let free = start(directory.path(), "{}", &clock);
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn undrain_never_touches_enabled_and_a_second_drain_keeps_its_start() {
+    async fn undrain_does_not_change_enabled_and_a_second_drain_keeps_its_start() {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual(moment());
         let (node, _owner) = start(directory.path(), r#"{"enabled":false}"#, &clock);
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_drain_goes_on_counting_after_a_reboot() {
+    async fn the_deadline_of_a_drain_survives_a_reboot() {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual(moment());
         let first = start(directory.path(), "{}", &clock);
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_written_is_not_done() {
+    async fn a_change_that_cannot_be_written_is_not_made() {
         let (store, switch) = Store::failing();
         let id = "k3f7q2m5x6a4b7c2".parse().unwrap();
         let kept = Kept { id, chosen: Settings::default(), drain: None };
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_handle_outlives_no_owner() {
+    async fn without_its_owner_a_handle_answers_that_the_daemon_is_stopping() {
         let directory = tempfile::tempdir().unwrap();
         let (node, owner) = start(directory.path(), "{}", &Clock::manual(moment()));
         owner.abort();

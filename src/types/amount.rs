@@ -1,4 +1,4 @@
-//! Cores and bytes: integers inside, human text and JSON numbers outside.
+//! Cores and bytes: integers in memory, numbers in JSON, and short text for people.
 
 use std::fmt;
 use std::iter::Sum;
@@ -17,7 +17,7 @@ pub struct Cores(u64);
 
 impl Cores {
     pub const ZERO: Self = Self(0);
-    /// More cores than any host or cluster has; a larger figure is a typing error.
+    /// A million cores, more than any host or cluster has: a larger figure is a typing error.
     pub const MAX: Self = Self(1_000_000 * 1000);
 
     pub const fn from_milli(milli: u64) -> Self {
@@ -44,8 +44,8 @@ impl Cores {
         Self(self.0.saturating_add(other.0))
     }
 
-    /// The cores that a measured, fractional figure stands for, rounded to the
-    /// nearest millicore. `None` for what is negative, not a number or absurd.
+    /// A measured number of cores, rounded to the nearest millicore. `None` if it is negative, not a number or
+    /// above [`Cores::MAX`].
     pub fn from_measured(cores: f64) -> Option<Self> {
         let milli = (cores * 1000.0).round();
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // range checked right here
@@ -56,7 +56,7 @@ impl Cores {
         let milli = cores * 1000.0;
         let given = Self::from_measured(cores)
             .ok_or_else(|| format!("{cores} is not a number of cores; expected 0 to {}", Self::MAX))?;
-        // Half a thousandth of a millicore: wider than the error of any decimal that fits in an f64 here.
+        // Half a thousandth of a millicore: larger than the rounding error of any decimal in this range as an f64.
         if (milli - milli.round()).abs() > 5e-4 {
             return Err(format!("{cores} has more than 3 decimals; the step is 0.001 core"));
         }
@@ -142,7 +142,7 @@ pub struct Bytes(u64);
 
 impl Bytes {
     pub const ZERO: Self = Self(0);
-    /// 8 EiB less one: what a signed 64-bit count, which container engines speak, can hold.
+    /// 8 EiB less one: the largest signed 64-bit number, which is the type of sizes in the engines' APIs.
     pub const MAX: Self = Self(i64::MAX as u64);
 
     pub const fn new(bytes: u64) -> Self {
@@ -247,13 +247,14 @@ impl<'de> Deserialize<'de> for Bytes {
                 f.write_str("a number of bytes, or text such as \"512M\" or \"4GiB\"")
             }
             fn visit_u64<E: de::Error>(self, v: u64) -> Result<Bytes, E> {
-                if v > Bytes::MAX.0 { Err(E::custom(format!("{v} bytes is absurd"))) } else { Ok(Bytes(v)) }
+                let wrong = || E::custom(format!("{v} bytes is out of range; expected 0 to {}", Bytes::MAX.0));
+                if v > Bytes::MAX.0 { Err(wrong()) } else { Ok(Bytes(v)) }
             }
             fn visit_i64<E: de::Error>(self, v: i64) -> Result<Bytes, E> {
                 u64::try_from(v).map(Bytes).map_err(|_| E::custom(format!("{v} is negative; expected 0 or more bytes")))
             }
             fn visit_f64<E: de::Error>(self, v: f64) -> Result<Bytes, E> {
-                // JSON does not tell 1.0 from 1: a whole number is whole however it is spelled.
+                // JSON has one number type: 1.0 is the same number as 1.
                 if v.fract() == 0.0 && (0.0..9e18).contains(&v) {
                     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // range checked right here
                     return Ok(Bytes(v as u64));
@@ -340,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn people_read_short_figures() {
+    fn figures_for_people_are_short() {
         assert_eq!(Cores::from_milli(2500).to_string(), "2.5");
         assert_eq!(Cores::whole(12).to_string(), "12");
         assert_eq!(Bytes::gib(6).to_string(), "6 GiB");

@@ -1,42 +1,44 @@
-//! What a cluster is told to be.
+//! The cluster's choices of its operator: `cluster.mode` and `[placement]`.
 
 use serde::{Deserialize, Serialize};
 
 use super::text::words;
 
-/// What a cluster does when it is cut in two: `cluster.mode`, and with it `cluster.expected_nodes`.
+/// What a cluster does during a network partition: `cluster.mode` with `cluster.expected_nodes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum ClusterMode {
-    /// Each side that can elect a leader goes on.
+    /// Every side that can elect a leader goes on.
     #[default]
     Available,
-    /// Only a majority of this many nodes goes on.
+    /// Only a side with a majority of this number of nodes goes on.
     Quorum { expected_nodes: u32 },
 }
 
-/// Which of the nodes with room a session goes to.
+/// Which of the nodes with room a session goes to: `placement.strategy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strategy {
-    /// The one with the most room left.
+    /// The node with the most room left.
     #[default]
     Spread,
-    /// The one with the least, so that others stay free for what is large.
+    /// The node with the least room left, so that the others keep room for large sessions.
     Binpack,
 }
 words!(Strategy { Spread => "spread", Binpack => "binpack" });
 
-/// What to do with a key that a node may know which cannot be asked.
+/// What the leader does with a request whose idempotency key an unreachable node may already know:
+/// `placement.on_unknown`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnUnknown {
-    /// Place it: after a partition the session may be there twice, until one of the two is put away.
+    /// Place the session. After a partition there may be two sessions of one key, until one of them ends as a
+    /// duplicate.
     Place,
-    /// Refuse it, until the node is back or removed.
+    /// Reject the request until the node is back or removed.
     Fail,
 }
 words!(OnUnknown { Place => "place", Fail => "fail" });
 
 impl OnUnknown {
-    /// What fits the mode where nobody says.
+    /// The default in a mode.
     pub const fn of(mode: ClusterMode) -> Self {
         match mode {
             ClusterMode::Available => Self::Place,

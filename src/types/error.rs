@@ -1,4 +1,4 @@
-//! The error body that every refusal of the API has.
+//! The body of every error of the API.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -14,11 +14,11 @@ pub struct ErrorBody {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorDetail {
     pub code: ErrorCode,
-    /// For a person: what is wrong and what would be right.
+    /// What is wrong and how to correct it, for a person.
     pub message: String,
     /// Whether the same request may succeed later.
     pub retryable: bool,
-    /// Why each node said no, where nodes were asked.
+    /// Why each node cannot take the session; empty if placement was not tried.
     #[serde(default)]
     pub nodes: Vec<NodeReason>,
 }
@@ -44,12 +44,12 @@ pub enum ErrorCode {
     Internal,
 }
 
-/// One node's reason for not taking a session, with the figures it compared.
+/// Why one node cannot take a session, with the figures that were compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeReason {
     pub node: Name,
     pub reason: Reason,
-    /// What was short, where something was.
+    /// The resource that is short; `null` if the reason is not a resource.
     pub dimension: Option<Dimension>,
     /// Figures in the dimension's unit: cores, bytes, devices, sessions or ports.
     pub requested: Option<f64>,
@@ -58,37 +58,37 @@ pub struct NodeReason {
 }
 
 impl NodeReason {
-    /// A reason that no figure goes with.
+    /// A reason without figures.
     pub const fn plain(node: Name, reason: Reason) -> Self {
         Self { node, reason, dimension: None, requested: None, available: None, physical: None }
     }
 }
 
-/// Why a node does not take a session.
+/// Why a node cannot take a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// More than the host has, whatever is free: it will never fit there.
+    /// The session needs more than the host has, and will never fit there.
     ExceedsPhysical,
-    /// It fits the host, but not beside what is there now.
+    /// The session fits the host, but not beside the sessions that are there now.
     NoCapacity,
-    /// GPUs are free, but sharing rules keep this user off them.
+    /// GPUs have room, but `gpu_sharing` does not let this user share them.
     GpuSharing,
     Disabled,
     Draining,
-    /// The node's labels are not those the workspace asks for.
+    /// The node lacks a label that the session requires.
     Constraint,
-    /// The node has no network of the name that the workspace asks for.
+    /// The workspace's network is not in the node's `runtime.networks`.
     Network,
     /// The container engine does not answer.
     RuntimeUnavailable,
-    /// The node itself does not answer, or has not told yet what it has.
+    /// The node does not answer, or has not reported its resources to the leader yet.
     Unreachable,
-    /// The node's runtime needs an image, or a command, that the workspace does not name.
+    /// The node's runtime needs an image or a command that the workspace does not have.
     Runtime,
     /// A volume of this user and workspace is on another node.
     Volume,
-    /// The session could not be started there.
+    /// The session failed to start there.
     StartFailed,
     /// Another live node has this node's id.
     DuplicateNodeId,

@@ -1,4 +1,4 @@
-//! Names and identities. Each is checked once, where it enters, and then trusted.
+//! Names and identities. Each is checked once, when it is parsed, and trusted from then on.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -21,7 +21,7 @@ fn is_base32(text: &str) -> bool {
     text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
 }
 
-/// What every name and identity has: its text to read, to show and to compare with, and strict deserialisation.
+/// Implements `Display`, `AsRef<str>`, `Serialize` and strict `Deserialize` of a name or identity by its text.
 macro_rules! text {
     ($name:ident) => {
         impl fmt::Display for $name {
@@ -57,7 +57,7 @@ macro_rules! text {
     };
 }
 
-/// An identity: so many characters of base32, held in place. It is copied, never allocated, and orders and
+/// An identity: a fixed number of base32 characters, stored inline. It is `Copy`, needs no allocation, and orders and
 /// hashes as its text does.
 macro_rules! identity {
     ($name:ident, $len:literal, $what:literal) => {
@@ -88,7 +88,7 @@ macro_rules! identity {
     };
 }
 
-/// A name: checked text, shared by all its copies.
+/// A name: checked text that all its clones share.
 macro_rules! name {
     ($name:ident) => {
         impl $name {
@@ -105,7 +105,7 @@ macro_rules! name {
     };
 }
 
-/// A node's identity: random, made once, kept for the life of its data directory.
+/// A node's identity: random, created once, and kept as long as the node's data directory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String, pattern = "^[a-z2-7]{16}$", example = "k3f7q2m5x6a4b7c2")]
 pub struct NodeId([u8; 16]);
@@ -120,8 +120,8 @@ impl NodeId {
     }
 }
 
-/// A session's identity: made from the cluster's name and the idempotency key,
-/// so that one key is one session wherever and however often it is asked for.
+/// A session's identity, derived from the cluster's name and the idempotency key, so that every request with one key
+/// means one session.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String, pattern = "^[a-z2-7]{26}$", example = "mfrggzdfmztwq2lknnwg23tpob")]
 pub struct SessionId([u8; 26]);
@@ -135,7 +135,7 @@ impl SessionId {
     pub fn of_key(cluster: &Name, idempotency_key: &str) -> Self {
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         hash.update(cluster.as_str().as_bytes());
-        hash.update(&[0]); // a name holds no NUL: no two pairs concatenate alike
+        hash.update(&[0]); // a name holds no NUL, so no two pairs of cluster and key give the same bytes
         hash.update(idempotency_key.as_bytes());
         let mut digest = [0; Self::DIGEST_LEN];
         BASE32.encode_mut(hash.finish().as_ref(), &mut digest);
@@ -157,7 +157,7 @@ impl Name {
 }
 
 impl From<NodeId> for Name {
-    /// What a node is called that never said its name: a node id is a name, too.
+    /// The name that stands for a node whose name is not known. Every node id is a valid name.
     fn from(id: NodeId) -> Self {
         Self(id.as_str().into())
     }
@@ -184,7 +184,7 @@ impl FromStr for Name {
     }
 }
 
-/// The person a session is for, as the API's caller asserts it: 1 to 128 of letters, digits and `. _ @ + - \`.
+/// The user of a session, as the API's caller states it: 1 to 128 of letters, digits and `. _ @ + - \`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String, pattern = r"^[A-Za-z0-9._@+\\-]{1,128}$", max_length = 128, example = "alice@example.com")]
 pub struct User(Arc<str>);
@@ -206,7 +206,7 @@ impl FromStr for User {
     }
 }
 
-/// Who may decide placements, and since when: compared term first, then node.
+/// The order of leaders: ballots compare by term first, then by node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 pub struct Ballot {
     pub term: u64,
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_one_session_and_clusters_never_share_one() {
+    fn a_key_gives_one_session_id_and_another_in_each_cluster() {
         let a: Name = "a".parse().unwrap();
         let b: Name = "b".parse().unwrap();
         assert_eq!(SessionId::of_key(&a, "k"), SessionId::of_key(&a, "k"));
@@ -228,13 +228,13 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_is_its_text_in_every_way() {
+    fn an_identity_is_shown_parsed_and_ordered_as_its_text() {
         let session = SessionId::of_key(&"c".parse().unwrap(), "k");
         assert_eq!(session.to_string().len(), SessionId::LEN);
         assert_eq!(serde_json::to_string(&session).unwrap(), format!("\"{session}\""));
         let (low, high) = (NodeId::from_bytes([0; 10]), NodeId::from_bytes([255; 10]));
         assert_eq!((low.as_str(), high.as_str()), ("aaaaaaaaaaaaaaaa", "7777777777777777"));
-        assert!(low > high, "a digit is below a letter, as in the text");
+        assert!(low > high, "a digit orders below a letter, as in the text");
         for wrong in
             ["", "aaaaaaaaaaaaaaa", "aaaaaaaaaaaaaaaaa", "Aaaaaaaaaaaaaaaa", "aaaaaaaaaaaaaaa1", "aaaaaaaaaaaaaaé"]
         {
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_safe_in_paths_and_containers() {
+    fn names_are_safe_in_paths_and_container_names() {
         for good in ["a", "node-1", "x.y_z", "0", &"a".repeat(63)] {
             assert!(good.parse::<Name>().is_ok(), "{good}");
         }
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn users_are_logins_and_addresses() {
+    fn users_are_login_names_and_mail_addresses() {
         for good in ["alice", "alice@example.com", r"CORP\alice", "a+b"] {
             assert!(good.parse::<User>().is_ok(), "{good}");
         }

@@ -1,4 +1,4 @@
-//! A node as everybody sees it, and what its operator may say of it.
+//! A node as the API shows it, and the settings that its operator may change.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +11,17 @@ use super::{
 };
 
 pub type Labels = BTreeMap<String, String>;
-/// Labels to set; `null` takes one away (RFC 7396).
+/// Labels to set; `null` removes one (RFC 7396).
 pub type LabelsPatch = BTreeMap<String, Option<String>>;
 
 const MAX_LABELS: usize = 64;
 const MAX_LABEL: usize = 63;
-/// Overrides above these are typing errors, whatever the host: 65,536 cores, 1 PiB, 1,024 GPUs.
+/// Overrides above these are typing errors on any host: 65,536 cores, 1 PiB, 1,024 GPUs.
 const MAX_CORES_OVERRIDE: Cores = Cores::whole(65_536);
 const MAX_MEMORY_OVERRIDE: Bytes = Bytes::gib(1 << 20);
 const MAX_GPUS_OVERRIDE: u32 = super::workspace::MAX_GPUS;
 
-/// Which images a node will remove by itself. Kept and shown; nothing is removed yet.
+/// Which images a node will remove by itself. Stored and shown only: no image is removed yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Prune {
@@ -32,24 +32,24 @@ pub enum Prune {
 }
 words!(Prune { Off => "off", Normal => "normal", Aggressive => "aggressive" });
 
-/// Who may share one GPU.
+/// Which sessions may share one GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GpuSharing {
-    /// Nobody: one session a device.
+    /// None: one session per device.
     None,
     /// Sessions of one user.
     #[default]
     SameUser,
-    /// Anybody: isolation between users on one GPU is not well established.
+    /// Any sessions. Isolation between users on one GPU is not well established.
     Any,
 }
 words!(GpuSharing { None => "none", SameUser => "same_user", Any => "any" });
 
-/// What the operator says of a node. An override of 0 means none.
+/// The settings of a node. An override of 0 means no override.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Settings {
-    /// Off: no new sessions; those that are here go on.
+    /// Whether the node admits new sessions. Sessions that it has go on either way.
     pub enabled: bool,
     pub prune: Prune,
     pub cores_override: Cores,
@@ -74,7 +74,7 @@ impl Default for Settings {
     }
 }
 
-/// Any subset of the settings, to change.
+/// The settings to change: any subset.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SettingsPatch {
@@ -93,31 +93,31 @@ pub struct SettingsPatch {
     pub gpus_override: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_sharing: Option<GpuSharing>,
-    /// Joined into the node's labels; `null` takes one away.
+    /// Labels to set on the node; `null` removes a label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = schema::labels_patch, required = false)]
     pub labels: Option<LabelsPatch>,
 }
 
 impl SettingsPatch {
-    /// Checks the figures against their bounds, whatever the host.
+    /// Checks the figures and labels against the bounds that hold for any host.
     pub fn validate(&self) -> Result<(), Invalid> {
         if let Some(cores) = self.cores_override
             && cores > MAX_CORES_OVERRIDE
         {
-            let bound = format!("{cores} is absurd; expected 0 (no override) to {MAX_CORES_OVERRIDE}");
+            let bound = format!("{cores} is out of range; expected 0 (no override) to {MAX_CORES_OVERRIDE}");
             return Err(Invalid::new("cores_override", bound));
         }
         if let Some(memory) = self.memory_override_bytes
             && memory > MAX_MEMORY_OVERRIDE
         {
-            let bound = format!("{memory} is absurd; expected 0 (no override) to {MAX_MEMORY_OVERRIDE}");
+            let bound = format!("{memory} is out of range; expected 0 (no override) to {MAX_MEMORY_OVERRIDE}");
             return Err(Invalid::new("memory_override_bytes", bound));
         }
         if let Some(gpus) = self.gpus_override
             && gpus > MAX_GPUS_OVERRIDE
         {
-            let bound = format!("{gpus} is absurd; expected 0 (no override) to {MAX_GPUS_OVERRIDE}");
+            let bound = format!("{gpus} is out of range; expected 0 (no override) to {MAX_GPUS_OVERRIDE}");
             return Err(Invalid::new("gpus_override", bound));
         }
         if let Some(labels) = &self.labels {
@@ -164,7 +164,8 @@ impl SettingsPatch {
     }
 }
 
-/// Labels: at most 64; keys as names with `/` allowed, values of at most 63 printable ASCII characters.
+/// Checks labels: at most 64; keys of 1 to 63 letters, digits and `. _ - /`; values of at most 63 printable ASCII
+/// characters.
 pub(super) fn check_labels(field: &str, labels: &Labels) -> Result<(), Invalid> {
     if labels.len() > MAX_LABELS {
         return Err(Invalid::new(field, format!("{} labels; at most {MAX_LABELS}", labels.len())));
@@ -177,14 +178,14 @@ pub(super) fn check_labels(field: &str, labels: &Labels) -> Result<(), Invalid> 
             return Err(Invalid::new(format!("{field}.{shown}"), expected));
         }
         if value.len() > MAX_LABEL || !value.bytes().all(|b| (b' '..=b'~').contains(&b)) {
-            let expected = format!("a value is at most {MAX_LABEL} printable ASCII characters");
+            let expected = format!("expected a value of at most {MAX_LABEL} printable ASCII characters");
             return Err(Invalid::new(format!("{field}.{shown}"), expected));
         }
     }
     Ok(())
 }
 
-/// How the rest of the cluster sees a node.
+/// A node's state as the answering node sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeState {
@@ -195,21 +196,21 @@ pub enum NodeState {
 }
 words!(NodeState { Alive => "alive", Suspect => "suspect", Unknown => "unknown", Left => "left" });
 
-/// One resource of a node, in the words of every table and bar.
+/// The figures of one resource of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Figures<T> {
     /// What the host has.
     pub physical: T,
-    /// What the operator says instead; 0: nothing.
+    /// What the operator set to be offered instead; 0: no override.
     #[serde(rename = "override")]
     pub override_: T,
-    /// The override where it is not 0, else physical.
+    /// What the node offers: the override if it is not 0, else physical.
     pub effective: T,
-    /// The sum of what admitted sessions reserved.
+    /// The sum of what the admitted sessions reserve.
     pub allocated: T,
     /// `max(0, effective - allocated)`
     pub available: T,
-    /// What is measured in use, foreign processes included; `null` when unknown.
+    /// The measured use, processes outside ostler included; `null` if unknown.
     pub utilized: Option<T>,
     pub utilized_at: Option<Timestamp>,
 }
@@ -221,7 +222,7 @@ pub struct NodeResources {
     pub gpus: Figures<u32>,
 }
 
-/// The file system that images live on.
+/// The file system that holds the images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Disk {
     pub path: String,
@@ -247,7 +248,7 @@ pub struct Gpu {
     pub temperature_celsius: Option<f64>,
     pub power_watts: Option<f64>,
     pub health: String,
-    /// How many sessions may hold it at once under the override.
+    /// How many sessions may hold the device at once under the override.
     pub slots: u32,
     pub slots_used: u32,
     pub cordoned: bool,
@@ -261,45 +262,45 @@ pub enum RuntimeKind {
 }
 words!(RuntimeKind { Docker => "docker", Process => "process" });
 
-/// What runs the sessions, and whether it answers.
+/// The runtime that runs the sessions, and whether it answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RuntimeStatus {
     pub kind: RuntimeKind,
     pub version: Option<String>,
     pub available: bool,
-    /// Why it does not answer, or what it cannot do on this host.
+    /// Why the runtime does not answer, or what it cannot do on this host.
     pub message: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ConditionKind {
-    /// More is allocated than is offered: nothing more is admitted, nothing is stopped.
+    /// Sessions reserve more than the node offers. The node admits no more of that resource and stops no session.
     Overcommitted,
-    /// More memory is offered than RAM and swap hold: sessions may be killed when it is used.
+    /// The node offers more memory than RAM and swap hold: the kernel may kill sessions that use it.
     MemoryOvercommitWithoutSwap,
     /// A GPU override is set, but the host shows no GPU.
     GpuOverrideInactive,
-    /// A GPU override above physical that sharing rules keep from being used.
+    /// A GPU override is above the number of GPUs, and `gpu_sharing` keeps sessions from using all of it.
     GpuSharingLimitsOverride,
     RuntimeUnavailable,
     /// The process runtime cannot enforce all limits on this host.
     LimitsNotEnforced,
-    /// The journal of sessions could not be read; it was moved aside and rebuilt from labels.
+    /// The journal of sessions could not be read. The agent moved it aside and rebuilt it from container labels.
     JournalRebuilt,
     /// Sessions keep failing to start here.
     FailingStarts,
-    /// Less disk is free than `limits.min_free_disk`: nothing more is admitted.
+    /// Less disk is free than `limits.min_free_disk`: the node admits no session.
     LowDisk,
-    /// Another live node has this node's id, as a copy of its disk has: nothing more is admitted.
+    /// Another live node has this node's id, as after a copy of its disk: the node admits no session.
     DuplicateNodeId,
-    /// There are seeds, and none of them was ever heard.
+    /// Seeds are configured, and no other node has ever answered.
     AloneWithSeeds,
-    /// Other nodes have another `cluster.mode` or `cluster.expected_nodes`: their votes do not count here.
+    /// Other nodes have a different `cluster.mode` or `cluster.expected_nodes`: this node does not count their votes.
     ModeMismatch,
-    /// Workspaces that were changed on two sides of a partition: one change lost.
+    /// Catalogue entries were changed on both sides of a partition: one of the two changes is lost.
     WorkspaceConflict,
-    /// Figures were made up by the `[dev]` section.
+    /// Figures come from the `[dev]` section and are made up.
     DevFigures,
 }
 words!(ConditionKind {
@@ -319,7 +320,7 @@ words!(ConditionKind {
     DevFigures => "dev_figures",
 });
 
-/// Something about a node that its operator should know.
+/// A state of a node that its operator should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Condition {
     pub kind: ConditionKind,
@@ -327,18 +328,18 @@ pub struct Condition {
     pub since: Timestamp,
 }
 
-/// What a drain is asked to do.
+/// A request to drain a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DrainRequest {
-    /// When the drain should be over.
+    /// Seconds until the drain should be over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3153600000i64)]
     pub deadline_seconds: Option<u64>,
-    /// At the deadline (at once, where there is none), stop what is left.
+    /// Stop the sessions that are left at the deadline; without a deadline, at once.
     #[serde(default)]
     pub stop_sessions: bool,
-    /// For those who wonder why.
+    /// Why the node drains, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 1024)]
     pub message: Option<String>,
@@ -367,7 +368,7 @@ pub struct Drain {
     pub blockers: Vec<SessionId>,
 }
 
-/// A node as everybody sees it.
+/// A node as the API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Node {
     pub id: NodeId,
@@ -491,7 +492,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_patch_changes_what_it_names_and_null_takes_a_label_away() {
+    fn a_patch_changes_what_it_names_and_null_removes_a_label() {
         let patch: SettingsPatch =
             serde_json::from_str(r#"{"cores_override":12,"labels":{"rack":"3","old":null}}"#).unwrap();
         assert_eq!(patch.fields(), ["cores_override", "labels"]);
@@ -504,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_overrides_are_refused() {
+    fn overrides_out_of_range_are_rejected() {
         let refused = |json: &str| serde_json::from_str::<SettingsPatch>(json).unwrap().validate().unwrap_err().field;
         assert_eq!(refused(r#"{"cores_override": 65537}"#), "cores_override");
         assert_eq!(refused(r#"{"memory_override_bytes": 2251799813685248}"#), "memory_override_bytes");

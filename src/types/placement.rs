@@ -1,25 +1,25 @@
-//! What a placement decision says of itself.
+//! How the API explains a placement.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Name, NodeReason, SessionId, Timestamp};
 
-/// The answer to a dry run: where the session would go, and what every node said.
+/// The answer to a dry run: the node that the session would go to, and the verdict on every node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Plan {
-    /// The node it would be offered to first; `null` where none would take it.
+    /// The node that the leader would offer the session to first; `null` if no node can take it.
     pub node: Option<Name>,
     pub nodes: Vec<NodeVerdict>,
 }
 
-/// One node's part in a placement.
+/// The verdict on one node in a placement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeVerdict {
     pub node: Name,
-    /// Its place in the order of offers, from 1; `null` where the node was filtered out.
+    /// The node's place in the order of offers, from 1; `null` if the node was filtered out.
     pub rank: Option<u32>,
-    /// Why it was filtered out, or refused the offer.
+    /// Why the node was filtered out, or rejected the offer.
     pub refusal: Option<NodeReason>,
 }
 
@@ -28,7 +28,7 @@ pub struct NodeVerdict {
 pub struct Explanation {
     pub session: SessionId,
     pub node: Name,
-    /// How often this session has been offered; 1 for the first time.
+    /// The number of the attempt to place the session, from 1.
     pub attempt: u32,
     pub decided_at: Timestamp,
     pub nodes: Vec<NodeVerdict>,

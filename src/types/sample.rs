@@ -1,4 +1,4 @@
-//! A node and sessions to test with.
+//! A node and sessions for tests.
 
 use super::{
     Bytes, Cores, Node, NodeProfile, NodeState, NodeUsage, Resources, RuntimeKind, RuntimeStatus, Session,
@@ -39,7 +39,7 @@ pub(crate) fn session_id(key: &str) -> SessionId {
     SessionId::of_key(&"test".parse().unwrap(), key)
 }
 
-/// A session of one core on node `one`.
+/// A session with one core on node `one`.
 pub(crate) fn session(key: &str, workspace: &str, user: &str, state: SessionState) -> Session {
     Session::of(&session_profile(key, workspace, user, state), None)
 }

@@ -1,7 +1,7 @@
-//! What the types' checks accept, in the words of JSON Schema, where no derive can say it.
+//! JSON Schemas of the fields whose checks no derive can express.
 //!
-//! Each stands for a check of the same name; a request that follows these is refused for what its fields
-//! say together only, such as more shared memory than memory.
+//! Each schema states the check that its comment names. A request that follows the schemas is rejected only for
+//! conflicts between fields, such as more shared memory than memory.
 
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
 
@@ -13,7 +13,7 @@ pub(super) fn env() -> Schema {
     let name = format!("^{reserved}[A-Za-z_][A-Za-z0-9_]{{0,127}}$");
     ObjectBuilder::new()
         .schema_type(Type::Object)
-        .description(Some("Environment variables. Values may hold `{user}`, `{session}` and `{secret}`."))
+        .description(Some("Environment variables. Values may contain `{user}`, `{session}` and `{secret}`."))
         .property_names(Some(text(&name)))
         .additional_properties(Some(text(r"^[^\x00]{0,32768}$")))
         .max_properties(Some(128))
@@ -22,13 +22,13 @@ pub(super) fn env() -> Schema {
 
 /// `check_labels`
 pub(super) fn labels() -> Schema {
-    label_map(text(LABEL).into(), "Labels; as constraints those that a node must have.")
+    label_map(text(LABEL).into(), "Labels. As constraints: the labels that a node must have.")
 }
 
-/// `check_labels`, with `null` for a label to take away.
+/// `check_labels`, with `null` for a label to remove.
 pub(super) fn labels_patch() -> Schema {
     let value = nullable(text(LABEL).into());
-    nullable(label_map(value, "Joined into the node's labels; `null` takes one away."))
+    nullable(label_map(value, "Labels to set on the node; `null` removes a label."))
 }
 
 const LABEL: &str = "^[ -~]{0,63}$";

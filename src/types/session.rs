@@ -1,4 +1,4 @@
-//! Sessions: what is asked for, and what is shown.
+//! Sessions: requests for them, and how the API shows them.
 
 use std::collections::BTreeMap;
 
@@ -11,25 +11,25 @@ use super::{
     User, check_env, schema,
 };
 
-/// Where a session is in its life. Only the node that owns it moves it.
+/// A session's state in its life cycle. Only the session's host changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionState {
-    /// Admitted: its resources are reserved, nothing has been done yet.
+    /// The host has admitted it and reserved its resources, and has not begun to start it.
     Pending,
-    /// Its image is being fetched.
+    /// The host pulls its image.
     Pulling,
-    /// Its container is being created or started.
+    /// The host creates or starts its container.
     Starting,
     Running,
     Paused,
-    /// It is being stopped or removed; its reservation holds until the runtime confirms the exit.
+    /// The host stops or removes it. Its reservation holds until the runtime confirms the exit.
     Stopping,
-    /// Ended well or by request. Holds no reservation.
+    /// It ended by request or without an error. It holds no reservation.
     Stopped,
-    /// Ended badly. Holds no reservation.
+    /// It ended with an error. It holds no reservation.
     Failed,
-    /// The node or the engine that has it cannot be reached. Never a death sentence.
+    /// Its host or the host's engine cannot be reached. The session may still run, and is not ended for this.
     Unknown,
 }
 words!(SessionState {
@@ -45,7 +45,7 @@ words!(SessionState {
 });
 
 impl SessionState {
-    /// Whether the session is over, unless somebody starts it again.
+    /// Whether the session is over, unless a caller starts it again.
     pub const fn has_ended(self) -> bool {
         matches!(self, Self::Stopped | Self::Failed)
     }
@@ -62,7 +62,7 @@ pub enum EndReason {
     OomKilled,
     ImageFailed,
     StartFailed,
-    /// Its container vanished while it ran.
+    /// Its container disappeared while it ran.
     Lost,
     HostRebooted,
     Drained,
@@ -91,7 +91,7 @@ pub enum Protocol {
 }
 words!(Protocol { Tcp => "tcp", Udp => "udp" });
 
-/// Where one port of a session can be reached.
+/// The address of one port of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Endpoint {
     pub container_port: u16,
@@ -100,13 +100,13 @@ pub struct Endpoint {
     pub protocol: Protocol,
 }
 
-/// A session as everybody sees it.
+/// A session as the API shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Session {
     pub id: SessionId,
     pub user: User,
     pub workspace: Name,
-    /// `null` where the process runtime runs a bare command.
+    /// `null` if the process runtime runs a bare command.
     pub image: Option<String>,
     pub image_digest: Option<String>,
     /// The node's name.
@@ -117,22 +117,22 @@ pub struct Session {
     pub cores: Cores,
     pub memory_bytes: Bytes,
     pub gpus: u32,
-    /// The devices it was given: distinct, and kept while it holds its reservation.
+    /// Its GPUs: distinct, and the same while it holds its reservation.
     pub gpu_uuids: Vec<String>,
     pub endpoints: Vec<Endpoint>,
     pub created_at: Timestamp,
     pub last_activity_at: Timestamp,
-    /// When its ttl ends it; `null`: never.
+    /// When its TTL ends it; `null`: never.
     pub expires_at: Option<Timestamp>,
-    /// Who last said that it is in use.
+    /// The `by` of the last keepalive.
     pub kept_alive_by: Option<String>,
     pub end_reason: Option<EndReason>,
     pub exit_code: Option<i64>,
-    /// For a person: progress, or what went wrong.
+    /// Progress, or what went wrong, for a person.
     pub message: Option<String>,
-    /// How often it has been offered to a host; 1 for the first time.
+    /// The number of the attempt to place it, from 1.
     pub attempt: u32,
-    /// The session's random secret: in the answer to its creation only, where the workspace uses `{secret}`.
+    /// The session's random secret: only in the answer to its creation, and only if the workspace uses `{secret}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
 }
@@ -173,7 +173,7 @@ impl Session {
     }
 }
 
-/// A request for a session. What is left out comes from the workspace.
+/// A request for a session. Fields that are left out come from the workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SessionRequest {
@@ -198,14 +198,14 @@ pub struct SessionRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3153600000i64)]
     pub idle_timeout_seconds: Option<u64>,
-    /// Labels that the node must have, besides the workspace's.
+    /// Labels that the node must have, in addition to the workspace's constraints.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = schema::labels, required = false)]
     pub constraints: Labels,
 }
 
 impl SessionRequest {
-    /// A request for a workspace as it is.
+    /// A request that leaves everything to the workspace.
     pub fn new(workspace: Name, user: User) -> Self {
         Self {
             workspace,
@@ -220,7 +220,7 @@ impl SessionRequest {
         }
     }
 
-    /// Checks what the types alone do not.
+    /// Checks what the types of the fields do not.
     pub fn validate(&self) -> Result<(), Invalid> {
         check_env(&self.env)?;
         super::node::check_labels("constraints", &self.constraints)?;
@@ -234,22 +234,23 @@ impl SessionRequest {
         super::workspace::check_gpus(self.gpus.unwrap_or(0))
     }
 
-    /// What "the same request" means for an idempotency key: every field, in one canonical order.
+    /// A digest of every field, in one canonical order. Two requests with one idempotency key are the same request if
+    /// their fingerprints are equal.
     pub fn fingerprint(&self) -> String {
         let canonical = serde_json::to_vec(self).expect("a request of strings and numbers always serialises");
         data_encoding::HEXLOWER.encode(ring::digest::digest(&ring::digest::SHA256, &canonical).as_ref())
     }
 }
 
-/// Says that somebody uses the session.
+/// States that a session is in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeepaliveRequest {
-    /// Who or what says so.
+    /// The user or program that uses the session.
     pub by: User,
 }
 
-/// Asks for the session to live at least this long from now.
+/// Lets a session live at least this long from now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExtendRequest {
@@ -263,15 +264,15 @@ impl ExtendRequest {
     }
 }
 
-/// A session, and whether only the memory of it is left.
+/// A session, and whether its host only remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
     pub session: Session,
-    /// Its container is destroyed: it is kept so that a retry of its key finds it.
+    /// Its container is destroyed. The host keeps its record so that a retry with its key finds it.
     pub gone: bool,
 }
 
-/// Which sessions to list, and from where on.
+/// Which sessions to list, and from which place on.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SessionFilter {
     pub user: Option<User>,
@@ -279,20 +280,20 @@ pub struct SessionFilter {
     /// A node's name or id.
     pub node: Option<Name>,
     pub workspace: Option<Name>,
-    /// Sessions whose containers are destroyed, too.
+    /// Include sessions whose containers are destroyed.
     pub all: bool,
-    /// Only what comes after this place in the list.
+    /// Only sessions after this place in the list.
     pub after: Option<String>,
     /// Sessions in the answer at most.
     pub limit: usize,
 }
 
-/// What a caller waits for a session to become.
+/// What a caller waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Wait {
-    /// It is in this state, or is over: then it will not come by itself.
+    /// The session is in this state; or it is over, and will not reach the state by itself.
     Until(SessionState),
-    /// Its container is destroyed.
+    /// The session's container is destroyed.
     UntilGone,
 }
 
@@ -301,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fingerprint_is_of_the_request_and_of_nothing_else() {
+    fn the_fingerprint_depends_on_the_fields_and_not_on_their_order() {
         let request: SessionRequest =
             serde_json::from_str(r#"{"user":"alice","workspace":"desktop","env":{"B":"2","A":"1"}}"#).unwrap();
         let reordered: SessionRequest =

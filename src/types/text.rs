@@ -1,10 +1,10 @@
-//! Text that callers supply for a container: environment, and the `{…}` templates in it.
+//! The environment variables that callers supply for a container.
 
 use std::collections::BTreeMap;
 
 use super::Invalid;
 
-/// Gives an enum whose variants are single words its `Display`, its `FromStr` and the list `ALL`.
+/// Implements `Display`, `FromStr` and the list `ALL` for an enum whose variants are single words.
 macro_rules! words {
     ($name:ident { $($variant:ident => $word:literal),+ $(,)? }) => {
         impl $name {
@@ -34,11 +34,11 @@ pub(super) use words;
 /// Environment variables of one workspace or request.
 const MAX_ENV: usize = 128;
 const MAX_ENV_NAME: usize = 128;
-/// Linux refuses one argument or variable over 128 KiB; a quarter of that serves every image.
+/// Linux rejects an argument or variable above 128 KiB; a quarter of that is enough for every image.
 const MAX_ENV_VALUE: usize = 32 * 1024;
 
-/// Loader and driver variables change what code runs or which devices it sees: that is the
-/// operator's and the GPU code's to say, never a caller's.
+/// Variables of the loader and the GPU driver change which code runs and which devices it sees. The operator and the
+/// GPU code decide that, not a caller.
 const RESERVED_PREFIXES: [&str; 3] = ["LD_", "NVIDIA_", "OSTLER_"];
 
 /// Checks the environment of a workspace or a request.
@@ -56,11 +56,12 @@ pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), Invalid> {
         if let Some(prefix) = RESERVED_PREFIXES.iter().find(|p| name.to_ascii_uppercase().starts_with(**p)) {
             return Err(Invalid::new(
                 field(),
-                format!("variables that begin with {prefix} cannot be set by a request"),
+                format!("variables that begin with {prefix} are reserved; choose another name"),
             ));
         }
         if value.len() > MAX_ENV_VALUE || value.contains('\0') {
-            return Err(Invalid::new(field(), format!("a value is at most {MAX_ENV_VALUE} bytes without NUL")));
+            let expected = format!("expected a value of at most {MAX_ENV_VALUE} bytes without NUL");
+            return Err(Invalid::new(field(), expected));
         }
     }
     Ok(())
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loader_and_driver_variables_are_refused() {
+    fn loader_and_driver_variables_are_rejected() {
         let env = |name: &str, value: &str| check_env(&BTreeMap::from([(name.to_owned(), value.to_owned())]));
         assert!(env("VNC_PW", "{secret}").is_ok());
         for name in ["LD_PRELOAD", "ld_preload", "NVIDIA_VISIBLE_DEVICES", "OSTLER_PORT_1", "", "1A", "A=B", "A B", "Ä"]

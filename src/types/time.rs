@@ -1,4 +1,4 @@
-//! Instants and spans. Nothing here reads a clock: [`crate::clock`] hands out a [`Moment`].
+//! Instants and durations. Nothing here reads a clock: [`crate::clock`] gives the [`Moment`]s.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use utoipa::ToSchema;
 
-/// Wall-clock time in milliseconds since 1970, shown as RFC 3339 in UTC. For people, never for deadlines.
+/// Wall-clock time in milliseconds since 1970, shown as RFC 3339 in UTC. It is for people; deadlines do not use it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, ToSchema)]
 #[schema(value_type = String, format = "date-time")]
 pub struct Timestamp(i64);
@@ -25,7 +25,7 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// How long ago `earlier` was; zero where it is not earlier.
+    /// How long ago `earlier` was; zero if it is not earlier.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -44,7 +44,7 @@ impl FromStr for Timestamp {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let time: jiff::Timestamp =
-            text.parse().map_err(|_| format!("`{text}` is not a time; expected RFC 3339, as 2026-01-31T12:00:00Z"))?;
+            text.parse().map_err(|_| format!("`{text}` is not a time; expected RFC 3339: 2026-01-31T12:00:00Z"))?;
         Ok(Self(time.as_millisecond()))
     }
 }
@@ -61,7 +61,7 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
-/// Time since this host booted, suspend included: it never jumps, and it means nothing after a reboot.
+/// Time since this host booted, time in suspend included. It never jumps, and means nothing after a reboot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct BootInstant {
     millis: u64,
@@ -76,13 +76,13 @@ impl BootInstant {
         Self { millis: self.millis.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)) }
     }
 
-    /// How long ago `earlier` was; zero where it is not earlier.
+    /// How long ago `earlier` was; zero if it is not earlier.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.millis.saturating_sub(earlier.millis))
     }
 }
 
-/// One reading of both clocks. Cores are handed a `Moment`; they never look for themselves.
+/// One reading of both clocks. Cores get a `Moment` as an argument and never read a clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     pub wall: Timestamp,
@@ -103,9 +103,9 @@ const SHOWN_STEP_MILLIS: i64 = 1000;
 
 /// A point in time to act at, that neither a jump of the wall clock nor a reboot loses.
 ///
-/// Within one boot only the boot clock counts. After a reboot, what remained when the deadline was
-/// set is shortened by the difference of the wall clocks, clamped to `[0, remaining]`, so that a
-/// wrong wall clock can neither end a session early by more than its span nor keep it for ever.
+/// Within one boot only the boot clock counts. After a reboot, the time that remained when the deadline was set is
+/// shortened by the difference of the wall clocks, clamped to `[0, remaining]`, so that a wrong wall clock can neither
+/// end a session early by more than its span nor keep it for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deadline {
     boot_id: u64,
@@ -124,7 +124,7 @@ impl Deadline {
         }
     }
 
-    /// How long until it is due; zero once it is.
+    /// The time until it is due; zero once it is.
     pub fn remaining(&self, now: Moment) -> Duration {
         if now.boot_id == self.boot_id {
             return self.at.since(now.boot);
@@ -156,7 +156,7 @@ impl Deadline {
         now.wall.millis().saturating_sub(self.set_at.millis()).saturating_sub(signed(now.boot.millis) - set)
     }
 
-    /// The same deadline counted from this boot, so that the boot clock decides again.
+    /// The same deadline on the clock of this boot, so that the boot clock decides again.
     pub fn rebased(&self, now: Moment) -> Self {
         if now.boot_id == self.boot_id { *self } else { Self::after(now, self.remaining(now)) }
     }
@@ -176,7 +176,7 @@ impl Period {
         Self(Duration::from_secs(secs))
     }
 
-    /// A century: longer spans are typing errors and would overflow clocks.
+    /// 100 years: a longer duration is a typing error and would overflow clocks.
     pub const MAX: Self = Self::secs(100 * 365 * 86400);
 
     pub const fn as_secs(self) -> u64 {
@@ -187,7 +187,7 @@ impl Period {
 impl FromStr for Period {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not a span of time; expected for example 90s, 15m, 1h30m or 30d");
+        let wrong = || format!("`{text}` is not a duration; expected for example 90s, 15m, 1h30m or 30d");
         if text.is_empty() {
             return Err(wrong());
         }
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_read_and_shown() {
+    fn durations_are_parsed_and_shown() {
         for (text, secs) in [("90s", 90), ("15m", 900), ("1h", 3600), ("30d", 2_592_000), ("1h30m", 5400), ("0s", 0)] {
             assert_eq!(text.parse::<Period>().unwrap().as_secs(), secs, "{text}");
         }

@@ -1,4 +1,4 @@
-//! API tokens: who may call the HTTP API from elsewhere. Never the cluster token.
+//! API tokens, which authorise callers of the HTTP API from outside the host. They are not the cluster's token.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -6,11 +6,11 @@ use utoipa::ToSchema;
 use super::text::words;
 use super::{Name, Timestamp};
 
-/// What a caller may do; each role may do what those before it may.
+/// What a caller may do. Each role may do everything that the roles before it may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Look at everything but secrets.
+    /// Read everything but secrets.
     Read,
     /// Create, stop and remove sessions, and read their secrets.
     Operate,
@@ -20,15 +20,15 @@ pub enum Role {
 
 words!(Role { Read => "read", Operate => "operate", Admin => "admin" });
 
-/// A token as lists show it. The token itself was shown once, when it was made.
+/// An API token without its text, which the API shows only once, when it creates the token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ApiToken {
-    /// Eight characters that also begin the token, so that a leaked one can be told and revoked.
+    /// The first eight characters of the token, so that a leaked token can be identified and revoked.
     pub id: String,
     pub name: Name,
     pub role: Role,
     pub created_at: Timestamp,
-    /// `null`: until it is revoked.
+    /// `null`: it does not expire.
     pub expires_at: Option<Timestamp>,
 }
 
@@ -45,7 +45,7 @@ pub struct ApiTokenRequest {
     pub expires_in_seconds: Option<u64>,
 }
 
-/// A token just made: the only time that its text is shown.
+/// A new token. Its text is shown only here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NewApiToken {
     #[serde(flatten)]

@@ -3,12 +3,12 @@ use utoipa::ToSchema;
 
 use super::{Name, SessionId};
 
-/// A named volume of this cluster on one node.
+/// A named volume on one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Volume {
-    /// The name that the workspace's template gave it: `home-alice`.
+    /// The name, made from the workspace's template: `home-alice`.
     pub name: String,
     pub node: Name,
-    /// Sessions, running or stopped, that use it.
+    /// The sessions, running or stopped, that use the volume.
     pub sessions: Vec<SessionId>,
 }

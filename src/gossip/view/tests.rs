@@ -59,7 +59,7 @@ fn a_silent_node_is_suspect_then_unknown_and_comes_back() {
 }
 
 #[test]
-fn where_most_fall_silent_together_they_stay_suspect_for_longer() {
+fn nodes_that_fall_silent_together_stay_suspect_for_longer() {
     let mut membership = membership();
     membership.look(&[1, 2, 3].map(|n| entry(n, true)), moment(0));
     membership.look(&[1, 2, 3].map(|n| entry(n, n != 1)), moment(1));
@@ -72,7 +72,7 @@ fn where_most_fall_silent_together_they_stay_suspect_for_longer() {
 }
 
 #[test]
-fn who_says_goodbye_has_left_and_stays_left_when_chitchat_forgets_it() {
+fn a_node_that_leaves_stays_left_when_chitchat_forgets_it() {
     let mut membership = membership();
     membership.look(&[entry(1, true), entry(2, true)], moment(0));
     let view = membership.look(&[left(1), entry(2, true)], moment(1));
@@ -101,11 +101,11 @@ fn the_latest_life_counts() {
     assert!(member.profile.is_some(), "what was known stays until more is heard");
     assert_eq!(member.sessions.len(), 2);
     let view = membership.look(&[entry(1, false)], moment(2));
-    assert_eq!(view.members[&id(1)].incarnation, 6, "an older life is not taken up again");
+    assert_eq!(view.members[&id(1)].incarnation, 6, "an older life does not replace a later one");
 }
 
 #[test]
-fn a_twin_is_noticed_and_a_previous_life_is_not_taken_for_one() {
+fn a_node_with_the_same_id_is_detected_and_a_previous_life_is_not_taken_for_one() {
     let twin = |incarnation, live| Entry { incarnation, ..entry(0, live) };
     let mut membership = membership();
     assert_eq!(membership.look(&[twin(9, false)], moment(0)).duplicate, None);
@@ -119,7 +119,7 @@ fn a_twin_is_noticed_and_a_previous_life_is_not_taken_for_one() {
 }
 
 #[test]
-fn without_a_sound_from_anybody_a_node_is_alone() {
+fn a_node_that_hears_no_other_node_is_alone() {
     let mut membership = membership();
     assert!(!membership.look(&[], moment(4)).alone && membership.is_untried(moment(4)));
     assert!(membership.look(&[], moment(5)).alone && !membership.is_untried(moment(5)));
@@ -130,7 +130,7 @@ fn without_a_sound_from_anybody_a_node_is_alone() {
 }
 
 #[test]
-fn what_was_known_before_the_start_is_unknown_until_it_is_heard() {
+fn nodes_known_before_the_start_are_unknown_until_they_are_heard() {
     let known = membership().look(&[entry(1, true), left(2)], moment(0)).members;
     let mut membership = Membership::new(id(0), 6, false, known, moment(100));
     assert!(membership.is_untried(moment(100)));
@@ -142,7 +142,7 @@ fn what_was_known_before_the_start_is_unknown_until_it_is_heard() {
 }
 
 #[test]
-fn what_is_forgotten_is_not_back_before_it_is_heard() {
+fn a_forgotten_node_is_back_only_once_it_is_heard_for_long_enough() {
     let mut membership = membership();
     membership.look(&[entry(1, true)], moment(0));
     membership.look(&[entry(1, false)], moment(1));
@@ -150,13 +150,13 @@ fn what_is_forgotten_is_not_back_before_it_is_heard() {
     assert!(membership.look(&[entry(1, false)], moment(2)).members.is_empty());
     for second in 3..33 {
         let view = membership.look(&[entry(1, true)], moment(second));
-        assert!(view.members.is_empty(), "after {second} s it may be what others heard before");
+        assert!(view.members.is_empty(), "after {second} s it may be an old heartbeat");
     }
     assert_eq!(state(&membership.look(&[entry(1, true)], moment(33)), 1), NodeState::Alive);
 }
 
 #[test]
-fn what_others_heard_last_of_a_forgotten_node_does_not_bring_it_back() {
+fn old_heartbeats_do_not_bring_a_forgotten_node_back() {
     let mut membership = membership();
     membership.look(&[entry(1, true)], moment(0));
     membership.forget(&id(1));
@@ -167,7 +167,7 @@ fn what_others_heard_last_of_a_forgotten_node_does_not_bring_it_back() {
 }
 
 #[test]
-fn a_session_that_is_forgotten_is_back_with_its_host() {
+fn a_forgotten_session_is_back_with_its_host() {
     let mut membership = membership();
     let first = membership.look(&[entry(1, true)], moment(0));
     let sessions: Vec<SessionId> = first.members[&id(1)].sessions.keys().copied().collect();
@@ -205,7 +205,7 @@ fn time_alone_changes_the_view_every_five_seconds() {
 }
 
 #[test]
-fn voters_are_of_the_same_mode_and_have_not_left() {
+fn voters_have_the_same_mode_and_have_not_left() {
     let quorum = ClusterMode::Quorum { expected_nodes: 3 };
     let other = entry(2, true);
     let other = Entry { heard: Arc::new(Heard { mode: Some(quorum), ..(*other.heard).clone() }), ..other };
@@ -218,7 +218,7 @@ fn voters_are_of_the_same_mode_and_have_not_left() {
 }
 
 #[test]
-fn above_the_bound_those_seen_longest_ago_are_forgotten() {
+fn above_the_bound_the_nodes_seen_longest_ago_are_forgotten() {
     let one = membership().look(&[entry(1, true)], moment(0)).members[&id(1)].clone();
     let numbered = |n: usize| {
         let mut bytes = [0xff; 10];
