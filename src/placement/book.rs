@@ -122,7 +122,7 @@ impl Book {
         };
         let workspace = begin.workspace.as_ref().map_err(Clone::clone)?;
         let missing = self.unheard(begin.drawn, cx);
-        if false && certain.is_none() && !missing.is_empty() && !begin.drawn {
+        if certain.is_none() && !missing.is_empty() && !begin.drawn {
             return Ok(Begun::Wait(Error::Indexing { waiting_for: missing }));
         }
         self.check_quota(&begin.user, cx.now)?;
