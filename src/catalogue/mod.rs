@@ -26,7 +26,7 @@ use crate::types::{
     Workspace,
 };
 
-pub use merge::Book;
+pub use merge::Contents;
 
 /// Workspaces in one catalogue.
 pub const MAX_WORKSPACES: usize = 10_000;
@@ -63,7 +63,7 @@ pub struct Snapshot {
     /// By id.
     pub tokens: BTreeMap<String, Arc<StoredToken>>,
     /// Every entry with its version, tombstones included.
-    pub book: Arc<Book>,
+    pub contents: Arc<Contents>,
     /// The same on two nodes if, and only if, they have the same versions of everything.
     pub digest: String,
     /// It was compared with what the leader has, since this node started.
@@ -253,7 +253,7 @@ impl Handle {
 
     /// What this node has and another has not, and the other way round.
     pub fn compare(&self, versions: &Versions) -> Difference {
-        self.snapshot.borrow().book.difference(versions)
+        self.snapshot.borrow().contents.difference(versions)
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {

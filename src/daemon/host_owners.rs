@@ -105,7 +105,7 @@ impl Start {
 
     fn catalogue(
         &mut self,
-        (store, kept): (catalogue::store::Store, catalogue::Book),
+        (store, kept): (catalogue::store::Store, catalogue::Contents),
         election: &election::Handle,
     ) -> catalogue::Handle {
         let started = catalogue::task::spawn(catalogue::task::Parts {

@@ -22,7 +22,7 @@ pub(super) struct HostStores {
     pub journal: (Journal, Vec<Record>),
     /// The highest ballot on disk: the owner of sessions refuses offers below it.
     pub fence: Option<Ballot>,
-    pub catalogue: (catalogue::store::Store, catalogue::Book),
+    pub catalogue: (catalogue::store::Store, catalogue::Contents),
 }
 
 impl Stores {

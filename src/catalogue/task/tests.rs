@@ -111,7 +111,14 @@ impl Catalogue {
         Self::start_on(directory, store, kept, n, network, now)
     }
 
-    fn start_on(directory: tempfile::TempDir, store: Store, kept: Book, n: u8, network: &Network, now: Moment) -> Self {
+    fn start_on(
+        directory: tempfile::TempDir,
+        store: Store,
+        kept: Contents,
+        n: u8,
+        network: &Network,
+        now: Moment,
+    ) -> Self {
         let nobody = Leadership { leader: None, ballot: None, reign: None };
         let (leadership, led) = watch::channel(Arc::new(nobody));
         let (view, seen) = watch::channel(Arc::default());
@@ -270,7 +277,7 @@ async fn a_token_expires_and_its_name_is_free_again() {
 async fn what_cannot_be_written_did_not_happen() {
     let (store, switch) = Store::failing();
     let directory = tempfile::tempdir().unwrap();
-    let catalogue = Catalogue::start_on(directory, store, Book::default(), 1, &Network::default(), BOOT);
+    let catalogue = Catalogue::start_on(directory, store, Contents::default(), 1, &Network::default(), BOOT);
     catalogue.leads(1, &[1], 1);
     switch.set(true);
     assert!(matches!(catalogue.handle.edit(put("a", 1), root()).await, Err(Error::Store(_))));
@@ -336,13 +343,13 @@ async fn two_sides_of_a_partition_come_together_and_say_what_was_lost() {
     one.follows(2);
     one.hears(&two);
     two.hears(&one);
-    let together = |snapshot: &Snapshot| snapshot.workspaces.len() == 3 && snapshot.book.conflicts().count() == 1;
+    let together = |snapshot: &Snapshot| snapshot.workspaces.len() == 3 && snapshot.contents.conflicts().count() == 1;
     one.has("together", together).await;
     two.has("together", together).await;
     assert_eq!(one.handle.snapshot().digest, two.handle.snapshot().digest);
     assert_eq!(one.workspaces()[0], ("both".to_owned(), Cores::whole(2)), "the higher ballot's");
     let snapshot = two.handle.snapshot();
-    let conflict = snapshot.book.conflicts().next().unwrap();
+    let conflict = snapshot.contents.conflicts().next().unwrap();
     assert_eq!(conflict.previous.value, Value::Workspace(Box::new(workspace("both", 1))), "what lost is kept");
 }
 
