@@ -43,7 +43,7 @@ impl Store {
     }
 }
 
-/// Writes the entry as the contents has it, and what of its key is remembered besides; removes what is not there.
+/// Writes the entry as the contents have it, and what of its key is remembered besides; removes what is not there.
 pub(super) fn write(contents: &Contents, key: &Key) -> Vec<Change> {
     let name = name(key);
     let entry = match contents.entry(key) {

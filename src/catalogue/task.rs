@@ -21,7 +21,7 @@ const QUEUE: usize = 256;
 /// What the owner is made of.
 pub struct Parts {
     pub store: Store,
-    pub kept: Contents,
+    pub stored: Contents,
     pub me: NodeId,
     pub leadership: watch::Receiver<Arc<Leadership>>,
     pub view: watch::Receiver<Arc<ClusterView>>,
@@ -31,9 +31,9 @@ pub struct Parts {
 
 /// Starts the owner. It ends when the last [`Handle`] is gone.
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
-    let Parts { store, kept, me, leadership, view, replicas, clock } = parts;
+    let Parts { store, stored, me, leadership, view, replicas, clock } = parts;
     let (requests, queue) = mpsc::channel(QUEUE);
-    let contents = Arc::new(kept);
+    let contents = Arc::new(stored);
     let (publish, snapshot) = watch::channel(Arc::new(contents.snapshot(false)));
     let handle = Handle { requests, snapshot, leadership: leadership.clone(), replicas, me };
     let owner = Owner { store, contents, clock, leadership: leadership.clone(), seq: 0, synced: false, publish };

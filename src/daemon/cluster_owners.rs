@@ -22,13 +22,13 @@ const GOSSIP_EVERY: Duration = Duration::from_secs(1);
 impl Start {
     pub(super) fn election(
         &mut self,
-        (store, kept): (election::store::Store, election::state::Kept),
+        (store, stored): (election::store::Store, election::state::Stored),
     ) -> election::Handle {
         let started = election::task::spawn(election::task::Parts {
             config: election::Config::new(self.base.config.cluster.mode),
             me: self.base.me,
             store,
-            kept,
+            stored,
             members: self.watches.members.clone(),
             peers: Arc::new(self.peers.clone()),
             clock: self.base.clock.clone(),
@@ -65,7 +65,7 @@ impl Start {
         &mut self,
         net: &Net,
         host: &Host,
-        roster: (gossip::roster::Store, gossip::roster::Kept),
+        roster: (gossip::roster::Store, gossip::roster::Stored),
         channels: gossip::Channels,
     ) -> Result<gossip::Handle> {
         let cluster = &self.base.config.cluster;

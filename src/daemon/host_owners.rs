@@ -58,11 +58,11 @@ impl Start {
 
     fn node(
         &mut self,
-        (store, kept): (node::store::Store, node::store::Kept),
+        (store, stored): (node::store::Store, node::store::Stored),
         capacity: capacity::Handle,
     ) -> node::Handle {
         let config = self.base.config.node.clone();
-        let started = node::task::spawn(config, store, kept, capacity, self.base.clock.clone());
+        let started = node::task::spawn(config, store, stored, capacity, self.base.clock.clone());
         self.owners.add("the owner of this node's settings", started)
     }
 
@@ -105,12 +105,12 @@ impl Start {
 
     fn catalogue(
         &mut self,
-        (store, kept): (catalogue::store::Store, catalogue::Contents),
+        (store, stored): (catalogue::store::Store, catalogue::Contents),
         election: &election::Handle,
     ) -> catalogue::Handle {
         let started = catalogue::task::spawn(catalogue::task::Parts {
             store,
-            kept,
+            stored,
             me: self.base.me,
             leadership: election.leadership(),
             view: self.watches.view.clone(),

@@ -12,13 +12,13 @@ use crate::{catalogue, election, gossip, node};
 /// read its disk never says a word to the others.
 pub(super) struct Stores {
     pub host: HostStores,
-    pub ballots: (election::store::Store, election::state::Kept),
-    pub roster: (gossip::roster::Store, gossip::roster::Kept),
+    pub ballots: (election::store::Store, election::state::Stored),
+    pub roster: (gossip::roster::Store, gossip::roster::Stored),
 }
 
 /// Those of the owners of this host.
 pub(super) struct HostStores {
-    pub node: (node::store::Store, node::store::Kept),
+    pub node: (node::store::Store, node::store::Stored),
     pub journal: (Journal, Vec<Record>),
     /// The highest ballot on disk: the owner of sessions refuses offers below it.
     pub fence: Option<Ballot>,

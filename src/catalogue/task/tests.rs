@@ -107,14 +107,14 @@ impl Catalogue {
     }
 
     fn start_in(directory: tempfile::TempDir, n: u8, network: &Network, now: Moment) -> Self {
-        let (store, kept) = Store::open(directory.path(), &id(n), now.wall).unwrap();
-        Self::start_on(directory, store, kept, n, network, now)
+        let (store, stored) = Store::open(directory.path(), &id(n), now.wall).unwrap();
+        Self::start_on(directory, store, stored, n, network, now)
     }
 
     fn start_on(
         directory: tempfile::TempDir,
         store: Store,
-        kept: Contents,
+        stored: Contents,
         n: u8,
         network: &Network,
         now: Moment,
@@ -125,7 +125,7 @@ impl Catalogue {
         let clock = Clock::manual(now);
         let (handle, _) = spawn(Parts {
             store,
-            kept,
+            stored,
             me: id(n),
             leadership: led,
             view: seen,
