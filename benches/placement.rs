@@ -9,7 +9,7 @@ use std::sync::Arc;
 use divan::{Bencher, counter::ItemsCount};
 use ostler::election::Reign;
 use ostler::gossip::ClusterView;
-use ostler::placement::book::{Begin, Begun, Book, Context};
+use ostler::placement::book::{Begin, Begun, Book, Situation};
 use ostler::placement::filter::Host;
 use ostler::placement::flights::End;
 use ostler::placement::plan::{Wanted, plan};
@@ -91,7 +91,7 @@ fn book_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
         let session = SessionId::of_key(&name("bench"), &key.to_string());
         let user = "bench".parse().expect("a good user");
         let begin = Begin { session, user, workspace: Ok(workspace.clone()), drawn: false };
-        let begun = book.begin(&begin, Context { now: NOW, reign: &reign, view: &view });
+        let begun = book.begin(&begin, Situation { now: NOW, reign: &reign, view: &view });
         assert!(matches!(begun, Ok(Begun::Offer { .. })), "there is room");
         book.end(&begin.session, &reign.ballot, End::NotTaken, NOW);
     });
