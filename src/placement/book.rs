@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
 use std::time::Duration;
 
-use super::filter::{Host, runs};
+use super::filter::{HostFigures, runs};
 use super::flights::{End, Flight, Flights, State};
 use super::index::{Fleet, Index};
 use super::plan::{Candidate, Offers, Wanted, plan};
@@ -293,7 +293,7 @@ impl Book {
         }
         let hosts = nodes
             .iter()
-            .map(|host| Host { in_flight: in_flight.get(&host.node.id).copied().unwrap_or_default(), ..*host });
+            .map(|host| HostFigures { in_flight: in_flight.get(&host.node.id).copied().unwrap_or_default(), ..*host });
         let pinned = self.pinned(user, workspace);
         let wanted = Wanted { session, workspace, strategy: self.config.strategy, pinned: pinned.as_ref(), tried };
         let mut offers = plan(hosts, wanted);
@@ -308,15 +308,15 @@ impl Book {
     }
 
     /// Every node that is known, without what is on its way there.
-    fn nodes<'a>(&'a self, workspace: &Workspace, situation: Situation<'a>) -> Vec<Host<'a>> {
+    fn nodes<'a>(&'a self, workspace: &Workspace, situation: Situation<'a>) -> Vec<HostFigures<'a>> {
         let fleet: &Fleet = self.index.fleet();
-        let host = |node, heard, has_image| Host { node, in_flight: Resources::default(), heard, has_image };
+        let host = |node, heard, has_image| HostFigures { node, in_flight: Resources::default(), heard, has_image };
         let mut reached = Along::new(situation.reign.reached.iter());
         let told = fleet.hosts.iter().map(|(id, view)| {
             let has_image = workspace.image.as_ref().is_some_and(|image| view.images.contains(image));
             host(&*view.profile, reached.has(id), has_image)
         });
-        let mut nodes: Vec<Host<'a>> = Vec::with_capacity(fleet.hosts.len());
+        let mut nodes: Vec<HostFigures<'a>> = Vec::with_capacity(fleet.hosts.len());
         nodes.extend(told);
         let mut known = Along::new(fleet.hosts.keys());
         let heard_of = situation.view.members.iter().filter(|(id, _)| !known.has(id));
