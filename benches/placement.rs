@@ -9,8 +9,8 @@ use std::sync::Arc;
 use divan::{Bencher, counter::ItemsCount};
 use ostler::election::Reign;
 use ostler::gossip::ClusterView;
-use ostler::placement::book::{Begin, Begun, Book, Context};
-use ostler::placement::filter::Host;
+use ostler::placement::book::{Begin, Begun, Book, Situation};
+use ostler::placement::filter::HostFigures;
 use ostler::placement::flights::End;
 use ostler::placement::plan::{Wanted, plan};
 use ostler::placement::{Config, HostReport};
@@ -91,7 +91,7 @@ fn book_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
         let session = SessionId::of_key(&name("bench"), &key.to_string());
         let user = "bench".parse().expect("a good user");
         let begin = Begin { session, user, workspace: Ok(workspace.clone()), drawn: false };
-        let begun = book.begin(&begin, Context { now: NOW, reign: &reign, view: &view });
+        let begun = book.begin(&begin, Situation { now: NOW, reign: &reign, view: &view });
         assert!(matches!(begun, Ok(Begun::Offer { .. })), "there is room");
         book.end(&begin.session, &reign.ballot, End::NotTaken, NOW);
     });
@@ -101,7 +101,7 @@ fn measure_plan(bencher: Bencher<'_, '_>, nodes: usize, workspace: &Workspace) {
     let fleet = fleet(nodes);
     let session = SessionId::of_key(&name("bench"), "key");
     let wanted = Wanted { session: &session, workspace, strategy: Strategy::Spread, pinned: None, tried: &[] };
-    let host = |node| Host { node, in_flight: Resources::ZERO, heard: true, has_image: false };
+    let host = |node| HostFigures { node, in_flight: Resources::ZERO, heard: true, has_image: false };
     bencher
         .counter(ItemsCount::new(1_u32))
         .bench_local(|| plan(black_box(&fleet).iter().map(|node| host(&**node)), black_box(wanted)));

@@ -18,12 +18,12 @@ const DIGEST_BYTES: usize = 16;
 
 /// A node's copy of the catalogue.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Book {
+pub struct Contents {
     entries: BTreeMap<Key, Arc<Entry>>,
     conflicts: BTreeMap<Key, Arc<Conflict>>,
 }
 
-impl Book {
+impl Contents {
     pub fn new(entries: impl IntoIterator<Item = Entry>, conflicts: impl IntoIterator<Item = Conflict>) -> Self {
         let conflicts = conflicts.into_iter().map(|conflict| (conflict.previous.key.clone(), Arc::new(conflict)));
         Self {
@@ -137,7 +137,7 @@ impl Book {
         keys.iter().filter_map(|key| self.entries.get(key)).map(|entry| (**entry).clone()).collect()
     }
 
-    /// A short text that is equal for two copies if, and only if, their versions are equal.
+    /// Short text that is equal for two contents if, and only if, their versions are.
     pub fn digest(&self) -> String {
         let mut hash = Context::new(&SHA256);
         for (key, version) in self.versions() {
@@ -149,7 +149,8 @@ impl Book {
 
     /// The snapshot to publish.
     pub fn snapshot(self: &Arc<Self>, synced: bool) -> Snapshot {
-        let mut snapshot = Snapshot { book: Arc::clone(self), digest: self.digest(), synced, ..Snapshot::default() };
+        let mut snapshot =
+            Snapshot { contents: Arc::clone(self), digest: self.digest(), synced, ..Snapshot::default() };
         for entry in self.entries.values() {
             match &entry.value {
                 Value::Workspace(workspace) => {
@@ -190,19 +191,19 @@ mod tests {
             .prop_map(|all| all.into_iter().map(|(name, edits, term, seq)| entry(name, edits, term, seq)).collect())
     }
 
-    fn book(entries: &[Entry]) -> Book {
-        let mut book = Book::default();
+    fn contents(entries: &[Entry]) -> Contents {
+        let mut contents = Contents::default();
         for entry in entries {
-            book.merge(entry.clone());
+            contents.merge(entry.clone());
         }
-        book
+        contents
     }
 
     proptest! {
         #[test]
         fn the_order_of_merging_does_not_matter(a in entries(), b in entries()) {
-            let one = book(&[a.clone(), b.clone()].concat());
-            let other = book(&[b, a.clone()].concat());
+            let one = contents(&[a.clone(), b.clone()].concat());
+            let other = contents(&[b, a.clone()].concat());
             prop_assert_eq!(&one.entries, &other.entries);
             prop_assert_eq!(one.digest(), other.digest());
             let mut again = one.clone();
@@ -213,8 +214,8 @@ mod tests {
         }
 
         #[test]
-        fn two_copies_that_exchange_their_difference_are_equal(a in entries(), b in entries()) {
-            let (mut one, mut other) = (book(&a), book(&b));
+        fn two_contents_that_tell_each_other_their_difference_are_equal(a in entries(), b in entries()) {
+            let (mut one, mut other) = (contents(&a), contents(&b));
             prop_assert_eq!(one.digest() == other.digest(), one.versions() == other.versions());
             let difference = other.difference(&one.versions());
             for entry in one.of_keys(&difference.wanted) {
@@ -230,12 +231,12 @@ mod tests {
     }
 
     #[test]
-    fn a_conflict_is_remembered_until_the_next_edit() {
-        let mut ours = book(&[entry(0, 1, 1, 0), entry(0, 2, 1, 1)]);
+    fn what_lost_is_remembered_until_somebody_edits_again() {
+        let mut ours = contents(&[entry(0, 1, 1, 0), entry(0, 2, 1, 1)]);
         assert!(ours.merge(entry(0, 2, 2, 0)), "the higher ballot wins");
         let conflict = ours.conflicts().next().unwrap();
         assert_eq!((&conflict.previous, &conflict.won), (&entry(0, 2, 1, 1), &entry(0, 2, 2, 0).version));
-        let mut theirs = book(&[entry(0, 2, 2, 0)]);
+        let mut theirs = contents(&[entry(0, 2, 2, 0)]);
         assert!(!theirs.merge(entry(0, 2, 1, 1)));
         assert_eq!(theirs.conflicts().next(), ours.conflicts().next(), "both sides remember the same conflict");
         ours.merge(entry(0, 3, 2, 1));
@@ -244,9 +245,9 @@ mod tests {
 
     #[test]
     fn tombstones_are_forgotten_after_a_month() {
-        let mut book = book(&[entry(0, 1, 1, 4), entry(1, 1, 1, 0)]);
-        assert!(book.forget_old(Timestamp::from_millis(TOMBSTONE_MILLIS)).is_empty());
-        assert_eq!(book.forget_old(Timestamp::from_millis(TOMBSTONE_MILLIS + 1)), [entry(0, 1, 1, 4).key]);
-        assert_eq!(book.entries().count(), 1);
+        let mut contents = contents(&[entry(0, 1, 1, 4), entry(1, 1, 1, 0)]);
+        assert!(contents.forget_old(Timestamp::from_millis(TOMBSTONE_MILLIS)).is_empty());
+        assert_eq!(contents.forget_old(Timestamp::from_millis(TOMBSTONE_MILLIS + 1)), [entry(0, 1, 1, 4).key]);
+        assert_eq!(contents.entries().count(), 1);
     }
 }

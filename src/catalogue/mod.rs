@@ -26,7 +26,7 @@ use crate::types::{
     Workspace,
 };
 
-pub use merge::Book;
+pub use merge::Contents;
 
 /// Workspaces in one catalogue.
 pub const MAX_WORKSPACES: usize = 10_000;
@@ -66,8 +66,8 @@ pub struct Snapshot {
     /// By id.
     pub tokens: BTreeMap<String, Arc<StoredToken>>,
     /// Every entry with its version, tombstones included.
-    pub book: Arc<Book>,
-    /// Equal on two nodes if, and only if, they have the same version of every entry.
+    pub contents: Arc<Contents>,
+    /// The same on two nodes if, and only if, they have the same versions of everything.
     pub digest: String,
     /// Since this node started, it has compared its copy with the leader's.
     pub synced: bool,
@@ -256,7 +256,7 @@ impl Handle {
 
     /// The difference between this node's entries and another node's versions.
     pub fn compare(&self, versions: &Versions) -> Difference {
-        self.snapshot.borrow().book.difference(versions)
+        self.snapshot.borrow().contents.difference(versions)
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {

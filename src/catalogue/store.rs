@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use super::{Book, Conflict, Entry, Key, StoredToken, Value, Version};
+use super::{Conflict, Contents, Entry, Key, StoredToken, Value, Version};
 use crate::store::{Change, Error, Records};
 use crate::types::{Ballot, NodeId, Timestamp, Workspace};
 
@@ -25,10 +25,11 @@ impl Store {
     /// as written by `me`.
     ///
     /// # Errors
-    /// The file is in use or cannot be opened.
-    pub fn open(data_dir: &Path, me: &NodeId, now: Timestamp) -> Result<(Self, Book), Error> {
-        let (store, book) = crate::store::Store::open(&data_dir.join(FILE), now, |records| Ok(parse(&records, me)))?;
-        Ok((Self(store), book))
+    /// The file is in use or cannot be reached.
+    pub fn open(data_dir: &Path, me: &NodeId, now: Timestamp) -> Result<(Self, Contents), Error> {
+        let (store, contents) =
+            crate::store::Store::open(&data_dir.join(FILE), now, |records| Ok(parse(&records, me)))?;
+        Ok((Self(store), contents))
     }
 
     pub(super) async fn commit(&self, changes: Vec<Change>) -> Result<(), Error> {
@@ -42,14 +43,14 @@ impl Store {
     }
 }
 
-/// The changes that bring the records of `key`, its entry and its conflict, to what the book has.
-pub(super) fn write(book: &Book, key: &Key) -> Vec<Change> {
+/// Writes the entry as the contents have it, and what of its key is remembered besides; removes what is not there.
+pub(super) fn write(contents: &Contents, key: &Key) -> Vec<Change> {
     let name = name(key);
-    let entry = match book.entry(key) {
+    let entry = match contents.entry(key) {
         Some(entry) => Change::put(format!("{ENTRY}{name}"), &**entry),
         None => Change::Remove(format!("{ENTRY}{name}")),
     };
-    let conflict = match book.conflict(key) {
+    let conflict = match contents.conflict(key) {
         Some(conflict) => Change::put(format!("{CONFLICT}{name}"), &**conflict),
         None => Change::Remove(format!("{CONFLICT}{name}")),
     };
@@ -64,8 +65,8 @@ fn name(key: &Key) -> String {
     }
 }
 
-/// A record that cannot be parsed stays on disk, for the version that wrote it; the others are used.
-fn parse(records: &Records, me: &NodeId) -> Book {
+/// A record that cannot be read stays where it is, for the version that wrote it, and the rest is served.
+fn parse(records: &Records, me: &NodeId) -> Contents {
     let (mut entries, mut conflicts) = (Vec::new(), Vec::new());
     // In the order of the names, too, entries come before the records of older versions.
     for (name, json) in records {
@@ -84,7 +85,7 @@ fn parse(records: &Records, me: &NodeId) -> Book {
             );
         }
     }
-    Book::new(entries, conflicts)
+    Contents::new(entries, conflicts)
 }
 
 /// An entry from before versions: its version is older than any that a leader gives, and different on each node.
@@ -115,11 +116,11 @@ mod tests {
             ("token/abcdefgh".to_owned(), token.as_bytes().to_vec()),
             ("token/broken".to_owned(), b"{".to_vec()),
         ]);
-        let book = std::sync::Arc::new(parse(&records, &me));
-        let snapshot = book.snapshot(false);
+        let contents = std::sync::Arc::new(parse(&records, &me));
+        let snapshot = contents.snapshot(false);
         assert_eq!(snapshot.workspaces.values().map(|w| (**w).clone()).collect::<Vec<_>>(), [workspace]);
         assert_eq!(snapshot.tokens.keys().collect::<Vec<_>>(), ["abcdefgh"]);
-        assert!(book.entries().all(|entry| entry.version.ballot == Ballot { term: 0, node: me }));
+        assert!(contents.entries().all(|entry| entry.version.ballot == Ballot { term: 0, node: me }));
     }
 
     #[test]
@@ -127,12 +128,12 @@ mod tests {
         let me = NodeId::from_bytes([1; 10]);
         let old = Workspace::new("desktop".parse().unwrap(), Cores::whole(1), Bytes::gib(1));
         let key = Key::Workspace(old.name.clone());
-        let mut book = Book::new([unversioned(key.clone(), Value::Workspace(Box::new(old)), &me)], []);
+        let mut contents = Contents::new([unversioned(key.clone(), Value::Workspace(Box::new(old)), &me)], []);
         let ballot = Ballot { term: 3, node: me };
-        let version = book.next_version(&key, ballot, 0);
+        let version = contents.next_version(&key, ballot, 0);
         assert_eq!(version.edits, 2);
-        book.merge(Entry { key: key.clone(), version, changed_at: Timestamp::default(), value: Value::Tombstone });
-        let changes = write(&book, &key);
+        contents.merge(Entry { key: key.clone(), version, changed_at: Timestamp::default(), value: Value::Tombstone });
+        let changes = write(&contents, &key);
         assert!(matches!(&changes[0], Change::Put(name, _) if name == "entry/workspace/desktop"));
         assert!(changes.contains(&Change::Remove("workspace/desktop".to_owned())));
     }

@@ -81,9 +81,9 @@ fn next(differing: &Differing, leader: Option<&NodeId>, me: &NodeId) -> Option<N
 async fn exchange(catalogue: &Handle, node: &NodeId) -> bool {
     let ours = catalogue.snapshot();
     let exchanged = async {
-        let difference = catalogue.replicas.compare(node, ours.book.versions()).await?;
-        // Read before the newer entries replace these, so that the other node also learns which entry lost.
-        let wanted = ours.book.of_keys(&difference.wanted);
+        let difference = catalogue.replicas.compare(node, ours.contents.versions()).await?;
+        // As it is before what is newer there replaces it: what lost is told there, too.
+        let wanted = ours.contents.of_keys(&difference.wanted);
         catalogue.keep(difference.newer).await.map_err(|error| error.to_string())?;
         if wanted.is_empty() { Ok(()) } else { catalogue.replicas.keep(node, wanted).await }
     };

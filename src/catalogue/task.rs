@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::store::{self, Store};
 use super::{
-    Book, Edit, Edited, Entry, Error, Handle, Key, MAX_TOKENS, MAX_WORKSPACES, Replicas, Request, Snapshot,
+    Contents, Edit, Edited, Entry, Error, Handle, Key, MAX_TOKENS, MAX_WORKSPACES, Replicas, Request, Snapshot,
     StoredToken, Value, sync, token,
 };
 use crate::clock::Clock;
@@ -21,7 +21,7 @@ const QUEUE: usize = 256;
 /// What the owner needs.
 pub struct Parts {
     pub store: Store,
-    pub kept: Book,
+    pub stored: Contents,
     pub me: NodeId,
     pub leadership: watch::Receiver<Arc<Leadership>>,
     pub view: watch::Receiver<Arc<ClusterView>>,
@@ -31,12 +31,12 @@ pub struct Parts {
 
 /// Starts the owner. It ends when the last [`Handle`] is gone.
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
-    let Parts { store, kept, me, leadership, view, replicas, clock } = parts;
+    let Parts { store, stored, me, leadership, view, replicas, clock } = parts;
     let (requests, queue) = mpsc::channel(QUEUE);
-    let book = Arc::new(kept);
-    let (publish, snapshot) = watch::channel(Arc::new(book.snapshot(false)));
+    let contents = Arc::new(stored);
+    let (publish, snapshot) = watch::channel(Arc::new(contents.snapshot(false)));
     let handle = Handle { requests, snapshot, leadership: leadership.clone(), replicas, me };
-    let owner = Owner { store, book, clock, leadership: leadership.clone(), seq: 0, synced: false, publish };
+    let owner = Owner { store, contents, clock, leadership: leadership.clone(), seq: 0, synced: false, publish };
     let comparing = sync::run(handle.weak(), leadership, view);
     let task = tokio::spawn(async move {
         tokio::select! {
@@ -49,7 +49,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
 
 struct Owner {
     store: Store,
-    book: Arc<Book>,
+    contents: Arc<Contents>,
     clock: Clock,
     leadership: watch::Receiver<Arc<Leadership>>,
     /// Distinguishes the changes that this node makes under one ballot.
@@ -105,8 +105,8 @@ impl Owner {
         }
         let new = existing.is_none();
         if existing.is_some_and(|existing| **existing == workspace) {
-            // After an edit whose outcome was unknown, only this node may have the entry, so it is sent again.
-            let entry = self.book.entry(&Key::Workspace(name)).map(|entry| (**entry).clone());
+            // It may be here and nowhere else, after an edit whose outcome was not known: others get it again.
+            let entry = self.contents.entry(&Key::Workspace(name)).map(|entry| (**entry).clone());
             return Ok((Edited::Put { new }, entry));
         }
         if new && catalogue.workspaces.len() >= MAX_WORKSPACES {
@@ -167,32 +167,32 @@ impl Owner {
     /// Stores the entries that are newer than this node's.
     async fn keep(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
         let now = self.clock.now();
-        let mut book = (*self.book).clone();
+        let mut contents = (*self.contents).clone();
         let mut changed = Vec::new();
         for mut entry in entries {
             if let Value::Token(stored) = &mut entry.value {
                 **stored = token::rebased(stored, now); // to this host's clock
             }
             let key = entry.key.clone();
-            let lost = book.conflict(&key).cloned();
-            if book.merge(entry) || book.conflict(&key) != lost.as_ref() {
+            let lost = contents.conflict(&key).cloned();
+            if contents.merge(entry) || contents.conflict(&key) != lost.as_ref() {
                 changed.push(key);
             }
         }
-        for conflict in changed.iter().filter_map(|key| book.conflict(key)) {
-            tracing::warn!(key = ?conflict.previous.key, "changed on both sides of a partition: the later change won");
+        for conflict in changed.iter().filter_map(|key| contents.conflict(key)) {
+            tracing::warn!(key = ?conflict.previous.key, "changed on two sides of a partition: the later change won");
         }
-        self.commit(book, &changed).await
+        self.commit(contents, &changed).await
     }
 
     /// Writes the next version of an entry.
     async fn write(&mut self, key: Key, value: Value, ballot: Ballot) -> Result<Entry, Error> {
         self.seq += 1;
-        let version = self.book.next_version(&key, ballot, self.seq);
+        let version = self.contents.next_version(&key, ballot, self.seq);
         let entry = Entry { key: key.clone(), version, changed_at: self.clock.now().wall, value };
-        let mut book = (*self.book).clone();
-        book.merge(entry.clone());
-        self.commit(book, &[key]).await?;
+        let mut contents = (*self.contents).clone();
+        contents.merge(entry.clone());
+        self.commit(contents, &[key]).await?;
         Ok(entry)
     }
 
@@ -200,9 +200,9 @@ impl Owner {
     /// node does so by itself, so nothing is sent to the others.
     async fn tidy(&mut self) -> Result<(), Error> {
         let now = self.clock.now();
-        let mut book = (*self.book).clone();
-        let mut changed = book.forget_old(now.wall);
-        for entry in self.book.entries() {
+        let mut contents = (*self.contents).clone();
+        let mut changed = contents.forget_old(now.wall);
+        for entry in self.contents.entries() {
             let Value::Token(stored) = &entry.value else { continue };
             let value = if token::has_expired(stored, now) {
                 tracing::info!(id = %stored.token.id, name = %stored.token.name, "API token expired");
@@ -212,26 +212,26 @@ impl Owner {
             };
             if value != entry.value {
                 changed.push(entry.key.clone());
-                book.restate(Entry { value, ..(**entry).clone() });
+                contents.restate(Entry { value, ..(**entry).clone() });
             }
         }
-        self.commit(book, &changed).await
+        self.commit(contents, &changed).await
     }
 
     /// Writes what changed, then publishes it.
-    async fn commit(&mut self, book: Book, changed: &[Key]) -> Result<(), Error> {
+    async fn commit(&mut self, contents: Contents, changed: &[Key]) -> Result<(), Error> {
         if changed.is_empty() {
             return Ok(());
         }
-        let changes = changed.iter().flat_map(|key| store::write(&book, key)).collect();
+        let changes = changed.iter().flat_map(|key| store::write(&contents, key)).collect();
         self.store.commit(changes).await.map_err(|e| Error::Store(e.to_string()))?;
-        self.book = Arc::new(book);
+        self.contents = Arc::new(contents);
         self.publish();
         Ok(())
     }
 
     fn publish(&self) {
-        self.publish.send_replace(Arc::new(self.book.snapshot(self.synced)));
+        self.publish.send_replace(Arc::new(self.contents.snapshot(self.synced)));
     }
 }
 

@@ -24,7 +24,7 @@ impl Cluster {
     /// it whether or not this succeeds.
     async fn catch_up(&self) {
         let Some(leader) = self.leadership().leader else { return };
-        let versions = self.host().catalogue.snapshot().book.versions();
+        let versions = self.host().catalogue.snapshot().contents.versions();
         if let Ok(difference) = self.mesh.call(&leader, Compare(versions), None, QUICK).await
             && let Err(error) = self.host().catalogue.keep(difference.newer).await
         {

@@ -30,7 +30,7 @@ pub(super) struct Knowledge {
 }
 
 /// A session in a list, without a copy of it.
-struct Seen<'a> {
+struct Listed<'a> {
     session: &'a SessionProfile,
     /// `None` where only gossip tells of it.
     activity: Option<&'a SessionActivity>,
@@ -87,9 +87,9 @@ impl Knowledge {
 
     /// Every session, each once. Where two hosts have one id, the one that is there counts before what is
     /// gone, then the later attempt.
-    fn sessions(&self) -> BTreeMap<&SessionId, Seen<'_>> {
+    fn sessions(&self) -> BTreeMap<&SessionId, Listed<'_>> {
         let own = self.sessions.sessions.values();
-        let own = own.map(|session| Seen {
+        let own = own.map(|session| Listed {
             session,
             activity: self.sessions.activities.get(&session.id),
             gone: self.sessions.gone.contains(&session.id),
@@ -101,16 +101,16 @@ impl Knowledge {
             let unknown = away(id);
             host.sessions.values().map(move |held| {
                 let activity = Some(&held.activity);
-                Seen { session: &held.session, activity, gone: held.gone, unknown }
+                Listed { session: &held.session, activity, gone: held.gone, unknown }
             })
         });
         let heard = self.view.members.iter().filter(|(id, _)| !self.fleet.hosts.contains_key(*id));
         let heard = heard.flat_map(|(id, member)| {
             let unknown = away(id);
-            member.sessions.values().map(move |session| Seen { session, activity: None, gone: false, unknown })
+            member.sessions.values().map(move |session| Listed { session, activity: None, gone: false, unknown })
         });
-        let rank = |seen: &Seen<'_>| (!seen.gone, seen.session.attempt);
-        let mut all: BTreeMap<&SessionId, Seen<'_>> = BTreeMap::new();
+        let rank = |seen: &Listed<'_>| (!seen.gone, seen.session.attempt);
+        let mut all: BTreeMap<&SessionId, Listed<'_>> = BTreeMap::new();
         for seen in own.chain(told).chain(heard) {
             if all.get(&seen.session.id).is_none_or(|known| rank(known) < rank(&seen)) {
                 all.insert(&seen.session.id, seen);
@@ -121,7 +121,7 @@ impl Knowledge {
 
     /// The sessions that `filter` selects, oldest first.
     pub(super) fn list(&self, filter: &SessionFilter) -> List<Session> {
-        let mut selected: Vec<(String, Seen<'_>)> = self
+        let mut selected: Vec<(String, Listed<'_>)> = self
             .sessions()
             .into_iter()
             .filter(|(_, seen)| selects(filter, seen))
@@ -129,13 +129,13 @@ impl Knowledge {
             .collect();
         selected.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let page = List::page(selected, filter.after.as_deref(), filter.limit);
-        List { items: page.items.iter().map(Seen::shown).collect(), next_cursor: page.next_cursor }
+        List { items: page.items.iter().map(Listed::shown).collect(), next_cursor: page.next_cursor }
     }
 
     /// The sessions whose id begins with `prefix`, two at most. One that is there comes before those that
     /// are gone: their ids are kept for retries, not for people.
     pub(super) fn locate(&self, prefix: &str) -> Vec<Remembered> {
-        let mut found: Vec<Seen<'_>> =
+        let mut found: Vec<Listed<'_>> =
             self.sessions().into_values().filter(|seen| seen.session.id.as_str().starts_with(prefix)).collect();
         if found.iter().any(|seen| !seen.gone) {
             found.retain(|seen| !seen.gone);
@@ -144,7 +144,7 @@ impl Knowledge {
     }
 }
 
-impl Seen<'_> {
+impl Listed<'_> {
     fn state(&self) -> SessionState {
         let ended = self.gone || self.session.state.has_ended();
         if self.unknown && !ended { SessionState::Unknown } else { self.session.state }
@@ -155,7 +155,7 @@ impl Seen<'_> {
     }
 }
 
-fn selects(filter: &SessionFilter, seen: &Seen<'_>) -> bool {
+fn selects(filter: &SessionFilter, seen: &Listed<'_>) -> bool {
     let session = seen.session;
     let on_node = |node: &crate::types::Name| session.node == *node || session.node_id.as_str() == node.as_str();
     (filter.all || !seen.gone)

@@ -54,7 +54,7 @@ async fn run(
 fn signs(mode: ClusterMode, met: Option<SocketAddr>, view: &ClusterView, catalogue: &Snapshot) -> ClusterSigns {
     let there = view.members.values().filter(|member| member.state == NodeState::Alive && member.mode != mode);
     let named = there.filter_map(|member| Some(member.profile.as_ref()?.name.clone()));
-    let conflicts = catalogue.book.conflicts().map(|conflict| match &conflict.previous.key {
+    let conflicts = catalogue.contents.conflicts().map(|conflict| match &conflict.previous.key {
         Key::Workspace(name) => format!("workspace {name}"),
         Key::Token(id) => format!("API token {id}"),
     });

@@ -25,7 +25,7 @@ const ROUNDS_KEPT: usize = 16;
 
 /// What was on disk at start.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Kept {
+pub struct Stored {
     /// The highest ballot that this node voted for or followed.
     pub highest: Option<Ballot>,
     /// What was kept is lost: this node may have voted, and does not know.
@@ -97,17 +97,17 @@ struct Rule {
 }
 
 impl Election {
-    pub fn new(config: Config, me: NodeId, kept: Kept, now: BootInstant, seed: u64) -> Self {
-        let lost = kept.lost && matches!(config.mode, ClusterMode::Quorum { .. });
+    pub fn new(config: Config, me: NodeId, stored: Stored, now: BootInstant, seed: u64) -> Self {
+        let lost = stored.lost && matches!(config.mode, ClusterMode::Quorum { .. });
         let mut election = Self {
             config,
             me,
             members: Members { untried: true, ..Members::default() },
             random: seed,
             started: now,
-            seen: kept.highest.as_ref().map_or(0, |ballot| ballot.term),
-            durable: kept.highest,
-            highest: kept.highest,
+            seen: stored.highest.as_ref().map_or(0, |ballot| ballot.term),
+            durable: stored.highest,
+            highest: stored.highest,
             probation: lost.then_some(None),
             last_electorate: 0,
             loyal_rounds: 0,

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::state::Kept;
+use super::state::Stored;
 use crate::store::{Change, Error, Records};
 use crate::types::{Ballot, Timestamp};
 
@@ -18,10 +18,10 @@ pub struct Store(crate::store::Store);
 impl Store {
     /// # Errors
     /// The file is in use or cannot be reached.
-    pub fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, Kept), Error> {
+    pub fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, Stored), Error> {
         let (store, highest) = crate::store::Store::open(&data_dir.join(FILE), now, parse)?;
         let lost = store.begun_anew().is_some();
-        Ok((Self(store), Kept { highest, lost }))
+        Ok((Self(store), Stored { highest, lost }))
     }
 
     pub(super) async fn keep(&self, highest: &Ballot) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::state::{Election, Kept};
+use super::state::{Election, Stored};
 use super::store::Store;
 use super::{Answer, Ask, Config, Error, Handle, Leadership, Members, Peers, Request, Stale};
 use crate::clock::Clock;
@@ -23,7 +23,7 @@ pub struct Parts {
     pub config: Config,
     pub me: NodeId,
     pub store: Store,
-    pub kept: Kept,
+    pub stored: Stored,
     pub members: watch::Receiver<Arc<Members>>,
     pub peers: Arc<dyn Peers>,
     pub clock: Clock,
@@ -34,9 +34,9 @@ pub struct Parts {
 /// Starts the owner. It ends when the last [`Handle`] is gone.
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
     let (requests, queue) = mpsc::channel(QUEUE);
-    let Parts { config, me, store, kept, members, peers, clock, seed } = parts;
+    let Parts { config, me, store, stored, members, peers, clock, seed } = parts;
     let now = clock.now().boot;
-    let election = Election::new(config, me, kept, now, seed);
+    let election = Election::new(config, me, stored, now, seed);
     let (publish, leadership) = watch::channel(Arc::new(election.leadership(now)));
     let owner = Owner {
         election,

@@ -27,7 +27,7 @@ pub struct Store(crate::store::Store);
 
 /// What the store had at start.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Kept {
+pub struct Stored {
     pub nodes: BTreeMap<NodeId, Arc<Member>>,
     /// The number of the life that begins now. It is on disk already: with a number that is used twice, keys of the
     /// previous life could overwrite keys of this one.
@@ -52,12 +52,12 @@ impl Store {
     /// Opens the store in the data directory, or creates it, reads the roster, and begins a new life.
     ///
     /// # Errors
-    /// The file is in use, or cannot be opened or written.
-    pub fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, Kept), Error> {
-        let (store, kept) = crate::store::Store::open(&data_dir.join(FILE), now, |records| Ok(parse(&records)))?;
-        let incarnation = next_incarnation(kept.incarnation, now);
+    /// The file is in use, or cannot be reached or written.
+    pub fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, Stored), Error> {
+        let (store, stored) = crate::store::Store::open(&data_dir.join(FILE), now, |records| Ok(parse(&records)))?;
+        let incarnation = next_incarnation(stored.incarnation, now);
         store.commit_blocking(&[Change::put(INCARNATION, &incarnation)])?;
-        Ok((Self(store), Kept { incarnation, ..kept }))
+        Ok((Self(store), Stored { incarnation, ..stored }))
     }
 
     #[cfg(test)]
@@ -140,20 +140,20 @@ fn remove(id: &NodeId) -> Change {
     Change::Remove(format!("{ROSTER}{id}"))
 }
 
-/// Skips a record that cannot be parsed: its node is back once it is heard.
-fn parse(records: &Records) -> Kept {
-    let mut kept = Kept::default();
+/// A record that cannot be read costs only itself: the node is back when it is heard.
+fn parse(records: &Records) -> Stored {
+    let mut stored = Stored::default();
     for (name, json) in records {
         if name == INCARNATION {
-            kept.incarnation = readable(name, json).unwrap_or_default();
+            stored.incarnation = readable(name, json).unwrap_or_default();
         } else if let Some(id) = name.strip_prefix(ROSTER)
             && let Ok(id) = id.parse()
             && let Some(record) = readable::<Record>(name, json)
         {
-            kept.nodes.insert(id, Arc::new(member(record)));
+            stored.nodes.insert(id, Arc::new(member(record)));
         }
     }
-    kept
+    stored
 }
 
 fn member(record: Record) -> Member {
@@ -206,20 +206,20 @@ mod tests {
     #[tokio::test]
     async fn the_roster_survives_a_restart_and_the_number_of_the_life_grows() {
         let directory = tempfile::tempdir().unwrap();
-        let (store, kept) = Store::open(directory.path(), NOW).unwrap();
-        assert_eq!(kept, Kept { incarnation: 1_000_000, ..Kept::default() });
+        let (store, stored) = Store::open(directory.path(), NOW).unwrap();
+        assert_eq!(stored, Stored { incarnation: 1_000_000, ..Stored::default() });
         let left = Arc::new(Member { state: NodeState::Left, ..(*alive(2)).clone() });
         let members = roster(&[(1, &alive(1)), (2, &left)]);
-        Roster::new(store, kept.nodes).keep(&members, false).await.unwrap();
+        Roster::new(store, stored.nodes).keep(&members, false).await.unwrap();
 
         let earlier = Timestamp::from_millis(5); // the clock went backwards
-        let (store, kept) = Store::open(directory.path(), earlier).unwrap();
-        assert_eq!(kept.incarnation, 1_000_001);
-        assert_eq!(kept.nodes[&id(2)].state, NodeState::Left);
+        let (store, stored) = Store::open(directory.path(), earlier).unwrap();
+        assert_eq!(stored.incarnation, 1_000_001);
+        assert_eq!(stored.nodes[&id(2)].state, NodeState::Left);
         let sessions = as_seen(&alive(1).sessions, NodeState::Unknown);
         let silent = Member { state: NodeState::Unknown, sessions, ..(*alive(1)).clone() };
-        assert_eq!(*kept.nodes[&id(1)], silent);
-        Roster::new(store, kept.nodes).keep(&BTreeMap::new(), false).await.unwrap();
+        assert_eq!(*stored.nodes[&id(1)], silent);
+        Roster::new(store, stored.nodes).keep(&BTreeMap::new(), false).await.unwrap();
         assert!(Store::open(directory.path(), NOW).unwrap().1.nodes.is_empty());
     }
 
@@ -261,7 +261,7 @@ mod tests {
         let record = |name: &str| (name.to_owned(), b"{}".to_vec());
         let broken = format!("{ROSTER}{}", id(2));
         let records = [(name, json), record(&broken), record("roster/x"), record("of_a_newer_version")];
-        let kept = parse(&records.into_iter().collect());
-        assert_eq!(kept.nodes.into_keys().collect::<Vec<_>>(), [id(1)]);
+        let stored = parse(&records.into_iter().collect());
+        assert_eq!(stored.nodes.into_keys().collect::<Vec<_>>(), [id(1)]);
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::keys::{self, LEFT, LOAD, Published};
 use super::link::Link;
-use super::roster::{self, Kept, Roster};
+use super::roster::{self, Roster, Stored};
 use super::seeds::Seeds;
 use super::view::{self, Membership};
 use super::{Channels, Config, Error, Handle, Reply, Request};
@@ -52,22 +52,22 @@ pub async fn spawn(
     config: Config,
     transport: &dyn Transport,
     source: Source,
-    (store, kept): (roster::Store, Kept),
+    (store, stored): (roster::Store, Stored),
     channels: Channels,
     clock: Clock,
 ) -> Result<(Handle, JoinHandle<()>), Error> {
-    let link = Link::start(&config, kept.incarnation, keys::write(&source()), transport).await?;
+    let link = Link::start(&config, stored.incarnation, keys::write(&source()), transport).await?;
     let (requests, queue) = mpsc::channel(QUEUE);
     let owner = Owner {
         seeds: Seeds::new(&config.seeds),
         membership: Membership::new(
             config.me,
-            kept.incarnation,
+            stored.incarnation,
             !config.seeds.is_empty(),
-            kept.nodes.clone(),
+            stored.nodes.clone(),
             clock.now(),
         ),
-        roster: Roster::new(store, kept.nodes),
+        roster: Roster::new(store, stored.nodes),
         config,
         link,
         source,

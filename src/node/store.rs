@@ -18,7 +18,7 @@ const DRAIN: &str = "drain";
 
 /// What the store had at start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct Stored {
     pub id: NodeId,
     /// The settings chosen over the API, without those that the configuration file declares.
     pub chosen: Settings,
@@ -36,8 +36,8 @@ impl Store {
     /// machine, the node gets a new id, so that no two nodes share one. The settings stay.
     ///
     /// # Errors
-    /// The file is in use or cannot be opened, or the id cannot be written.
-    pub fn open(data_dir: &Path, machine_id: Option<&str>, now: Timestamp) -> Result<(Self, Kept), Error> {
+    /// The file is in use or cannot be reached, or no id can be written.
+    pub fn open(data_dir: &Path, machine_id: Option<&str>, now: Timestamp) -> Result<(Self, Stored), Error> {
         let (store, (identity, chosen, drain)) = crate::store::Store::open(&data_dir.join(FILE), now, parse)?;
         let (identity, changed) = match identity {
             Some(found) => bind(found, machine_id),
@@ -46,7 +46,7 @@ impl Store {
         if changed {
             store.commit_blocking(&[Change::put(IDENTITY, &identity)])?;
         }
-        Ok((Self(store), Kept { id: identity.id, chosen, drain }))
+        Ok((Self(store), Stored { id: identity.id, chosen, drain }))
     }
 
     pub(super) async fn keep_settings(&self, chosen: &Settings) -> Result<(), Error> {
@@ -161,8 +161,8 @@ mod tests {
     #[tokio::test]
     async fn settings_survive_a_restart_and_a_new_id() {
         let directory = tempfile::tempdir().unwrap();
-        let (store, kept) = Store::open(directory.path(), Some("a"), NOW).unwrap();
-        assert_eq!(kept.chosen, Settings::default());
+        let (store, stored) = Store::open(directory.path(), Some("a"), NOW).unwrap();
+        assert_eq!(stored.chosen, Settings::default());
         let chosen = Settings { cores_override: Cores::whole(12), ..Settings::default() };
         store.keep_settings(&chosen).await.unwrap();
         drop(store);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::store::{Kept, Store};
+use super::store::{Store, Stored};
 use super::{Config, DrainState, Error, Handle, Request, State, settings};
 use crate::capacity;
 use crate::clock::Clock;
@@ -20,22 +20,22 @@ const QUEUE: usize = 64;
 pub fn spawn(
     config: Config,
     store: Store,
-    kept: Kept,
+    stored: Stored,
     capacity: capacity::Handle,
     clock: Clock,
 ) -> (Handle, JoinHandle<()>) {
-    let in_force = settings::in_force(&kept.chosen, &config.declared);
+    let in_force = settings::in_force(&stored.chosen, &config.declared);
     caution(&Settings::default(), &in_force);
     let state = State {
-        id: kept.id,
+        id: stored.id,
         name: config.name.clone(),
         settings: in_force,
         declared: config.declared.fields().into_iter().map(str::to_owned).collect(),
-        drain: kept.drain,
+        drain: stored.drain,
     };
     let (requests, queue) = mpsc::channel(QUEUE);
     let (publish, watched) = watch::channel(Arc::new(state.clone()));
-    let owner = Owner { config, store, chosen: kept.chosen, state, capacity, clock, publish };
+    let owner = Owner { config, store, chosen: stored.chosen, state, capacity, clock, publish };
     (Handle { requests, state: watched }, tokio::spawn(owner.run(queue)))
 }
 
@@ -155,8 +155,8 @@ mod tests {
     }
 
     fn start(directory: &Path, declared: &str, clock: &Clock) -> (Handle, JoinHandle<()>) {
-        let (store, kept) = Store::open(directory, Some("m"), clock.now().wall).unwrap();
-        spawn(config(declared), store, kept, capacity(0), clock.clone())
+        let (store, stored) = Store::open(directory, Some("m"), clock.now().wall).unwrap();
+        spawn(config(declared), store, stored, capacity(0), clock.clone())
     }
 
     async fn stop(started: (Handle, JoinHandle<()>)) {
@@ -257,8 +257,8 @@ mod tests {
     async fn a_change_that_cannot_be_written_is_not_made() {
         let (store, switch) = Store::failing();
         let id = "k3f7q2m5x6a4b7c2".parse().unwrap();
-        let kept = Kept { id, chosen: Settings::default(), drain: None };
-        let (node, _owner) = spawn(config("{}"), store, kept, capacity(1), Clock::manual(moment()));
+        let stored = Stored { id, chosen: Settings::default(), drain: None };
+        let (node, _owner) = spawn(config("{}"), store, stored, capacity(1), Clock::manual(moment()));
         let before = node.state();
         switch.set(true);
         assert!(matches!(node.patch(patch(r#"{"gpus_override":2}"#), root()).await, Err(Error::Store(_))));

@@ -15,7 +15,7 @@ use crate::runtime::Health;
 use crate::sessions::Snapshot;
 use crate::types::{Condition, Node, NodeProfile, NodeState, NodeUsage, RuntimeKind, Sighting, Timestamp};
 
-use view::Seen;
+use view::Inputs;
 
 /// What does not change while the daemon runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Observer {
 }
 
 fn profile(sources: &Sources, facts: &Facts, clock: &Clock) -> NodeProfile {
-    view::profile(Seen {
+    view::profile(Inputs {
         state: &sources.node.borrow().clone(),
         report: &sources.report.borrow().clone(),
         sessions: &sources.sessions.borrow().clone(),

@@ -14,7 +14,7 @@ use crate::types::{
 
 /// Everything that a node is described from.
 #[derive(Debug, Clone, Copy)]
-pub struct Seen<'a> {
+pub struct Inputs<'a> {
     pub state: &'a State,
     pub report: &'a Report,
     pub sessions: &'a Snapshot,
@@ -25,8 +25,8 @@ pub struct Seen<'a> {
 }
 
 /// What the node is and has.
-pub fn profile(seen: Seen<'_>) -> NodeProfile {
-    let Seen { state, report, sessions, health, conditions, facts, now } = seen;
+pub fn profile(inputs: Inputs<'_>) -> NodeProfile {
+    let Inputs { state, report, sessions, health, conditions, facts, now } = inputs;
     let effective = effective(report.physical, &state.settings);
     NodeProfile {
         id: state.id,
@@ -113,7 +113,7 @@ mod tests {
         let mut health = Health::Unknown;
         change(&mut report, &mut state, &mut sessions, &mut health);
         let facts = Facts { address: "h:1".to_owned(), version: "0".to_owned(), runtime: RuntimeKind::Docker };
-        let profile = profile(Seen {
+        let profile = profile(Inputs {
             state: &state,
             report: &report,
             sessions: &sessions,
@@ -203,7 +203,7 @@ mod tests {
         let state = State { drain, ..fixture::state() };
         let at = |now| {
             let (state, report, sessions, facts) = (&state, &report, &sessions, &facts);
-            profile(Seen { state, report, sessions, health: &Health::Unknown, conditions: &[], facts, now })
+            profile(Inputs { state, report, sessions, health: &Health::Unknown, conditions: &[], facts, now })
         };
         for tick in 0..40 {
             let now = start.plus(Duration::from_millis(5003 * tick));

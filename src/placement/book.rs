@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
 use std::time::Duration;
 
-use super::filter::{Host, runs};
+use super::filter::{HostFigures, runs};
 use super::flights::{End, Flight, Flights, State};
 use super::index::{Fleet, Index};
 use super::plan::{Candidate, Offers, Wanted, plan};
@@ -66,9 +66,9 @@ pub struct Book {
     silent: BTreeMap<NodeId, BootInstant>,
 }
 
-/// What the book is read with.
+/// What every decision of the book depends on besides the book.
 #[derive(Clone, Copy)]
-pub struct Context<'a> {
+pub struct Situation<'a> {
     pub now: BootInstant,
     pub reign: &'a Reign,
     pub view: &'a ClusterView,
@@ -103,41 +103,41 @@ impl Book {
     }
 
     /// What is to be done about a request.
-    pub fn begin(&mut self, begin: &Begin, cx: Context<'_>) -> Result<Begun, Error> {
-        self.settle(cx.now);
-        self.flights.forget_removed(|host| is_removed(host, cx), cx.now);
+    pub fn begin(&mut self, begin: &Begin, situation: Situation<'_>) -> Result<Begun, Error> {
+        self.settle(situation.now);
+        self.flights.forget_removed(|host| is_removed(host, situation), situation.now);
         let flight = self.flights.get(&begin.session).map(|flight| (flight.state, flight.host.clone()));
         // A session that was placed again is no longer where it is known to be.
         if let Some((State::Taken { .. }, Some(host))) = flight {
             return Ok(Begun::Known { host: host.id, session: None });
         }
-        if let Some(known) = self.known(&begin.session, cx) {
+        if let Some(known) = self.known(&begin.session, situation) {
             return Ok(known);
         }
         let certain = match flight {
             None => None,
             // Who is silent for so long is waited for only where the operator says so.
-            Some((State::Uncertain { .. }, host)) => host.filter(|host| self.waits_for(&host.id, cx)),
+            Some((State::Uncertain { .. }, host)) => host.filter(|host| self.waits_for(&host.id, situation)),
             Some(_) => return Ok(Begun::Wait(Error::NoLeader("the same session is being placed just now".to_owned()))),
         };
         let workspace = begin.workspace.as_ref().map_err(Clone::clone)?;
-        let missing = self.unheard(begin.drawn, cx);
+        let missing = self.unheard(begin.drawn, situation);
         if certain.is_none() && !missing.is_empty() && !begin.drawn {
             return Ok(Begun::Wait(Error::Indexing { waiting_for: missing }));
         }
-        self.check_quota(&begin.user, cx.now)?;
+        self.check_quota(&begin.user, situation.now)?;
         let offers = match certain {
             Some(host) => Offers { candidates: vec![host], refusals: Vec::new(), uncertain: true },
-            None => self.offers(&begin.session, &begin.user, workspace, &[], cx)?,
+            None => self.offers(&begin.session, &begin.user, workspace, &[], situation)?,
         };
         if offers.candidates.is_empty() {
-            let untold = self.unheard(false, cx);
+            let untold = self.unheard(false, situation);
             // Who has not told yet may have room.
             let heard_all = untold.is_empty();
             let error = super::plan::nobody(offers.refusals);
             return if heard_all { Err(error) } else { Ok(Begun::Wait(error)) };
         }
-        let ballot = cx.reign.ballot;
+        let ballot = situation.reign.ballot;
         self.take_off(&begin.session, &ballot, &begin.user, workspace, &offers);
         Ok(Begun::Offer { ballot, offers })
     }
@@ -146,13 +146,13 @@ impl Book {
     ///
     /// # Errors
     /// No other host takes it; or ([`Error::Indexing`], [`Error::NoLeader`]) that cannot be said yet.
-    pub fn begin_again(&mut self, again: &Again, cx: Context<'_>) -> Result<(Ballot, Offers), Error> {
-        self.may_begin_again(&again.session, &again.host, cx)?;
-        let offers = self.offers(&again.session, &again.user, &again.workspace, &again.tried, cx)?;
+    pub fn begin_again(&mut self, again: &Again, situation: Situation<'_>) -> Result<(Ballot, Offers), Error> {
+        self.may_begin_again(&again.session, &again.host, situation)?;
+        let offers = self.offers(&again.session, &again.user, &again.workspace, &again.tried, situation)?;
         if offers.candidates.is_empty() {
             return Err(super::plan::nobody(offers.refusals));
         }
-        let ballot = cx.reign.ballot;
+        let ballot = situation.reign.ballot;
         self.take_off(&again.session, &ballot, &again.user, &again.workspace, &offers);
         Ok((ballot, offers))
     }
@@ -162,14 +162,19 @@ impl Book {
     /// # Errors
     /// It is being placed, or has been ([`Error::NoLeader`]); or an earlier leader may have placed it on a node that
     /// has not reported yet ([`Error::Indexing`]).
-    pub fn may_begin_again(&mut self, session: &SessionId, host: &NodeId, cx: Context<'_>) -> Result<(), Error> {
-        self.settle(cx.now);
+    pub fn may_begin_again(
+        &mut self,
+        session: &SessionId,
+        host: &NodeId,
+        situation: Situation<'_>,
+    ) -> Result<(), Error> {
+        self.settle(situation.now);
         // Until its host has removed its copy, a session that was placed again looks as if it still waited.
         let elsewhere = self.index.holder(session).is_some_and(|(holder, _)| holder != host);
         if elsewhere || self.flights.get(session).is_some() {
             return Err(Error::NoLeader("the same session is being placed, or has been".to_owned()));
         }
-        let waiting_for = self.unheard(false, cx);
+        let waiting_for = self.unheard(false, situation);
         if waiting_for.is_empty() { Ok(()) } else { Err(Error::Indexing { waiting_for }) }
     }
 
@@ -203,9 +208,9 @@ impl Book {
         session: &SessionId,
         user: &User,
         workspace: &Workspace,
-        cx: Context<'_>,
+        situation: Situation<'_>,
     ) -> Result<Offers, Error> {
-        self.offers(session, user, workspace, &[], cx)
+        self.offers(session, user, workspace, &[], situation)
     }
 
     /// Forgets flights that have landed.
@@ -214,14 +219,14 @@ impl Book {
     }
 
     /// Whether a host that may have a session is the only one that it is offered to.
-    fn waits_for(&self, host: &NodeId, cx: Context<'_>) -> bool {
-        self.config.on_unknown == OnUnknown::Fail || cx.reign.reached.contains(host)
+    fn waits_for(&self, host: &NodeId, situation: Situation<'_>) -> bool {
+        self.config.on_unknown == OnUnknown::Fail || situation.reign.reached.contains(host)
     }
 
-    fn known(&self, session: &SessionId, cx: Context<'_>) -> Option<Begun> {
+    fn known(&self, session: &SessionId, situation: Situation<'_>) -> Option<Begun> {
         if let Some((host, held)) = self.index.holder(session) {
             let session = Box::new(held.document());
-            return Some(if cx.reign.reached.contains(host) {
+            return Some(if situation.reign.reached.contains(host) {
                 Begun::Known { host: *host, session: Some(session) }
             } else {
                 Begun::Unknown(as_unknown(session))
@@ -229,12 +234,12 @@ impl Book {
         }
         // What a host has that has not told this leader yet, others may remember.
         let (host, remembered) =
-            cx.view.members.iter().find_map(|(host, member)| Some((host, member.sessions.get(session)?)))?;
+            situation.view.members.iter().find_map(|(host, member)| Some((host, member.sessions.get(session)?)))?;
         if self.index.knows(host) {
             return None; // it has told, and does not have it any more
         }
         let session = Box::new(Session::of(remembered, None));
-        Some(if cx.reign.reached.contains(host) {
+        Some(if situation.reign.reached.contains(host) {
             Begun::Known { host: *host, session: Some(session) }
         } else {
             Begun::Unknown(as_unknown(session))
@@ -242,22 +247,22 @@ impl Book {
     }
 
     /// The nodes that must tell what they hold before a key is placed that they may know.
-    fn unheard(&self, drawn: bool, cx: Context<'_>) -> Vec<Name> {
+    fn unheard(&self, drawn: bool, situation: Situation<'_>) -> Vec<Name> {
         if drawn {
             return Vec::new();
         }
-        let (electorate, told) = (cx.reign.electorate.iter(), self.index.fleet().hosts.keys());
+        let (electorate, told) = (situation.reign.electorate.iter(), self.index.fleet().hosts.keys());
         let mut told = Along::new(told);
         let unheard: BTreeSet<&NodeId> = if self.config.on_unknown == OnUnknown::Fail {
             let left = |state: NodeState| state == NodeState::Left;
-            let members = cx.view.members.iter().filter(|(_, member)| !left(member.state)).map(|(id, _)| id);
+            let members = situation.view.members.iter().filter(|(_, member)| !left(member.state)).map(|(id, _)| id);
             let needed: BTreeSet<&NodeId> = electorate.chain(members).collect();
             needed.into_iter().filter(|node| !told.has(node)).collect()
         } else {
-            electorate.filter(|node| !told.has(node) && cx.reign.reached.contains(*node)).collect()
+            electorate.filter(|node| !told.has(node) && situation.reign.reached.contains(*node)).collect()
         };
         let unheard = unheard.into_iter();
-        unheard.map(|node| name_of(node, cx.view)).collect()
+        unheard.map(|node| name_of(node, situation.view)).collect()
     }
 
     fn check_quota(&self, user: &User, now: BootInstant) -> Result<(), Error> {
@@ -279,39 +284,42 @@ impl Book {
         user: &User,
         workspace: &Workspace,
         tried: &[NodeId],
-        cx: Context<'_>,
+        situation: Situation<'_>,
     ) -> Result<Offers, Error> {
         let in_flight = self.flights.by_host();
-        let nodes = self.nodes(workspace, cx);
+        let nodes = self.nodes(workspace, situation);
         if !nodes.is_empty() && !nodes.iter().any(|host| runs(host.node.runtime.kind, workspace)) {
             return Err(Error::Invalid(not_runnable(workspace)));
         }
         let hosts = nodes
             .iter()
-            .map(|host| Host { in_flight: in_flight.get(&host.node.id).copied().unwrap_or_default(), ..*host });
+            .map(|host| HostFigures { in_flight: in_flight.get(&host.node.id).copied().unwrap_or_default(), ..*host });
         let pinned = self.pinned(user, workspace);
         let wanted = Wanted { session, workspace, strategy: self.config.strategy, pinned: pinned.as_ref(), tried };
         let mut offers = plan(hosts, wanted);
         // A node that was only heard of may be large enough: nobody can say that it is not.
-        let nameless = cx.view.members.iter().filter(|(id, member)| member.profile.is_none() && !self.index.knows(id));
+        let nameless =
+            situation.view.members.iter().filter(|(id, member)| member.profile.is_none() && !self.index.knows(id));
         let nameless = nameless.filter(|(_, member)| member.state != NodeState::Left);
-        offers.refusals.extend(nameless.map(|(id, _)| NodeReason::plain(name_of(id, cx.view), Reason::Unreachable)));
+        offers
+            .refusals
+            .extend(nameless.map(|(id, _)| NodeReason::plain(name_of(id, situation.view), Reason::Unreachable)));
         Ok(offers)
     }
 
     /// Every node that is known, without what is on its way there.
-    fn nodes<'a>(&'a self, workspace: &Workspace, cx: Context<'a>) -> Vec<Host<'a>> {
+    fn nodes<'a>(&'a self, workspace: &Workspace, situation: Situation<'a>) -> Vec<HostFigures<'a>> {
         let fleet: &Fleet = self.index.fleet();
-        let host = |node, heard, has_image| Host { node, in_flight: Resources::default(), heard, has_image };
-        let mut reached = Along::new(cx.reign.reached.iter());
+        let host = |node, heard, has_image| HostFigures { node, in_flight: Resources::default(), heard, has_image };
+        let mut reached = Along::new(situation.reign.reached.iter());
         let told = fleet.hosts.iter().map(|(id, view)| {
             let has_image = workspace.image.as_ref().is_some_and(|image| view.images.contains(image));
             host(&*view.profile, reached.has(id), has_image)
         });
-        let mut nodes: Vec<Host<'a>> = Vec::with_capacity(fleet.hosts.len());
+        let mut nodes: Vec<HostFigures<'a>> = Vec::with_capacity(fleet.hosts.len());
         nodes.extend(told);
         let mut known = Along::new(fleet.hosts.keys());
-        let heard_of = cx.view.members.iter().filter(|(id, _)| !known.has(id));
+        let heard_of = situation.view.members.iter().filter(|(id, _)| !known.has(id));
         let heard_of = heard_of.filter(|(_, member)| member.state != NodeState::Left);
         nodes.extend(heard_of.filter_map(|(_, member)| Some(host(member.profile.as_deref()?, false, false))));
         nodes
@@ -343,9 +351,9 @@ impl<'a, I: Iterator<Item = &'a NodeId>> Along<'a, I> {
     }
 }
 
-fn is_removed(host: &NodeId, cx: Context<'_>) -> bool {
-    let left = || cx.view.members.get(host).is_none_or(|member| member.state == NodeState::Left);
-    !cx.reign.electorate.contains(host) && left()
+fn is_removed(host: &NodeId, situation: Situation<'_>) -> bool {
+    let left = || situation.view.members.get(host).is_none_or(|member| member.state == NodeState::Left);
+    !situation.reign.electorate.contains(host) && left()
 }
 
 fn as_unknown(session: Box<Session>) -> Box<Session> {

@@ -3,9 +3,9 @@
 use crate::ledger;
 use crate::types::{NodeProfile, NodeReason, Reason, Resources, RuntimeKind, Workspace};
 
-/// A node as placement looks at it.
+/// A host, as the plan reads it.
 #[derive(Debug, Clone, Copy)]
-pub struct Host<'a> {
+pub struct HostFigures<'a> {
     pub node: &'a NodeProfile,
     /// What offers that are on their way to it would take.
     pub in_flight: Resources,
@@ -17,7 +17,7 @@ pub struct Host<'a> {
 
 /// The first reason why the node would not take the session. What can never be is said before what is only not
 /// possible now: "it is too large" must not hide behind "it is disabled".
-pub fn refusal(host: &Host<'_>, wanted: &Workspace) -> Option<Reason> {
+pub fn refusal(host: &HostFigures<'_>, wanted: &Workspace) -> Option<Reason> {
     let node = host.node;
     let short = short(host, wanted.resources());
     if short == Some(Reason::ExceedsPhysical) {
@@ -36,7 +36,7 @@ pub fn refusal(host: &Host<'_>, wanted: &Workspace) -> Option<Reason> {
 
 /// The refusal with the node's name, and with the figures where it is about room. Of many nodes that refuse, few are
 /// told to anybody: only those are explained.
-pub fn explain(host: &Host<'_>, wanted: &Workspace, reason: Reason) -> NodeReason {
+pub fn explain(host: &HostFigures<'_>, wanted: &Workspace, reason: Reason) -> NodeReason {
     let name = host.node.name.clone();
     let [request, allocated, physical, effective] = figures(host, wanted.resources());
     match ledger::fits(request, allocated, physical, effective) {
@@ -57,13 +57,13 @@ fn has_labels(node: &NodeProfile, wanted: &Workspace) -> bool {
     wanted.constraints.iter().all(|(key, value)| node.settings.labels.get(key) == Some(value))
 }
 
-fn short(host: &Host<'_>, request: Resources) -> Option<Reason> {
+fn short(host: &HostFigures<'_>, request: Resources) -> Option<Reason> {
     let [request, allocated, physical, effective] = figures(host, request);
     ledger::lacks(request, allocated, physical, effective).map(|(reason, _)| reason)
 }
 
 /// What is compared: the request, what is taken, what there is, and what is offered.
-fn figures(host: &Host<'_>, request: Resources) -> [Resources; 4] {
+fn figures(host: &HostFigures<'_>, request: Resources) -> [Resources; 4] {
     let NodeProfile { physical, effective, allocated, .. } = host.node;
     [request, allocated.saturating_add(host.in_flight), *physical, *effective]
 }

@@ -1,7 +1,7 @@
 //! From the nodes and a request to an order of offers, or to an explanation. Pure.
 
 use super::Error;
-use super::filter::{self, Host};
+use super::filter::{self, HostFigures};
 use super::score::{Rank, Ties, Worth, worth};
 use crate::types::{Name, NodeId, NodeProfile, NodeReason, NodeVerdict, Plan, Reason, SessionId, Strategy, Workspace};
 
@@ -42,7 +42,7 @@ pub struct Wanted<'a> {
 }
 
 /// Which nodes to ask for this session.
-pub fn plan<'a>(hosts: impl Iterator<Item = Host<'a>>, wanted: Wanted<'_>) -> Offers {
+pub fn plan<'a>(hosts: impl Iterator<Item = HostFigures<'a>>, wanted: Wanted<'_>) -> Offers {
     let ties = Ties::of(wanted.session);
     let mut best = Best::default();
     let mut refusals = Refusals::default();
@@ -91,12 +91,12 @@ impl<'a> Best<'a> {
 /// not depend on how many there are.
 #[derive(Default)]
 struct Refusals<'a> {
-    kept: Vec<(Host<'a>, Reason)>,
+    kept: Vec<(HostFigures<'a>, Reason)>,
     reasons: Vec<Reason>,
 }
 
 impl<'a> Refusals<'a> {
-    fn add(&mut self, host: Host<'a>, reason: Reason, most: usize) {
+    fn add(&mut self, host: HostFigures<'a>, reason: Reason, most: usize) {
         let new = is_new(&mut self.reasons, reason);
         if new || self.kept.len() < most {
             self.kept.push((host, reason));
@@ -219,8 +219,8 @@ mod tests {
         Wanted { session, workspace, strategy: Strategy::Spread, pinned: None, tried: &[] }
     }
 
-    fn heard(node: &NodeProfile) -> Host<'_> {
-        Host { node, in_flight: Resources::default(), heard: true, has_image: false }
+    fn heard(node: &NodeProfile) -> HostFigures<'_> {
+        HostFigures { node, in_flight: Resources::default(), heard: true, has_image: false }
     }
 
     fn offers(nodes: &[NodeProfile], workspace: &Workspace) -> Offers {
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn a_node_that_is_silent_is_not_said_to_be_too_small() {
         let node = a(4, 0);
-        let silent = Host { heard: false, ..heard(&node) };
+        let silent = HostFigures { heard: false, ..heard(&node) };
         let offers = plan([silent].into_iter(), asked(&sample::session_id("k"), &wanted(1)));
         assert_eq!(offers.refusals[0].reason, Reason::Unreachable);
         assert!(matches!(nobody(offers.refusals), Error::NoCapacity(_)));
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn what_is_on_its_way_to_a_node_takes_room_there() {
         let node = a(4, 2);
-        let busy = Host { in_flight: wanted(2).resources(), ..heard(&node) };
+        let busy = HostFigures { in_flight: wanted(2).resources(), ..heard(&node) };
         let offers = plan([busy].into_iter(), asked(&sample::session_id("k"), &wanted(1)));
         assert_eq!(offers.refusals[0].reason, Reason::NoCapacity);
     }
@@ -333,8 +333,8 @@ mod tests {
         let (session, mut workspace) = (sample::session_id("k"), wanted(1));
         let first = |workspace: &Workspace, taken: u32| {
             let (has, pulls) = (a(8, taken), b(8, 1));
-            let hosts = [Host { has_image: true, ..heard(&has) }, heard(&pulls)];
-            let hosts = hosts.map(|host| Host { node: if host.has_image { &has } else { &pulls }, ..host });
+            let hosts = [HostFigures { has_image: true, ..heard(&has) }, heard(&pulls)];
+            let hosts = hosts.map(|host| HostFigures { node: if host.has_image { &has } else { &pulls }, ..host });
             plan(hosts.into_iter(), asked(&session, workspace)).candidates[0].name.to_string()
         };
         assert_eq!(first(&workspace, 2), "b", "a session without an image goes where room is");

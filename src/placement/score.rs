@@ -1,6 +1,6 @@
 //! Which of the nodes that could take a session should. Pure: the lowest rank is the best.
 
-use super::filter::Host;
+use super::filter::HostFigures;
 use crate::types::{ConditionKind, NodeId, SessionId, Strategy, Workspace};
 
 /// Parts in a whole that figures are compared in.
@@ -28,7 +28,7 @@ pub struct Worth {
     fill: u64,
 }
 
-pub fn worth(host: &Host<'_>, wanted: &Workspace, strategy: Strategy) -> Worth {
+pub fn worth(host: &HostFigures<'_>, wanted: &Workspace, strategy: Strategy) -> Worth {
     let fill = fill(host, wanted);
     let pull = if wanted.image.is_some() && !host.has_image { PULL } else { 0 };
     let fails = |condition: &crate::types::Condition| condition.kind == ConditionKind::FailingStarts;
@@ -44,7 +44,7 @@ pub fn worth(host: &Host<'_>, wanted: &Workspace, strategy: Strategy) -> Worth {
 }
 
 /// How full the node would be in its fullest dimension, in millionths.
-fn fill(host: &Host<'_>, wanted: &Workspace) -> u64 {
+fn fill(host: &HostFigures<'_>, wanted: &Workspace) -> u64 {
     let offered = &host.node.effective;
     let used = host.node.allocated.saturating_add(wanted.resources().saturating_add(host.in_flight));
     // Up to 16 TiB a division of 64 bits does, which costs a fraction of one of 128.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::book::{Again, Begin, Begun, Book, Context};
+use super::book::{Again, Begin, Begun, Book, Situation};
 use super::flights::End;
 use super::index::{Duplicate, Fleet};
 use super::offer::{Offer, Step};
@@ -286,7 +286,7 @@ impl<R> Placement<R> {
         workspace: &Workspace,
         now: BootInstant,
     ) -> Result<Offers, Error> {
-        self.with_context(now, |book, cx| book.dry_run(session, user, workspace, cx))?
+        self.with_situation(now, |book, situation| book.dry_run(session, user, workspace, situation))?
     }
 
     /// Takes in a host's answer.
@@ -337,7 +337,7 @@ impl<R> Placement<R> {
         }
         if self.reign.is_some() && now >= self.remind_at {
             self.remind_at = now.plus(REMIND_EVERY);
-            if let Ok(left) = self.with_context(now, |book, _| book.index().all_duplicates()) {
+            if let Ok(left) = self.with_situation(now, |book, _| book.index().all_duplicates()) {
                 self.put_away(left);
             }
         }
@@ -352,10 +352,10 @@ impl<R> Placement<R> {
     }
 
     /// Decides with what the book is read with. Not where this node does not lead, or cannot be sure of it.
-    fn with_context<T>(
+    fn with_situation<T>(
         &mut self,
         now: BootInstant,
-        decide: impl FnOnce(&mut Book, Context<'_>) -> T,
+        decide: impl FnOnce(&mut Book, Situation<'_>) -> T,
     ) -> Result<T, Error> {
         let no_leader = |why: &str| Err(Error::NoLeader(why.to_owned()));
         let Some(reign) = self.reign.clone() else { return no_leader("this node does not lead") };
@@ -364,7 +364,7 @@ impl<R> Placement<R> {
             return no_leader("this node leads, but too few nodes have answered lately to be sure of it");
         }
         let view = Arc::clone(&self.view);
-        Ok(decide(&mut self.book, Context { now, reign: &reign, view: &view }))
+        Ok(decide(&mut self.book, Situation { now, reign: &reign, view: &view }))
     }
 
     fn ask(&mut self, host: NodeId, what: HostCall, purpose: Option<Purpose>) {
@@ -440,7 +440,7 @@ impl<R> Placement<R> {
             return;
         };
         let (begin, until) = (place.begin.clone(), *until);
-        let begun = self.with_context(now, |book, cx| book.begin(&begin, cx)).and_then(|begun| begun);
+        let begun = self.with_situation(now, |book, situation| book.begin(&begin, situation)).and_then(|begun| begun);
         // A leader that was just elected, or got no answers for a moment, is sure with the next answers.
         let unsure = self.reign.as_ref().is_some_and(|reign| now >= reign.lease);
         let begun = match begun {
@@ -623,7 +623,8 @@ impl<R> Placement<R> {
                 return;
             }
             // Each claim is a write on the host's disk: none is made that leads nowhere.
-            match self.with_context(now, |book, cx| book.may_begin_again(&session, &host, cx)).flatten() {
+            match self.with_situation(now, |book, situation| book.may_begin_again(&session, &host, situation)).flatten()
+            {
                 Ok(()) => {}
                 // What is not known yet holds up all of them.
                 Err(Error::Indexing { .. }) => return,
@@ -650,7 +651,7 @@ impl<R> Placement<R> {
             workspace: asked.workspace.clone(),
             tried: asked.tried.clone(),
         };
-        match self.with_context(now, |book, cx| book.begin_again(&again, cx)).and_then(|begun| begun) {
+        match self.with_situation(now, |book, situation| book.begin_again(&again, situation)).and_then(|begun| begun) {
             Ok((ballot, offers)) => self.offer(id, ballot, asked, offers, now),
             Err(error) => self.end(id, Err(error)),
         }

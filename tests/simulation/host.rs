@@ -253,7 +253,7 @@ impl Host {
             since: Timestamp::default(),
             message: String::new(),
         });
-        view::profile(view::Seen {
+        view::profile(view::Inputs {
             state: &self.state,
             report: &self.report,
             sessions: snapshot,

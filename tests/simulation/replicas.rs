@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ostler::catalogue::{Book, Entry, Key, Value, Version};
+use ostler::catalogue::{Contents, Entry, Key, Value, Version};
 use ostler::types::{Ballot, Bytes, Cores, Name, NodeId, Timestamp, Workspace};
 
 use crate::each_seed;
@@ -15,7 +15,7 @@ const NAMES: u64 = 4;
 
 /// Nodes with their catalogues. Those of one side reach each other, and one of them leads.
 struct Replicas {
-    nodes: Vec<Book>,
+    nodes: Vec<Contents>,
     side: Vec<bool>,
     /// Of each side.
     leaders: BTreeMap<bool, (usize, Ballot)>,
@@ -31,7 +31,7 @@ impl Replicas {
         let mut random = random;
         let size = 2 + random.pick(4);
         let mut replicas = Self {
-            nodes: vec![Book::default(); size],
+            nodes: vec![Contents::default(); size],
             side: vec![false; size],
             leaders: BTreeMap::new(),
             term: 0,

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use ostler::election::state::{Election, Kept};
+use ostler::election::state::{Election, Stored};
 use ostler::election::{Answer, Config, Leadership, Members, Request, Stale};
 use ostler::types::{Ballot, BootInstant, ClusterMode, NodeId};
 
@@ -104,8 +104,8 @@ impl World {
         let seed = self.random.draw();
         let now = self.clock(i);
         let host = &mut self.hosts[i];
-        let kept = Kept { highest: host.disk, lost: false };
-        let mut election = Election::new(Config::new(self.mode), host.id, kept, now, seed);
+        let stored = Stored { highest: host.disk, lost: false };
+        let mut election = Election::new(Config::new(self.mode), host.id, stored, now, seed);
         election.members(host.members.clone(), now);
         host.election = Some(election);
         host.frozen_until = 0;

@@ -107,18 +107,25 @@ impl Catalogue {
     }
 
     fn start_in(directory: tempfile::TempDir, n: u8, network: &Network, now: Moment) -> Self {
-        let (store, kept) = Store::open(directory.path(), &id(n), now.wall).unwrap();
-        Self::start_on(directory, store, kept, n, network, now)
+        let (store, stored) = Store::open(directory.path(), &id(n), now.wall).unwrap();
+        Self::start_on(directory, store, stored, n, network, now)
     }
 
-    fn start_on(directory: tempfile::TempDir, store: Store, kept: Book, n: u8, network: &Network, now: Moment) -> Self {
+    fn start_on(
+        directory: tempfile::TempDir,
+        store: Store,
+        stored: Contents,
+        n: u8,
+        network: &Network,
+        now: Moment,
+    ) -> Self {
         let nobody = Leadership { leader: None, ballot: None, reign: None };
         let (leadership, led) = watch::channel(Arc::new(nobody));
         let (view, seen) = watch::channel(Arc::default());
         let clock = Clock::manual(now);
         let (handle, _) = spawn(Parts {
             store,
-            kept,
+            stored,
             me: id(n),
             leadership: led,
             view: seen,
@@ -270,7 +277,7 @@ async fn a_token_expires_and_its_name_is_free_again() {
 async fn a_change_that_cannot_be_written_is_not_made() {
     let (store, switch) = Store::failing();
     let directory = tempfile::tempdir().unwrap();
-    let catalogue = Catalogue::start_on(directory, store, Book::default(), 1, &Network::default(), BOOT);
+    let catalogue = Catalogue::start_on(directory, store, Contents::default(), 1, &Network::default(), BOOT);
     catalogue.leads(1, &[1], 1);
     switch.set(true);
     assert!(matches!(catalogue.handle.edit(put("a", 1), root()).await, Err(Error::Store(_))));
@@ -336,13 +343,13 @@ async fn after_a_partition_both_sides_merge_and_remember_the_lost_change() {
     one.follows(2);
     one.hears(&two);
     two.hears(&one);
-    let together = |snapshot: &Snapshot| snapshot.workspaces.len() == 3 && snapshot.book.conflicts().count() == 1;
+    let together = |snapshot: &Snapshot| snapshot.workspaces.len() == 3 && snapshot.contents.conflicts().count() == 1;
     one.has("together", together).await;
     two.has("together", together).await;
     assert_eq!(one.handle.snapshot().digest, two.handle.snapshot().digest);
     assert_eq!(one.workspaces()[0], ("both".to_owned(), Cores::whole(2)), "the higher ballot's");
     let snapshot = two.handle.snapshot();
-    let conflict = snapshot.book.conflicts().next().unwrap();
+    let conflict = snapshot.contents.conflicts().next().unwrap();
     assert_eq!(conflict.previous.value, Value::Workspace(Box::new(workspace("both", 1))), "what lost is kept");
 }
 

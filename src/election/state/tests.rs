@@ -10,7 +10,7 @@ fn id(n: u8) -> NodeId {
 /// Node 0, which nodes 1 and 2 have just elected, and when.
 fn elected() -> (Election, BootInstant) {
     let config = Config { mode: ClusterMode::Available, heartbeat: BEAT };
-    let mut election = Election::new(config, id(0), Kept::default(), NOW, 1);
+    let mut election = Election::new(config, id(0), Stored::default(), NOW, 1);
     election.members(Members { voters: [id(1), id(2)].into(), known: 2, untried: false }, NOW);
     let now = election.poll_timeout();
     election.tick(now);

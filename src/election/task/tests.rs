@@ -37,7 +37,7 @@ struct Node {
 }
 
 impl Node {
-    fn start(n: u8, others: &[u8], store: Store, kept: Kept, network: &Network) -> Self {
+    fn start(n: u8, others: &[u8], store: Store, stored: Stored, network: &Network) -> Self {
         let voters: BTreeSet<NodeId> = others.iter().copied().filter(|other| *other != n).map(id).collect();
         let known = voters.len();
         let (say_members, members) = watch::channel(Arc::new(Members { voters, known, untried: false }));
@@ -45,7 +45,7 @@ impl Node {
             config: Config { mode: ClusterMode::Available, heartbeat: Duration::from_millis(50) },
             me: id(n),
             store,
-            kept,
+            stored,
             members,
             peers: Arc::new(network.clone()),
             clock: Clock::system().unwrap(),
@@ -57,14 +57,14 @@ impl Node {
 
     fn on_disk(n: u8, others: &[u8], directory: &tempfile::TempDir, network: &Network) -> Self {
         let now = Clock::system().unwrap().now().wall;
-        let (store, kept) = Store::open(directory.path(), now).unwrap();
-        Self::start(n, others, store, kept, network)
+        let (store, stored) = Store::open(directory.path(), now).unwrap();
+        Self::start(n, others, store, stored, network)
     }
 
     fn on_failing_disk(n: u8, others: &[u8], network: &Network) -> (Self, Switch) {
         let (store, switch) = Store::failing();
-        let kept = Kept { highest: None, lost: false };
-        (Self::start(n, others, store, kept, network), switch)
+        let stored = Stored { highest: None, lost: false };
+        (Self::start(n, others, store, stored, network), switch)
     }
 
     async fn sees(&self, what: &str, is_so: impl Fn(&Leadership) -> bool) -> Arc<Leadership> {

@@ -61,8 +61,8 @@ impl Leader {
             workspace: Ok(workspace()),
             drawn,
         };
-        let cx = Context { now, reign: &self.reign, view: &self.view };
-        self.book.begin(&begin, cx)
+        let situation = Situation { now, reign: &self.reign, view: &self.view };
+        self.book.begin(&begin, situation)
     }
 
     /// Whom it offers the session to, first to last.
@@ -81,8 +81,8 @@ impl Leader {
             workspace: workspace(),
             tried: tried.iter().map(|host| id(*host)).collect(),
         };
-        let cx = Context { now: NOW, reign: &self.reign, view: &self.view };
-        self.book.begin_again(&again, cx).map(|(_, offers)| names(&offers))
+        let situation = Situation { now: NOW, reign: &self.reign, view: &self.view };
+        self.book.begin_again(&again, situation).map(|(_, offers)| names(&offers))
     }
 
     fn end(&mut self, key: &str, end: End) {

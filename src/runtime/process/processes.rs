@@ -24,7 +24,7 @@ pub(super) struct Process {
 impl Process {
     /// The live process with that pid, if there is one.
     pub(super) fn of_pid(pid: i32) -> Option<Self> {
-        Some(Seen::read(pid)?.process)
+        Some(Stat::read(pid)?.process)
     }
 
     /// A child that was not waited for yet, so that the kernel has not reused its pid. If it has
@@ -76,15 +76,15 @@ fn readable(handle: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(handle, Interest::READABLE)
 }
 
-/// A live process with its parent and its process group.
+/// What `/proc/<pid>/stat` says of a live process: itself and its relatives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Seen {
+pub(super) struct Stat {
     pub process: Process,
     pub parent: i32,
     pub group: i32,
 }
 
-impl Seen {
+impl Stat {
     pub(super) fn read(pid: i32) -> Option<Self> {
         Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
@@ -107,15 +107,15 @@ impl Seen {
     }
 }
 
-/// Every live process that `/proc` shows to this one.
-pub(super) fn all() -> Vec<Seen> {
+/// Every live process that this one may see.
+pub(super) fn all() -> Vec<Stat> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    entries.flatten().filter_map(|entry| Seen::read(entry.file_name().to_str()?.parse().ok()?)).collect()
+    entries.flatten().filter_map(|entry| Stat::read(entry.file_name().to_str()?.parse().ok()?)).collect()
 }
 
 /// The children of `root`, their children and so on, without `root`.
-pub(super) fn descendants(table: &[Seen], root: i32) -> Vec<Process> {
-    let mut children: BTreeMap<i32, Vec<&Seen>> = BTreeMap::new();
+pub(super) fn descendants(table: &[Stat], root: i32) -> Vec<Process> {
+    let mut children: BTreeMap<i32, Vec<&Stat>> = BTreeMap::new();
     for seen in table {
         children.entry(seen.parent).or_default().push(seen);
     }
@@ -172,18 +172,18 @@ mod tests {
     }
 
     #[test]
-    fn a_program_name_with_parentheses_is_parsed() {
-        let seen = Seen::parse(&stat(12, "a) Z 1 (b", "S", 3, 1)).unwrap();
+    fn a_program_cannot_disguise_itself_by_its_name() {
+        let seen = Stat::parse(&stat(12, "a) Z 1 (b", "S", 3, 1)).unwrap();
         let process = Process { pid: 12, start: 4242 };
-        assert_eq!(seen, Seen { process, parent: 3, group: 7 });
+        assert_eq!(seen, Stat { process, parent: 3, group: 7 });
     }
 
     #[test]
-    fn a_zombie_is_not_alive() {
-        assert_eq!(Seen::parse(&stat(12, "a", "Z", 3, 1)), None);
-        assert!(Seen::parse(&stat(12, "a", "Z", 3, 2)).is_some(), "its other threads run on");
-        assert_eq!(Seen::parse("12 (a) S"), None);
-        assert_eq!(Seen::parse(""), None);
+    fn what_has_ended_is_not_alive() {
+        assert_eq!(Stat::parse(&stat(12, "a", "Z", 3, 1)), None);
+        assert!(Stat::parse(&stat(12, "a", "Z", 3, 2)).is_some(), "its other threads run on");
+        assert_eq!(Stat::parse("12 (a) S"), None);
+        assert_eq!(Stat::parse(""), None);
     }
 
     #[test]
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn descendants_are_the_whole_tree_and_nothing_else() {
-        let seen = |pid, parent| Seen { process: Process { pid, start: 1 }, parent, group: 1 };
+        let seen = |pid, parent| Stat { process: Process { pid, start: 1 }, parent, group: 1 };
         let table = [seen(1, 0), seen(5, 1), seen(6, 5), seen(7, 6), seen(8, 1), seen(9, 5)];
         let mut found: Vec<i32> = descendants(&table, 5).iter().map(|p| p.pid).collect();
         found.sort_unstable();

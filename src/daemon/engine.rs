@@ -1,0 +1,50 @@
+//! The runtime that the configuration asks for.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use super::Base;
+use crate::capacity;
+use crate::runtime::Runtime;
+use crate::runtime::docker::{self, DockerRuntime};
+use crate::runtime::process::{self, ProcessRuntime};
+use crate::types::RuntimeKind;
+
+pub(super) fn open(base: &Base) -> Result<Arc<dyn Runtime>> {
+    let config = &base.config;
+    let (cluster, node) = (config.cluster.name.clone(), base.me);
+    match config.runtime.kind {
+        RuntimeKind::Docker => Ok(DockerRuntime::new(docker::Config {
+            cluster,
+            node,
+            host: config.runtime.docker_host.clone(),
+            cpu_mode: config.runtime.cpu_mode,
+            cap_allow: config.runtime.cap_allow.clone(),
+            publish_address: config.runtime.publish_address,
+        })?),
+        RuntimeKind::Process => {
+            let (cores, memory) = capacity::probe::host_bounds();
+            Ok(Arc::new(ProcessRuntime::open(process::Config {
+                directory: config.data_dir.join("process"),
+                cluster,
+                node,
+                user: config.runtime.process_user.clone(),
+                shim: this_program()?,
+                cores,
+                memory,
+            })?))
+        }
+    }
+}
+
+/// This program's file, also where it was replaced by a newer one since it was started.
+///
+/// # Errors
+/// The kernel does not say.
+pub fn this_program() -> Result<PathBuf> {
+    let path = std::env::current_exe().context("this program's own path is not known")?;
+    let text = path.to_string_lossy();
+    Ok(PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(&text)))
+}

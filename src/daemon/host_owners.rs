@@ -1,0 +1,151 @@
+//! The owners of this host: capacity, settings, sessions, conditions, the catalogue and its images.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::stores::HostStores;
+use super::{Start, VERSION};
+use crate::cluster::{Host, images};
+use crate::observe::{self, Observer, conditions};
+use crate::runtime::Runtime;
+use crate::sessions::{Journal, Record};
+use crate::types::{Ballot, Condition};
+use crate::{capacity, catalogue, election, node, sessions};
+
+type Conditions = watch::Receiver<Arc<Vec<Condition>>>;
+type Images = watch::Receiver<Arc<BTreeSet<String>>>;
+
+/// What sessions live on: the engine, the room on this host, and the operator's settings.
+struct Ground {
+    runtime: Arc<dyn Runtime>,
+    capacity: capacity::Handle,
+    node: node::Handle,
+}
+
+impl Start {
+    /// Starts the owners of this host. Each reads the snapshots of those before it.
+    pub(super) fn host(&mut self, stores: HostStores, runtime: Arc<dyn Runtime>, election: election::Handle) -> Host {
+        let capacity = self.capacity(&*runtime);
+        let node = self.node(stores.node, capacity.clone());
+        let ground = Ground { runtime, capacity, node };
+        let sessions = self.sessions(&ground, stores.journal, stores.fence);
+        let conditions = self.conditions(&ground, &sessions);
+        let catalogue = self.catalogue(stores.catalogue, &election);
+        let images = self.images(&ground, &catalogue, &sessions);
+        Host {
+            observer: self.observer(&ground, &sessions, conditions, images),
+            settings: ground.node,
+            sessions,
+            catalogue,
+            election,
+            told: Arc::default(),
+            gossip: Arc::default(),
+        }
+    }
+
+    fn capacity(&mut self, runtime: &dyn Runtime) -> capacity::Handle {
+        let config = capacity::Config {
+            runtime: runtime.kind(),
+            dev: self.base.config.dev,
+            fallback_disk: self.base.config.data_dir.clone(),
+            interval: capacity::INTERVAL,
+        };
+        let started = capacity::task::spawn(config, runtime.health(), self.base.clock.clone());
+        self.owners.add("the owner of capacity", started)
+    }
+
+    fn node(
+        &mut self,
+        (store, stored): (node::store::Store, node::store::Stored),
+        capacity: capacity::Handle,
+    ) -> node::Handle {
+        let config = self.base.config.node.clone();
+        let started = node::task::spawn(config, store, stored, capacity, self.base.clock.clone());
+        self.owners.add("the owner of this node's settings", started)
+    }
+
+    fn sessions(
+        &mut self,
+        ground: &Ground,
+        (journal, records): (Journal, Vec<Record>),
+        fence: Option<Ballot>,
+    ) -> sessions::Handle {
+        let started = sessions::task::spawn(sessions::task::Parts {
+            config: self.base.config.sessions.clone(),
+            cluster: self.base.config.cluster.name.clone(),
+            node_id: self.base.me,
+            journal,
+            records,
+            fence,
+            incarnation: self.base.incarnation,
+            runtime: Arc::clone(&ground.runtime),
+            node: ground.node.watch(),
+            capacity: ground.capacity.watch(),
+            signs: self.watches.signs.clone(),
+            clock: self.base.clock.clone(),
+        });
+        self.owners.add("the owner of sessions", started)
+    }
+
+    fn conditions(&mut self, ground: &Ground, sessions: &sessions::Handle) -> Conditions {
+        let watches = conditions::Watches {
+            report: ground.capacity.watch(),
+            node: ground.node.watch(),
+            sessions: sessions.watch(),
+            health: ground.runtime.health(),
+            cluster: self.watches.signs.clone(),
+            min_free_disk: self.base.config.sessions.min_free_disk,
+        };
+        let (publish, conditions) = watch::channel(Arc::default());
+        let task = conditions::spawn(watches, publish, self.base.clock.clone());
+        self.owners.add("the owner of conditions", (conditions, task))
+    }
+
+    fn catalogue(
+        &mut self,
+        (store, stored): (catalogue::store::Store, catalogue::Contents),
+        election: &election::Handle,
+    ) -> catalogue::Handle {
+        let started = catalogue::task::spawn(catalogue::task::Parts {
+            store,
+            stored,
+            me: self.base.me,
+            leadership: election.leadership(),
+            view: self.watches.view.clone(),
+            replicas: Arc::new(self.peers.clone()),
+            clock: self.base.clock.clone(),
+        });
+        self.owners.add("the owner of the catalogue", started)
+    }
+
+    fn images(&mut self, ground: &Ground, catalogue: &catalogue::Handle, sessions: &sessions::Handle) -> Images {
+        let (publish, here) = watch::channel(Arc::default());
+        let task = images::spawn(Arc::clone(&ground.runtime), catalogue.watch(), sessions.watch(), publish);
+        self.owners.add("the owner of the images that are here", (here, task))
+    }
+
+    fn observer(
+        &self,
+        ground: &Ground,
+        sessions: &sessions::Handle,
+        conditions: Conditions,
+        images: Images,
+    ) -> Observer {
+        let sources = observe::Sources {
+            node: ground.node.watch(),
+            report: ground.capacity.watch(),
+            sessions: sessions.watch(),
+            health: ground.runtime.health(),
+            conditions,
+            images,
+        };
+        let facts = observe::Facts {
+            address: self.base.config.sessions.endpoint_host.clone(),
+            version: VERSION.to_owned(),
+            runtime: ground.runtime.kind(),
+        };
+        Observer::new(sources, facts, self.base.clock.clone())
+    }
+}

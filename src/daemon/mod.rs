@@ -1,0 +1,159 @@
+//! The composition root: builds every part from the configuration, runs them, and stops them in order.
+//!
+//! [`run`] is the life of an agent, and `Daemon::build` is its start, told in stages. A stage is handed what the
+//! stages before it made:
+//!
+//! 1. `lock` claims the data directory, `stores` opens what is in it.
+//! 2. `engine` makes the runtime, `knots` the channels that are read before their owner starts, and `mesh` joins the
+//!    other nodes.
+//! 3. `host_owners` starts the owners of this host, `cluster_owners` those of the cluster. The election starts before
+//!    both, since the catalogue follows its leader.
+//! 4. The HTTP API is bound last: whoever can connect finds all the owners there.
+//!
+//! `owners` waits for an owner that ends, `shutdown` stops the agent.
+
+mod address;
+mod cluster_owners;
+mod engine;
+mod host_owners;
+mod knots;
+mod lock;
+mod mesh;
+mod owners;
+mod shutdown;
+mod stores;
+
+use anyhow::{Context, Result, bail};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::clock::Clock;
+use crate::cluster::{Cluster, Mesh, Peers};
+use crate::config::Config;
+use crate::http::{self, Api};
+use crate::types::NodeId;
+
+pub use engine::this_program;
+
+use knots::Watches;
+use owners::Owners;
+use shutdown::{Shutdown, Signals};
+use stores::Stores;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Runs the agent until it is told to stop (SIGTERM or SIGINT) or one of its parts ends.
+/// Sessions go on without it.
+///
+/// # Errors
+/// It could not be started, or a part ended unasked: systemd is to start it again.
+pub async fn run(config: Config, dev: bool) -> Result<()> {
+    let signals = Signals::listen()?;
+    let daemon = Daemon::build(config, dev).await?;
+    let mut running = daemon.serve();
+    let ended = running.until_the_end(signals).await;
+
+    running.shutdown.begin();
+    if let Some(part) = ended {
+        bail!("{part} ended unasked");
+    }
+    running.shutdown.drain(running.api).await;
+    Ok(())
+}
+
+/// Every part, built; the owners run, and callers of the API wait.
+struct Daemon {
+    me: NodeId,
+    api: http::Bound,
+    owners: Owners,
+    shutdown: Shutdown,
+}
+
+/// The daemon while it serves.
+struct Running {
+    api: JoinHandle<()>,
+    owners: Owners,
+    shutdown: Shutdown,
+}
+
+/// What is known before any part is made.
+struct Base {
+    config: Config,
+    me: NodeId,
+    /// Which life of the agent this is: grows with every start.
+    incarnation: u64,
+    clock: Clock,
+}
+
+/// What every owner is started with. `host_owners` and `cluster_owners` add a method for each.
+struct Start {
+    base: Base,
+    peers: Peers,
+    watches: Watches,
+    owners: Owners,
+}
+
+impl Daemon {
+    async fn build(config: Config, dev: bool) -> Result<Self> {
+        let lock = lock::claim(&config).await?;
+        let token = mesh::token(&config.cluster.token_file)?;
+        let clock = Clock::system().context("the boot clock cannot be read")?;
+        let stores = Stores::open(&config.data_dir, clock.now().wall)?;
+        let base = Base { config, me: stores.me(), incarnation: stores.incarnation(), clock };
+
+        let runtime = engine::open(&base)?;
+        let (watches, publishers) = knots::tie(token.is_some());
+        let net = mesh::join(&base, token, watches.directory.clone()).await?;
+
+        let mut start = Start { base, peers: Peers(net.clone()), watches, owners: Owners::default() };
+        let election = start.election(stores.ballots);
+        let host = start.host(stores.host, runtime, election.clone());
+        let hosts = Mesh::new(start.base.me, host.clone(), start.peers.clone());
+        let leader = start.placement(&host, &hosts);
+        let mut gossip = None;
+        if let Some(net) = &net {
+            mesh::answer(net, &host, &leader);
+            gossip = Some(start.gossip(net, &host, stores.roster, publishers.gossip).await?);
+        }
+        start.signs(net.clone(), &host, publishers.signs);
+
+        let (stop, stopping) = watch::channel(false);
+        let api = bind(&start.base, dev, Cluster::new(hosts, leader), stopping).await?;
+        let shutdown = Shutdown { stop, election, gossip, net, _lock: lock };
+        Ok(Self { me: start.base.me, api, owners: start.owners, shutdown })
+    }
+
+    /// Lets the callers in.
+    fn serve(self) -> Running {
+        let Self { me, api, owners, shutdown } = self;
+        tracing::info!(
+            node = %me,
+            version = VERSION,
+            http = %api.addresses.listen,
+            status = api.addresses.status_listen.map(tracing::field::display),
+            mesh = shutdown.net.as_ref().and_then(|net| net.local_addr().ok()).map(tracing::field::display),
+            socket = %api.addresses.socket.display(),
+            "the agent is up"
+        );
+        Running { api: tokio::spawn(api.run()), owners, shutdown }
+    }
+}
+
+impl Running {
+    /// Waits until the operator stops the agent: `None`; or until a part ends, which it names.
+    async fn until_the_end(&mut self, mut signals: Signals) -> Option<&'static str> {
+        tokio::select! {
+            () = signals.stop() => None,
+            owner = self.owners.first_to_end() => Some(owner),
+            _ = &mut self.api => Some("the HTTP API"),
+        }
+    }
+}
+
+/// Binds the HTTP API: callers may connect, and wait until it is served.
+async fn bind(base: &Base, dev: bool, cluster: Cluster, stopping: watch::Receiver<bool>) -> Result<http::Bound> {
+    let (name, mode) = (base.config.cluster.name.clone(), base.config.cluster.mode);
+    let ready = cluster.host().sessions.ready();
+    let api = Api { name, mode, cluster, clock: base.clock.clone(), ready, dev };
+    Ok(http::serve(base.config.http.clone(), api, stopping).await?)
+}
