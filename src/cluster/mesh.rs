@@ -135,7 +135,7 @@ impl Hosts for Mesh {
                     Ok(admitted) => Offered::Accepted(Box::new(admitted)),
                     Err(AdmitError::Stale(stale)) => Offered::Stale(stale),
                     // It stops: what became of the offer is not known.
-                    Err(AdmitError::Refused(error @ sessions::Error::Stopping)) => Offered::Unknown(error.to_string()),
+                    Err(AdmitError::Refused(sessions::Error::Stopping)) => Offered::Unknown,
                     Err(AdmitError::Refused(error)) => Offered::Refused(error),
                 }))
             }
@@ -178,8 +178,8 @@ impl Mesh {
 impl From<net::Error> for Unanswered {
     fn from(error: net::Error) -> Self {
         match error {
-            net::Error::Unreachable { .. } => Self::Undelivered(error.to_string()),
-            net::Error::NoAnswer { .. } => Self::NoAnswer(error.to_string()),
+            net::Error::Unreachable { .. } => Self::Undelivered(error.into()),
+            net::Error::NoAnswer { .. } => Self::NoAnswer(error.into()),
         }
     }
 }

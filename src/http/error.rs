@@ -146,8 +146,15 @@ impl From<placement::Error> for Refusal {
                 let names = waiting_for.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 Self::new(ErrorCode::NoLeader, format!("{message}: it waits for {names}"))
             }
-            Error::NoLeader(_) => Self::new(ErrorCode::NoLeader, message),
-            Error::Internal(_) => Self::new(ErrorCode::Internal, message),
+            Error::NotLeader
+            | Error::LeaseExpired
+            | Error::Stale(_)
+            | Error::BeingPlaced
+            | Error::PlacedElsewhere
+            | Error::Changing
+            | Error::HostSilent
+            | Error::Stopping => Self::new(ErrorCode::NoLeader, message),
+            Error::NoRandomBytes => Self::new(ErrorCode::Internal, message),
         }
     }
 }

@@ -118,7 +118,7 @@ impl Book {
             None => None,
             // Who is silent for so long is waited for only where the operator says so.
             Some((State::Uncertain { .. }, host)) => host.filter(|host| self.waits_for(&host.id, cx)),
-            Some(_) => return Ok(Begun::Wait(Error::NoLeader("the same session is being placed just now".to_owned()))),
+            Some(_) => return Ok(Begun::Wait(Error::BeingPlaced)),
         };
         let workspace = begin.workspace.as_ref().map_err(Clone::clone)?;
         let missing = self.unheard(begin.drawn, cx);
@@ -145,7 +145,7 @@ impl Book {
     /// Where else a session may go that its host could not start.
     ///
     /// # Errors
-    /// No other host takes it; or ([`Error::Indexing`], [`Error::NoLeader`]) that cannot be said yet.
+    /// No other host takes it; or that [cannot be said](Error::is_undecided) now.
     pub fn begin_again(&mut self, again: &Again, cx: Context<'_>) -> Result<(Ballot, Offers), Error> {
         self.may_begin_again(&again.session, &again.host, cx)?;
         let offers = self.offers(&again.session, &again.user, &again.workspace, &again.tried, cx)?;
@@ -160,14 +160,16 @@ impl Book {
     /// Whether a session that this host could not start may be placed again now.
     ///
     /// # Errors
-    /// It is being placed, or has been ([`Error::NoLeader`]); or an earlier leader may have placed it on a node that
+    /// It is being placed ([`Error::BeingPlaced`]), or has been ([`Error::PlacedElsewhere`]); or an earlier leader may have placed it on a node that
     /// has not reported yet ([`Error::Indexing`]).
     pub fn may_begin_again(&mut self, session: &SessionId, host: &NodeId, cx: Context<'_>) -> Result<(), Error> {
         self.settle(cx.now);
         // Until its host has removed its copy, a session that was placed again looks as if it still waited.
-        let elsewhere = self.index.holder(session).is_some_and(|(holder, _)| holder != host);
-        if elsewhere || self.flights.get(session).is_some() {
-            return Err(Error::NoLeader("the same session is being placed, or has been".to_owned()));
+        if self.index.holder(session).is_some_and(|(holder, _)| holder != host) {
+            return Err(Error::PlacedElsewhere);
+        }
+        if self.flights.get(session).is_some() {
+            return Err(Error::BeingPlaced);
         }
         let waiting_for = self.unheard(false, cx);
         if waiting_for.is_empty() { Ok(()) } else { Err(Error::Indexing { waiting_for }) }
