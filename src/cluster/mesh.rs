@@ -34,10 +34,7 @@ impl Peers {
     ) -> Result<C::Answer, net::Error> {
         match &self.0 {
             Some(net) => net.call(node, call, by, within).await,
-            None => Err(net::Error::Unreachable {
-                node: *node,
-                reason: "this node has no cluster token and stays alone".to_owned(),
-            }),
+            None => Err(net::Error::Unreachable { node: *node, cause: net::Cause::Alone }),
         }
     }
 }

@@ -227,8 +227,8 @@ impl Cluster {
                         named = other.leader.filter(|other| *other != leader);
                         Error::NoLeader
                     }
-                    Err(error @ net::Error::NoAnswer { .. }) if !again => return Err(self.unanswered(error)),
-                    Err(error) => self.unanswered(error),
+                    Err(error @ Error::NoAnswer { .. }) if !again => return Err(error),
+                    Err(error) => error,
                 },
                 None => Error::NoLeader,
             };
@@ -275,9 +275,10 @@ impl Cluster {
             let (leader, answer) = match self.mesh.call(peer, Pass(request.clone()), None, within).await {
                 Ok(Ok(Passed { leader, answer })) => (leader, answer),
                 Ok(Err(NotPassed::Undelivered)) | Err(net::Error::Unreachable { .. }) => continue,
-                Ok(Err(NotPassed::NoAnswer(reason))) | Err(net::Error::NoAnswer { reason, .. }) => {
+                Ok(Err(NotPassed::NoAnswer(reason))) => {
                     return Some(Err(Error::NoAnswer { node: self.name_of(peer), reason }));
                 }
+                Err(error @ net::Error::NoAnswer { .. }) => return Some(Err(self.unanswered(error))),
             };
             if let Ok(Ok(answer)) = C::FORMAT.decode::<C::Answer>(&answer) {
                 return Some(Ok(self.routed(&leader, answer)));
@@ -293,7 +294,7 @@ impl Cluster {
         call: C,
         by: Option<&Actor>,
         within: Duration,
-    ) -> Result<C::Answer, net::Error>
+    ) -> Result<C::Answer, Error>
     where
         Leader: Serves<C>,
     {
@@ -306,8 +307,8 @@ impl Cluster {
             }
         };
         tokio::select! {
-            answer = self.ask_as_leader(node, call, by, within) => answer,
-            () = deposed => Err(net::Error::NoAnswer { node: *node, reason: "it leads no more".to_owned() }),
+            answer = self.ask_as_leader(node, call, by, within) => answer.map_err(|error| self.unanswered(error)),
+            () = deposed => Err(Error::NoAnswer { node: self.name_of(node), reason: "it leads no more".to_owned() }),
         }
     }
 
@@ -335,8 +336,12 @@ impl Cluster {
 
     fn unanswered(&self, error: net::Error) -> Error {
         match error {
-            net::Error::Unreachable { node, reason } => Error::Unreachable { node: self.name_of(&node), reason },
-            net::Error::NoAnswer { node, reason } => Error::NoAnswer { node: self.name_of(&node), reason },
+            net::Error::Unreachable { node, cause } => {
+                Error::Unreachable { node: self.name_of(&node), reason: cause.to_string() }
+            }
+            net::Error::NoAnswer { node, cause } => {
+                Error::NoAnswer { node: self.name_of(&node), reason: cause.to_string() }
+            }
         }
     }
 }
