@@ -122,7 +122,7 @@ impl From<cluster::Error> for Refusal {
                 Self::new(ErrorCode::Conflict, message)
             }
             Error::NotForgotten { .. } => Self::new(STORE, message),
-            Error::Unreachable { .. } => Self::new(ErrorCode::NodeUnreachable, message),
+            Error::Unreachable { .. } | Error::HostUnknown { .. } => Self::new(ErrorCode::NodeUnreachable, message),
             Error::NoAnswer { .. } => Self::new(ErrorCode::OutcomeUnknown, message),
             Error::NoLeader => Self::new(ErrorCode::NoLeader, message),
         }
