@@ -10,7 +10,6 @@ mod sync;
 pub mod task;
 mod token;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -35,15 +34,24 @@ pub const MAX_TOKENS: usize = 1_000;
 /// How long an edit waits for a majority to have it.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Why a change was not made. Nothing changed.
+/// Why a change was not made. Nothing changed, except where the variant says so.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 pub enum Error {
     #[error("{0}")]
     Invalid(#[from] Invalid),
-    #[error("no {what} named {name}")]
-    NotFound { what: Cow<'static, str>, name: String },
-    #[error("{0}")]
-    Conflict(String),
+    #[error("no workspace named {0}")]
+    NoWorkspace(Name),
+    /// Neither by id nor by name.
+    #[error("no API token named {0}")]
+    NoToken(String),
+    #[error("there is a workspace {0} already")]
+    WorkspaceExists(Name),
+    #[error("there is an API token {0} already")]
+    TokenExists(Name),
+    #[error("the catalogue is full: at most {MAX_WORKSPACES} workspaces")]
+    TooManyWorkspaces,
+    #[error("there are {MAX_TOKENS} API tokens, the most there can be: revoke some")]
+    TooManyTokens,
     /// It is stored here, but a majority has not said that it is stored there: it may last, or lose to another.
     #[error("only {acknowledged} of {needed} nodes that are needed have stored it: it may last or not, ask again")]
     OutcomeUnknown { acknowledged: usize, needed: usize },
@@ -51,9 +59,21 @@ pub enum Error {
     #[error("this node does not lead now, and only the leader changes the catalogue: try again")]
     NoLeader,
     #[error("the catalogue cannot be written: {0}")]
-    Store(String),
+    Store(#[source] crate::store::Cause),
+    /// The owner has ended. What became of the change is not known.
     #[error("the daemon is stopping")]
     Stopping,
+}
+
+/// Why another node did not keep or compare entries. Whether it did is not known, except where it refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// The cause is an error of the [way to it](Replicas).
+    #[error("{0}")]
+    Unanswered(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It kept nothing.
+    #[error(transparent)]
+    Refused(#[from] Error),
 }
 
 /// What everybody may read.
@@ -178,12 +198,12 @@ pub trait Replicas: Send + Sync + 'static {
     /// Returns once the entries, or newer ones, are on that node's disk.
     ///
     /// # Errors
-    /// Whether they are is not known: for the log.
-    async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), String>;
+    /// It refused, or whether they are is not known.
+    async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), ReplicaError>;
 
     /// # Errors
-    /// The node cannot be asked: for the log.
-    async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, String>;
+    /// The node cannot be asked.
+    async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, ReplicaError>;
 }
 
 /// Asks the owner of the catalogue.

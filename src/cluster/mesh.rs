@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::rpc::Serves;
 use super::{Host, QUICK, SLOW};
-use crate::catalogue::{Difference, Entry, Replicas, Versions};
+use crate::catalogue::{Difference, Entry, ReplicaError, Replicas, Versions};
 use crate::election::{self, Answer};
 use crate::net::{self, Net};
 use crate::placement::{HostAnswer, HostCall, Hosts, Offered, Unanswered};
@@ -48,14 +48,14 @@ impl election::Peers for Peers {
 
 #[async_trait]
 impl Replicas for Peers {
-    async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), String> {
-        let kept = self.call(node, message::Keep(entries), None, SLOW).await.map_err(|e| e.to_string())?;
-        kept.map_err(|error| error.to_string())
+    async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), ReplicaError> {
+        let kept = self.call(node, message::Keep(entries), None, SLOW).await;
+        Ok(kept.map_err(|error| ReplicaError::Unanswered(error.into()))??)
     }
 
-    async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, String> {
+    async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, ReplicaError> {
         let compared = self.call(node, message::Compare(versions), None, SLOW).await;
-        compared.map_err(|e| e.to_string())
+        compared.map_err(|error| ReplicaError::Unanswered(error.into()))
     }
 }
 

@@ -210,8 +210,10 @@ impl From<catalogue::Error> for Refusal {
         let message = error.to_string();
         match error {
             Error::Invalid(invalid) => invalid.into(),
-            Error::NotFound { .. } => Self::not_found(message),
-            Error::Conflict(_) => Self::new(ErrorCode::Conflict, message),
+            Error::NoWorkspace(_) | Error::NoToken(_) => Self::not_found(message),
+            Error::WorkspaceExists(_) | Error::TokenExists(_) | Error::TooManyWorkspaces | Error::TooManyTokens => {
+                Self::new(ErrorCode::Conflict, message)
+            }
             Error::OutcomeUnknown { .. } => Self::new(ErrorCode::OutcomeUnknown, message),
             Error::NoLeader => Self::new(ErrorCode::NoLeader, message),
             Error::Store(_) => Self::new(STORE, message),
