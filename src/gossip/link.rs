@@ -10,7 +10,7 @@ use chitchat::{ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig
 use tokio::sync::watch;
 
 use super::keys::{self, Heard};
-use super::{Config, Entry, Error};
+use super::{Config, Entry, StartError};
 
 /// How many times its mean a silence lasts before a node counts as dead. Each message tells of every node,
 /// so the mean is short.
@@ -41,6 +41,15 @@ pub(super) struct Link {
     said: BTreeMap<String, String>,
 }
 
+/// Why chitchat ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    #[error("it was shut down")]
+    ShutDown,
+    #[error(transparent)]
+    Failed(Box<dyn std::error::Error + Send + Sync>),
+}
+
 /// A node's state; the keys only where they were not read yet.
 struct State {
     id: ChitchatId,
@@ -56,7 +65,7 @@ impl Link {
         incarnation: u64,
         keys: BTreeMap<String, String>,
         transport: &dyn Transport,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, StartError> {
         let grace = |rounds: u32| config.interval.saturating_mul(rounds).min(MAX_GRACE);
         let failure_detector_config = FailureDetectorConfig {
             phi_threshold: PHI,
@@ -77,8 +86,8 @@ impl Link {
             extra_liveness_predicate: None,
         };
         let initial = keys.clone().into_iter().collect();
-        let chitchat =
-            spawn_chitchat(chitchat, initial, transport).await.map_err(|e| Error::Start(format!("{e:#}")))?;
+        let started = spawn_chitchat(chitchat, initial, transport).await;
+        let chitchat = started.map_err(|error| StartError(error.into()))?;
         Ok(Self { chitchat, read: HashMap::new(), said: keys })
     }
 
@@ -158,9 +167,9 @@ impl Link {
     }
 
     /// Why chitchat ended, once it does.
-    pub(super) fn ended(&self) -> impl Future<Output = String> + use<> {
+    pub(super) fn ended(&self) -> impl Future<Output = Ended> + use<> {
         let ended = self.chitchat.termination_watcher();
-        async move { ended.await.err().map_or_else(|| "it was shut down".to_owned(), |error| format!("{error:#}")) }
+        async move { ended.await.map_or_else(|error| Ended::Failed(error.into()), |()| Ended::ShutDown) }
     }
 
     /// Ends chitchat, and waits for it.
