@@ -42,6 +42,29 @@ pub enum Error {
     Write(String),
 }
 
+/// Why a store refuses, within an error that may cross the wire: on this node the error itself. Only its text crosses,
+/// so another node has no more than that.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
+#[serde(from = "String", into = "String")]
+pub enum Cause {
+    #[error(transparent)]
+    Here(#[from] Error),
+    #[error("{0}")]
+    Elsewhere(String),
+}
+
+impl From<String> for Cause {
+    fn from(text: String) -> Self {
+        Self::Elsewhere(text)
+    }
+}
+
+impl From<Cause> for String {
+    fn from(cause: Cause) -> Self {
+        cause.to_string()
+    }
+}
+
 /// One record to write or to remove.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -348,6 +371,16 @@ mod tests {
         assert_eq!(open(&path).unwrap_err(), Error::InUse(path));
         assert!(matches!(open(&directory.path().join("none/x.redb")), Err(Error::Open { .. })));
         assert_eq!(names(directory.path()), ["x.redb"]);
+    }
+
+    #[test]
+    fn only_the_text_of_a_cause_crosses_the_wire() {
+        let here = Cause::from(Error::Write("disk full".to_owned()));
+        let json = serde_json::to_string(&here).unwrap();
+        assert_eq!(json, r#""disk full""#);
+        let elsewhere: Cause = serde_json::from_str(&json).unwrap();
+        assert_eq!(elsewhere, Cause::Elsewhere("disk full".to_owned()));
+        assert_eq!(elsewhere.to_string(), here.to_string());
     }
 
     #[tokio::test]

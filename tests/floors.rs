@@ -88,7 +88,7 @@ const ADAPTERS: &[(&str, &[&str])] = &[
     ("comfy_table", &["cli"]),
     ("indicatif", &["cli"]),
     // chitchat's transport speaks it, too.
-    ("anyhow", &["daemon", "main", "cli", "gossip", "net/gossip"]),
+    ("anyhow", &["daemon", "main", "cli", "net/gossip"]),
 ];
 
 /// What the command line may import: it speaks to the API. Those subcommands that are not clients may more.

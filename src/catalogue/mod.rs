@@ -10,7 +10,6 @@ mod sync;
 pub mod task;
 mod token;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -35,31 +34,49 @@ pub const MAX_TOKENS: usize = 1_000;
 /// How long an edit waits for a majority to store it.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Why a change was not made. Nothing changed.
+/// Why a change was not made. Nothing changed, except where the variant says so.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 pub enum Error {
     #[error("{0}")]
     Invalid(#[from] Invalid),
-    #[error("no {what} named {name}")]
-    NotFound { what: Cow<'static, str>, name: String },
-    #[error("{0}")]
-    Conflict(String),
-    /// The change is on this node's disk, but too few other nodes have confirmed it: it may last, or lose to another.
-    #[error(
-        "only {acknowledged} of the {needed} required nodes have stored the change: it may last or be lost; \
-         check, and retry if it is missing"
-    )]
+    #[error("no workspace named {0}")]
+    NoWorkspace(Name),
+    /// Neither by id nor by name.
+    #[error("no API token named {0}")]
+    NoToken(String),
+    #[error("there is a workspace {0} already")]
+    WorkspaceExists(Name),
+    #[error("there is an API token {0} already")]
+    TokenExists(Name),
+    #[error("the catalogue is full: at most {MAX_WORKSPACES} workspaces")]
+    TooManyWorkspaces,
+    #[error("there are {MAX_TOKENS} API tokens, the most there can be: revoke some")]
+    TooManyTokens,
+    /// It is stored here, but a majority has not said that it is stored there: it may last, or lose to another.
+    #[error("only {acknowledged} of {needed} nodes that are needed have stored it: it may last or not, ask again")]
     OutcomeUnknown { acknowledged: usize, needed: usize },
     /// This node does not lead: the leader writes the catalogue.
     #[error("this node is not the leader, and only the leader changes the catalogue; retry")]
     NoLeader,
     #[error("the catalogue cannot be written: {0}")]
-    Store(String),
+    Store(#[source] crate::store::Cause),
+    /// The owner has ended. What became of the change is not known.
     #[error("the daemon is stopping")]
     Stopping,
 }
 
-/// The catalogue that the owner publishes.
+/// Why another node did not keep or compare entries. Whether it did is not known, except where it refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// The cause is an error of the [way to it](Replicas).
+    #[error("{0}")]
+    Unanswered(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It kept nothing.
+    #[error(transparent)]
+    Refused(#[from] Error),
+}
+
+/// What everybody may read.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     pub workspaces: BTreeMap<Name, Arc<Workspace>>,
@@ -181,12 +198,12 @@ pub trait Replicas: Send + Sync + 'static {
     /// Returns once the entries, or newer ones, are on that node's disk.
     ///
     /// # Errors
-    /// Why it is not known whether they are, for the log.
-    async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), String>;
+    /// It refused, or whether they are is not known.
+    async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), ReplicaError>;
 
     /// # Errors
-    /// Why the node does not answer, for the log.
-    async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, String>;
+    /// The node cannot be asked.
+    async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, ReplicaError>;
 }
 
 /// Sends requests to the owner of the catalogue.

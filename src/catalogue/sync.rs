@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{Handle, Request, Weak};
+use super::{Handle, ReplicaError, Request, Weak};
 use crate::election::Leadership;
 use crate::gossip::ClusterView;
 use crate::types::{NodeId, NodeState};
@@ -83,11 +83,11 @@ async fn exchange(catalogue: &Handle, node: &NodeId) -> bool {
     let exchanged = async {
         let difference = catalogue.replicas.compare(node, ours.contents.versions()).await?;
         // As it is before what is newer there replaces it: what lost is told there, too.
-        let wanted = ours.contents.of_keys(&difference.wanted);
-        catalogue.keep(difference.newer).await.map_err(|error| error.to_string())?;
+        let wanted = ours.book.of_keys(&difference.wanted);
+        catalogue.keep(difference.newer).await?;
         if wanted.is_empty() { Ok(()) } else { catalogue.replicas.keep(node, wanted).await }
     };
-    let outcome: Result<(), String> = exchanged.await;
+    let outcome: Result<(), ReplicaError> = exchanged.await;
     if let Err(error) = &outcome {
         tracing::debug!(%node, %error, "cannot compare catalogues with a node");
     }

@@ -101,7 +101,7 @@ impl Owner {
         let catalogue = self.publish.borrow().clone();
         let existing = catalogue.workspaces.get(&name);
         if existing.is_some() && create_only {
-            return Err(Error::Conflict(format!("a workspace named {name} exists already")));
+            return Err(Error::WorkspaceExists(name));
         }
         let new = existing.is_none();
         if existing.is_some_and(|existing| **existing == workspace) {
@@ -110,8 +110,7 @@ impl Owner {
             return Ok((Edited::Put { new }, entry));
         }
         if new && catalogue.workspaces.len() >= MAX_WORKSPACES {
-            let full = format!("the catalogue is full: it holds at most {MAX_WORKSPACES} workspaces; remove some");
-            return Err(Error::Conflict(full));
+            return Err(Error::TooManyWorkspaces);
         }
         let entry = self.write(Key::Workspace(name.clone()), Value::Workspace(Box::new(workspace)), ballot).await?;
         tracing::info!(%name, new, %by, "workspace stored");
@@ -120,7 +119,7 @@ impl Owner {
 
     async fn delete(&mut self, name: &Name, ballot: Ballot, by: &Actor) -> Result<(Edited, Option<Entry>), Error> {
         if !self.publish.borrow().workspaces.contains_key(name) {
-            return Err(Error::NotFound { what: "workspace".into(), name: name.to_string() });
+            return Err(Error::NoWorkspace(name.clone()));
         }
         let entry = self.write(Key::Workspace(name.clone()), Value::Tombstone, ballot).await?;
         tracing::info!(%name, %by, "workspace removed");
@@ -136,9 +135,7 @@ impl Owner {
         self.tidy().await?; // frees the names of expired tokens
         let catalogue = self.publish.borrow().clone();
         if catalogue.tokens.len() >= MAX_TOKENS {
-            return Err(Error::Conflict(format!(
-                "the catalogue is full: it holds at most {MAX_TOKENS} API tokens; revoke some"
-            )));
+            return Err(Error::TooManyTokens);
         }
         let (new, stored) = token::new(&catalogue, request, self.clock.now())?;
         let key = Key::Token(stored.token.id.clone());
@@ -157,7 +154,7 @@ impl Owner {
             |stored: &&Arc<StoredToken>| stored.token.id == id_or_name || stored.token.name.as_str() == id_or_name;
         let id = self.publish.borrow().tokens.values().find(named).map(|stored| stored.token.id.clone());
         let Some(id) = id else {
-            return Err(Error::NotFound { what: "API token".into(), name: id_or_name.to_owned() });
+            return Err(Error::NoToken(id_or_name.to_owned()));
         };
         let entry = self.write(Key::Token(id.clone()), Value::Tombstone, ballot).await?;
         tracing::info!(%id, %by, "API token revoked");
@@ -223,9 +220,9 @@ impl Owner {
         if changed.is_empty() {
             return Ok(());
         }
-        let changes = changed.iter().flat_map(|key| store::write(&contents, key)).collect();
-        self.store.commit(changes).await.map_err(|e| Error::Store(e.to_string()))?;
-        self.contents = Arc::new(contents);
+        let changes = changed.iter().flat_map(|key| store::write(&book, key)).collect();
+        self.store.commit(changes).await.map_err(|error| Error::Store(error.into()))?;
+        self.book = Arc::new(book);
         self.publish();
         Ok(())
     }

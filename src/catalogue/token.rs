@@ -80,7 +80,7 @@ fn check_expiry(seconds: Option<u64>) -> Result<(), Invalid> {
 fn check_free(snapshot: &Snapshot, name: &Name) -> Result<(), Error> {
     let taken = |stored: &StoredToken| stored.token.name == *name || stored.token.id == name.as_str();
     if snapshot.tokens.values().any(|stored| taken(stored)) {
-        return Err(Error::Conflict(format!("an API token named {name} exists already")));
+        return Err(Error::TokenExists(name.clone()));
     }
     Ok(())
 }
@@ -193,7 +193,7 @@ mod tests {
         let id = snapshot.tokens.keys().next().unwrap();
         for name in ["ci", id] {
             let again = ApiTokenRequest { name: Some(name.parse().unwrap()), ..request(None) };
-            assert!(matches!(new(&snapshot, &again, moment()), Err(Error::Conflict(_))), "{name}");
+            assert!(matches!(new(&snapshot, &again, moment()), Err(Error::TokenExists(_))), "{name}");
         }
     }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::rpc::Serves;
 use super::{Host, QUICK, SLOW};
-use crate::catalogue::{Difference, Entry, Replicas, Versions};
+use crate::catalogue::{Difference, Entry, ReplicaError, Replicas, Versions};
 use crate::election::{self, Answer};
 use crate::net::{self, Net};
 use crate::placement::{HostAnswer, HostCall, Hosts, Offered, Unanswered};
@@ -34,10 +34,7 @@ impl Peers {
     ) -> Result<C::Answer, net::Error> {
         match &self.0 {
             Some(net) => net.call(node, call, by, within).await,
-            None => Err(net::Error::Unreachable {
-                node: *node,
-                reason: "this node has no cluster token and stays alone".to_owned(),
-            }),
+            None => Err(net::Error::Unreachable { node: *node, cause: net::Cause::Alone }),
         }
     }
 }
@@ -51,14 +48,14 @@ impl election::Peers for Peers {
 
 #[async_trait]
 impl Replicas for Peers {
-    async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), String> {
-        let kept = self.call(node, message::Keep(entries), None, SLOW).await.map_err(|e| e.to_string())?;
-        kept.map_err(|error| error.to_string())
+    async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), ReplicaError> {
+        let kept = self.call(node, message::Keep(entries), None, SLOW).await;
+        Ok(kept.map_err(|error| ReplicaError::Unanswered(error.into()))??)
     }
 
-    async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, String> {
+    async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, ReplicaError> {
         let compared = self.call(node, message::Compare(versions), None, SLOW).await;
-        compared.map_err(|e| e.to_string())
+        compared.map_err(|error| ReplicaError::Unanswered(error.into()))
     }
 }
 
@@ -135,7 +132,7 @@ impl Hosts for Mesh {
                     Ok(admitted) => Offered::Accepted(Box::new(admitted)),
                     Err(AdmitError::Stale(stale)) => Offered::Stale(stale),
                     // It stops: what became of the offer is not known.
-                    Err(AdmitError::Refused(error @ sessions::Error::Stopping)) => Offered::Unknown(error.to_string()),
+                    Err(AdmitError::Refused(sessions::Error::Stopping)) => Offered::Unknown,
                     Err(AdmitError::Refused(error)) => Offered::Refused(error),
                 }))
             }
@@ -178,8 +175,8 @@ impl Mesh {
 impl From<net::Error> for Unanswered {
     fn from(error: net::Error) -> Self {
         match error {
-            net::Error::Unreachable { .. } => Self::Undelivered(error.to_string()),
-            net::Error::NoAnswer { .. } => Self::NoAnswer(error.to_string()),
+            net::Error::Unreachable { .. } => Self::Undelivered(error.into()),
+            net::Error::NoAnswer { .. } => Self::NoAnswer(error.into()),
         }
     }
 }

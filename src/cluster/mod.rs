@@ -26,10 +26,10 @@ use tokio::time::Instant;
 
 use crate::election::Leadership;
 use crate::gossip::ClusterView;
-use crate::types::{Actor, Name, NodeId, NodeState};
+use crate::types::{Actor, Name, NodeId, NodeState, SessionId};
 use crate::wire::message::{Led, NotPassed, Pass, Passed};
 use crate::wire::{Call, Envelope};
-use crate::{net, node, placement};
+use crate::{gossip, net, node, placement};
 
 pub use host::{Host, MAX_HOLD};
 pub use leader::Leader;
@@ -72,19 +72,49 @@ pub enum Error {
     NoNode(String),
     #[error("more than one node has this name, or an id that begins so: {0}")]
     AmbiguousNode(String),
-    #[error("node {node} cannot be reached: {reason}")]
-    Unreachable { node: String, reason: String },
+    #[error("node {node} cannot be reached: {cause}")]
+    Unreachable {
+        node: String,
+        #[source]
+        cause: net::Cause,
+    },
+    /// No node that answers knows the session, and this one does not answer.
+    #[error("node {node} cannot be reached: it may have session {session}, which no other node knows")]
+    HostUnknown { node: Name, session: SessionId },
     /// It may have been done.
-    #[error("node {node} did not answer, and may have done it or not: {reason}")]
-    NoAnswer { node: String, reason: String },
+    #[error("node {node} did not answer, and may have done it or not: {cause}")]
+    NoAnswer {
+        node: String,
+        #[source]
+        cause: Silence,
+    },
     #[error("node {0} is alive: stop its agent first, or it would be back at once")]
     Alive(String),
     #[error("node {0} is alive and has the session: remove it without --forget")]
     HostAlive(String),
-    #[error("node {node} is not forgotten everywhere: {reason}")]
-    NotForgotten { node: String, reason: String },
+    /// Nodes that were asked before have forgotten it.
+    #[error("node {node} is not forgotten everywhere: {cause}")]
+    NotForgotten {
+        node: String,
+        #[source]
+        cause: gossip::Error,
+    },
     #[error("nobody leads the cluster now, or whoever does cannot be reached")]
     NoLeader,
+}
+
+/// Why it is not known what became of a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Silence {
+    #[error(transparent)]
+    Call(#[from] net::Cause),
+    /// It was the leader when it was asked, and is not any more.
+    #[error("it leads no more")]
+    Deposed,
+    /// The leader did not answer the node that passed the request on to it. That node tells the cause as text: the
+    /// error itself cannot cross the wire.
+    #[error("{0}")]
+    Passed(String),
 }
 
 /// An answer, and who gave it.
@@ -227,8 +257,8 @@ impl Cluster {
                         named = other.leader.filter(|other| *other != leader);
                         Error::NoLeader
                     }
-                    Err(error @ net::Error::NoAnswer { .. }) if !again => return Err(self.unanswered(error)),
-                    Err(error) => self.unanswered(error),
+                    Err(error @ Error::NoAnswer { .. }) if !again => return Err(error),
+                    Err(error) => error,
                 },
                 None => Error::NoLeader,
             };
@@ -275,9 +305,10 @@ impl Cluster {
             let (leader, answer) = match self.mesh.call(peer, Pass(request.clone()), None, within).await {
                 Ok(Ok(Passed { leader, answer })) => (leader, answer),
                 Ok(Err(NotPassed::Undelivered)) | Err(net::Error::Unreachable { .. }) => continue,
-                Ok(Err(NotPassed::NoAnswer(reason))) | Err(net::Error::NoAnswer { reason, .. }) => {
-                    return Some(Err(Error::NoAnswer { node: self.name_of(peer), reason }));
+                Ok(Err(NotPassed::NoAnswer(reason))) => {
+                    return Some(Err(Error::NoAnswer { node: self.name_of(peer), cause: Silence::Passed(reason) }));
                 }
+                Err(error @ net::Error::NoAnswer { .. }) => return Some(Err(self.unanswered(error))),
             };
             if let Ok(Ok(answer)) = C::FORMAT.decode::<C::Answer>(&answer) {
                 return Some(Ok(self.routed(&leader, answer)));
@@ -293,7 +324,7 @@ impl Cluster {
         call: C,
         by: Option<&Actor>,
         within: Duration,
-    ) -> Result<C::Answer, net::Error>
+    ) -> Result<C::Answer, Error>
     where
         Leader: Serves<C>,
     {
@@ -306,8 +337,8 @@ impl Cluster {
             }
         };
         tokio::select! {
-            answer = self.ask_as_leader(node, call, by, within) => answer,
-            () = deposed => Err(net::Error::NoAnswer { node: *node, reason: "it leads no more".to_owned() }),
+            answer = self.ask_as_leader(node, call, by, within) => answer.map_err(|error| self.unanswered(error)),
+            () = deposed => Err(Error::NoAnswer { node: self.name_of(node), cause: Silence::Deposed }),
         }
     }
 
@@ -335,8 +366,10 @@ impl Cluster {
 
     fn unanswered(&self, error: net::Error) -> Error {
         match error {
-            net::Error::Unreachable { node, reason } => Error::Unreachable { node: self.name_of(&node), reason },
-            net::Error::NoAnswer { node, reason } => Error::NoAnswer { node: self.name_of(&node), reason },
+            net::Error::Unreachable { node, cause } => Error::Unreachable { node: self.name_of(&node), cause },
+            net::Error::NoAnswer { node, cause } => {
+                Error::NoAnswer { node: self.name_of(&node), cause: Silence::Call(cause) }
+            }
         }
     }
 }

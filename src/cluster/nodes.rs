@@ -150,7 +150,7 @@ impl NotForgotten {
         match self {
             Self::Alive => alive(node),
             Self::Unanswered(error) => error,
-            Self::Failed(error) => Error::NotForgotten { node, reason: error.to_string() },
+            Self::Failed(error) => Error::NotForgotten { node, cause: error },
         }
     }
 }

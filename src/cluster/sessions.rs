@@ -85,15 +85,10 @@ impl Cluster {
 
     /// Why nobody tells of a session: by its whole id, it may be on a node that cannot be asked.
     async fn unknown(&self, prefix: &str) -> Error {
-        if prefix.parse::<SessionId>().is_err() {
-            return Error::NoSession(prefix.to_owned());
-        }
+        let Ok(session) = prefix.parse::<SessionId>() else { return Error::NoSession(prefix.to_owned()) };
         let silent = |node: &Node| matches!(node.state, NodeState::Suspect | NodeState::Unknown);
         match self.nodes().await.answer.into_iter().find(silent) {
-            Some(away) => {
-                let reason = format!("it may have session {prefix}, which no other node knows");
-                Error::Unreachable { node: away.name.to_string(), reason }
-            }
+            Some(away) => Error::HostUnknown { node: away.name, session },
             None => Error::NoSession(prefix.to_owned()),
         }
     }

@@ -10,7 +10,7 @@ use chitchat::{ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig
 use tokio::sync::watch;
 
 use super::keys::{self, Heard};
-use super::{Config, Entry, Error};
+use super::{Config, Entry, StartError};
 
 /// A node counts as dead once it is silent for this many times the mean interval between its heartbeats. The mean is
 /// short, since each message carries the heartbeats of every node.
@@ -41,7 +41,16 @@ pub(super) struct Link {
     said: BTreeMap<String, String>,
 }
 
-/// A life of a node. It has keys only if this version of them has not been read yet.
+/// Why chitchat ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    #[error("it was shut down")]
+    ShutDown,
+    #[error(transparent)]
+    Failed(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A node's state; the keys only where they were not read yet.
 struct State {
     id: ChitchatId,
     live: bool,
@@ -56,7 +65,7 @@ impl Link {
         incarnation: u64,
         keys: BTreeMap<String, String>,
         transport: &dyn Transport,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, StartError> {
         let grace = |rounds: u32| config.interval.saturating_mul(rounds).min(MAX_GRACE);
         let failure_detector_config = FailureDetectorConfig {
             phi_threshold: PHI,
@@ -77,8 +86,8 @@ impl Link {
             extra_liveness_predicate: None,
         };
         let initial = keys.clone().into_iter().collect();
-        let chitchat =
-            spawn_chitchat(chitchat, initial, transport).await.map_err(|e| Error::Start(format!("{e:#}")))?;
+        let started = spawn_chitchat(chitchat, initial, transport).await;
+        let chitchat = started.map_err(|error| StartError(error.into()))?;
         Ok(Self { chitchat, read: HashMap::new(), said: keys })
     }
 
@@ -158,10 +167,10 @@ impl Link {
         self.chitchat.with_chitchat(|chitchat| chitchat.live_nodes_watcher()).await
     }
 
-    /// Waits for the end of chitchat, and returns the reason.
-    pub(super) fn ended(&self) -> impl Future<Output = String> + use<> {
+    /// Why chitchat ended, once it does.
+    pub(super) fn ended(&self) -> impl Future<Output = Ended> + use<> {
         let ended = self.chitchat.termination_watcher();
-        async move { ended.await.err().map_or_else(|| "it was shut down".to_owned(), |error| format!("{error:#}")) }
+        async move { ended.await.map_or_else(|error| Ended::Failed(error.into()), |()| Ended::ShutDown) }
     }
 
     /// Shuts chitchat down, and waits for its end.

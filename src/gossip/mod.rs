@@ -48,18 +48,22 @@ pub struct Channels {
     pub members: watch::Sender<Arc<election::Members>>,
 }
 
-/// Why gossip did not start, or a request was rejected. Nothing changed.
+/// Why gossip does not start. Show it with its source.
+#[derive(Debug, thiserror::Error)]
+#[error("gossip cannot be started")]
+pub struct StartError(#[source] Box<dyn std::error::Error + Send + Sync>);
+
+/// Why a request was not done. Nothing changed, except where the variant says so.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 pub enum Error {
-    #[error("cannot start gossip: {0}")]
-    Start(String),
-    #[error("node {0} not found")]
+    #[error("no node {0} is known")]
     NotFound(NodeId),
     /// A node that is alive cannot be removed.
     #[error("node {0} is alive; stop its agent first")]
     Alive(NodeId),
     #[error("the roster cannot be written: {0}")]
-    Store(String),
+    Store(#[source] crate::store::Cause),
+    /// The owner has ended. What became of the request is not known.
     #[error("the daemon is stopping")]
     Stopping,
 }

@@ -15,7 +15,7 @@ use super::link::Link;
 use super::roster::{self, Roster, Stored};
 use super::seeds::Seeds;
 use super::view::{self, Membership};
-use super::{Channels, Config, Error, Handle, Reply, Request};
+use super::{Channels, Config, Error, Handle, Reply, Request, StartError};
 use crate::clock::Clock;
 use crate::types::{Actor, NodeId, NodeState, SessionId};
 
@@ -55,8 +55,8 @@ pub async fn spawn(
     (store, stored): (roster::Store, Stored),
     channels: Channels,
     clock: Clock,
-) -> Result<(Handle, JoinHandle<()>), Error> {
-    let link = Link::start(&config, stored.incarnation, keys::write(&source()), transport).await?;
+) -> Result<(Handle, JoinHandle<()>), StartError> {
+    let link = Link::start(&config, kept.incarnation, keys::write(&source()), transport).await?;
     let (requests, queue) = mpsc::channel(QUEUE);
     let owner = Owner {
         seeds: Seeds::new(&config.seeds),
@@ -216,7 +216,7 @@ impl Owner {
         if known.state == NodeState::Alive {
             return Err(Error::Alive(*node));
         }
-        self.roster.keep(next.members(), true).await.map_err(|e| Error::Store(e.to_string()))?;
+        self.roster.keep(next.members(), true).await.map_err(|error| Error::Store(error.into()))?;
         tracing::info!(%node, session = session.map(tracing::field::display), %by, "forgotten");
         self.membership = next;
         self.look().await;

@@ -122,7 +122,7 @@ impl From<cluster::Error> for Refusal {
                 Self::new(ErrorCode::Conflict, message)
             }
             Error::NotForgotten { .. } => Self::new(STORE, message),
-            Error::Unreachable { .. } => Self::new(ErrorCode::NodeUnreachable, message),
+            Error::Unreachable { .. } | Error::HostUnknown { .. } => Self::new(ErrorCode::NodeUnreachable, message),
             Error::NoAnswer { .. } => Self::new(ErrorCode::OutcomeUnknown, message),
             Error::NoLeader => Self::new(ErrorCode::NoLeader, message),
         }
@@ -146,8 +146,15 @@ impl From<placement::Error> for Refusal {
                 let names = waiting_for.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 Self::new(ErrorCode::NoLeader, format!("{message}: it waits for {names}"))
             }
-            Error::NoLeader(_) => Self::new(ErrorCode::NoLeader, message),
-            Error::Internal(_) => Self::new(ErrorCode::Internal, message),
+            Error::NotLeader
+            | Error::LeaseExpired
+            | Error::Stale(_)
+            | Error::BeingPlaced
+            | Error::PlacedElsewhere
+            | Error::Changing
+            | Error::HostSilent
+            | Error::Stopping => Self::new(ErrorCode::NoLeader, message),
+            Error::NoRandomBytes => Self::new(ErrorCode::Internal, message),
         }
     }
 }
@@ -203,8 +210,10 @@ impl From<catalogue::Error> for Refusal {
         let message = error.to_string();
         match error {
             Error::Invalid(invalid) => invalid.into(),
-            Error::NotFound { .. } => Self::not_found(message),
-            Error::Conflict(_) => Self::new(ErrorCode::Conflict, message),
+            Error::NoWorkspace(_) | Error::NoToken(_) => Self::not_found(message),
+            Error::WorkspaceExists(_) | Error::TokenExists(_) | Error::TooManyWorkspaces | Error::TooManyTokens => {
+                Self::new(ErrorCode::Conflict, message)
+            }
             Error::OutcomeUnknown { .. } => Self::new(ErrorCode::OutcomeUnknown, message),
             Error::NoLeader => Self::new(ErrorCode::NoLeader, message),
             Error::Store(_) => Self::new(STORE, message),

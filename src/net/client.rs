@@ -10,8 +10,8 @@ use quinn::{RecvStream, VarInt};
 use tokio::time::timeout;
 
 use super::endpoint::Net;
-use super::pool::{Link, explain};
-use super::{Error, Hello, frame};
+use super::pool::Link;
+use super::{Cause, Error, Hello, frame};
 use crate::types::{Actor, NodeId};
 use crate::wire::{Call, Envelope};
 
@@ -53,9 +53,10 @@ impl Net {
         within: Duration,
     ) -> Result<(C::Answer, impl Stream<Item = io::Result<Bytes>> + Send + use<C>), Error> {
         let request = Envelope::encode(by, &call);
-        let request = request.map_err(|e| Error::Unreachable { node: *node, reason: e.to_string() })?;
+        let request = request.map_err(|error| Error::Unreachable { node: *node, cause: error.into() })?;
         let (answer, rest) = self.ask(node, &request, within).await?;
-        let answer = C::FORMAT.decode(&answer).map_err(|e| Error::NoAnswer { node: *node, reason: e.to_string() })?;
+        let answer = C::FORMAT.decode(&answer);
+        let answer = answer.map_err(|error| Error::NoAnswer { node: *node, cause: error.into() })?;
         let chunks = stream::try_unfold(rest, |mut rest| async move {
             match rest.read_chunk(CHUNK, true).await {
                 Ok(Some(chunk)) => Ok(Some((chunk.bytes, rest))),
@@ -80,23 +81,23 @@ impl Net {
     }
 
     async fn ask(&self, node: &NodeId, request: &[u8], within: Duration) -> Result<(Vec<u8>, RecvStream), Error> {
-        let unreachable = |reason: String| Error::Unreachable { node: *node, reason };
+        let unreachable = |cause| Error::Unreachable { node: *node, cause };
         let link = match timeout(within, self.0.link(node)).await {
             Ok(link) => link.map_err(unreachable)?,
-            Err(_) => return Err(unreachable("no connection in time".to_owned())),
+            Err(_) => return Err(unreachable(Cause::NoConnection)),
         };
-        let no_answer = |reason: String| Error::NoAnswer { node: *node, reason };
+        let no_answer = |cause| Error::NoAnswer { node: *node, cause };
         tokio::select! {
             answered = timeout(within, exchange(&link, request)) => match answered {
-                Ok(answered) => answered.map_err(|reason| {
-                    no_answer(link.connection.close_reason().map_or(reason, |closed| explain(&closed)))
+                Ok(answered) => answered.map_err(|cause| {
+                    no_answer(link.connection.close_reason().map_or(cause, Cause::Connection))
                 }),
-                Err(_) => Err(no_answer(format!("not within {} ms", within.as_millis()))),
+                Err(_) => Err(no_answer(Cause::TimedOut(within))),
             },
             () = silence(&link) => {
                 // Whoever asks next dials anew.
                 link.connection.close(SILENT, b"silent");
-                Err(no_answer("nothing comes from it any more".to_owned()))
+                Err(no_answer(Cause::Silent))
             }
         }
     }
@@ -118,8 +119,8 @@ async fn silence(link: &Link) {
     }
 }
 
-async fn exchange(link: &Link, request: &[u8]) -> Result<(Vec<u8>, RecvStream), String> {
-    let (mut to, mut from) = link.connection.open_bi().await.map_err(|e| e.to_string())?;
+async fn exchange(link: &Link, request: &[u8]) -> Result<(Vec<u8>, RecvStream), Cause> {
+    let (mut to, mut from) = link.connection.open_bi().await?;
     frame::send(&mut to, request).await?;
     let _ = to.finish();
     let answer = frame::receive_bytes(&mut from).await?;

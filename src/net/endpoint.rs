@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::{EndpointConfig, TransportConfig, VarInt};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, watch};
 
 use super::pool::Pool;
-use super::{Hello, Serve, server};
+use super::{Cause, Hello, Serve, server};
 use crate::gossip::Directory;
 use crate::identity::Credentials;
 
@@ -36,13 +36,13 @@ pub(super) const GOODBYE: VarInt = VarInt::from_u32(0);
 const RESET_KEY: usize = 64;
 const RESET_KEY_MODE: u32 = 0o600;
 
-/// Why the mesh cannot be joined.
+/// Why the mesh cannot be joined. The daemon shows it with its source.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    #[error("cannot listen on {address} (cluster.listen): {source}")]
+    #[error("cannot listen on {address} (cluster.listen)")]
     Listen { address: SocketAddr, source: io::Error },
-    #[error("the TLS configuration cannot be used for QUIC: {0}")]
-    Tls(String),
+    #[error("the TLS configuration cannot be used for QUIC")]
+    Tls(#[source] NoInitialCipherSuite),
 }
 
 /// The mesh, as this node sees it. Cheap to clone.
@@ -161,15 +161,14 @@ fn socket(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
 }
 
 pub(super) fn server_config(credentials: &Credentials) -> Result<quinn::ServerConfig, BindError> {
-    let crypto =
-        QuicServerConfig::try_from(Arc::clone(&credentials.server)).map_err(|e| BindError::Tls(e.to_string()))?;
+    let crypto = QuicServerConfig::try_from(Arc::clone(&credentials.server)).map_err(BindError::Tls)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(transport());
     Ok(config)
 }
 
-pub(super) fn client_config(credentials: &Credentials) -> Result<quinn::ClientConfig, String> {
-    let crypto = QuicClientConfig::try_from(Arc::clone(&credentials.client)).map_err(|e| e.to_string())?;
+pub(super) fn client_config(credentials: &Credentials) -> Result<quinn::ClientConfig, Cause> {
+    let crypto = QuicClientConfig::try_from(Arc::clone(&credentials.client)).map_err(|_| Cause::NoCipherSuite)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(transport());
     Ok(config)

@@ -14,6 +14,7 @@ use chitchat::{ChitchatId, ChitchatMessage, Deserializable, Serializable};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::Cause;
 use super::endpoint::{Gossip, Inner, Net};
 
 /// Messages that wait for one peer: with one a round, what is older is of no use.
@@ -39,9 +40,18 @@ pub struct GossipTransport(pub Net);
 impl Transport for GossipTransport {
     async fn open(&self, own: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let inbox = self.0.0.gossip_inbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        let inbox = inbox.ok_or_else(|| anyhow::anyhow!("the mesh carries one gossip only"))?;
+        let inbox = inbox.ok_or(Ended::Taken)?;
         Ok(Box::new(GossipSocket { net: Arc::clone(&self.0.0), own, queues: HashMap::new(), inbox }))
     }
+}
+
+/// Why there is no gossip over the mesh.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the mesh carries one gossip only")]
+    Taken,
+    #[error("the mesh is closed")]
+    Closed,
 }
 
 struct GossipSocket {
@@ -73,7 +83,7 @@ impl Socket for GossipSocket {
 
     async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
         loop {
-            let Some((from, compressed)) = self.inbox.recv().await else { anyhow::bail!("the mesh is closed") };
+            let (from, compressed) = self.inbox.recv().await.ok_or(Ended::Closed)?;
             match decode(&compressed) {
                 Some(message) => return Ok((from, message)),
                 None => tracing::debug!(%from, "a message of gossip that cannot be read"),
@@ -130,12 +140,13 @@ async fn deliver(net: Arc<Inner>, to: SocketAddr, mut messages: mpsc::Receiver<V
     while let Ok(Some(message)) = timeout(KEPT, messages.recv()).await {
         let sent = timeout(SEND_WITHIN, async {
             let link = net.link_to(to).await?;
-            let mut stream = link.connection.open_uni().await.map_err(|e| e.to_string())?;
-            stream.write_all(&message).await.map_err(|e| e.to_string())?;
-            stream.finish().map_err(|e| e.to_string())
+            let mut stream = link.connection.open_uni().await?;
+            stream.write_all(&message).await?;
+            let _ = stream.finish();
+            Ok::<(), Cause>(())
         });
-        if let Ok(Err(reason)) = sent.await {
-            tracing::trace!(%to, reason, "gossip was not sent");
+        if let Ok(Err(cause)) = sent.await {
+            tracing::trace!(%to, reason = %cause, "gossip was not sent");
         }
     }
 }

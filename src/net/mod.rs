@@ -4,6 +4,7 @@
 //! its [hello](Hello) which node it is; before that no request passes in either direction. There is one
 //! connection to a node, whoever dialled it, and it carries calls both ways and gossip. quinn stays in here.
 
+mod cause;
 mod client;
 mod endpoint;
 mod frame;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{ClusterMode, Name, NodeId};
 use crate::wire::Envelope;
 
+pub use cause::{Cause, Unwanted};
 pub use endpoint::{BindError, Net, reset_key};
 
 /// What a node says of itself before anything else.
@@ -63,9 +65,17 @@ pub trait Serve: Send + Sync + 'static {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The request was not delivered: the peer did nothing.
-    #[error("node {node} cannot be reached: {reason}")]
-    Unreachable { node: NodeId, reason: String },
+    #[error("node {node} cannot be reached: {cause}")]
+    Unreachable {
+        node: NodeId,
+        #[source]
+        cause: Cause,
+    },
     /// The request was delivered, or may have been: what became of it is not known.
-    #[error("node {node} did not answer: {reason}")]
-    NoAnswer { node: NodeId, reason: String },
+    #[error("node {node} did not answer: {cause}")]
+    NoAnswer {
+        node: NodeId,
+        #[source]
+        cause: Cause,
+    },
 }

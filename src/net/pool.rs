@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use quinn::{Connection, ConnectionError, TransportErrorCode, VarInt};
+use quinn::{Connection, ConnectionError, VarInt};
 use tokio::time::{Instant, timeout};
 
 use super::endpoint::{Inner, client_config};
-use super::{Hello, frame, server};
+use super::{Cause, Hello, Unwanted, frame, server};
 use crate::identity::{Credentials, node_of};
 use crate::types::NodeId;
 
@@ -27,9 +27,7 @@ pub(super) const NOT_WANTED: VarInt = VarInt::from_u32(1);
 /// The code of a connection that another one of the same node has replaced.
 const REPLACED: VarInt = VarInt::from_u32(2);
 /// The code of a connection to another agent with the same node id.
-const TWIN: VarInt = VarInt::from_u32(4);
-/// The TLS alerts among QUIC's error codes (RFC 9001, §4.8).
-const ALERTS: std::ops::Range<u64> = 0x100..0x200;
+pub(super) const TWIN: VarInt = VarInt::from_u32(4);
 
 /// A connection, and who is there.
 #[derive(Clone)]
@@ -38,14 +36,14 @@ pub(super) struct Link {
     pub(super) hello: Arc<Hello>,
 }
 
-type Dial = Shared<BoxFuture<'static, Result<Link, String>>>;
+type Dial = Shared<BoxFuture<'static, Result<Link, Cause>>>;
 
 /// The locks are held for a look-up or an insertion, and span no await.
 #[derive(Default)]
 pub(super) struct Pool {
     links: Mutex<Links>,
     dials: Mutex<HashMap<SocketAddr, Dial>>,
-    failed: Mutex<HashMap<SocketAddr, (Instant, String)>>,
+    failed: Mutex<HashMap<SocketAddr, (Instant, Cause)>>,
 }
 
 #[derive(Default)]
@@ -72,7 +70,7 @@ impl Pool {
 
     /// Takes in a connection. It replaces what was there of an earlier life of that agent; of two of one life the
     /// older finishes what it does, and is used no more.
-    fn register(&self, link: Link) -> Result<(), String> {
+    fn register(&self, link: Link) -> Result<(), Unwanted> {
         let mut links = lock(&self.links);
         let node = link.hello.node;
         if let Some(known) = links.by_node.get(&node)
@@ -80,7 +78,7 @@ impl Pool {
             && known.hello.incarnation != link.hello.incarnation
         {
             if known.hello.incarnation > link.hello.incarnation {
-                return Err("it is an earlier life of an agent that is known".to_owned());
+                return Err(Unwanted::EarlierLife);
             }
             known.connection.close(REPLACED, b"replaced");
         }
@@ -102,20 +100,20 @@ impl Pool {
         }
     }
 
-    fn failed_lately(&self, address: SocketAddr) -> Option<String> {
+    fn failed_lately(&self, address: SocketAddr) -> Option<Cause> {
         let failed = lock(&self.failed);
-        let (at, reason) = failed.get(&address)?;
-        (at.elapsed() < FAILED_FOR).then(|| reason.clone())
+        let (at, cause) = failed.get(&address)?;
+        (at.elapsed() < FAILED_FOR).then(|| cause.clone())
     }
 
     /// Notes a failure. True where it is not the same as last time: then it is worth a line in the log.
-    fn note_failure(&self, address: SocketAddr, reason: &str) -> bool {
+    fn note_failure(&self, address: SocketAddr, cause: &Cause) -> bool {
         let mut failed = lock(&self.failed);
         if failed.len() >= MAX_FAILED {
             failed.retain(|_, (at, _)| at.elapsed() < FAILED_FOR);
         }
-        let before = failed.insert(address, (Instant::now(), reason.to_owned()));
-        before.is_none_or(|(_, before)| before != reason)
+        let before = failed.insert(address, (Instant::now(), cause.clone()));
+        before.is_none_or(|(_, before)| before != *cause)
     }
 }
 
@@ -131,26 +129,26 @@ pub(super) fn address_of(connection: &Connection) -> SocketAddr {
 
 impl Inner {
     /// A connection to a node, dialled where there is none.
-    pub(super) async fn link(self: &Arc<Self>, node: &NodeId) -> Result<Link, String> {
+    pub(super) async fn link(self: &Arc<Self>, node: &NodeId) -> Result<Link, Cause> {
         if let Some(link) = self.pool.of_node(node) {
             return Ok(link);
         }
-        let address = self.directory.borrow().get(node).copied().ok_or("its address is not known")?;
+        let address = self.directory.borrow().get(node).copied().ok_or(Cause::NoAddress)?;
         let link = self.link_to(address).await?;
         if link.hello.node == *node {
             return Ok(link);
         }
-        Err(format!("at {address} there is node {} now", link.hello.node))
+        Err(Cause::OtherNode { address, found: link.hello.node })
     }
 
     /// A connection to whoever is at an address. Callers at one time share one dial.
-    pub(super) async fn link_to(self: &Arc<Self>, address: SocketAddr) -> Result<Link, String> {
+    pub(super) async fn link_to(self: &Arc<Self>, address: SocketAddr) -> Result<Link, Cause> {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         if let Some(link) = self.pool.of_address(address) {
             return Ok(link);
         }
-        if let Some(reason) = self.pool.failed_lately(address) {
-            return Err(reason);
+        if let Some(cause) = self.pool.failed_lately(address) {
+            return Err(cause);
         }
         let dial = {
             let mut dials = lock(&self.pool.dials);
@@ -167,53 +165,47 @@ impl Inner {
             let dialled = AssertUnwindSafe(Arc::clone(&inner).dial(address)).catch_unwind().await;
             // Whoever began it has put it there before the lock was free.
             lock(&inner.pool.dials).remove(&address);
-            dialled.unwrap_or_else(|_| Err("the dial panicked: see the log".to_owned()))
+            dialled.unwrap_or(Err(Cause::DialPanicked))
         });
-        dialling.map(|ended| ended.unwrap_or_else(|error| Err(error.to_string()))).boxed().shared()
+        dialling.map(|ended| ended.unwrap_or(Err(Cause::DialCancelled))).boxed().shared()
     }
 
-    pub(super) async fn dial(self: Arc<Self>, address: SocketAddr) -> Result<Link, String> {
+    pub(super) async fn dial(self: Arc<Self>, address: SocketAddr) -> Result<Link, Cause> {
         let dialled = timeout(HANDSHAKE, self.clone().shake_hands(address)).await;
-        let dialled = dialled.unwrap_or_else(|_| Err("no answer".to_owned()));
-        if let Err(reason) = &dialled
-            && self.pool.note_failure(address, reason)
+        let dialled = dialled.unwrap_or(Err(Cause::NoHello));
+        if let Err(cause) = &dialled
+            && self.pool.note_failure(address, cause)
         {
-            tracing::warn!(%address, %reason, "a node cannot be reached");
+            tracing::warn!(%address, reason = %cause, "a node cannot be reached");
         }
         dialled
     }
 
-    async fn shake_hands(self: Arc<Self>, address: SocketAddr) -> Result<Link, String> {
+    async fn shake_hands(self: Arc<Self>, address: SocketAddr) -> Result<Link, Cause> {
         let config = client_config(&self.credentials.borrow().clone())?;
-        let connecting =
-            self.endpoint.connect_with(config, address, Credentials::SERVER_NAME).map_err(|e| e.to_string())?;
-        let connection = connecting.await.map_err(|e| explain(&e))?;
+        let connection = self.endpoint.connect_with(config, address, Credentials::SERVER_NAME)?.await?;
         let greeted = async {
             // Only the other side's hello says that it has let this one in.
-            let (mut to, mut from) = connection.open_bi().await.map_err(|e| explain(&e))?;
+            let (mut to, mut from) = connection.open_bi().await?;
             frame::send_value(&mut to, &self.me).await?;
             let _ = to.finish();
             let hello = frame::receive(&mut from).await;
-            hello.map_err(|reason| match connection.close_reason() {
+            hello.map_err(|cause| match connection.close_reason() {
                 Some(closed) => {
                     if closed_as(&closed, TWIN) {
                         self.met_twin(&connection);
                     }
-                    explain(&closed)
+                    closed.into()
                 }
-                None => reason,
+                None => cause,
             })
         };
         self.admit(&connection, greeted.await)
     }
 
     /// Lets a connection count, once its hello is as it must be.
-    pub(super) fn admit(
-        self: &Arc<Self>,
-        connection: &Connection,
-        hello: Result<Hello, String>,
-    ) -> Result<Link, String> {
-        let admitted = hello.map_err(Unwanted::from).and_then(|hello| {
+    pub(super) fn admit(self: &Arc<Self>, connection: &Connection, hello: Result<Hello, Cause>) -> Result<Link, Cause> {
+        let admitted = hello.and_then(|hello| {
             self.check(connection, &hello)?;
             let link = Link { connection: connection.clone(), hello: Arc::new(hello) };
             self.pool.register(link.clone())?;
@@ -224,28 +216,28 @@ impl Inner {
                 tokio::spawn(server::answer(Arc::clone(self), link.clone()));
                 Ok(link)
             }
-            Err(Unwanted { code, reason }) => {
-                connection.close(code, reason.as_bytes());
-                Err(reason)
+            Err(cause) => {
+                connection.close(cause.code(), cause.to_string().as_bytes());
+                Err(cause)
             }
         }
     }
 
     fn check(&self, connection: &Connection, hello: &Hello) -> Result<(), Unwanted> {
         if hello.cluster != self.me.cluster {
-            return Err(format!("it is of cluster {}: another token or another cluster", hello.cluster).into());
+            return Err(Unwanted::OtherCluster(hello.cluster.clone()));
         }
         if certified(connection).as_ref() != Some(&hello.node) {
-            return Err("its certificate is another node's".to_owned().into());
+            return Err(Unwanted::OtherCertificate);
         }
         if hello.node != self.me.node {
             return Ok(());
         }
         if hello.incarnation == self.me.incarnation {
-            return Err("it is this node itself".to_owned().into());
+            return Err(Unwanted::Itself);
         }
         self.met_twin(connection);
-        Err(Unwanted { code: TWIN, reason: "another agent has the same node id".to_owned() })
+        Err(Unwanted::Twin)
     }
 
     fn met_twin(&self, connection: &Connection) {
@@ -255,18 +247,6 @@ impl Inner {
     /// A connection has ended.
     pub(super) fn parted(&self, link: &Link) {
         self.pool.forget(link);
-    }
-}
-
-/// Why a connection does not count, as the peer is told.
-struct Unwanted {
-    code: VarInt,
-    reason: String,
-}
-
-impl From<String> for Unwanted {
-    fn from(reason: String) -> Self {
-        Self { code: NOT_WANTED, reason }
     }
 }
 
@@ -280,20 +260,4 @@ fn certified(connection: &Connection) -> Option<NodeId> {
     let identity = connection.peer_identity()?;
     let chain = identity.downcast_ref::<Vec<rustls::pki_types::CertificateDer<'static>>>()?;
     node_of(chain.first()?)
-}
-
-/// Tells a wrong token from a silent host.
-pub(super) fn explain(error: &ConnectionError) -> String {
-    let is_alert = |code: TransportErrorCode| ALERTS.contains(&u64::from(code));
-    match error {
-        ConnectionError::TransportError(error) if is_alert(error.code) => "another token or another cluster".to_owned(),
-        ConnectionError::ConnectionClosed(closed) if is_alert(closed.error_code) => {
-            "another token or another cluster".to_owned()
-        }
-        ConnectionError::ApplicationClosed(closed) if [NOT_WANTED, TWIN].contains(&closed.error_code) => {
-            String::from_utf8_lossy(&closed.reason).into_owned()
-        }
-        ConnectionError::TimedOut => "no answer".to_owned(),
-        error => error.to_string(),
-    }
 }

@@ -9,8 +9,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Duration, timeout};
 
 use super::endpoint::{Inner, server_config};
-use super::pool::{HANDSHAKE, Link, address_of, explain};
-use super::{Hello, Peer, Reply, frame};
+use super::pool::{HANDSHAKE, Link, address_of};
+use super::{Cause, Hello, Peer, Reply, frame};
 use crate::types::NodeId;
 use crate::wire::Envelope;
 
@@ -55,7 +55,7 @@ pub(super) async fn accept(net: Arc<Inner>) {
 async fn greet(net: &Arc<Inner>, incoming: Incoming) {
     let address = incoming.remote_address();
     let greeted = timeout(HANDSHAKE, async {
-        let connection = incoming.await.map_err(|e| explain(&e))?;
+        let connection = incoming.await?;
         let (mut to, hello) = hear(&connection).await?;
         // Who it is decides whether it hears anything of this node.
         let link = net.admit(&connection, Ok(hello))?;
@@ -63,15 +63,15 @@ async fn greet(net: &Arc<Inner>, incoming: Incoming) {
         let _ = to.finish();
         told.map(|()| link)
     });
-    if let Err(reason) = greeted.await.unwrap_or_else(|_| Err("it was too slow".to_owned())) {
+    if let Err(cause) = greeted.await.unwrap_or(Err(Cause::NoHello)) {
         net.refused.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(%address, %reason, "a connection was not let in");
+        tracing::info!(%address, reason = %cause, "a connection was not let in");
     }
 }
 
 /// The peer's hello, and the way to answer it.
-async fn hear(connection: &Connection) -> Result<(SendStream, Hello), String> {
-    let (to, mut from) = connection.accept_bi().await.map_err(|e| explain(&e))?;
+async fn hear(connection: &Connection) -> Result<(SendStream, Hello), Cause> {
+    let (to, mut from) = connection.accept_bi().await?;
     let hello = frame::receive(&mut from).await?;
     Ok((to, hello))
 }
@@ -99,7 +99,7 @@ pub(super) async fn answer(net: Arc<Inner>, link: Link) {
 async fn respond(net: Arc<Inner>, peer: Peer, mut to: SendStream, mut from: RecvStream) {
     let bytes = match timeout(REQUEST_WITHIN, frame::receive_bytes(&mut from)).await {
         Ok(Ok(bytes)) => bytes,
-        Ok(Err(reason)) => return refuse(&mut to, &peer.node, &reason),
+        Ok(Err(cause)) => return refuse(&mut to, &peer.node, &cause.to_string()),
         Err(_) => return refuse(&mut to, &peer.node, "its request takes too long"),
     };
     let asked = match Envelope::decode(&bytes) {

@@ -117,8 +117,8 @@ impl Book {
         let certain = match flight {
             None => None,
             // Who is silent for so long is waited for only where the operator says so.
-            Some((State::Uncertain { .. }, host)) => host.filter(|host| self.waits_for(&host.id, situation)),
-            Some(_) => return Ok(Begun::Wait(Error::NoLeader("the same session is being placed just now".to_owned()))),
+            Some((State::Uncertain { .. }, host)) => host.filter(|host| self.waits_for(&host.id, cx)),
+            Some(_) => return Ok(Begun::Wait(Error::BeingPlaced)),
         };
         let workspace = begin.workspace.as_ref().map_err(Clone::clone)?;
         let missing = self.unheard(begin.drawn, situation);
@@ -145,10 +145,10 @@ impl Book {
     /// Where else a session may go that its host could not start.
     ///
     /// # Errors
-    /// No other host takes it; or ([`Error::Indexing`], [`Error::NoLeader`]) that cannot be said yet.
-    pub fn begin_again(&mut self, again: &Again, situation: Situation<'_>) -> Result<(Ballot, Offers), Error> {
-        self.may_begin_again(&again.session, &again.host, situation)?;
-        let offers = self.offers(&again.session, &again.user, &again.workspace, &again.tried, situation)?;
+    /// No other host takes it; or that [cannot be said](Error::is_undecided) now.
+    pub fn begin_again(&mut self, again: &Again, cx: Context<'_>) -> Result<(Ballot, Offers), Error> {
+        self.may_begin_again(&again.session, &again.host, cx)?;
+        let offers = self.offers(&again.session, &again.user, &again.workspace, &again.tried, cx)?;
         if offers.candidates.is_empty() {
             return Err(super::plan::nobody(offers.refusals));
         }
@@ -160,7 +160,7 @@ impl Book {
     /// Whether a session that this host could not start may be placed again now.
     ///
     /// # Errors
-    /// It is being placed, or has been ([`Error::NoLeader`]); or an earlier leader may have placed it on a node that
+    /// It is being placed ([`Error::BeingPlaced`]), or has been ([`Error::PlacedElsewhere`]); or an earlier leader may have placed it on a node that
     /// has not reported yet ([`Error::Indexing`]).
     pub fn may_begin_again(
         &mut self,
@@ -170,9 +170,11 @@ impl Book {
     ) -> Result<(), Error> {
         self.settle(situation.now);
         // Until its host has removed its copy, a session that was placed again looks as if it still waited.
-        let elsewhere = self.index.holder(session).is_some_and(|(holder, _)| holder != host);
-        if elsewhere || self.flights.get(session).is_some() {
-            return Err(Error::NoLeader("the same session is being placed, or has been".to_owned()));
+        if self.index.holder(session).is_some_and(|(holder, _)| holder != host) {
+            return Err(Error::PlacedElsewhere);
+        }
+        if self.flights.get(session).is_some() {
+            return Err(Error::BeingPlaced);
         }
         let waiting_for = self.unheard(false, situation);
         if waiting_for.is_empty() { Ok(()) } else { Err(Error::Indexing { waiting_for }) }

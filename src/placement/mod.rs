@@ -66,11 +66,56 @@ pub enum Error {
     /// The leader does not know yet what these hold, so a key that may be theirs is not placed.
     #[error("the leader is new and has not heard yet what every node holds")]
     Indexing { waiting_for: Vec<Name> },
-    /// Nobody leads, or who led does no more.
-    #[error("{0}")]
-    NoLeader(String),
-    #[error("{0}")]
-    Internal(String),
+    #[error("this node does not lead")]
+    NotLeader,
+    /// Another node may have been elected meanwhile.
+    #[error("this node leads, but too few nodes have answered lately to be sure of it")]
+    LeaseExpired,
+    /// The host that was asked follows a higher ballot.
+    #[error(transparent)]
+    Stale(#[from] election::Stale),
+    #[error("the same session is being placed just now")]
+    BeingPlaced,
+    /// Its last host still has its copy.
+    #[error("another host has this session already")]
+    PlacedElsewhere,
+    /// Hosts answer again and again that they do not have the session that they reported.
+    #[error("what the hosts hold is changing just now")]
+    Changing,
+    /// A host reported the session, and cannot be asked for it.
+    #[error("the host of this session does not answer just now")]
+    HostSilent,
+    /// The session may have been placed. Asking again with the same key tells.
+    #[error("the daemon is stopping")]
+    Stopping,
+    #[error("the operating system has no random bytes for the key of this session")]
+    NoRandomBytes,
+}
+
+impl Error {
+    /// Whether the leader cannot say yet, or no longer, what becomes of the session.
+    pub const fn is_undecided(&self) -> bool {
+        match self {
+            Self::Indexing { .. }
+            | Self::NotLeader
+            | Self::LeaseExpired
+            | Self::Stale(_)
+            | Self::BeingPlaced
+            | Self::PlacedElsewhere
+            | Self::Changing
+            | Self::HostSilent
+            | Self::Stopping
+            | Self::OutcomeUnknown { .. } => true,
+            Self::Invalid(_)
+            | Self::NoWorkspace(_)
+            | Self::ExceedsPhysical(_)
+            | Self::NoCapacity(_)
+            | Self::Disabled(_)
+            | Self::RuntimeUnavailable(_)
+            | Self::Host(_)
+            | Self::NoRandomBytes => false,
+        }
+    }
 }
 
 /// What a host tells its leader: how it is, and what changed of what it holds.
@@ -113,9 +158,9 @@ pub enum Offered {
     /// The host follows a higher ballot: who asked leads no more.
     Stale(election::Stale),
     /// It was not delivered: nothing was made.
-    Unreachable(String),
+    Unreachable,
     /// It may have been taken: only that host can tell.
-    Unknown(String),
+    Unknown,
 }
 
 /// A leader's way to the hosts that it decides for, itself included.

@@ -61,14 +61,14 @@ impl Offer {
             Offered::Accepted(admitted) => Step::Done(Box::new(Ok(*admitted))),
             // It may have taken it from this leader before it followed another.
             Offered::Stale(_) if self.unknown => self.give_up(),
-            Offered::Stale(stale) => Step::Done(Box::new(Err(Error::NoLeader(stale.to_string())))),
-            Offered::Unknown(_) => {
+            Offered::Stale(stale) => Step::Done(Box::new(Err(Error::Stale(stale)))),
+            Offered::Unknown => {
                 self.unknown = true;
                 self.ask_again(now)
             }
             // Whether it got the question before is not known, and it cannot be asked.
-            Offered::Unreachable(_) if self.unknown => self.ask_again(now),
-            Offered::Unreachable(_) => self.refused(Reason::Unreachable),
+            Offered::Unreachable if self.unknown => self.ask_again(now),
+            Offered::Unreachable => self.refused(Reason::Unreachable),
             // It was too busy even to look whether it has it, or could write nothing down at that moment.
             Offered::Refused(sessions::Error::Busy | sessions::Error::Journal(_)) if self.unknown => {
                 self.ask_again(now)
@@ -195,14 +195,14 @@ mod tests {
         let mut offer = Offer::new(offers(2), NOW);
         offer.begin();
         let end = offer.offered(stale(), NOW);
-        assert!(matches!(end, Step::Done(done) if matches!(*done, Err(Error::NoLeader(_)))));
+        assert!(matches!(end, Step::Done(done) if matches!(*done, Err(Error::Stale(_)))));
     }
 
     #[test]
     fn who_follows_another_leader_may_have_taken_it_before() {
         let mut offer = Offer::new(offers(2), NOW);
         offer.begin();
-        offer.offered(Offered::Unknown(String::new()), NOW);
+        offer.offered(Offered::Unknown, NOW);
         let end = offer.offered(stale(), NOW);
         assert!(matches!(end, Step::Done(done) if matches!(*done, Err(Error::OutcomeUnknown { .. }))));
     }
@@ -211,14 +211,12 @@ mod tests {
     fn a_host_that_may_have_it_from_before_is_not_passed_over() {
         let mut offer = Offer::new(Offers { uncertain: true, ..offers(1) }, NOW);
         let host = asked(&offer.begin());
-        for outcome in [
-            Offered::Unreachable(String::new()),
-            Offered::Refused(sessions::Error::Journal(String::new())),
-            Offered::Unknown(String::new()),
-        ] {
+        for outcome in
+            [Offered::Unreachable, Offered::Refused(sessions::Error::Journal(String::new())), Offered::Unknown]
+        {
             assert_eq!(asked(&offer.offered(outcome, NOW)), host);
         }
-        let end = offer.offered(Offered::Unreachable(String::new()), NOW.plus(PATIENCE));
+        let end = offer.offered(Offered::Unreachable, NOW.plus(PATIENCE));
         assert!(matches!(end, Step::Done(done) if matches!(*done, Err(Error::OutcomeUnknown { .. }))));
     }
 
@@ -257,9 +255,9 @@ mod tests {
                     }
                     Fate::Silent => {
                         may_have_it = Some(host);
-                        Offered::Unknown(String::new())
+                        Offered::Unknown
                     }
-                    Fate::Away => Offered::Unreachable(String::new()),
+                    Fate::Away => Offered::Unreachable,
                 };
                 step = offer.offered(outcome, now);
             }

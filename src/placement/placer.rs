@@ -75,9 +75,9 @@ impl Placer {
 /// A key for a request that has none.
 ///
 /// # Errors
-/// The system has no random numbers.
+/// [`Error::NoRandomBytes`].
 pub fn draw_key() -> Result<String, Error> {
     let mut bytes = [0; KEY_BYTES];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| Error::Internal("no random bytes could be had".to_owned()))?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| Error::NoRandomBytes)?;
     Ok(data_encoding::HEXLOWER.encode(&bytes))
 }

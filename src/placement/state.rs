@@ -81,15 +81,15 @@ pub enum HostAnswer {
     Done,
 }
 
-/// Why a host did not answer a [`HostCall`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why a host did not answer a [`HostCall`]. The cause is an error of the [way to the hosts](super::Hosts).
+#[derive(Debug, thiserror::Error)]
 pub enum Unanswered {
     /// The call did not reach the host: nothing was done.
     #[error("the host cannot be reached: {0}")]
-    Undelivered(String),
+    Undelivered(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The host may have done it.
     #[error("the host did not answer: {0}")]
-    NoAnswer(String),
+    NoAnswer(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Something to be done.
@@ -309,13 +309,11 @@ impl<R> Placement<R> {
     pub fn unanswered(&mut self, call: u64, why: Unanswered, now: BootInstant) {
         match self.calls.remove(&call) {
             Some(Purpose::Report { host, ballot, have }) => self.not_reported(host, ballot, have, &why, now),
-            Some(Purpose::Placing(id)) => match (self.placings.get(&id).map(|placing| &placing.stage), why) {
-                (Some(Stage::Offering(_)), Unanswered::Undelivered(why)) => {
-                    self.offered(id, Offered::Unreachable(why), now);
-                }
-                (Some(Stage::Offering(_)), Unanswered::NoAnswer(why)) => self.offered(id, Offered::Unknown(why), now),
+            Some(Purpose::Placing(id)) => match (self.placings.get(&id).map(|placing| &placing.stage), &why) {
+                (Some(Stage::Offering(_)), Unanswered::Undelivered(_)) => self.offered(id, Offered::Unreachable, now),
+                (Some(Stage::Offering(_)), Unanswered::NoAnswer(_)) => self.offered(id, Offered::Unknown, now),
                 (Some(Stage::Finding { .. }), _) => self.found(id, None, now),
-                (_, why) => self.not_claimed(id, &why),
+                _ => self.not_claimed(id, &why),
             },
             None => {}
         }
@@ -357,11 +355,10 @@ impl<R> Placement<R> {
         now: BootInstant,
         decide: impl FnOnce(&mut Book, Situation<'_>) -> T,
     ) -> Result<T, Error> {
-        let no_leader = |why: &str| Err(Error::NoLeader(why.to_owned()));
-        let Some(reign) = self.reign.clone() else { return no_leader("this node does not lead") };
+        let reign = self.reign.clone().ok_or(Error::NotLeader)?;
         // Another node may have been elected since: this one has not heard of it, so it decides nothing.
         if now >= reign.lease {
-            return no_leader("this node leads, but too few nodes have answered lately to be sure of it");
+            return Err(Error::LeaseExpired);
         }
         let view = Arc::clone(&self.view);
         Ok(decide(&mut self.book, Situation { now, reign: &reign, view: &view }))
@@ -440,11 +437,10 @@ impl<R> Placement<R> {
             return;
         };
         let (begin, until) = (place.begin.clone(), *until);
-        let begun = self.with_situation(now, |book, situation| book.begin(&begin, situation)).and_then(|begun| begun);
-        // A leader that was just elected, or got no answers for a moment, is sure with the next answers.
-        let unsure = self.reign.as_ref().is_some_and(|reign| now >= reign.lease);
+        let begun = self.with_context(now, |book, cx| book.begin(&begin, cx)).and_then(|begun| begun);
         let begun = match begun {
-            Err(error @ Error::NoLeader(_)) if unsure => Ok(Begun::Wait(error)),
+            // A leader that was just elected, or got no answers for a moment, is sure with the next answers.
+            Err(error @ Error::LeaseExpired) => Ok(Begun::Wait(error)),
             begun => begun,
         };
         match begun {
@@ -495,13 +491,13 @@ impl<R> Placement<R> {
                     placing.stage = Stage::Parked { until: now.plus(PARKED_FOR) };
                     return self.begin(id, now);
                 }
-                Err(Error::NoLeader("what the hosts hold is changing just now".to_owned()))
+                Err(Error::Changing)
             }
             (Some(Err(error)), _) => Err(Error::Host(error)),
             (None, Some(known)) => {
                 Ok(Admitted { session: Session { state: SessionState::Unknown, ..*known }, replayed: true })
             }
-            (None, None) => Err(Error::NoLeader("the host of this session does not answer just now".to_owned())),
+            (None, None) => Err(Error::HostSilent),
         };
         self.answer(id, placed);
     }
@@ -670,7 +666,7 @@ impl<R> Placement<R> {
             // The host that could not start it removes its copy once the new one is reported.
             Ok(placed) => tracing::info!(%session, node = %placed.session.node, "placed again"),
             // It is not known yet, or no more: the session stays as it is, and its host ends it in time.
-            Err(Error::Indexing { .. } | Error::NoLeader(_) | Error::OutcomeUnknown { .. }) => {}
+            Err(error) if error.is_undecided() => {}
             Err(error) => {
                 tracing::info!(%session, %error, "no other node admits it");
                 // It is not claimed again before the host knows.

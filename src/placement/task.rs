@@ -52,10 +52,9 @@ impl Handle {
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
-        let stopping = || Error::NoLeader("the daemon is stopping".to_owned());
         let (reply, answer) = oneshot::channel();
-        self.requests.send(request(reply)).await.map_err(|_| stopping())?;
-        answer.await.unwrap_or_else(|_| Err(stopping()))
+        self.requests.send(request(reply)).await.map_err(|_| Error::Stopping)?;
+        answer.await.unwrap_or(Err(Error::Stopping))
     }
 }
 
@@ -160,7 +159,7 @@ impl Owner {
         let now = self.clock.now().boot;
         let (task, answer) = ended.unwrap_or_else(|failure| {
             tracing::error!(%failure, "a call to a host has failed");
-            (failure.id(), Err(Unanswered::NoAnswer(failure.to_string())))
+            (failure.id(), Err(Unanswered::NoAnswer(failure.into())))
         });
         let Some(call) = self.numbers.remove(&task) else { return };
         match answer {

@@ -244,7 +244,7 @@ pub struct Passed {
 pub enum NotPassed {
     /// The leader did not get it.
     Undelivered,
-    /// What became of it is not known.
+    /// What became of it is not known. With the cause as text: the error itself cannot cross the wire.
     NoAnswer(String),
 }
 

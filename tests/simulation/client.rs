@@ -147,7 +147,7 @@ impl Cluster {
                 let to = self.index_of(&leader);
                 self.call(i, to, place, SLOW, Then::Entry { entry: id });
             }
-            None => self.enter_again(i, id, Error::NoLeader("nobody leads".to_owned())),
+            None => self.enter_again(i, id, Error::NotLeader),
         }
     }
 
@@ -158,7 +158,7 @@ impl Cluster {
             Ok(Answer::Place(placed)) => self.leave(i, id, Told::Placed(placed)),
             Ok(Answer::NotLeader(other)) => {
                 entry.named = other;
-                self.enter_again(i, id, Error::NoLeader("it does not lead".to_owned()));
+                self.enter_again(i, id, Error::NotLeader);
             }
             Err(Failure::NoAnswer) if entry.once => {
                 // The key may have been heard: it is not new to everybody any more.
@@ -167,7 +167,7 @@ impl Cluster {
                 entry.deadline = now + LEADER_PATIENCE;
                 self.enter(i, id);
             }
-            _ => self.enter_again(i, id, Error::NoLeader("no answer".to_owned())),
+            _ => self.enter_again(i, id, Error::NotLeader),
         }
     }
 

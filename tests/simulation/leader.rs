@@ -131,8 +131,8 @@ impl Cluster {
             Ok(Answer::Host(answer)) => Ok(*answer),
             Ok(Answer::Command) => Ok(HostAnswer::Done),
             Ok(Answer::NotLeader(_) | Answer::Place(_)) => return,
-            Err(Failure::Unreachable) => Err(Unanswered::Undelivered(String::new())),
-            Err(Failure::NoAnswer) => Err(Unanswered::NoAnswer(String::new())),
+            Err(Failure::Unreachable) => Err(Unanswered::Undelivered("the network drops it".into())),
+            Err(Failure::NoAnswer) => Err(Unanswered::NoAnswer("the network drops it".into())),
         };
         self.lead(i, |placement, now| match answer {
             Ok(answer) => placement.answered(call, answer, now),

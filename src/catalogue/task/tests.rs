@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde_json::json;
 
 use super::*;
-use crate::catalogue::{Difference, Versions};
+use crate::catalogue::{Difference, ReplicaError, Versions};
 use crate::election::Reign;
 use crate::gossip::{ClusterView, Member};
 use crate::types::{
@@ -73,21 +73,21 @@ struct Wire {
 }
 
 impl Wire {
-    fn to(&self, node: &NodeId) -> Result<Handle, String> {
+    fn to(&self, node: &NodeId) -> Result<Handle, ReplicaError> {
         let wires = self.network.wires();
         let cut = |node| wires.cut.contains(node);
         let reached = wires.nodes.get(node).filter(|_| !cut(node) && !cut(&self.from));
-        reached.cloned().ok_or_else(|| "no answer".to_owned())
+        reached.cloned().ok_or_else(|| ReplicaError::Unanswered("no answer".into()))
     }
 }
 
 #[async_trait]
 impl Replicas for Wire {
-    async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), String> {
-        self.to(node)?.keep(entries).await.map_err(|e| e.to_string())
+    async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), ReplicaError> {
+        Ok(self.to(node)?.keep(entries).await?)
     }
 
-    async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, String> {
+    async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, ReplicaError> {
         Ok(self.to(node)?.compare(&versions))
     }
 }
@@ -223,10 +223,10 @@ async fn workspaces_are_added_replaced_removed_and_survive_a_restart() {
     assert_eq!(edit(put("a", 1)).await, Ok(Edited::Put { new: false }), "nothing new");
     assert_eq!(edit(put("a", 2)).await, Ok(Edited::Put { new: false }));
     let create = Edit::Put { workspace: Box::new(workspace("a", 3)), create_only: true };
-    assert!(matches!(edit(create).await, Err(Error::Conflict(_))));
+    assert_eq!(edit(create).await, Err(Error::WorkspaceExists(name("a"))));
     edit(put("b", 1)).await.unwrap();
     assert_eq!(edit(Edit::Delete(name("b"))).await, Ok(Edited::Done));
-    assert!(matches!(edit(Edit::Delete(name("b"))).await, Err(Error::NotFound { .. })));
+    assert_eq!(edit(Edit::Delete(name("b"))).await, Err(Error::NoWorkspace(name("b"))));
     let unusable = Workspace { cores: Cores::default(), ..workspace("c", 1) };
     let invalid = edit(Edit::Put { workspace: Box::new(unusable), create_only: false }).await;
     assert!(matches!(invalid, Err(Error::Invalid(_))), "{invalid:?}");
@@ -254,10 +254,10 @@ async fn tokens_are_created_shown_once_and_revoked() {
     assert_eq!(catalogue.role_of(&new.secret, BOOT), Some(Role::Read));
     assert_eq!(catalogue.role_of("ost_nonsense_x", BOOT), None);
     let twice = edit(token_request(json!({"name": "ci", "role": "admin"}))).await;
-    assert!(matches!(twice, Err(Error::Conflict(_))));
+    assert_eq!(twice, Err(Error::TokenExists(name("ci"))));
     assert_eq!(edit(Edit::RevokeToken("ci".to_owned())).await, Ok(Edited::Done));
     assert_eq!(catalogue.role_of(&new.secret, BOOT), None);
-    assert!(matches!(edit(Edit::RevokeToken("ci".to_owned())).await, Err(Error::NotFound { .. })));
+    assert_eq!(edit(Edit::RevokeToken("ci".to_owned())).await, Err(Error::NoToken("ci".to_owned())));
 }
 
 #[tokio::test]
@@ -267,7 +267,11 @@ async fn a_token_expires_and_its_name_is_free_again() {
     let Ok(Edited::Token(new)) = catalogue.handle.edit(request(), root()).await else { panic!() };
     let later = Moment { boot: BOOT.boot.plus(Duration::from_secs(61)), ..BOOT };
     assert_eq!(catalogue.role_of(&new.secret, later), None);
-    assert!(matches!(catalogue.handle.edit(request(), root()).await, Err(Error::Conflict(_))), "it is not yet due");
+    assert_eq!(
+        catalogue.handle.edit(request(), root()).await,
+        Err(Error::TokenExists(name("ci"))),
+        "it is not yet due"
+    );
     catalogue.clock.advance(Duration::from_secs(61));
     assert!(catalogue.handle.edit(request(), root()).await.is_ok());
     assert_eq!(catalogue.handle.snapshot().tokens.len(), 1);

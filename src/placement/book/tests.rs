@@ -200,7 +200,7 @@ fn a_session_that_a_host_could_not_start_goes_to_another() {
     leader.hear(0, vec![held("k", 0, true)]);
     assert_eq!(leader.book.index().fleet().unplaced, [(sample::session_id("k"), id(0))].into());
     assert_eq!(leader.again("k", &[0]).unwrap(), ["b", "c"]);
-    assert!(matches!(leader.again("k", &[0]), Err(Error::NoLeader(_))), "it is being placed");
+    assert!(matches!(leader.again("k", &[0]), Err(Error::BeingPlaced)), "it is being placed");
     assert_eq!(holder(leader.begin("k", false, NOW)), id(0), "a retry finds it where it is");
     leader.book.offering(
         &sample::session_id("k"),
@@ -212,7 +212,7 @@ fn a_session_that_a_host_could_not_start_goes_to_another() {
     let second = held("k", 1, false);
     leader.hear(1, vec![Held { session: SessionProfile { attempt: 2, ..second.session.clone() }, ..second }]);
     assert!(leader.book.index().fleet().unplaced.is_empty(), "though the first host has not put it away yet");
-    assert!(matches!(leader.again("k", &[0]), Err(Error::NoLeader(_))), "it has been placed");
+    assert!(matches!(leader.again("k", &[0]), Err(Error::PlacedElsewhere)), "it has been placed");
     leader.hear(0, Vec::new());
     assert_eq!(holder(leader.begin("k", false, NOW)), id(1));
     assert!(matches!(leader.again("l", &[0, 1, 2]), Err(Error::NoCapacity(_))), "nobody is left");
