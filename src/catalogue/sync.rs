@@ -83,7 +83,7 @@ async fn exchange(catalogue: &Handle, node: &NodeId) -> bool {
     let exchanged = async {
         let difference = catalogue.replicas.compare(node, ours.contents.versions()).await?;
         // As it is before what is newer there replaces it: what lost is told there, too.
-        let wanted = ours.book.of_keys(&difference.wanted);
+        let wanted = ours.contents.of_keys(&difference.wanted);
         catalogue.keep(difference.newer).await?;
         if wanted.is_empty() { Ok(()) } else { catalogue.replicas.keep(node, wanted).await }
     };

@@ -220,9 +220,9 @@ impl Owner {
         if changed.is_empty() {
             return Ok(());
         }
-        let changes = changed.iter().flat_map(|key| store::write(&book, key)).collect();
+        let changes = changed.iter().flat_map(|key| store::write(&contents, key)).collect();
         self.store.commit(changes).await.map_err(|error| Error::Store(error.into()))?;
-        self.book = Arc::new(book);
+        self.contents = Arc::new(contents);
         self.publish();
         Ok(())
     }

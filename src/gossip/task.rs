@@ -56,7 +56,7 @@ pub async fn spawn(
     channels: Channels,
     clock: Clock,
 ) -> Result<(Handle, JoinHandle<()>), StartError> {
-    let link = Link::start(&config, kept.incarnation, keys::write(&source()), transport).await?;
+    let link = Link::start(&config, stored.incarnation, keys::write(&source()), transport).await?;
     let (requests, queue) = mpsc::channel(QUEUE);
     let owner = Owner {
         seeds: Seeds::new(&config.seeds),

@@ -116,8 +116,8 @@ impl Book {
         }
         let certain = match flight {
             None => None,
-            // Who is silent for so long is waited for only where the operator says so.
-            Some((State::Uncertain { .. }, host)) => host.filter(|host| self.waits_for(&host.id, cx)),
+            // The leader waits for a host that is silent for so long only under `on_unknown = fail`.
+            Some((State::Uncertain { .. }, host)) => host.filter(|host| self.waits_for(&host.id, situation)),
             Some(_) => return Ok(Begun::Wait(Error::BeingPlaced)),
         };
         let workspace = begin.workspace.as_ref().map_err(Clone::clone)?;
@@ -146,9 +146,9 @@ impl Book {
     ///
     /// # Errors
     /// No other host takes it; or that [cannot be said](Error::is_undecided) now.
-    pub fn begin_again(&mut self, again: &Again, cx: Context<'_>) -> Result<(Ballot, Offers), Error> {
-        self.may_begin_again(&again.session, &again.host, cx)?;
-        let offers = self.offers(&again.session, &again.user, &again.workspace, &again.tried, cx)?;
+    pub fn begin_again(&mut self, again: &Again, situation: Situation<'_>) -> Result<(Ballot, Offers), Error> {
+        self.may_begin_again(&again.session, &again.host, situation)?;
+        let offers = self.offers(&again.session, &again.user, &again.workspace, &again.tried, situation)?;
         if offers.candidates.is_empty() {
             return Err(super::plan::nobody(offers.refusals));
         }
@@ -160,8 +160,8 @@ impl Book {
     /// Whether a session that this host could not start may be placed again now.
     ///
     /// # Errors
-    /// It is being placed ([`Error::BeingPlaced`]), or has been ([`Error::PlacedElsewhere`]); or an earlier leader may have placed it on a node that
-    /// has not reported yet ([`Error::Indexing`]).
+    /// It is being placed ([`Error::BeingPlaced`]), or has been ([`Error::PlacedElsewhere`]); or an earlier leader may
+    /// have placed it on a node that has not reported yet ([`Error::Indexing`]).
     pub fn may_begin_again(
         &mut self,
         session: &SessionId,

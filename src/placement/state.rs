@@ -437,7 +437,7 @@ impl<R> Placement<R> {
             return;
         };
         let (begin, until) = (place.begin.clone(), *until);
-        let begun = self.with_context(now, |book, cx| book.begin(&begin, cx)).and_then(|begun| begun);
+        let begun = self.with_situation(now, |book, situation| book.begin(&begin, situation)).and_then(|begun| begun);
         let begun = match begun {
             // A leader that was just elected, or got no answers for a moment, is sure with the next answers.
             Err(error @ Error::LeaseExpired) => Ok(Begun::Wait(error)),
