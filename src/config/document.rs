@@ -1,5 +1,5 @@
-//! A configuration text as it is read: every key is taken by its path, with a
-//! parser; what is wrong, and what nobody took, becomes a [`Problem`].
+//! A configuration text while it is read. The reader takes every key by its path, with a
+//! parser. A wrong value, and a key that the reader did not take, becomes a [`Problem`].
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,35 +9,38 @@ use toml::de::{DeTable, DeValue};
 
 use super::problem::{Place, Problem};
 
-/// A value as it was written is shown up to here.
+/// Characters of a written value that a message shows at most.
 const MAX_SHOWN: usize = 60;
-/// How alike, from 0 to 1, two names must be for one to be meant by the other.
+/// The least Jaro-Winkler similarity, from 0 to 1, at which a name is suggested for an unknown one.
 const ALIKE: f64 = 0.8;
 
-/// A text being read. Keys are paths of two parts: `http.listen`.
+/// A text while it is read. Keys are paths of two parts: `http.listen`.
 pub(super) struct Document<'t> {
     text: &'t str,
     root: DeTable<'t>,
-    /// The keys that were asked for, written or not: all that there are.
+    /// The keys that the reader took, whether the text has them or not: all valid keys.
     known: Vec<&'static str>,
     problems: Problems,
 }
 
 impl<'t> Document<'t> {
-    /// Reads the text as TOML. Where it is none, the problems are all that is known of it.
+    /// Reads the text as TOML.
+    ///
+    /// # Errors
+    /// The text is not TOML: its syntax errors.
     pub(super) fn parse(text: &'t str) -> Result<Self, Vec<Problem>> {
         let (root, errors) = DeTable::parse_recoverable(text);
         if errors.is_empty() {
             return Ok(Self { text, root: root.into_inner(), known: Vec::new(), problems: Problems::default() });
         }
         let mut problems: Vec<Problem> = errors.iter().map(|error| syntax(text, error)).collect();
-        // One slip makes the parser stumble several times over; the first of a line is the slip.
+        // One mistake can cause several errors on its line; the first of them names the mistake.
         problems.sort_by_key(|problem| problem.place);
         problems.dedup_by_key(|problem| problem.place);
         Err(problems)
     }
 
-    /// The value of a key, if it is written and right.
+    /// The value of a key, if the text has it and it is valid.
     pub(super) fn take<T>(
         &mut self,
         key: &'static str,
@@ -48,7 +51,7 @@ impl<'t> Document<'t> {
         self.problems.right(self.text, key, value, parse(value.get_ref()))
     }
 
-    /// The items of a list. One that is wrong is a problem, and the others are read.
+    /// The items of a list. An invalid item becomes a problem, and the others are read.
     pub(super) fn take_list<T>(
         &mut self,
         key: &'static str,
@@ -64,7 +67,7 @@ impl<'t> Document<'t> {
         Some(items.filter_map(right).collect())
     }
 
-    /// The entries of a table whose keys are free. One that is wrong is a problem, and the others are read.
+    /// The entries of a table with arbitrary keys. An invalid entry becomes a problem, and the others are read.
     pub(super) fn take_table<T>(
         &mut self,
         key: &'static str,
@@ -81,7 +84,7 @@ impl<'t> Document<'t> {
         Some(entries.filter_map(right).collect())
     }
 
-    /// Every key that has been asked for.
+    /// Every key that the reader took.
     #[cfg(test)]
     pub(super) fn known(&self) -> &[&'static str] {
         &self.known
@@ -91,7 +94,7 @@ impl<'t> Document<'t> {
         find(&self.root, key).is_some()
     }
 
-    /// Says that a key is wrong beside others, however right its value is by itself.
+    /// Adds a problem of a key whose value is valid by itself and contradicts another key.
     pub(super) fn refuse(&mut self, key: &str, message: impl Into<String>) {
         match find(&self.root, key) {
             Some(value) => self.problems.wrong(self.text, key, value, &message.into()),
@@ -101,14 +104,14 @@ impl<'t> Document<'t> {
         }
     }
 
-    /// Says that a variable of the environment is wrong.
+    /// Adds a problem of an environment variable.
     pub(super) fn refuse_variable(&mut self, name: &str, value: &str, message: &str) {
         let value: String = value.escape_debug().take(MAX_SHOWN).collect();
         let message = format!("\"{value}\": {message}");
         self.problems.0.push(Problem { place: Place::Environment, key: name.to_owned(), message });
     }
 
-    /// Every problem, in the order of the file, with those of the keys that nobody took.
+    /// Every problem in the order of the file, unknown keys included.
     pub(super) fn finish(self) -> Vec<Problem> {
         let mut problems = self.untaken();
         problems.extend(self.problems.0);
@@ -149,7 +152,7 @@ impl<'t> Document<'t> {
         self.unknown(path, &key.span(), format!("unknown key; {hint}"))
     }
 
-    /// The keys of this name in whatever table: `http.listen or cluster.listen`.
+    /// The keys of this name in any table: `http.listen or cluster.listen`.
     fn in_any_table(&self, name: &Key<'_>) -> Option<String> {
         let known: Vec<&str> = self.known.iter().filter(|known| split(known).1 == name.get_ref()).copied().collect();
         (!known.is_empty()).then(|| known.join(" or "))
@@ -158,19 +161,19 @@ impl<'t> Document<'t> {
     fn unknown_table(&self, name: &Key<'_>) -> Problem {
         let hint = match nearest(name.get_ref(), self.tables()) {
             Some(meant) => format!("did you mean [{meant}]?"),
-            None => format!("there are [{}]", self.tables().collect::<Vec<_>>().join("], [")),
+            None => format!("expected one of [{}]", self.tables().collect::<Vec<_>>().join("], [")),
         };
         self.unknown(shown(self.text, &name.span()), &name.span(), format!("unknown table; {hint}"))
     }
 
-    /// A key above every table.
+    /// The problem of a key above the first table.
     fn outside(&self, name: &Key<'_>) -> Problem {
         let message = if self.tables().any(|table| table == name.get_ref()) {
             format!("expected a table: [{}]", name.get_ref())
         } else if let Some(meant) = self.in_any_table(name) {
             format!("unknown key; did you mean {meant}?")
         } else {
-            "unknown key; every key stands in a table, such as listen in [http]".to_owned()
+            "unknown key; every key belongs in a table, such as listen in [http]".to_owned()
         };
         self.unknown(shown(self.text, &name.span()), &name.span(), message)
     }
@@ -187,12 +190,12 @@ impl<'t> Document<'t> {
     }
 }
 
-/// What is wrong with the values that were taken.
+/// The problems of the values that were taken.
 #[derive(Default)]
 struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// What was read of a value, if it is right. If not, its problem is kept.
+    /// The parsed value. An error is kept as a problem.
     fn right<T>(&mut self, text: &str, key: &str, at: &Spanned<DeValue<'_>>, read: Result<T, String>) -> Option<T> {
         read.inspect_err(|message| self.wrong(text, key, at, message)).ok()
     }
@@ -203,7 +206,7 @@ impl Problems {
     }
 }
 
-/// The one of `candidates` that `name` most likely was to be, if it is like any.
+/// The candidate most similar to `name`, if any is similar enough.
 pub(super) fn nearest<'c>(name: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
     let name = name.to_ascii_lowercase();
     candidates
@@ -231,12 +234,12 @@ fn syntax(text: &str, error: &toml::de::Error) -> Problem {
     Problem { place: Place::Line(line(text, span.start)), key, message: error.message().to_owned() }
 }
 
-/// The line, counted from 1, that a byte of the text is on.
+/// The line of the byte at `offset`, counted from 1.
 fn line(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
-/// A piece of the text as it was written: its first line, and not too much of that.
+/// A piece of the text as written: at most [`MAX_SHOWN`] characters of its first line.
 fn shown(text: &str, span: &Range<usize>) -> String {
     let piece = text.get(span.clone()).unwrap_or_default();
     let mut chars = piece.lines().next().unwrap_or_default().chars();

@@ -1,4 +1,4 @@
-//! Changes of the configuration file that a command makes: everything else in it, comments too, stays as it is.
+//! Edits of the configuration file by a command. Everything else in the file stays, comments included.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -9,26 +9,26 @@ use toml_edit::{Array, DocumentMut, Item, Table, Value};
 
 use super::{Config, Environment, Error, text_of};
 
-/// The mode of a configuration file that is made here: it holds no secret.
+/// The mode of a new configuration file. It contains no secret.
 const MODE: u32 = 0o644;
 
-/// Why the file was left as it is.
+/// Why the file was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
-    #[error("{} cannot be {what}: {source}", file.display())]
+    #[error("cannot {what} {}: {source}", file.display())]
     Io { file: PathBuf, what: &'static str, source: io::Error },
-    /// What is there, or what was to be added, is wrong.
+    /// The file or the added value is invalid.
     #[error(transparent)]
     Invalid(#[from] Error),
-    #[error("{}: cluster.seeds is not a list of texts; mend it first", .0.display())]
+    #[error("{}: cluster.seeds is not a list of strings; correct it first, for example: seeds = []", .0.display())]
     NotAList(PathBuf),
 }
 
-/// Adds a seed, as `host` or `host:port`, to `cluster.seeds` of the file, which is made where there is none.
-/// True where it was not there before. The new file is on disk when this returns.
+/// Adds a seed, as `host` or `host:port`, to `cluster.seeds` of the file, and creates a missing file.
+/// True if the seed was not in the list before. The new file is on disk when this returns.
 ///
 /// # Errors
-/// The file cannot be read or written, or it would not be a right configuration.
+/// The file cannot be read or written, or the configuration is or would become invalid.
 pub fn add_seed(file: &Path, seed: &str) -> Result<bool, EditError> {
     let io_error = |what, source| EditError::Io { file: file.to_owned(), what, source };
     let text = match text_of(file) {
@@ -38,13 +38,13 @@ pub fn add_seed(file: &Path, seed: &str) -> Result<bool, EditError> {
     };
     let Some(edited) = with_seed(&text, seed, file)? else { return Ok(false) };
     Config::parse(&edited, Some(file), true, &Environment::of_process())?;
-    replace(file, &edited).map_err(|error| io_error("written", error))?;
+    replace(file, &edited).map_err(|error| io_error("write", error))?;
     Ok(true)
 }
 
-/// The text with the seed; `None` where it is in it.
+/// The text with the seed; `None` if the list has it already.
 fn with_seed(text: &str, seed: &str, file: &Path) -> Result<Option<String>, EditError> {
-    // What is wrong with the file as it is, is said as everywhere else.
+    // Parsed first, so that an invalid file gets the same messages as everywhere else.
     Config::parse(text, Some(file), true, &Environment::of_process())?;
     let not_a_list = || EditError::NotAList(file.to_owned());
     let mut document: DocumentMut = text.parse().map_err(|_| not_a_list())?;
@@ -59,7 +59,7 @@ fn with_seed(text: &str, seed: &str, file: &Path) -> Result<Option<String>, Edit
     Ok(Some(document.to_string()))
 }
 
-/// Puts a new file in the place of the old one, with its mode: whoever reads meanwhile reads one of the two.
+/// Replaces the file atomically and keeps its mode: a concurrent reader gets the old or the new text.
 fn replace(file: &Path, text: &str) -> io::Result<()> {
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(directory)?;
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_added_and_all_else_stays() {
+    fn a_seed_is_added_and_the_rest_of_the_file_stays() {
         let shipped = include_str!("../../config/ostler.toml");
         let one = edited(shipped, "host-a").unwrap();
         assert_eq!(one, shipped.replace("seeds = []", "seeds = [\"host-a\"]"));
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_and_nothing_is_written() {
+    fn an_invalid_file_or_seed_is_an_error_and_the_file_stays() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("ostler.toml");
         for (text, seed) in [("[cluster]\nseeds = 3\n", "a"), ("[nonsense]\n", "a"), ("", "not a host")] {

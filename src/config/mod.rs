@@ -1,7 +1,7 @@
 //! The configuration: one TOML file, read once, into the `Config` of each part.
 //!
-//! It parses and binds nothing. Every key has a default that works. What is
-//! wrong is said with file, line, key and value, and all of it at once.
+//! It parses and binds nothing. Every key has a default that works. An error
+//! lists every problem at once, with file, line, key and value.
 
 mod document;
 mod edit;
@@ -25,11 +25,11 @@ use crate::ledger::PortRange;
 use crate::types::{Bytes, ClusterMode, Name, OnUnknown, Period, RuntimeKind, SettingsPatch, Strategy};
 use crate::{logging, node, sessions};
 
-/// The file that is read where no other is named and this one exists.
+/// The file that is read when no other is named. It may be missing.
 pub const DEFAULT_FILE: &str = "/etc/ostler/ostler.toml";
-/// Where nodes are reached where nothing else is said.
+/// The default UDP port of the mesh.
 pub const MESH_PORT: u16 = 7480;
-/// A longer file is not a configuration; the shipped one, with all its comments, has 4 KiB.
+/// Bytes of the longest file that is read. The shipped one, with all its comments, has about 6 KiB.
 const MAX_FILE: usize = 128 << 10;
 
 /// The whole configuration, each section as its part takes it.
@@ -37,16 +37,16 @@ const MAX_FILE: usize = 128 << 10;
 pub struct Config {
     /// `node.name` and `[settings]`.
     pub node: node::Config,
-    /// Where all that must survive a restart is kept.
+    /// The directory of everything that must survive a restart.
     pub data_dir: PathBuf,
     pub cluster: Cluster,
     pub placement: Placement,
     pub http: http::Config,
     pub runtime: Runtime,
-    /// `[limits]`, and what of `[runtime]` concerns every runtime.
+    /// `[limits]`, and the keys of `[runtime]` that apply to every runtime.
     pub sessions: sessions::Config,
     pub log: logging::Config,
-    /// `[dev]`: nothing, except under `--dev`.
+    /// `[dev]`: empty, except under `--dev`.
     pub dev: DevFigures,
 }
 
@@ -55,11 +55,11 @@ pub struct Config {
 pub struct Cluster {
     pub name: Name,
     pub token_file: PathBuf,
-    /// Where the other nodes reach this one, over UDP.
+    /// The UDP address that the mesh listens on.
     pub listen: SocketAddr,
-    /// What the others are told of it; `None`: the address of this host that leads to the first seed.
+    /// The address that other nodes connect to; `None`: the source address of the route to the first seed.
     pub advertise: Option<SocketAddr>,
-    /// Nodes to begin with, as `host:port`.
+    /// The nodes to contact first, as `host:port`.
     pub seeds: Vec<String>,
     pub mode: ClusterMode,
 }
@@ -68,31 +68,31 @@ pub struct Cluster {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
     pub strategy: Strategy,
-    /// `None`: what fits the cluster's mode.
+    /// `None`: the default of the cluster's mode, see [`OnUnknown::of`].
     pub on_unknown: Option<OnUnknown>,
 }
 
-/// What of `[runtime]` concerns one runtime only.
+/// The keys of `[runtime]` that apply to one runtime only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime {
     pub kind: RuntimeKind,
     /// The engine's socket, `unix:///…`.
     pub docker_host: String,
     pub cpu_mode: docker::CpuMode,
-    /// Capabilities that containers keep, in upper case without `CAP_`.
+    /// The capabilities of containers, in upper case without `CAP_`.
     pub cap_allow: Vec<String>,
     /// The address of this host that sessions' ports are published on.
     pub publish_address: IpAddr,
-    /// Who the process runtime's commands run as where the agent is root.
+    /// The user that the process runtime runs commands as when the agent runs as root.
     pub process_user: String,
 }
 
 impl Config {
-    /// Reads `file`; without one, the [`DEFAULT_FILE`] where it exists, and the defaults where not.
-    /// `dev` allows what is for trying ostler out only: `[dev]` and the process runtime.
+    /// Reads `file`. Without one, reads [`DEFAULT_FILE`] if it exists, and uses the defaults otherwise.
+    /// `dev` allows what is meant for a trial only: `[dev]` and the process runtime.
     ///
     /// # Errors
-    /// The file cannot be read, or something in it or in the environment is wrong: all of it is named.
+    /// The file cannot be read, or the file or the environment is invalid: the error lists every problem.
     pub fn load(file: Option<&Path>, dev: bool) -> Result<Self, Error> {
         let environment = Environment::of_process();
         match text_of(file.unwrap_or(Path::new(DEFAULT_FILE))) {
@@ -107,10 +107,10 @@ impl Config {
         }
     }
 
-    /// Reads the text of a configuration. `file` is what errors call it.
+    /// Reads the text of a configuration. Errors name `file` as its source.
     ///
     /// # Errors
-    /// Something in the text or in the environment is wrong: all of it is named.
+    /// The text or the environment is invalid: the error lists every problem.
     pub fn parse(text: &str, file: Option<&Path>, dev: bool, environment: &Environment) -> Result<Self, Error> {
         let defaults = Self::with_host_name(&environment.host_name);
         let invalid = |problems| Error::Invalid { file: file.map(Path::to_owned), problems };
@@ -163,7 +163,7 @@ impl Config {
 }
 
 impl Default for Config {
-    /// The defaults on this host, whatever its files and environment say.
+    /// The defaults on this host, without its files and environment.
     fn default() -> Self {
         Self::with_host_name(&host_name())
     }
@@ -183,19 +183,19 @@ impl Default for Runtime {
     }
 }
 
-/// What the host and the environment of the process add to the file.
+/// What the configuration takes from the host and the environment of the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
     pub host_name: String,
-    /// `DOCKER_HOST`: used where the file does not say `runtime.docker_host`.
+    /// `DOCKER_HOST`: used when the file has no `runtime.docker_host`.
     pub docker_host: Option<String>,
-    /// `OSTLER_LOG`: wins over `log.level`.
+    /// `OSTLER_LOG`: overrides `log.level`.
     pub log_level: Option<String>,
 }
 
 impl Environment {
     pub fn of_process() -> Self {
-        // An empty variable is no variable, as Docker's and tracing's own tools have it.
+        // An empty variable counts as unset, as in the tools of Docker and tracing.
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self { host_name: host_name(), docker_host: variable("DOCKER_HOST"), log_level: variable("OSTLER_LOG") }
     }
@@ -216,7 +216,7 @@ fn text_of(file: &Path) -> io::Result<(PathBuf, String)> {
     Ok((file.to_owned(), text))
 }
 
-/// The host's name as the name of a node: in lower case, with `-` for what a name cannot hold.
+/// The host's name as the name of a node: in lower case, with `-` for each character that a name cannot have.
 fn node_name(host_name: &str) -> Name {
     let allowed =
         |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c.to_ascii_lowercase() } else { '-' };
@@ -227,5 +227,5 @@ fn node_name(host_name: &str) -> Name {
 }
 
 fn fixed_name(text: &'static str) -> Name {
-    text.parse().expect("a constant of letters is a name")
+    text.parse().expect("a constant of letters is a valid name")
 }

@@ -1,26 +1,26 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Problems shown of one file. A file with more is not a configuration at all.
+/// Problems of one file that an error shows at most. More of them say that the file is not a configuration.
 const MAX_SHOWN: usize = 32;
 
-/// Why there is no configuration.
+/// Why the configuration could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{}: {reason}", file.display())]
     Unreadable { file: PathBuf, reason: String },
-    /// Everything that is wrong, in the order of the file, one line each.
+    /// Every problem in the order of the file, one per line.
     #[error("{}", Lines { file: file.as_deref(), problems })]
     Invalid { file: Option<PathBuf>, problems: Vec<Problem> },
 }
 
-/// One thing that is wrong with a configuration.
+/// One problem of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     pub place: Place,
-    /// `http.listen`, or the environment variable; empty where the text is not TOML.
+    /// `http.listen`, or the environment variable; empty if the text is not TOML.
     pub key: String,
-    /// The value as it was written, and what would be right.
+    /// The value as written, and what is expected.
     pub message: String,
 }
 
@@ -29,7 +29,7 @@ pub struct Problem {
 pub enum Place {
     /// Counted from 1.
     Line(usize),
-    /// Nowhere: the file does not say it, and should.
+    /// Nowhere: the file lacks the key.
     Missing,
     /// In a variable of the environment.
     Environment,

@@ -25,7 +25,7 @@ fn problems(text: &str) -> Vec<Problem> {
     }
 }
 
-/// The shipped file with its commented keys and tables in force. Prose stays a comment.
+/// The shipped file with its commented keys and tables enabled. Prose stays a comment.
 fn uncommented(text: &str) -> String {
     let is_key = |line: &str| {
         let key = line.split(" = ").next().filter(|key| key.len() < line.len());
@@ -39,14 +39,14 @@ fn uncommented(text: &str) -> String {
 }
 
 #[test]
-fn the_shipped_file_says_the_defaults() {
+fn the_shipped_file_has_the_defaults() {
     let environment = Environment { host_name: host_name(), ..environment() };
     let shipped = Config::parse(SHIPPED, None, false, &environment).unwrap();
     assert_eq!(shipped, Config::default());
 }
 
 #[test]
-fn the_shipped_file_names_every_key_and_spells_it_right() {
+fn the_shipped_file_has_every_key() {
     let all = uncommented(SHIPPED);
     let config = parse(&all, true).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(config.node.declared.fields().len(), 7);
@@ -115,7 +115,7 @@ fn every_kind_of_value_is_read() {
     assert_eq!((config.log.level.as_str(), config.log.format), ("warn,ostler=debug", logging::Format::Json));
 }
 
-/// Text, the line of the problem, its key, and a piece of its message.
+/// Text, the line of the problem, its key, and a part of its message.
 const WRONG: &[(&str, usize, &str, &str)] = &[
     ("[settings]\n\ncores_overide = 2", 3, "settings.cores_overide", "unknown key; did you mean cores_override?"),
     ("[settings]\nmemory = \"1G\"", 2, "settings.memory", "did you mean memory_override?"),
@@ -123,23 +123,23 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
     ("[http]\ncpu_mode = \"quota\"", 2, "http.cpu_mode", "did you mean runtime.cpu_mode?"),
     ("[http]\nListen = \"127.0.0.1:1\"", 2, "http.Listen", "did you mean listen?"),
     ("listen = \"127.0.0.1:1\"", 1, "listen", "did you mean cluster.listen or http.listen?"),
-    ("fnord = 1", 1, "fnord", "every key stands in a table"),
+    ("fnord = 1", 1, "fnord", "every key belongs in a table"),
     ("\n[htpp]\nlisten = 1", 2, "htpp", "unknown table; did you mean [http]?"),
-    ("[fnord]", 1, "fnord", "unknown table; there are [cluster], [dev]"),
+    ("[fnord]", 1, "fnord", "unknown table; expected one of [cluster], [dev]"),
     ("http = 3", 1, "http", "expected a table: [http]"),
     ("[[http]]\nlisten = \"127.0.0.1:1\"", 1, "http", "expected a table: [http]"),
     ("[http]\nlisten = \"foo\"", 2, "http.listen", "\"foo\": expected an address and port, for example 127.0.0.1:7481"),
     ("[http]\nlisten = 7481", 2, "http.listen", "7481: expected an address and port"),
     ("[http]\nlisten = \"0.0.0.0:7481\"", 2, "http.listen", "set http.tls_cert and http.tls_key"),
-    ("[http]\nlisten = \"[::]:7481\"", 2, "http.listen", "off loopback the API serves TLS"),
-    ("[http]\ntls_cert = \"/c\"", 2, "http.tls_cert", "needs http.tls_key"),
-    ("[http]\ntls_key = \"/k\"", 2, "http.tls_key", "needs http.tls_cert"),
-    ("[http]\nsocket = \"ostler.sock\"", 2, "http.socket", "expected a path that begins with /"),
-    ("[http]\nstatus_listen = \"0.0.0.0:7481\"", 2, "http.status_listen", "http.listen has this port already"),
+    ("[http]\nlisten = \"[::]:7481\"", 2, "http.listen", "this address needs TLS"),
+    ("[http]\ntls_cert = \"/c\"", 2, "http.tls_cert", "TLS also needs http.tls_key"),
+    ("[http]\ntls_key = \"/k\"", 2, "http.tls_key", "TLS also needs http.tls_cert"),
+    ("[http]\nsocket = \"ostler.sock\"", 2, "http.socket", "expected an absolute path"),
+    ("[http]\nstatus_listen = \"0.0.0.0:7481\"", 2, "http.status_listen", "http.listen uses this port already"),
     ("[http]\nallowed_hosts = \"a\"", 2, "http.allowed_hosts", "expected a list"),
     ("[http]\nallowed_hosts = [\n\"a\",\n\"https://b\"\n]", 4, "http.allowed_hosts[1]", "without scheme and port"),
-    ("[node]\nname = \"Desk 1\"", 2, "node.name", "\"Desk 1\": expected 1 to 63 of a-z"),
-    ("[node]\ndata_dir = \"\"", 2, "node.data_dir", "\"\": expected a path"),
+    ("[node]\nname = \"Desk 1\"", 2, "node.name", "\"Desk 1\": expected 1 to 63 characters"),
+    ("[node]\ndata_dir = \"\"", 2, "node.data_dir", "\"\": expected an absolute path"),
     ("[settings]\nenabled = \"yes\"", 2, "settings.enabled", "\"yes\": expected true or false"),
     ("[settings]\nprune = \"agressive\"", 2, "settings.prune", "did you mean \"aggressive\"?"),
     (
@@ -157,26 +157,26 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
     ("[settings]\ngpus_override = 1.5", 2, "settings.gpus_override", "1.5: expected a whole number"),
     ("[settings]\ngpus_override = 1025", 2, "settings.gpus_override", "absurd"),
     ("[settings]\nlabels = 3", 2, "settings.labels", "expected a table"),
-    ("[settings.labels]\na = \"1\"\nb = 2", 3, "settings.labels.b", "2: expected text"),
-    ("[settings.labels]\nexample.com = \"1\"", 2, "settings.labels.example", "written in quotes"),
+    ("[settings.labels]\na = \"1\"\nb = 2", 3, "settings.labels.b", "2: expected a string"),
+    ("[settings.labels]\nexample.com = \"1\"", 2, "settings.labels.example", "needs quotes"),
     ("[settings.labels]\n\"a b\" = \"1\"", 2, "settings.labels.\"a b\"", "expected 1 to 63 of letters"),
     ("[runtime]\nkind = \"podman\"", 2, "runtime.kind", "expected one of \"docker\", \"process\""),
     ("[runtime]\nkind = \"process\"", 2, "runtime.kind", "under --dev"),
     ("[runtime]\ndocker_host = \"tcp://1.2.3.4:2375\"", 2, "runtime.docker_host", "expected a unix socket"),
     ("[runtime]\ncpu_mode = \"share\"", 2, "runtime.cpu_mode", "did you mean \"shares\"?"),
     ("[runtime]\ncap_allow = [\"CHOWN\", \"NET_ADMN\"]", 2, "runtime.cap_allow[1]", "did you mean \"NET_ADMIN\"?"),
-    ("[runtime]\ncap_allow = [\"ALL\"]", 2, "runtime.cap_allow[0]", "one by one"),
-    ("[runtime]\nnetworks = [\"host\"]", 2, "runtime.networks[0]", "never share the host's own network"),
+    ("[runtime]\ncap_allow = [\"ALL\"]", 2, "runtime.cap_allow[0]", "expected the name of one"),
+    ("[runtime]\nnetworks = [\"host\"]", 2, "runtime.networks[0]", "cannot use the host network"),
     ("[runtime]\nport_range = \"200-100\"", 2, "runtime.port_range", "the smaller first"),
     ("[runtime]\nport_range = \"0-100\"", 2, "runtime.port_range", "expected two ports"),
-    ("[runtime]\nport_range = \"7000-8000\"", 2, "runtime.port_range", "the port of http.listen, 127.0.0.1:7481"),
-    ("[http]\nlisten = \"127.0.0.1:20001\"", 2, "http.listen", "one of runtime.port_range, 20000-29999"),
+    ("[runtime]\nport_range = \"7000-8000\"", 2, "runtime.port_range", "contains the port of http.listen, 127.0.0.1:7481"),
+    ("[http]\nlisten = \"127.0.0.1:20001\"", 2, "http.listen", "in runtime.port_range, 20000-29999"),
     ("[runtime]\npublish_address = \"0.0.0.0:80\"", 2, "runtime.publish_address", "without a port"),
     ("[runtime]\nendpoint_host = \"http://x\"", 2, "runtime.endpoint_host", "without scheme"),
-    ("[runtime]\nprocess_user = \"root\"", 2, "runtime.process_user", "never run as root"),
+    ("[runtime]\nprocess_user = \"root\"", 2, "runtime.process_user", "cannot run as root"),
     ("[limits]\nmax_sessions_per_user = -1", 2, "limits.max_sessions_per_user", "-1: expected a whole number"),
-    ("[limits]\nkeep_ended = \"1w\"", 2, "limits.keep_ended", "\"1w\": expected a span of time"),
-    ("[limits]\nkeep_ended = 3600", 2, "limits.keep_ended", "3600: expected a span of time"),
+    ("[limits]\nkeep_ended = \"1w\"", 2, "limits.keep_ended", "\"1w\": expected a duration"),
+    ("[limits]\nkeep_ended = 3600", 2, "limits.keep_ended", "3600: expected a duration"),
     ("[log]\nlevel = \"inof\"", 2, "log.level", "\"inof\": expected off, error, warn"),
     ("[log]\nformat = \"xml\"", 2, "log.format", "expected one of \"text\", \"json\""),
     ("[dev]\nphysical_cores = 6", 2, "dev.physical_cores", "under --dev"),
@@ -186,7 +186,7 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
 ];
 
 #[test]
-fn what_is_wrong_is_said_with_line_key_and_what_is_right() {
+fn a_problem_has_line_key_value_and_what_is_expected() {
     for (text, line, key, message) in WRONG {
         let found = problems(text);
         let [problem] = found.as_slice() else { panic!("expected one problem of {text:?}, got {found:?}") };
@@ -196,7 +196,7 @@ fn what_is_wrong_is_said_with_line_key_and_what_is_right() {
 }
 
 #[test]
-fn labels_are_bounded_in_number() {
+fn the_number_of_labels_is_bounded() {
     let labels = |count| (0..count).fold("[settings.labels]\n".to_owned(), |text, n| format!("{text}l{n} = \"1\"\n"));
     assert_eq!(parse(&labels(64), false).unwrap().node.declared.labels.unwrap().len(), 64);
     let found = problems(&labels(65));
@@ -205,7 +205,7 @@ fn labels_are_bounded_in_number() {
 }
 
 #[test]
-fn everything_that_is_wrong_is_said_at_once() {
+fn every_problem_is_reported_at_once() {
     let text = "[http]\nlisten = \"foo\"\nsockt = \"/s\"\n\n[log]\nlevel = \"loud\"\n";
     let said = parse(text, false).unwrap_err().to_string();
     let lines: Vec<&str> = said.lines().collect();
@@ -219,7 +219,7 @@ fn everything_that_is_wrong_is_said_at_once() {
 }
 
 #[test]
-fn a_file_of_nonsense_is_answered_with_few_lines() {
+fn the_number_of_reported_problems_is_bounded() {
     let text = (0..1000).fold(String::new(), |text, n| format!("{text}key{n} = 1\n"));
     let said = parse(&text, false).unwrap_err().to_string();
     assert_eq!(said.lines().count(), 33);
@@ -227,7 +227,7 @@ fn a_file_of_nonsense_is_answered_with_few_lines() {
 }
 
 #[test]
-fn what_is_for_trying_out_is_allowed_by_dev() {
+fn dev_allows_the_process_runtime_and_dev_figures() {
     let text = "[runtime]\nkind = \"process\"\n[dev]\nphysical_cores = 6\nphysical_memory = \"6GB\"\nphysical_gpus = 1";
     assert_eq!(problems(text).len(), 4);
     let config = parse(text, true).unwrap();
@@ -237,7 +237,7 @@ fn what_is_for_trying_out_is_allowed_by_dev() {
 }
 
 #[test]
-fn the_environment_says_where_docker_is_unless_the_file_does() {
+fn docker_host_of_the_environment_is_used_unless_the_file_has_one() {
     let docker = |text: &str, variable: &str| {
         let environment = Environment { docker_host: Some(variable.to_owned()), ..environment() };
         Config::parse(text, None, true, &environment).map(|config| config.runtime.docker_host)
@@ -253,7 +253,7 @@ fn the_environment_says_where_docker_is_unless_the_file_does() {
 }
 
 #[test]
-fn the_environment_wins_over_the_level_of_the_log() {
+fn the_environment_overrides_the_log_level() {
     let level = |variable: &str| {
         let environment = Environment { log_level: Some(variable.to_owned()), ..environment() };
         Config::parse("[log]\nlevel = \"warn\"", None, false, &environment).map(|config| config.log.level)
@@ -263,7 +263,7 @@ fn the_environment_wins_over_the_level_of_the_log() {
 }
 
 #[test]
-fn a_file_that_is_named_must_be_there_and_be_text() {
+fn a_named_file_must_exist_and_be_short_text() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ostler.toml");
     let said = Config::load(Some(&file), false).unwrap_err().to_string();
@@ -301,7 +301,7 @@ fn ports_on_different_addresses_do_not_collide() {
     assert!(parse(free, false).is_ok());
 }
 
-/// Lines that are nearly right, so that the walk over keys and values is reached.
+/// Lines that are nearly valid, so that the generated text gets past the TOML parser.
 fn nearly_right() -> impl proptest::strategy::Strategy<Value = String> {
     let keys: Vec<String> =
         uncommented(SHIPPED).lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();

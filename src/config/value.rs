@@ -1,4 +1,4 @@
-//! Values: one function a kind, from TOML to the type. The error says what is expected.
+//! Values: one function per kind, from TOML to the type. The error says what is expected.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -11,14 +11,14 @@ use super::document::nearest;
 use crate::ledger::PortRange;
 use crate::types::{Bytes, Cores, GpuSharing, Name, Period, Prune, RuntimeKind, SettingsPatch};
 
-/// The longest path that the address of a unix socket holds, with the NUL at its end.
+/// Bytes of the longest path of a unix socket: `sun_path` has 108, one of them for the final NUL.
 const MAX_SOCKET_PATH: usize = 107;
-/// The longest name of DNS.
+/// Characters of the longest DNS name.
 const MAX_HOST: usize = 253;
-/// The longest login name that Linux's tools make.
+/// Characters of the longest login name that `useradd` accepts.
 const MAX_LOGIN: usize = 32;
 
-/// The capabilities that Linux knows, without their `CAP_`.
+/// The capabilities of Linux, without the prefix `CAP_`.
 const CAPABILITIES: [&str; 41] = [
     "AUDIT_CONTROL",
     "AUDIT_READ",
@@ -66,7 +66,7 @@ const CAPABILITIES: [&str; 41] = [
 type Value<'t> = DeValue<'t>;
 
 pub(super) fn name(value: &Value<'_>) -> Result<Name, String> {
-    parsed(value, "1 to 63 of a-z, 0-9, `.`, `_` and `-`, first and last a letter or digit")
+    parsed(value, "1 to 63 characters of a-z, 0-9, `.`, `_` and `-`, first and last a letter or digit")
 }
 
 pub(super) fn boolean(value: &Value<'_>) -> Result<bool, String> {
@@ -115,7 +115,7 @@ pub(super) fn bytes(value: &Value<'_>) -> Result<Bytes, String> {
 }
 
 pub(super) fn period(value: &Value<'_>) -> Result<Period, String> {
-    parsed(value, "a span of time, for example \"90s\", \"15m\", \"1h30m\" or \"7d\"")
+    parsed(value, "a duration, for example \"90s\", \"15m\", \"1h30m\" or \"7d\"")
 }
 
 pub(super) fn prune(value: &Value<'_>) -> Result<Prune, String> {
@@ -130,16 +130,16 @@ pub(super) fn runtime_kind(value: &Value<'_>) -> Result<RuntimeKind, String> {
     word(value, RuntimeKind::ALL.iter().map(|known| (known.as_str(), *known)))
 }
 
-/// An address that others can be told: of one host, with a port.
+/// An address that other nodes can connect to: of one host, with a port.
 pub(super) fn reachable_address(value: &Value<'_>) -> Result<SocketAddr, String> {
     let address = socket_address(value)?;
     if address.ip().is_unspecified() || address.port() == 0 {
-        return Err("others must be able to reach it; expected an address of this host and a port".to_owned());
+        return Err("other nodes cannot reach it; expected an address of this host and a port other than 0".to_owned());
     }
     Ok(address)
 }
 
-/// A node to begin with: `host`, `host:port`, `address`, `address:port`, with the mesh's port where none is said.
+/// A seed: `host`, `host:port`, `address` or `address:port`. The default port is [`MESH_PORT`].
 pub(super) fn seed(value: &Value<'_>) -> Result<String, String> {
     let expected = || format!("expected a host and a port, for example \"host-a:{MESH_PORT}\" or \"192.0.2.7\"");
     let text = value.as_str().ok_or_else(expected)?;
@@ -183,20 +183,20 @@ pub(super) fn path(value: &Value<'_>) -> Result<PathBuf, String> {
         .as_str()
         .filter(|path| is_absolute(path))
         .map(PathBuf::from)
-        .ok_or_else(|| "expected a path that begins with /".to_owned())
+        .ok_or_else(|| "expected an absolute path".to_owned())
 }
 
 pub(super) fn socket_path(value: &Value<'_>) -> Result<PathBuf, String> {
     let path = path(value)?;
     if path.as_os_str().len() > MAX_SOCKET_PATH {
         return Err(format!(
-            "expected a path of at most {MAX_SOCKET_PATH} bytes, which is all that a socket's address holds"
+            "expected a path of at most {MAX_SOCKET_PATH} bytes, the most that the address of a unix socket holds"
         ));
     }
     Ok(path)
 }
 
-/// A host as a person or a URL names it: a name or an address, without scheme and port.
+/// A host as in a URL: a name or an address, without scheme and port.
 pub(super) fn host(value: &Value<'_>) -> Result<String, String> {
     value.as_str().filter(|text| is_host(text)).map(str::to_owned).ok_or_else(|| {
         "expected a host name or address without scheme and port, for example desk.example.com".to_owned()
@@ -213,7 +213,7 @@ pub(super) fn docker_host(value: &Value<'_>) -> Result<String, String> {
     docker_host_text(value.as_str().unwrap_or_default())
 }
 
-/// The engine is spoken to over a unix socket of this host, and in no other way.
+/// Accepts unix sockets only: the agent does not speak to a remote engine.
 pub(super) fn docker_host_text(text: &str) -> Result<String, String> {
     match text.strip_prefix("unix://") {
         Some(path) if is_absolute(path) && path.len() <= MAX_SOCKET_PATH => Ok(text.to_owned()),
@@ -229,16 +229,17 @@ pub(super) fn capability(value: &Value<'_>) -> Result<String, String> {
         return Ok(name.to_owned());
     }
     Err(match nearest(name, CAPABILITIES.into_iter()) {
-        Some(meant) => format!("not a capability of Linux; did you mean \"{meant}\"?"),
-        None => "not a capability of Linux; expected names such as \"CHOWN\", one by one".to_owned(),
+        Some(meant) => format!("not a Linux capability; did you mean \"{meant}\"?"),
+        None => "not a Linux capability; expected the name of one, for example \"CHOWN\"".to_owned(),
     })
 }
 
-/// A network that workspaces may name. The host's own is none: its containers would reach everything on it.
+/// A network that workspaces may name. The host network is rejected: a container on it reaches every service of the
+/// host.
 pub(super) fn network(value: &Value<'_>) -> Result<Name, String> {
     let name = name(value)?;
     if name.as_str() == "host" {
-        return Err("sessions never share the host's own network; expected a network made for them".to_owned());
+        return Err("sessions cannot use the host network; expected the name of another Docker network".to_owned());
     }
     Ok(name)
 }
@@ -252,31 +253,31 @@ pub(super) fn port_range(value: &Value<'_>) -> Result<PortRange, String> {
     }
 }
 
-/// The user that bare commands run as.
+/// The user that the commands of the process runtime run as.
 pub(super) fn login(value: &Value<'_>) -> Result<String, String> {
     let text = value.as_str().unwrap_or_default();
     let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
     let inside = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
     if !first || text.len() > MAX_LOGIN || !text.bytes().all(inside) {
-        return Err("expected a user of this host, for example nobody".to_owned());
+        return Err("expected the login name of a user of this host, for example nobody".to_owned());
     }
     if text == "root" {
-        return Err("commands of sessions never run as root; expected for example nobody".to_owned());
+        return Err("sessions cannot run as root; expected another user, for example nobody".to_owned());
     }
     Ok(text.to_owned())
 }
 
-/// A label's key and value, to set.
+/// The key and value of a label to set.
 pub(super) fn label(key: &str, value: &Value<'_>) -> Result<(String, Option<String>), String> {
     let Some(text) = value.as_str() else {
-        return Err("expected text; a key that holds dots is written in quotes".to_owned());
+        return Err("expected a string; a key with dots needs quotes, for example \"example.com/rack\"".to_owned());
     };
     let label = (key.to_owned(), Some(text.to_owned()));
     within_bounds(SettingsPatch { labels: Some([label.clone()].into()), ..SettingsPatch::default() })?;
     Ok(label)
 }
 
-/// Figures and labels of a host are bounded as the API bounds them.
+/// Checks a setting against the bounds of the API.
 pub(super) fn within_bounds(setting: SettingsPatch) -> Result<(), String> {
     setting.validate().map_err(|invalid| invalid.message)
 }

@@ -1,4 +1,4 @@
-//! What the operator of this node should know: the conditions, and the owner that keeps them.
+//! The conditions of this node, which its operator should know, and the task that keeps them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use crate::runtime::Health;
 use crate::sessions::{FAILING_STARTS, Snapshot};
 use crate::types::{Bytes, Condition, ConditionKind, Dimension, GpuSharing, Resources, Swap, Timestamp};
 
-/// Conditions are worked out again at most this often: a burst of sessions changes them once.
+/// The least time between two evaluations, so that a burst of sessions costs one.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What conditions are made from.
+/// What conditions are computed from.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
     pub report: &'a Report,
@@ -29,7 +29,7 @@ pub struct Inputs<'a> {
     pub min_free_disk: Bytes,
 }
 
-/// Where the owner looks.
+/// What the owner watches: a change of any of them makes it evaluate the conditions again.
 #[derive(Debug)]
 pub struct Watches {
     pub report: watch::Receiver<Arc<Report>>,
@@ -41,7 +41,7 @@ pub struct Watches {
     pub min_free_disk: Bytes,
 }
 
-/// Starts the owner. It ends when nobody can read the conditions any more.
+/// Starts the owner. It ends once `publish` has no receiver left.
 pub fn spawn(watches: Watches, publish: watch::Sender<Arc<Vec<Condition>>>, clock: Clock) -> JoinHandle<()> {
     tokio::spawn(run(watches, publish, clock))
 }
@@ -56,7 +56,7 @@ async fn run(mut watches: Watches, publish: watch::Sender<Arc<Vec<Condition>>>, 
         }
         tokio::select! {
             () = publish.closed() => return,
-            // One whose sender is gone no longer counts.
+            // The pattern does not match a closed channel, so that one whose sender is dropped is ignored.
             Ok(()) = watches.report.changed() => {}
             Ok(()) = watches.node.changed() => {}
             Ok(()) = watches.sessions.changed() => {}
@@ -86,7 +86,7 @@ impl Watches {
     }
 }
 
-/// Every condition that holds, with what to tell a person.
+/// Every condition that holds, with its message for the operator.
 pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
     let Inputs { report, node, sessions, health, cluster, min_free_disk } = inputs;
     let offered = effective(report.physical, &node.settings);
@@ -113,23 +113,27 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
 
 fn duplicate(cluster: &ClusterSigns) -> Option<String> {
     let other = cluster.duplicate.as_ref()?;
-    Some(format!("the agent at {other} has this node's id: one data directory is a copy of the other, and must go"))
+    Some(format!(
+        "the agent at {other} has the same node id: one data directory is a copy of the other; \
+         stop the agent of the copy and delete its data directory"
+    ))
 }
 
 fn mode_mismatch(cluster: &ClusterSigns) -> Option<String> {
     let nodes = cluster.mode_mismatch.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let message =
-        format!("cluster.mode or cluster.expected_nodes is another on {nodes}: their votes do not count here");
+        format!("cluster.mode or cluster.expected_nodes differs on {nodes}: this node ignores votes of these nodes");
     (!nodes.is_empty()).then_some(message)
 }
 
 fn conflicts(cluster: &ClusterSigns) -> Option<String> {
     let entries = cluster.conflicts.join(", ");
-    let message = format!("changed on two sides of a partition, and one change lost: {entries}");
+    let message =
+        format!("changed on both sides of a partition, one of the changes was lost; check the current: {entries}");
     (!entries.is_empty()).then_some(message)
 }
 
-/// `5 of 3 cores allocated`
+/// For example `5 of 3 cores allocated`.
 fn overcommitted(allocated: &Resources, offered: &Resources) -> Option<String> {
     let over: Vec<String> = [Dimension::Cores, Dimension::MemoryBytes, Dimension::Gpus]
         .into_iter()
@@ -154,8 +158,8 @@ fn memory_without_swap(report: &Report, offered: Bytes) -> Option<String> {
     let held = report.physical.memory.saturating_add(swap);
     (offered > held).then(|| {
         format!(
-            "{offered} of memory is offered, RAM and swap hold {held}: sessions may be killed once they use it; \
-             add swap or lower memory_override_bytes"
+            "this node offers {offered} of memory, but RAM and swap hold {held}: the kernel may kill sessions that use \
+             it; add swap or lower memory_override_bytes"
         )
     })
 }
@@ -163,7 +167,7 @@ fn memory_without_swap(report: &Report, offered: Bytes) -> Option<String> {
 fn gpu_override_inactive(report: &Report, node: &State) -> Option<String> {
     let override_ = node.settings.gpus_override;
     (override_ > 0 && report.physical.gpus == 0)
-        .then(|| format!("gpus_override is {override_}, but this host shows no GPU: none is offered"))
+        .then(|| format!("gpus_override is {override_}, but this host has no GPU: this node offers none"))
 }
 
 fn sharing_limits_override(report: &Report, node: &State) -> Option<String> {
@@ -172,7 +176,10 @@ fn sharing_limits_override(report: &Report, node: &State) -> Option<String> {
     let limited = physical > 0 && override_ > physical && sharing != GpuSharing::Any;
     let who = if sharing == GpuSharing::None { "two sessions" } else { "two users" };
     limited.then(|| {
-        format!("{override_} GPUs are offered on {physical}, but gpu_sharing is `{sharing}`: no {who} share a device")
+        format!(
+            "gpus_override is {override_} with {physical} physical GPUs, but gpu_sharing is `{sharing}`: \
+             no {who} share a device"
+        )
     })
 }
 
@@ -186,7 +193,7 @@ fn runtime_unavailable(health: &Health) -> Option<String> {
 fn limits_not_enforced(health: &Health) -> Option<String> {
     match health {
         Health::Up(info) if !info.unenforced.is_empty() => {
-            Some(format!("this host does not let the runtime enforce: {}", info.unenforced.join(", ")))
+            Some(format!("the runtime cannot enforce these limits on this host: {}", info.unenforced.join(", ")))
         }
         _ => None,
     }
@@ -194,21 +201,24 @@ fn limits_not_enforced(health: &Health) -> Option<String> {
 
 fn failing_starts(in_a_row: u32) -> Option<String> {
     (in_a_row >= FAILING_STARTS)
-        .then(|| format!("the last {in_a_row} sessions failed to start here; it is offered sessions last"))
+        .then(|| format!("the last {in_a_row} sessions failed to start here: the leader tries this node last"))
 }
 
 fn low_disk(report: &Report, min_free: Bytes) -> Option<String> {
     let disk = report.disk.as_ref()?;
     (disk.free_bytes < min_free).then(|| {
-        format!("{} is free on {}, limits.min_free_disk is {min_free}: nothing is admitted", disk.free_bytes, disk.path)
+        format!(
+            "{} is free on {}, below limits.min_free_disk = {min_free}: this node admits no session",
+            disk.free_bytes, disk.path
+        )
     })
 }
 
 fn dev_figures(report: &Report) -> Option<String> {
-    report.dev.then(|| "physical figures were made up by [dev] of the configuration".to_owned())
+    report.dev.then(|| "[dev] of the configuration replaces the physical resources of this host".to_owned())
 }
 
-/// The conditions that hold now: one that held before keeps its `since`.
+/// The conditions that hold now. A condition that held before keeps its `since`.
 fn carry(before: &[Condition], holding: Vec<(ConditionKind, String)>, now: Timestamp) -> Vec<Condition> {
     let since = |kind| before.iter().find(|condition| condition.kind == kind).map_or(now, |condition| condition.since);
     holding.into_iter().map(|(kind, message)| Condition { kind, message, since: since(kind) }).collect()
@@ -220,7 +230,7 @@ fn log_changes(before: &[Condition], after: &[Condition]) {
         tracing::warn!(condition = %raised.kind, "{}", raised.message);
     }
     for cleared in before.iter().filter(|condition| absent(after, condition.kind)) {
-        tracing::info!(condition = %cleared.kind, "the condition is over");
+        tracing::info!(condition = %cleared.kind, "condition cleared");
     }
 }
 
@@ -231,7 +241,7 @@ mod tests {
     use crate::runtime::EngineInfo;
     use crate::types::{Cores, Disk};
 
-    /// The conditions after a change to a host on which none holds.
+    /// The conditions that hold after a change to a host without conditions.
     fn found(change: impl FnOnce(&mut Report, &mut State, &mut Snapshot, &mut Health)) -> Vec<(ConditionKind, String)> {
         let (mut report, mut node, mut sessions) = (fixture::report(), fixture::state(), Snapshot::default());
         let mut health = Health::Unknown;
@@ -258,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_at_rest_has_none() {
+    fn a_host_at_rest_has_no_condition() {
         assert_eq!(found(|_, _, _, _| {}), []);
     }
 
@@ -286,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn gpu_overrides_that_do_not_work_are_told() {
+    fn gpu_overrides_without_effect_are_conditions() {
         let with = |physical, override_, sharing| {
             kinds(&found(|report, node, _, _| {
                 report.physical.gpus = physical;
@@ -302,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_runtime_speaks_for_itself() {
+    fn runtime_conditions_carry_the_message_of_the_runtime() {
         let down = found(|_, _, _, health| *health = Health::Down { message: "no answer".to_owned() });
         assert_eq!(down, [(ConditionKind::RuntimeUnavailable, "no answer".to_owned())]);
         let up = found(|_, _, _, health| {
@@ -319,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_cluster_shows_of_this_node_is_told() {
+    fn problems_seen_by_the_cluster_are_conditions() {
         let signs = ClusterSigns {
             duplicate: Some("192.0.2.1:7482".to_owned()),
             alone: Some("no answer from seed:7482".to_owned()),
@@ -340,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_is_told_too() {
+    fn journal_starts_disk_and_dev_are_conditions() {
         let found = found(|report, _, sessions, _| {
             report.disk = Some(Disk { path: "/d".to_owned(), total_bytes: Bytes::gib(9), free_bytes: Bytes::gib(1) });
             report.dev = true;
@@ -357,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_condition_that_goes_on_keeps_its_start_and_one_that_returns_does_not() {
+    fn a_condition_that_persists_keeps_its_since_and_a_condition_that_returns_gets_a_new_one() {
         let at = Timestamp::from_millis;
         let low = |text: &str| vec![(ConditionKind::LowDisk, text.to_owned())];
         let first = carry(&[], low("1"), at(10));
@@ -369,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_owner_follows_every_watch() {
+    async fn a_change_of_any_watch_is_evaluated() {
         let (say_report, report) = watch::channel(Arc::new(fixture::report()));
         let (say_node, node) = watch::channel(Arc::new(fixture::state()));
         let (say_sessions, sessions) = watch::channel(Arc::new(Snapshot::default()));
