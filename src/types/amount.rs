@@ -1,4 +1,4 @@
-//! Cores and bytes: integers inside, human text and JSON numbers outside.
+//! Cores and bytes: integers in memory, text and JSON numbers at the boundary.
 
 use std::fmt;
 use std::iter::Sum;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-/// CPU cores, kept as whole millicores so that sums never drift.
+/// CPU cores, stored as whole millicores so that sums are exact.
 ///
 /// JSON: a number with at most three decimals. Text: the same, or `250m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -44,8 +44,8 @@ impl Cores {
         Self(self.0.saturating_add(other.0))
     }
 
-    /// The cores that a measured, fractional figure stands for, rounded to the
-    /// nearest millicore. `None` for what is negative, not a number or absurd.
+    /// A measured number of cores, rounded to the nearest millicore. `None` if it
+    /// is negative, not a number, or above [`Self::MAX`].
     pub fn from_measured(cores: f64) -> Option<Self> {
         let milli = (cores * 1000.0).round();
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // range checked right here
@@ -142,7 +142,7 @@ pub struct Bytes(u64);
 
 impl Bytes {
     pub const ZERO: Self = Self(0);
-    /// 8 EiB less one: what a signed 64-bit count, which container engines speak, can hold.
+    /// 8 EiB less one byte: the largest signed 64-bit number, which is the type of container engines.
     pub const MAX: Self = Self(i64::MAX as u64);
 
     pub const fn new(bytes: u64) -> Self {
@@ -175,7 +175,7 @@ impl Bytes {
 }
 
 impl fmt::Display for Bytes {
-    /// Three significant digits and a binary unit, for people: `1.5 GiB`.
+    /// At most one decimal and a binary unit, for people: `1.5 GiB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
         let mut value = self.0 as f64;
@@ -247,13 +247,13 @@ impl<'de> Deserialize<'de> for Bytes {
                 f.write_str("a number of bytes, or text such as \"512M\" or \"4GiB\"")
             }
             fn visit_u64<E: de::Error>(self, v: u64) -> Result<Bytes, E> {
-                if v > Bytes::MAX.0 { Err(E::custom(format!("{v} bytes is absurd"))) } else { Ok(Bytes(v)) }
+                if v > Bytes::MAX.0 { Err(E::custom(format!("{v} exceeds the maximum of {} bytes", i64::MAX))) } else { Ok(Bytes(v)) }
             }
             fn visit_i64<E: de::Error>(self, v: i64) -> Result<Bytes, E> {
                 u64::try_from(v).map(Bytes).map_err(|_| E::custom(format!("{v} is negative; expected 0 or more bytes")))
             }
             fn visit_f64<E: de::Error>(self, v: f64) -> Result<Bytes, E> {
-                // JSON does not tell 1.0 from 1: a whole number is whole however it is spelled.
+                // JSON has one number type: 1.0 is the same number as 1.
                 if v.fract() == 0.0 && (0.0..9e18).contains(&v) {
                     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // range checked right here
                     return Ok(Bytes(v as u64));
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn people_read_short_figures() {
+    fn amounts_are_displayed_with_short_units() {
         assert_eq!(Cores::from_milli(2500).to_string(), "2.5");
         assert_eq!(Cores::whole(12).to_string(), "12");
         assert_eq!(Bytes::gib(6).to_string(), "6 GiB");

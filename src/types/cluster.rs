@@ -1,10 +1,10 @@
-//! What a cluster is told to be.
+//! The settings of a cluster.
 
 use serde::{Deserialize, Serialize};
 
 use super::text::words;
 
-/// What a cluster does when it is cut in two: `cluster.mode`, and with it `cluster.expected_nodes`.
+/// What a cluster does during a partition: `cluster.mode`, together with `cluster.expected_nodes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum ClusterMode {
     /// Each side that can elect a leader goes on.
@@ -14,29 +14,29 @@ pub enum ClusterMode {
     Quorum { expected_nodes: u32 },
 }
 
-/// Which of the nodes with room a session goes to.
+/// Which of the nodes with room gets a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strategy {
-    /// The one with the most room left.
+    /// The node with the most room left.
     #[default]
     Spread,
-    /// The one with the least, so that others stay free for what is large.
+    /// The node with the least room left, so that other nodes stay free for large sessions.
     Binpack,
 }
 words!(Strategy { Spread => "spread", Binpack => "binpack" });
 
-/// What to do with a key that a node may know which cannot be asked.
+/// What the leader does with a request whose idempotency key an unreachable node may know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnUnknown {
-    /// Place it: after a partition the session may be there twice, until one of the two is put away.
+    /// Place the session. After a partition it may exist twice, until the leader removes one of the two.
     Place,
-    /// Refuse it, until the node is back or removed.
+    /// Reject the request, until the node is back or removed.
     Fail,
 }
 words!(OnUnknown { Place => "place", Fail => "fail" });
 
 impl OnUnknown {
-    /// What fits the mode where nobody says.
+    /// The default for a mode.
     pub const fn of(mode: ClusterMode) -> Self {
         match mode {
             ClusterMode::Available => Self::Place,

@@ -1,4 +1,4 @@
-//! The error body that every refusal of the API has.
+//! The body of every error response of the API.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -14,11 +14,11 @@ pub struct ErrorBody {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorDetail {
     pub code: ErrorCode,
-    /// For a person: what is wrong and what would be right.
+    /// For people: what is wrong and what is expected.
     pub message: String,
     /// Whether the same request may succeed later.
     pub retryable: bool,
-    /// Why each node said no, where nodes were asked.
+    /// The reason of each node, if the leader considered nodes for a session.
     #[serde(default)]
     pub nodes: Vec<NodeReason>,
 }
@@ -44,12 +44,12 @@ pub enum ErrorCode {
     Internal,
 }
 
-/// One node's reason for not taking a session, with the figures it compared.
+/// Why one node does not admit a session, with the figures that it compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeReason {
     pub node: Name,
     pub reason: Reason,
-    /// What was short, where something was.
+    /// The resource that is short, if one is.
     pub dimension: Option<Dimension>,
     /// Figures in the dimension's unit: cores, bytes, devices, sessions or ports.
     pub requested: Option<f64>,
@@ -58,43 +58,43 @@ pub struct NodeReason {
 }
 
 impl NodeReason {
-    /// A reason that no figure goes with.
+    /// A reason without figures.
     pub const fn plain(node: Name, reason: Reason) -> Self {
         Self { node, reason, dimension: None, requested: None, available: None, physical: None }
     }
 }
 
-/// Why a node does not take a session.
+/// Why a node does not admit a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// More than the host has, whatever is free: it will never fit there.
+    /// The session requests more than the node offers in all: it never fits.
     ExceedsPhysical,
-    /// It fits the host, but not beside what is there now.
+    /// The session fits the node, but not beside its present sessions.
     NoCapacity,
-    /// GPUs are free, but sharing rules keep this user off them.
+    /// GPU slots are free, but `gpu_sharing` does not let this user share the devices.
     GpuSharing,
     Disabled,
     Draining,
-    /// The node's labels are not those the workspace asks for.
+    /// The node lacks labels that the constraints require.
     Constraint,
-    /// The node has no network of the name that the workspace asks for.
+    /// `runtime.networks` of the node does not list the workspace's network.
     Network,
     /// The container engine does not answer.
     RuntimeUnavailable,
-    /// The node itself does not answer, or has not told yet what it has.
+    /// The node does not answer, or has not reported its resources yet.
     Unreachable,
-    /// The node's runtime needs an image, or a command, that the workspace does not name.
+    /// The workspace lacks the image or the command that the node's runtime needs.
     Runtime,
     /// A volume of this user and workspace is on another node.
     Volume,
-    /// The session could not be started there.
+    /// The node failed to start the session.
     StartFailed,
     /// Another live node has this node's id.
     DuplicateNodeId,
-    /// `limits.max_sessions_per_node` is reached.
+    /// The node has `limits.max_sessions_per_node` sessions.
     SessionLimit,
-    /// No free host port is left in `runtime.port_range`.
+    /// `runtime.port_range` has too few free ports.
     NoPorts,
     /// Less disk is free than `limits.min_free_disk`.
     LowDisk,

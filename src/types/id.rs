@@ -1,4 +1,4 @@
-//! Names and identities. Each is checked once, where it enters, and then trusted.
+//! Names and identities. Each is checked when it is parsed; a value of these types is always valid.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -21,7 +21,7 @@ fn is_base32(text: &str) -> bool {
     text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
 }
 
-/// What every name and identity has: its text to read, to show and to compare with, and strict deserialisation.
+/// The traits of every name and identity: display, conversion to `str`, and checked deserialisation.
 macro_rules! text {
     ($name:ident) => {
         impl fmt::Display for $name {
@@ -57,8 +57,8 @@ macro_rules! text {
     };
 }
 
-/// An identity: so many characters of base32, held in place. It is copied, never allocated, and orders and
-/// hashes as its text does.
+/// An identity: a fixed number of base32 characters in an array, so that it is `Copy` and needs no allocation. It
+/// orders and hashes as its text.
 macro_rules! identity {
     ($name:ident, $len:literal, $what:literal) => {
         impl $name {
@@ -88,7 +88,7 @@ macro_rules! identity {
     };
 }
 
-/// A name: checked text, shared by all its copies.
+/// A name: checked text that all its clones share.
 macro_rules! name {
     ($name:ident) => {
         impl $name {
@@ -105,14 +105,14 @@ macro_rules! name {
     };
 }
 
-/// A node's identity: random, made once, kept for the life of its data directory.
+/// A node's identity: 80 random bits, generated once and stored in the node's data directory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String, pattern = "^[a-z2-7]{16}$", example = "k3f7q2m5x6a4b7c2")]
 pub struct NodeId([u8; 16]);
 identity!(NodeId, 16, "node id");
 
 impl NodeId {
-    /// 80 random bits.
+    /// The id of these 80 random bits.
     pub fn from_bytes(random: [u8; 10]) -> Self {
         let mut text = [0; Self::LEN];
         BASE32.encode_mut(&random, &mut text);
@@ -120,8 +120,8 @@ impl NodeId {
     }
 }
 
-/// A session's identity: made from the cluster's name and the idempotency key,
-/// so that one key is one session wherever and however often it is asked for.
+/// A session's identity, derived from the cluster's name and the idempotency key,
+/// so that every request with one key is for the same session.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String, pattern = "^[a-z2-7]{26}$", example = "mfrggzdfmztwq2lknnwg23tpob")]
 pub struct SessionId([u8; 26]);
@@ -131,11 +131,11 @@ impl SessionId {
     /// Characters of the base32 of a SHA-256 digest, unpadded.
     const DIGEST_LEN: usize = 52;
 
-    /// The id of a key: base32 of the SHA-256 of cluster and key, 130 bits of it.
+    /// The id of a key: the first 130 bits of the SHA-256 of cluster and key, as base32.
     pub fn of_key(cluster: &Name, idempotency_key: &str) -> Self {
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         hash.update(cluster.as_str().as_bytes());
-        hash.update(&[0]); // a name holds no NUL: no two pairs concatenate alike
+        hash.update(&[0]); // a name has no NUL, so that no two pairs concatenate to the same bytes
         hash.update(idempotency_key.as_bytes());
         let mut digest = [0; Self::DIGEST_LEN];
         BASE32.encode_mut(hash.finish().as_ref(), &mut digest);
@@ -145,8 +145,8 @@ impl SessionId {
     }
 }
 
-/// The name of a node, workspace, cluster, volume or token: 1 to 63 of `a-z 0-9 . _ -`,
-/// first and last a letter or digit.
+/// The name of a node, workspace, cluster, volume or token: 1 to 63 characters of `a-z 0-9 . _ -`.
+/// The first and the last are a letter or digit.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String, pattern = "^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$", max_length = 63, example = "ubuntu-desktop")]
 pub struct Name(Arc<str>);
@@ -157,7 +157,7 @@ impl Name {
 }
 
 impl From<NodeId> for Name {
-    /// What a node is called that never said its name: a node id is a name, too.
+    /// The name of a node that has not reported its name yet. Every node id is a valid name.
     fn from(id: NodeId) -> Self {
         Self(id.as_str().into())
     }
@@ -178,13 +178,15 @@ impl FromStr for Name {
         }
         let shown: String = text.chars().take(Self::MAX_LEN + 1).collect();
         Err(format!(
-            "`{shown}` is not a name; expected 1 to {} of a-z, 0-9, `.`, `_` and `-`, first and last a letter or digit",
+            "`{shown}` is not a name; expected 1 to {} characters of a-z, 0-9, `.`, `_` and `-`, \
+             first and last a letter or digit",
             Self::MAX_LEN
         ))
     }
 }
 
-/// The person a session is for, as the API's caller asserts it: 1 to 128 of letters, digits and `. _ @ + - \`.
+/// The person a session is for, as the caller of the API states it: 1 to 128 characters of letters, digits and
+/// `. _ @ + - \`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String, pattern = r"^[A-Za-z0-9._@+\\-]{1,128}$", max_length = 128, example = "alice@example.com")]
 pub struct User(Arc<str>);
@@ -202,11 +204,14 @@ impl FromStr for User {
             return Ok(Self(text.into()));
         }
         let shown: String = text.chars().take(Self::MAX_LEN).collect();
-        Err(format!("`{shown}` is not a user; expected 1 to {} of letters, digits and . _ @ + - \\", Self::MAX_LEN))
+        Err(format!(
+            "`{shown}` is not a user; expected 1 to {} characters of letters, digits and . _ @ + - \\",
+            Self::MAX_LEN
+        ))
     }
 }
 
-/// Who may decide placements, and since when: compared term first, then node.
+/// The order of leaders: of two ballots, the one with the higher term, then with the higher node id, wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 pub struct Ballot {
     pub term: u64,
@@ -218,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_one_session_and_clusters_never_share_one() {
+    fn session_ids_depend_on_cluster_and_key() {
         let a: Name = "a".parse().unwrap();
         let b: Name = "b".parse().unwrap();
         assert_eq!(SessionId::of_key(&a, "k"), SessionId::of_key(&a, "k"));
@@ -228,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_is_its_text_in_every_way() {
+    fn an_identity_displays_serialises_and_orders_as_its_text() {
         let session = SessionId::of_key(&"c".parse().unwrap(), "k");
         assert_eq!(session.to_string().len(), SessionId::LEN);
         assert_eq!(serde_json::to_string(&session).unwrap(), format!("\"{session}\""));

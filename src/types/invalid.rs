@@ -1,11 +1,11 @@
 use std::fmt;
 
-/// A value that cannot be: which field, what was given, what would be right.
+/// An invalid value: its field, what was given, and what is expected.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 pub struct Invalid {
-    /// The field as the caller spelled it, with its path: `ports[0].container_port`.
+    /// The field in the caller's spelling, with its path: `ports[0].container_port`.
     pub field: String,
-    /// What is wrong with the value and what would be right.
+    /// What is wrong with the value and what is expected.
     pub message: String,
 }
 
@@ -14,7 +14,7 @@ impl Invalid {
         Self { field: field.into(), message: message.into() }
     }
 
-    /// The same error seen from one level further out: `name` in `ports[2]` is `ports[2].name`.
+    /// The same error with the field's path inside `outer`: `name` within `ports[2]` is `ports[2].name`.
     pub fn within(mut self, outer: impl fmt::Display) -> Self {
         self.field = if self.field.is_empty() { outer.to_string() } else { format!("{outer}.{}", self.field) };
         self

@@ -1,9 +1,8 @@
-//! The vocabulary: what a node, a workspace and a session *are*, in the words
-//! and units that people, the HTTP API and the other parts use.
+//! The types of nodes, workspaces and sessions, which the HTTP API and all
+//! other parts share.
 //!
-//! Arithmetic and parsing only. Nothing here reads a clock, a file or a socket,
-//! and every part may use it. The serde shapes of these types are the JSON of
-//! the HTTP API.
+//! Arithmetic and parsing only. Nothing here reads a clock, a file or a socket.
+//! The serde forms of these types are the JSON of the HTTP API.
 
 mod actor;
 mod amount;
@@ -48,18 +47,18 @@ pub use token::{ApiToken, ApiTokenRequest, NewApiToken, Role};
 pub use volume::Volume;
 pub use workspace::{GpuCapability, OnHostRestart, Port, PullPolicy, VolumeMount, Workspace};
 
-/// A page of a list, as every list of the API answers it.
+/// A page of a list.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct List<T> {
     pub items: Vec<T>,
-    /// Pass it back as `cursor` to read on; `null` at the end.
+    /// The `cursor` of the next page; `null` on the last page.
     pub next_cursor: Option<String>,
 }
 
 impl<T> List<T> {
-    /// A page of items that come in the order of their keys: at most `limit` of those after `after`.
-    /// A cursor is the key of the last item shown, so that a page neither repeats nor skips what was
-    /// there all along, however the list changes between two calls.
+    /// A page of items that are sorted by their keys: at most `limit` of those after `after`.
+    /// A cursor is the key of the last item of a page. A list that changes between two calls therefore
+    /// neither repeats nor skips an item that exists all the time.
     pub fn page(items: impl IntoIterator<Item = (String, T)>, after: Option<&str>, limit: usize) -> Self {
         let mut rest = items.into_iter().skip_while(|(key, _)| after.is_some_and(|after| key.as_str() <= after));
         let mut last = String::new();

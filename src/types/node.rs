@@ -1,4 +1,4 @@
-//! A node as everybody sees it, and what its operator may say of it.
+//! Nodes as the API shows them, and the settings that their operator can change.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +11,17 @@ use super::{
 };
 
 pub type Labels = BTreeMap<String, String>;
-/// Labels to set; `null` takes one away (RFC 7396).
+/// Labels to set; `null` removes a label (RFC 7396).
 pub type LabelsPatch = BTreeMap<String, Option<String>>;
 
 const MAX_LABELS: usize = 64;
 const MAX_LABEL: usize = 63;
-/// Overrides above these are typing errors, whatever the host: 65,536 cores, 1 PiB, 1,024 GPUs.
+/// Larger overrides are typing errors on any host: 65,536 cores, 1 PiB, 1,024 GPUs.
 const MAX_CORES_OVERRIDE: Cores = Cores::whole(65_536);
 const MAX_MEMORY_OVERRIDE: Bytes = Bytes::gib(1 << 20);
 const MAX_GPUS_OVERRIDE: u32 = super::workspace::MAX_GPUS;
 
-/// Which images a node will remove by itself. Kept and shown; nothing is removed yet.
+/// Which images a node removes by itself. Stored and shown only: the node does not remove images yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Prune {
@@ -32,24 +32,24 @@ pub enum Prune {
 }
 words!(Prune { Off => "off", Normal => "normal", Aggressive => "aggressive" });
 
-/// Who may share one GPU.
+/// Which sessions may share one GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GpuSharing {
-    /// Nobody: one session a device.
+    /// None: one session per device.
     None,
     /// Sessions of one user.
     #[default]
     SameUser,
-    /// Anybody: isolation between users on one GPU is not well established.
+    /// All. Isolation between users on one GPU is not well established.
     Any,
 }
 words!(GpuSharing { None => "none", SameUser => "same_user", Any => "any" });
 
-/// What the operator says of a node. An override of 0 means none.
+/// The operator's settings of a node. An override of 0 means none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Settings {
-    /// Off: no new sessions; those that are here go on.
+    /// `false`: the node admits no new sessions; its existing sessions go on.
     pub enabled: bool,
     pub prune: Prune,
     pub cores_override: Cores,
@@ -74,7 +74,7 @@ impl Default for Settings {
     }
 }
 
-/// Any subset of the settings, to change.
+/// The settings to change. Settings that are left out stay.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SettingsPatch {
@@ -93,31 +93,31 @@ pub struct SettingsPatch {
     pub gpus_override: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_sharing: Option<GpuSharing>,
-    /// Joined into the node's labels; `null` takes one away.
+    /// Merged into the node's labels; `null` removes a label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = schema::labels_patch, required = false)]
     pub labels: Option<LabelsPatch>,
 }
 
 impl SettingsPatch {
-    /// Checks the figures against their bounds, whatever the host.
+    /// Checks the values against bounds that hold on any host.
     pub fn validate(&self) -> Result<(), Invalid> {
         if let Some(cores) = self.cores_override
             && cores > MAX_CORES_OVERRIDE
         {
-            let bound = format!("{cores} is absurd; expected 0 (no override) to {MAX_CORES_OVERRIDE}");
+            let bound = format!("{cores} is out of range; expected 0 (no override) to {MAX_CORES_OVERRIDE}");
             return Err(Invalid::new("cores_override", bound));
         }
         if let Some(memory) = self.memory_override_bytes
             && memory > MAX_MEMORY_OVERRIDE
         {
-            let bound = format!("{memory} is absurd; expected 0 (no override) to {MAX_MEMORY_OVERRIDE}");
+            let bound = format!("{memory} is out of range; expected 0 (no override) to {MAX_MEMORY_OVERRIDE}");
             return Err(Invalid::new("memory_override_bytes", bound));
         }
         if let Some(gpus) = self.gpus_override
             && gpus > MAX_GPUS_OVERRIDE
         {
-            let bound = format!("{gpus} is absurd; expected 0 (no override) to {MAX_GPUS_OVERRIDE}");
+            let bound = format!("{gpus} is out of range; expected 0 (no override) to {MAX_GPUS_OVERRIDE}");
             return Err(Invalid::new("gpus_override", bound));
         }
         if let Some(labels) = &self.labels {
@@ -127,7 +127,7 @@ impl SettingsPatch {
         Ok(())
     }
 
-    /// The names of the settings that the patch would change.
+    /// The names of the settings that the patch contains.
     pub fn fields(&self) -> Vec<&'static str> {
         [
             ("enabled", self.enabled.is_some()),
@@ -164,7 +164,8 @@ impl SettingsPatch {
     }
 }
 
-/// Labels: at most 64; keys as names with `/` allowed, values of at most 63 printable ASCII characters.
+/// Checks labels: at most 64; keys of 1 to 63 letters, digits and `. _ - /`; values of at most 63 printable ASCII
+/// characters.
 pub(super) fn check_labels(field: &str, labels: &Labels) -> Result<(), Invalid> {
     if labels.len() > MAX_LABELS {
         return Err(Invalid::new(field, format!("{} labels; at most {MAX_LABELS}", labels.len())));
@@ -173,11 +174,11 @@ pub(super) fn check_labels(field: &str, labels: &Labels) -> Result<(), Invalid> 
         let shown: String = key.chars().take(MAX_LABEL).collect();
         let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/');
         if key.is_empty() || key.len() > MAX_LABEL || !key.bytes().all(fine) {
-            let expected = format!("expected 1 to {MAX_LABEL} of letters, digits and . _ - /");
+            let expected = format!("expected 1 to {MAX_LABEL} characters of letters, digits and . _ - /");
             return Err(Invalid::new(format!("{field}.{shown}"), expected));
         }
         if value.len() > MAX_LABEL || !value.bytes().all(|b| (b' '..=b'~').contains(&b)) {
-            let expected = format!("a value is at most {MAX_LABEL} printable ASCII characters");
+            let expected = format!("expected a value of at most {MAX_LABEL} printable ASCII characters");
             return Err(Invalid::new(format!("{field}.{shown}"), expected));
         }
     }
@@ -195,21 +196,21 @@ pub enum NodeState {
 }
 words!(NodeState { Alive => "alive", Suspect => "suspect", Unknown => "unknown", Left => "left" });
 
-/// One resource of a node, in the words of every table and bar.
+/// The figures of one resource of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Figures<T> {
     /// What the host has.
     pub physical: T,
-    /// What the operator says instead; 0: nothing.
+    /// The operator's replacement for `physical`; 0: none.
     #[serde(rename = "override")]
     pub override_: T,
-    /// The override where it is not 0, else physical.
+    /// What the node offers: the override if it is not 0, else `physical`.
     pub effective: T,
-    /// The sum of what admitted sessions reserved.
+    /// The sum of the reservations of admitted sessions.
     pub allocated: T,
     /// `max(0, effective - allocated)`
     pub available: T,
-    /// What is measured in use, foreign processes included; `null` when unknown.
+    /// The measured use, other processes of the host included; `null` if not known.
     pub utilized: Option<T>,
     pub utilized_at: Option<Timestamp>,
 }
@@ -247,7 +248,7 @@ pub struct Gpu {
     pub temperature_celsius: Option<f64>,
     pub power_watts: Option<f64>,
     pub health: String,
-    /// How many sessions may hold it at once under the override.
+    /// The number of sessions that may hold the device at once under the override.
     pub slots: u32,
     pub slots_used: u32,
     pub cordoned: bool,
@@ -261,45 +262,46 @@ pub enum RuntimeKind {
 }
 words!(RuntimeKind { Docker => "docker", Process => "process" });
 
-/// What runs the sessions, and whether it answers.
+/// The runtime of a node, and whether it answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RuntimeStatus {
     pub kind: RuntimeKind,
     pub version: Option<String>,
     pub available: bool,
-    /// Why it does not answer, or what it cannot do on this host.
+    /// Why the runtime does not answer, or which limits it cannot enforce on this host.
     pub message: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ConditionKind {
-    /// More is allocated than is offered: nothing more is admitted, nothing is stopped.
+    /// Sessions reserve more than the node offers. The node admits no session; running sessions go on.
     Overcommitted,
-    /// More memory is offered than RAM and swap hold: sessions may be killed when it is used.
+    /// The node offers more memory than RAM and swap hold. The kernel may kill sessions that use it.
     MemoryOvercommitWithoutSwap,
-    /// A GPU override is set, but the host shows no GPU.
+    /// `gpus_override` is set, but the host has no GPU.
     GpuOverrideInactive,
-    /// A GPU override above physical that sharing rules keep from being used.
+    /// `gpus_override` exceeds the physical GPUs, but `gpu_sharing` does not let all sessions share a device.
     GpuSharingLimitsOverride,
     RuntimeUnavailable,
-    /// The process runtime cannot enforce all limits on this host.
+    /// The runtime cannot enforce all limits on this host.
     LimitsNotEnforced,
-    /// The journal of sessions could not be read; it was moved aside and rebuilt from labels.
+    /// The agent could not read the journal of sessions. It moved the journal aside and rebuilt it from the labels of
+    /// the containers.
     JournalRebuilt,
-    /// Sessions keep failing to start here.
+    /// The last sessions all failed to start on this node.
     FailingStarts,
-    /// Less disk is free than `limits.min_free_disk`: nothing more is admitted.
+    /// Less disk is free than `limits.min_free_disk`. The node admits no session.
     LowDisk,
-    /// Another live node has this node's id, as a copy of its disk has: nothing more is admitted.
+    /// Another live node has this node's id, for example a copy of its disk. The node admits no session.
     DuplicateNodeId,
-    /// There are seeds, and none of them was ever heard.
+    /// The node has seeds, and none of them has ever answered.
     AloneWithSeeds,
-    /// Other nodes have another `cluster.mode` or `cluster.expected_nodes`: their votes do not count here.
+    /// `cluster.mode` or `cluster.expected_nodes` of other nodes differs. This node ignores their votes.
     ModeMismatch,
-    /// Workspaces that were changed on two sides of a partition: one change lost.
+    /// A workspace or API token was changed on both sides of a partition, and one of the changes was lost.
     WorkspaceConflict,
-    /// Figures were made up by the `[dev]` section.
+    /// `[dev]` of the configuration replaces the physical resources.
     DevFigures,
 }
 words!(ConditionKind {
@@ -319,7 +321,7 @@ words!(ConditionKind {
     DevFigures => "dev_figures",
 });
 
-/// Something about a node that its operator should know.
+/// A state of a node that its operator should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Condition {
     pub kind: ConditionKind,
@@ -327,18 +329,18 @@ pub struct Condition {
     pub since: Timestamp,
 }
 
-/// What a drain is asked to do.
+/// The request for a drain.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DrainRequest {
-    /// When the drain should be over.
+    /// Seconds from now until the drain's deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3153600000i64)]
     pub deadline_seconds: Option<u64>,
-    /// At the deadline (at once, where there is none), stop what is left.
+    /// Stop the remaining sessions at the deadline, or at once without a deadline.
     #[serde(default)]
     pub stop_sessions: bool,
-    /// For those who wonder why.
+    /// The reason for the drain, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 1024)]
     pub message: Option<String>,
@@ -363,11 +365,11 @@ pub struct Drain {
     pub deadline: Option<Timestamp>,
     pub stop_sessions: bool,
     pub message: Option<String>,
-    /// The sessions that still hold a reservation here.
+    /// The sessions that still hold a reservation on the node.
     pub blockers: Vec<SessionId>,
 }
 
-/// A node as everybody sees it.
+/// A node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Node {
     pub id: NodeId,
@@ -394,7 +396,7 @@ pub struct Node {
     pub conditions: Vec<Condition>,
 }
 
-/// How a node is seen from here: what neither its profile nor its usage says.
+/// How this node sees another: the fields of [`Node`] that neither profile nor usage have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sighting {
     pub state: NodeState,
@@ -403,7 +405,7 @@ pub struct Sighting {
 }
 
 impl Node {
-    /// The document of a node, put together from what it says, what was measured of it and how it is seen.
+    /// Joins the profile, the usage and the sighting of a node.
     pub fn of(profile: &NodeProfile, usage: &NodeUsage, seen: Sighting) -> Self {
         Self {
             id: profile.id,
@@ -491,7 +493,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_patch_changes_what_it_names_and_null_takes_a_label_away() {
+    fn a_patch_changes_its_fields_only_and_null_removes_a_label() {
         let patch: SettingsPatch =
             serde_json::from_str(r#"{"cores_override":12,"labels":{"rack":"3","old":null}}"#).unwrap();
         assert_eq!(patch.fields(), ["cores_override", "labels"]);
@@ -504,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_overrides_are_refused() {
+    fn overrides_out_of_range_are_rejected() {
         let refused = |json: &str| serde_json::from_str::<SettingsPatch>(json).unwrap().validate().unwrap_err().field;
         assert_eq!(refused(r#"{"cores_override": 65537}"#), "cores_override");
         assert_eq!(refused(r#"{"memory_override_bytes": 2251799813685248}"#), "memory_override_bytes");

@@ -1,34 +1,34 @@
-//! What a placement decision says of itself.
+//! How a placement was decided.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Name, NodeReason, SessionId, Timestamp};
 
-/// The answer to a dry run: where the session would go, and what every node said.
+/// The answer to a dry run: the node that would get the session, and the verdict on every node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Plan {
-    /// The node it would be offered to first; `null` where none would take it.
+    /// The node that would get the first offer; `null` if no node can admit the session.
     pub node: Option<Name>,
     pub nodes: Vec<NodeVerdict>,
 }
 
-/// One node's part in a placement.
+/// The verdict on one node in a placement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeVerdict {
     pub node: Name,
-    /// Its place in the order of offers, from 1; `null` where the node was filtered out.
+    /// The node's position in the order of offers, from 1; `null` if the leader does not offer it the session.
     pub rank: Option<u32>,
-    /// Why it was filtered out, or refused the offer.
+    /// Why the leader does not offer the session to the node, or why the node rejected the offer.
     pub refusal: Option<NodeReason>,
 }
 
-/// Why a session is where it is.
+/// Why a session is on its node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Explanation {
     pub session: SessionId,
     pub node: Name,
-    /// How often this session has been offered; 1 for the first time.
+    /// The number of the placement attempt, from 1.
     pub attempt: u32,
     pub decided_at: Timestamp,
     pub nodes: Vec<NodeVerdict>,

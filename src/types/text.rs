@@ -1,4 +1,4 @@
-//! Text that callers supply for a container: environment, and the `{…}` templates in it.
+//! The environment variables that callers supply for a container, and the macro for enums of words.
 
 use std::collections::BTreeMap;
 
@@ -31,14 +31,14 @@ macro_rules! words {
 }
 pub(super) use words;
 
-/// Environment variables of one workspace or request.
+/// Environment variables of one workspace or request at most.
 const MAX_ENV: usize = 128;
 const MAX_ENV_NAME: usize = 128;
-/// Linux refuses one argument or variable over 128 KiB; a quarter of that serves every image.
+/// Bytes of a value. Linux rejects an argument or variable above 128 KiB; a quarter of that is enough for every image.
 const MAX_ENV_VALUE: usize = 32 * 1024;
 
-/// Loader and driver variables change what code runs or which devices it sees: that is the
-/// operator's and the GPU code's to say, never a caller's.
+/// Variables of the loader and of drivers change which code runs or which devices it sees. Only the
+/// operator and the GPU code set them, never a caller.
 const RESERVED_PREFIXES: [&str; 3] = ["LD_", "NVIDIA_", "OSTLER_"];
 
 /// Checks the environment of a workspace or a request.
@@ -56,11 +56,11 @@ pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), Invalid> {
         if let Some(prefix) = RESERVED_PREFIXES.iter().find(|p| name.to_ascii_uppercase().starts_with(**p)) {
             return Err(Invalid::new(
                 field(),
-                format!("variables that begin with {prefix} cannot be set by a request"),
+                format!("reserved: a request cannot set variables that begin with {prefix}"),
             ));
         }
         if value.len() > MAX_ENV_VALUE || value.contains('\0') {
-            return Err(Invalid::new(field(), format!("a value is at most {MAX_ENV_VALUE} bytes without NUL")));
+            return Err(Invalid::new(field(), format!("expected a value of at most {MAX_ENV_VALUE} bytes without NUL")));
         }
     }
     Ok(())

@@ -3,10 +3,10 @@ use utoipa::ToSchema;
 
 use super::{Name, SessionId};
 
-/// A named volume of this cluster on one node.
+/// A named volume on one node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Volume {
-    /// The name that the workspace's template gave it: `home-alice`.
+    /// The name from the workspace's template, for example `home-alice`.
     pub name: String,
     pub node: Name,
     /// Sessions, running or stopped, that use it.
