@@ -68,9 +68,9 @@ impl NodeReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// The session requests more than the node offers in all: it never fits.
+    /// The session requests more than the host has: it never fits.
     ExceedsPhysical,
-    /// The session fits the node, but not beside its present sessions.
+    /// The session fits the host, but not beside the present sessions.
     NoCapacity,
     /// GPU slots are free, but `gpu_sharing` does not let this user share the devices.
     GpuSharing,

@@ -3,7 +3,7 @@ use utoipa::ToSchema;
 
 use super::{Bytes, Cores};
 
-/// What a session reserves, and what a host has: the three figures that admission compares.
+/// The resources that a session reserves or a host has: the three figures that admission compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Resources {
     pub cores: Cores,
@@ -48,7 +48,7 @@ impl Resources {
         }
     }
 
-    /// One figure as a number in the unit of its dimension: cores, bytes, devices.
+    /// The figure of a dimension as a number in its unit: cores, bytes, devices. `None`: resources have no such figure.
     pub fn figure(&self, dimension: Dimension) -> Option<f64> {
         match dimension {
             Dimension::Cores => Some(self.cores.milli() as f64 / 1000.0),
@@ -59,7 +59,7 @@ impl Resources {
     }
 }
 
-/// What a refusal is about.
+/// The resource that a rejection is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dimension {

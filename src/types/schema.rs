@@ -1,7 +1,7 @@
-//! What the types' checks accept, in the words of JSON Schema, where no derive can say it.
+//! JSON Schemas of what the checks of the types accept, where a derive cannot express it.
 //!
-//! Each stands for a check of the same name; a request that follows these is refused for what its fields
-//! say together only, such as more shared memory than memory.
+//! Each schema corresponds to the check that its comment names. A request that is valid by the schemas can still be
+//! rejected for a combination of fields, such as more shared memory than memory.
 
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
 
@@ -13,7 +13,7 @@ pub(super) fn env() -> Schema {
     let name = format!("^{reserved}[A-Za-z_][A-Za-z0-9_]{{0,127}}$");
     ObjectBuilder::new()
         .schema_type(Type::Object)
-        .description(Some("Environment variables. Values may hold `{user}`, `{session}` and `{secret}`."))
+        .description(Some("Environment variables. Values may contain `{user}`, `{session}` and `{secret}`."))
         .property_names(Some(text(&name)))
         .additional_properties(Some(text(r"^[^\x00]{0,32768}$")))
         .max_properties(Some(128))
@@ -22,13 +22,13 @@ pub(super) fn env() -> Schema {
 
 /// `check_labels`
 pub(super) fn labels() -> Schema {
-    label_map(text(LABEL).into(), "Labels; as constraints those that a node must have.")
+    label_map(text(LABEL).into(), "Labels. As constraints: the labels that a node must have.")
 }
 
-/// `check_labels`, with `null` for a label to take away.
+/// `check_labels`, with `null` for a label to remove.
 pub(super) fn labels_patch() -> Schema {
     let value = nullable(text(LABEL).into());
-    nullable(label_map(value, "Joined into the node's labels; `null` takes one away."))
+    nullable(label_map(value, "Merged into the node's labels; `null` removes a label."))
 }
 
 const LABEL: &str = "^[ -~]{0,63}$";
@@ -46,7 +46,7 @@ fn label_map(value: Schema, description: &str) -> Schema {
 /// `Workspace::check_command`
 pub(super) fn command() -> Schema {
     ArrayBuilder::new()
-        .description(Some("Replaces the image's command; its entry point stays."))
+        .description(Some("Replaces the command of the image; its entry point stays."))
         .prefix_items([text(r"^[^\x00]+$")])
         .items(text(r"^[^\x00]*$"))
         .max_items(Some(256))

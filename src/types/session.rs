@@ -1,4 +1,4 @@
-//! Sessions: what is asked for, and what is shown.
+//! Sessions: the requests of callers, and the answers of the API.
 
 use std::collections::BTreeMap;
 
@@ -11,25 +11,25 @@ use super::{
     User, check_env, schema,
 };
 
-/// Where a session is in its life. Only the node that owns it moves it.
+/// The state of a session. Only its host changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionState {
-    /// Admitted: its resources are reserved, nothing has been done yet.
+    /// The host admitted the session and reserved its resources, and has not started work on it yet.
     Pending,
-    /// Its image is being fetched.
+    /// The host pulls the image.
     Pulling,
-    /// Its container is being created or started.
+    /// The host creates or starts the container.
     Starting,
     Running,
     Paused,
-    /// It is being stopped or removed; its reservation holds until the runtime confirms the exit.
+    /// The host stops or removes the session. The reservation holds until the runtime confirms the exit.
     Stopping,
-    /// Ended well or by request. Holds no reservation.
+    /// The session ended normally or by request. It holds no reservation.
     Stopped,
-    /// Ended badly. Holds no reservation.
+    /// The session ended with an error. It holds no reservation.
     Failed,
-    /// The node or the engine that has it cannot be reached. Never a death sentence.
+    /// The session's host or engine is unreachable. The session may still run.
     Unknown,
 }
 words!(SessionState {
@@ -45,7 +45,7 @@ words!(SessionState {
 });
 
 impl SessionState {
-    /// Whether the session is over, unless somebody starts it again.
+    /// Whether the session has ended. A caller can start it again.
     pub const fn has_ended(self) -> bool {
         matches!(self, Self::Stopped | Self::Failed)
     }
@@ -62,7 +62,7 @@ pub enum EndReason {
     OomKilled,
     ImageFailed,
     StartFailed,
-    /// Its container vanished while it ran.
+    /// The container disappeared while the session ran.
     Lost,
     HostRebooted,
     Drained,
@@ -91,7 +91,7 @@ pub enum Protocol {
 }
 words!(Protocol { Tcp => "tcp", Udp => "udp" });
 
-/// Where one port of a session can be reached.
+/// The address of one published port of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Endpoint {
     pub container_port: u16,
@@ -100,13 +100,13 @@ pub struct Endpoint {
     pub protocol: Protocol,
 }
 
-/// A session as everybody sees it.
+/// A session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Session {
     pub id: SessionId,
     pub user: User,
     pub workspace: Name,
-    /// `null` where the process runtime runs a bare command.
+    /// `null` if the process runtime runs a command without an image.
     pub image: Option<String>,
     pub image_digest: Option<String>,
     /// The node's name.
@@ -117,28 +117,29 @@ pub struct Session {
     pub cores: Cores,
     pub memory_bytes: Bytes,
     pub gpus: u32,
-    /// The devices it was given: distinct, and kept while it holds its reservation.
+    /// The GPUs of the session: distinct, and assigned as long as it holds its reservation.
     pub gpu_uuids: Vec<String>,
     pub endpoints: Vec<Endpoint>,
     pub created_at: Timestamp,
     pub last_activity_at: Timestamp,
-    /// When its ttl ends it; `null`: never.
+    /// When the session's ttl expires; `null`: never.
     pub expires_at: Option<Timestamp>,
-    /// Who last said that it is in use.
+    /// The sender of the last keepalive.
     pub kept_alive_by: Option<String>,
     pub end_reason: Option<EndReason>,
     pub exit_code: Option<i64>,
-    /// For a person: progress, or what went wrong.
+    /// For people: progress, or what went wrong.
     pub message: Option<String>,
-    /// How often it has been offered to a host; 1 for the first time.
+    /// The number of the placement attempt, from 1.
     pub attempt: u32,
-    /// The session's random secret: in the answer to its creation only, where the workspace uses `{secret}`.
+    /// The session's random secret, if the workspace uses `{secret}`. Only the answer to its creation has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
 }
 
 impl Session {
-    /// The document of a session, without its secret. Where no activity is known, the last was its creation.
+    /// Joins profile and activity, without the secret. Without an activity, the time of the last activity is that of
+    /// the creation.
     pub fn of(profile: &SessionProfile, activity: Option<&SessionActivity>) -> Self {
         let progress = activity.and_then(|activity| activity.progress.clone());
         Self {
@@ -173,7 +174,7 @@ impl Session {
     }
 }
 
-/// A request for a session. What is left out comes from the workspace.
+/// A request for a session. Fields that are left out come from the workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SessionRequest {
@@ -188,7 +189,7 @@ pub struct SessionRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 1024)]
     pub gpus: Option<u32>,
-    /// Added to the workspace's environment; the request's value wins.
+    /// Merged into the workspace's environment; values of the request take precedence.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = schema::env, required = false)]
     pub env: BTreeMap<String, String>,
@@ -198,14 +199,14 @@ pub struct SessionRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3153600000i64)]
     pub idle_timeout_seconds: Option<u64>,
-    /// Labels that the node must have, besides the workspace's.
+    /// Labels that the node must have, in addition to the workspace's constraints.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = schema::labels, required = false)]
     pub constraints: Labels,
 }
 
 impl SessionRequest {
-    /// A request for a workspace as it is.
+    /// A request without changes to the workspace.
     pub fn new(workspace: Name, user: User) -> Self {
         Self {
             workspace,
@@ -220,7 +221,7 @@ impl SessionRequest {
         }
     }
 
-    /// Checks what the types alone do not.
+    /// Checks what the types of the fields do not.
     pub fn validate(&self) -> Result<(), Invalid> {
         check_env(&self.env)?;
         super::node::check_labels("constraints", &self.constraints)?;
@@ -234,25 +235,27 @@ impl SessionRequest {
         super::workspace::check_gpus(self.gpus.unwrap_or(0))
     }
 
-    /// What "the same request" means for an idempotency key: every field, in one canonical order.
+    /// A digest of every field in a canonical order. Two requests with one idempotency key are the same request if
+    /// their fingerprints are equal.
     pub fn fingerprint(&self) -> String {
         let canonical = serde_json::to_vec(self).expect("a request of strings and numbers always serialises");
         data_encoding::HEXLOWER.encode(ring::digest::digest(&ring::digest::SHA256, &canonical).as_ref())
     }
 }
 
-/// Says that somebody uses the session.
+/// Reports that the session is in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeepaliveRequest {
-    /// Who or what says so.
+    /// The user or program that uses the session.
     pub by: User,
 }
 
-/// Asks for the session to live at least this long from now.
+/// Extends the session's life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExtendRequest {
+    /// The session lives at least this long from now.
     #[schema(minimum = 1, maximum = 3153600000i64)]
     pub ttl_seconds: u64,
 }
@@ -263,15 +266,15 @@ impl ExtendRequest {
     }
 }
 
-/// A session, and whether only the memory of it is left.
+/// A session, and whether its container still exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
     pub session: Session,
-    /// Its container is destroyed: it is kept so that a retry of its key finds it.
+    /// The container is destroyed. The host keeps the record so that a retry with the same key finds the session.
     pub gone: bool,
 }
 
-/// Which sessions to list, and from where on.
+/// Which sessions to list, and where the page starts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SessionFilter {
     pub user: Option<User>,
@@ -279,20 +282,20 @@ pub struct SessionFilter {
     /// A node's name or id.
     pub node: Option<Name>,
     pub workspace: Option<Name>,
-    /// Sessions whose containers are destroyed, too.
+    /// Include sessions whose containers are destroyed.
     pub all: bool,
-    /// Only what comes after this place in the list.
+    /// Only sessions after this key in the list.
     pub after: Option<String>,
-    /// Sessions in the answer at most.
+    /// The maximum number of sessions in the answer.
     pub limit: usize,
 }
 
-/// What a caller waits for a session to become.
+/// The state of a session that a caller waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Wait {
-    /// It is in this state, or is over: then it will not come by itself.
+    /// The session is in this state, or has ended, after which it does not reach the state by itself.
     Until(SessionState),
-    /// Its container is destroyed.
+    /// The container is destroyed.
     UntilGone,
 }
 
@@ -301,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fingerprint_is_of_the_request_and_of_nothing_else() {
+    fn the_fingerprint_depends_on_the_fields_and_not_on_their_order() {
         let request: SessionRequest =
             serde_json::from_str(r#"{"user":"alice","workspace":"desktop","env":{"B":"2","A":"1"}}"#).unwrap();
         let reordered: SessionRequest =

@@ -1,4 +1,4 @@
-//! Instants and spans. Nothing here reads a clock: [`crate::clock`] hands out a [`Moment`].
+//! Instants and durations. Nothing here reads a clock: [`crate::clock`] provides a [`Moment`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,7 +25,7 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// How long ago `earlier` was; zero where it is not earlier.
+    /// The time from `earlier` to `self`; zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -44,7 +44,7 @@ impl FromStr for Timestamp {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let time: jiff::Timestamp =
-            text.parse().map_err(|_| format!("`{text}` is not a time; expected RFC 3339, as 2026-01-31T12:00:00Z"))?;
+            text.parse().map_err(|_| format!("`{text}` is not a time; expected RFC 3339, for example 2026-01-31T12:00:00Z"))?;
         Ok(Self(time.as_millisecond()))
     }
 }
@@ -61,7 +61,7 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
-/// Time since this host booted, suspend included: it never jumps, and it means nothing after a reboot.
+/// Time since this host booted, suspend included. It never jumps, and it is meaningless after a reboot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct BootInstant {
     millis: u64,
@@ -76,18 +76,18 @@ impl BootInstant {
         Self { millis: self.millis.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)) }
     }
 
-    /// How long ago `earlier` was; zero where it is not earlier.
+    /// The time from `earlier` to `self`; zero if `earlier` is later.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.millis.saturating_sub(earlier.millis))
     }
 }
 
-/// One reading of both clocks. Cores are handed a `Moment`; they never look for themselves.
+/// One reading of both clocks. Pure code gets a `Moment` as an argument and never reads a clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     pub wall: Timestamp,
     pub boot: BootInstant,
-    /// Which boot `boot` counts from: the first 64 bits of the kernel's boot id.
+    /// The boot that `boot` counts from: the first 64 bits of the kernel's boot id.
     pub boot_id: u64,
 }
 
@@ -98,14 +98,14 @@ impl Moment {
     }
 }
 
-/// Deadlines are shown to people in steps of this where the wall clock jumped.
+/// A jump of the wall clock moves a displayed deadline in steps of this.
 const SHOWN_STEP_MILLIS: i64 = 1000;
 
-/// A point in time to act at, that neither a jump of the wall clock nor a reboot loses.
+/// A point in time that survives jumps of the wall clock and reboots.
 ///
-/// Within one boot only the boot clock counts. After a reboot, what remained when the deadline was
-/// set is shortened by the difference of the wall clocks, clamped to `[0, remaining]`, so that a
-/// wrong wall clock can neither end a session early by more than its span nor keep it for ever.
+/// Within one boot only the boot clock counts. After a reboot, the wall time since the deadline was set is
+/// subtracted from the time that remained then, clamped to `[0, remaining]`. A wrong wall clock can
+/// therefore neither end a session early by more than its span nor keep it for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deadline {
     boot_id: u64,
@@ -124,7 +124,7 @@ impl Deadline {
         }
     }
 
-    /// How long until it is due; zero once it is.
+    /// The time until the deadline is due; zero afterwards.
     pub fn remaining(&self, now: Moment) -> Duration {
         if now.boot_id == self.boot_id {
             return self.at.since(now.boot);
@@ -137,26 +137,27 @@ impl Deadline {
         self.remaining(now).is_zero()
     }
 
-    /// The wall-clock time to show a person: when it was set, and its span. Two readings of one deadline are equal
-    /// unless the wall clock jumped in between.
+    /// The wall-clock time of the deadline, for people: the time when it was set plus its span. Two calls return the
+    /// same time unless the wall clock jumped in between.
     ///
     /// Within one boot the time follows a jump of the wall clock in whole seconds, so it is within half a second of
-    /// what the wall clock reads when the deadline is due. Smaller jumps, and the milliseconds between the readings
-    /// of the two clocks, do not show. After a reboot the time stays until the deadline is [rebased](Self::rebased).
+    /// the wall-clock time at which the deadline is due. Smaller jumps, and the milliseconds between the readings of
+    /// the two clocks, do not change it. After a reboot the time stays until the deadline is
+    /// [rebased](Self::rebased).
     pub fn shown(&self, now: Moment) -> Timestamp {
         let due = self.set_at.millis().saturating_add_unsigned(self.remaining_millis);
         let jumped = if now.boot_id == self.boot_id { self.jumped(now) } else { 0 };
         Timestamp::from_millis(due.saturating_add(rounded(jumped, SHOWN_STEP_MILLIS)))
     }
 
-    /// Milliseconds by which the wall clock has run ahead of the boot clock since the deadline was set.
+    /// Milliseconds that the wall clock has gained on the boot clock since the deadline was set.
     fn jumped(&self, now: Moment) -> i64 {
         let signed = |millis: u64| i64::try_from(millis).unwrap_or(i64::MAX);
         let set = signed(self.at.millis.saturating_sub(self.remaining_millis));
         now.wall.millis().saturating_sub(self.set_at.millis()).saturating_sub(signed(now.boot.millis) - set)
     }
 
-    /// The same deadline counted from this boot, so that the boot clock decides again.
+    /// The same deadline relative to this boot, so that the boot clock decides again.
     pub fn rebased(&self, now: Moment) -> Self {
         if now.boot_id == self.boot_id { *self } else { Self::after(now, self.remaining(now)) }
     }
@@ -167,7 +168,7 @@ const fn rounded(millis: i64, step: i64) -> i64 {
     millis.saturating_add(step / 2).div_euclid(step).saturating_mul(step)
 }
 
-/// A span of time as configuration and command line write it: `90s`, `15m`, `1h`, `30d`, `1h30m`.
+/// A duration in the syntax of configuration and command line: `90s`, `15m`, `1h`, `30d`, `1h30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Period(pub Duration);
 
@@ -176,7 +177,7 @@ impl Period {
         Self(Duration::from_secs(secs))
     }
 
-    /// A century: longer spans are typing errors and would overflow clocks.
+    /// A century. Longer durations are typing errors and would overflow clocks.
     pub const MAX: Self = Self::secs(100 * 365 * 86400);
 
     pub const fn as_secs(self) -> u64 {
@@ -187,7 +188,7 @@ impl Period {
 impl FromStr for Period {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not a span of time; expected for example 90s, 15m, 1h30m or 30d");
+        let wrong = || format!("`{text}` is not a duration; expected for example 90s, 15m, 1h30m or 30d");
         if text.is_empty() {
             return Err(wrong());
         }
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_read_and_shown() {
+    fn durations_are_parsed_and_displayed() {
         for (text, secs) in [("90s", 90), ("15m", 900), ("1h", 3600), ("30d", 2_592_000), ("1h30m", 5400), ("0s", 0)] {
             assert_eq!(text.parse::<Period>().unwrap().as_secs(), secs, "{text}");
         }
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_on_the_wall_clock_moves_no_deadline() {
+    fn a_jump_of_the_wall_clock_moves_no_deadline() {
         let deadline = Deadline::after(moment(1_000_000_000, 5000, 1), Duration::from_secs(60));
         for jump in [-86_400_000, 0, 86_400_000] {
             assert_eq!(deadline.remaining(moment(1_000_000_000 + jump, 15_000, 1)), Duration::from_secs(50));
@@ -297,7 +298,7 @@ mod tests {
         }
 
         #[test]
-        fn a_deadline_that_nobody_changed_is_shown_the_same_and_follows_only_jumps(
+        fn the_displayed_time_of_a_deadline_changes_only_with_jumps_of_the_wall_clock(
             wall in 0..4_000_000_000_000i64,
             boot in 0..4_000_000_000u64,
             secs in 0..3_000_000_000u64,
@@ -316,7 +317,7 @@ mod tests {
         }
 
         #[test]
-        fn spans_survive_text(secs in 0..3_000_000_000u64) {
+        fn durations_survive_text(secs in 0..3_000_000_000u64) {
             prop_assert_eq!(Period::secs(secs).to_string().parse::<Period>(), Ok(Period::secs(secs)));
         }
     }

@@ -1,4 +1,4 @@
-//! API tokens: who may call the HTTP API from elsewhere. Never the cluster token.
+//! API tokens, which authorise callers of the HTTP API. Not the cluster token.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -6,11 +6,11 @@ use utoipa::ToSchema;
 use super::text::words;
 use super::{Name, Timestamp};
 
-/// What a caller may do; each role may do what those before it may.
+/// What a caller may do. Each role includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Look at everything but secrets.
+    /// Read everything except secrets.
     Read,
     /// Create, stop and remove sessions, and read their secrets.
     Operate,
@@ -20,15 +20,15 @@ pub enum Role {
 
 words!(Role { Read => "read", Operate => "operate", Admin => "admin" });
 
-/// A token as lists show it. The token itself was shown once, when it was made.
+/// An API token without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ApiToken {
-    /// Eight characters that also begin the token, so that a leaked one can be told and revoked.
+    /// Eight characters that the token itself contains, so that a leaked token can be identified and revoked.
     pub id: String,
     pub name: Name,
     pub role: Role,
     pub created_at: Timestamp,
-    /// `null`: until it is revoked.
+    /// `null`: the token does not expire.
     pub expires_at: Option<Timestamp>,
 }
 
@@ -36,19 +36,20 @@ pub struct ApiToken {
 #[serde(deny_unknown_fields)]
 pub struct ApiTokenRequest {
     pub role: Role,
-    /// Default: `token-` and the id.
+    /// Default: `token-` followed by the id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
-    /// Default: it does not expire.
+    /// Default: the token does not expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3153600000i64)]
     pub expires_in_seconds: Option<u64>,
 }
 
-/// A token just made: the only time that its text is shown.
+/// A new API token with its secret, which no other answer shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NewApiToken {
     #[serde(flatten)]
     pub token: ApiToken,
+    /// The token itself, for the header `Authorization: Bearer`.
     pub secret: String,
 }

@@ -1,4 +1,4 @@
-//! Workspaces: the catalogue entries that sessions are made from.
+//! Workspaces: the templates of sessions, which the catalogue stores.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,28 +17,28 @@ const MAX_PORTS: usize = 32;
 const MAX_VOLUMES: usize = 16;
 const MAX_PATH: usize = 1024;
 const MAX_VOLUME_TEMPLATE: usize = 128;
-/// Docker refuses a container below 6 MiB.
+/// Docker rejects a container below 6 MiB.
 const MIN_MEMORY: Bytes = Bytes::mib(6);
-/// The finest share of a core that a CPU quota of a 100 ms period expresses.
+/// The smallest CPU quota: 1 ms, the minimum of the kernel, in a period of 100 ms.
 const MIN_CORES: Cores = Cores::from_milli(10);
-/// More than any host has: a larger figure is a typing error.
+/// No host has more GPUs: a larger number is a typing error.
 pub(super) const MAX_GPUS: u32 = 1024;
 
 /// When a node asks the registry for a newer image of the same tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PullPolicy {
-    /// Only where the image is not there.
+    /// Only if the node does not have the image.
     Missing,
-    /// At most once a day, beside the session's start.
+    /// At most once a day, in parallel with the session's start.
     #[default]
     Daily,
-    /// Before every start; where that fails, what is there is used.
+    /// Before every start. If the registry fails, the node uses the image that it has.
     Always,
 }
 words!(PullPolicy { Missing => "missing", Daily => "daily", Always => "always" });
 
-/// What becomes of a running session when its host or engine restarts.
+/// What happens to a running session when its host or engine restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnHostRestart {
@@ -79,13 +79,13 @@ pub struct Port {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeMount {
-    /// May hold `{user}` and `{workspace}`: `home-{user}` is one volume per person.
+    /// A template that may contain `{user}` and `{workspace}`: `home-{user}` is one volume per user.
     #[schema(
         max_length = 128,
         pattern = r"^([a-z0-9]|\{user\}|\{workspace\})(([a-z0-9._-]|\{user\}|\{workspace\}){0,61}([a-z0-9]|\{user\}|\{workspace\}))?$"
     )]
     pub name: String,
-    /// Where it is in the container; absolute.
+    /// The absolute path of the mount in the container.
     #[schema(
         max_length = 1024,
         pattern = r"^/(?!(proc|sys|dev)(/|$))(?!\.{1,2}(/|$))[^/:,\x00]+(/(?!\.{1,2}(/|$))[^/:,\x00]+)*$"
@@ -93,12 +93,12 @@ pub struct VolumeMount {
     pub path: String,
     #[serde(default)]
     pub read_only: bool,
-    /// The session may be placed on a host that does not have the volume yet.
+    /// Whether the session may run on a node other than the one that has the volume. It then gets an empty volume.
     #[serde(default)]
     pub roam: bool,
 }
 
-/// A catalogue entry.
+/// A workspace: the template of sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Workspace {
@@ -106,11 +106,11 @@ pub struct Workspace {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schema(max_length = 1024)]
     pub description: String,
-    /// A reference as Docker reads it. May be left out only for the process runtime.
+    /// An image reference in Docker's syntax. Only the process runtime works without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 512, pattern = "^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")]
     pub image: Option<String>,
-    /// Replaces the image's command; its entry point stays.
+    /// Replaces the command of the image; its entry point stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(schema_with = schema::command, required = false)]
     pub command: Vec<String>,
@@ -124,7 +124,7 @@ pub struct Workspace {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 32)]
     pub ports: Vec<Port>,
-    /// Values may hold `{user}`, `{session}` and `{secret}`.
+    /// Environment variables. Values may contain `{user}`, `{session}` and `{secret}`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = schema::env, required = false)]
     pub env: BTreeMap<String, String>,
@@ -135,7 +135,8 @@ pub struct Workspace {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = schema::labels, required = false)]
     pub constraints: Labels,
-    /// A network from the node's `runtime.networks`; left out: ostler's own, where sessions do not reach each other.
+    /// A network of the node's `runtime.networks`. Default: ostler's own network, which isolates sessions from each
+    /// other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Name>,
     #[serde(default = "default_gpu_capabilities")]
@@ -144,7 +145,7 @@ pub struct Workspace {
     pub shm_bytes: Bytes,
     #[serde(default)]
     pub pull: PullPolicy,
-    /// Fetch the image before anybody asks for a session. Kept and shown; nothing is fetched ahead yet.
+    /// Pull the image before the first request for a session. Stored and shown only: nodes do not pull ahead yet.
     #[serde(default)]
     pub prepull: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,7 +196,7 @@ impl Workspace {
         Resources::new(self.cores, self.memory_bytes, self.gpus)
     }
 
-    /// The workspace as one request wants it: what the request says wins, maps are joined.
+    /// The workspace with the values of the request. Values of the request take precedence; maps are merged.
     pub fn resolve(&self, request: &SessionRequest) -> Self {
         let mut resolved = self.clone();
         resolved.cores = request.cores.unwrap_or(self.cores);
@@ -208,10 +209,10 @@ impl Workspace {
         resolved
     }
 
-    /// Checks every field that its type alone does not.
+    /// Checks what the types of the fields do not.
     pub fn validate(&self) -> Result<(), Invalid> {
         if self.description.len() > MAX_DESCRIPTION {
-            return Err(Invalid::new("description", format!("at most {MAX_DESCRIPTION} bytes")));
+            return Err(Invalid::new("description", format!("expected at most {MAX_DESCRIPTION} bytes")));
         }
         if let Some(image) = &self.image {
             check_image(image)?;
@@ -227,7 +228,7 @@ impl Workspace {
         self.check_volumes()?;
         check_labels("constraints", &self.constraints)?;
         if self.shm_bytes > self.memory_bytes && self.shm_bytes != default_shm() {
-            return Err(Invalid::new("shm_bytes", "shared memory counts as memory: at most memory_bytes"));
+            return Err(Invalid::new("shm_bytes", "shared memory counts as memory; expected at most memory_bytes"));
         }
         check_spans(self.ttl_seconds, self.idle_timeout_seconds)
     }
@@ -235,11 +236,11 @@ impl Workspace {
     fn check_command(&self) -> Result<(), Invalid> {
         let bytes: usize = self.command.iter().map(String::len).sum();
         if self.command.len() > MAX_COMMAND_WORDS || bytes > MAX_COMMAND_BYTES {
-            let bound = format!("at most {MAX_COMMAND_WORDS} words and {MAX_COMMAND_BYTES} bytes");
+            let bound = format!("expected at most {MAX_COMMAND_WORDS} words and {MAX_COMMAND_BYTES} bytes");
             return Err(Invalid::new("command", bound));
         }
         if self.command.iter().any(|word| word.contains('\0')) {
-            return Err(Invalid::new("command", "a word cannot hold NUL"));
+            return Err(Invalid::new("command", "a word cannot contain NUL"));
         }
         if self.command.first().is_some_and(String::is_empty) {
             return Err(Invalid::new("command[0]", "the program's name is empty"));
@@ -284,7 +285,7 @@ impl VolumeMount {
         let plain = self.name.replace("{user}", "u").replace("{workspace}", "w");
         if self.name.len() > MAX_VOLUME_TEMPLATE || plain.parse::<Name>().is_err() {
             let expected =
-                "expected a name of a-z, 0-9, `.`, `_`, `-` that may hold {user} and {workspace}; no host path";
+                "expected a name of a-z, 0-9, `.`, `_`, `-` that may contain {user} and {workspace}, not a host path";
             return Err(Invalid::new("name", expected));
         }
         let components: Vec<&str> = self.path.split('/').skip(1).collect();
@@ -300,7 +301,7 @@ impl VolumeMount {
     }
 }
 
-/// An image reference, loosely: what no registry could mean is refused here, the rest is Docker's to judge.
+/// Rejects what cannot be an image reference. Docker checks the exact syntax.
 fn check_image(image: &str) -> Result<(), Invalid> {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '@');
     let starts = image.starts_with(|c: char| c.is_ascii_alphanumeric());
@@ -314,7 +315,7 @@ pub(super) fn check_cores(cores: Cores) -> Result<(), Invalid> {
     if cores < MIN_CORES {
         return Err(Invalid::new(
             "cores",
-            format!("{cores} is too little; a session needs at least {MIN_CORES} cores"),
+            format!("{cores} is too small; a session needs at least {MIN_CORES} cores"),
         ));
     }
     Ok(())
@@ -322,7 +323,7 @@ pub(super) fn check_cores(cores: Cores) -> Result<(), Invalid> {
 
 pub(super) fn check_memory(memory: Bytes) -> Result<(), Invalid> {
     if memory < MIN_MEMORY {
-        let least = format!("{memory} is too little; a session needs at least {MIN_MEMORY}");
+        let least = format!("{memory} is too small; a session needs at least {MIN_MEMORY}");
         return Err(Invalid::new("memory_bytes", least));
     }
     Ok(())
@@ -330,7 +331,7 @@ pub(super) fn check_memory(memory: Bytes) -> Result<(), Invalid> {
 
 pub(super) fn check_gpus(gpus: u32) -> Result<(), Invalid> {
     if gpus > MAX_GPUS {
-        return Err(Invalid::new("gpus", format!("{gpus} GPUs is absurd; at most {MAX_GPUS}")));
+        return Err(Invalid::new("gpus", format!("{gpus} GPUs are too many; at most {MAX_GPUS}")));
     }
     Ok(())
 }
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn json_needs_little_and_refuses_the_unknown() {
+    fn json_has_defaults_and_rejects_unknown_fields() {
         let json = r#"{"name":"x","image":"busybox","cores":1,"memory_bytes":"64M"}"#;
         let workspace: Workspace = serde_json::from_str(json).unwrap();
         assert_eq!(workspace.shm_bytes, Bytes::mib(512));
