@@ -93,7 +93,7 @@ pub struct VolumeMount {
     pub path: String,
     #[serde(default)]
     pub read_only: bool,
-    /// Whether the session may run on a node other than the one that has the volume. It then gets an empty volume.
+    /// Whether the session may run on a node other than the one that has the volume. It then gets a new volume.
     #[serde(default)]
     pub roam: bool,
 }
