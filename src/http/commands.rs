@@ -23,7 +23,7 @@ type Accepted = Result<Served<(StatusCode, Answer<Session>)>, Refusal>;
     responses(
     (status = 202, description = "the session; the host makes the change in the background", body = Session),
     (status = 409, description = "`conflict`: the session cannot stop in its present state, or more than one session id has this prefix", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the agent cannot write its journal; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn stop(
     State(app): Shared,
@@ -57,7 +57,7 @@ pub(super) async fn start(
     responses(
     (status = 202, description = "the session; the host makes the change in the background", body = Session),
     (status = 409, description = "`conflict`: the session is not running, or more than one session id has this prefix", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the agent cannot write its journal; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn pause(
     State(app): Shared,
@@ -73,7 +73,7 @@ pub(super) async fn pause(
     responses(
     (status = 202, description = "the session; the host makes the change in the background", body = Session),
     (status = 409, description = "`conflict`: the session is not paused, or more than one session id has this prefix", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the agent cannot write its journal; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn resume(
     State(app): Shared,
@@ -89,7 +89,7 @@ pub(super) async fn resume(
     request_body = KeepaliveRequest, responses(
     (status = 202, description = "the session; the host makes the change in the background", body = Session),
     (status = 409, description = "`conflict`: the session has ended, or more than one session id has this prefix", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the agent cannot write its journal; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn keepalive(
     State(app): Shared,
@@ -106,7 +106,7 @@ pub(super) async fn keepalive(
     request_body = ExtendRequest, responses(
     (status = 202, description = "the session; the host makes the change in the background", body = Session),
     (status = 409, description = "`conflict`: the session has ended, or more than one session id has this prefix", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the agent cannot write its journal; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn extend(
     State(app): Shared,

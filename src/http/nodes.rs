@@ -45,7 +45,7 @@ pub(super) async fn show(
     request_body = SettingsPatch, responses(
     (status = 200, description = "the node after the change", body = Node),
     (status = 409, description = "`declared_setting`: the node's configuration file declares the setting; `conflict`: more than one node id has this prefix", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the node's store cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the node cannot write its store; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn set(
     State(app): Shared,
@@ -81,7 +81,7 @@ pub(super) async fn remove(
     request_body = Option<DrainRequest>, responses(
     (status = 200, description = "the node after the change", body = Node),
     (status = 409, description = "`conflict`: more than one node id has this prefix", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the node's store cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the node cannot write its store; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn drain(
     State(app): Shared,
@@ -98,7 +98,7 @@ pub(super) async fn drain(
 #[utoipa::path(delete, path = "/v1/nodes/{node}/drain", tag = "nodes", operation_id = "undrain_node", params(NodePath), responses(
     (status = 200, description = "the node after the change", body = Node),
     (status = 409, description = "`conflict`: more than one node id has this prefix", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the node's store cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the node cannot write its store; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn undrain(
     State(app): Shared,

@@ -205,7 +205,7 @@ pub(super) async fn show(
     (status = 200, description = "the session, whose container is destroyed; with `forget`, the last known state of the session", body = Session),
     (status = 202, description = "the session, which its host removes in the background", body = Session),
     (status = 409, description = "`conflict`: more than one session id has this prefix, or `forget` is set and the session's host is alive", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the agent cannot write its journal; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn remove(
     State(app): Shared,

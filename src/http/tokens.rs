@@ -38,7 +38,7 @@ pub(super) async fn list(State(app): Shared, Query(query): Query<PageQuery>) -> 
 #[utoipa::path(post, path = "/v1/tokens", tag = "tokens", operation_id = "create_token", request_body = ApiTokenRequest, responses(
     (status = 201, description = "the token and its text", body = NewApiToken),
     (status = 409, description = "`conflict`: the name is in use, or the catalogue has the maximum number of tokens", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the catalogue cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the leader cannot write the catalogue; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn create(
     State(app): Shared,
@@ -56,7 +56,7 @@ pub(super) async fn create(
 /// Revokes an API token at once.
 #[utoipa::path(delete, path = "/v1/tokens/{id}", tag = "tokens", operation_id = "revoke_token", params(TokenPath), responses(
     (status = 204, description = "the token is revoked"),
-    (status = 503, description = "`runtime_unavailable`: the catalogue cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the leader cannot write the catalogue; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn revoke(
     State(app): Shared,

@@ -1,4 +1,4 @@
-//! This node: its identity, its operator's settings and its drain.
+//! This node: its identity, its settings and its drain.
 
 pub mod settings;
 pub mod store;
@@ -14,13 +14,13 @@ use crate::types::{Actor, Deadline, DrainRequest, Invalid, Name, NodeId, Setting
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub name: Name,
-    /// What the configuration file says of settings. It wins, and the API cannot change it.
+    /// The settings of the configuration file. They take precedence, and the API cannot change them.
     pub declared: SettingsPatch,
-    /// The configuration file, to name it when the API is refused.
+    /// The configuration file, which an error about a declared setting names.
     pub file: Option<std::path::PathBuf>,
 }
 
-/// What is kept of this node. Settings are those in force, declared ones included.
+/// The state of this node. `settings` are those in force, including the declared ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     pub id: NodeId,
@@ -32,7 +32,7 @@ pub struct State {
 }
 
 impl State {
-    /// Whether the node takes new sessions, as its operator wants.
+    /// Whether the operator's settings let the node admit new sessions.
     pub const fn accepts(&self) -> bool {
         self.settings.enabled && self.drain.is_none()
     }
@@ -47,16 +47,16 @@ pub struct DrainState {
     pub message: Option<String>,
 }
 
-/// What the mesh and the catalogue tell of this node's place in its cluster.
+/// The problems of this node in its cluster, from the mesh, gossip and the catalogue.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ClusterSigns {
-    /// Where another node with this node's id is.
+    /// The address of another node with this node's id.
     pub duplicate: Option<String>,
-    /// Why none of the seeds was ever heard, where that is so.
+    /// Set while no seed has ever answered: the message for the operator.
     pub alone: Option<String>,
-    /// Nodes of another mode.
+    /// Nodes with another `cluster.mode` or `cluster.expected_nodes`.
     pub mode_mismatch: Vec<Name>,
-    /// What was changed on two sides.
+    /// The catalogue entries that both sides of a partition changed.
     pub conflicts: Vec<String>,
 }
 
@@ -66,18 +66,18 @@ pub enum Error {
     #[error("{0}")]
     Invalid(#[from] Invalid),
     /// The configuration file declares this setting.
-    #[error("{field} is declared in {file}, key settings.{field}: change it there")]
+    #[error("{field} is declared in {file}: change or remove settings.{field} there")]
     Declared { field: String, file: String },
     /// A GPU override on a host without a GPU.
-    #[error("gpus_override needs at least one physical GPU, and this node has none")]
+    #[error("gpus_override requires at least one physical GPU, and this node has none")]
     NoGpu,
-    #[error("the node's store cannot be written: {0}")]
+    #[error("cannot write the node's store: {0}")]
     Store(String),
     #[error("the daemon is stopping")]
     Stopping,
 }
 
-/// Asks the owner of this node's settings.
+/// Sends requests to the owner of this node's settings.
 #[derive(Debug, Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
@@ -86,7 +86,7 @@ pub struct Handle {
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
-/// What the owner can be asked.
+/// A request to the owner.
 #[derive(Debug)]
 enum Request {
     Patch(SettingsPatch, Actor, Reply<Settings>),
@@ -95,7 +95,7 @@ enum Request {
 }
 
 impl Handle {
-    /// Changes settings. It answers once the change is durable and in force.
+    /// Changes settings. Returns once the change is durable and in force.
     pub async fn patch(&self, patch: SettingsPatch, by: Actor) -> Result<Settings, Error> {
         self.ask(|reply| Request::Patch(patch, by, reply)).await
     }
@@ -105,7 +105,7 @@ impl Handle {
         self.ask(|reply| Request::Drain(drain, by, reply)).await
     }
 
-    /// Ends the drain. Fine where there is none.
+    /// Ends the drain. Does nothing without one.
     pub async fn undrain(&self, by: Actor) -> Result<(), Error> {
         self.ask(|reply| Request::Undrain(by, reply)).await
     }

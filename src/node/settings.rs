@@ -1,23 +1,23 @@
 //! Which settings are in force, and which changes are allowed. Pure.
 //!
-//! Three layers, each over the one before: defaults, what was chosen over the API, and
-//! what the configuration file declares.
+//! Three layers, of which a later one overrides an earlier one: the defaults, the settings chosen over the
+//! API, and the settings that the configuration file declares.
 
 use std::path::Path;
 
 use super::{Config, Error};
 use crate::types::{Settings, SettingsPatch};
 
-/// What a change of settings comes to.
+/// The result of a change of settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Change {
-    /// To be kept: the layer of the API.
+    /// The layer of the API, which the store keeps.
     pub chosen: Settings,
-    /// What is in force with it.
+    /// The settings in force with it.
     pub in_force: Settings,
 }
 
-/// The settings in force. Declared labels are all the labels: none that was chosen before stays beside them.
+/// The settings in force. Declared labels replace all chosen labels.
 pub(super) fn in_force(chosen: &Settings, declared: &SettingsPatch) -> Settings {
     let mut settings = chosen.clone();
     if declared.labels.is_some() {
@@ -26,8 +26,12 @@ pub(super) fn in_force(chosen: &Settings, declared: &SettingsPatch) -> Settings 
     declared.apply(&settings)
 }
 
-/// What the patch makes of the settings, or why it may not. A value that is in force already is no change, so a
-/// caller may send back everything that it was shown.
+/// The settings after the patch. A value that is in force already is not a change, so that a caller may send back all
+/// the settings that it read.
+///
+/// # Errors
+/// A value or the number of labels is invalid, the patch changes a declared setting, or it sets `gpus_override` on a
+/// host without a GPU.
 pub(super) fn change(
     chosen: &Settings,
     config: &Config,
@@ -50,7 +54,7 @@ pub(super) fn change(
     Ok(Change { chosen, in_force })
 }
 
-/// A patch is checked by itself, but its labels join others.
+/// Checks the merged labels: the check of the patch covers only its own.
 fn check_all_labels(settings: &Settings) -> Result<(), Error> {
     let labels = settings.labels.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect();
     Ok(SettingsPatch { labels: Some(labels), ..SettingsPatch::default() }.validate()?)
@@ -71,7 +75,7 @@ fn differing(a: &Settings, b: &Settings) -> impl Iterator<Item = &'static str> {
     .filter_map(|(name, differs)| differs.then_some(name))
 }
 
-/// The patch without what is declared: a declared value never becomes a chosen one.
+/// The patch without the declared settings, so that a declared value never becomes a chosen one.
 fn without(patch: &SettingsPatch, declared: &SettingsPatch) -> SettingsPatch {
     SettingsPatch {
         enabled: patch.enabled.filter(|_| declared.enabled.is_none()),
@@ -84,7 +88,7 @@ fn without(patch: &SettingsPatch, declared: &SettingsPatch) -> SettingsPatch {
     }
 }
 
-/// Declarations may come from the environment alone.
+/// The source of declared settings, for errors.
 fn file_name(file: Option<&Path>) -> String {
     file.map_or_else(|| "the environment".to_owned(), |file| file.display().to_string())
 }
@@ -108,14 +112,14 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_is_kept_and_in_force() {
+    fn a_chosen_setting_is_kept_and_in_force() {
         let change = changed("{}", r#"{"cores_override":12}"#).unwrap();
         assert_eq!(change.chosen.cores_override, Cores::whole(12));
         assert_eq!(change.in_force, change.chosen);
     }
 
     #[test]
-    fn what_is_declared_is_refused_by_name_and_file() {
+    fn a_change_of_a_declared_setting_is_an_error_with_setting_and_file() {
         let refused = changed(r#"{"cores_override":8}"#, r#"{"enabled":false,"cores_override":12}"#).unwrap_err();
         let expected =
             Error::Declared { field: "cores_override".to_owned(), file: "/etc/ostler/ostler.toml".to_owned() };
@@ -124,14 +128,14 @@ mod tests {
     }
 
     #[test]
-    fn the_declared_value_itself_is_no_change_and_is_not_chosen() {
+    fn the_declared_value_is_not_a_change_and_is_not_chosen() {
         let change = changed(r#"{"cores_override":8}"#, r#"{"enabled":false,"cores_override":8}"#).unwrap();
         assert_eq!(change.in_force.cores_override, Cores::whole(8));
         assert_eq!((change.chosen.cores_override, change.chosen.enabled), (Cores::ZERO, false));
     }
 
     #[test]
-    fn declared_labels_are_all_the_labels() {
+    fn declared_labels_replace_all_labels() {
         let chosen = Settings { labels: Labels::from([("old".to_owned(), "1".to_owned())]), ..Settings::default() };
         let config = config(r#"{"labels":{"rack":"3"}}"#);
         assert_eq!(in_force(&chosen, &config.declared).labels, Labels::from([("rack".to_owned(), "3".to_owned())]));
@@ -143,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_override_is_refused_without_a_gpu_unless_it_was_there() {
+    fn a_new_gpu_override_requires_a_gpu() {
         let asked = patch(r#"{"gpus_override":10}"#);
         let none = Settings::default();
         let kept = Settings { gpus_override: 10, ..Settings::default() };
@@ -154,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_bounded_in_sum() {
+    fn the_number_of_merged_labels_is_bounded() {
         let many = |prefix: &str| -> Labels { (0..40).map(|i| (format!("{prefix}{i}"), String::new())).collect() };
         let chosen = Settings { labels: many("a"), ..Settings::default() };
         let more = SettingsPatch {
@@ -185,7 +189,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn declared_values_stay_whatever_is_asked(
+        fn no_patch_changes_a_declared_value(
             declared in any_patch(), asks in proptest::collection::vec(any_patch(), 0..8)
         ) {
             let config = Config { declared, ..config("{}") };

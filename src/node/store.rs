@@ -1,4 +1,4 @@
-//! What is kept of this node on disk: `node.redb` in the data directory.
+//! The state of this node on disk: `node.redb` in the data directory.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ const IDENTITY: &str = "identity";
 const SETTINGS: &str = "settings";
 const DRAIN: &str = "drain";
 
-/// What was found at start.
+/// The stored state at start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
     pub id: NodeId,
@@ -30,13 +30,13 @@ pub struct Kept {
 pub struct Store(crate::store::Store);
 
 impl Store {
-    /// Opens the store in the data directory, or makes it and a node id with it.
+    /// Opens the store in the data directory. If it is missing, creates it with a new node id.
     ///
-    /// The id is bound to the host's `machine_id` (see [`machine_id`]): on a copy of the disk in
-    /// another machine a new id is made, so that no two nodes ever share one. The settings stay.
+    /// The id is bound to the host's `machine_id` (see [`machine_id`]): a copy of the disk in
+    /// another machine gets a new id, so that two nodes never share one. The settings stay.
     ///
     /// # Errors
-    /// The file is in use or cannot be reached, or no id can be written.
+    /// The file is in use or not accessible, or the new id cannot be written.
     pub fn open(data_dir: &Path, machine_id: Option<&str>, now: Timestamp) -> Result<(Self, Kept), Error> {
         let (store, (identity, chosen, drain)) = crate::store::Store::open(&data_dir.join(FILE), now, parse)?;
         let (identity, changed) = match identity {
@@ -65,7 +65,8 @@ impl Store {
     }
 }
 
-/// What tells this machine from a copy of it, where it says.
+/// The content of `/etc/machine-id`, which distinguishes this machine from a copy of its disk. `None` if it is missing
+/// or not set.
 pub fn machine_id() -> Option<String> {
     parse_machine_id(&std::fs::read_to_string("/etc/machine-id").ok()?)
 }
@@ -76,7 +77,7 @@ fn parse_machine_id(text: &str) -> Option<String> {
     (!id.is_empty() && id != "uninitialized").then(|| id.to_owned())
 }
 
-/// The node id and the machine that it was made on.
+/// The node id and the machine that it was generated on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     id: NodeId,
@@ -92,13 +93,14 @@ impl Identity {
     }
 }
 
-/// The identity on this machine, and whether it is another than was found. A machine that says nothing proves nothing.
+/// The identity on this machine, and whether it differs from the stored one. A machine without an id keeps the stored
+/// identity.
 fn bind(found: Identity, machine_id: Option<&str>) -> (Identity, bool) {
     match (&found.machine_id, machine_id) {
         (Some(bound), Some(here)) if bound != here => {
             let new = Identity::new(machine_id);
             tracing::warn!(old = %found.id, new = %new.id,
-                "this data directory comes from another machine: the node has a new id");
+                "the data directory comes from another machine: the node gets a new id");
             (new, true)
         }
         (None, Some(here)) => (Identity { machine_id: Some(here.to_owned()), ..found }, true),
@@ -108,24 +110,24 @@ fn bind(found: Identity, machine_id: Option<&str>) -> (Identity, bool) {
 
 type Parsed = (Option<Identity>, Settings, Option<DrainState>);
 
-/// Without its identity the store is of no use; a setting that cannot be read costs no more than itself.
+/// An unreadable identity is an error. Unreadable settings or an unreadable drain get their default.
 fn parse(records: Records) -> Result<Parsed, String> {
     let identity = records.get(IDENTITY).map(|json| serde_json::from_slice(json)).transpose();
     let settings = records.get(SETTINGS).and_then(|json| readable(SETTINGS, json, settings_of(json)));
     let drain = records.get(DRAIN).and_then(|json| readable(DRAIN, json, serde_json::from_slice(json)));
-    Ok((identity.map_err(|e| format!("the node's identity cannot be read: {e}"))?, settings.unwrap_or_default(), drain))
+    Ok((identity.map_err(|e| format!("cannot read the node's identity: {e}"))?, settings.unwrap_or_default(), drain))
 }
 
 fn readable<T>(what: &str, json: &[u8], parsed: Result<T, serde_json::Error>) -> Option<T> {
     parsed
         .inspect_err(|error| {
             let record = String::from_utf8_lossy(json);
-            tracing::error!(what, %error, %record, "a record cannot be read: its default is used");
+            tracing::error!(what, %error, %record, "cannot read a record of the node's store: using its default");
         })
         .ok()
 }
 
-/// Settings that an older version did not know have their default; those of a newer one are left out.
+/// Settings that an older version did not write get their default. Settings of a newer version are ignored.
 fn settings_of(json: &[u8]) -> Result<Settings, serde_json::Error> {
     let mut settings = serde_json::to_value(Settings::default())?;
     if let (Value::Object(known), Value::Object(stored)) = (&mut settings, serde_json::from_slice(json)?) {
@@ -151,7 +153,7 @@ mod tests {
         let first = id(directory.path(), None);
         assert_eq!(id(directory.path(), Some("a")), first, "now it is bound");
         assert_eq!(id(directory.path(), Some("a")), first);
-        assert_eq!(id(directory.path(), None), first, "a machine id that cannot be read proves nothing");
+        assert_eq!(id(directory.path(), None), first, "without a machine id the node keeps its id");
         let copy = id(directory.path(), Some("b"));
         assert_ne!(copy, first);
         assert_eq!(id(directory.path(), Some("b")), copy);
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_that_cannot_be_read_is_a_broken_store() {
+    fn an_unreadable_identity_is_an_error() {
         assert!(parse(Records::from([(IDENTITY.to_owned(), b"{}".to_vec())])).is_err());
     }
 
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn machine_ids_of_unbooted_images_do_not_count() {
+    fn an_uninitialized_machine_id_counts_as_missing() {
         assert_eq!(parse_machine_id("3d1219c7c4c5404a\n"), Some("3d1219c7c4c5404a".to_owned()));
         assert_eq!((parse_machine_id("uninitialized\n"), parse_machine_id("\n")), (None, None));
     }

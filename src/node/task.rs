@@ -12,7 +12,7 @@ use crate::capacity;
 use crate::clock::Clock;
 use crate::types::{Actor, Deadline, DrainRequest, GpuSharing, Settings, SettingsPatch};
 
-/// Changes waiting for the owner. Callers beyond it wait: changes are few, and each takes one write to disk.
+/// Requests that wait for the owner. Further callers wait to send: changes are few, and each takes one write to disk.
 const QUEUE: usize = 64;
 
 /// Starts the owner. It ends when the last [`Handle`] is gone.
@@ -53,7 +53,7 @@ impl Owner {
     async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
         self.rebase_drain().await;
         while let Some(request) = queue.recv().await {
-            // Nobody has to wait for the answer: the change is made or refused all the same.
+            // A failed send is ignored: the caller may stop waiting, and the change is made or rejected all the same.
             match request {
                 Request::Patch(patch, by, reply) => drop(reply.send(self.patch(&patch, &by).await)),
                 Request::Drain(drain, by, reply) => drop(reply.send(self.drain(drain, &by).await)),
@@ -86,20 +86,20 @@ impl Owner {
             message: request.message,
         };
         self.keep_drain(Some(drain.clone())).await?;
-        tracing::info!(?drain, %by, "the node drains: it takes no new sessions");
+        tracing::info!(?drain, %by, "drain started: the node admits no new sessions");
         Ok(drain)
     }
 
     async fn undrain(&mut self, by: &Actor) -> Result<(), Error> {
         if self.state.drain.is_some() {
             self.keep_drain(None).await?;
-            tracing::info!(%by, "the drain is over");
+            tracing::info!(%by, "drain ended");
         }
         Ok(())
     }
 
-    /// After a reboot the deadline is counted from this boot. Where that cannot be written, the one from
-    /// before goes on, by the wall clock.
+    /// After a reboot, rebases the deadline onto this boot. If the write fails, the old deadline stays in force and
+    /// follows the wall clock.
     async fn rebase_drain(&mut self) {
         let Some(drain) = &self.state.drain else { return };
         let rebased =
@@ -107,7 +107,7 @@ impl Owner {
         if rebased != *drain
             && let Err(error) = self.keep_drain(Some(rebased)).await
         {
-            tracing::warn!(%error, "the drain's deadline was not written again after the reboot");
+            tracing::warn!(%error, "cannot write the drain's deadline after the reboot: it follows the wall clock");
         }
     }
 
@@ -123,7 +123,7 @@ impl Owner {
     }
 }
 
-/// Says what an operator who lets users share a GPU should know.
+/// Warns an operator that enables the sharing of GPUs between users.
 fn caution(before: &Settings, after: &Settings) {
     if after.gpu_sharing == GpuSharing::Any && before.gpu_sharing != GpuSharing::Any {
         tracing::warn!(
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_declared_setting_wins_and_what_was_chosen_returns_after_it() {
+    async fn a_declared_setting_overrides_the_chosen_one_while_it_is_declared() {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual(moment());
         let free = start(directory.path(), "{}", &clock);
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn undrain_never_touches_enabled_and_a_second_drain_keeps_its_start() {
+    async fn undrain_does_not_change_enabled_and_a_second_drain_keeps_its_start() {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual(moment());
         let (node, _owner) = start(directory.path(), r#"{"enabled":false}"#, &clock);
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_drain_goes_on_counting_after_a_reboot() {
+    async fn the_deadline_of_a_drain_continues_after_a_reboot() {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual(moment());
         let first = start(directory.path(), "{}", &clock);
@@ -245,7 +245,7 @@ mod tests {
         let (node, _owner) = start(directory.path(), "{}", &rebooted);
         let rebased = |state: &Arc<State>| {
             let deadline = state.drain.as_ref().unwrap().deadline.unwrap();
-            // A day on the wall clock alone moves nothing once the deadline is counted from this boot.
+            // A jump of the wall clock has no effect once the deadline is rebased.
             let jumped = Moment { wall: rebooted.now().wall.plus(24 * HOUR), ..rebooted.now() };
             deadline.remaining(jumped) == HOUR
         };
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_written_is_not_done() {
+    async fn a_change_that_cannot_be_written_is_not_made() {
         let (store, switch) = Store::failing();
         let id = "k3f7q2m5x6a4b7c2".parse().unwrap();
         let kept = Kept { id, chosen: Settings::default(), drain: None };
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_handle_outlives_no_owner() {
+    async fn a_handle_without_its_owner_returns_stopping() {
         let directory = tempfile::tempdir().unwrap();
         let (node, owner) = start(directory.path(), "{}", &Clock::manual(moment()));
         owner.abort();
