@@ -1,4 +1,4 @@
-//! Entries with versions, and how those of two nodes are brought together. Pure.
+//! Entries with versions, and the merge of two catalogues. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use ring::digest::{Context, SHA256};
 use super::{Conflict, Difference, Entry, Key, Snapshot, Value, Version, Versions};
 use crate::types::{Ballot, Timestamp};
 
-/// How long a tombstone is kept: a node that was away for longer may bring back what was removed.
+/// How long a tombstone is kept. A node that is unreachable for longer may bring back a removed entry.
 const TOMBSTONE_MILLIS: i64 = 30 * 24 * 3600 * 1000;
-/// Conflicts that are remembered, the latest ones.
+/// Conflicts kept at most: the latest ones.
 const MAX_CONFLICTS: usize = 100;
-/// Bytes of a digest: enough that no two catalogues share one by chance.
+/// Bytes of a digest. With 128 bits, an accidental collision is practically impossible.
 const DIGEST_BYTES: usize = 16;
 
-/// Everything that a node has of the catalogue.
+/// The catalogue of a node.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Book {
     entries: BTreeMap<Key, Arc<Entry>>,
@@ -40,7 +40,7 @@ impl Book {
         self.entries.values()
     }
 
-    /// What was changed on two sides, and lost.
+    /// The conflicts whose entries were not edited since.
     pub fn conflicts(&self) -> impl Iterator<Item = &Arc<Conflict>> {
         self.conflicts.values()
     }
@@ -49,22 +49,22 @@ impl Book {
         self.conflicts.get(key)
     }
 
-    /// The version that the next change of the entry has.
+    /// The version of the next change of an entry.
     pub fn next_version(&self, key: &Key, ballot: Ballot, seq: u64) -> Version {
         let edits = self.entries.get(key).map_or(0, |entry| entry.version.edits) + 1;
         Version { edits, ballot, seq }
     }
 
-    /// Takes over an entry that is newer. False where what is here is as new.
+    /// Stores an entry that is newer than the known one. False if it is not newer.
     ///
-    /// Two entries of as many edits were written without knowledge of each other: the higher one wins
-    /// everywhere, and the other is remembered.
+    /// Two versions with the same number of edits were written independently. The higher version wins on
+    /// every node, and the other is kept as a conflict.
     pub fn merge(&mut self, entry: Entry) -> bool {
         let known = self.entries.get(&entry.key);
         if let Some(known) = known
             && known.version.edits == entry.version.edits
             && known.version != entry.version
-            // What is equal in value lost nothing.
+            // Entries with equal values are not a conflict: no change is lost.
             && known.value != entry.value
         {
             let entry_wins = entry.version > known.version;
@@ -75,7 +75,7 @@ impl Book {
         if self.entries.get(&entry.key).is_some_and(|known| known.version >= entry.version) {
             return false;
         }
-        // Whoever edits again has seen what won.
+        // A later edit was made with knowledge of the winner, which resolves the conflict.
         if self.conflicts.get(&entry.key).is_some_and(|conflict| conflict.won.edits < entry.version.edits) {
             self.conflicts.remove(&entry.key);
         }
@@ -93,12 +93,12 @@ impl Book {
         }
     }
 
-    /// Replaces the value of an entry without a new version: for what only this node counts differently.
+    /// Replaces the value of an entry without a new version, for differences local to this node such as deadlines.
     pub fn restate(&mut self, entry: Entry) {
         self.entries.insert(entry.key.clone(), Arc::new(entry));
     }
 
-    /// Forgets tombstones that everybody has had the time to see, and answers their keys.
+    /// Removes tombstones older than a month, and returns their keys.
     pub fn forget_old(&mut self, now: Timestamp) -> Vec<Key> {
         let old = |entry: &Entry| {
             entry.value == Value::Tombstone && now.millis() - entry.changed_at.millis() > TOMBSTONE_MILLIS
@@ -114,7 +114,8 @@ impl Book {
         self.entries.iter().map(|(key, entry)| (key.clone(), entry.version.clone())).collect()
     }
 
-    /// What is newer here than there, and what is newer there, or has lost to what is here.
+    /// The entries that are newer here than in `theirs`, and the keys that are newer in `theirs` or lost a conflict to
+    /// an entry here.
     pub fn difference(&self, theirs: &Versions) -> Difference {
         let theirs: BTreeMap<&Key, &Version> = theirs.iter().map(|(key, version)| (key, version)).collect();
         let newer_here = |entry: &&Arc<Entry>| theirs.get(&entry.key).is_none_or(|version| **version < entry.version);
@@ -135,7 +136,7 @@ impl Book {
         keys.iter().filter_map(|key| self.entries.get(key)).map(|entry| (**entry).clone()).collect()
     }
 
-    /// Short text that is equal for two books if, and only if, their versions are.
+    /// A short text that is equal for two books if, and only if, their versions are equal.
     pub fn digest(&self) -> String {
         let mut hash = Context::new(&SHA256);
         for (key, version) in self.versions() {
@@ -145,7 +146,7 @@ impl Book {
         HEXLOWER.encode(&hash.finish().as_ref()[..DIGEST_BYTES])
     }
 
-    /// What everybody may read of it.
+    /// The snapshot for readers.
     pub fn snapshot(self: &Arc<Self>, synced: bool) -> Snapshot {
         let mut snapshot = Snapshot { book: Arc::clone(self), digest: self.digest(), synced, ..Snapshot::default() };
         for entry in self.entries.values() {
@@ -211,7 +212,7 @@ mod tests {
         }
 
         #[test]
-        fn two_books_that_tell_each_other_their_difference_are_equal(a in entries(), b in entries()) {
+        fn two_books_that_exchange_their_difference_are_equal(a in entries(), b in entries()) {
             let (mut one, mut other) = (book(&a), book(&b));
             prop_assert_eq!(one.digest() == other.digest(), one.versions() == other.versions());
             let difference = other.difference(&one.versions());
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lost_is_remembered_until_somebody_edits_again() {
+    fn a_conflict_is_kept_until_the_next_edit() {
         let mut ours = book(&[entry(0, 1, 1, 0), entry(0, 2, 1, 1)]);
         assert!(ours.merge(entry(0, 2, 2, 0)), "the higher ballot wins");
         let conflict = ours.conflicts().next().unwrap();
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn tombstones_are_forgotten_after_a_month() {
+    fn tombstones_are_removed_after_a_month() {
         let mut book = book(&[entry(0, 1, 1, 4), entry(1, 1, 1, 0)]);
         assert!(book.forget_old(Timestamp::from_millis(TOMBSTONE_MILLIS)).is_empty());
         assert_eq!(book.forget_old(Timestamp::from_millis(TOMBSTONE_MILLIS + 1)), [entry(0, 1, 1, 4).key]);

@@ -1,8 +1,8 @@
-//! The catalogue: workspaces, and the API tokens that ride along with them.
+//! The catalogue: workspaces and API tokens.
 //!
-//! Every node has all of it on its own disk and serves it alone. Whoever leads writes it: an edit is
-//! answered once a majority has it on disk. Each entry has a version, so that nodes that were apart can
-//! bring together what they have ([`merge`], pure); [`sync`] does so whenever two of them differ.
+//! Every node has the whole catalogue on its own disk and answers reads from it. Only the leader writes: an edit is
+//! answered once a majority has it on disk. Each entry has a version, so that two catalogues can be merged after a
+//! partition ([`merge`], pure). [`sync`] merges the catalogues of nodes that differ.
 
 pub mod merge;
 pub mod store;
@@ -28,11 +28,11 @@ use crate::types::{
 
 pub use merge::Book;
 
-/// Workspaces in one catalogue.
+/// Workspaces of a catalogue at most.
 pub const MAX_WORKSPACES: usize = 10_000;
-/// API tokens in one catalogue.
+/// API tokens of a catalogue at most.
 pub const MAX_TOKENS: usize = 1_000;
-/// How long an edit waits for a majority to have it.
+/// How long an edit waits for a majority to store it.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why a change was not made. Nothing changed.
@@ -56,7 +56,7 @@ pub enum Error {
     Stopping,
 }
 
-/// What everybody may read.
+/// The catalogue for all readers.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     pub workspaces: BTreeMap<Name, Arc<Workspace>>,
@@ -64,32 +64,32 @@ pub struct Snapshot {
     pub tokens: BTreeMap<String, Arc<StoredToken>>,
     /// Every entry with its version, tombstones included.
     pub book: Arc<Book>,
-    /// The same on two nodes if, and only if, they have the same versions of everything.
+    /// Equal on two nodes if, and only if, all their entries have the same versions.
     pub digest: String,
-    /// It was compared with what the leader has, since this node started.
+    /// Whether this node has compared it with the leader's catalogue since its start.
     pub synced: bool,
 }
 
 impl Snapshot {
-    /// The token whose text this is, if it is one of ours and has not expired.
+    /// The token with this text, if it is in the catalogue and has not expired.
     pub fn token_of(&self, secret: &str, now: Moment) -> Option<&ApiToken> {
         token::token_of(self, secret, now)
     }
 }
 
-/// An API token as it is kept: its hash, never its text.
+/// A stored API token: with the hash of its text, never the text itself.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StoredToken {
     #[serde(flatten)]
     pub token: ApiToken,
     /// SHA-256 of the token's text, in hexadecimal. A random 256-bit token needs no slow hash.
     pub sha256: String,
-    /// Decides when it expires; `expires_at` of the token is for people.
+    /// When the token expires. `expires_at` of the token is for people.
     #[serde(default)]
     pub deadline: Option<Deadline>,
 }
 
-/// A change that a caller asks for.
+/// A change to the catalogue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Edit {
@@ -104,7 +104,7 @@ pub enum Edit {
     RevokeToken(String),
 }
 
-/// What became of an [`Edit`].
+/// The result of an [`Edit`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Edited {
@@ -113,18 +113,18 @@ pub enum Edited {
     Token(NewApiToken),
 }
 
-/// When an entry was written, for comparing two of one key: in the order of the fields.
+/// The version of an entry. Two versions of one key compare field by field, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version {
     /// How often the entry was changed.
     pub edits: u64,
-    /// Who decided the change.
+    /// The ballot of the leader that made the change.
     pub ballot: Ballot,
-    /// Tells apart what one leader wrote.
+    /// Distinguishes the changes of one leader.
     pub seq: u64,
 }
 
-/// What an entry is of.
+/// The key of an entry.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Key {
@@ -133,12 +133,12 @@ pub enum Key {
     Token(String),
 }
 
-/// One entry of the catalogue, as it is kept and as it travels.
+/// An entry of the catalogue, on disk and between nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     pub key: Key,
     pub version: Version,
-    /// For people, and for forgetting tombstones.
+    /// For people, and for the expiry of tombstones.
     pub changed_at: Timestamp,
     pub value: Value,
 }
@@ -148,45 +148,47 @@ pub struct Entry {
 pub enum Value {
     Workspace(Box<Workspace>),
     Token(Box<StoredToken>),
-    /// It was removed; this says so to whoever still has it.
+    /// The entry was removed. The tombstone removes it on nodes that still have it.
     Tombstone,
 }
 
-/// The version of everything that a node has, tombstones included. Pairs: a map of JSON has only text for keys.
+/// The versions of all entries of a node, tombstones included. Pairs, because a JSON object has only strings as keys.
 pub type Versions = Vec<(Key, Version)>;
 
-/// What two nodes can tell each other.
+/// The difference between two catalogues: the answer of a node to another node's versions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
-    /// What is newer there, or not here at all.
+    /// Entries that are newer on the answering node, or missing on the asking one.
     pub newer: Vec<Entry>,
-    /// What is newer here, or lost to what is there: it would like to have these.
+    /// Keys that the answering node requests: their entries are newer on the asking node, or lost a conflict there.
     pub wanted: Vec<Key>,
 }
 
-/// Two nodes changed one entry without knowing of each other. The higher version won.
+/// Two leaders changed one entry independently. The higher version won.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {
-    /// What it was before: what lost.
+    /// The entry that lost.
     pub previous: Entry,
     pub won: Version,
 }
 
-/// The way to the other nodes' catalogues.
+/// Access to the catalogues of the other nodes.
 #[async_trait]
 pub trait Replicas: Send + Sync + 'static {
-    /// Returns once the entries, or newer ones, are on that node's disk.
+    /// Returns once the entries, or newer ones, are on the disk of `node`.
     ///
     /// # Errors
-    /// Whether they are is not known: for the log.
+    /// It is unknown whether the entries are stored. The text is for the log.
     async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), String>;
 
+    /// Compares the versions with the catalogue of `node`.
+    ///
     /// # Errors
-    /// The node cannot be asked: for the log.
+    /// The node does not answer. The text is for the log.
     async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, String>;
 }
 
-/// Asks the owner of the catalogue.
+/// Sends requests to the owner of the catalogue.
 #[derive(Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
@@ -196,7 +198,7 @@ pub struct Handle {
     me: NodeId,
 }
 
-/// A handle that does not keep the owner going.
+/// A handle that does not keep the owner alive.
 struct Weak {
     requests: mpsc::WeakSender<Request>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
@@ -219,10 +221,10 @@ impl Weak {
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
-/// What the owner can be asked.
+/// A request to the owner.
 #[derive(Debug)]
 enum Request {
-    /// Answered with what became of it, and the entry that others must have, where there is a new one.
+    /// The answer has the result and, if there is one, the entry to replicate.
     Edit(Box<Edit>, Actor, Reply<(Edited, Option<Entry>)>),
     Keep(Vec<Entry>, Reply<()>),
     Synced,
@@ -234,10 +236,10 @@ impl Handle {
         Weak { requests: requests.downgrade(), snapshot, leadership, replicas, me }
     }
 
-    /// Makes a change, on the leader. Once it is answered, a majority has it on disk.
+    /// Makes a change on the leader. When it returns, a majority has the change on disk.
     ///
     /// # Errors
-    /// [`Error::OutcomeUnknown`]: it is on this node's disk, and not yet on enough others.
+    /// [`Error::OutcomeUnknown`]: this node's disk has the change, but not a majority yet.
     pub async fn edit(&self, edit: Edit, by: Actor) -> Result<Edited, Error> {
         let (edited, entry) = self.ask(|reply| Request::Edit(Box::new(edit), by, reply)).await?;
         if let Some(entry) = entry {
@@ -246,12 +248,12 @@ impl Handle {
         Ok(edited)
     }
 
-    /// Keeps what is newer than what is here. It answers once that is on disk.
+    /// Stores the entries that are newer than this node's. Returns once they are on disk.
     pub async fn keep(&self, entries: Vec<Entry>) -> Result<(), Error> {
         self.ask(|reply| Request::Keep(entries, reply)).await
     }
 
-    /// What this node has and another has not, and the other way round.
+    /// Compares this node's catalogue with the versions of another node.
     pub fn compare(&self, versions: &Versions) -> Difference {
         self.snapshot.borrow().book.difference(versions)
     }
@@ -264,7 +266,7 @@ impl Handle {
         self.snapshot.clone()
     }
 
-    /// Brings the entry to every node that a majority is counted of, and waits for one.
+    /// Sends the entry to every node of the electorate, and waits for a majority.
     async fn replicate(&self, entry: Entry) -> Result<(), Error> {
         let Some(reign) = self.leadership.borrow().reign.clone() else { return Err(Error::NoLeader) };
         let mut asked = JoinSet::new();
@@ -272,7 +274,7 @@ impl Handle {
             let (replicas, node, entry) = (Arc::clone(&self.replicas), *node, entry.clone());
             asked.spawn(async move {
                 let kept = replicas.keep(&node, vec![entry]).await;
-                kept.inspect_err(|error| tracing::debug!(%node, %error, "an entry is not stored there yet")).is_ok()
+                kept.inspect_err(|error| tracing::debug!(%node, %error, "the node has not stored an entry")).is_ok()
             });
         }
         let deadline = Instant::now() + ACKNOWLEDGED_WITHIN;
@@ -282,7 +284,7 @@ impl Handle {
         {
             acknowledged += usize::from(kept.unwrap_or(false));
         }
-        // Those that are slower get it, too; whoever does not finds out by comparing.
+        // Slower nodes still get the entry. A node that does not get it compares its catalogue later.
         asked.detach_all();
         if acknowledged < reign.needed {
             return Err(Error::OutcomeUnknown { acknowledged, needed: reign.needed });

@@ -1,4 +1,4 @@
-//! The catalogue on disk: `catalogue.redb` in the data directory, one record an entry.
+//! The catalogue on disk: `catalogue.redb` in the data directory, one record per entry.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ const FILE: &str = "catalogue.redb";
 
 const ENTRY: &str = "entry/";
 const CONFLICT: &str = "conflict/";
-/// Before entries had versions, the workspace or the token was the record.
+/// The prefix of records from before entries had versions, like [`TOKEN`]. The record is the workspace itself.
 const WORKSPACE: &str = "workspace/";
 const TOKEN: &str = "token/";
 
@@ -21,11 +21,11 @@ const TOKEN: &str = "token/";
 pub struct Store(crate::store::Store);
 
 impl Store {
-    /// Opens the store in the data directory, or makes it, and reads the catalogue. `me` has written what
-    /// has no version yet.
+    /// Opens or creates the store in the data directory, and reads the catalogue. Records without a version count as
+    /// written by `me`.
     ///
     /// # Errors
-    /// The file is in use or cannot be reached.
+    /// The file is in use or not accessible.
     pub fn open(data_dir: &Path, me: &NodeId, now: Timestamp) -> Result<(Self, Book), Error> {
         let (store, book) = crate::store::Store::open(&data_dir.join(FILE), now, |records| Ok(parse(&records, me)))?;
         Ok((Self(store), book))
@@ -42,7 +42,7 @@ impl Store {
     }
 }
 
-/// Writes the entry as the book has it, and what of its key is remembered besides; removes what is not there.
+/// The changes that bring the records of a key in line with the book: its entry and its conflict.
 pub(super) fn write(book: &Book, key: &Key) -> Vec<Change> {
     let name = name(key);
     let entry = match book.entry(key) {
@@ -53,7 +53,7 @@ pub(super) fn write(book: &Book, key: &Key) -> Vec<Change> {
         Some(conflict) => Change::put(format!("{CONFLICT}{name}"), &**conflict),
         None => Change::Remove(format!("{CONFLICT}{name}")),
     };
-    // What an older version wrote is superseded.
+    // The entry supersedes the record of an older version.
     vec![entry, conflict, Change::Remove(name)]
 }
 
@@ -64,10 +64,10 @@ fn name(key: &Key) -> String {
     }
 }
 
-/// A record that cannot be read stays where it is, for the version that wrote it, and the rest is served.
+/// Ignores unreadable records. They stay on disk for the version that wrote them.
 fn parse(records: &Records, me: &NodeId) -> Book {
     let (mut entries, mut conflicts) = (Vec::new(), Vec::new());
-    // Entries come before what older versions wrote, in this order of names too.
+    // Names sort `entry/` before the prefixes of older versions, whose records the entries supersede.
     for (name, json) in records {
         if name.starts_with(ENTRY) {
             entries.extend(readable::<Entry>(name, json));
@@ -87,8 +87,8 @@ fn parse(records: &Records, me: &NodeId) -> Book {
     Book::new(entries, conflicts)
 }
 
-/// The first version of what was written when there were none: older than anything a leader decides, and
-/// another on each node.
+/// The version of a record from before entries had versions: lower than the versions of every leader, and different
+/// on each node.
 fn unversioned(key: Key, value: Value, me: &NodeId) -> Entry {
     let version = Version { edits: 1, ballot: Ballot { term: 0, node: *me }, seq: 0 };
     Entry { key, version, changed_at: Timestamp::from_millis(0), value }
@@ -96,7 +96,7 @@ fn unversioned(key: Key, value: Value, me: &NodeId) -> Entry {
 
 fn readable<T: DeserializeOwned>(name: &str, json: &[u8]) -> Option<T> {
     serde_json::from_slice(json)
-        .inspect_err(|error| tracing::warn!(record = name, %error, "a record of the catalogue cannot be read"))
+        .inspect_err(|error| tracing::warn!(record = name, %error, "cannot read a record of the catalogue: ignoring it"))
         .ok()
 }
 
@@ -106,7 +106,7 @@ mod tests {
     use crate::types::{Bytes, Cores};
 
     #[test]
-    fn what_was_written_before_versions_is_read() {
+    fn records_without_versions_are_read() {
         let me = NodeId::from_bytes([1; 10]);
         let workspace = Workspace::new("desktop".parse().unwrap(), Cores::whole(1), Bytes::gib(1));
         let token = r#"{"id":"abcdefgh","name":"ci","role":"read","created_at":"2026-01-01T00:00:00Z",
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_supersedes_what_an_older_version_wrote() {
+    fn an_entry_supersedes_the_record_of_an_older_version() {
         let me = NodeId::from_bytes([1; 10]);
         let old = Workspace::new("desktop".parse().unwrap(), Cores::whole(1), Bytes::gib(1));
         let key = Key::Workspace(old.name.clone());

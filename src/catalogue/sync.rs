@@ -1,5 +1,5 @@
-//! Brings catalogues together that differ: with the leader at once after a start, and with whoever still
-//! differs after changes had the time to get around.
+//! Merges catalogues that differ: with the leader's directly after a start, and with those of nodes whose digest
+//! still differs after changes have had the time to spread.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use crate::election::Leadership;
 use crate::gossip::ClusterView;
 use crate::types::{NodeId, NodeState};
 
-/// How often the digests of others are looked at.
+/// How often the digests of other nodes are compared.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long a digest must differ before the catalogues are compared: gossip brings it later than the leader
-/// brings the entries.
+/// How long a digest must differ before the catalogues are compared: a digest spreads by gossip, more slowly than the
+/// leader replicates the entries.
 const DIFFERS_FOR: Duration = Duration::from_secs(2);
 
-/// Whose digest differs from ours, what it is, and since when.
+/// The nodes whose digest differs from this node's: the digest, and since when.
 type Differing = BTreeMap<NodeId, (String, Instant)>;
 
-/// Runs as long as somebody else has a handle.
+/// Runs as long as a [`Handle`] exists.
 pub(super) async fn run(
     catalogue: Weak,
     leadership: watch::Receiver<Arc<Leadership>>,
@@ -47,11 +47,11 @@ pub(super) async fn run(
     }
 }
 
-/// Compares with the leader for the first time. True where that was tried.
+/// Compares with the leader for the first time. True if there is a leader, whether the comparison succeeded or not.
 async fn first_sync(catalogue: &Handle, leader: Option<&NodeId>) -> bool {
     let Some(leader) = leader else { return false };
     if *leader == catalogue.me || exchange(catalogue, leader).await {
-        // Nobody has to wait for it.
+        // Fails only if the owner has ended, which ends this task too.
         let _ = catalogue.requests.send(Request::Synced).await;
     }
     true
@@ -69,27 +69,27 @@ fn note(differing: &mut Differing, view: &ClusterView, ours: &str) {
     }
 }
 
-/// Whom to compare with: the leader first, then whoever has differed longest. Of two nodes that differ, the one
-/// with the smaller id begins, unless the other leads.
+/// The next node to compare with: the leader first, then the node that has differed longest. Of two followers that
+/// differ, the one with the smaller id compares, so that only one of them does.
 fn next(differing: &Differing, leader: Option<&NodeId>, me: &NodeId) -> Option<NodeId> {
     let mut due: Vec<_> = differing.iter().filter(|(_, (_, since))| since.elapsed() >= DIFFERS_FOR).collect();
     due.sort_by_key(|(id, (_, since))| (leader != Some(*id), *since));
     due.into_iter().map(|(id, _)| id).find(|id| leader == Some(*id) || me < *id).copied()
 }
 
-/// Takes what is newer there, and gives what is newer here.
+/// Fetches the newer entries of the other node, and sends it the newer entries of this one.
 async fn exchange(catalogue: &Handle, node: &NodeId) -> bool {
     let ours = catalogue.snapshot();
     let exchanged = async {
         let difference = catalogue.replicas.compare(node, ours.book.versions()).await?;
-        // As it is before what is newer there replaces it: what lost is told there, too.
+        // Read before newer entries replace them, so that the other node also learns of entries that lost.
         let wanted = ours.book.of_keys(&difference.wanted);
         catalogue.keep(difference.newer).await.map_err(|error| error.to_string())?;
         if wanted.is_empty() { Ok(()) } else { catalogue.replicas.keep(node, wanted).await }
     };
     let outcome: Result<(), String> = exchanged.await;
     if let Err(error) = &outcome {
-        tracing::debug!(%node, %error, "catalogues could not be compared");
+        tracing::debug!(%node, %error, "cannot compare catalogues");
     }
     outcome.is_ok()
 }

@@ -15,10 +15,10 @@ use crate::election::Leadership;
 use crate::gossip::ClusterView;
 use crate::types::{Actor, ApiTokenRequest, Ballot, Name, NodeId, Workspace};
 
-/// Changes waiting for the owner. Callers beyond it wait: each change takes one write to disk.
+/// Requests that wait for the owner. Further callers wait to send: each change takes one write to disk.
 const QUEUE: usize = 256;
 
-/// What the owner is made of.
+/// What the owner needs.
 pub struct Parts {
     pub store: Store,
     pub kept: Book,
@@ -52,7 +52,7 @@ struct Owner {
     book: Arc<Book>,
     clock: Clock,
     leadership: watch::Receiver<Arc<Leadership>>,
-    /// Tells apart what this node writes under one ballot.
+    /// Distinguishes the changes of this node under one ballot.
     seq: u64,
     synced: bool,
     publish: watch::Sender<Arc<Snapshot>>,
@@ -61,10 +61,10 @@ struct Owner {
 impl Owner {
     async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
         if let Err(error) = self.tidy().await {
-            tracing::warn!(%error, "what is old was not removed from the catalogue");
+            tracing::warn!(%error, "cannot remove expired entries from the catalogue");
         }
         while let Some(request) = queue.recv().await {
-            // Nobody has to wait for the answer: the change is made or refused all the same.
+            // A failed send is ignored: the caller may stop waiting, and the change is made or rejected all the same.
             match request {
                 Request::Edit(edit, by, reply) => drop(reply.send(self.edit(*edit, &by).await)),
                 Request::Keep(entries, reply) => drop(reply.send(self.keep(entries).await)),
@@ -101,11 +101,11 @@ impl Owner {
         let catalogue = self.publish.borrow().clone();
         let existing = catalogue.workspaces.get(&name);
         if existing.is_some() && create_only {
-            return Err(Error::Conflict(format!("there is a workspace {name} already")));
+            return Err(Error::Conflict(format!("workspace {name} exists already")));
         }
         let new = existing.is_none();
         if existing.is_some_and(|existing| **existing == workspace) {
-            // It may be here and nowhere else, after an edit whose outcome was not known: others get it again.
+            // After an edit with an unknown outcome only this node may have the entry, so it is replicated again.
             let entry = self.book.entry(&Key::Workspace(name)).map(|entry| (**entry).clone());
             return Ok((Edited::Put { new }, entry));
         }
@@ -132,17 +132,17 @@ impl Owner {
         ballot: Ballot,
         by: &Actor,
     ) -> Result<(Edited, Option<Entry>), Error> {
-        self.tidy().await?; // the name of an expired one is free
+        self.tidy().await?; // frees the names of expired tokens
         let catalogue = self.publish.borrow().clone();
         if catalogue.tokens.len() >= MAX_TOKENS {
             return Err(Error::Conflict(format!(
-                "there are {MAX_TOKENS} API tokens, the most there can be: revoke some"
+                "the catalogue is full: at most {MAX_TOKENS} API tokens; revoke tokens that are not in use"
             )));
         }
         let (new, stored) = token::new(&catalogue, request, self.clock.now())?;
         let key = Key::Token(stored.token.id.clone());
         let entry = self.write(key, Value::Token(Box::new(stored)), ballot).await?;
-        tracing::info!(id = %new.token.id, name = %new.token.name, role = %new.token.role, %by, "API token made");
+        tracing::info!(id = %new.token.id, name = %new.token.name, role = %new.token.role, %by, "API token created");
         Ok((Edited::Token(new), Some(entry)))
     }
 
@@ -163,14 +163,14 @@ impl Owner {
         Ok((Edited::Done, Some(entry)))
     }
 
-    /// Takes over what is newer.
+    /// Stores the entries that are newer.
     async fn keep(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
         let now = self.clock.now();
         let mut book = (*self.book).clone();
         let mut changed = Vec::new();
         for mut entry in entries {
             if let Value::Token(stored) = &mut entry.value {
-                **stored = token::rebased(stored, now); // its deadline counts on the clock of this host now
+                **stored = token::rebased(stored, now); // the deadline is relative to the boot of the sending host
             }
             let key = entry.key.clone();
             let lost = book.conflict(&key).cloned();
@@ -179,7 +179,7 @@ impl Owner {
             }
         }
         for conflict in changed.iter().filter_map(|key| book.conflict(key)) {
-            tracing::warn!(key = ?conflict.previous.key, "changed on two sides of a partition: the later change won");
+            tracing::warn!(key = ?conflict.previous.key, "changed on both sides of a partition: the higher version won, and the other change was lost");
         }
         self.commit(book, &changed).await
     }
@@ -195,8 +195,8 @@ impl Owner {
         Ok(entry)
     }
 
-    /// Forgets what has expired or is long gone, and counts the deadlines of the rest from this boot. Every node
-    /// does so by itself: none needs to be told.
+    /// Removes expired tokens and old tombstones, and rebases the other deadlines onto this boot. Every node does so by
+    /// itself, without replication.
     async fn tidy(&mut self) -> Result<(), Error> {
         let now = self.clock.now();
         let mut book = (*self.book).clone();
@@ -217,7 +217,7 @@ impl Owner {
         self.commit(book, &changed).await
     }
 
-    /// Writes what changed, then publishes it.
+    /// Writes the changed entries, then publishes the book.
     async fn commit(&mut self, book: Book, changed: &[Key]) -> Result<(), Error> {
         if changed.is_empty() {
             return Ok(());

@@ -1,7 +1,7 @@
-//! API tokens: how they are made, and how one that is shown is told. Pure, but for the randomness of a new one.
+//! API tokens: their creation and verification. Pure, except for the randomness of a new token.
 //!
-//! A token reads `ost_<id>_<secret>`: the id of 8 base32 characters says which one it is, in logs of
-//! others too, and the secret of 43 base64url characters proves it.
+//! A token has the form `ost_<id>_<secret>`. The id of 8 base32 characters identifies it, also in the logs of
+//! other systems; the secret of 43 base64url characters authenticates it.
 
 use std::time::Duration;
 
@@ -13,16 +13,16 @@ use super::{Error, Snapshot, StoredToken};
 use crate::types::{ApiToken, ApiTokenRequest, Deadline, Invalid, Moment, Name, NewApiToken, Period};
 
 const PREFIX: &str = "ost";
-/// 40 bits, 8 characters: enough to tell the tokens of one catalogue apart. It is no secret.
+/// 40 bits, 8 characters: enough to distinguish the tokens of one catalogue. The id is not secret.
 const ID_BYTES: usize = 5;
 /// 256 bits, 43 characters.
 const SECRET_BYTES: usize = 32;
 
-/// The token whose text this is, if it is one of these and has not expired.
+/// The token with this text, if the snapshot has it and it has not expired.
 pub(super) fn token_of<'a>(snapshot: &'a Snapshot, text: &str, now: Moment) -> Option<&'a ApiToken> {
     let stored = snapshot.tokens.get(id_of(text)?)?;
-    // Comparing hashes takes a time that depends on how many of their characters agree. To learn from it one would
-    // have to choose texts by their SHA-256, and would end with a hash, not with the 256 random bits behind it.
+    // The time of the comparison depends on the number of equal leading characters of the hashes. To use it, an
+    // attacker would have to choose texts by their SHA-256, and would learn the hash, not the 256 random bits.
     let genuine = stored.sha256 == hash(text);
     (genuine && !has_expired(stored, now)).then_some(&stored.token)
 }
@@ -31,7 +31,7 @@ pub(super) fn has_expired(stored: &StoredToken, now: Moment) -> bool {
     stored.deadline.is_some_and(|deadline| deadline.is_due(now))
 }
 
-/// The token, counted from this boot.
+/// The token with its deadline rebased onto this boot.
 pub(super) fn rebased(stored: &StoredToken, now: Moment) -> StoredToken {
     let mut rebased = stored.clone();
     if let Some(deadline) = stored.deadline.map(|deadline| deadline.rebased(now))
@@ -43,7 +43,7 @@ pub(super) fn rebased(stored: &StoredToken, now: Moment) -> StoredToken {
     rebased
 }
 
-/// A new token beside those of the snapshot: what to show once, and what to keep.
+/// A new token with an unused id and name: the answer for the caller, and the stored form.
 pub(super) fn new(
     snapshot: &Snapshot,
     request: &ApiTokenRequest,
@@ -76,11 +76,11 @@ fn check_expiry(seconds: Option<u64>) -> Result<(), Invalid> {
     }
 }
 
-/// A token is revoked by id or name, so no name may be another's, nor another's id.
+/// A token is revoked by id or name, so a name must differ from every other name and id.
 fn check_free(snapshot: &Snapshot, name: &Name) -> Result<(), Error> {
     let taken = |stored: &StoredToken| stored.token.name == *name || stored.token.id == name.as_str();
     if snapshot.tokens.values().any(|stored| taken(stored)) {
-        return Err(Error::Conflict(format!("there is an API token {name} already")));
+        return Err(Error::Conflict(format!("API token {name} exists already")));
     }
     Ok(())
 }
@@ -96,7 +96,7 @@ fn unused_id(snapshot: &Snapshot) -> String {
 }
 
 fn id_of(text: &str) -> Option<&str> {
-    let mut parts = text.splitn(3, '_'); // the secret may hold `_`
+    let mut parts = text.splitn(3, '_'); // the secret may contain `_`
     (parts.next()? == PREFIX).then(|| parts.next()).flatten()
 }
 
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_known_by_its_whole_text() {
+    fn a_token_is_accepted_by_its_whole_text_only() {
         let (snapshot, secret) = with_token(&request(None));
         assert_eq!(role_of(&snapshot, &secret, moment()), Some(Role::Operate));
         let mut wrong = secret.clone();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_looks_as_documented() {
+    fn a_token_has_the_documented_form() {
         let (snapshot, secret) = with_token(&request(None));
         let stored = snapshot.tokens.values().next().unwrap();
         assert_eq!((stored.token.id.len(), secret.len()), (8, 4 + 8 + 1 + 43));
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_reboot_a_token_lives_for_what_remained() {
+    fn after_a_reboot_a_token_keeps_its_remaining_time() {
         let (snapshot, _) = with_token(&request(Some(7200)));
         let stored = snapshot.tokens.values().next().unwrap();
         let hour = Duration::from_secs(3600);
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expiry_is_in_range() {
+    fn an_expiry_out_of_range_is_invalid() {
         for seconds in [0, u64::MAX] {
             let refused = new(&Snapshot::default(), &request(Some(seconds)), moment());
             assert!(matches!(refused, Err(Error::Invalid(e)) if e.field == "expires_in_seconds"), "{seconds}");

@@ -88,7 +88,7 @@ fn without(patch: &SettingsPatch, declared: &SettingsPatch) -> SettingsPatch {
     }
 }
 
-/// The source of declared settings, for errors.
+/// The source of the declared settings, for errors: without a file, the environment.
 fn file_name(file: Option<&Path>) -> String {
     file.map_or_else(|| "the environment".to_owned(), |file| file.display().to_string())
 }

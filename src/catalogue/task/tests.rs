@@ -1,4 +1,4 @@
-//! Several owners, each with its own file, that reach one another unless they are cut off.
+//! Several owners, each with its own file, which reach each other unless the test cuts them off.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
@@ -18,7 +18,7 @@ use crate::types::{
 
 const BOOT: Moment =
     Moment { wall: Timestamp::from_millis(1_000_000), boot: BootInstant::from_millis(60_000), boot_id: 1 };
-/// More than any condition that is waited for takes on a busy machine.
+/// Longer than every expected condition takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn id(n: u8) -> NodeId {
@@ -43,7 +43,7 @@ fn token_request(body: serde_json::Value) -> Edit {
     Edit::CreateToken(serde_json::from_value::<ApiTokenRequest>(body).unwrap())
 }
 
-/// The way between the nodes.
+/// The network between the nodes.
 #[derive(Clone, Default)]
 struct Network(Arc<Mutex<Wires>>);
 
@@ -129,14 +129,14 @@ impl Catalogue {
         Self { handle, leadership, view, clock, directory, network: network.clone() }
     }
 
-    /// One node that leads itself.
+    /// A cluster of one node, which is its leader.
     fn alone() -> Self {
         let catalogue = Self::start(1, &Network::default());
         catalogue.leads(1, &[1], 1);
         catalogue
     }
 
-    /// From now on this node leads these.
+    /// Makes this node the leader of these nodes.
     fn leads(&self, term: u64, electorate: &[u8], needed: usize) {
         let ballot = Ballot { term, node: self.handle.me };
         let electorate: BTreeSet<NodeId> = electorate.iter().copied().map(id).collect();
@@ -150,7 +150,7 @@ impl Catalogue {
         self.leadership.send_replace(Arc::new(Leadership { leader: Some(id(leader)), ballot: None, reign: None }));
     }
 
-    /// What gossip tells of another node's catalogue.
+    /// Delivers another node's digest by gossip.
     fn hears(&self, of: &Self) {
         let member = Member {
             address: "127.0.0.1:1".parse().unwrap(),
@@ -167,14 +167,14 @@ impl Catalogue {
         self.view.send_modify(|view| drop(Arc::make_mut(view).members.insert(heard, Arc::new(member))));
     }
 
-    /// Stops the owner, and starts another one on the same file.
+    /// Stops the owner, and starts another on the same file.
     async fn restart(self, now: Moment) -> Self {
         let Self { handle, directory, network, .. } = self;
         let me = handle.me;
         network.wires().nodes.clear();
         drop(handle);
         let store = loop {
-            // The last one may still be closing its file.
+            // The previous owner may still be closing its file.
             match Store::open(directory.path(), &me, now.wall) {
                 Err(crate::store::Error::InUse(_)) => tokio::task::yield_now().await,
                 opened => break opened.unwrap(),
@@ -202,7 +202,7 @@ fn root() -> Actor {
     Actor::Socket { uid: 0 }
 }
 
-/// What was stored, whatever it is.
+/// Whether a workspace of this name is stored, with any value.
 fn has_workspace(text: &str) -> impl Fn(&Snapshot) -> bool {
     let wanted = name(text);
     move |snapshot| snapshot.workspaces.contains_key(&wanted)
@@ -240,7 +240,7 @@ async fn only_the_leader_writes() {
 }
 
 #[tokio::test]
-async fn tokens_are_made_shown_once_and_revoked() {
+async fn tokens_are_created_and_revoked() {
     let catalogue = Catalogue::alone();
     let edit = |edit| catalogue.handle.edit(edit, root());
     let Ok(Edited::Token(new)) = edit(token_request(json!({"name": "ci", "role": "read"}))).await else { panic!() };
@@ -267,7 +267,7 @@ async fn a_token_expires_and_its_name_is_free_again() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_written_did_not_happen() {
+async fn a_change_that_cannot_be_written_is_not_made() {
     let (store, switch) = Store::failing();
     let directory = tempfile::tempdir().unwrap();
     let catalogue = Catalogue::start_on(directory, store, Book::default(), 1, &Network::default(), BOOT);
@@ -289,7 +289,7 @@ async fn what_cannot_be_written_did_not_happen() {
 }
 
 #[tokio::test]
-async fn an_edit_is_answered_once_a_majority_has_it_and_everybody_gets_it() {
+async fn an_edit_returns_once_a_majority_has_it_and_reaches_every_node() {
     let network = Network::default();
     let nodes = [1, 2, 3].map(|n| Catalogue::start(n, &network));
     nodes[0].leads(1, &[1, 2, 3], 2);
@@ -310,7 +310,7 @@ async fn an_edit_is_answered_once_a_majority_has_it_and_everybody_gets_it() {
 }
 
 #[tokio::test]
-async fn a_node_that_starts_asks_the_leader_for_what_it_missed() {
+async fn a_starting_node_fetches_missed_changes_from_the_leader() {
     let network = Network::default();
     let (leader, other) = (Catalogue::start(1, &network), Catalogue::start(2, &network));
     leader.leads(1, &[1], 1);
@@ -322,7 +322,7 @@ async fn a_node_that_starts_asks_the_leader_for_what_it_missed() {
 }
 
 #[tokio::test]
-async fn two_sides_of_a_partition_come_together_and_say_what_was_lost() {
+async fn after_a_partition_catalogues_are_merged_and_conflicts_are_kept() {
     let network = Network::default();
     let (one, two) = (Catalogue::start(1, &network), Catalogue::start(2, &network));
     network.cut(1);
@@ -347,7 +347,7 @@ async fn two_sides_of_a_partition_come_together_and_say_what_was_lost() {
 }
 
 #[tokio::test]
-async fn what_was_removed_while_a_node_was_away_does_not_come_back() {
+async fn a_removed_entry_does_not_return_with_a_node_that_was_away() {
     let network = Network::default();
     let (leader, away) = (Catalogue::start(1, &network), Catalogue::start(2, &network));
     leader.leads(1, &[1, 2], 2);
