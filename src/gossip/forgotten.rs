@@ -1,6 +1,6 @@
-//! What was to be forgotten of nodes that will not return. Pure.
+//! The nodes and sessions that an operator removed because a node will not return. Pure.
 //!
-//! Others still tell of them for a while. So it is remembered what was forgotten, until the node itself is heard.
+//! Gossip still spreads their keys for a while. This list keeps them out of the view until the node itself connects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,20 +8,20 @@ use std::time::Duration;
 use super::Entry;
 use crate::types::{BootInstant, NodeId, SessionId};
 
-/// A life that is over lives on in what others tell of it, until their detectors have noticed: they heard it last at
-/// different times, and each later time makes it seem alive again.
+/// How long a dead run can seem alive. Other nodes received its last heartbeat at different times, and each later
+/// heartbeat makes it seem alive again, until the failure detectors of all nodes have noticed.
 pub(super) const ECHO: Duration = Duration::from_secs(30);
-/// Nodes of which something is forgotten. Above it, some are taken up again where others tell of them.
+/// Nodes in the list at most. Above it, some are dropped from the list, and return if gossip still spreads their keys.
 const MAX_NODES: usize = 1000;
 
-/// By node, the life that is not taken up again.
+/// By node, the run that stays removed.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Forgotten(BTreeMap<NodeId, Life>);
 
 #[derive(Debug, Clone)]
 struct Life {
     incarnation: u64,
-    /// Since when it has seemed alive again.
+    /// Since when the run has seemed alive again.
     heard_since: Option<BootInstant>,
     what: What,
 }
@@ -52,17 +52,17 @@ impl Forgotten {
         }
     }
 
-    /// Looks at the newest life of every node: what is heard again is not forgotten any more.
+    /// Drops the nodes from the list that have connected again, judged by the newest run of every node.
     pub(super) fn look(&mut self, newest: &BTreeMap<&NodeId, &Entry>, now: BootInstant) {
         self.0.retain(|id, life| newest.get(id).is_none_or(|entry| life.is_over(entry, now)));
     }
 
-    /// Whether the node is not to be listed.
+    /// Whether the whole node is removed.
     pub(super) fn has_node(&self, id: &NodeId) -> bool {
         self.0.get(id).is_some_and(|life| matches!(life.what, What::All))
     }
 
-    /// The sessions of a node that are not to be listed.
+    /// The removed sessions of a node.
     pub(super) fn sessions_of(&self, id: &NodeId) -> Option<&BTreeSet<SessionId>> {
         match &self.0.get(id)?.what {
             What::All => None,
@@ -70,14 +70,14 @@ impl Forgotten {
         }
     }
 
-    /// The same of all nodes.
+    /// The removed sessions of all nodes.
     pub(super) fn sessions(&self) -> impl Iterator<Item = (&NodeId, &BTreeSet<SessionId>)> {
         self.0.keys().filter_map(|id| Some((id, self.sessions_of(id)?)))
     }
 }
 
 impl Life {
-    /// Whether the newest life of the node is still this one, and over.
+    /// Whether the newest run of the node is still this one, and dead.
     fn is_over(&mut self, newest: &Entry, now: BootInstant) -> bool {
         if newest.incarnation > self.incarnation {
             return false;

@@ -1,8 +1,8 @@
-//! What a node says of itself: a few small keys, each a JSON document; pure.
+//! What a node publishes of itself: a few small keys, each with a JSON document. Pure.
 //!
-//! Each change of a key travels to every node, so what changes from second to second is left out or
-//! rounded, and measured figures have a key of their own that is written seldom. What is read was written
-//! by another version, perhaps: what is missing, not known or malformed costs only itself.
+//! Each change of a key travels to every node. Values that change every second are therefore left out or
+//! rounded, and the usage has a key of its own that is written seldom. Another version may have written the
+//! keys: a missing, unknown or malformed key is ignored, and the others are read.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -14,42 +14,42 @@ use crate::types::{
     Bytes, ClusterMode, Cores, Disk, GpuUsage, NodeId, NodeProfile, NodeUsage, SessionId, SessionProfile, Timestamp,
 };
 
-/// Bytes in one value. A value above 64 KiB would never spread, and block every later key.
+/// Bytes of a value at most. A value above 64 KiB would never spread, and would block every later key.
 pub const MAX_VALUE: usize = 8 << 10;
-/// Sessions of one node that are told to the others.
+/// Sessions that one node publishes at most.
 pub const MAX_SESSIONS: usize = 512;
 
 /// The node's profile.
 pub const NODE: &str = "node";
-/// What is measured. Whoever publishes writes it less often than the rest.
+/// The node's usage. It is published less often than the other keys.
 pub const LOAD: &str = "load";
-/// Set once the node says goodbye.
+/// Set when the node leaves.
 pub const LEFT: &str = "left";
 const MODE: &str = "mode";
 const CATALOGUE: &str = "catalogue";
-/// Followed by the id: one key a session.
+/// The prefix of one key per session, followed by its id.
 const SESSION: &str = "s/";
 
-/// Measured cores are told in steps of a tenth.
+/// The step of measured cores: a tenth of a core.
 const CORES_STEP_MILLI: u64 = 100;
-/// Measured memory is told in these steps.
+/// The step of measured memory in bytes: 64 MiB.
 const MEMORY_STEP: u64 = 64 << 20;
-/// Free disk is told in these steps.
+/// The step of free disk in bytes: 1 GiB.
 const DISK_STEP: u64 = 1 << 30;
 
-/// What a node has to say.
+/// What a node publishes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Published {
     pub profile: Arc<NodeProfile>,
     pub usage: NodeUsage,
-    /// Those that are not gone.
+    /// The sessions whose containers exist.
     pub sessions: Vec<Arc<SessionProfile>>,
     /// The digest of its catalogue.
     pub catalogue: String,
     pub mode: ClusterMode,
 }
 
-/// What was heard of a node.
+/// What the keys of a node contain.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Heard {
     pub profile: Option<Arc<NodeProfile>>,
@@ -61,7 +61,7 @@ pub struct Heard {
     pub left: bool,
 }
 
-/// What is measured, rounded: of the figures that are told, and no others.
+/// The published figures of the usage, rounded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Load {
     at: Timestamp,
@@ -72,7 +72,7 @@ struct Load {
 }
 
 impl Load {
-    /// `None` where nothing was measured.
+    /// `None` if nothing was measured.
     fn of(usage: &NodeUsage) -> Option<Self> {
         let NodeUsage { at, cores, memory_bytes, disk, gpus, swap: _, load: _ } = usage;
         let is_known = cores.is_some() || memory_bytes.is_some() || disk.is_some() || !gpus.is_empty();
@@ -102,7 +102,7 @@ impl Load {
     }
 }
 
-/// The keys that say it. What cannot be made small enough is not said.
+/// The keys of a node. A document that exceeds [`MAX_VALUE`] even when shortened is left out.
 pub fn write(published: &Published) -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();
     let mut say = |key: String, value: Option<String>| {
@@ -120,7 +120,7 @@ pub fn write(published: &Published) -> BTreeMap<String, String> {
     keys
 }
 
-/// What the keys of this node say.
+/// Reads the keys of the node `id`.
 pub fn read<'a>(id: &NodeId, keys: impl IntoIterator<Item = (&'a str, &'a str)>) -> Heard {
     let mut heard = Heard::default();
     for (key, value) in keys {
@@ -145,7 +145,7 @@ pub fn read<'a>(id: &NodeId, keys: impl IntoIterator<Item = (&'a str, &'a str)>)
     heard
 }
 
-/// What a document can do without, in the order in which it goes where it is too long.
+/// The parts that a document can lose, in the order in which they are removed while it is too long.
 type Shrink<T> = &'static [fn(&mut T)];
 
 const SHRINK_NODE: Shrink<NodeProfile> = &[
@@ -175,8 +175,7 @@ fn shrunk<T: Serialize>(mut document: T, shrink: Shrink<T>) -> Option<String> {
     Some(text)
 }
 
-/// The sessions that are told: where there are too many, those that go on before those that ended, the
-/// youngest first.
+/// The sessions to publish. If there are too many, those that have not ended come first, then the youngest.
 fn told(sessions: &[Arc<SessionProfile>]) -> Vec<&SessionProfile> {
     let mut told: Vec<&SessionProfile> = sessions.iter().map(Arc::as_ref).collect();
     if told.len() > MAX_SESSIONS {
@@ -186,7 +185,7 @@ fn told(sessions: &[Arc<SessionProfile>]) -> Vec<&SessionProfile> {
     told
 }
 
-/// A condition that only a newer version knows must not hide the node.
+/// Reads a profile without the conditions that only a newer version knows: they must not hide the node.
 fn read_profile(text: &str) -> Option<NodeProfile> {
     parse(text).or_else(|| {
         let mut document: serde_json::Value = parse(text)?;
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_keys_are_read() {
         let mut published = published(1, 3);
         Arc::make_mut(&mut published.profile).gpus = vec![gpu(0)];
         let disk = |free_bytes| Disk { path: "/".to_owned(), total_bytes: Bytes::gib(100), free_bytes };
@@ -289,11 +288,11 @@ mod tests {
     }
 
     #[test]
-    fn a_second_that_passes_changes_only_the_load() {
+    fn new_measurements_change_only_the_load() {
         let mut later = published(1, 2);
         let before = write(&later);
         later.usage.load = Some([1.0, 2.0, 3.0]);
-        assert_eq!(write(&later), before, "nothing of it is told");
+        assert_eq!(write(&later), before, "load averages are not published");
         later.usage.memory_bytes = Some(Bytes::gib(1));
         let mut after = write(&later);
         assert!(after.remove(LOAD).is_some_and(|_| !before.contains_key(LOAD)));
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_is_too_long_loses_what_it_can_do_without() {
+    fn a_document_that_is_too_long_is_shortened() {
         let mut long = published(1, 0);
         let profile = Arc::make_mut(&mut long.profile);
         let condition = |kind| Condition { kind, message: "m".repeat(3000), since: Timestamp::default() };
@@ -320,7 +319,7 @@ mod tests {
         long.usage.cores = Some(Cores::ZERO);
         long.usage.gpus = (0..1000).map(|n| (gpu(n).uuid, gpu_usage())).collect();
         let Heard { profile: Some(said), usage: Some(usage), .. } = heard(&id(1), &write(&long)) else {
-            panic!("both are told");
+            panic!("both are published");
         };
         assert_eq!((said.gpus.len(), said.settings.labels.len(), said.conditions.len()), (0, 0, 2));
         assert!(said.drain.as_ref().unwrap().blockers.is_empty());
@@ -328,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_sessions_those_that_go_on_are_told() {
+    fn of_too_many_sessions_those_that_have_not_ended_are_published() {
         let mut many = published(1, 0);
         let numbered = |n: u32| {
             let mut session = (*session(1, n)).clone();
@@ -344,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_costs_only_itself() {
+    fn unreadable_keys_are_ignored() {
         let mut keys = write(&published(1, 2));
         let first = keys.keys().find(|key| key.starts_with(SESSION)).unwrap().clone();
         keys.insert(first, "{".to_owned());
@@ -369,12 +368,12 @@ mod tests {
         let text = newer.to_string();
         let said = read(&id(1), [(NODE, text.as_str())]).profile.unwrap();
         assert_eq!(said.conditions.len(), 1);
-        assert_eq!(read(&id(2), [(NODE, text.as_str())]).profile, None, "of somebody else");
+        assert_eq!(read(&id(2), [(NODE, text.as_str())]).profile, None, "the profile of another node");
     }
 
     proptest! {
         #[test]
-        fn whatever_is_heard_does_no_harm(keys in proptest::collection::btree_map(
+        fn arbitrary_keys_are_ignored(keys in proptest::collection::btree_map(
             prop_oneof!["node|load|mode|left|catalogue", "s/[a-z2-7]{26}", ".*"], ".*", 0..20)
         ) {
             let heard = heard(&id(1), &keys);

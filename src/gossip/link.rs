@@ -1,4 +1,4 @@
-//! chitchat: the one place that speaks to it.
+//! The adapter to chitchat. No other module uses it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -12,36 +12,36 @@ use tokio::sync::watch;
 use super::keys::{self, Heard};
 use super::{Config, Entry, Error};
 
-/// How many times its mean a silence lasts before a node counts as dead. Each message tells of every node,
-/// so the mean is short.
+/// A node counts as dead when its silence lasts this many times the mean interval of its heartbeats. The mean is
+/// short, since each message carries the heartbeats of every node.
 const PHI: f64 = 14.0;
-/// Heartbeats that the mean is made of, beside five of the initial interval: few, so that where many nodes
-/// send many messages a moment without any is not taken for a death.
+/// Heartbeats in the mean, in addition to five of the initial interval. A small number keeps the mean from becoming so
+/// short in a large cluster that a moment without messages counts as death.
 const SAMPLES: usize = 20;
-/// Rounds after which a longer silence says nothing of how often a node is heard.
+/// Rounds of the longest interval that counts for the mean.
 const MAX_INTERVAL_ROUNDS: u32 = 10;
-/// Rounds for which a dead node is told to others: each restart leaves one behind.
+/// Rounds for which gossip keeps a dead run. Each restart of an agent leaves one.
 const DEAD_ROUNDS: u32 = 600;
-/// Rounds for which it is told that a key was deleted. Whoever misses it is sent everything anew.
+/// Rounds for which gossip keeps a deleted key. A node that misses the deletion gets all keys again.
 const DELETED_ROUNDS: u32 = 180;
-/// The above in time, however slow the rounds are.
+/// The limit in time of the two periods above, for slow rounds.
 const MAX_GRACE: Duration = Duration::from_secs(600);
 
-/// Which state of a node's keys it is.
+/// The version of a node's keys.
 type Version = (u64, u64);
-/// What chitchat publishes when a node comes, goes or changes.
+/// What chitchat publishes when a node joins, leaves or changes.
 pub(super) type Changes = watch::Receiver<BTreeMap<ChitchatId, NodeState>>;
 
-/// The running chitchat. It ends with this.
+/// The running chitchat. It ends when this is dropped.
 pub(super) struct Link {
     chitchat: ChitchatHandle,
-    /// What was read already, with the version that it was read of.
+    /// The decoded keys, with their version.
     read: HashMap<ChitchatId, (Version, Arc<Heard>)>,
     /// The keys of this node.
     said: BTreeMap<String, String>,
 }
 
-/// A node's state; the keys only where they were not read yet.
+/// A node's state, with its keys if this version of them is not decoded yet.
 struct State {
     id: ChitchatId,
     live: bool,
@@ -50,7 +50,7 @@ struct State {
 }
 
 impl Link {
-    /// Starts chitchat with these keys. It is told where to gossip by [`Link::dial`].
+    /// Starts chitchat with these keys. [`Link::dial`] gives it the addresses to gossip with.
     pub(super) async fn start(
         config: &Config,
         incarnation: u64,
@@ -70,7 +70,7 @@ impl Link {
             cluster_id: config.cluster.to_string(),
             gossip_interval: config.interval,
             listen_addr: config.advertise,
-            seed_nodes: Vec::new(), // it would wait for a name server before it starts
+            seed_nodes: Vec::new(), // chitchat would resolve their names before it starts
             failure_detector_config,
             marked_for_deletion_grace_period: grace(DELETED_ROUNDS),
             catchup_callback: None,
@@ -87,7 +87,7 @@ impl Link {
         &self.said
     }
 
-    /// Says these keys in place of those that were said before.
+    /// Replaces the published keys.
     pub(super) async fn say(&mut self, keys: BTreeMap<String, String>) {
         if keys == self.said {
             return;
@@ -105,7 +105,7 @@ impl Link {
         self.said = keys;
     }
 
-    /// Every life of every node that is known, this one excepted.
+    /// Every known run of every node, except this run.
     pub(super) async fn entries(&mut self) -> Vec<Entry> {
         let states = self.states().await;
         let known: HashSet<ChitchatId> = states.iter().map(|state| state.id.clone()).collect();
@@ -113,7 +113,7 @@ impl Link {
         states.into_iter().filter_map(|state| self.entry(state)).collect()
     }
 
-    /// Copies under chitchat's lock what is new. It gossips with nobody meanwhile, so nothing is read there.
+    /// Copies the new keys under chitchat's lock. Gossip stops meanwhile, so the keys are decoded afterwards.
     async fn states(&self) -> Vec<State> {
         let own = self.chitchat.chitchat_id();
         self.chitchat
@@ -146,27 +146,27 @@ impl Link {
         Some(Entry { id, incarnation, address, live: state.live, heard })
     }
 
-    /// Gossips with whoever is at this address, once.
+    /// Gossips once with the node at this address.
     pub(super) fn dial(&self, address: SocketAddr) {
-        // It has ended where this fails, which `ended` says.
+        // Fails only if chitchat has ended, which `ended` reports.
         let _ = self.chitchat.gossip(address);
     }
 
-    /// Changes whenever a node comes, goes or says something else.
+    /// Changes whenever a node joins, leaves or publishes a change.
     pub(super) async fn changes(&self) -> Changes {
         self.chitchat.with_chitchat(|chitchat| chitchat.live_nodes_watcher()).await
     }
 
-    /// Why chitchat ended, once it does.
+    /// Waits for the end of chitchat, and returns its reason.
     pub(super) fn ended(&self) -> impl Future<Output = String> + use<> {
         let ended = self.chitchat.termination_watcher();
-        async move { ended.await.err().map_or_else(|| "it was shut down".to_owned(), |error| format!("{error:#}")) }
+        async move { ended.await.err().map_or_else(|| "chitchat was shut down".to_owned(), |error| format!("{error:#}")) }
     }
 
     /// Ends chitchat, and waits for it.
     pub(super) async fn shut_down(self) {
         if let Err(error) = self.chitchat.shutdown().await {
-            tracing::debug!(error = %format!("{error:#}"), "gossip did not end well");
+            tracing::debug!(error = %format!("{error:#}"), "gossip ended with an error");
         }
     }
 }
@@ -179,7 +179,7 @@ mod tests {
     use crate::gossip::fixture::{id, published};
     use crate::types::ClusterMode;
 
-    /// So short that deleted keys are forgotten while a test waits.
+    /// So short that gossip drops deleted keys within a test.
     const ROUND: Duration = Duration::from_millis(5);
 
     async fn start(n: u8, transport: &ChannelTransport) -> Link {
@@ -194,7 +194,7 @@ mod tests {
         Link::start(&config, 1, keys::write(&published(n, 0)), transport).await.unwrap()
     }
 
-    /// Keys that chitchat keeps, deleted ones included.
+    /// The number of keys that chitchat keeps of each node, deleted ones included.
     async fn kept(link: &Link) -> Vec<usize> {
         let count = |state: &NodeState| state.key_values_including_deleted().count();
         link.chitchat.with_chitchat(|chitchat| chitchat.node_states().values().map(count).collect()).await
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_of_sessions_that_are_gone_are_forgotten_everywhere() {
+    async fn keys_of_removed_sessions_disappear_on_all_nodes() {
         let transport = ChannelTransport::default();
         let (mut one, mut two) = (start(1, &transport).await, start(2, &transport).await);
         two.dial(SocketAddr::from(([127, 0, 0, 1], 1)));

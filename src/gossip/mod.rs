@@ -1,10 +1,9 @@
 //! Membership and the state of every node, spread by gossip.
 //!
-//! Each node publishes a few small keys ([`keys`]); chitchat brings them to everybody within some
-//! rounds. What must be fast does not wait for it: gossip is for who is there, for lists, and for what
-//! is left of a node that cannot be asked any more. [`view`] makes of the keys what the other parts
-//! read; [`roster`] keeps it, so that a node that starts finds the others without a seed; [`task`] owns
-//! it all.
+//! Each node publishes a few small keys ([`keys`]), which chitchat spreads to every node within a few
+//! rounds. Nothing urgent depends on gossip: it serves membership, lists, and the last known state of
+//! unreachable nodes. [`view`] builds what the other parts read from the keys. [`roster`] stores it, so
+//! that a starting node finds the others without a seed. [`task`] owns all of it.
 
 mod forgotten;
 pub mod keys;
@@ -26,22 +25,22 @@ use crate::types::{
     Actor, ClusterMode, Name, NodeId, NodeProfile, NodeState, NodeUsage, SessionId, SessionProfile, Timestamp,
 };
 
-/// What the gossip of this node is told.
+/// The configuration of gossip.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub me: NodeId,
-    /// Clusters of other names are not heard.
+    /// The cluster's name. Messages of clusters with another name are ignored.
     pub cluster: Name,
-    /// Where the others reach this node.
+    /// The address where other nodes reach this node.
     pub advertise: SocketAddr,
-    /// Where to begin, as `host:port`. A name is looked up again and again.
+    /// The nodes to contact first, as `host:port`. Names are resolved again at intervals.
     pub seeds: Vec<String>,
     pub mode: ClusterMode,
-    /// Between two rounds of gossip. What a node publishes changes at most once in it.
+    /// The time between two rounds of gossip. A node publishes changes at most once per round.
     pub interval: Duration,
 }
 
-/// Where the owner says what it knows. Each is made before, for those who read it.
+/// The channels to which the owner publishes. They exist before the owner, so that readers can subscribe first.
 #[derive(Debug)]
 pub struct Channels {
     pub directory: watch::Sender<Arc<Directory>>,
@@ -65,7 +64,7 @@ pub enum Error {
     Stopping,
 }
 
-/// The way to the owner. Cheap to clone.
+/// Sends requests to the owner. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
@@ -80,12 +79,12 @@ enum Request {
 }
 
 impl Handle {
-    /// Says goodbye to the others, and ends the gossip of this node.
+    /// Announces to other nodes that this node leaves, and ends its gossip.
     pub async fn leave(&self) -> Result<(), Error> {
         self.ask(Request::Leave).await
     }
 
-    /// Takes a node that is not alive out of the roster, or one of its sessions. They are back as soon as it is heard
+    /// Removes a node that is not alive, or one of its sessions, from the roster. They return when the node connects
     /// again.
     pub async fn forget(&self, node: NodeId, session: Option<SessionId>, by: Actor) -> Result<(), Error> {
         self.ask(|reply| Request::Forget(node, session, by, reply)).await
@@ -98,49 +97,49 @@ impl Handle {
     }
 }
 
-/// Every other node, as it was last heard of.
+/// The last known state of every other node.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ClusterView {
     pub members: BTreeMap<NodeId, Arc<Member>>,
-    /// By member, its sessions that somebody had forgotten: it will not return.
+    /// By node, the sessions that an operator removed with `--forget`, because the node will not return.
     pub forgotten: BTreeMap<NodeId, BTreeSet<SessionId>>,
-    /// Another live node has this node's id.
+    /// The address of another live node with this node's id.
     pub duplicate: Option<SocketAddr>,
-    /// There are seeds or known nodes, and none of them was ever heard.
+    /// Whether this node has seeds or knows nodes, and none of them has answered since its start.
     pub alone: bool,
 }
 
 /// Another node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Member {
-    /// Where its agent is reached.
+    /// The address of its agent.
     pub address: SocketAddr,
-    /// Which life of its agent was heard; grows.
+    /// The number of the run of its agent; grows with each start.
     pub incarnation: u64,
     pub state: NodeState,
     pub mode: ClusterMode,
-    /// When it was seen alive last, on this node's wall clock.
+    /// When it was last alive, on this node's wall clock.
     pub last_seen: Timestamp,
-    /// What it says of itself. `None` where it was only heard of so far.
+    /// Its profile. `None` until it arrives by gossip.
     pub profile: Option<Arc<NodeProfile>>,
-    /// What was measured of it, rounded.
+    /// Its usage, rounded.
     pub usage: NodeUsage,
-    /// Its sessions that are not gone.
+    /// Its sessions whose containers exist.
     pub sessions: BTreeMap<SessionId, Arc<SessionProfile>>,
     /// The digest of its catalogue.
     pub catalogue: Option<String>,
 }
 
-/// Where every known node is reached.
+/// The addresses of all known nodes.
 pub type Directory = BTreeMap<NodeId, SocketAddr>;
 
-/// One life of a node, this one's included, as chitchat knows it.
+/// One run of a node's agent in chitchat, this node's runs included.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     pub id: NodeId,
     pub incarnation: u64,
     pub address: SocketAddr,
-    /// Its heartbeat goes on.
+    /// Whether its heartbeats arrive.
     pub live: bool,
     pub heard: Arc<keys::Heard>,
 }

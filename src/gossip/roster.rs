@@ -1,7 +1,7 @@
-//! Every node that was ever known, on disk: `roster.redb` in the data directory, one record a node.
+//! The known nodes on disk: `roster.redb` in the data directory, one record per node.
 //!
-//! It is how a node finds the others without a seed, and what is left to show of those that are gone.
-//! Nothing depends on its last minute, so figures are written seldom.
+//! With the roster a node finds the others without a seed, and shows nodes that are unreachable.
+//! Nothing depends on the latest figures, so they are written seldom.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,12 +25,12 @@ const INCARNATION: &str = "incarnation";
 #[derive(Debug)]
 pub struct Store(crate::store::Store);
 
-/// What was on disk.
+/// The stored roster.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Kept {
     pub nodes: BTreeMap<NodeId, Arc<Member>>,
-    /// The life that begins now. It is on disk already: a number that were used twice would let what the
-    /// previous life said overwrite what this one says.
+    /// The number of this run. It is on disk already: with a number that is used twice, keys of the previous run could
+    /// overwrite keys of this one.
     pub incarnation: u64,
 }
 
@@ -49,10 +49,10 @@ struct Record {
 }
 
 impl Store {
-    /// Opens the store in the data directory, or makes it, reads the roster, and begins a new life.
+    /// Opens or creates the store in the data directory, reads the roster, and writes the number of this run.
     ///
     /// # Errors
-    /// The file is in use, or cannot be reached or written.
+    /// The file is in use, not accessible or not writable.
     pub fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, Kept), Error> {
         let (store, kept) = crate::store::Store::open(&data_dir.join(FILE), now, |records| Ok(parse(&records)))?;
         let incarnation = next_incarnation(kept.incarnation, now);
@@ -67,7 +67,7 @@ impl Store {
     }
 }
 
-/// The roster as it is on disk, and the way to bring it up to date.
+/// The roster on disk, and what it contains.
 #[derive(Debug)]
 pub(super) struct Roster {
     store: Store,
@@ -79,7 +79,7 @@ impl Roster {
         Self { store, written }
     }
 
-    /// Writes what joined, moved, left or was forgotten, and the `figures` of all where asked to.
+    /// Writes the nodes that joined, moved, left or were removed. With `figures`, also writes all other changes.
     pub(super) async fn keep(&mut self, members: &BTreeMap<NodeId, Arc<Member>>, figures: bool) -> Result<(), Error> {
         let due = due(&self.written, members, figures);
         if due.is_empty() {
@@ -97,13 +97,13 @@ impl Roster {
     }
 }
 
-/// Grows even where the clock went backwards, and even where the store was lost.
+/// The number of the next run. It grows even if the clock went backwards, or if the store was lost.
 fn next_incarnation(last: u64, now: Timestamp) -> u64 {
     u64::try_from(now.millis()).unwrap_or(0).max(last.saturating_add(1))
 }
 
-/// The nodes for which the disk is to be brought from one roster to the other: membership at once, `figures`
-/// when asked to.
+/// The nodes whose records must change between two rosters: for membership always, for other changes only with
+/// `figures`.
 fn due(from: &BTreeMap<NodeId, Arc<Member>>, to: &BTreeMap<NodeId, Arc<Member>>, figures: bool) -> Vec<NodeId> {
     let is_due = |id: &NodeId, member: &Arc<Member>| match from.get(id) {
         Some(written) if Arc::ptr_eq(written, member) => false,
@@ -115,7 +115,7 @@ fn due(from: &BTreeMap<NodeId, Arc<Member>>, to: &BTreeMap<NodeId, Arc<Member>>,
     removed.chain(written).copied().collect()
 }
 
-/// What a start needs to know of a node, and whether there is anything to show of it.
+/// What a start needs to know of a node, and whether its profile is known.
 fn essentials(member: &Member) -> (SocketAddr, u64, bool, ClusterMode, bool) {
     let left = member.state == NodeState::Left;
     (member.address, member.incarnation, left, member.mode, member.profile.is_some())
@@ -140,7 +140,7 @@ fn remove(id: &NodeId) -> Change {
     Change::Remove(format!("{ROSTER}{id}"))
 }
 
-/// A record that cannot be read costs only itself: the node is back when it is heard.
+/// Ignores unreadable records: such a node returns to the roster when it connects.
 fn parse(records: &Records) -> Kept {
     let mut kept = Kept::default();
     for (name, json) in records {
@@ -174,7 +174,7 @@ fn member(record: Record) -> Member {
 
 fn readable<T: DeserializeOwned>(record: &str, json: &[u8]) -> Option<T> {
     serde_json::from_slice(json)
-        .inspect_err(|error| tracing::warn!(record, %error, "a record of the roster cannot be read: it is left out"))
+        .inspect_err(|error| tracing::warn!(record, %error, "cannot read a record of the roster: ignoring it"))
         .ok()
 }
 
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_roster_survives_a_restart_and_lives_grow() {
+    async fn the_roster_survives_a_restart_and_incarnations_grow() {
         let directory = tempfile::tempdir().unwrap();
         let (store, kept) = Store::open(directory.path(), NOW).unwrap();
         assert_eq!(kept, Kept { incarnation: 1_000_000, ..Kept::default() });
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_wait_and_membership_does_not() {
+    fn membership_is_written_at_once_and_figures_on_request() {
         let (one, same) = (alive(1), alive(1));
         let busier = Arc::new(Member { sessions: by_id(&[session(1, 0), session(1, 1)]), ..(*one).clone() });
         let moved = Arc::new(Member { address: "127.0.0.1:9".parse().unwrap(), ..(*one).clone() });
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_not_written_is_written_the_next_time() {
+    async fn a_failed_write_is_retried() {
         let (store, switch) = Store::failing();
         let mut kept = Roster::new(store, BTreeMap::new());
         let members = roster(&[(1, &alive(1))]);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_cannot_be_read_costs_only_itself() {
+    fn unreadable_records_are_ignored() {
         let Change::Put(name, json) = put(&id(1), &alive(1)) else { panic!("a record is put") };
         let record = |name: &str| (name.to_owned(), b"{}".to_vec());
         let broken = format!("{ROSTER}{}", id(2));

@@ -1,6 +1,6 @@
-//! Where the seeds are: addresses as they are, names looked up again and again.
+//! The addresses of the seeds. Names are resolved at intervals, since their addresses may change.
 //!
-//! A name server that does not answer must not hold up the start, nor the gossip with everybody else.
+//! A task of its own resolves them: a name server that does not answer must not delay the start or the gossip.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,16 +10,16 @@ use tokio::net::lookup_host;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Names are looked up again after this, since what they mean may change.
+/// The time between two resolutions of all names.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(60);
-/// The same while one of them means nothing.
+/// The same while a name does not resolve.
 const LOOK_UP_AGAIN: Duration = Duration::from_secs(5);
 
-/// The addresses of the seeds, as far as they are known.
+/// The known addresses of the seeds.
 #[derive(Debug)]
 pub(super) struct Seeds {
     addresses: watch::Receiver<BTreeSet<SocketAddr>>,
-    /// Ends with the seeds.
+    /// The resolver. It ends when the seeds are dropped.
     _resolver: JoinSet<()>,
 }
 
@@ -50,10 +50,10 @@ async fn resolve(names: Vec<String>, fixed: BTreeSet<SocketAddr>, publish: watch
                     found.insert(name, addresses.collect());
                     failing.remove(name.as_str());
                 }
-                // What it meant before is better than nothing.
+                // A name that no longer resolves keeps its previous addresses.
                 Err(error) => {
                     if failing.insert(name) {
-                        tracing::warn!(seed = %name, %error, "the seed's name cannot be looked up");
+                        tracing::warn!(seed = %name, %error, "cannot resolve the name of a seed");
                     }
                 }
             }
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn addresses_are_there_at_once_and_names_when_they_are_found() {
+    async fn addresses_are_known_at_once_and_names_once_they_resolve() {
         let fixed: SocketAddr = "127.0.0.1:9".parse().unwrap();
         let mut seeds = Seeds::new(&[fixed.to_string(), "localhost:7".to_owned()]);
         assert_eq!(seeds.addresses(), [fixed].into());

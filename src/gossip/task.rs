@@ -1,4 +1,4 @@
-//! The owner of what is known of the other nodes.
+//! The owner of the view of the other nodes.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -19,35 +19,35 @@ use super::{Channels, Config, Error, Handle, Reply, Request};
 use crate::clock::Clock;
 use crate::types::{Actor, NodeId, NodeState, SessionId};
 
-/// Requests waiting for the owner. Callers beyond it wait.
+/// Requests that wait for the owner. Further callers wait to send.
 const QUEUE: usize = 16;
 
-/// Rounds between two of the measured figures.
+/// Rounds between two publications of the usage.
 const LOAD_ROUNDS: u64 = 10;
-/// Rounds between two tries to reach those that are not alive. They are tried for ever.
+/// Rounds between two attempts to reach nodes that are not alive. The attempts never end.
 const DIAL_ROUNDS: u64 = 5;
-/// Addresses that are tried at once; the others have their turn the next time.
+/// Addresses per attempt at most. The next attempt continues with the others.
 const DIALS: usize = 64;
-/// Looks within one round, where others change.
+/// Looks at the other nodes per round at most, when they change.
 const LOOKS: u32 = 4;
-/// Figures of others are written to disk this often.
+/// How often the figures of other nodes are written to disk.
 const FIGURES_EVERY: Duration = Duration::from_secs(60);
-/// Nodes that are told goodbye; they tell the rest.
+/// Nodes to which a leaving node announces it directly. They spread it to the others.
 const GOODBYES: usize = 5;
-/// How often each is told: what is lost once is not missed.
+/// Announcements to each of them, since messages may be lost.
 const GOODBYE_TRIES: u32 = 3;
-/// How long a goodbye may take to be told.
+/// Rounds that the announcements may take, and their limit in time.
 const GOODBYE_ROUNDS: u32 = 10;
 const MAX_GOODBYE: Duration = Duration::from_secs(1);
 
-/// What this node has to say now.
+/// Returns what this node publishes now.
 pub type Source = Arc<dyn Fn() -> Published + Send + Sync>;
 
-/// Starts the gossip, and its owner. It ends when the last [`Handle`] is gone, after a goodbye, or when
+/// Starts gossip and its owner. The owner ends when the last [`Handle`] is dropped, after [`Handle::leave`], or when
 /// chitchat ends.
 ///
 /// # Errors
-/// The transport cannot be opened.
+/// The transport does not open.
 pub async fn spawn(
     config: Config,
     transport: &dyn Transport,
@@ -92,11 +92,11 @@ struct Owner {
     channels: Channels,
     clock: Clock,
     rounds: u64,
-    /// How many addresses were tried so far.
+    /// The position in the list of addresses where the next attempt starts.
     dialled: usize,
     looked: Instant,
     figures_kept: Instant,
-    /// It was said that the roster cannot be written.
+    /// Whether the last write of the roster failed. The failure is logged once.
     store_fails: bool,
 }
 
@@ -116,7 +116,7 @@ impl Owner {
                     return;
                 }
                 request = queue.recv() => match request {
-                    // Nobody has to wait for the answer: it is done or refused all the same.
+                    // A failed send is ignored: the caller may stop waiting, and the request is handled all the same.
                     Some(Request::Forget(node, session, by, reply)) => {
                         drop(reply.send(self.forget(&node, session.as_ref(), &by).await));
                     }
@@ -145,7 +145,7 @@ impl Owner {
         self.rounds += 1;
     }
 
-    /// Says what has changed here.
+    /// Publishes what has changed on this node.
     async fn say(&mut self) {
         let mut keys = keys::write(&(self.source)());
         if !self.rounds.is_multiple_of(LOAD_ROUNDS)
@@ -156,7 +156,7 @@ impl Owner {
         self.link.say(keys).await;
     }
 
-    /// Looks at the others: keeps and publishes what has changed.
+    /// Looks at the other nodes, then stores and publishes what has changed.
     async fn look(&mut self) {
         let entries = self.link.entries().await;
         self.looked = Instant::now();
@@ -165,12 +165,12 @@ impl Owner {
         self.keep().await;
         let members = view::members(&view, self.config.mode, self.membership.is_untried(now));
         publish(&self.channels.directory, view::directory(&view));
-        // Whoever hears of new members finds them in the view.
+        // The view is published before the members, so that a reader of new members finds them in the view.
         publish(&self.channels.view, view);
         publish(&self.channels.members, members);
     }
 
-    /// The next look tries again where the disk refuses: the roster only helps a start.
+    /// Writes the roster. A failure is not fatal, since only a start needs the roster; the next look retries.
     async fn keep(&mut self) {
         let figures = self.figures_kept.elapsed() >= FIGURES_EVERY;
         if figures {
@@ -180,13 +180,13 @@ impl Owner {
             Ok(()) => self.store_fails = false,
             Err(_) if self.store_fails => {}
             Err(error) => {
-                tracing::warn!(%error, "the roster cannot be written: a restart would not know the latest nodes");
+                tracing::warn!(%error, "cannot write the roster: a restart would not know the latest nodes");
                 self.store_fails = true;
             }
         }
     }
 
-    /// Gossips with those who should be there and are not: what tells of a partition's end.
+    /// Gossips with the seeds and with nodes that are not alive, which detects the end of a partition.
     fn dial(&mut self) {
         let mut addresses = self.seeds.addresses();
         let silent = |state| matches!(state, NodeState::Suspect | NodeState::Unknown);
@@ -217,7 +217,7 @@ impl Owner {
             return Err(Error::Alive(*node));
         }
         self.roster.keep(next.members(), true).await.map_err(|e| Error::Store(e.to_string()))?;
-        tracing::info!(%node, session = session.map(tracing::field::display), %by, "forgotten");
+        tracing::info!(%node, session = session.map(tracing::field::display), %by, "node or session removed from the roster");
         self.membership = next;
         self.look().await;
         Ok(())
@@ -239,7 +239,8 @@ impl Owner {
         drop(reply.send(Ok(())));
     }
 
-    /// Whom a goodbye is told: live nodes first. Who stops right after it started has seen nobody live yet.
+    /// The addresses for the announcement of a leave: live nodes first. An agent that stops directly after its start
+    /// knows no live node yet, so others follow.
     fn listeners(&self) -> Vec<SocketAddr> {
         let live = self.live();
         let known = self.membership.members().values();
@@ -251,7 +252,7 @@ impl Owner {
     }
 }
 
-/// Readers wake only where something has changed.
+/// Publishes a value if it differs, so that readers wake only for changes.
 fn publish<T: PartialEq>(to: &watch::Sender<Arc<T>>, value: T) {
     to.send_if_modified(|published| {
         let differs = **published != value;

@@ -1,8 +1,8 @@
-//! What everybody reads of the other nodes, made of what chitchat knows and of what was known before; pure.
+//! The view of the other nodes, built from chitchat's state and the previous view. Pure.
 //!
-//! That a node is silent says little: chitchat's verdict is a hint, and leases decide. So a silent node is
-//! suspect for a while before it is unknown, and where most of them fall silent together, this node
-//! suspects itself first.
+//! A silent node need not be dead: chitchat's verdict is a hint, and leases decide. A silent node is therefore
+//! suspect for a while before it is unknown. If most nodes fall silent together, the fault may be this node's own
+//! network, and they stay suspect for longer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,38 +13,38 @@ use super::{ClusterView, Directory, Entry, Member};
 use crate::election::Members;
 use crate::types::{BootInstant, ClusterMode, Moment, NodeId, NodeState, SessionId, SessionProfile, SessionState};
 
-/// Nodes that are remembered. Above it, those that are not alive and were seen longest ago are forgotten.
+/// Nodes in the view at most. Above it, nodes that are not alive are removed, the longest unseen first.
 pub const MAX_MEMBERS: usize = 10_000;
 
 /// How long a silent node is suspect before it is unknown.
 const SUSPECT_FOR: Duration = Duration::from_secs(10);
-/// The same, where more than half of the nodes fell silent together: it may well be this one's own network.
+/// The same if more than half of the nodes fell silent together, when the fault may be this node's network.
 const SUSPECT_SELF_FOR: Duration = Duration::from_secs(30);
-/// Without a sound from anybody for so long after the start, this node is alone.
+/// If no node answers for this time after the start, this node is alone.
 const ALONE_AFTER: Duration = Duration::from_secs(5);
-/// The time when a live node was last seen moves on in these steps, so that time alone changes little.
+/// The step of the time when a live node was last seen. Without steps every look would change the view.
 const LAST_SEEN_STEP: Duration = Duration::from_secs(5);
 
-/// What is remembered between two looks at the cluster.
+/// The state between two looks at the cluster.
 #[derive(Debug, Clone)]
 pub struct Membership {
     me: NodeId,
     incarnation: u64,
-    /// There are seeds, or there were known nodes at the start.
+    /// Whether this node has seeds, or knew nodes at its start.
     expects_others: bool,
     started: BootInstant,
     heard_anybody: bool,
-    /// When live nodes were last seen.
+    /// The time at which live nodes count as last seen.
     stamp: Moment,
     live: BTreeSet<NodeId>,
     suspects: BTreeMap<NodeId, Silence>,
-    /// Since when an older life of this node has seemed alive.
+    /// Since when another run of this node has seemed alive.
     twin_since: Option<BootInstant>,
     forgotten: Forgotten,
     members: BTreeMap<NodeId, Arc<Member>>,
 }
 
-/// Of a node that was live.
+/// The silence of a node that was live.
 #[derive(Debug, Clone, Copy)]
 struct Silence {
     since: BootInstant,
@@ -52,7 +52,7 @@ struct Silence {
 }
 
 impl Membership {
-    /// Begins with the nodes that were known when the agent last ran.
+    /// Starts with the nodes that the roster knows.
     pub fn new(
         me: NodeId,
         incarnation: u64,
@@ -80,7 +80,7 @@ impl Membership {
         &self.members
     }
 
-    /// Looks at every life that chitchat knows, this one excepted.
+    /// Updates the view from chitchat's entries, without the entry of this run.
     pub fn look(&mut self, entries: &[Entry], now: Moment) -> ClusterView {
         if now.boot.since(self.stamp.boot) >= LAST_SEEN_STEP {
             self.stamp = now;
@@ -97,12 +97,12 @@ impl Membership {
         ClusterView { members: self.members.clone(), forgotten, duplicate, alone: self.is_alone(now) }
     }
 
-    /// Whether there are nodes that may still answer for the first time.
+    /// Whether the first answer of another node may still arrive.
     pub fn is_untried(&self, now: Moment) -> bool {
         self.expects_others && !self.heard_anybody && !self.is_alone(now)
     }
 
-    /// Forgets a node, until it is heard again. Returns what was known of it.
+    /// Removes a node until it connects again. Returns its last known state.
     pub fn forget(&mut self, id: &NodeId) -> Option<Arc<Member>> {
         let member = self.members.remove(id)?;
         self.suspects.remove(id);
@@ -111,7 +111,7 @@ impl Membership {
         Some(member)
     }
 
-    /// Forgets a session of a node, until the node is heard again. Returns what was known of the node.
+    /// Removes a session of a node until the node connects again. Returns the last known state of the node.
     pub fn forget_session(&mut self, id: &NodeId, session: &SessionId) -> Option<Arc<Member>> {
         let member = self.members.get_mut(id)?;
         let before = Arc::clone(member);
@@ -124,7 +124,7 @@ impl Membership {
         self.expects_others && !self.heard_anybody && now.boot.since(self.started) >= ALONE_AFTER
     }
 
-    /// Of each other node the latest life, unless a later one is remembered, or it was to be forgotten.
+    /// The latest run of each other node. Omits removed nodes, and dead runs that are older than the known one.
     fn newest<'a>(&mut self, entries: &'a [Entry], now: BootInstant) -> BTreeMap<&'a NodeId, &'a Entry> {
         let mut newest: BTreeMap<&NodeId, &Entry> = BTreeMap::new();
         for entry in entries.iter().filter(|entry| entry.id != self.me) {
@@ -151,7 +151,7 @@ impl Membership {
         self.suspects.retain(|id, silence| {
             !live.contains(id) && !has_left(id) && now.boot.since(silence.since) < silence.patience
         });
-        // The detector notices one after another, within some rounds.
+        // The failure detector reports nodes one by one, within a few rounds.
         let fresh = |silence: &Silence| now.boot.since(silence.since) < SUSPECT_FOR;
         let together = self.suspects.values().filter(|silence| fresh(silence)).count();
         if together > live.len() {
@@ -176,7 +176,7 @@ impl Membership {
         }
     }
 
-    /// The node as it is now: what is heard of it, else what was known before.
+    /// The present state of the node: from its entry, else from the previous view.
     fn member(&self, id: &NodeId, entry: Option<&Entry>) -> Option<Arc<Member>> {
         let state = self.state(id, entry);
         let before = self.members.get(id);
@@ -198,7 +198,7 @@ impl Membership {
             Some(before) if state != NodeState::Alive => before.last_seen,
             _ => self.stamp.wall,
         };
-        // The node's own profile comes first, so where it is missing nothing of this life has come yet.
+        // A node publishes its profile first: without it, no session of this run has arrived yet either.
         let sessions = match before {
             Some(before) if heard.profile.is_none() => &before.sessions,
             _ => &heard.sessions,
@@ -220,7 +220,7 @@ impl Membership {
         }
     }
 
-    /// Another live node with this node's id.
+    /// The entry of another live node with this node's id.
     fn duplicate<'a>(&mut self, entries: &'a [Entry], now: Moment) -> Option<&'a Entry> {
         let twins = || entries.iter().filter(|entry| entry.id == self.me && entry.live && !entry.heard.left);
         let Some(twin) = twins().max_by_key(|entry| entry.incarnation) else {
@@ -247,7 +247,7 @@ impl Membership {
     }
 }
 
-/// Of a node that is not alive, nobody can tell how its sessions are that had not ended.
+/// The sessions of a node in this state. If the node is not alive, those that had not ended become `unknown`.
 pub(super) fn as_seen(
     sessions: &BTreeMap<SessionId, Arc<SessionProfile>>,
     state: NodeState,
@@ -263,12 +263,12 @@ pub(super) fn as_seen(
     seen
 }
 
-/// Where every known node is reached.
+/// The addresses of all known nodes.
 pub fn directory(view: &ClusterView) -> Directory {
     view.members.iter().map(|(id, member)| (*id, member.address)).collect()
 }
 
-/// What an election needs to know, for a node of this mode.
+/// The members for an election of a node with this mode.
 pub fn members(view: &ClusterView, mode: ClusterMode, untried: bool) -> Members {
     let staying = || view.members.iter().filter(|(_, member)| member.state != NodeState::Left);
     let voters = staying().filter(|(_, member)| member.mode == mode).map(|(id, _)| *id).collect();

@@ -12,9 +12,9 @@ use crate::gossip::{ClusterView, Directory, Member};
 use crate::types::{Actor, BootInstant, ClusterMode, Moment, SessionState, Timestamp};
 
 const ROUND: Duration = Duration::from_millis(50);
-/// More than any condition that is waited for takes on a busy machine.
+/// Longer than every expected condition takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// More than any silence is suspect for.
+/// Longer than a silent node is suspect.
 const LONG: Duration = Duration::from_secs(31);
 
 struct Agent {
@@ -58,7 +58,7 @@ async fn start(n: u8, seeds: &[u8], transport: &dyn Transport, directory: &Path,
 }
 
 impl Agent {
-    /// Waits until the view is so, and returns it.
+    /// Waits until the view satisfies the condition, and returns it.
     async fn sees(&mut self, what: &str, is_so: impl Fn(&ClusterView) -> bool) -> Arc<ClusterView> {
         let seen = tokio::time::timeout(PATIENCE, self.view.wait_for(|view| is_so(view))).await;
         Arc::clone(&*seen.unwrap_or_else(|_| panic!("never seen: {what}")).expect("the owner goes on"))
@@ -72,14 +72,14 @@ impl Agent {
         Arc::clone(&view.members[&id(n)])
     }
 
-    /// As a crash would end it. What held its address and its files is gone afterwards.
+    /// Ends the agent like a crash. Afterwards its address and its files are free.
     async fn kill(self) {
         self.owner.abort();
         assert!(self.owner.await.unwrap_err().is_cancelled());
     }
 }
 
-/// The transport frees an address a little after its user is gone.
+/// Waits until the transport has freed the address, which happens a little after its user ends.
 async fn is_free(n: u8, transport: &ChannelTransport) {
     while transport.open(address(n)).await.is_err() {
         tokio::task::yield_now().await;
@@ -116,7 +116,7 @@ async fn nodes_find_each_other_through_one_seed() {
 }
 
 #[tokio::test]
-async fn what_a_node_says_reaches_the_others() {
+async fn published_keys_reach_the_other_nodes() {
     let (transport, clock) = (ChannelTransport::default(), clock());
     let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let one = start(1, &[], &transport, directories[0].path(), &clock).await;
@@ -139,7 +139,7 @@ async fn what_a_node_says_reaches_the_others() {
 }
 
 #[tokio::test]
-async fn a_killed_node_is_suspect_then_unknown_and_replaces_itself() {
+async fn a_killed_node_is_suspect_then_unknown_and_its_restart_replaces_it() {
     let (transport, clock) = (ChannelTransport::default(), clock());
     let directories = [(); 3].map(|()| tempfile::tempdir().unwrap());
     let mut one = start(1, &[], &transport, directories[0].path(), &clock).await;
@@ -166,7 +166,7 @@ async fn a_killed_node_is_suspect_then_unknown_and_replaces_itself() {
 }
 
 #[tokio::test]
-async fn a_goodbye_shows_as_left() {
+async fn a_node_that_leaves_has_state_left() {
     let (transport, clock) = (ChannelTransport::default(), clock());
     let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let mut one = start(1, &[], &transport, directories[0].path(), &clock).await;
@@ -203,14 +203,14 @@ async fn the_roster_finds_the_others_without_a_seed() {
     clock.advance(LONG);
     two.sees("nobody", |view| view.alone).await;
     assert!(!two.members.borrow().untried);
-    // It knows nobody, so only the roster of the other brings them together.
+    // This node knows no other, so only the roster of the other can connect them.
     let _one = start(1, &[], &transport, directories[2].path(), &clock).await;
     two.sees_state(1, NodeState::Alive).await;
     two.sees("somebody", |view| !view.alone).await;
 }
 
 #[tokio::test]
-async fn a_node_that_is_not_alive_can_be_forgotten() {
+async fn a_node_that_is_not_alive_can_be_removed() {
     let (transport, clock) = (ChannelTransport::default(), clock());
     let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let mut one = start(1, &[], &transport, directories[0].path(), &clock).await;
@@ -227,7 +227,7 @@ async fn a_node_that_is_not_alive_can_be_forgotten() {
 }
 
 #[tokio::test]
-async fn another_node_of_the_same_id_is_noticed() {
+async fn a_duplicate_node_id_is_detected() {
     let (transport, clock) = (ChannelTransport::default(), clock());
     let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let mut one = start(1, &[9], &transport, directories[0].path(), &clock).await;
@@ -238,7 +238,7 @@ async fn another_node_of_the_same_id_is_noticed() {
     assert_eq!(view.duplicate, Some(address(1)));
 }
 
-/// A host that was copied, id and all: what it advertises is not where it is.
+/// The transport of a copied host with the same id: the address that it advertises is not its own.
 struct Transplanted {
     transport: ChannelTransport,
     to: SocketAddr,
@@ -251,7 +251,7 @@ impl Transport for Transplanted {
     }
 }
 
-/// A transport that breaks at once.
+/// A transport that fails at once.
 struct Broken;
 
 #[async_trait]
@@ -273,7 +273,7 @@ impl Socket for Broken {
 }
 
 #[tokio::test]
-async fn where_chitchat_ends_the_owner_ends() {
+async fn the_owner_ends_with_chitchat() {
     let directory = tempfile::tempdir().unwrap();
     let agent = start(1, &[], &Broken, directory.path(), &clock()).await;
     tokio::time::timeout(PATIENCE, agent.owner).await.unwrap().unwrap();

@@ -41,7 +41,7 @@ fn session_states(view: &ClusterView, n: u8) -> BTreeSet<SessionState> {
 }
 
 #[test]
-fn a_silent_node_is_suspect_then_unknown_and_comes_back() {
+fn a_silent_node_is_suspect_then_unknown_and_can_return() {
     let mut membership = membership();
     let (all, one_silent) = ([1, 2, 3].map(|n| entry(n, true)), [1, 2, 3].map(|n| entry(n, n != 2)));
     let view = membership.look(&all, moment(0));
@@ -59,12 +59,12 @@ fn a_silent_node_is_suspect_then_unknown_and_comes_back() {
 }
 
 #[test]
-fn where_most_fall_silent_together_they_stay_suspect_for_longer() {
+fn most_nodes_that_fall_silent_together_stay_suspect_for_longer() {
     let mut membership = membership();
     membership.look(&[1, 2, 3].map(|n| entry(n, true)), moment(0));
     membership.look(&[1, 2, 3].map(|n| entry(n, n != 1)), moment(1));
     let most = [1, 2, 3].map(|n| entry(n, n == 3));
-    membership.look(&most, moment(3)); // the detector notices one after the other
+    membership.look(&most, moment(3)); // the failure detector reports nodes one by one
     for (at, expected) in [(12, NodeState::Suspect), (30, NodeState::Suspect), (33, NodeState::Unknown)] {
         let view = membership.look(&most, moment(at));
         assert_eq!([1, 2].map(|n| state(&view, n)), [expected; 2], "after {at} s");
@@ -72,7 +72,7 @@ fn where_most_fall_silent_together_they_stay_suspect_for_longer() {
 }
 
 #[test]
-fn who_says_goodbye_has_left_and_stays_left_when_chitchat_forgets_it() {
+fn a_node_that_left_stays_left_when_chitchat_drops_it() {
     let mut membership = membership();
     membership.look(&[entry(1, true), entry(2, true)], moment(0));
     let view = membership.look(&[left(1), entry(2, true)], moment(1));
@@ -86,7 +86,7 @@ fn who_says_goodbye_has_left_and_stays_left_when_chitchat_forgets_it() {
 }
 
 #[test]
-fn the_latest_life_counts() {
+fn the_latest_incarnation_counts() {
     let mut membership = membership();
     let later = Entry {
         incarnation: 6,
@@ -105,7 +105,7 @@ fn the_latest_life_counts() {
 }
 
 #[test]
-fn a_twin_is_noticed_and_a_previous_life_is_not_taken_for_one() {
+fn a_duplicate_is_detected_and_a_previous_run_is_not_a_duplicate() {
     let twin = |incarnation, live| Entry { incarnation, ..entry(0, live) };
     let mut membership = membership();
     assert_eq!(membership.look(&[twin(9, false)], moment(0)).duplicate, None);
@@ -119,7 +119,7 @@ fn a_twin_is_noticed_and_a_previous_life_is_not_taken_for_one() {
 }
 
 #[test]
-fn without_a_sound_from_anybody_a_node_is_alone() {
+fn a_node_without_answers_is_alone() {
     let mut membership = membership();
     assert!(!membership.look(&[], moment(4)).alone && membership.is_untried(moment(4)));
     assert!(membership.look(&[], moment(5)).alone && !membership.is_untried(moment(5)));
@@ -130,7 +130,7 @@ fn without_a_sound_from_anybody_a_node_is_alone() {
 }
 
 #[test]
-fn what_was_known_before_the_start_is_unknown_until_it_is_heard() {
+fn nodes_of_the_roster_are_unknown_until_they_answer() {
     let known = membership().look(&[entry(1, true), left(2)], moment(0)).members;
     let mut membership = Membership::new(id(0), 6, false, known, moment(100));
     assert!(membership.is_untried(moment(100)));
@@ -142,7 +142,7 @@ fn what_was_known_before_the_start_is_unknown_until_it_is_heard() {
 }
 
 #[test]
-fn what_is_forgotten_is_not_back_before_it_is_heard() {
+fn a_removed_node_stays_removed_until_it_connects() {
     let mut membership = membership();
     membership.look(&[entry(1, true)], moment(0));
     membership.look(&[entry(1, false)], moment(1));
@@ -156,7 +156,7 @@ fn what_is_forgotten_is_not_back_before_it_is_heard() {
 }
 
 #[test]
-fn what_others_heard_last_of_a_forgotten_node_does_not_bring_it_back() {
+fn late_heartbeats_of_a_removed_node_do_not_bring_it_back() {
     let mut membership = membership();
     membership.look(&[entry(1, true)], moment(0));
     membership.forget(&id(1));
@@ -167,7 +167,7 @@ fn what_others_heard_last_of_a_forgotten_node_does_not_bring_it_back() {
 }
 
 #[test]
-fn a_session_that_is_forgotten_is_back_with_its_host() {
+fn a_removed_session_returns_with_its_host() {
     let mut membership = membership();
     let first = membership.look(&[entry(1, true)], moment(0));
     let sessions: Vec<SessionId> = first.members[&id(1)].sessions.keys().copied().collect();
@@ -186,7 +186,7 @@ fn a_session_that_is_forgotten_is_back_with_its_host() {
 }
 
 #[test]
-fn a_forgotten_node_that_starts_again_is_back_at_once() {
+fn a_removed_node_that_starts_again_returns_at_once() {
     let mut membership = membership();
     membership.look(&[entry(1, true)], moment(0));
     membership.forget(&id(1));
@@ -195,7 +195,7 @@ fn a_forgotten_node_that_starts_again_is_back_at_once() {
 }
 
 #[test]
-fn time_alone_changes_the_view_every_five_seconds() {
+fn time_alone_changes_the_view_only_every_five_seconds() {
     let mut membership = membership();
     let first = membership.look(&[entry(1, true)], moment(0));
     let same = membership.look(&[entry(1, true)], moment(4));
@@ -205,7 +205,7 @@ fn time_alone_changes_the_view_every_five_seconds() {
 }
 
 #[test]
-fn voters_are_of_the_same_mode_and_have_not_left() {
+fn voters_have_the_same_mode_and_have_not_left() {
     let quorum = ClusterMode::Quorum { expected_nodes: 3 };
     let other = entry(2, true);
     let other = Entry { heard: Arc::new(Heard { mode: Some(quorum), ..(*other.heard).clone() }), ..other };
@@ -218,7 +218,7 @@ fn voters_are_of_the_same_mode_and_have_not_left() {
 }
 
 #[test]
-fn above_the_bound_those_seen_longest_ago_are_forgotten() {
+fn above_the_limit_the_longest_unseen_nodes_are_removed() {
     let one = membership().look(&[entry(1, true)], moment(0)).members[&id(1)].clone();
     let numbered = |n: usize| {
         let mut bytes = [0xff; 10];
