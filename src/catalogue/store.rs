@@ -96,7 +96,9 @@ fn unversioned(key: Key, value: Value, me: &NodeId) -> Entry {
 
 fn readable<T: DeserializeOwned>(name: &str, json: &[u8]) -> Option<T> {
     serde_json::from_slice(json)
-        .inspect_err(|error| tracing::warn!(record = name, %error, "cannot read a record of the catalogue: ignoring it"))
+        .inspect_err(
+            |error| tracing::warn!(record = name, %error, "cannot read a record of the catalogue: ignoring it"),
+        )
         .ok()
 }
 

@@ -169,7 +169,12 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
     ("[runtime]\nnetworks = [\"host\"]", 2, "runtime.networks[0]", "cannot use the host network"),
     ("[runtime]\nport_range = \"200-100\"", 2, "runtime.port_range", "the smaller first"),
     ("[runtime]\nport_range = \"0-100\"", 2, "runtime.port_range", "expected two ports"),
-    ("[runtime]\nport_range = \"7000-8000\"", 2, "runtime.port_range", "contains the port of http.listen, 127.0.0.1:7481"),
+    (
+        "[runtime]\nport_range = \"7000-8000\"",
+        2,
+        "runtime.port_range",
+        "contains the port of http.listen, 127.0.0.1:7481",
+    ),
     ("[http]\nlisten = \"127.0.0.1:20001\"", 2, "http.listen", "in runtime.port_range, 20000-29999"),
     ("[runtime]\npublish_address = \"0.0.0.0:80\"", 2, "runtime.publish_address", "without a port"),
     ("[runtime]\nendpoint_host = \"http://x\"", 2, "runtime.endpoint_host", "without scheme"),

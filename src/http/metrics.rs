@@ -84,8 +84,16 @@ impl Exposition {
         let gpus = self.family("node_gpus", "GPUs: physical, effective, allocated, available, utilized");
         self.figures(&gpus, &node.resources.gpus, f64::from);
         if let Some(disk) = &node.disk {
-            self.single("node_disk_total_bytes", "Size of the file system of the images", disk.total_bytes.get() as f64);
-            self.single("node_disk_free_bytes", "Free space on the file system of the images", disk.free_bytes.get() as f64);
+            self.single(
+                "node_disk_total_bytes",
+                "Size of the file system of the images",
+                disk.total_bytes.get() as f64,
+            );
+            self.single(
+                "node_disk_free_bytes",
+                "Free space on the file system of the images",
+                disk.free_bytes.get() as f64,
+            );
         }
         if let Some(swap) = &node.swap {
             self.single("node_swap_total_bytes", "Size of the swap space", swap.total_bytes.get() as f64);
@@ -152,7 +160,9 @@ impl Exposition {
         self.each_gpu("gpu_slots_used", "Sessions that hold the GPU", gpus, |gpu| Some(f64::from(gpu.slots_used)));
         self.each_gpu("gpu_memory_total_bytes", "Memory of the GPU", gpus, |gpu| bytes(gpu.memory_total_bytes));
         self.each_gpu("gpu_memory_used_bytes", "Memory of the GPU in use", gpus, |gpu| bytes(gpu.memory_used_bytes));
-        self.each_gpu("gpu_utilization_percent", "Utilization of the GPU in percent", gpus, |gpu| gpu.utilization_percent);
+        self.each_gpu("gpu_utilization_percent", "Utilization of the GPU in percent", gpus, |gpu| {
+            gpu.utilization_percent
+        });
         self.each_gpu("gpu_temperature_celsius", "Temperature of the GPU", gpus, |gpu| gpu.temperature_celsius);
         self.each_gpu("gpu_power_watts", "Power draw of the GPU", gpus, |gpu| gpu.power_watts);
     }

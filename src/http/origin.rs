@@ -71,7 +71,10 @@ fn check_origin(host: &Authority, method: &Method, headers: &HeaderMap) -> Resul
     if same || matches!(*method, Method::GET | Method::HEAD) {
         return Ok(());
     }
-    Err(Refusal::new(ErrorCode::Forbidden, "requests of other origins may only read: the Origin header differs from the host"))
+    Err(Refusal::new(
+        ErrorCode::Forbidden,
+        "requests of other origins may only read: the Origin header differs from the host",
+    ))
 }
 
 #[cfg(test)]

@@ -65,7 +65,10 @@ async fn clear(path: &Path) -> Result<(), Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(wrong(error)),
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(wrong(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is not a socket exists; remove it or change http.socket")));
+            return Err(wrong(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "a file that is not a socket exists; remove it or change http.socket",
+            )));
         }
         Ok(_) => {}
     }

@@ -82,7 +82,11 @@ pub(super) async fn set(
     Json(workspace): Json<Workspace>,
 ) -> Result<Served<(StatusCode, Answer<Workspace>)>, Refusal> {
     if workspace.name != name {
-        return Err(Invalid::new("name", format!("`{}` differs from the name in the path; expected `{name}`", workspace.name)).into());
+        return Err(Invalid::new(
+            "name",
+            format!("`{}` differs from the name in the path; expected `{name}`", workspace.name),
+        )
+        .into());
     }
     let edit = Edit::Put { workspace: Box::new(workspace.clone()), create_only: false };
     let edited = app.api.cluster.edit(edit, &by).await?;

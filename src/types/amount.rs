@@ -247,7 +247,11 @@ impl<'de> Deserialize<'de> for Bytes {
                 f.write_str("a number of bytes, or text such as \"512M\" or \"4GiB\"")
             }
             fn visit_u64<E: de::Error>(self, v: u64) -> Result<Bytes, E> {
-                if v > Bytes::MAX.0 { Err(E::custom(format!("{v} exceeds the maximum of {} bytes", i64::MAX))) } else { Ok(Bytes(v)) }
+                if v > Bytes::MAX.0 {
+                    Err(E::custom(format!("{v} exceeds the maximum of {} bytes", i64::MAX)))
+                } else {
+                    Ok(Bytes(v))
+                }
             }
             fn visit_i64<E: de::Error>(self, v: i64) -> Result<Bytes, E> {
                 u64::try_from(v).map(Bytes).map_err(|_| E::custom(format!("{v} is negative; expected 0 or more bytes")))

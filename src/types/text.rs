@@ -60,7 +60,10 @@ pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), Invalid> {
             ));
         }
         if value.len() > MAX_ENV_VALUE || value.contains('\0') {
-            return Err(Invalid::new(field(), format!("expected a value of at most {MAX_ENV_VALUE} bytes without NUL")));
+            return Err(Invalid::new(
+                field(),
+                format!("expected a value of at most {MAX_ENV_VALUE} bytes without NUL"),
+            ));
         }
     }
     Ok(())

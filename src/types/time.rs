@@ -43,8 +43,9 @@ impl fmt::Display for Timestamp {
 impl FromStr for Timestamp {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let time: jiff::Timestamp =
-            text.parse().map_err(|_| format!("`{text}` is not a time; expected RFC 3339, for example 2026-01-31T12:00:00Z"))?;
+        let time: jiff::Timestamp = text
+            .parse()
+            .map_err(|_| format!("`{text}` is not a time; expected RFC 3339, for example 2026-01-31T12:00:00Z"))?;
         Ok(Self(time.as_millisecond()))
     }
 }

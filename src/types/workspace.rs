@@ -313,10 +313,7 @@ fn check_image(image: &str) -> Result<(), Invalid> {
 
 pub(super) fn check_cores(cores: Cores) -> Result<(), Invalid> {
     if cores < MIN_CORES {
-        return Err(Invalid::new(
-            "cores",
-            format!("{cores} is too small; a session needs at least {MIN_CORES} cores"),
-        ));
+        return Err(Invalid::new("cores", format!("{cores} is too small; a session needs at least {MIN_CORES} cores")));
     }
     Ok(())
 }
