@@ -179,7 +179,7 @@ impl Owner {
             }
         }
         for conflict in changed.iter().filter_map(|key| book.conflict(key)) {
-            tracing::warn!(key = ?conflict.previous.key, "changed on both sides of a partition: the higher version won, and the other change was lost");
+            tracing::warn!(key = ?conflict.previous.key, "changed on both sides of a partition: one change was lost");
         }
         self.commit(book, &changed).await
     }

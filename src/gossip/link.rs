@@ -160,7 +160,7 @@ impl Link {
     /// Waits for the end of chitchat, and returns its reason.
     pub(super) fn ended(&self) -> impl Future<Output = String> + use<> {
         let ended = self.chitchat.termination_watcher();
-        async move { ended.await.err().map_or_else(|| "chitchat was shut down".to_owned(), |error| format!("{error:#}")) }
+        async move { ended.await.err().map_or_else(|| "it was shut down".to_owned(), |error| format!("{error:#}")) }
     }
 
     /// Ends chitchat, and waits for it.

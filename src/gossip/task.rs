@@ -217,7 +217,7 @@ impl Owner {
             return Err(Error::Alive(*node));
         }
         self.roster.keep(next.members(), true).await.map_err(|e| Error::Store(e.to_string()))?;
-        tracing::info!(%node, session = session.map(tracing::field::display), %by, "node or session removed from the roster");
+        tracing::info!(%node, session = session.map(tracing::field::display), %by, "removed from the roster");
         self.membership = next;
         self.look().await;
         Ok(())
