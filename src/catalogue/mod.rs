@@ -27,9 +27,9 @@ use crate::types::{
 
 pub use merge::Contents;
 
-/// Workspaces in one catalogue.
+/// Workspaces of a catalogue at most.
 pub const MAX_WORKSPACES: usize = 10_000;
-/// API tokens in one catalogue.
+/// API tokens of a catalogue at most.
 pub const MAX_TOKENS: usize = 1_000;
 /// How long an edit waits for a majority to store it.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
@@ -91,7 +91,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The token whose text this is, if it is one of ours and has not expired.
+    /// The token with this text, if it is in the catalogue and has not expired.
     pub fn token_of(&self, secret: &str, now: Moment) -> Option<&ApiToken> {
         token::token_of(self, secret, now)
     }
@@ -109,7 +109,7 @@ pub struct StoredToken {
     pub deadline: Option<Deadline>,
 }
 
-/// A change that a caller asks for.
+/// A change to the catalogue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Edit {
@@ -195,12 +195,14 @@ pub struct Conflict {
 /// Calls to the catalogues of other nodes.
 #[async_trait]
 pub trait Replicas: Send + Sync + 'static {
-    /// Returns once the entries, or newer ones, are on that node's disk.
+    /// Returns once the entries, or newer ones, are on the disk of `node`.
     ///
     /// # Errors
     /// It refused, or whether they are is not known.
     async fn keep(&self, node: &NodeId, entries: Vec<Entry>) -> Result<(), ReplicaError>;
 
+    /// Compares the versions with the catalogue of `node`.
+    ///
     /// # Errors
     /// The node cannot be asked.
     async fn compare(&self, node: &NodeId, versions: Versions) -> Result<Difference, ReplicaError>;
@@ -242,7 +244,7 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 /// A request to the owner.
 #[derive(Debug)]
 enum Request {
-    /// Answered with what became of it, and the entry that others must have, where there is a new one.
+    /// The answer has the result and, if there is one, the entry to replicate.
     Edit(Box<Edit>, Actor, Reply<(Edited, Option<Entry>)>),
     Keep(Vec<Entry>, Reply<()>),
     Synced,
@@ -257,7 +259,7 @@ impl Handle {
     /// Makes a change. Only the leader may. When this returns, a majority has the change on disk.
     ///
     /// # Errors
-    /// [`Error::OutcomeUnknown`]: it is on this node's disk, and not yet on enough others.
+    /// [`Error::OutcomeUnknown`]: this node's disk has the change, but not a majority yet.
     pub async fn edit(&self, edit: Edit, by: Actor) -> Result<Edited, Error> {
         let (edited, entry) = self.ask(|reply| Request::Edit(Box::new(edit), by, reply)).await?;
         if let Some(entry) = entry {

@@ -140,7 +140,7 @@ impl Owner {
         let (new, stored) = token::new(&catalogue, request, self.clock.now())?;
         let key = Key::Token(stored.token.id.clone());
         let entry = self.write(key, Value::Token(Box::new(stored)), ballot).await?;
-        tracing::info!(id = %new.token.id, name = %new.token.name, role = %new.token.role, %by, "API token made");
+        tracing::info!(id = %new.token.id, name = %new.token.name, role = %new.token.role, %by, "API token created");
         Ok((Edited::Token(new), Some(entry)))
     }
 

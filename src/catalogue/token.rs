@@ -18,7 +18,7 @@ const ID_BYTES: usize = 5;
 /// 256 bits, 43 characters.
 const SECRET_BYTES: usize = 32;
 
-/// The token whose text this is, if it is one of these and has not expired.
+/// The token with this text, if the snapshot has it and it has not expired.
 pub(super) fn token_of<'a>(snapshot: &'a Snapshot, text: &str, now: Moment) -> Option<&'a ApiToken> {
     let stored = snapshot.tokens.get(id_of(text)?)?;
     // The time of this comparison depends on how many characters of the hashes agree. To use that, an attacker would
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_looks_as_documented() {
+    fn a_token_has_the_documented_form() {
         let (snapshot, secret) = with_token(&request(None));
         let stored = snapshot.tokens.values().next().unwrap();
         assert_eq!((stored.token.id.len(), secret.len()), (8, 4 + 8 + 1 + 43));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expiry_is_in_range() {
+    fn an_expiry_out_of_range_is_invalid() {
         for seconds in [0, u64::MAX] {
             let refused = new(&Snapshot::default(), &request(Some(seconds)), moment());
             assert!(matches!(refused, Err(Error::Invalid(e)) if e.field == "expires_in_seconds"), "{seconds}");

@@ -79,7 +79,7 @@ pub struct Runtime {
     /// The engine's socket, `unix:///…`.
     pub docker_host: String,
     pub cpu_mode: docker::CpuMode,
-    /// Capabilities that containers keep, in upper case without `CAP_`.
+    /// The capabilities of containers, in upper case without `CAP_`.
     pub cap_allow: Vec<String>,
     /// The address of this host that sessions' ports are published on.
     pub publish_address: IpAddr,
@@ -189,7 +189,7 @@ pub struct Environment {
     pub host_name: String,
     /// `DOCKER_HOST`: used if the file does not set `runtime.docker_host`.
     pub docker_host: Option<String>,
-    /// `OSTLER_LOG`: wins over `log.level`.
+    /// `OSTLER_LOG`: overrides `log.level`.
     pub log_level: Option<String>,
 }
 
@@ -227,5 +227,5 @@ fn node_name(host_name: &str) -> Name {
 }
 
 fn fixed_name(text: &'static str) -> Name {
-    text.parse().expect("a constant of letters is a name")
+    text.parse().expect("a constant of letters is a valid name")
 }

@@ -138,8 +138,8 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
     ("[http]\nstatus_listen = \"0.0.0.0:7481\"", 2, "http.status_listen", "http.listen uses this port already"),
     ("[http]\nallowed_hosts = \"a\"", 2, "http.allowed_hosts", "expected a list"),
     ("[http]\nallowed_hosts = [\n\"a\",\n\"https://b\"\n]", 4, "http.allowed_hosts[1]", "without scheme and port"),
-    ("[node]\nname = \"Desk 1\"", 2, "node.name", "\"Desk 1\": expected 1 to 63 of a-z"),
-    ("[node]\ndata_dir = \"\"", 2, "node.data_dir", "\"\": expected a path"),
+    ("[node]\nname = \"Desk 1\"", 2, "node.name", "\"Desk 1\": expected 1 to 63 characters"),
+    ("[node]\ndata_dir = \"\"", 2, "node.data_dir", "\"\": expected an absolute path"),
     ("[settings]\nenabled = \"yes\"", 2, "settings.enabled", "\"yes\": expected true or false"),
     ("[settings]\nprune = \"agressive\"", 2, "settings.prune", "did you mean \"aggressive\"?"),
     (
@@ -196,7 +196,7 @@ fn a_problem_names_line_key_and_what_is_expected() {
 }
 
 #[test]
-fn labels_are_bounded_in_number() {
+fn the_number_of_labels_is_bounded() {
     let labels = |count| (0..count).fold("[settings.labels]\n".to_owned(), |text, n| format!("{text}l{n} = \"1\"\n"));
     assert_eq!(parse(&labels(64), false).unwrap().node.declared.labels.unwrap().len(), 64);
     let found = problems(&labels(65));

@@ -66,7 +66,7 @@ const CAPABILITIES: [&str; 41] = [
 type Value<'t> = DeValue<'t>;
 
 pub(super) fn name(value: &Value<'_>) -> Result<Name, String> {
-    parsed(value, "1 to 63 of a-z, 0-9, `.`, `_` and `-`, first and last a letter or digit")
+    parsed(value, "1 to 63 characters of a-z, 0-9, `.`, `_` and `-`, first and last a letter or digit")
 }
 
 pub(super) fn boolean(value: &Value<'_>) -> Result<bool, String> {
@@ -183,7 +183,7 @@ pub(super) fn path(value: &Value<'_>) -> Result<PathBuf, String> {
         .as_str()
         .filter(|path| is_absolute(path))
         .map(PathBuf::from)
-        .ok_or_else(|| "expected a path that begins with /".to_owned())
+        .ok_or_else(|| "expected an absolute path".to_owned())
 }
 
 pub(super) fn socket_path(value: &Value<'_>) -> Result<PathBuf, String> {

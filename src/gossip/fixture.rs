@@ -1,4 +1,4 @@
-//! Nodes and sessions for the tests of this part.
+//! Nodes and sessions for the tests of gossip.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -59,12 +59,12 @@ impl Forgotten {
         self.0.retain(|id, life| newest.get(id).is_none_or(|entry| life.is_over(entry, now)));
     }
 
-    /// Whether the node is not to be listed.
+    /// Whether the whole node is removed.
     pub(super) fn has_node(&self, id: &NodeId) -> bool {
         self.0.get(id).is_some_and(|life| matches!(life.what, What::All))
     }
 
-    /// The sessions of a node that are not to be listed.
+    /// The removed sessions of a node.
     pub(super) fn sessions_of(&self, id: &NodeId) -> Option<&BTreeSet<SessionId>> {
         match &self.0.get(id)?.what {
             What::All => None,

@@ -42,7 +42,7 @@ const DISK_STEP: u64 = 1 << 30;
 pub struct Published {
     pub profile: Arc<NodeProfile>,
     pub usage: NodeUsage,
-    /// Those that are not gone.
+    /// The sessions whose containers exist.
     pub sessions: Vec<Arc<SessionProfile>>,
     /// The digest of its catalogue.
     pub catalogue: String,
@@ -61,7 +61,7 @@ pub struct Heard {
     pub left: bool,
 }
 
-/// What is measured, rounded: of the figures that are told, and no others.
+/// The published figures of the usage, rounded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Load {
     at: Timestamp,
@@ -72,7 +72,7 @@ struct Load {
 }
 
 impl Load {
-    /// `None` where nothing was measured.
+    /// `None` if nothing was measured.
     fn of(usage: &NodeUsage) -> Option<Self> {
         let NodeUsage { at, cores, memory_bytes, disk, gpus, swap: _, load: _ } = usage;
         let is_known = cores.is_some() || memory_bytes.is_some() || disk.is_some() || !gpus.is_empty();
@@ -145,7 +145,7 @@ pub fn read<'a>(id: &NodeId, keys: impl IntoIterator<Item = (&'a str, &'a str)>)
     heard
 }
 
-/// What a document can do without, in the order in which it goes where it is too long.
+/// The parts that a document can lose, in the order in which they are removed while it is too long.
 type Shrink<T> = &'static [fn(&mut T)];
 
 const SHRINK_NODE: Shrink<NodeProfile> = &[
@@ -175,8 +175,7 @@ fn shrunk<T: Serialize>(mut document: T, shrink: Shrink<T>) -> Option<String> {
     Some(text)
 }
 
-/// The sessions that are told: where there are too many, those that go on before those that ended, the
-/// youngest first.
+/// The sessions to publish. If there are too many, those that have not ended come first, then the youngest.
 fn told(sessions: &[Arc<SessionProfile>]) -> Vec<&SessionProfile> {
     let mut told: Vec<&SessionProfile> = sessions.iter().map(Arc::as_ref).collect();
     if told.len() > MAX_SESSIONS {
@@ -186,7 +185,7 @@ fn told(sessions: &[Arc<SessionProfile>]) -> Vec<&SessionProfile> {
     told
 }
 
-/// A condition that only a newer version knows must not hide the node.
+/// Reads a profile without the conditions that only a newer version knows: they must not hide the node.
 fn read_profile(text: &str) -> Option<NodeProfile> {
     parse(text).or_else(|| {
         let mut document: serde_json::Value = parse(text)?;
@@ -293,7 +292,7 @@ mod tests {
         let mut later = published(1, 2);
         let before = write(&later);
         later.usage.load = Some([1.0, 2.0, 3.0]);
-        assert_eq!(write(&later), before, "nothing of it is told");
+        assert_eq!(write(&later), before, "load averages are not published");
         later.usage.memory_bytes = Some(Bytes::gib(1));
         let mut after = write(&later);
         assert!(after.remove(LOAD).is_some_and(|_| !before.contains_key(LOAD)));
@@ -320,7 +319,7 @@ mod tests {
         long.usage.cores = Some(Cores::ZERO);
         long.usage.gpus = (0..1000).map(|n| (gpu(n).uuid, gpu_usage())).collect();
         let Heard { profile: Some(said), usage: Some(usage), .. } = heard(&id(1), &write(&long)) else {
-            panic!("both are told");
+            panic!("both are published");
         };
         assert_eq!((said.gpus.len(), said.settings.labels.len(), said.conditions.len()), (0, 0, 2));
         assert!(said.drain.as_ref().unwrap().blockers.is_empty());
@@ -369,7 +368,7 @@ mod tests {
         let text = newer.to_string();
         let said = read(&id(1), [(NODE, text.as_str())]).profile.unwrap();
         assert_eq!(said.conditions.len(), 1);
-        assert_eq!(read(&id(2), [(NODE, text.as_str())]).profile, None, "of somebody else");
+        assert_eq!(read(&id(2), [(NODE, text.as_str())]).profile, None, "the profile of another node");
     }
 
     proptest! {

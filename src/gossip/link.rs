@@ -204,7 +204,7 @@ mod tests {
         Link::start(&config, 1, keys::write(&published(n, 0)), transport).await.unwrap()
     }
 
-    /// Keys that chitchat keeps, deleted ones included.
+    /// The number of keys that chitchat keeps of each node, deleted ones included.
     async fn kept(link: &Link) -> Vec<usize> {
         let count = |state: &NodeState| state.key_values_including_deleted().count();
         link.chitchat.with_chitchat(|chitchat| chitchat.node_states().values().map(count).collect()).await

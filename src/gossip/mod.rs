@@ -88,7 +88,7 @@ impl Handle {
         self.ask(Request::Leave).await
     }
 
-    /// Takes a node that is not alive out of the roster, or one of its sessions. They are back as soon as it is heard
+    /// Removes a node that is not alive, or one of its sessions, from the roster. They return when the node connects
     /// again.
     pub async fn forget(&self, node: NodeId, session: Option<SessionId>, by: Actor) -> Result<(), Error> {
         self.ask(|reply| Request::Forget(node, session, by, reply)).await
@@ -122,13 +122,13 @@ pub struct Member {
     pub incarnation: u64,
     pub state: NodeState,
     pub mode: ClusterMode,
-    /// When it was seen alive last, on this node's wall clock.
+    /// When it was last alive, on this node's wall clock.
     pub last_seen: Timestamp,
-    /// What it says of itself. `None` where it was only heard of so far.
+    /// Its profile. `None` until it arrives by gossip.
     pub profile: Option<Arc<NodeProfile>>,
-    /// What was measured of it, rounded.
+    /// Its usage, rounded.
     pub usage: NodeUsage,
-    /// Its sessions that are not gone.
+    /// Its sessions whose containers exist.
     pub sessions: BTreeMap<SessionId, Arc<SessionProfile>>,
     /// The digest of its catalogue.
     pub catalogue: Option<String>,

@@ -15,7 +15,7 @@ const LOOK_UP_EVERY: Duration = Duration::from_secs(60);
 /// The same while the look-up of a name fails.
 const LOOK_UP_AGAIN: Duration = Duration::from_secs(5);
 
-/// The addresses of the seeds, as far as they are known.
+/// The known addresses of the seeds.
 #[derive(Debug)]
 pub(super) struct Seeds {
     addresses: watch::Receiver<BTreeSet<SocketAddr>>,

@@ -47,7 +47,7 @@ pub type Source = Arc<dyn Fn() -> Published + Send + Sync>;
 /// chitchat ends.
 ///
 /// # Errors
-/// The transport cannot be opened.
+/// The transport does not open.
 pub async fn spawn(
     config: Config,
     transport: &dyn Transport,
@@ -116,7 +116,7 @@ impl Owner {
                     return;
                 }
                 request = queue.recv() => match request {
-                    // Nobody has to wait for the answer: it is done or refused all the same.
+                    // A failed send is ignored: the caller may stop waiting, and the request is handled all the same.
                     Some(Request::Forget(node, session, by, reply)) => {
                         drop(reply.send(self.forget(&node, session.as_ref(), &by).await));
                     }

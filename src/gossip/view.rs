@@ -25,7 +25,7 @@ const ALONE_AFTER: Duration = Duration::from_secs(5);
 /// `last_seen` of live nodes advances in these steps, so that time alone seldom changes the view.
 const LAST_SEEN_STEP: Duration = Duration::from_secs(5);
 
-/// What is remembered between two looks at the cluster.
+/// The state between two looks at the cluster.
 #[derive(Debug, Clone)]
 pub struct Membership {
     me: NodeId,
@@ -177,7 +177,7 @@ impl Membership {
         }
     }
 
-    /// The node as it is now: what is heard of it, else what was known before.
+    /// The present state of the node: from its entry, else from the previous view.
     fn member(&self, id: &NodeId, entry: Option<&Entry>) -> Option<Arc<Member>> {
         let state = self.state(id, entry);
         let before = self.members.get(id);
@@ -199,7 +199,7 @@ impl Membership {
             Some(before) if state != NodeState::Alive => before.last_seen,
             _ => self.stamp.wall,
         };
-        // The node's own profile comes first, so where it is missing nothing of this life has come yet.
+        // A node publishes its profile first: without it, no session of this run has arrived yet either.
         let sessions = match before {
             Some(before) if heard.profile.is_none() => &before.sessions,
             _ => &heard.sessions,

@@ -1,4 +1,4 @@
-//! Who may do what: one table, and the middleware that holds every request to it.
+//! Authorisation: the table of the role of each operation, and the middleware that enforces it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::wire::message::{
     RemoveVolume, Secret, Sessions, Undrain, Volumes,
 };
 
-/// What an operation asks of its caller.
+/// What an operation requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Nothing: health, which says nothing that an open port does not say.
+    /// No token: health, which reveals no more than an open port does.
     Open,
     /// At least this role.
     Needs(Role),
@@ -31,16 +31,16 @@ use Role::{Admin, Read};
 /// How an operation ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ends {
-    /// In an answer of this node's own, without a call.
+    /// In an answer of this node itself, without a call.
     Here(Access),
-    /// In one of these calls, each with the role that the table of calls asks for it.
+    /// In one of these calls, each with the role that the table of calls requires for it.
     InCalls(&'static [(&'static str, Role)]),
 }
 
 use Ends::Here;
 
 impl Ends {
-    /// The highest role that one of its calls asks.
+    /// The highest role that one of the calls requires.
     pub(super) const fn access(self) -> Access {
         let calls = match self {
             Self::Here(access) => return access,
@@ -57,11 +57,11 @@ impl Ends {
     }
 }
 
-/// A call that a person may ask, with its role. It does not compile for a call that only nodes may ask.
+/// The name and role of a call that people may make. It does not compile for a call that only nodes may make.
 const fn person<C: Call>() -> (&'static str, Role) {
     match C::ASKER.role() {
         Some(role) => (C::NAME, role),
-        None => panic!("only nodes may ask this"),
+        None => panic!("only nodes may make this call"),
     }
 }
 
@@ -71,7 +71,7 @@ macro_rules! calls {
     };
 }
 
-/// What every operation asks. An operation that ends in calls asks their role; the others say theirs here.
+/// The access of every operation. An operation that ends in calls requires their roles; the others state theirs here.
 pub(super) const OPERATIONS: &[(Method, &str, Ends)] = &[
     (Method::GET, "/livez", Here(Open)),
     (Method::GET, "/readyz", Here(Open)),
@@ -111,27 +111,27 @@ pub(super) const OPERATIONS: &[(Method, &str, Ends)] = &[
     (Method::DELETE, "/v1/tokens/{id}", calls![Edit]),
 ];
 
-/// What an operation asks. One that the table lacks is the administrator's.
+/// The access of an operation. An operation that the table lacks requires role `admin`.
 pub(super) fn access(method: &Method, path: &str) -> Access {
     let method = if method == Method::HEAD { &Method::GET } else { method };
     let row = OPERATIONS.iter().find(|(m, p, _)| m == method && *p == path);
     row.map_or(Needs(Admin), |(_, _, ends)| ends.access())
 }
 
-/// Who is at the other end of a connection. The listener puts it into each of the connection's requests.
+/// The other end of a connection. The listener adds it to the extensions of each request of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Peer {
     Tcp {
         remote: SocketAddr,
         local: SocketAddr,
     },
-    /// The unix socket. `admin`: the user who has opened it, by the kernel's word, where that is an administrator.
+    /// The unix socket. `admin`: the uid of the user that opened it, from the kernel, if that user is an administrator.
     Socket {
         admin: Option<u32>,
     },
 }
 
-/// A caller whose identity is proven.
+/// An authenticated caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Caller {
     pub(super) actor: Actor,
@@ -141,8 +141,8 @@ pub(super) struct Caller {
 /// Returns the caller whose API token has this text.
 pub(super) type CallerOf = Arc<dyn Fn(&str) -> Option<Caller> + Send + Sync>;
 
-/// Lets a request through to its operation if its caller may do that, and puts the [`Actor`] into its extensions. An
-/// operation that is open has no actor.
+/// Passes a request on if its caller has the role of the operation, and adds the [`Actor`] to its extensions. An open
+/// operation has no actor.
 pub(super) async fn authorise(
     State(caller_of): State<CallerOf>,
     matched: MatchedPath,
@@ -166,13 +166,13 @@ fn check(access: Access, peer: Peer, headers: &HeaderMap, caller_of: &CallerOf) 
     if role >= needed {
         return Ok(Some(actor));
     }
-    Err(Refusal::new(ErrorCode::Forbidden, format!("this needs role {needed}; the token has role {role}")))
+    Err(Refusal::new(ErrorCode::Forbidden, format!("this operation requires role {needed}; the token has role {role}")))
 }
 
 fn caller_by_token(headers: &HeaderMap, caller_of: &CallerOf) -> Result<Caller, Refusal> {
     let Some(token) = bearer(headers) else {
-        let how = "this needs an API token in the header `Authorization: Bearer TOKEN`, or the unix socket \
-                   as root or as a member of group ostler";
+        let how = "expected an API token in the header `Authorization: Bearer TOKEN`, or a connection over the unix \
+                   socket as root or as a member of group ostler";
         return Err(Refusal::new(ErrorCode::Unauthorized, how));
     };
     let unknown = || Refusal::new(ErrorCode::Unauthorized, "the API token is unknown, revoked or expired");
@@ -198,7 +198,7 @@ mod tests {
         local: SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 2),
     };
 
-    /// The token of each role is the role's name.
+    /// Callers whose token is the name of their role.
     fn callers() -> CallerOf {
         Arc::new(|token| {
             let role = Role::ALL.iter().copied().find(|role| role.as_str() == token)?;
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_changes_without_a_token() {
+    fn every_operation_except_health_requires_a_token() {
         for (method, path, ends) in OPERATIONS {
             let access = ends.access();
             assert!(method == Method::GET || matches!(access, Needs(Operate | Admin)), "{method} {path}");
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_may_do_what_those_before_it_may_and_no_more() {
+    fn a_role_includes_the_roles_before_it() {
         for needed in Role::ALL {
             for given in Role::ALL {
                 let expected = (given < needed).then_some(ErrorCode::Forbidden);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn an_administrator_on_the_socket_needs_no_token_and_anybody_else_does() {
+    fn only_an_administrator_on_the_socket_needs_no_token() {
         assert_eq!(asked(Needs(Admin), Peer::Socket { admin: Some(0) }, None), None);
         assert_eq!(asked(Needs(Read), Peer::Socket { admin: None }, Some("bearer read")), None);
         assert_eq!(asked(Needs(Read), TCP, Some("Basic read")), Some(ErrorCode::Unauthorized));
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn head_asks_what_get_asks_and_the_unknown_is_the_administrators() {
+    fn head_requires_the_role_of_get_and_an_unknown_operation_requires_admin() {
         assert_eq!(access(&Method::HEAD, "/livez"), Open);
         assert_eq!(access(&Method::GET, "/v1/sessions/{id}/secret"), Needs(Operate));
         assert_eq!(access(&Method::POST, "/livez"), Needs(Admin));
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_actor_is_the_sockets_user_or_the_token() {
+    fn the_actor_is_the_user_of_the_socket_or_the_token() {
         let socket = Peer::Socket { admin: Some(1000) };
         assert_eq!(checked(Needs(Admin), socket, None).unwrap(), Some(Actor::Socket { uid: 1000 }));
         let without = Peer::Socket { admin: None };
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn each_call_that_a_person_may_ask_is_an_operations_which_asks_no_less() {
+    fn each_call_of_people_belongs_to_an_operation_that_requires_its_role() {
         let mut reached = BTreeSet::new();
         for (method, path, ends) in OPERATIONS {
             let Ends::InCalls(calls) = ends else { continue };

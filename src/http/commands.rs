@@ -1,4 +1,4 @@
-//! What can be asked of one session: each is answered once the wish is durable, and the session follows behind.
+//! Commands to one session. The answer comes once the command is durable; the host executes it in the background.
 
 use std::time::Duration;
 
@@ -18,12 +18,12 @@ use crate::types::{Actor, ErrorBody, ExtendRequest, KeepaliveRequest, Session, W
 
 type Accepted = Result<Served<(StatusCode, Answer<Session>)>, Refusal>;
 
-/// Stops a session: its reservation is released, its container is kept.
+/// Stops a session. The host releases its reservation and keeps its container.
 #[utoipa::path(post, path = "/v1/sessions/{id}/stop", tag = "sessions", operation_id = "stop_session", params(SessionPath, WaitQuery),
     responses(
-    (status = 202, description = "the session, which follows behind", body = Session),
-    (status = 409, description = "`conflict`: it cannot be stopped now, or more than one session's id begins so", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 202, description = "the session; the host makes the change in the background", body = Session),
+    (status = 409, description = "`conflict`: the session cannot stop in its present state, or more than one session id has this prefix", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the agent cannot write its journal; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn stop(
     State(app): Shared,
@@ -34,13 +34,13 @@ pub(super) async fn stop(
     command(&app, &path, Command::Stop, query, &by).await
 }
 
-/// Starts a stopped session again, on its node and with its GPUs, if there is room.
+/// Starts a stopped session again on its node and with its GPUs, if the node has room.
 #[utoipa::path(post, path = "/v1/sessions/{id}/start", tag = "sessions", operation_id = "start_session", params(SessionPath, WaitQuery),
     responses(
-    (status = 202, description = "the session, which follows behind", body = Session),
-    (status = 409, description = "`conflict`: it cannot be started now, or more than one session's id begins so", body = ErrorBody),
-    (status = 422, description = "`exceeds_physical`: the host has become too small for it", body = ErrorBody),
-    (status = 429, description = "`quota_exceeded`: the user has as many sessions as is allowed", body = ErrorBody),
+    (status = 202, description = "the session; the host makes the change in the background", body = Session),
+    (status = 409, description = "`conflict`: the session cannot start in its present state, or more than one session id has this prefix", body = ErrorBody),
+    (status = 422, description = "`exceeds_physical`: the session requests more than the host has now", body = ErrorBody),
+    (status = 429, description = "`quota_exceeded`: the user has `limits.max_sessions_per_user` sessions", body = ErrorBody),
     (status = 503, description = "`no_capacity`, `node_disabled`, `runtime_unavailable`, `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn start(
@@ -52,12 +52,12 @@ pub(super) async fn start(
     command(&app, &path, Command::Start, query, &by).await
 }
 
-/// Freezes a running session. Its reservation is kept.
+/// Pauses a running session: freezes its processes. The session keeps its reservation.
 #[utoipa::path(post, path = "/v1/sessions/{id}/pause", tag = "sessions", operation_id = "pause_session", params(SessionPath, WaitQuery),
     responses(
-    (status = 202, description = "the session, which follows behind", body = Session),
-    (status = 409, description = "`conflict`: it does not run, or more than one session's id begins so", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 202, description = "the session; the host makes the change in the background", body = Session),
+    (status = 409, description = "`conflict`: the session is not running, or more than one session id has this prefix", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the agent cannot write its journal; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn pause(
     State(app): Shared,
@@ -68,12 +68,12 @@ pub(super) async fn pause(
     command(&app, &path, Command::Pause, query, &by).await
 }
 
-/// Goes on with a paused session.
+/// Resumes a paused session.
 #[utoipa::path(post, path = "/v1/sessions/{id}/resume", tag = "sessions", operation_id = "resume_session", params(SessionPath, WaitQuery),
     responses(
-    (status = 202, description = "the session, which follows behind", body = Session),
-    (status = 409, description = "`conflict`: it is not paused, or more than one session's id begins so", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 202, description = "the session; the host makes the change in the background", body = Session),
+    (status = 409, description = "`conflict`: the session is not paused, or more than one session id has this prefix", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the agent cannot write its journal; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn resume(
     State(app): Shared,
@@ -84,12 +84,12 @@ pub(super) async fn resume(
     command(&app, &path, Command::Resume, query, &by).await
 }
 
-/// Says that a session is in use, so that its idle time starts anew.
+/// Reports that a session is in use, which restarts its idle timeout.
 #[utoipa::path(post, path = "/v1/sessions/{id}/keepalive", tag = "sessions", operation_id = "keepalive_session", params(SessionPath, WaitQuery),
     request_body = KeepaliveRequest, responses(
-    (status = 202, description = "the session, which follows behind", body = Session),
-    (status = 409, description = "`conflict`: it has ended, or more than one session's id begins so", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 202, description = "the session; the host makes the change in the background", body = Session),
+    (status = 409, description = "`conflict`: the session has ended, or more than one session id has this prefix", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the agent cannot write its journal; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn keepalive(
     State(app): Shared,
@@ -101,12 +101,12 @@ pub(super) async fn keepalive(
     command(&app, &path, Command::Keepalive { by: request.by }, query, &by).await
 }
 
-/// Lets a session live at least this long from now.
+/// Extends a session's life to at least `ttl_seconds` from now.
 #[utoipa::path(post, path = "/v1/sessions/{id}/extend", tag = "sessions", operation_id = "extend_session", params(SessionPath, WaitQuery),
     request_body = ExtendRequest, responses(
-    (status = 202, description = "the session, which follows behind", body = Session),
-    (status = 409, description = "`conflict`: it has ended, or more than one session's id begins so", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 202, description = "the session; the host makes the change in the background", body = Session),
+    (status = 409, description = "`conflict`: the session has ended, or more than one session id has this prefix", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the agent cannot write its journal; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn extend(
     State(app): Shared,

@@ -1,4 +1,4 @@
-//! The only place that says which status, which code and which `Retry-After` a refusal has.
+//! The mapping from the errors of all parts to status, error code and `Retry-After`. No other place sets them.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use crate::types::{ErrorBody, ErrorCode, ErrorDetail, Invalid, NodeReason, Reason};
 use crate::{catalogue, cluster, node, placement, runtime, sessions};
 
-/// Why a request is not done, as the caller will read it.
+/// An error response.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
@@ -17,12 +17,12 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal with the status that its code usually has.
+    /// A refusal with the usual status of its code.
     pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { status: usual_status(code), code, message: message.into(), nodes: Vec::new() }
     }
 
-    /// The request cannot be read: its syntax, its path, its query or a header.
+    /// The request is malformed: its syntax, its path, its query or a header.
     pub(super) fn malformed(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Invalid, message).with_status(StatusCode::BAD_REQUEST)
     }
@@ -62,8 +62,8 @@ const fn usual_status(code: ErrorCode) -> StatusCode {
     }
 }
 
-/// Seconds after which the same request is worth another try. What ends with a queue or an election
-/// is over soon; room and engines take longer; operators take longest.
+/// Seconds after which the caller should retry. A full queue or an election is over soon, missing room or an engine
+/// takes longer, and an operator takes longest.
 const fn retry_after(code: ErrorCode) -> Option<u64> {
     match code {
         ErrorCode::NoLeader | ErrorCode::OutcomeUnknown | ErrorCode::NodeUnreachable => Some(1),
@@ -73,7 +73,7 @@ const fn retry_after(code: ErrorCode) -> Option<u64> {
     }
 }
 
-/// A quota frees up when the user ends a session: the request may succeed then, but nobody knows when.
+/// A request above a quota may succeed once the user ends a session, but there is no estimate for `Retry-After`.
 const fn is_retryable(code: ErrorCode) -> bool {
     retry_after(code).is_some() || matches!(code, ErrorCode::QuotaExceeded)
 }
@@ -100,12 +100,12 @@ impl From<Invalid> for Refusal {
     }
 }
 
-/// An owner whose queue is full did nothing and is back in a moment, which is what `node_unreachable`
-/// tells a client: this node cannot be asked just now, try again.
+/// An owner with a full queue changed nothing and accepts requests again soon. `node_unreachable` says the same of a
+/// node: retry.
 const BUSY: ErrorCode = ErrorCode::NodeUnreachable;
 
-/// A store that cannot be written is this node's trouble, and nothing was changed: of the codes there are,
-/// `runtime_unavailable` is the one that says so and asks to try again. The message names the store.
+/// A store that fails is a fault of this node, and nothing changed. Of the existing codes, `runtime_unavailable` is
+/// the one that says so and is retryable. The message names the store.
 const STORE: ErrorCode = ErrorCode::RuntimeUnavailable;
 
 impl From<cluster::Error> for Refusal {
@@ -144,7 +144,7 @@ impl From<placement::Error> for Refusal {
             Error::OutcomeUnknown { .. } => Self::new(ErrorCode::OutcomeUnknown, message),
             Error::Indexing { waiting_for } => {
                 let names = waiting_for.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                Self::new(ErrorCode::NoLeader, format!("{message}: it waits for {names}"))
+                Self::new(ErrorCode::NoLeader, format!("{message}: the leader waits for {names}"))
             }
             Error::NotLeader
             | Error::LeaseExpired
@@ -222,7 +222,7 @@ impl From<catalogue::Error> for Refusal {
     }
 }
 
-/// The code of a single host's refusal.
+/// The error code for the rejection by a single host.
 const fn code_of(reason: Reason) -> ErrorCode {
     match reason {
         Reason::ExceedsPhysical => ErrorCode::ExceedsPhysical,
@@ -242,32 +242,32 @@ const fn code_of(reason: Reason) -> ErrorCode {
     }
 }
 
-/// One host's refusal for a person, with the figures it compared.
+/// The message for the rejection by one host, with the figures that the host compared.
 fn describe(refused: &NodeReason) -> String {
     let why = match refused.reason {
-        Reason::ExceedsPhysical => "it asks for more than the host has",
-        Reason::NoCapacity => "there is no room beside what is there now",
-        Reason::GpuSharing => "the sharing rule keeps this user off the GPUs",
+        Reason::ExceedsPhysical => "it requests more than the host has",
+        Reason::NoCapacity => "the host has no room beside its present sessions",
+        Reason::GpuSharing => "gpu_sharing does not let this user share the GPUs",
         Reason::Disabled => "the node is disabled",
         Reason::Draining => "the node is draining",
-        Reason::Constraint => "the node's labels are not those that the workspace asks for",
-        Reason::Network => "the node has no network of that name",
+        Reason::Constraint => "the node lacks labels that the constraints require",
+        Reason::Network => "runtime.networks of the node does not list the workspace's network",
         Reason::RuntimeUnavailable => "the container engine does not answer",
         Reason::Unreachable => "the node does not answer",
-        Reason::Runtime => "the workspace does not name what the node's runtime starts",
+        Reason::Runtime => "the workspace lacks the image or command that the node's runtime needs",
         Reason::Volume => "a volume of this user is on another node",
-        Reason::StartFailed => "the session could not be started there",
-        Reason::DuplicateNodeId => "another live node has the node's id",
-        Reason::SessionLimit => "limits.max_sessions_per_node is reached",
-        Reason::NoPorts => "no port of runtime.port_range is free",
-        Reason::LowDisk => "less disk is free than limits.min_free_disk",
+        Reason::StartFailed => "the node failed to start the session",
+        Reason::DuplicateNodeId => "another live node has the same node id",
+        Reason::SessionLimit => "the node has limits.max_sessions_per_node sessions",
+        Reason::NoPorts => "runtime.port_range has too few free ports",
+        Reason::LowDisk => "the node has less free disk than limits.min_free_disk",
     };
     let figures = refused.dimension.zip(refused.requested).map(|(dimension, requested)| {
         let limit = if refused.reason == Reason::ExceedsPhysical { refused.physical } else { refused.available };
         let limit = limit.map(|limit| format!(" of {}", dimension.describe(limit))).unwrap_or_default();
         format!(": {}{limit}", dimension.describe(requested))
     });
-    format!("{} refuses: {why}{}", refused.node, figures.unwrap_or_default())
+    format!("{} rejects the session: {why}{}", refused.node, figures.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_never_fits_and_what_does_not_fit_now_are_not_confused() {
+    async fn exceeds_physical_is_final_and_no_capacity_is_retryable() {
         let (status, retry, error) =
             read(placement::Error::ExceedsPhysical(vec![reason(Reason::ExceedsPhysical)])).await;
         assert_eq!((status, retry, error.code, error.retryable), (422, None, ErrorCode::ExceedsPhysical, false));
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_503_says_when_to_come_back() {
+    async fn every_503_has_retry_after() {
         let all = [
             read(sessions::Error::Busy).await,
             read(sessions::Error::Journal("disk full".to_owned())).await,
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hosts_refusal_is_told_with_its_figures() {
+    async fn the_rejection_of_a_host_has_its_figures() {
         let mut refused = reason(Reason::NoCapacity);
         refused.dimension = Some(Dimension::Cores);
         (refused.requested, refused.available) = (Some(4.0), Some(1.0));
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn declared_settings_and_missing_gpus_are_told_apart() {
+    async fn declared_settings_and_missing_gpus_have_different_codes() {
         let declared = node::Error::Declared { field: "enabled".to_owned(), file: "/etc/x".to_owned() };
         let (status, _, error) = read(declared).await;
         assert_eq!((status, error.code), (409, ErrorCode::DeclaredSetting));
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_token_is_told_how_to_show_one() {
+    async fn unauthorized_has_www_authenticate() {
         let response = Refusal::new(ErrorCode::Unauthorized, "x").into_response();
         assert_eq!(response.status(), 401);
         assert!(response.headers().contains_key(header::WWW_AUTHENTICATE));

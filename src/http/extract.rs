@@ -1,4 +1,4 @@
-//! What a request says, read strictly: every refusal names the field, nothing unknown is passed over.
+//! Strict decoding of requests: every error names the field, and unknown fields are errors.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -21,18 +21,18 @@ use crate::types::{
     Workspace,
 };
 
-/// The largest body. The largest honest one, a workspace with a full environment, stays well below.
+/// Bytes of a body at most. A typical workspace has a few KiB.
 pub(super) const MAX_BODY: usize = 1 << 20;
 /// How long a caller may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A body that a handler can trust: decoded, and checked against every bound of its type.
+/// A body that is decoded and checked against every bound of its type.
 #[derive(Debug)]
 pub(super) struct Json<T>(pub(super) T);
 
 /// A body of the API.
 pub(super) trait Checked: DeserializeOwned {
-    /// Checks what decoding alone does not.
+    /// Checks the bounds that decoding does not check.
     fn check(&self) -> Result<(), Invalid>;
 }
 
@@ -65,7 +65,7 @@ impl<T: Checked, S: Send + Sync> FromRequest<S> for Json<T> {
 impl<T: Checked, S: Send + Sync> OptionalFromRequest<S> for Json<T> {
     type Rejection = Refusal;
 
-    /// A request without a body is fine and says nothing, and so does `null`.
+    /// `None` for a request without a body, and for `null`.
     async fn from_request(request: Request, _: &S) -> Result<Option<Self>, Refusal> {
         if request.body().is_end_stream() && !request.headers().contains_key(header::CONTENT_TYPE) {
             return Ok(None);
@@ -94,16 +94,16 @@ async fn read(body: Body) -> Result<Bytes, Refusal> {
             let message = format!("the body is larger than {MAX_BODY} bytes");
             Err(Refusal::malformed(message).with_status(StatusCode::PAYLOAD_TOO_LARGE))
         }
-        Ok(Err(error)) => Err(Refusal::malformed(format!("the body cannot be read: {error}"))),
+        Ok(Err(error)) => Err(Refusal::malformed(format!("cannot read the body: {error}"))),
         Err(_) => Err(Refusal::malformed(format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()))),
     }
 }
 
-/// What is no JSON is malformed; JSON of the wrong shape or with a value that cannot be is invalid.
+/// A body that is not JSON is malformed (400). JSON of the wrong type or with an invalid value is invalid (422).
 fn decode<T: Checked>(body: &[u8]) -> Result<T, Refusal> {
     let Unique(json) =
         serde_json::from_slice(body).map_err(|error| Refusal::malformed(format!("the body is not JSON: {error}")))?;
-    // Serde would read a list as an object's fields in order, which no caller should rely on.
+    // Serde would read a list as the fields of an object in order, which no caller should rely on.
     if json.is_array() {
         return Err(Invalid::new("", "the body is a list; expected an object").into());
     }
@@ -115,7 +115,7 @@ fn decode<T: Checked>(body: &[u8]) -> Result<T, Refusal> {
     Ok(value)
 }
 
-/// Whole numbers as integers, however they are spelled: JSON does not tell 60.0 from 60, decoding does.
+/// Converts whole numbers to integers: in JSON 60.0 and 60 are the same number, but serde rejects 60.0 as an integer.
 fn whole(json: Value) -> Value {
     match json {
         Value::Number(number) => Value::Number(integer(&number).map_or(number, Number::from)),
@@ -126,17 +126,17 @@ fn whole(json: Value) -> Value {
 }
 
 fn integer(number: &Number) -> Option<i64> {
-    /// Beyond it not every integer is an f64: what was meant cannot be told.
+    /// 2^53. Above it an f64 does not represent every integer, so the caller's number is ambiguous.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     let float = number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0 && float.abs() <= EXACT)?;
     format!("{float:.0}").parse().ok()
 }
 
-/// The query string. An unknown parameter is refused where the type denies unknown fields, as all of them do.
+/// The query string. All types of queries deny unknown fields, so that an unknown parameter is an error.
 #[derive(Debug)]
 pub(super) struct Query<T>(pub(super) T);
 
-/// The query of an operation that has no parameters.
+/// The query of an operation without parameters.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoParameters {}
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_json_is_malformed() {
+    async fn a_body_that_is_not_json_is_malformed() {
         for body in ["", "{", "{\"name\":}", r#"{"by":"a"} 2"#, "\u{0}"] {
             let (status, error) = post_json(body).await;
             assert_eq!((status, error.code), (400, ErrorCode::Invalid), "{body:?}: {}", error.message);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn json_that_cannot_be_names_the_field() {
+    async fn an_invalid_field_is_named() {
         for (body, told) in [
             (r#"{"name":"A","cores":1,"memory_bytes":1}"#, "name: `A` is not a name"),
             (r#"{"name":"a","cores":-1,"memory_bytes":1}"#, "cores: -1 is not"),
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_number_is_an_integer_however_it_is_spelled() {
+    fn a_whole_number_in_any_notation_is_an_integer() {
         let seconds = |text: &str| {
             decode::<ExtendRequest>(format!(r#"{{"ttl_seconds":{text}}}"#).as_bytes()).map(|r| r.ttl_seconds).ok()
         };
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_json_of_a_bounded_size_is_read() {
+    async fn content_type_and_size_of_a_body_are_checked() {
         assert_eq!(refused(send(Request::post("/workspace"), "{}").await).await.0, 415);
         let form = Request::post("/workspace").header("content-type", "application/x-www-form-urlencoded");
         assert_eq!(refused(send(form, "a=b").await).await.0, 415);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_may_be_left_out_where_the_handler_says_so_and_nowhere_else() {
+    async fn an_optional_body_may_be_missing() {
         assert_eq!(send(Request::post("/drain"), Body::empty()).await.status(), 200);
         assert_eq!(send(Request::post("/drain"), "{}").await.status(), 415);
         let json = Request::post("/drain").header("content-type", "application/json");
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn queries_and_paths_are_read_as_strictly() {
+    async fn queries_and_paths_are_checked() {
         let get = async |uri: &str| send(Request::get(uri), Body::empty()).await;
         assert_eq!(get("/query?limit=3").await.status(), 200);
         for (uri, told) in [

@@ -1,4 +1,4 @@
-//! Whether this node lives, and whether it is worth sending requests to.
+//! Liveness and readiness of this node.
 
 use axum::Json;
 use axum::extract::State;
@@ -19,25 +19,25 @@ pub(super) struct Health {
 
 const OK: Json<Health> = Json(Health { status: "ok" });
 
-/// The process answers.
-#[utoipa::path(get, path = "/livez", tag = "health", responses((status = 200, description = "it lives", body = Health)))]
+/// Liveness: the process answers.
+#[utoipa::path(get, path = "/livez", tag = "health", responses((status = 200, description = "the process is alive", body = Health)))]
 pub(super) async fn livez(_: Query<NoParameters>) -> Json<Health> {
     OK
 }
 
-/// The node has loaded its journal and takes requests.
+/// Readiness: the node has loaded its journal and accepts requests.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
-    (status = 200, description = "it takes requests", body = Health),
-    (status = 503, description = "`node_unreachable`: it is starting or stopping", body = ErrorBody),
+    (status = 200, description = "the node accepts requests", body = Health),
+    (status = 503, description = "`node_unreachable`: the node is starting or stopping", body = ErrorBody),
 ))]
 pub(super) async fn readyz(State(app): Shared, _: Query<NoParameters>) -> Result<Json<Health>, Refusal> {
     ready(&app)
 }
 
-/// The same as `/readyz`, for those who look here.
+/// An alias of `/readyz`.
 #[utoipa::path(get, path = "/healthz", tag = "health", responses(
-    (status = 200, description = "it takes requests", body = Health),
-    (status = 503, description = "`node_unreachable`: it is starting or stopping", body = ErrorBody),
+    (status = 200, description = "the node accepts requests", body = Health),
+    (status = 503, description = "`node_unreachable`: the node is starting or stopping", body = ErrorBody),
 ))]
 pub(super) async fn healthz(State(app): Shared, _: Query<NoParameters>) -> Result<Json<Health>, Refusal> {
     ready(&app)

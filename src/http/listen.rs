@@ -1,4 +1,4 @@
-//! Accepts connections, within bounds, and serves them until the daemon stops.
+//! Accepts connections within limits, and serves them until the daemon stops.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,22 +24,22 @@ use tower::ServiceExt;
 use super::access::Peer;
 use super::socket::{Socket, is_admin};
 
-/// Connections of one listener. More wait in the kernel's queue.
+/// Connections of one listener at most. Further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
-/// Connections from one address. More are closed at once.
+/// Connections from one address at most. The listener closes further ones at once.
 const MAX_PER_ADDRESS: usize = 128;
-/// How long a peer may take to send a request's head, and how long a connection may idle between two.
+/// How long a peer may take to send the head of a request, and how long a connection may idle between requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of a request's head, and of what is read ahead of its body, at most.
+/// Bytes of the head of a request, and of its body read in advance, at most.
 const MAX_HEAD: usize = 64 * 1024;
-/// How long answers in progress may go on once the daemon stops.
+/// How long responses in progress may take once the daemon stops.
 const DRAIN: Duration = Duration::from_secs(10);
-/// The pause after an accept that failed because the process or the host is out of something.
+/// The pause after an accept that failed because the process or the host lacks a resource, such as file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The bounds of one listener.
+/// The limits of one listener.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     connections: usize,
@@ -67,13 +67,13 @@ pub(super) enum Listener {
     Socket(Socket),
 }
 
-/// A connection that has been accepted and has said nothing yet.
+/// An accepted connection that has sent no data yet.
 enum Accepted {
     Tcp { stream: TcpStream, remote: SocketAddr, slot: Slot },
     Socket(UnixStream),
 }
 
-/// Serves a listener until `stopping` is true, then finishes what is in progress, by a deadline.
+/// Serves a listener until `stopping` is true, then finishes the requests in progress within `limits.drain`.
 pub(super) async fn serve(listener: Listener, router: Router, limits: Limits, mut stopping: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(limits.connections));
     let addresses = Addresses::new(limits.per_address);
@@ -85,7 +85,7 @@ pub(super) async fn serve(listener: Listener, router: Router, limits: Limits, mu
     loop {
         let next = async {
             let permit = Arc::clone(&room).acquire_owned().await;
-            (permit.expect("nobody closes it"), accept(&listener, &addresses).await)
+            (permit.expect("the semaphore is never closed"), accept(&listener, &addresses).await)
         };
         let (permit, accepted) = tokio::select! {
             () = stopped(&mut stopping) => break,
@@ -95,15 +95,15 @@ pub(super) async fn serve(listener: Listener, router: Router, limits: Limits, mu
         let connection = Connection { router: router.clone(), tls: tls.clone(), limits, stopping: stopping.clone() };
         connections.spawn(connection.serve(accepted, permit));
     }
-    // Nobody connects any more, and a successor may bind at once.
+    // Dropped first, so that a successor can bind the address at once.
     drop(listener);
     let drained = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(limits.drain, drained).await.is_err() {
-        tracing::warn!(left = connections.len(), "answers still in progress are cut off");
+        tracing::warn!(left = connections.len(), "connections with requests in progress closed: the drain timed out");
     }
 }
 
-/// The next connection that is within its address's bound.
+/// The next connection from an address below its limit.
 async fn accept(listener: &Listener, addresses: &Addresses) -> Accepted {
     loop {
         let accepted = match listener {
@@ -114,17 +114,17 @@ async fn accept(listener: &Listener, addresses: &Addresses) -> Accepted {
         };
         match accepted {
             Ok(Some(accepted)) => return accepted,
-            Ok(None) => tracing::debug!("closed: too many connections from one address"),
+            Ok(None) => tracing::debug!("connection closed: too many connections from one address"),
             Err(error) if is_the_peers(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, "a connection cannot be accepted");
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// Whether the error is of that one connection, which its peer gave up before it was accepted.
+/// Whether the error concerns one connection only, which its peer closed before the accept.
 fn is_the_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
@@ -154,7 +154,7 @@ impl Connection {
     }
 
     async fn secure(mut self, stream: TcpStream, remote: SocketAddr) {
-        // Answers are small and written whole: waiting to fill a segment only delays them.
+        // The server writes responses whole: Nagle's algorithm would only delay them.
         let _ = stream.set_nodelay(true);
         let Ok(local) = stream.local_addr() else { return };
         let peer = Peer::Tcp { remote, local };
@@ -166,8 +166,8 @@ impl Connection {
         };
         match shaken {
             Ok(Ok(stream)) => self.converse(stream, peer).await,
-            Ok(Err(error)) => tracing::debug!(%remote, %error, "the TLS handshake failed"),
-            Err(_) => tracing::debug!(%remote, "the TLS handshake took too long"),
+            Ok(Err(error)) => tracing::debug!(%remote, %error, "TLS handshake failed"),
+            Err(_) => tracing::debug!(%remote, "TLS handshake timed out"),
         }
     }
 
@@ -190,18 +190,18 @@ impl Connection {
             }
         };
         if let Err(error) = ended {
-            tracing::debug!(?peer, %error, "a connection ended early");
+            tracing::debug!(?peer, %error, "connection ended early");
         }
     }
 }
 
 /// Returns once the daemon stops.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
-    // A sender that is gone says the same: whoever would stop us has stopped.
+    // A dropped sender counts as a stop: the daemon that would send it has ended.
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
-/// How many connections each address has. The lock is held for one look-up, and spans no await.
+/// The number of connections of each address. The lock is held for one look-up, and never across an await.
 #[derive(Debug, Clone)]
 struct Addresses {
     limit: usize,
@@ -213,7 +213,7 @@ impl Addresses {
         Self { limit, open: Arc::default() }
     }
 
-    /// A place for one more connection from this address, if it has one left.
+    /// A slot for another connection from this address, if the address is below its limit.
     fn enter(&self, address: IpAddr) -> Option<Slot> {
         let address = address.to_canonical();
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -226,7 +226,7 @@ impl Addresses {
     }
 }
 
-/// One connection's place among those of its address, given back when it is dropped.
+/// The slot of one connection, released on drop.
 #[derive(Debug)]
 struct Slot {
     addresses: Addresses,
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_handler_knows_who_is_there() {
+    async fn a_handler_gets_the_peer() {
         let served = served(Limits::default()).await;
         let mut stream = TcpStream::connect(served.address).await.unwrap();
         let answer = ask(&mut stream).await;
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_has_so_many_connections_and_no_more() {
+    async fn connections_of_one_address_are_limited() {
         let served = served(Limits { per_address: 2, ..Limits::default() }).await;
         let connect = || TcpStream::connect(served.address);
         let (mut one, mut two) = (connect().await.unwrap(), connect().await.unwrap());
@@ -302,7 +302,7 @@ mod tests {
         let mut three = connect().await.unwrap();
         assert_eq!(three.read(&mut [0; 1]).await.unwrap_or(0), 0, "the third is closed");
         drop(one);
-        // The place is free as soon as the listener has seen the connection end.
+        // The slot is free once the listener has seen the end of the connection.
         while {
             let mut again = connect().await.unwrap();
             let _ = again.write_all(REQUEST).await;
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn beyond_the_total_a_connection_waits_for_its_turn() {
+    async fn a_connection_beyond_the_limit_waits() {
         let served = served(Limits { connections: 1, ..Limits::default() }).await;
         let mut one = TcpStream::connect(served.address).await.unwrap();
         assert!(ask(&mut one).await.starts_with("HTTP/1.1 200"));
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_sends_a_head_too_slowly_is_cut_off() {
+    async fn a_slow_head_and_an_idle_connection_time_out() {
         let served = served(Limits { head: Duration::from_millis(50), ..Limits::default() }).await;
         let mut slow = TcpStream::connect(served.address).await.unwrap();
         slow.write_all(b"GET /peer HTTP/1.1\r\n").await.unwrap();
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tls_is_spoken_and_silence_is_not_waited_for() {
+    async fn tls_is_served_and_a_silent_handshake_times_out() {
         let tls = tls::acceptor(&sample::certificate()).unwrap();
         let served = listening(Limits { handshake: Duration::from_millis(200), ..Limits::default() }, Some(tls)).await;
         let mut silent = TcpStream::connect(served.address).await.unwrap();
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stop_waits_for_nobody_who_idles_and_cuts_off_who_is_late() {
+    async fn a_stop_closes_idle_connections_at_once_and_late_ones_after_the_drain() {
         let served = served(Limits { drain: Duration::from_millis(50), ..Limits::default() }).await;
         let mut idle = TcpStream::connect(served.address).await.unwrap();
         assert!(ask(&mut idle).await.starts_with("HTTP/1.1 200"));
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_has_no_connection_is_forgotten() {
+    fn an_address_without_connections_is_removed() {
         let addresses = Addresses::new(1);
         let slot = addresses.enter("::ffff:192.0.2.1".parse().unwrap());
         assert!(slot.is_some() && addresses.enter("192.0.2.1".parse().unwrap()).is_none());

@@ -1,4 +1,4 @@
-//! Figures for Prometheus, made from the snapshots at each scrape: nothing is counted twice and nothing goes stale.
+//! Metrics for Prometheus. Each scrape builds them from the current snapshots, so that no counter needs upkeep.
 
 use std::sync::atomic::AtomicU64;
 
@@ -20,14 +20,14 @@ use crate::types::{Bytes, ConditionKind, Cores, ErrorCode, Figures, Gpu, Node, N
 const CONTENT_TYPE: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
-/// Figures in the text format of Prometheus and OpenMetrics.
+/// Shows metrics in the text format of Prometheus and OpenMetrics.
 #[utoipa::path(get, path = "/metrics", tag = "status", responses(
-    (status = 200, description = "the figures", content_type = "application/openmetrics-text", body = String),
+    (status = 200, description = "the metrics", content_type = "application/openmetrics-text", body = String),
 ))]
 pub(super) async fn metrics(State(app): Shared, _: Query<NoParameters>) -> Result<impl IntoResponse + use<>, Refusal> {
     let cluster = &app.api.cluster;
     let text = render(&cluster.host().node(), &cluster.host().sessions.snapshot(), &cluster.view())
-        .map_err(|_| Refusal::new(ErrorCode::Internal, "the metrics cannot be written as text"))?;
+        .map_err(|_| Refusal::new(ErrorCode::Internal, "cannot encode the metrics as text"))?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text))
 }
 
@@ -47,7 +47,7 @@ fn render(node: &Node, sessions: &Snapshot, view: &ClusterView) -> Result<String
 type Labels = Vec<(&'static str, String)>;
 type Values = Family<Labels, Gauge<f64, AtomicU64>>;
 
-/// The figures of one node as they are gathered.
+/// The metrics of one node while they are built.
 struct Exposition {
     registry: Registry,
     node: String,
@@ -60,7 +60,7 @@ impl Exposition {
         family
     }
 
-    /// A figure of the node as a whole.
+    /// A metric of the node as a whole.
     fn single(&mut self, name: &str, help: &str, value: f64) {
         let labels = vec![("node", self.node.clone())];
         self.family(name, help).get_or_create(&labels).set(value);
@@ -73,7 +73,7 @@ impl Exposition {
             ("version", node.version.clone()),
             ("runtime", node.runtime.kind.to_string()),
         ];
-        self.family("build_info", "What runs here; always 1").get_or_create(&labels).set(1.0);
+        self.family("build_info", "Version and runtime of the node; always 1").get_or_create(&labels).set(1.0);
     }
 
     fn resources(&mut self, node: &Node) {
@@ -84,16 +84,24 @@ impl Exposition {
         let gpus = self.family("node_gpus", "GPUs: physical, effective, allocated, available, utilized");
         self.figures(&gpus, &node.resources.gpus, f64::from);
         if let Some(disk) = &node.disk {
-            self.single("node_disk_total_bytes", "The file system that images live on", disk.total_bytes.get() as f64);
-            self.single("node_disk_free_bytes", "What of it is free", disk.free_bytes.get() as f64);
+            self.single(
+                "node_disk_total_bytes",
+                "Size of the file system of the images",
+                disk.total_bytes.get() as f64,
+            );
+            self.single(
+                "node_disk_free_bytes",
+                "Free space on the file system of the images",
+                disk.free_bytes.get() as f64,
+            );
         }
         if let Some(swap) = &node.swap {
-            self.single("node_swap_total_bytes", "Swap", swap.total_bytes.get() as f64);
+            self.single("node_swap_total_bytes", "Size of the swap space", swap.total_bytes.get() as f64);
             self.single("node_swap_used_bytes", "Swap in use", swap.used_bytes.get() as f64);
         }
     }
 
-    /// What is not known is left out: it is never 0.
+    /// Omits unknown figures, which must not appear as 0.
     fn figures<T: Copy>(&self, family: &Values, figures: &Figures<T>, number: impl Fn(T) -> f64) {
         let known = [
             ("physical", Some(figures.physical)),
@@ -110,9 +118,9 @@ impl Exposition {
 
     fn state(&mut self, node: &Node) {
         let flag = |set: bool| if set { 1.0 } else { 0.0 };
-        self.single("node_enabled", "1 where the node's operator lets it take sessions", flag(node.enabled));
-        self.single("node_draining", "1 while the node is drained", flag(node.drain.is_some()));
-        self.single("node_leader", "1 where the node leads the cluster", flag(node.is_leader));
+        self.single("node_enabled", "1 if the node's setting enabled is true", flag(node.enabled));
+        self.single("node_draining", "1 while the node is draining", flag(node.drain.is_some()));
+        self.single("node_leader", "1 if the node is the leader", flag(node.is_leader));
         self.single("runtime_available", "1 while the container engine answers", flag(node.runtime.available));
         let family = self.family("node_condition", "1 while the condition holds");
         for kind in ConditionKind::ALL {
@@ -122,9 +130,9 @@ impl Exposition {
         }
     }
 
-    /// As this node sees them: others may see them otherwise.
+    /// The nodes as this node sees them. Other nodes may see other states.
     fn nodes(&mut self, node: &Node, view: &ClusterView) {
-        let family = self.family("nodes", "Nodes as this one sees them, itself included, by state");
+        let family = self.family("nodes", "Nodes by state as this node sees them, including itself");
         let states = || view.members.values().map(|member| member.state).chain([node.state]);
         for state in NodeState::ALL {
             let labels = vec![("node", self.node.clone()), ("state", state.to_string())];
@@ -151,10 +159,12 @@ impl Exposition {
         self.each_gpu("gpu_slots", "Sessions that may hold the GPU at once", gpus, |gpu| Some(f64::from(gpu.slots)));
         self.each_gpu("gpu_slots_used", "Sessions that hold the GPU", gpus, |gpu| Some(f64::from(gpu.slots_used)));
         self.each_gpu("gpu_memory_total_bytes", "Memory of the GPU", gpus, |gpu| bytes(gpu.memory_total_bytes));
-        self.each_gpu("gpu_memory_used_bytes", "Memory in use", gpus, |gpu| bytes(gpu.memory_used_bytes));
-        self.each_gpu("gpu_utilization_percent", "How busy the GPU is", gpus, |gpu| gpu.utilization_percent);
-        self.each_gpu("gpu_temperature_celsius", "How hot the GPU is", gpus, |gpu| gpu.temperature_celsius);
-        self.each_gpu("gpu_power_watts", "What the GPU draws", gpus, |gpu| gpu.power_watts);
+        self.each_gpu("gpu_memory_used_bytes", "Memory of the GPU in use", gpus, |gpu| bytes(gpu.memory_used_bytes));
+        self.each_gpu("gpu_utilization_percent", "Utilization of the GPU in percent", gpus, |gpu| {
+            gpu.utilization_percent
+        });
+        self.each_gpu("gpu_temperature_celsius", "Temperature of the GPU", gpus, |gpu| gpu.temperature_celsius);
+        self.each_gpu("gpu_power_watts", "Power draw of the GPU", gpus, |gpu| gpu.power_watts);
     }
 
     fn each_gpu(&mut self, name: &str, help: &str, gpus: &[Gpu], figure: impl Fn(&Gpu) -> Option<f64>) {
@@ -208,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn every_dimension_shows_its_figures() {
+    fn every_resource_has_its_figures() {
         let text = rendered();
         for line in [
             r#"ostler_node_cores{node="one",figure="physical"} 6.0"#,
@@ -226,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_left_out_and_what_is_gone_is_not_counted() {
+    fn unknown_figures_are_omitted_and_removed_sessions_are_not_counted() {
         let text = rendered();
         assert!(!text.contains(r#"ostler_node_cores{node="one",figure="utilized"}"#));
         assert!(text.contains(r#"ostler_sessions{node="one",state="running"} 1.0"#));

@@ -1,9 +1,9 @@
-//! The HTTP API: any caller's way to the owners, over TCP and over a unix socket.
+//! The HTTP API, over TCP and over a unix socket.
 //!
-//! A request passes `listen` (bounds, TLS, who is there), `origin` (which host it is for),
-//! `access` (one table of who may do what) and `extract` (strict reading), and reaches a handler
-//! that asks one owner. `error` is the only place that turns an owner's refusal into a status.
-//! `openapi` describes all of it from the code.
+//! A request passes `listen` (limits, TLS, the peer), `origin` (the host and origin),
+//! `access` (the table of roles) and `extract` (strict decoding), and reaches a handler
+//! that asks one owner. Only `error` turns an owner's error into a status code.
+//! `openapi` generates the description of the API from the code.
 
 mod access;
 mod commands;
@@ -47,14 +47,14 @@ use listen::{Limits, Listener};
 /// `[http]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where the API is served. Off loopback it needs `tls`.
+    /// The address of the API. An address other than loopback needs `tls`.
     pub listen: SocketAddr,
-    /// Where health, metrics and a short status are served to anybody.
+    /// The address of health, metrics and a short status, which need no token.
     pub status_listen: Option<SocketAddr>,
     /// The unix socket for this host's administrators.
     pub socket: PathBuf,
     pub tls: Option<Tls>,
-    /// The names, with or without a port, that the API answers to besides loopback and its own address.
+    /// The host names, with or without a port, that requests may use in addition to loopback and the own address.
     pub allowed_hosts: Vec<String>,
 }
 
@@ -65,37 +65,37 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// What the API serves: the handles of the owners, and what everybody may read.
+/// What the API serves: the handles of the owners, and what everyone may read.
 #[derive(Clone)]
 pub struct Api {
     /// The cluster's name.
     pub name: Name,
     pub mode: ClusterMode,
-    /// Every request's way to the node that answers it.
+    /// Routes each request to the node that answers it.
     pub cluster: Cluster,
     pub clock: Clock,
-    /// Whether the node has loaded its journal and takes requests.
+    /// Whether the node has loaded its journal and accepts requests.
     pub ready: watch::Receiver<bool>,
-    /// The agent was started with `--dev`, which the status says.
+    /// Whether the agent was started with `--dev`, for the status.
     pub dev: bool,
 }
 
-/// Why the API cannot be served. Nothing listens.
+/// Why the API cannot start. No listener is open.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot listen on {address} ({key}): {source}")]
     Listen { key: &'static str, address: SocketAddr, source: std::io::Error },
-    #[error("http.listen is {0}, which is not loopback: set http.tls_cert and http.tls_key")]
+    #[error("http.listen is {0}, which needs TLS: set http.tls_cert and http.tls_key, or listen on 127.0.0.1")]
     Unprotected(SocketAddr),
     #[error("{path}: {message}")]
     Tls { path: PathBuf, message: String },
-    #[error("another agent answers on the socket {0}")]
+    #[error("another agent uses the socket {0}: stop it, or change http.socket")]
     SocketInUse(PathBuf),
-    #[error("the socket {path} cannot be made: {source}")]
+    #[error("cannot create the socket {path}: {source}")]
     Socket { path: PathBuf, source: std::io::Error },
 }
 
-/// Where the API listens, ports chosen by the system filled in.
+/// The bound addresses of the API. A port that the kernel chose replaces port 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Addresses {
     pub listen: SocketAddr,
@@ -103,26 +103,26 @@ pub struct Addresses {
     pub socket: PathBuf,
 }
 
-/// The API, bound: callers connect and wait until it runs.
+/// The bound API. Callers can connect, and wait for answers until it runs.
 pub struct Bound {
     pub addresses: Addresses,
     listeners: Vec<(Listener, Router)>,
     shutdown: watch::Receiver<bool>,
 }
 
-/// What every handler is given.
+/// The state of every handler.
 struct App {
     api: Api,
-    /// True once the daemon stops: what waits or follows ends then.
+    /// True once the daemon stops, which ends every wait and every followed log.
     stopping: watch::Receiver<bool>,
 }
 
 type Shared = axum::extract::State<Arc<App>>;
 
-/// Binds every listener. The API is served while [`Bound::run`] is polled, until `shutdown` is true.
+/// Binds every listener. [`Bound::run`] serves the API until `shutdown` is true.
 ///
 /// # Errors
-/// An address or the socket is taken or may not be used, or the certificate cannot be read.
+/// An address or the socket is in use or not permitted, or the certificate is not readable.
 pub async fn serve(config: Config, api: Api, shutdown: watch::Receiver<bool>) -> Result<Bound, Error> {
     if config.tls.is_none() && !config.listen.ip().to_canonical().is_loopback() {
         return Err(Error::Unprotected(config.listen));
@@ -147,7 +147,7 @@ pub async fn serve(config: Config, api: Api, shutdown: watch::Receiver<bool>) ->
 }
 
 impl Bound {
-    /// Serves until the shutdown is called, then finishes the answers in progress, by a deadline.
+    /// Serves until `shutdown` is true, then finishes the requests in progress within [`listen::Limits`].
     pub async fn run(self) {
         let serve = |(listener, router)| listen::serve(listener, router, Limits::default(), self.shutdown.clone());
         join_all(self.listeners.into_iter().map(serve)).await;

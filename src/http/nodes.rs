@@ -1,4 +1,4 @@
-//! Nodes: what they have, what their operator says, and their drain.
+//! Nodes: their resources, settings and drains.
 
 use axum::Json as Answer;
 use axum::extract::{Extension, State};
@@ -15,11 +15,11 @@ use crate::types::{Actor, DrainRequest, ErrorBody, Gpu, List, Name, Node, Settin
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
 pub(super) struct NodePath {
-    /// The node's name, its id, a unique beginning of its id, or `self`.
+    /// The node's name, its id, a unique prefix of its id, or `self`.
     pub(super) node: Name,
 }
 
-/// Every node of the cluster.
+/// Lists the nodes of the cluster.
 #[utoipa::path(get, path = "/v1/nodes", tag = "nodes", operation_id = "list_nodes", responses(
     (status = 200, description = "the nodes", body = List<Node>),
 ))]
@@ -27,10 +27,10 @@ pub(super) async fn list(State(app): Shared, _: Query<NoParameters>) -> Served<A
     Served(app.api.cluster.nodes().await.map(|items| Answer(List { items, next_cursor: None })))
 }
 
-/// One node.
+/// Shows a node.
 #[utoipa::path(get, path = "/v1/nodes/{node}", tag = "nodes", operation_id = "show_node", params(NodePath), responses(
     (status = 200, description = "the node", body = Node),
-    (status = 409, description = "`conflict`: more than one node's id begins so", body = ErrorBody),
+    (status = 409, description = "`conflict`: more than one node id has this prefix", body = ErrorBody),
 ))]
 pub(super) async fn show(
     State(app): Shared,
@@ -40,12 +40,12 @@ pub(super) async fn show(
     Ok(Served(app.api.cluster.node(&path.node).await?.map(Answer)))
 }
 
-/// Changes any subset of a node's settings. It is in force and durable once it is answered.
+/// Changes settings of a node. The change is durable and in force when the answer arrives.
 #[utoipa::path(patch, path = "/v1/nodes/{node}", tag = "nodes", operation_id = "set_node", params(NodePath),
     request_body = SettingsPatch, responses(
-    (status = 200, description = "the node as it is now", body = Node),
-    (status = 409, description = "`declared_setting`: the configuration file says it; `conflict`: more than one node's id begins so", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the node's store cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 200, description = "the node after the change", body = Node),
+    (status = 409, description = "`declared_setting`: the node's configuration file declares the setting; `conflict`: more than one node id has this prefix", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the node cannot write its store; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn set(
     State(app): Shared,
@@ -57,13 +57,13 @@ pub(super) async fn set(
     Ok(Served(app.api.cluster.patch(&path.node, patch, &by).await?.map(Answer)))
 }
 
-/// Forgets a node that is gone for good, on every node that is alive, with what is remembered of its sessions.
+/// Removes a node that is gone permanently, together with its sessions, from all live nodes.
 ///
-/// It is back as soon as it is heard again.
+/// The node returns if its agent connects again.
 #[utoipa::path(delete, path = "/v1/nodes/{node}", tag = "nodes", operation_id = "remove_node", params(NodePath), responses(
-    (status = 204, description = "it is forgotten"),
-    (status = 409, description = "`conflict`: it is alive, or more than one node's id begins so", body = ErrorBody),
-    (status = 503, description = "not every node could be told, and it may be asked again: `runtime_unavailable`, `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 204, description = "the node is removed"),
+    (status = 409, description = "`conflict`: the node is alive, or more than one node id has this prefix", body = ErrorBody),
+    (status = 503, description = "not every live node confirmed the removal, retry: `runtime_unavailable`, `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn remove(
     State(app): Shared,
@@ -75,12 +75,13 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Takes no new sessions on a node, until its drain is ended. Those that are here go on.
+/// Starts a drain: the node admits no new sessions until the drain ends. Its existing sessions go on, unless
+/// `stop_sessions` is set.
 #[utoipa::path(post, path = "/v1/nodes/{node}/drain", tag = "nodes", operation_id = "drain_node", params(NodePath),
     request_body = Option<DrainRequest>, responses(
-    (status = 200, description = "the node as it is now", body = Node),
-    (status = 409, description = "`conflict`: more than one node's id begins so", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the node's store cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 200, description = "the node after the change", body = Node),
+    (status = 409, description = "`conflict`: more than one node id has this prefix", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the node cannot write its store; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn drain(
     State(app): Shared,
@@ -93,11 +94,11 @@ pub(super) async fn drain(
     Ok(Served(app.api.cluster.drain(&path.node, request, &by).await?.map(Answer)))
 }
 
-/// Ends a node's drain. Fine where there is none.
+/// Ends a node's drain. Without a drain, nothing changes.
 #[utoipa::path(delete, path = "/v1/nodes/{node}/drain", tag = "nodes", operation_id = "undrain_node", params(NodePath), responses(
-    (status = 200, description = "the node as it is now", body = Node),
-    (status = 409, description = "`conflict`: more than one node's id begins so", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the node's store cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 200, description = "the node after the change", body = Node),
+    (status = 409, description = "`conflict`: more than one node id has this prefix", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the node cannot write its store; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn undrain(
     State(app): Shared,
@@ -108,7 +109,7 @@ pub(super) async fn undrain(
     Ok(Served(app.api.cluster.undrain(&path.node, &by).await?.map(Answer)))
 }
 
-/// Every GPU of the cluster.
+/// Lists the GPUs of the cluster.
 #[utoipa::path(get, path = "/v1/gpus", tag = "nodes", operation_id = "list_gpus", responses(
     (status = 200, description = "the GPUs", body = List<Gpu>),
 ))]

@@ -1,4 +1,4 @@
-//! The API's own description, made from the handlers, the types and the table of access.
+//! The OpenAPI document, generated from the handlers, the types and the table of access.
 
 use std::sync::LazyLock;
 
@@ -32,21 +32,21 @@ static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
 #[openapi(
     info(
         title = "ostler",
-        description = "Containerised workspaces on a fleet of hosts. Any node answers for the whole cluster."
+        description = "Containerised workspaces on a fleet of hosts. Every node answers requests for the whole cluster."
     ),
     components(schemas(ErrorBody, Cursor, Limit, SessionPrefix, Timeout, VolumeName))
 )]
 struct Frame;
 
-/// This document.
+/// Shows this document.
 #[utoipa::path(get, path = "/openapi.json", tag = "status", operation_id = "openapi", responses(
-    (status = 200, description = "the API's description", content_type = "application/json", body = serde_json::Value),
+    (status = 200, description = "the OpenAPI document of the API", content_type = "application/json", body = serde_json::Value),
 ))]
 pub(super) async fn openapi(_: Query<NoParameters>) -> impl IntoResponse + use<> {
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], DOCUMENT.clone())
 }
 
-/// The frame that the routes' operations are put into.
+/// The document without operations. The router adds them.
 pub(super) fn frame() -> OpenApi {
     Frame::openapi()
 }
@@ -55,7 +55,7 @@ fn document() -> OpenApi {
     let (_, mut document) = router::operations().split_for_parts();
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("An API token; its role says what it may do."))
+        .description(Some("An API token. Its role determines which operations it may call."))
         .build();
     let components = document.components.get_or_insert_default();
     components.add_security_scheme(BEARER, SecurityScheme::Http(bearer));
@@ -69,7 +69,7 @@ fn document() -> OpenApi {
     document
 }
 
-/// Says that `utilized` may be `null`: the derive forgets it of an option of a type parameter.
+/// Makes `utilized` nullable: the derive does not do so for an `Option` of a type parameter.
 fn may_be_unknown(figures: &mut RefOr<Schema>) {
     let RefOr::T(Schema::Object(figures)) = figures else { return };
     figures.properties.entry("utilized".to_owned()).and_modify(|utilized| {
@@ -79,7 +79,7 @@ fn may_be_unknown(figures: &mut RefOr<Schema>) {
     });
 }
 
-/// Says of a workspace what no field says alone: without an image, for the process runtime, it needs a command.
+/// Adds the rule that a workspace needs an image or, for the process runtime, a command.
 fn needs_image_or_command(workspace: &mut RefOr<Schema>) {
     let text = || ObjectBuilder::new().schema_type(Type::String);
     let image = ObjectBuilder::new().required("image").property("image", text());
@@ -102,28 +102,28 @@ fn operations_of(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Oper
     .filter_map(|(method, operation)| Some((method, operation?)))
 }
 
-/// Adds what every operation of its shape can answer, and what it asks of its caller.
+/// Adds the common error responses and the required role to an operation.
 fn complete(operation: &mut Operation, access: Access, has_path_parameters: bool) {
-    refusal(operation, 400, "`invalid`: the path, the query, a header or the body cannot be read");
+    refusal(operation, 400, "`invalid`: the path, the query, a header or the body is malformed");
     refusal(
         operation,
         403,
-        "`forbidden`: another role is needed, or the request is for another host or from another origin",
+        "`forbidden`: the operation requires a higher role, or the host or origin of the request is not allowed",
     );
-    refusal(operation, 500, "`internal`: a fault of this daemon");
+    refusal(operation, 500, "`internal`: internal error of the agent; see its log");
     if has_path_parameters {
         refusal(operation, 404, "`not_found`");
     }
     if operation.request_body.is_some() {
         refusal(operation, 413, "`invalid`: the body is too large");
-        refusal(operation, 415, "`invalid`: the body is not declared as JSON");
-        refusal(operation, 422, "`invalid`: a value that cannot be; the message names the field");
+        refusal(operation, 415, "`invalid`: the content type is not application/json");
+        refusal(operation, 422, "`invalid`: a value is invalid; the message names the field");
     }
     let requirement = match access {
         Access::Open => SecurityRequirement::default(),
         Access::Needs(role) => {
-            refusal(operation, 401, "`unauthorized`: no token, or one that is unknown, revoked or expired");
-            let needs = format!("Needs role `{role}`.");
+            refusal(operation, 401, "`unauthorized`: the token is missing, unknown, revoked or expired");
+            let needs = format!("Requires role `{role}`.");
             let said = operation.description.take();
             operation.description = Some(said.map_or(needs.clone(), |said| format!("{said}\n\n{needs}")));
             SecurityRequirement::new(BEARER, Vec::<String>::new())
@@ -132,7 +132,7 @@ fn complete(operation: &mut Operation, access: Access, has_path_parameters: bool
     operation.security = Some(vec![requirement]);
 }
 
-/// Declares a refusal, unless the handler has said more of it.
+/// Declares an error response, unless the handler declares it with more detail.
 fn refusal(operation: &mut Operation, status: u16, description: &str) {
     let body = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
     let response: Response = ResponseBuilder::new().description(description).content("application/json", body).build();
@@ -146,7 +146,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn the_document_and_the_table_of_access_name_the_same_operations() {
+    fn the_document_and_the_table_of_access_have_the_same_operations() {
         let mut document = document();
         let mut described = BTreeSet::new();
         for (path, item) in &mut document.paths.paths {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn every_operation_declares_what_it_can_answer() {
+    fn every_operation_declares_its_responses() {
         let mut document = document();
         let mut ids = BTreeSet::new();
         for (path, item) in &mut document.paths.paths {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_unknown_may_be_null() {
+    fn utilized_is_nullable() {
         let json: serde_json::Value = serde_json::from_slice(&DOCUMENT).unwrap();
         for figures in ["Figures_Cores", "Figures_Bytes", "Figures_u32"] {
             let utilized = &json["components"]["schemas"][figures]["properties"]["utilized"];
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reference_leads_somewhere() {
+    fn every_reference_has_a_target() {
         let json: serde_json::Value = serde_json::from_slice(&DOCUMENT).unwrap();
         let mut waiting = vec![&json];
         while let Some(value) = waiting.pop() {

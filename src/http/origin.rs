@@ -1,7 +1,7 @@
-//! Which names this API answers to, so that no web page can reach it through its reader's browser.
+//! Checks of `Host` and `Origin`, so that no web page can use the API through the browser of its reader.
 //!
 //! A page that rebinds its own name to a loopback address still sends that name as `Host`; a page that
-//! posts across sites sends its `Origin`. Both are refused before anything else is looked at.
+//! posts across sites sends its `Origin`. Both are rejected before any other check.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use super::access::Peer;
 use super::error::Refusal;
 use crate::types::ErrorCode;
 
-/// `http.allowed_hosts`: names, with or without a port, besides loopback and the listener's own address.
+/// `http.allowed_hosts`: names, with or without a port, in addition to loopback and the listener's address.
 pub(super) type AllowedHosts = Arc<[String]>;
 
-/// Refuses what a foreign web page may have sent. The unix socket is out of any page's reach.
+/// Rejects requests that a foreign web page may have sent. No page can reach the unix socket.
 pub(super) async fn same_site(
     State(allowed): State<AllowedHosts>,
     Extension(peer): Extension<Peer>,
@@ -34,17 +34,17 @@ pub(super) async fn same_site(
     Ok(next.run(request).await)
 }
 
-/// The host that the request is for: its target's where it names one (RFC 9112 §3.2.2), else the header's.
+/// The host of the request: the authority of its target if it has one (RFC 9112 §3.2.2), else the header `Host`.
 fn host_of(request: &Request) -> Result<Authority, Refusal> {
     if let Some(authority) = request.uri().authority() {
         return Ok(authority.clone());
     }
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else {
-        return Err(Refusal::malformed("a request needs one Host header"));
+        return Err(Refusal::malformed("expected exactly one Host header"));
     };
     let host = host.to_str().ok().and_then(|text| text.parse::<Authority>().ok());
-    host.ok_or_else(|| Refusal::malformed("the Host header is no host"))
+    host.ok_or_else(|| Refusal::malformed("the Host header is not a valid host"))
 }
 
 fn check_host(host: &Authority, local: SocketAddr, allowed: &[String]) -> Result<(), Refusal> {
@@ -57,7 +57,7 @@ fn check_host(host: &Authority, local: SocketAddr, allowed: &[String]) -> Result
     if known || allowed.iter().any(listed) {
         return Ok(());
     }
-    let message = format!("this API does not answer to the host name {name}; http.allowed_hosts lists those it does");
+    let message = format!("the host name {name} is not allowed; add it to http.allowed_hosts of this node");
     Err(Refusal::new(ErrorCode::Forbidden, message))
 }
 
@@ -71,7 +71,10 @@ fn check_origin(host: &Authority, method: &Method, headers: &HeaderMap) -> Resul
     if same || matches!(*method, Method::GET | Method::HEAD) {
         return Ok(());
     }
-    Err(Refusal::new(ErrorCode::Forbidden, "a page of another origin may not change anything here"))
+    Err(Refusal::new(
+        ErrorCode::Forbidden,
+        "requests of other origins may only read: the Origin header differs from the host",
+    ))
 }
 
 #[cfg(test)]
@@ -100,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_the_own_address_and_the_allow_list_are_answered() {
+    fn loopback_own_address_and_allowed_hosts_pass() {
         for good in ["localhost", "LOCALHOST:1", "127.0.0.1:7481", "127.9.9.9", "[::1]:7481", "192.0.2.7", LOCAL] {
             assert_eq!(host(good, &[]), None, "{good}");
         }
@@ -109,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rebound_name_is_refused() {
+    fn a_rebound_name_is_rejected() {
         for bad in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "192.0.2.8", "[2001:db8::1]"] {
             assert_eq!(host(bad, &["ostler.example.com"]), Some(403), "{bad}");
         }
@@ -118,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_for_one_host() {
+    fn a_request_has_exactly_one_host() {
         assert_eq!(asked(Method::GET, "/livez", &[], &[]), Some(400));
         assert_eq!(asked(Method::GET, "/livez", &[("host", "localhost"), ("host", "localhost")], &[]), Some(400));
         assert_eq!(host("a b", &[]), Some(400));

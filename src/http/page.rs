@@ -1,4 +1,4 @@
-//! The parameters of lists that come in pages.
+//! The parameters of lists with pages.
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer};
@@ -6,11 +6,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::types::List;
 
-/// Items in a page where the caller does not say.
+/// Items of a page by default.
 const DEFAULT_LIMIT: usize = 100;
-/// Items in a page at most.
+/// Items of a page at most.
 const MAX_LIMIT: usize = 1000;
-/// Bytes of a key at most: the longest one is a name or a time and an id.
+/// Bytes of a key at most. The longest keys are a name, or a time and an id.
 const MAX_KEY: usize = 128;
 
 /// The parameters of a list without filters.
@@ -18,14 +18,14 @@ const MAX_KEY: usize = 128;
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PageQuery {
-    /// Read on after this: the `next_cursor` of the page before.
+    /// The start of the page: the `next_cursor` of the previous page.
     pub(super) cursor: Option<Cursor>,
-    /// Items in the page.
+    /// The maximum number of items in the page.
     #[serde(default)]
     pub(super) limit: Limit,
 }
 
-/// How many items a page has.
+/// The maximum number of items in a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
 #[schema(value_type = u16, minimum = 1, maximum = 1000, default = 100)]
 pub(super) struct Limit(usize);
@@ -46,7 +46,7 @@ impl<'de> Deserialize<'de> for Limit {
     }
 }
 
-/// Where a page ended. Opaque to callers; any even number of hexadecimal digits is some place in any list.
+/// The end of a page. Opaque to callers: any even number of hexadecimal digits is a valid place in any list.
 #[derive(Debug, Clone, PartialEq, Eq, ToSchema)]
 #[schema(value_type = String, pattern = "^([0-9a-f]{2}){1,128}$", max_length = 256)]
 pub(super) struct Cursor(Vec<u8>);
@@ -56,7 +56,7 @@ impl<'de> Deserialize<'de> for Cursor {
         let text = String::deserialize(from)?;
         match HEXLOWER.decode(text.as_bytes()) {
             Ok(key) if (1..=MAX_KEY).contains(&key.len()) => Ok(Self(key)),
-            _ => Err(serde::de::Error::custom("not a cursor; expected the next_cursor of another page")),
+            _ => Err(serde::de::Error::custom("not a cursor; expected the next_cursor of the previous page")),
         }
     }
 }
@@ -68,13 +68,13 @@ impl Limit {
 }
 
 impl Cursor {
-    /// The key of the last item of the page before. Keys are text: another cursor is a place that no key has.
+    /// The key of the last item of the previous page. Keys are UTF-8: a cursor of other bytes lies between keys.
     pub(super) fn key(&self) -> String {
         String::from_utf8_lossy(&self.0).into_owned()
     }
 }
 
-/// The page after `cursor` of items that come in the order of their keys' bytes.
+/// The page after `cursor` of items that are sorted by the bytes of their keys.
 pub(super) fn page<T>(items: impl IntoIterator<Item = (String, T)>, cursor: Option<&Cursor>, limit: Limit) -> List<T> {
     List::page(items, cursor.map(Cursor::key).as_deref(), limit.get())
 }

@@ -1,14 +1,14 @@
-//! Answers that another node gave.
+//! Answers of other nodes.
 
 use axum::http::HeaderValue;
 use axum::response::{IntoResponse, Response};
 
 use crate::cluster::Routed;
 
-/// The node that answered, where it is not the one that was asked.
+/// The header with the name of the node that answered, if it is not this one.
 const SERVED_BY: &str = "x-ostler-served-by";
 
-/// An answer that says who gave it.
+/// An answer with the name of the node that gave it.
 pub(super) struct Served<R>(pub(super) Routed<R>);
 
 impl<R: IntoResponse> IntoResponse for Served<R> {

@@ -1,4 +1,4 @@
-//! Every route, and what stands before it.
+//! Every route, and the middleware before it.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::origin::{AllowedHosts, same_site};
 use super::{App, Shared, commands, health, metrics, nodes, openapi, sessions, status, tokens, volumes, workspaces};
 use crate::types::{Actor, ApiToken, ErrorCode};
 
-/// Who leads, on every answer.
+/// The header with the leader's name, on every response.
 const LEADER: &str = "x-ostler-leader";
 
 /// Every operation of the API with its description.
@@ -66,8 +66,8 @@ fn bearer_of(token: &ApiToken) -> Caller {
     Caller { actor: Actor::Token { id: token.id.clone(), name: token.name.clone() }, role: token.role }
 }
 
-/// What the status listener serves to anybody. It answers to any name: it says nothing that a
-/// stranger at the port could not read anyway.
+/// What the status listener serves without a token. It does not check the host name: everyone who reaches
+/// the port may read what it serves.
 pub(super) fn status_only(app: Arc<App>) -> Router {
     let router = Router::new()
         .route("/livez", get(health::livez))
@@ -79,7 +79,7 @@ pub(super) fn status_only(app: Arc<App>) -> Router {
     dressed(with_fallbacks(router))
 }
 
-/// From the outside in: the host and origin, then whether there is such an operation, then the caller's role.
+/// The checks in this order: host and origin, then whether the operation exists, then the caller's role.
 fn guarded(router: Router, caller_of: CallerOf, allowed: AllowedHosts) -> Router {
     let router = with_fallbacks(router.route_layer(from_fn_with_state(caller_of, authorise)));
     dressed(router.layer(from_fn_with_state(allowed, same_site)))
@@ -89,21 +89,21 @@ fn with_fallbacks(router: Router) -> Router {
     router.fallback(no_path).method_not_allowed_fallback(no_method)
 }
 
-/// Gives every answer the API's form, a panic's included.
+/// Gives every response the form of the API, including the response after a panic.
 fn dressed(router: Router) -> Router {
     router.layer(CatchPanicLayer::custom(panicked)).layer(map_response(sealed))
 }
 
 async fn no_path(request: Request) -> Refusal {
-    Refusal::not_found(format!("there is nothing at {}", request.uri().path()))
+    Refusal::not_found(format!("no such path: {}", request.uri().path()))
 }
 
 async fn no_method(request: Request) -> Refusal {
-    let message = format!("{} is not possible at {}", request.method(), request.uri().path());
+    let message = format!("method {} is not allowed for {}", request.method(), request.uri().path());
     Refusal::new(ErrorCode::Invalid, message).with_status(StatusCode::METHOD_NOT_ALLOWED)
 }
 
-/// Says on every answer who leads, as far as this node knows.
+/// Adds the leader that this node knows to every response.
 async fn name_leader(State(app): Shared, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let leader = app.api.cluster.leader();
@@ -113,12 +113,12 @@ async fn name_leader(State(app): Shared, request: Request, next: Next) -> Respon
     response
 }
 
-/// The panic itself is in the log: it may say more than a caller should know.
+/// The panic's message goes to the log only: it may contain what a caller must not know.
 fn panicked(_: Box<dyn Any + Send>) -> Response {
-    Refusal::new(ErrorCode::Internal, "a fault of this daemon; its log has more").into_response()
+    Refusal::new(ErrorCode::Internal, "internal error of the agent; see its log").into_response()
 }
 
-/// Answers hold secrets and change all the time: nobody stores them or guesses their type.
+/// Responses contain secrets and change all the time: forbids caches, and forbids browsers to guess the type.
 async fn sealed(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -136,7 +136,7 @@ mod tests {
     use axum::routing::post;
     use tower::ServiceExt;
 
-    /// The real guard around operations that do nothing, at paths that the table knows.
+    /// The real middleware around operations that do nothing, at paths of the access table.
     fn router() -> Router {
         let routes = Router::new()
             .route("/livez", get(|| async { "lives" }))
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_operation_wants_its_role() {
+    async fn an_operation_requires_its_role() {
         let token = |role: &'static str| [("authorization", role)];
         assert_eq!(send("GET", "/livez", &[]).await.status(), 200);
         assert_eq!(code(send("GET", "/v1/status", &[]).await).await, (401, ErrorCode::Unauthorized));
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_operation_is_told_its_actor() {
+    async fn an_operation_gets_its_actor() {
         let body = async |response: Response| {
             assert_eq!(response.status(), 200);
             axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap()
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_there_is_said_in_the_apis_form() {
+    async fn unknown_paths_and_methods_are_errors_of_the_api() {
         assert_eq!(code(send("GET", "/nowhere", &[]).await).await, (404, ErrorCode::NotFound));
         let response = send("DELETE", "/v1/tokens", &[]).await;
         assert_eq!(response.headers()["allow"], "GET,HEAD,POST");
@@ -208,14 +208,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_an_answer() {
+    async fn a_panic_is_an_internal_error() {
         let response = send("GET", "/v1/nodes", &[("authorization", "Bearer read")]).await;
         assert_eq!(response.headers()["x-content-type-options"], "nosniff");
         assert_eq!(code(response).await, (500, ErrorCode::Internal));
     }
 
     #[tokio::test]
-    async fn foreign_hosts_and_origins_are_refused_before_anything_else() {
+    async fn foreign_hosts_and_origins_are_rejected_first() {
         assert_eq!(code(send("GET", "/livez", &[("host", "evil.example")]).await).await.0, 403);
         assert_eq!(code(send("GET", "/nowhere", &[("host", "evil.example")]).await).await.0, 403);
         assert_eq!(send("GET", "/livez", &[("host", "ostler.example.com")]).await.status(), 200);

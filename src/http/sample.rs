@@ -1,4 +1,4 @@
-//! A certificate to test with.
+//! A certificate for tests.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use tokio_rustls::TlsConnector;
 
 use super::Tls;
 
-/// A certificate for `localhost`, signed by itself, good for a century.
+/// A self-signed certificate for `localhost`, valid for a century.
 pub(super) fn certificate() -> Tls {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http/sample");
     Tls { cert: dir.join("cert.pem"), key: dir.join("key.pem") }
 }
 
-/// A client that trusts [`certificate`] alone.
+/// A client that trusts only [`certificate`].
 pub(super) fn tls_client() -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(certificate().cert).unwrap()).unwrap();

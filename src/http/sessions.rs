@@ -1,4 +1,4 @@
-//! Sessions: made, listed, shown, explained and removed. What else can be asked of one is in `commands`.
+//! Sessions: create, list, show, explain and remove. The other commands are in `commands`.
 
 use axum::Json as Answer;
 use axum::body::Body;
@@ -30,11 +30,11 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
 pub(super) struct SessionPath {
-    /// The session's id or a unique beginning of it.
+    /// The session's id or a unique prefix of it.
     pub(super) id: SessionPrefix,
 }
 
-/// A session's id or the beginning of one.
+/// A session's id or a prefix of one.
 #[derive(Debug, Clone, ToSchema)]
 #[schema(value_type = String, pattern = "^[a-z2-7]{1,26}$", max_length = 26)]
 pub(super) struct SessionPrefix(String);
@@ -45,7 +45,7 @@ impl<'de> Deserialize<'de> for SessionPrefix {
         if (1..=26).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7')) {
             return Ok(Self(text));
         }
-        Err(serde::de::Error::custom("not a session's id; expected 1 to 26 characters of a-z and 2-7"))
+        Err(serde::de::Error::custom("not a session id; expected 1 to 26 characters of a-z and 2-7"))
     }
 }
 
@@ -57,16 +57,16 @@ pub(super) struct ListQuery {
     user: Option<User>,
     /// Only sessions in this state.
     state: Option<SessionState>,
-    /// Only sessions on this node, by its name, its id, a unique beginning of its id, or `self`.
+    /// Only sessions on this node: its name, its id, a unique prefix of its id, or `self`.
     node: Option<Name>,
     /// Only sessions of this workspace.
     workspace: Option<Name>,
-    /// Sessions whose containers are destroyed, too.
+    /// Include sessions whose containers are destroyed.
     #[serde(default)]
     all: bool,
-    /// Read on after this: the `next_cursor` of the page before.
+    /// The start of the page: the `next_cursor` of the previous page.
     cursor: Option<Cursor>,
-    /// Sessions in the page.
+    /// The maximum number of sessions in the page.
     #[serde(default)]
     limit: Limit,
 }
@@ -82,12 +82,12 @@ impl From<ListQuery> for SessionFilter {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CreateQuery {
-    /// Say where the session would go, and make none.
+    /// Only answer where the session would be placed, without creating it.
     #[serde(default)]
     dry_run: bool,
-    /// Hold the answer until the session is in this state, or has ended, or the time is up.
+    /// Delay the answer until the session is in this state, or has ended, or `timeout` has passed.
     wait: Option<SessionState>,
-    /// How long to hold it, as `90s` or `2m`; at most ten minutes, whatever is asked.
+    /// How long to delay the answer, for example `90s` or `2m`. Longer values count as ten minutes.
     #[serde(default)]
     timeout: Timeout,
 }
@@ -96,13 +96,13 @@ pub(super) struct CreateQuery {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RemoveQuery {
-    /// Hold the answer until the session's container is destroyed, or the time is up.
+    /// Delay the answer until the session's container is destroyed, or `timeout` has passed.
     #[serde(default)]
     wait: bool,
-    /// How long to hold it, as `90s` or `2m`; at most ten minutes, whatever is asked.
+    /// How long to delay the answer, for example `90s` or `2m`. Longer values count as ten minutes.
     #[serde(default)]
     timeout: Timeout,
-    /// Only have everybody forget it, since its host is not alive and will not return.
+    /// Only remove the session from the records of all other nodes. For a host that is not alive and will not return.
     #[serde(default)]
     forget: bool,
 }
@@ -111,15 +111,15 @@ pub(super) struct RemoveQuery {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogsQuery {
-    /// Go on with what comes, until the session ends.
+    /// Stream new output until the session ends.
     #[serde(default)]
     follow: bool,
-    /// Only the last lines; left out: all that is kept.
+    /// The number of last lines to show. Default: all lines that the engine has.
     #[param(maximum = 4294967295u32)]
     tail: Option<u32>,
 }
 
-/// The answer to a session that was there already, or to a dry run.
+/// A session, or the plan of a dry run.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(super) enum Created {
@@ -130,11 +130,11 @@ pub(super) enum Created {
 /// A session's random secret.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Secret {
-    /// `null` where its workspace uses none.
+    /// `null` if the workspace uses no secret.
     secret: Option<String>,
 }
 
-/// Sessions, oldest first. Those whose containers are destroyed are left out, unless `all` is asked for.
+/// Lists sessions, oldest first. Without `all`, the list omits sessions whose containers are destroyed.
 #[utoipa::path(get, path = "/v1/sessions", tag = "sessions", operation_id = "list_sessions", params(ListQuery), responses(
     (status = 200, description = "the sessions", body = List<Session>),
 ))]
@@ -142,18 +142,18 @@ pub(super) async fn list(State(app): Shared, Query(query): Query<ListQuery>) -> 
     Served(app.api.cluster.sessions(query.into()).await.map(Answer))
 }
 
-/// Asks for a session. It is answered once a host has taken it for good; pulling and starting go on behind.
+/// Creates a session. The answer comes once a host has admitted it; the host pulls and starts in the background.
 ///
-/// The same `Idempotency-Key` and body return the same session, however often it is asked for.
+/// Every request with the same `Idempotency-Key` and body returns the same session.
 #[utoipa::path(post, path = "/v1/sessions", tag = "sessions", operation_id = "create_session",
-    params(CreateQuery, ("Idempotency-Key" = Option<String>, Header, description = "what makes a repeated request the same session",
+    params(CreateQuery, ("Idempotency-Key" = Option<String>, Header, description = "identifies the session across retries of the request",
         pattern = "^[!-~]([ -~]{0,254}[!-~])?$", min_length = 1, max_length = 256)),
     request_body = SessionRequest, responses(
-    (status = 200, description = "the session that this key made before, or the plan of a dry run", body = Created),
-    (status = 202, description = "the session, just taken by its host", body = Session, headers(("Location" = String, description = "the session's path"))),
-    (status = 422, description = "`exceeds_physical`: no node could ever fit it; `idempotency_mismatch`; `invalid`", body = ErrorBody),
+    (status = 200, description = "the session that an earlier request with this key created, or the plan of a dry run", body = Created),
+    (status = 202, description = "the session, which its host has admitted", body = Session, headers(("Location" = String, description = "the session's path"))),
+    (status = 422, description = "`exceeds_physical`: the session requests more than any node has; `idempotency_mismatch`; `invalid`", body = ErrorBody),
     (status = 404, description = "`not_found`: no such workspace", body = ErrorBody),
-    (status = 429, description = "`quota_exceeded`: the user has as many sessions as is allowed", body = ErrorBody),
+    (status = 429, description = "`quota_exceeded`: the user has `limits.max_sessions_per_user` sessions", body = ErrorBody),
     (status = 503, description = "`no_capacity`, `node_disabled`, `runtime_unavailable`, `outcome_unknown`, `node_unreachable`, `no_leader`", body = ErrorBody),
 ))]
 pub(super) async fn create(
@@ -180,11 +180,11 @@ pub(super) async fn create(
     Ok(Served(Routed { answer, by }).into_response())
 }
 
-/// One session.
+/// Shows a session.
 #[utoipa::path(get, path = "/v1/sessions/{id}", tag = "sessions", operation_id = "show_session", params(SessionPath, WaitQuery), responses(
     (status = 200, description = "the session", body = Session),
-    (status = 409, description = "`conflict`: more than one session's id begins so", body = ErrorBody),
-    (status = 503, description = "`node_unreachable`: it may be on a node that cannot be asked", body = ErrorBody),
+    (status = 409, description = "`conflict`: more than one session id has this prefix", body = ErrorBody),
+    (status = 503, description = "`node_unreachable`: the session may be on a node that does not answer", body = ErrorBody),
 ))]
 pub(super) async fn show(
     State(app): Shared,
@@ -198,14 +198,14 @@ pub(super) async fn show(
     Ok(Served(Routed { answer: Answer(session), by }))
 }
 
-/// Ends a session and destroys its container. Named volumes stay.
+/// Stops a session and destroys its container. Named volumes stay.
 ///
-/// One that is only forgotten is back as soon as its host is heard again, unless its key was used anew meanwhile.
+/// A session removed with `forget` returns when its host connects again, unless its key was used again meanwhile.
 #[utoipa::path(delete, path = "/v1/sessions/{id}", tag = "sessions", operation_id = "remove_session", params(SessionPath, RemoveQuery), responses(
-    (status = 200, description = "the session, whose container is destroyed; or as it was last known, once it is forgotten", body = Session),
-    (status = 202, description = "the session, being removed", body = Session),
-    (status = 409, description = "`conflict`: more than one session's id begins so, or it is to be forgotten and its host is alive", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the journal cannot be written; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
+    (status = 200, description = "the session, whose container is destroyed; with `forget`, the last known state of the session", body = Session),
+    (status = 202, description = "the session, which its host removes in the background", body = Session),
+    (status = 409, description = "`conflict`: more than one session id has this prefix, or `forget` is set and the session's host is alive", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the agent cannot write its journal; `outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn remove(
     State(app): Shared,
@@ -230,10 +230,10 @@ pub(super) async fn remove(
     Ok(Served(Routed { answer: (status, Answer(removed.session)), by }))
 }
 
-/// Why the session is where it is, node by node.
+/// Explains why the session is on its node, with the verdict on each node.
 #[utoipa::path(get, path = "/v1/sessions/{id}/explain", tag = "sessions", operation_id = "explain_session", params(SessionPath), responses(
     (status = 200, description = "the explanation", body = Explanation),
-    (status = 409, description = "`conflict`: more than one session's id begins so", body = ErrorBody),
+    (status = 409, description = "`conflict`: more than one session id has this prefix", body = ErrorBody),
     (status = 503, description = "`outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn explain(
@@ -245,10 +245,10 @@ pub(super) async fn explain(
     Ok(Served(app.api.cluster.explain(&session).await?.map(Answer)))
 }
 
-/// The session's random secret, such as its desktop's password.
+/// Shows the session's random secret, such as the password of its desktop.
 #[utoipa::path(get, path = "/v1/sessions/{id}/secret", tag = "sessions", operation_id = "show_session_secret", params(SessionPath), responses(
     (status = 200, description = "the secret", body = Secret),
-    (status = 409, description = "`conflict`: more than one session's id begins so", body = ErrorBody),
+    (status = 409, description = "`conflict`: more than one session id has this prefix", body = ErrorBody),
     (status = 503, description = "`outcome_unknown`, `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn secret(
@@ -260,10 +260,10 @@ pub(super) async fn secret(
     Ok(Served(app.api.cluster.secret(&session).await?.map(|secret| Answer(Secret { secret }))))
 }
 
-/// The session's output, oldest first.
+/// Shows the session's output, oldest first.
 #[utoipa::path(get, path = "/v1/sessions/{id}/logs", tag = "sessions", operation_id = "read_session_logs", params(SessionPath, LogsQuery), responses(
-    (status = 200, description = "the output as it is", content_type = "text/plain", body = String),
-    (status = 409, description = "`conflict`: more than one session's id begins so, or the engine has no log", body = ErrorBody),
+    (status = 200, description = "the unmodified output", content_type = "text/plain", body = String),
+    (status = 409, description = "`conflict`: more than one session id has this prefix, or the engine keeps no log", body = ErrorBody),
     (status = 503, description = "`runtime_unavailable`: the container engine does not answer", body = ErrorBody),
 ))]
 pub(super) async fn logs(
@@ -275,18 +275,18 @@ pub(super) async fn logs(
     let request = LogsRequest { follow: query.follow, tail: query.tail };
     let Routed { answer: lines, by } = app.api.cluster.logs(&session, request).await?;
     let mut stopping = app.stopping.clone();
-    // A reader who follows must not hold up the daemon's stop.
+    // A caller that follows the log must not delay the stop of the daemon.
     let lines = lines.take_until(async move { stopping.wait_for(|stopping| *stopping).await.is_ok() });
     let text = [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
     Ok(Served(Routed { answer: (text, Body::from_stream(lines)), by }).into_response())
 }
 
-/// The session that a path names.
+/// The session of a path.
 pub(super) async fn find(app: &App, path: &SessionPath) -> Result<Routed<Remembered>, Refusal> {
     Ok(app.api.cluster.session(&path.id.0).await?)
 }
 
-/// The session once it is as wanted, the time is up or the daemon stops.
+/// The session once it is in the wanted state, the timeout has passed, or the daemon stops.
 pub(super) async fn held(app: &App, session: Session, wait: Wait, timeout: Timeout) -> Remembered {
     let mut stopping = app.stopping.clone();
     let now = session.clone();
@@ -296,7 +296,7 @@ pub(super) async fn held(app: &App, session: Session, wait: Wait, timeout: Timeo
     }
 }
 
-/// The key, if there is one: visible ASCII with spaces inside only, since HTTP strips those at its ends.
+/// The idempotency key, if the request has one: printable ASCII. HTTP strips spaces at its ends.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
     let key = value.to_str().unwrap_or_default();

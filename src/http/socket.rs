@@ -1,4 +1,4 @@
-//! The unix socket: made so that only administrators can open it, and their word checked again with the kernel.
+//! The unix socket. Its mode lets only administrators open it, and the kernel's peer credentials confirm each of them.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -10,12 +10,12 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::Error;
 
-/// Whose members are administrators, where it exists.
+/// The group whose members are administrators, if it exists.
 const GROUP: &str = "ostler";
-/// Owner and group may connect, nobody else.
+/// Only owner and group may connect.
 const MODE: u32 = 0o660;
 
-/// The socket, bound. Its file goes when it is dropped.
+/// The bound socket. Drop removes its file.
 #[derive(Debug)]
 pub(super) struct Socket {
     listener: UnixListener,
@@ -30,15 +30,15 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // It may be gone already; nothing is left to do then.
+        // The file may be removed already; then nothing is left to do.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// Makes the socket, its directory too where that is missing.
+/// Creates the socket, and its directory if that is missing.
 ///
 /// # Errors
-/// Another agent answers there, something else is in its place, or the directory cannot be written.
+/// Another agent answers on the socket, the path is a file of another kind, or the directory is not writable.
 pub(super) async fn bind(path: &Path) -> Result<Socket, Error> {
     let wrong = |source| Error::Socket { path: path.to_owned(), source };
     if let Some(parent) = path.parent() {
@@ -49,23 +49,26 @@ pub(super) async fn bind(path: &Path) -> Result<Socket, Error> {
     let socket = Socket { listener, path: path.to_owned() };
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE)).map_err(wrong)?;
     if let Some(group) = group_of(&read("/etc/group"), GROUP) {
-        // An agent that is not root may lack the right; the owner can connect all the same.
+        // An agent without root may lack the permission; its own user can still connect.
         if let Err(error) = chown(path, None, Some(Gid::from_raw(group.gid))) {
-            tracing::warn!(%error, socket = %path.display(), "the socket cannot be given to group {GROUP}");
+            tracing::warn!(%error, socket = %path.display(), "cannot change the group of the socket to {GROUP}");
         }
     }
     Ok(socket)
 }
 
-/// Removes a socket that an agent left behind when it died. One where somebody answers is kept, and so is
-/// whatever is no socket.
+/// Removes a stale socket that a dead agent left behind. Keeps a socket that accepts connections, and a file that is
+/// not a socket.
 async fn clear(path: &Path) -> Result<(), Error> {
     let wrong = |source| Error::Socket { path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(wrong(error)),
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(wrong(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket")));
+            return Err(wrong(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "a file that is not a socket exists; remove it or change http.socket",
+            )));
         }
         Ok(_) => {}
     }
@@ -78,8 +81,8 @@ async fn clear(path: &Path) -> Result<(), Error> {
 
 /// Whether the peer is an administrator: root, the agent's own user, or a member of the group.
 ///
-/// Membership is what `/etc/passwd` and `/etc/group` say. A member by a directory service alone has
-/// opened the socket by the kernel's leave, but shows an API token like anybody else.
+/// `/etc/passwd` and `/etc/group` define the membership. The kernel also lets a member from a directory
+/// service open the socket; such a member needs an API token like any other caller.
 pub(super) fn is_admin(peer: &UCred) -> bool {
     let own = rustix::process::getuid().as_raw();
     if peer.uid() == 0 || peer.uid() == own {
@@ -136,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_socket_is_for_its_group_and_goes_with_the_agent() {
+    async fn the_socket_has_its_mode_and_is_removed_with_the_agent() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/ostler.sock");
         let socket = bind(&path).await.unwrap();
@@ -146,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+    async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ostler.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());

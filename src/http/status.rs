@@ -1,4 +1,4 @@
-//! This node and its cluster at a glance.
+//! A summary of this node and its cluster.
 
 use axum::Json;
 use axum::extract::State;
@@ -29,7 +29,8 @@ struct NodeStatus {
     version: String,
     state: NodeState,
     runtime: RuntimeStatus,
-    /// The agent was started with `--dev`: figures may be made up, sessions may run without containers.
+    /// Whether the agent runs with `--dev`: `[dev]` may replace its resources, and sessions may run without
+    /// containers.
     dev: bool,
 }
 
@@ -37,23 +38,23 @@ struct NodeStatus {
 struct ClusterStatus {
     name: Name,
     mode: Mode,
-    /// Nodes that are known, this one included.
+    /// The number of known nodes, including this one.
     nodes: usize,
     leader: Option<Leader>,
     term: u64,
 }
 
-/// What a cluster does when it is cut in two.
+/// What a cluster does during a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum Mode {
     /// Each side goes on.
     Available,
-    /// Only a side with a majority of the expected nodes does.
+    /// Only a side with a majority of the expected nodes goes on.
     Quorum,
 }
 
-/// What the status listener tells without a token.
+/// The answer of the status listener, which needs no token.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct BriefStatus {
     node: BriefNode,
@@ -72,7 +73,7 @@ struct BriefCluster {
     leader: Option<Leader>,
 }
 
-/// This node, its cluster, who leads it and in which term.
+/// Shows this node, its cluster, and the cluster's leader and term.
 #[utoipa::path(get, path = "/v1/status", tag = "status", responses((status = 200, description = "the status", body = Status)))]
 pub(super) async fn status(State(app): Shared, _: Query<NoParameters>) -> Json<Status> {
     let node = app.api.cluster.host().node();

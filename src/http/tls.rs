@@ -14,12 +14,12 @@ use super::{Error, Tls};
 /// Reads the certificate and its key.
 ///
 /// # Errors
-/// A file cannot be read or holds something else, or the two do not belong together.
+/// A file is not readable or has other content, or the key does not match the certificate.
 pub(super) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, Error> {
     let chain = CertificateDer::pem_file_iter(&tls.cert).map_err(|e| wrong(&tls.cert, e))?;
     let chain = chain.collect::<Result<Vec<_>, _>>().map_err(|e| wrong(&tls.cert, e))?;
     if chain.is_empty() {
-        return Err(wrong(&tls.cert, "there is no certificate in it"));
+        return Err(wrong(&tls.cert, "no PEM certificate found; expected the certificate chain"));
     }
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|e| wrong(&tls.key, e))?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -41,12 +41,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_holds_something_else_is_named() {
+    fn an_error_names_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let tls = Tls { cert: dir.path().join("cert.pem"), key: dir.path().join("key.pem") };
         let refused = || acceptor(&tls).err().unwrap().to_string();
         assert!(refused().contains("cert.pem"));
         std::fs::write(&tls.cert, "nothing").unwrap();
-        assert!(refused().contains("cert.pem: there is no certificate in it"), "{}", refused());
+        assert!(refused().contains("cert.pem: no PEM certificate found"), "{}", refused());
     }
 }

@@ -1,4 +1,4 @@
-//! API tokens. Their text is in the answer to their creation and nowhere else.
+//! API tokens. Only the answer to the creation of a token contains its text.
 
 use axum::Json as Answer;
 use axum::extract::{Extension, State};
@@ -22,7 +22,7 @@ pub(super) struct TokenPath {
     id: Name,
 }
 
-/// Every API token, without its text.
+/// Lists the API tokens without their text.
 #[utoipa::path(get, path = "/v1/tokens", tag = "tokens", operation_id = "list_tokens", params(PageQuery), responses(
     (status = 200, description = "the tokens", body = List<ApiToken>),
 ))]
@@ -34,11 +34,11 @@ pub(super) async fn list(State(app): Shared, Query(query): Query<PageQuery>) -> 
     Answer(List { items, next_cursor: shown.next_cursor })
 }
 
-/// Makes an API token. This answer is the only one that shows its text.
+/// Creates an API token. Only this answer contains its text.
 #[utoipa::path(post, path = "/v1/tokens", tag = "tokens", operation_id = "create_token", request_body = ApiTokenRequest, responses(
     (status = 201, description = "the token and its text", body = NewApiToken),
-    (status = 409, description = "`conflict`: there is one of that name, or there are too many", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the catalogue cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 409, description = "`conflict`: the name is in use, or the catalogue has the maximum number of tokens", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the leader cannot write the catalogue; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn create(
     State(app): Shared,
@@ -53,10 +53,10 @@ pub(super) async fn create(
     Ok(Served(Routed { answer: (StatusCode::CREATED, Answer(token)), by }))
 }
 
-/// Ends an API token at once.
+/// Revokes an API token at once.
 #[utoipa::path(delete, path = "/v1/tokens/{id}", tag = "tokens", operation_id = "revoke_token", params(TokenPath), responses(
-    (status = 204, description = "nobody gets in with it any more"),
-    (status = 503, description = "`runtime_unavailable`: the catalogue cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 204, description = "the token is revoked"),
+    (status = 503, description = "`runtime_unavailable`: the leader cannot write the catalogue; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn revoke(
     State(app): Shared,

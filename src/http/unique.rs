@@ -1,11 +1,11 @@
-//! JSON whose objects have each name once: where one stands twice, two readers may take two meanings from it.
+//! JSON without duplicate names in an object. Two parsers may read different values from duplicates.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// A JSON value without doubled names.
+/// A JSON value without duplicate names.
 pub(super) struct Unique(pub(super) Value);
 
 impl<'de> Deserialize<'de> for Unique {
@@ -75,7 +75,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_name_stands_once_in_each_object() {
+    fn a_duplicate_name_is_an_error() {
         let read =
             |text: &str| serde_json::from_str::<Unique>(text).map(|Unique(value)| value).map_err(|e| e.to_string());
         assert!(read(r#"{"a":{"a":1},"b":[{"a":1},{"a":2}]}"#).is_ok());
@@ -104,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_other_json_is_read_as_it_is(value in json()) {
+        fn all_other_json_is_unchanged(value in json()) {
             let text = value.to_string();
             let Unique(read) = serde_json::from_str(&text).unwrap();
             prop_assert_eq!(read, serde_json::from_str::<Value>(&text).unwrap());

@@ -13,19 +13,19 @@ use super::nodes::NodePath;
 use super::routed::Served;
 use crate::types::{Actor, ErrorBody, List, Name, Volume};
 
-/// Bytes of a volume's name at most: a template of 128 and a user of 128, used more than once.
+/// Bytes of a volume's name at most. A template of 128 bytes may contain a user of 128 bytes several times.
 const MAX_NAME: usize = 1024;
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
 pub(super) struct VolumePath {
-    /// The node's name, its id, a unique beginning of its id, or `self`.
+    /// The node's name, its id, a unique prefix of its id, or `self`.
     node: Name,
-    /// The volume's name, as the list shows it.
+    /// The volume's name in the list of volumes.
     name: VolumeName,
 }
 
-/// A volume's name, as its workspace's template gave it.
+/// A volume's name, which comes from the template of its workspace.
 #[derive(Debug, Clone, ToSchema)]
 #[schema(value_type = String, pattern = r"^[A-Za-z0-9._@+\\-]{1,1024}$", max_length = 1024, example = "home-alice@example.com")]
 pub(super) struct VolumeName(String);
@@ -37,14 +37,14 @@ impl<'de> Deserialize<'de> for VolumeName {
         if (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(fine) {
             return Ok(Self(text));
         }
-        Err(serde::de::Error::custom("not a volume's name; expected letters, digits and . _ @ + - \\"))
+        Err(serde::de::Error::custom("not a volume name; expected letters, digits and . _ @ + - \\"))
     }
 }
 
-/// The named volumes on a node, and the sessions that use them.
+/// Lists the named volumes on a node, and the sessions that use them.
 #[utoipa::path(get, path = "/v1/nodes/{node}/volumes", tag = "volumes", operation_id = "list_volumes", params(NodePath), responses(
     (status = 200, description = "the volumes", body = List<Volume>),
-    (status = 409, description = "`conflict`: more than one node's id begins so", body = ErrorBody),
+    (status = 409, description = "`conflict`: more than one node id has this prefix", body = ErrorBody),
     (status = 503, description = "`runtime_unavailable`: the container engine does not answer", body = ErrorBody),
 ))]
 pub(super) async fn list(
@@ -56,10 +56,10 @@ pub(super) async fn list(
     Ok(Served(listed.map(|items| Answer(List { items, next_cursor: None }))))
 }
 
-/// Destroys a named volume and what is on it.
+/// Removes a named volume and its data.
 #[utoipa::path(delete, path = "/v1/nodes/{node}/volumes/{name}", tag = "volumes", operation_id = "remove_volume", params(VolumePath), responses(
-    (status = 204, description = "it is gone"),
-    (status = 409, description = "`conflict`: a session uses it, or more than one node's id begins so", body = ErrorBody),
+    (status = 204, description = "the volume is removed"),
+    (status = 409, description = "`conflict`: a session uses the volume, or more than one node id has this prefix", body = ErrorBody),
     (status = 503, description = "`runtime_unavailable`: the container engine does not answer", body = ErrorBody),
 ))]
 pub(super) async fn remove(
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_volumes_name_is_no_path() {
+    fn a_volume_name_is_not_a_path() {
         let name = |text: &str| serde_json::from_value::<VolumeName>(text.into()).is_ok();
         assert!(name("home-alice@example.com") && name(r"home-CORP\alice"));
         assert!(!name("") && !name("a/b") && !name("a b") && !name("ä") && !name(&"a".repeat(MAX_NAME + 1)));

@@ -1,4 +1,4 @@
-//! Answers that are held until a session is where the caller wants it.
+//! Answers that wait until a session is in the state that the caller wants.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use utoipa::{IntoParams, ToSchema};
 use crate::cluster::MAX_HOLD;
 use crate::types::{Period, SessionState};
 
-/// How long an answer is held where the caller does not say.
+/// How long an answer waits by default.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of a timeout's text at most.
 const MAX_TEXT: usize = 15;
 /// Digits of each of its numbers at most.
 const MAX_DIGITS: usize = 4;
 
-/// What to wait for. The answer's code does not depend on it.
+/// What to wait for. The status code of the answer does not depend on it.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WaitQuery {
-    /// Hold the answer until the session is in this state, or has ended, or the time is up.
+    /// Delay the answer until the session is in this state, or has ended, or `timeout` has passed.
     pub(super) wait: Option<SessionState>,
-    /// How long to hold it, as `90s` or `2m`; at most ten minutes, whatever is asked.
+    /// How long to delay the answer, for example `90s` or `2m`. Longer values count as ten minutes.
     #[serde(default)]
     pub(super) timeout: Timeout,
 }
 
-/// How long an answer is held at most.
+/// How long an answer waits at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
 #[schema(value_type = String, pattern = "^([0-9]{1,4}(ms|s|m|h|d))+$", max_length = 15, default = "60s")]
 pub(super) struct Timeout(Duration);

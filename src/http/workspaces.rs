@@ -21,7 +21,7 @@ pub(super) struct WorkspacePath {
     name: Name,
 }
 
-/// Every workspace, by name.
+/// Lists the workspaces by name.
 #[utoipa::path(get, path = "/v1/workspaces", tag = "workspaces", operation_id = "list_workspaces", params(PageQuery), responses(
     (status = 200, description = "the workspaces", body = List<Workspace>),
 ))]
@@ -35,9 +35,9 @@ pub(super) async fn list(State(app): Shared, Query(query): Query<PageQuery>) -> 
 
 /// Adds a workspace.
 #[utoipa::path(post, path = "/v1/workspaces", tag = "workspaces", operation_id = "add_workspace", request_body = Workspace, responses(
-    (status = 201, description = "the workspace as it is stored", body = Workspace),
-    (status = 409, description = "`conflict`: there is one of that name", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the catalogue cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 201, description = "the stored workspace", body = Workspace),
+    (status = 409, description = "`conflict`: the name is in use, or the catalogue is full", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the leader cannot write the catalogue; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn add(
     State(app): Shared,
@@ -50,7 +50,7 @@ pub(super) async fn add(
     Ok(Served(edited.map(|_| (StatusCode::CREATED, Answer(workspace)))))
 }
 
-/// One workspace.
+/// Shows a workspace.
 #[utoipa::path(get, path = "/v1/workspaces/{name}", tag = "workspaces", operation_id = "show_workspace", params(WorkspacePath), responses(
     (status = 200, description = "the workspace", body = Workspace),
 ))]
@@ -66,13 +66,13 @@ pub(super) async fn show(
         .ok_or_else(|| Refusal::not_found(format!("no workspace named {name}")))
 }
 
-/// Adds or replaces a workspace. Sessions that were made from it stay as they are.
+/// Adds or replaces a workspace. Existing sessions of the workspace do not change.
 #[utoipa::path(put, path = "/v1/workspaces/{name}", tag = "workspaces", operation_id = "set_workspace", params(WorkspacePath),
     request_body = Workspace, responses(
-    (status = 200, description = "the workspace as it is stored, replaced", body = Workspace),
-    (status = 201, description = "the workspace as it is stored, new", body = Workspace),
+    (status = 200, description = "the stored workspace, which replaces an earlier one", body = Workspace),
+    (status = 201, description = "the stored workspace, which is new", body = Workspace),
     (status = 409, description = "`conflict`: the catalogue is full", body = ErrorBody),
-    (status = 503, description = "`runtime_unavailable`: the catalogue cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the leader cannot write the catalogue; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn set(
     State(app): Shared,
@@ -82,7 +82,11 @@ pub(super) async fn set(
     Json(workspace): Json<Workspace>,
 ) -> Result<Served<(StatusCode, Answer<Workspace>)>, Refusal> {
     if workspace.name != name {
-        return Err(Invalid::new("name", format!("`{}` is not the `{name}` of the path", workspace.name)).into());
+        return Err(Invalid::new(
+            "name",
+            format!("`{}` differs from the name in the path; expected `{name}`", workspace.name),
+        )
+        .into());
     }
     let edit = Edit::Put { workspace: Box::new(workspace.clone()), create_only: false };
     let edited = app.api.cluster.edit(edit, &by).await?;
@@ -94,8 +98,8 @@ pub(super) async fn set(
 
 /// Removes a workspace. Its sessions go on.
 #[utoipa::path(delete, path = "/v1/workspaces/{name}", tag = "workspaces", operation_id = "remove_workspace", params(WorkspacePath), responses(
-    (status = 204, description = "it is gone"),
-    (status = 503, description = "`runtime_unavailable`: the catalogue cannot be written; `node_unreachable`", body = ErrorBody),
+    (status = 204, description = "the workspace is removed"),
+    (status = 503, description = "`runtime_unavailable`: the leader cannot write the catalogue; `node_unreachable`", body = ErrorBody),
 ))]
 pub(super) async fn remove(
     State(app): Shared,

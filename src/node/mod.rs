@@ -1,4 +1,4 @@
-//! This node: its identity, its operator's settings and its drain.
+//! This node: its identity, its settings and its drain.
 
 pub mod settings;
 pub mod store;
@@ -69,9 +69,9 @@ pub enum Error {
     #[error("{field} is declared in {file}, key settings.{field}; change it there")]
     Declared { field: String, file: String },
     /// A GPU override on a host without a GPU.
-    #[error("gpus_override needs at least one physical GPU, and this node has none")]
+    #[error("gpus_override requires at least one physical GPU, and this node has none")]
     NoGpu,
-    #[error("the node's store cannot be written: {0}")]
+    #[error("cannot write the node's store: {0}")]
     Store(String),
     #[error("the daemon is stopping")]
     Stopping,
@@ -95,7 +95,7 @@ enum Request {
 }
 
 impl Handle {
-    /// Changes settings. It answers once the change is durable and in force.
+    /// Changes settings. Returns once the change is durable and in force.
     pub async fn patch(&self, patch: SettingsPatch, by: Actor) -> Result<Settings, Error> {
         self.ask(|reply| Request::Patch(patch, by, reply)).await
     }
@@ -105,7 +105,7 @@ impl Handle {
         self.ask(|reply| Request::Drain(drain, by, reply)).await
     }
 
-    /// Ends the drain. Fine where there is none.
+    /// Ends the drain. Does nothing without one.
     pub async fn undrain(&self, by: Actor) -> Result<(), Error> {
         self.ask(|reply| Request::Undrain(by, reply)).await
     }

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_is_kept_and_in_force() {
+    fn a_chosen_setting_is_kept_and_in_force() {
         let change = changed("{}", r#"{"cores_override":12}"#).unwrap();
         assert_eq!(change.chosen.cores_override, Cores::whole(12));
         assert_eq!(change.in_force, change.chosen);
@@ -124,14 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn the_declared_value_itself_is_no_change_and_is_not_chosen() {
+    fn the_declared_value_is_not_a_change_and_is_not_chosen() {
         let change = changed(r#"{"cores_override":8}"#, r#"{"enabled":false,"cores_override":8}"#).unwrap();
         assert_eq!(change.in_force.cores_override, Cores::whole(8));
         assert_eq!((change.chosen.cores_override, change.chosen.enabled), (Cores::ZERO, false));
     }
 
     #[test]
-    fn declared_labels_are_all_the_labels() {
+    fn declared_labels_replace_all_labels() {
         let chosen = Settings { labels: Labels::from([("old".to_owned(), "1".to_owned())]), ..Settings::default() };
         let config = config(r#"{"labels":{"rack":"3"}}"#);
         assert_eq!(in_force(&chosen, &config.declared).labels, Labels::from([("rack".to_owned(), "3".to_owned())]));
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_bounded_in_sum() {
+    fn the_number_of_merged_labels_is_bounded() {
         let many = |prefix: &str| -> Labels { (0..40).map(|i| (format!("{prefix}{i}"), String::new())).collect() };
         let chosen = Settings { labels: many("a"), ..Settings::default() };
         let more = SettingsPatch {

@@ -109,12 +109,12 @@ fn bind(found: Identity, machine_id: Option<&str>) -> (Identity, bool) {
 
 type Parsed = (Option<Identity>, Settings, Option<DrainState>);
 
-/// Without its identity the store is of no use; a setting that cannot be read costs no more than itself.
+/// An unreadable identity is an error. Unreadable settings or an unreadable drain get their default.
 fn parse(records: Records) -> Result<Parsed, String> {
     let identity = records.get(IDENTITY).map(|json| serde_json::from_slice(json)).transpose();
     let settings = records.get(SETTINGS).and_then(|json| readable(SETTINGS, json, settings_of(json)));
     let drain = records.get(DRAIN).and_then(|json| readable(DRAIN, json, serde_json::from_slice(json)));
-    Ok((identity.map_err(|e| format!("the node's identity cannot be read: {e}"))?, settings.unwrap_or_default(), drain))
+    Ok((identity.map_err(|e| format!("cannot read the node's identity: {e}"))?, settings.unwrap_or_default(), drain))
 }
 
 fn readable<T>(what: &str, json: &[u8], parsed: Result<T, serde_json::Error>) -> Option<T> {
@@ -152,7 +152,7 @@ mod tests {
         let first = id(directory.path(), None);
         assert_eq!(id(directory.path(), Some("a")), first, "now it is bound");
         assert_eq!(id(directory.path(), Some("a")), first);
-        assert_eq!(id(directory.path(), None), first, "a machine id that cannot be read proves nothing");
+        assert_eq!(id(directory.path(), None), first, "without a machine id the node keeps its id");
         let copy = id(directory.path(), Some("b"));
         assert_ne!(copy, first);
         assert_eq!(id(directory.path(), Some("b")), copy);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_that_cannot_be_read_is_a_broken_store() {
+    fn an_unreadable_identity_is_an_error() {
         assert!(parse(Records::from([(IDENTITY.to_owned(), b"{}".to_vec())])).is_err());
     }
 
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn machine_ids_of_unbooted_images_do_not_count() {
+    fn an_uninitialized_machine_id_counts_as_missing() {
         assert_eq!(parse_machine_id("3d1219c7c4c5404a\n"), Some("3d1219c7c4c5404a".to_owned()));
         assert_eq!((parse_machine_id("uninitialized\n"), parse_machine_id("\n")), (None, None));
     }

@@ -87,14 +87,14 @@ impl Owner {
             message: request.message,
         };
         self.keep_drain(Some(drain.clone())).await?;
-        tracing::info!(?drain, %by, "the node drains: it takes no new sessions");
+        tracing::info!(?drain, %by, "drain started: the node admits no new sessions");
         Ok(drain)
     }
 
     async fn undrain(&mut self, by: &Actor) -> Result<(), Error> {
         if self.state.drain.is_some() {
             self.keep_drain(None).await?;
-            tracing::info!(%by, "the drain is over");
+            tracing::info!(%by, "drain ended");
         }
         Ok(())
     }
@@ -246,7 +246,7 @@ mod tests {
         let (node, _owner) = start(directory.path(), "{}", &rebooted);
         let rebased = |state: &Arc<State>| {
             let deadline = state.drain.as_ref().unwrap().deadline.unwrap();
-            // A day on the wall clock alone moves nothing once the deadline is counted from this boot.
+            // A jump of the wall clock has no effect once the deadline is rebased.
             let jumped = Moment { wall: rebooted.now().wall.plus(24 * HOUR), ..rebooted.now() };
             deadline.remaining(jumped) == HOUR
         };

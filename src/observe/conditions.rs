@@ -135,7 +135,7 @@ fn conflicts(cluster: &ClusterSigns) -> Option<String> {
     (!entries.is_empty()).then_some(message)
 }
 
-/// `5 of 3 cores allocated`
+/// For example `5 of 3 cores allocated`.
 fn overcommitted(allocated: &Resources, offered: &Resources) -> Option<String> {
     let over: Vec<String> = [Dimension::Cores, Dimension::MemoryBytes, Dimension::Gpus]
         .into_iter()
@@ -248,7 +248,7 @@ mod tests {
     use crate::runtime::EngineInfo;
     use crate::types::{Cores, Disk};
 
-    /// The conditions after a change to a host on which none holds.
+    /// The conditions that hold after a change to a host without conditions.
     fn found(change: impl FnOnce(&mut Report, &mut State, &mut Snapshot, &mut Health)) -> Vec<(ConditionKind, String)> {
         let (mut report, mut node, mut sessions) = (fixture::report(), fixture::state(), Snapshot::default());
         let mut health = Health::Unknown;
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_at_rest_has_none() {
+    fn a_host_at_rest_has_no_condition() {
         assert_eq!(found(|_, _, _, _| {}), []);
     }
 

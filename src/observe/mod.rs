@@ -1,4 +1,4 @@
-//! This node as everybody sees it: what its owners publish, brought together.
+//! This node as the cluster and the API show it, assembled from what its owners publish.
 
 pub mod conditions;
 pub mod view;
@@ -20,9 +20,9 @@ use view::Inputs;
 /// What does not change while the daemon runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// Where the other nodes and people reach this one.
+    /// Where other nodes and people reach this node.
     pub address: String,
-    /// Of the daemon.
+    /// The version of the daemon.
     pub version: String,
     pub runtime: RuntimeKind,
 }
@@ -35,11 +35,11 @@ pub struct Sources {
     pub sessions: watch::Receiver<Arc<Snapshot>>,
     pub health: watch::Receiver<Health>,
     pub conditions: watch::Receiver<Arc<Vec<Condition>>>,
-    /// The images of the catalogue that are here.
+    /// The images of the catalogue that this node has.
     pub images: watch::Receiver<Arc<BTreeSet<String>>>,
 }
 
-/// What is steady of this node. The version grows with each change of it, from 0 when the agent starts.
+/// The profile and images of this node. The version starts at 0 with the agent and grows by one with each change.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observed {
     pub version: u64,
@@ -47,13 +47,13 @@ pub struct Observed {
     pub images: Arc<BTreeSet<String>>,
 }
 
-/// Looks at this node for whoever asks. Cheap to clone.
+/// Reads the state of this node for every caller. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Observer {
     sources: Sources,
     facts: Arc<Facts>,
     clock: Clock,
-    /// As of the last look. Looks take turns at it, so that no look puts back what a later one saw.
+    /// As last read. Readers update it one at a time, so that no reader overwrites a later state with an earlier one.
     observed: Arc<watch::Sender<Observed>>,
 }
 
@@ -64,7 +64,7 @@ impl Observer {
         Self { sources, facts: Arc::new(facts), clock, observed }
     }
 
-    /// What is steady of this node, as it is now.
+    /// The profile and images of this node now, with their version.
     pub fn observed(&self) -> Observed {
         self.observed.send_if_modified(|last| {
             let (profile, images) = (profile(&self.sources, &self.facts, &self.clock), self.sources.images.borrow());
@@ -77,7 +77,7 @@ impl Observer {
         self.observed.borrow().clone()
     }
 
-    /// Returns once what is steady of this node has another version.
+    /// Returns once [`Observed::version`] is not `version`.
     pub async fn differs_from(&self, version: Option<u64>) {
         let Sources { mut node, mut report, mut sessions, mut health, mut conditions, mut images } =
             self.sources.clone();
@@ -89,7 +89,7 @@ impl Observer {
         images.mark_unchanged();
         while version == Some(self.observed().version) {
             tokio::select! {
-                // One whose sender is gone no longer counts.
+                // The pattern does not match a closed channel, so that one whose sender is dropped is ignored.
                 Ok(()) = node.changed() => {}
                 Ok(()) = report.changed() => {}
                 Ok(()) = sessions.changed() => {}
@@ -101,7 +101,7 @@ impl Observer {
         }
     }
 
-    /// What was measured of this node last.
+    /// The last measurement of this node.
     pub fn usage(&self) -> NodeUsage {
         view::usage(&self.sources.report.borrow())
     }
@@ -111,7 +111,7 @@ impl Observer {
         self.clock.now().wall
     }
 
-    /// The node as it is now, as it sees itself: it does not say who leads.
+    /// The node now, as it sees itself: alive, and never as the leader, which the observer does not know.
     pub fn node(&self) -> Node {
         let seen = Sighting { state: NodeState::Alive, is_leader: false, last_seen: self.now() };
         Node::of(&self.observed().profile, &self.usage(), seen)
@@ -139,7 +139,7 @@ mod tests {
     use crate::node::{DrainState, fixture};
     use crate::types::{Bytes, Cores, Deadline, Disk};
 
-    /// What a node is observed from.
+    /// The owners whose state an observer reads.
     struct Owners {
         node: watch::Sender<Arc<State>>,
         report: watch::Sender<Arc<Report>>,
@@ -170,7 +170,7 @@ mod tests {
         (owners, observer)
     }
 
-    /// Time passes, and the host is read again: with other figures each time.
+    /// Advances the clock and publishes new measurements, which differ for each `reading`.
     fn measure_again(owners: &Owners, reading: u32) {
         owners.clock.advance(Duration::from_millis(5003));
         let utilized =
@@ -184,10 +184,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_measured_does_not_change_the_version_of_a_node_that_drains_at_rest() {
+    fn measurements_do_not_change_the_version_of_a_draining_node() {
         let (owners, observer) = draining();
         let first = observer.observed();
-        // Beyond the deadline, too.
+        // 1000 readings of 5 s last longer than the deadline of one hour.
         for reading in 0..1000 {
             measure_again(&owners, reading);
             assert_eq!(observer.observed(), first);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn each_change_has_a_version_of_its_own() {
+    fn each_change_increases_the_version() {
         let (owners, observer) = draining();
         owners.node.send_modify(|state| *state = Arc::new(fixture::state()));
         assert_eq!(observer.observed().version, 1);
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_host_at_rest_has_nothing_to_tell_and_a_change_is_told_at_once() {
+    async fn measurements_do_not_wake_a_waiter_and_a_change_does() {
         let (owners, observer) = draining();
         let version = Some(observer.observed().version);
         let waiting = tokio::spawn({

@@ -1,4 +1,4 @@
-//! This node as everybody sees it.
+//! Builds the profile and the usage of this node.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::types::{
     Condition, Drain, GpuProfile, Moment, NodeProfile, NodeUsage, RuntimeKind, RuntimeStatus, Timestamp,
 };
 
-/// Everything that a node is described from.
+/// Everything that a node's profile is built from.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
     pub state: &'a State,
@@ -46,7 +46,7 @@ pub fn profile(inputs: Inputs<'_>) -> NodeProfile {
     }
 }
 
-/// What was measured of the node. No probe reads GPUs yet.
+/// The usage of the node. GPUs are not measured yet.
 pub fn usage(report: &Report) -> NodeUsage {
     NodeUsage {
         at: report.utilized.map(|used| used.at).unwrap_or_default(),
@@ -76,7 +76,7 @@ fn gpus(report: &Report, offered: u32, sessions: &Snapshot) -> Vec<GpuProfile> {
 
 fn runtime_status(kind: RuntimeKind, health: &Health) -> RuntimeStatus {
     let (version, message) = match health {
-        Health::Unknown => (None, Some("it has not answered yet".to_owned())),
+        Health::Unknown => (None, Some("the runtime has not answered yet".to_owned())),
         Health::Down { message } => (None, Some(message.clone())),
         Health::Up(info) => {
             let unenforced =
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn six_cores_overridden_to_twelve_show_five_of_twelve() {
+    fn an_override_replaces_the_physical_cores() {
         let node = described(|_, state, sessions, _| {
             state.settings.cores_override = Cores::whole(12);
             sessions.allocated = Resources::new(Cores::whole(5), Bytes::gib(5), 0);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_null() {
+    fn unknown_figures_are_null() {
         let node = described(|report, _, _, _| {
             report.utilized =
                 Some(Utilized { cores: None, memory: Some(Bytes::gib(1)), at: Timestamp::from_millis(3) });
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_names_what_holds_it_up() {
+    fn a_drain_lists_the_sessions_that_block_it() {
         let blocker: SessionId = SessionId::of_key(&"c".parse().unwrap(), "k");
         let hour = Duration::from_secs(3600);
         let node = described(|_, state, sessions, _| {
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_drains_is_the_same_however_far_apart_the_two_clocks_are_read() {
+    fn the_profile_of_a_draining_node_ignores_small_differences_between_the_clocks() {
         let (report, sessions) = (fixture::report(), Snapshot::default());
         let facts = Facts { address: "h:1".to_owned(), version: "0".to_owned(), runtime: RuntimeKind::Docker };
         let start = fixture::moment();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_runtime_says_whether_it_answers() {
+    fn the_runtime_status_follows_its_health() {
         let info = EngineInfo {
             version: "29.1".to_owned(),
             cores: Cores::whole(6),

@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{Name, NodeId};
 
-/// The actor of a change: who asked for it. It travels with the change to the owner that makes it.
+/// The actor of a change, which travels with the change to the owner that makes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Actor {
-    /// The bearer of an API token. The name is the one that the token had then: its id may be gone since.
+    /// The bearer of an API token, with the token's name at that time: the token may be revoked since.
     Token { id: String, name: Name },
-    /// A user of a node's unix socket, as that node's kernel knows it.
+    /// A user of a node's unix socket, as that node's kernel reports it.
     Socket { uid: u32 },
-    /// A node by itself: for instance the leader, where it removes a session that is on two hosts.
+    /// A node on its own: for example the leader that removes a session from one of two hosts.
     Node { id: NodeId },
 }
 

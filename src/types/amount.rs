@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-/// CPU cores, kept as whole millicores so that sums never drift.
+/// CPU cores, stored as whole millicores so that sums are exact.
 ///
 /// JSON: a number with at most three decimals. Text: the same, or `250m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -175,7 +175,7 @@ impl Bytes {
 }
 
 impl fmt::Display for Bytes {
-    /// Three significant digits and a binary unit, for people: `1.5 GiB`.
+    /// At most one decimal and a binary unit, for people: `1.5 GiB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
         let mut value = self.0 as f64;

@@ -92,9 +92,9 @@ pub enum Reason {
     StartFailed,
     /// Another live node has this node's id.
     DuplicateNodeId,
-    /// `limits.max_sessions_per_node` is reached.
+    /// The node has `limits.max_sessions_per_node` sessions.
     SessionLimit,
-    /// No free host port is left in `runtime.port_range`.
+    /// `runtime.port_range` has too few free ports.
     NoPorts,
     /// Less disk is free than `limits.min_free_disk`.
     LowDisk,

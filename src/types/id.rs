@@ -112,7 +112,7 @@ pub struct NodeId([u8; 16]);
 identity!(NodeId, 16, "node id");
 
 impl NodeId {
-    /// 80 random bits.
+    /// The id of these 80 random bits.
     pub fn from_bytes(random: [u8; 10]) -> Self {
         let mut text = [0; Self::LEN];
         BASE32.encode_mut(&random, &mut text);
@@ -131,7 +131,7 @@ impl SessionId {
     /// Characters of the base32 of a SHA-256 digest, unpadded.
     const DIGEST_LEN: usize = 52;
 
-    /// The id of a key: base32 of the SHA-256 of cluster and key, 130 bits of it.
+    /// The id of a key: the first 130 bits of the SHA-256 of cluster and key, as base32.
     pub fn of_key(cluster: &Name, idempotency_key: &str) -> Self {
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         hash.update(cluster.as_str().as_bytes());
@@ -145,8 +145,8 @@ impl SessionId {
     }
 }
 
-/// The name of a node, workspace, cluster, volume or token: 1 to 63 of `a-z 0-9 . _ -`,
-/// first and last a letter or digit.
+/// The name of a node, workspace, cluster, volume or token: 1 to 63 characters of `a-z 0-9 . _ -`.
+/// The first and the last are a letter or digit.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String, pattern = "^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$", max_length = 63, example = "ubuntu-desktop")]
 pub struct Name(Arc<str>);
@@ -178,7 +178,8 @@ impl FromStr for Name {
         }
         let shown: String = text.chars().take(Self::MAX_LEN + 1).collect();
         Err(format!(
-            "`{shown}` is not a name; expected 1 to {} of a-z, 0-9, `.`, `_` and `-`, first and last a letter or digit",
+            "`{shown}` is not a name; expected 1 to {} characters of a-z, 0-9, `.`, `_` and `-`, \
+             first and last a letter or digit",
             Self::MAX_LEN
         ))
     }
@@ -202,7 +203,10 @@ impl FromStr for User {
             return Ok(Self(text.into()));
         }
         let shown: String = text.chars().take(Self::MAX_LEN).collect();
-        Err(format!("`{shown}` is not a user; expected 1 to {} of letters, digits and . _ @ + - \\", Self::MAX_LEN))
+        Err(format!(
+            "`{shown}` is not a user; expected 1 to {} characters of letters, digits and . _ @ + - \\",
+            Self::MAX_LEN
+        ))
     }
 }
 

@@ -3,7 +3,7 @@ use std::fmt;
 /// An invalid value: its field, the value, and what is expected.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 pub struct Invalid {
-    /// The field as the caller spelled it, with its path: `ports[0].container_port`.
+    /// The field in the caller's spelling, with its path: `ports[0].container_port`.
     pub field: String,
     /// What is wrong with the value and what is expected.
     pub message: String,

@@ -127,7 +127,7 @@ impl SettingsPatch {
         Ok(())
     }
 
-    /// The names of the settings that the patch would change.
+    /// The names of the settings that the patch contains.
     pub fn fields(&self) -> Vec<&'static str> {
         [
             ("enabled", self.enabled.is_some()),
@@ -174,7 +174,7 @@ pub(super) fn check_labels(field: &str, labels: &Labels) -> Result<(), Invalid> 
         let shown: String = key.chars().take(MAX_LABEL).collect();
         let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/');
         if key.is_empty() || key.len() > MAX_LABEL || !key.bytes().all(fine) {
-            let expected = format!("expected 1 to {MAX_LABEL} of letters, digits and . _ - /");
+            let expected = format!("expected 1 to {MAX_LABEL} characters of letters, digits and . _ - /");
             return Err(Invalid::new(format!("{field}.{shown}"), expected));
         }
         if value.len() > MAX_LABEL || !value.bytes().all(|b| (b' '..=b'~').contains(&b)) {
@@ -279,16 +279,16 @@ pub enum ConditionKind {
     Overcommitted,
     /// The node offers more memory than RAM and swap hold: the kernel may kill sessions that use it.
     MemoryOvercommitWithoutSwap,
-    /// A GPU override is set, but the host shows no GPU.
+    /// `gpus_override` is set, but the host has no GPU.
     GpuOverrideInactive,
     /// A GPU override is above the number of GPUs, and `gpu_sharing` keeps sessions from using all of it.
     GpuSharingLimitsOverride,
     RuntimeUnavailable,
-    /// The process runtime cannot enforce all limits on this host.
+    /// The runtime cannot enforce all limits on this host.
     LimitsNotEnforced,
     /// The journal of sessions could not be read. The agent moved it aside and rebuilt it from container labels.
     JournalRebuilt,
-    /// Sessions keep failing to start here.
+    /// The last sessions all failed to start on this node.
     FailingStarts,
     /// Less disk is free than `limits.min_free_disk`: the node admits no session.
     LowDisk,
@@ -364,7 +364,7 @@ pub struct Drain {
     pub deadline: Option<Timestamp>,
     pub stop_sessions: bool,
     pub message: Option<String>,
-    /// The sessions that still hold a reservation here.
+    /// The sessions that still hold a reservation on the node.
     pub blockers: Vec<SessionId>,
 }
 
@@ -395,7 +395,7 @@ pub struct Node {
     pub conditions: Vec<Condition>,
 }
 
-/// How a node is seen from here: what neither its profile nor its usage says.
+/// How this node sees another: the fields of [`Node`] that neither profile nor usage have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sighting {
     pub state: NodeState,
@@ -404,7 +404,7 @@ pub struct Sighting {
 }
 
 impl Node {
-    /// The document of a node, put together from what it says, what was measured of it and how it is seen.
+    /// Joins the profile, the usage and the sighting of a node.
     pub fn of(profile: &NodeProfile, usage: &NodeUsage, seen: Sighting) -> Self {
         Self {
             id: profile.id,

@@ -23,7 +23,7 @@ pub struct NodeVerdict {
     pub refusal: Option<NodeReason>,
 }
 
-/// Why a session is where it is.
+/// Why a session is on its node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Explanation {
     pub session: SessionId,

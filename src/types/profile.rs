@@ -1,6 +1,6 @@
-//! Nodes and sessions are two things each, which travel apart inside the cluster: a profile, which changes only when
-//! something happened, and what is measured. [`Node`](super::Node) and [`Session`](super::Session) are the documents
-//! made of both.
+//! The parts of nodes and sessions, which travel separately inside the cluster: a profile, which changes only when
+//! something happened, and the usage of a node or the activity of a session. [`Node`](super::Node) and
+//! [`Session`](super::Session) join both.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use super::{
     SessionState, Settings, Swap, Timestamp, User,
 };
 
-/// What a node is and has, as its host says. Equal profiles mean that nothing happened.
+/// What a node is and has, as its host reports it. Equal profiles mean that nothing happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeProfile {
     pub id: NodeId,
@@ -19,11 +19,11 @@ pub struct NodeProfile {
     pub address: String,
     pub version: String,
     pub runtime: RuntimeStatus,
-    /// What the host has.
+    /// The resources that the host has.
     pub physical: Resources,
-    /// What the host offers: the overrides of its settings where they are not 0, else physical.
+    /// The resources that the host offers: each override that is not 0, else the physical amount.
     pub effective: Resources,
-    /// The sum of what admitted sessions reserved.
+    /// The sum of the reservations of admitted sessions.
     pub allocated: Resources,
     pub gpus: Vec<GpuProfile>,
     /// Sessions that hold a reservation.
@@ -34,7 +34,7 @@ pub struct NodeProfile {
     pub conditions: Vec<Condition>,
 }
 
-/// A GPU, without what is measured of it.
+/// A GPU without its measurements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuProfile {
     pub uuid: String,
@@ -47,7 +47,7 @@ pub struct GpuProfile {
     pub cordoned: bool,
 }
 
-/// What was measured of a node, foreign processes included. `None`: not known.
+/// The measurements of a node, other processes of the host included. `None`: not known.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct NodeUsage {
     /// When cores and memory were measured.
@@ -62,7 +62,7 @@ pub struct NodeUsage {
     pub gpus: BTreeMap<String, GpuUsage>,
 }
 
-/// What was measured of a GPU.
+/// The measurements of a GPU. `None`: not known.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct GpuUsage {
     pub memory_used_bytes: Option<Bytes>,
@@ -71,7 +71,7 @@ pub struct GpuUsage {
     pub power_watts: Option<f64>,
 }
 
-/// What a session is, as its host says. Equal profiles mean that nothing happened.
+/// What a session is, as its host reports it. Equal profiles mean that nothing happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionProfile {
     pub id: SessionId,
@@ -96,10 +96,10 @@ pub struct SessionProfile {
     pub attempt: u32,
 }
 
-/// What goes on in a session while nothing happens to it.
+/// What changes in a session while its profile stays the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionActivity {
     pub last_activity_at: Timestamp,
-    /// How far its image is, while it is pulled.
+    /// The progress of the image pull, while it runs.
     pub progress: Option<String>,
 }

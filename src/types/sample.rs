@@ -5,7 +5,7 @@ use super::{
     SessionActivity, SessionId, SessionProfile, SessionState, Settings, Sighting, Timestamp,
 };
 
-/// A node of four cores and 4 GiB at rest.
+/// An idle node of four cores and 4 GiB.
 pub(crate) fn profile(name: &str, id: &str) -> NodeProfile {
     let physical = Resources::new(Cores::whole(4), Bytes::gib(4), 0);
     NodeProfile {

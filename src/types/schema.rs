@@ -46,7 +46,7 @@ fn label_map(value: Schema, description: &str) -> Schema {
 /// `Workspace::check_command`
 pub(super) fn command() -> Schema {
     ArrayBuilder::new()
-        .description(Some("Replaces the image's command; its entry point stays."))
+        .description(Some("Replaces the command of the image; its entry point stays."))
         .prefix_items([text(r"^[^\x00]+$")])
         .items(text(r"^[^\x00]*$"))
         .max_items(Some(256))

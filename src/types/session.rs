@@ -138,7 +138,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// The document of a session, without its secret. Where no activity is known, the last was its creation.
+    /// Joins profile and activity, without the secret. Without an activity, the time of the last activity is that of
+    /// the creation.
     pub fn of(profile: &SessionProfile, activity: Option<&SessionActivity>) -> Self {
         let progress = activity.and_then(|activity| activity.progress.clone());
         Self {
@@ -188,7 +189,7 @@ pub struct SessionRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 1024)]
     pub gpus: Option<u32>,
-    /// Added to the workspace's environment; the request's value wins.
+    /// Merged into the workspace's environment; values of the request take precedence.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = schema::env, required = false)]
     pub env: BTreeMap<String, String>,
@@ -254,6 +255,7 @@ pub struct KeepaliveRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExtendRequest {
+    /// The session lives at least this long from now.
     #[schema(minimum = 1, maximum = 3153600000i64)]
     pub ttl_seconds: u64,
 }
@@ -284,7 +286,7 @@ pub struct SessionFilter {
     pub all: bool,
     /// Only sessions after this place in the list.
     pub after: Option<String>,
-    /// Sessions in the answer at most.
+    /// The maximum number of sessions in the answer.
     pub limit: usize,
 }
 

@@ -31,7 +31,7 @@ macro_rules! words {
 }
 pub(super) use words;
 
-/// Environment variables of one workspace or request.
+/// Environment variables of one workspace or request at most.
 const MAX_ENV: usize = 128;
 const MAX_ENV_NAME: usize = 128;
 /// Linux rejects an argument or variable above 128 KiB; a quarter of that is enough for every image.

@@ -87,7 +87,7 @@ impl BootInstant {
 pub struct Moment {
     pub wall: Timestamp,
     pub boot: BootInstant,
-    /// Which boot `boot` counts from: the first 64 bits of the kernel's boot id.
+    /// The boot that `boot` counts from: the first 64 bits of the kernel's boot id.
     pub boot_id: u64,
 }
 
@@ -98,10 +98,10 @@ impl Moment {
     }
 }
 
-/// Deadlines are shown to people in steps of this where the wall clock jumped.
+/// A jump of the wall clock moves a displayed deadline in steps of this.
 const SHOWN_STEP_MILLIS: i64 = 1000;
 
-/// A point in time to act at, that neither a jump of the wall clock nor a reboot loses.
+/// A point in time that survives jumps of the wall clock and reboots.
 ///
 /// Within one boot only the boot clock counts. After a reboot, the time that remained when the deadline was set is
 /// shortened by the difference of the wall clocks, clamped to `[0, remaining]`, so that a wrong wall clock can neither
@@ -137,19 +137,20 @@ impl Deadline {
         self.remaining(now).is_zero()
     }
 
-    /// The wall-clock time to show a person: when it was set, and its span. Two readings of one deadline are equal
-    /// unless the wall clock jumped in between.
+    /// The wall-clock time of the deadline, for people: the time when it was set plus its span. Two calls return the
+    /// same time unless the wall clock jumped in between.
     ///
     /// Within one boot the time follows a jump of the wall clock in whole seconds, so it is within half a second of
-    /// what the wall clock reads when the deadline is due. Smaller jumps, and the milliseconds between the readings
-    /// of the two clocks, do not show. After a reboot the time stays until the deadline is [rebased](Self::rebased).
+    /// the wall-clock time at which the deadline is due. Smaller jumps, and the milliseconds between the readings of
+    /// the two clocks, do not change it. After a reboot the time stays until the deadline is
+    /// [rebased](Self::rebased).
     pub fn shown(&self, now: Moment) -> Timestamp {
         let due = self.set_at.millis().saturating_add_unsigned(self.remaining_millis);
         let jumped = if now.boot_id == self.boot_id { self.jumped(now) } else { 0 };
         Timestamp::from_millis(due.saturating_add(rounded(jumped, SHOWN_STEP_MILLIS)))
     }
 
-    /// Milliseconds by which the wall clock has run ahead of the boot clock since the deadline was set.
+    /// Milliseconds that the wall clock has gained on the boot clock since the deadline was set.
     fn jumped(&self, now: Moment) -> i64 {
         let signed = |millis: u64| i64::try_from(millis).unwrap_or(i64::MAX);
         let set = signed(self.at.millis.saturating_sub(self.remaining_millis));
@@ -167,7 +168,7 @@ const fn rounded(millis: i64, step: i64) -> i64 {
     millis.saturating_add(step / 2).div_euclid(step).saturating_mul(step)
 }
 
-/// A span of time as configuration and command line write it: `90s`, `15m`, `1h`, `30d`, `1h30m`.
+/// A duration in the syntax of configuration and command line: `90s`, `15m`, `1h`, `30d`, `1h30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Period(pub Duration);
 
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_on_the_wall_clock_moves_no_deadline() {
+    fn a_jump_of_the_wall_clock_moves_no_deadline() {
         let deadline = Deadline::after(moment(1_000_000_000, 5000, 1), Duration::from_secs(60));
         for jump in [-86_400_000, 0, 86_400_000] {
             assert_eq!(deadline.remaining(moment(1_000_000_000 + jump, 15_000, 1)), Duration::from_secs(50));
@@ -297,7 +298,7 @@ mod tests {
         }
 
         #[test]
-        fn a_deadline_that_nobody_changed_is_shown_the_same_and_follows_only_jumps(
+        fn the_displayed_time_of_a_deadline_changes_only_with_jumps_of_the_wall_clock(
             wall in 0..4_000_000_000_000i64,
             boot in 0..4_000_000_000u64,
             secs in 0..3_000_000_000u64,
@@ -316,7 +317,7 @@ mod tests {
         }
 
         #[test]
-        fn spans_survive_text(secs in 0..3_000_000_000u64) {
+        fn durations_survive_text(secs in 0..3_000_000_000u64) {
             prop_assert_eq!(Period::secs(secs).to_string().parse::<Period>(), Ok(Period::secs(secs)));
         }
     }

@@ -36,10 +36,10 @@ pub struct ApiToken {
 #[serde(deny_unknown_fields)]
 pub struct ApiTokenRequest {
     pub role: Role,
-    /// Default: `token-` and the id.
+    /// Default: `token-` followed by the id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
-    /// Default: it does not expire.
+    /// Default: the token does not expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3153600000i64)]
     pub expires_in_seconds: Option<u64>,
@@ -50,5 +50,6 @@ pub struct ApiTokenRequest {
 pub struct NewApiToken {
     #[serde(flatten)]
     pub token: ApiToken,
+    /// The token itself, for the header `Authorization: Bearer`.
     pub secret: String,
 }

@@ -21,7 +21,7 @@ const MAX_VOLUME_TEMPLATE: usize = 128;
 const MIN_MEMORY: Bytes = Bytes::mib(6);
 /// The smallest share of a core that a CPU quota with a period of 100 ms expresses.
 const MIN_CORES: Cores = Cores::from_milli(10);
-/// More than any host has: a larger figure is a typing error.
+/// No host has more GPUs: a larger number is a typing error.
 pub(super) const MAX_GPUS: u32 = 1024;
 
 /// When a node asks the registry for a newer image of the same tag.
@@ -110,7 +110,7 @@ pub struct Workspace {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 512, pattern = "^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")]
     pub image: Option<String>,
-    /// Replaces the image's command; its entry point stays.
+    /// Replaces the command of the image; its entry point stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(schema_with = schema::command, required = false)]
     pub command: Vec<String>,
@@ -211,7 +211,7 @@ impl Workspace {
     /// Checks what the types of the fields do not.
     pub fn validate(&self) -> Result<(), Invalid> {
         if self.description.len() > MAX_DESCRIPTION {
-            return Err(Invalid::new("description", format!("at most {MAX_DESCRIPTION} bytes")));
+            return Err(Invalid::new("description", format!("expected at most {MAX_DESCRIPTION} bytes")));
         }
         if let Some(image) = &self.image {
             check_image(image)?;
@@ -235,7 +235,7 @@ impl Workspace {
     fn check_command(&self) -> Result<(), Invalid> {
         let bytes: usize = self.command.iter().map(String::len).sum();
         if self.command.len() > MAX_COMMAND_WORDS || bytes > MAX_COMMAND_BYTES {
-            let bound = format!("at most {MAX_COMMAND_WORDS} words and {MAX_COMMAND_BYTES} bytes");
+            let bound = format!("expected at most {MAX_COMMAND_WORDS} words and {MAX_COMMAND_BYTES} bytes");
             return Err(Invalid::new("command", bound));
         }
         if self.command.iter().any(|word| word.contains('\0')) {
@@ -312,17 +312,14 @@ fn check_image(image: &str) -> Result<(), Invalid> {
 
 pub(super) fn check_cores(cores: Cores) -> Result<(), Invalid> {
     if cores < MIN_CORES {
-        return Err(Invalid::new(
-            "cores",
-            format!("{cores} is too little; a session needs at least {MIN_CORES} cores"),
-        ));
+        return Err(Invalid::new("cores", format!("{cores} is too small; a session needs at least {MIN_CORES} cores")));
     }
     Ok(())
 }
 
 pub(super) fn check_memory(memory: Bytes) -> Result<(), Invalid> {
     if memory < MIN_MEMORY {
-        let least = format!("{memory} is too little; a session needs at least {MIN_MEMORY}");
+        let least = format!("{memory} is too small; a session needs at least {MIN_MEMORY}");
         return Err(Invalid::new("memory_bytes", least));
     }
     Ok(())

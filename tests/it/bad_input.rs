@@ -394,7 +394,7 @@ fn invalid_command_lines_are_rejected() {
         (vec!["session", "create", "nothing"], 1, "nothing"),
         (vec!["session", "create", "shell", "--cores", "100"], 3, "exceeds_physical"),
         (vec!["session", "create", "shell", "--user", "a\nb"], 2, "--user"),
-        (vec!["session", "show", "UPPER"], 1, "not a session's id"),
+        (vec!["session", "show", "UPPER"], 1, "not a session id"),
         (vec!["session", "rm"], 2, "ID"),
         (vec!["session", "extend", id, "--ttl", "0s"], 3, "ttl_seconds"),
         (vec!["session", "ls", "--state", "dead"], 2, "dead"),

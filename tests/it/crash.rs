@@ -128,7 +128,7 @@ fn two_agents_never_share_a_data_directory() {
     let text = fs::read_to_string(agent.config_file()).unwrap().replace("/data\"", "/other\"");
     fs::write(&other, text).unwrap();
     let refused = agent.cli(&["agent", "--dev", "--config", other.to_str().unwrap()]).failed(1);
-    assert!(refused.contains("another agent answers on the socket"), "{refused}");
+    assert!(refused.contains("another agent uses the socket"), "{refused}");
     agent.get("/readyz").expect(200);
 }
 

@@ -209,7 +209,7 @@ fn root() -> Actor {
     Actor::Socket { uid: 0 }
 }
 
-/// What was stored, whatever it is.
+/// Whether a workspace of this name is stored, with any value.
 fn has_workspace(text: &str) -> impl Fn(&Snapshot) -> bool {
     let wanted = name(text);
     move |snapshot| snapshot.workspaces.contains_key(&wanted)

@@ -210,7 +210,7 @@ async fn the_roster_finds_the_others_without_a_seed() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_not_alive_can_be_forgotten() {
+async fn a_node_that_is_not_alive_can_be_removed() {
     let (transport, clock) = (ChannelTransport::default(), clock());
     let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let mut one = start(1, &[], &transport, directories[0].path(), &clock).await;

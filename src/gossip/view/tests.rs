@@ -41,7 +41,7 @@ fn session_states(view: &ClusterView, n: u8) -> BTreeSet<SessionState> {
 }
 
 #[test]
-fn a_silent_node_is_suspect_then_unknown_and_comes_back() {
+fn a_silent_node_is_suspect_then_unknown_and_can_return() {
     let mut membership = membership();
     let (all, one_silent) = ([1, 2, 3].map(|n| entry(n, true)), [1, 2, 3].map(|n| entry(n, n != 2)));
     let view = membership.look(&all, moment(0));
@@ -64,7 +64,7 @@ fn nodes_that_fall_silent_together_stay_suspect_for_longer() {
     membership.look(&[1, 2, 3].map(|n| entry(n, true)), moment(0));
     membership.look(&[1, 2, 3].map(|n| entry(n, n != 1)), moment(1));
     let most = [1, 2, 3].map(|n| entry(n, n == 3));
-    membership.look(&most, moment(3)); // the detector notices one after the other
+    membership.look(&most, moment(3)); // the failure detector reports nodes one by one
     for (at, expected) in [(12, NodeState::Suspect), (30, NodeState::Suspect), (33, NodeState::Unknown)] {
         let view = membership.look(&most, moment(at));
         assert_eq!([1, 2].map(|n| state(&view, n)), [expected; 2], "after {at} s");
@@ -86,7 +86,7 @@ fn a_node_that_leaves_stays_left_when_chitchat_forgets_it() {
 }
 
 #[test]
-fn the_latest_life_counts() {
+fn the_latest_incarnation_counts() {
     let mut membership = membership();
     let later = Entry {
         incarnation: 6,
@@ -186,7 +186,7 @@ fn a_forgotten_session_is_back_with_its_host() {
 }
 
 #[test]
-fn a_forgotten_node_that_starts_again_is_back_at_once() {
+fn a_removed_node_that_starts_again_returns_at_once() {
     let mut membership = membership();
     membership.look(&[entry(1, true)], moment(0));
     membership.forget(&id(1));
@@ -195,7 +195,7 @@ fn a_forgotten_node_that_starts_again_is_back_at_once() {
 }
 
 #[test]
-fn time_alone_changes_the_view_every_five_seconds() {
+fn time_alone_changes_the_view_only_every_five_seconds() {
     let mut membership = membership();
     let first = membership.look(&[entry(1, true)], moment(0));
     let same = membership.look(&[entry(1, true)], moment(4));

@@ -184,9 +184,9 @@ fn the_host_names_the_actor_of_a_change_wherever_it_was_asked_for() {
     let client = asked.tcp(Some(&token));
     let drained = Request::new("POST", &format!("/v1/nodes/n{other}/drain")).json(&json!({"message": "new disk"}));
     client.send(&drained).expect(200);
-    says(other, "it takes no new sessions", &bearer);
+    says(other, "admits no new sessions", &bearer);
     asked.client().delete(&format!("/v1/nodes/n{other}/drain")).expect(200);
-    says(other, "the drain is over", &uid);
+    says(other, "drain ended", &uid);
 
     let workspace = json!({"name": "sh", "command": ["sleep", "1000"], "cores": 0.1, "memory_bytes": "8M"});
     client.send(&Request::new("POST", "/v1/workspaces").json(&workspace)).expect(201);
