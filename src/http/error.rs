@@ -308,6 +308,10 @@ mod tests {
             read(sessions::Error::Refused(Box::new(reason(Reason::Draining)))).await,
             read(placement::Error::Host(sessions::Error::Busy)).await,
             read(placement::Error::Host(sessions::Error::Stopping)).await,
+            read(placement::Error::NotLeader).await,
+            read(placement::Error::LeaseExpired).await,
+            read(placement::Error::BeingPlaced).await,
+            read(placement::Error::Stopping).await,
             read(node::Error::Store("disk full".to_owned())).await,
             read(catalogue::Error::Stopping).await,
         ];
