@@ -1,22 +1,22 @@
-//! Whether a node could take a session, as far as can be told from outside. Each rule explains itself.
+//! Whether a node could admit a session, as far as the leader knows. Each rule gives its reason.
 
 use crate::ledger;
 use crate::types::{NodeProfile, NodeReason, Reason, Resources, RuntimeKind, Workspace};
 
-/// A node as placement looks at it.
+/// A node as placement sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Host<'a> {
     pub node: &'a NodeProfile,
-    /// What offers that are on their way to it would take.
+    /// The resources of all sessions in flight to it.
     pub in_flight: Resources,
-    /// It has told this leader what it has and holds, and answers.
+    /// It has reported to this leader, and answers.
     pub heard: bool,
     /// It has the image already.
     pub has_image: bool,
 }
 
-/// The first reason why the node would not take the session. What can never be is said before what is only not
-/// possible now: "it is too large" must not hide behind "it is disabled".
+/// The first reason why the node would reject the session. Permanent reasons come before temporary ones: "exceeds
+/// physical" must not hide behind "disabled".
 pub fn refusal(host: &Host<'_>, wanted: &Workspace) -> Option<Reason> {
     let node = host.node;
     let short = short(host, wanted.resources());
@@ -34,8 +34,8 @@ pub fn refusal(host: &Host<'_>, wanted: &Workspace) -> Option<Reason> {
     rules.into_iter().find(|(holds, _)| !holds).map(|(_, reason)| reason).or(short)
 }
 
-/// The refusal with the node's name, and with the figures where it is about room. Of many nodes that refuse, few are
-/// told to anybody: only those are explained.
+/// The reason with the node's name, and with the figures where room is short. It is made only for the few nodes that
+/// an answer names, which are far fewer than all that reject.
 pub fn explain(host: &Host<'_>, wanted: &Workspace, reason: Reason) -> NodeReason {
     let name = host.node.name.clone();
     let [request, allocated, physical, effective] = figures(host, wanted.resources());
@@ -45,7 +45,7 @@ pub fn explain(host: &Host<'_>, wanted: &Workspace, reason: Reason) -> NodeReaso
     }
 }
 
-/// Whether a runtime of this kind finds in the workspace what it starts.
+/// Whether the workspace has what this kind of runtime starts: an image, or a command.
 pub const fn runs(kind: RuntimeKind, wanted: &Workspace) -> bool {
     match kind {
         RuntimeKind::Docker => wanted.image.is_some(),
@@ -62,7 +62,7 @@ fn short(host: &Host<'_>, request: Resources) -> Option<Reason> {
     ledger::lacks(request, allocated, physical, effective).map(|(reason, _)| reason)
 }
 
-/// What is compared: the request, what is taken, what there is, and what is offered.
+/// The figures to compare: requested, allocated (with sessions in flight), physical and effective.
 fn figures(host: &Host<'_>, request: Resources) -> [Resources; 4] {
     let NodeProfile { physical, effective, allocated, .. } = host.node;
     [request, allocated.saturating_add(host.in_flight), *physical, *effective]
