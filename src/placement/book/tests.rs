@@ -120,7 +120,7 @@ fn a_session_in_flight_takes_room_until_its_host_reports() {
     let mut leader = Leader::that_heard(&[0]);
     assert_eq!(leader.offers("one"), ["a"]);
     assert_eq!(leader.offers("two"), ["a"]);
-    assert!(matches!(leader.begin("three", true, NOW), Ok(Begun::Wait(_))), "a host that has not reported may have room");
+    assert!(matches!(leader.begin("three", true, NOW), Ok(Begun::Wait(_))), "an unreported host may have room");
     leader.end("two", End::NotTaken);
     assert_eq!(leader.offers("three"), ["a"], "a rejected session takes no room");
     leader.end("one", End::Taken);
