@@ -1,9 +1,9 @@
-//! The floors of ARCHITECTURE.md: parts import downward only, cores import nothing that acts, and each outside
-//! system has one adapter.
+//! Checks the floors of ARCHITECTURE.md: parts import downward only, cores import only cores and nouns, and each
+//! outside system has one adapter.
 //!
-//! rustc cannot keep floors inside one crate, so this parses the sources and looks at every path: `use`
+//! rustc cannot enforce floors inside one crate, so this parses the sources and checks every path: `use`
 //! declarations, paths in code and in macros, through `crate`, `self` and `super`. A name that a file re-exports
-//! counts as an import of the file that it comes from. Test code is not looked at.
+//! counts as an import of the file that it comes from. Test code is not checked.
 
 #![allow(clippy::unwrap_used)] // a test that cannot read the sources has failed
 
@@ -33,7 +33,7 @@ const FLOORS: &[&[&str]] = &[
     &["lib", "main"],
 ];
 
-/// Pure logic. A core imports cores, and of other parts the nouns that their `mod.rs` holds.
+/// The cores: pure logic. A core imports only cores and the nouns in a part's `mod.rs`.
 const CORES: &[&str] = &[
     "types",
     "ledger",
@@ -63,11 +63,11 @@ const CORES: &[&str] = &[
     "wire",
 ];
 
-/// What a core never touches: `now`, randomness and the world are arguments.
+/// Paths that a core must not use: it gets `now`, randomness and input as arguments.
 const IMPURE: &[&str] =
     &["tokio", "std::fs", "std::net", "std::process", "std::env", "Instant::now", "SystemTime", "SystemRandom"];
 
-/// An outside system, and the only places that may speak to it.
+/// Libraries, and the only files that may use each.
 const ADAPTERS: &[(&str, &[&str])] = &[
     ("bollard", &["runtime/docker"]),
     ("axum", &["http"]),
@@ -91,21 +91,22 @@ const ADAPTERS: &[(&str, &[&str])] = &[
     ("anyhow", &["daemon", "main", "cli", "net/gossip"]),
 ];
 
-/// What the command line may import: it speaks to the API. Those subcommands that are not clients may more.
+/// What the command line may import, since it is a client of the API. The subcommands of `CLI_LOCAL`, which are not
+/// clients, may import more.
 const CLI_MAY: &[&str] = &["cli", "types", "clock"];
 const CLI_LOCAL: &[&str] = &["cli/agent", "cli/demo", "cli/config", "cli/token", "cli/init", "cli/join"];
 
-/// Names are followed through so many re-exports.
+/// The limit of re-exports through which a name is followed.
 const MAX_REEXPORTS: usize = 5;
 
 /// One file of `src/`.
 struct Source {
-    /// Under `src/`, without `.rs` and `/mod`.
+    /// The path under `src/`, without `.rs` and `/mod`.
     name: String,
-    /// Every path in it that is not test code, absolute where it begins with `crate`, `self` or `super`:
+    /// Every path in it outside of test code. A path that begins with `crate`, `self` or `super` is absolute, such as
     /// `crate::a::b::C`.
     paths: BTreeSet<String>,
-    /// The names that its `use` declarations bring in, and their paths.
+    /// The names that its `use` declarations import, and their paths.
     uses: BTreeMap<String, String>,
 }
 
@@ -117,7 +118,7 @@ impl Source {
 
 /// Collects the paths of one file.
 struct Paths {
-    /// The module that is looked at, from the crate's root.
+    /// The current module, from the crate's root.
     module: Vec<String>,
     found: BTreeSet<String>,
     uses: BTreeMap<String, String>,
@@ -135,7 +136,7 @@ impl Paths {
         self.uses.insert(name.to_owned(), path);
     }
 
-    /// A path from the crate's root. One that begins with any other name is left as it is.
+    /// The path from the crate's root. A path that begins with any other name stays as it is.
     fn absolute(&self, words: &[String]) -> String {
         let (mut module, mut rest) = (self.module.clone(), words);
         match words.first().map(String::as_str) {
@@ -168,7 +169,7 @@ impl Paths {
         }
     }
 
-    /// Paths in a macro's arguments, which are not parsed: words joined by `::`.
+    /// Collects paths in a macro's arguments. They are not parsed, so a path is words joined by `::`.
     fn note_tokens(&mut self, tokens: TokenStream) {
         let mut words: Vec<String> = Vec::new();
         let mut colons = 0;
@@ -251,7 +252,7 @@ impl<'ast> Visit<'ast> for Paths {
         visit::visit_macro(self, makro);
     }
 
-    // `pub(in super::super)` says who may look, and imports nothing.
+    // `pub(in super::super)` is a visibility, not an import.
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
 }
 
@@ -292,7 +293,7 @@ fn is_one_of(name: &str, prefixes: &[&str]) -> bool {
     prefixes.iter().any(|prefix| is_under(name, prefix))
 }
 
-/// The sources by name, to find what a path leads to.
+/// The sources by name, to find the file of a path.
 struct House(BTreeMap<String, Source>);
 
 impl House {
@@ -308,17 +309,17 @@ impl House {
         self.sources().filter(|source| is_one_of(&source.name, CORES))
     }
 
-    /// The files that a file imports from, itself not among them.
+    /// The files that a file imports from, without itself.
     fn imports<'a>(&'a self, source: &Source) -> BTreeSet<&'a str> {
         let found = source.paths.iter().filter_map(|path| self.file_of(source, path, MAX_REEXPORTS));
         found.filter(|name| *name != source.name).collect()
     }
 
-    /// The file that a path in this file leads to; `None` where it leads out of the crate or stays in the file.
+    /// The file of a path in this file. `None`: the path is outside of the crate, or in this file.
     fn file_of(&self, source: &Source, path: &str, steps: usize) -> Option<&str> {
         let words: Vec<&str> = path.split("::").collect();
         let Some(words) = words.strip_prefix(&["crate"]) else {
-            // A name that was brought in, or a module of this one.
+            // The name was imported, or is a module below this one.
             if let Some(used) = source.uses.get(words[0]).filter(|used| *used != path && steps > 0) {
                 let whole = [&[used.as_str()], &words[1..]].concat().join("::");
                 return self.file_of(source, &whole, steps - 1);
@@ -337,7 +338,7 @@ impl House {
         }
     }
 
-    /// The file whose module is the longest beginning of the words, and what is left of them.
+    /// The file whose module is the longest prefix of the words, and the remaining words.
     fn longest<'w>(&self, words: &'w [&'w str]) -> Option<(&str, &'w [&'w str])> {
         (1..=words.len()).rev().find_map(|end| {
             let (name, _) = self.0.get_key_value(&words[..end].join("/"))?;
@@ -362,7 +363,7 @@ fn every_part_has_a_floor() {
 }
 
 #[test]
-fn every_name_is_that_of_a_file_or_directory() {
+fn every_name_in_the_lists_is_a_file_or_directory() {
     let sources = sources();
     let adapters = ADAPTERS.iter().flat_map(|(_, places)| *places);
     for name in FLOORS.iter().copied().flatten().chain(CORES).chain(CLI_LOCAL).chain(adapters) {
@@ -376,17 +377,17 @@ fn imports_go_downward() {
     let mut upward: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for source in house.sources() {
         for import in house.imports(source).into_iter().filter(|import| part_of(import) != source.part()) {
-            // The library's list of its parts stands on no floor.
+            // `lib.rs`, the list of the parts, has no floor.
             if import != "lib" && floor(part_of(import)) >= floor(source.part()) {
                 upward.entry(&source.name).or_default().push(import);
             }
         }
     }
-    assert!(upward.is_empty(), "these import from their own floor or a higher one: {upward:#?}");
+    assert!(upward.is_empty(), "files import from their own floor or a higher one: {upward:#?}");
 }
 
 #[test]
-fn the_picture_of_the_parts_is_true() {
+fn the_architecture_page_lists_every_part_and_floor() {
     let picture = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
     for (floor, parts) in FLOORS.iter().enumerate() {
         let parts: Vec<&&str> = parts.iter().filter(|part| !["lib", "main"].contains(*part)).collect();
@@ -407,18 +408,18 @@ fn cores_import_cores_and_nouns() {
     let house = House::read();
     let mut wrong: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for source in house.cores() {
-        // A `mod.rs` holds the nouns of its part.
+        // An import without a slash is a `mod.rs`, which holds the nouns of its part.
         let acts = |import: &&str| !is_one_of(import, CORES) && import.contains('/');
         let acting: Vec<&str> = house.imports(source).into_iter().filter(acts).collect();
         if !acting.is_empty() {
             wrong.insert(&source.name, acting);
         }
     }
-    assert!(wrong.is_empty(), "these cores import what acts: {wrong:#?}");
+    assert!(wrong.is_empty(), "cores import files that are neither cores nor nouns: {wrong:#?}");
 }
 
 #[test]
-fn cores_touch_nothing_outside() {
+fn cores_use_nothing_impure() {
     for source in sources().iter().filter(|s| is_one_of(&s.name, CORES)) {
         for (impure, path) in IMPURE.iter().flat_map(|impure| source.paths.iter().map(move |path| (impure, path))) {
             let touches = path == impure
@@ -437,7 +438,7 @@ fn each_outside_system_has_one_adapter() {
             let uses = source.paths.iter().any(|path| path.split("::").next() == Some(library));
             assert!(
                 !uses || is_one_of(&source.name, allowed),
-                "{} speaks to {library}; only {allowed:?} may",
+                "{} uses {library}; only {allowed:?} may",
                 source.name
             );
         }
@@ -445,22 +446,22 @@ fn each_outside_system_has_one_adapter() {
 }
 
 #[test]
-fn parts_are_handed_their_configuration() {
+fn parts_get_their_configuration_as_an_argument() {
     let house = House::read();
     for source in house.sources() {
         let may = is_one_of(&source.name, &["config", "daemon"]) || is_one_of(&source.name, CLI_LOCAL);
         let reads = house.imports(source).iter().any(|import| is_under(import, "config"));
-        assert!(may || !reads, "{} reads the configuration", source.name);
+        assert!(may || !reads, "{} imports config; pass it its own Config", source.name);
     }
 }
 
 #[test]
-fn the_command_line_speaks_to_the_api() {
+fn the_command_line_is_a_client_of_the_api() {
     let house = House::read();
     let clients = house.sources().filter(|s| s.part() == "cli" && !is_one_of(&s.name, CLI_LOCAL));
     for source in clients {
         for import in house.imports(source) {
-            // What the file of all subcommands names of the local ones is only their names.
+            // `cli/mod.rs` lists all subcommands, the local ones too.
             let subcommand = source.name == "cli" && is_one_of(import, CLI_LOCAL);
             assert!(subcommand || is_one_of(import, CLI_MAY), "{} imports {import}", source.name);
         }
@@ -468,10 +469,10 @@ fn the_command_line_speaks_to_the_api() {
 }
 
 #[test]
-fn nothing_is_called_by_a_name_that_says_nothing() {
+fn no_file_has_a_meaningless_name() {
     for source in sources() {
         for word in ["util", "utils", "common", "manager", "helpers", "misc"] {
-            assert!(!source.name.split('/').any(|part| part == word), "{}", source.name);
+            assert!(!source.name.split('/').any(|part| part == word), "src/{} has a meaningless name", source.name);
         }
     }
 }

@@ -1,8 +1,7 @@
-//! Whole clusters of the real decisions on virtual time, with everything going wrong that can.
+//! Whole clusters of the shipped decisions on virtual time, under every kind of fault.
 //!
-//! A seed is one history, and replays exactly. `OSTLER_SEEDS` says how many are tried, `OSTLER_SEED` tries
-//! one. What must never happen is checked after each step ([`safety`]); what must happen in the end, once
-//! the faults are over ([`liveness`]).
+//! A seed is one history, and replays exactly. `OSTLER_SEEDS` sets the number of seeds; `OSTLER_SEED` runs a single
+//! one. Safety is checked after each step ([`safety`]), liveness once the faults are over ([`liveness`]).
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a simulation that cannot go on has failed, and names its seed
 
@@ -43,10 +42,10 @@ mod transcript;
 #[path = "simulation/world.rs"]
 mod world;
 
-/// Histories that are tried where nobody says how many.
+/// The default number of seeds.
 const SEEDS: u64 = 1000;
 
-/// Tries the history of every seed; one that fails says which it was.
+/// Runs the history of every seed. A failure prints its seed.
 fn each_seed(run: impl Fn(u64) + std::panic::RefUnwindSafe) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seeds = match number("OSTLER_SEED") {

@@ -1,4 +1,4 @@
-//! The catalogue: every node reads its own, whoever leads writes it.
+//! The catalogue: every node reads its own copy, and the leader writes it.
 
 use super::{Cluster, Error, QUICK, Routed};
 use crate::catalogue::{Edit, Edited, Snapshot};
@@ -10,7 +10,7 @@ impl Cluster {
         self.host().catalogue.snapshot()
     }
 
-    /// Makes a change. Once it is answered, a majority has it on disk, and this node shows it.
+    /// Makes a change. When this returns, a majority has the change on disk, and this node shows it.
     pub async fn edit(&self, edit: Edit, by: &Actor) -> Result<Routed<Edited>, Error> {
         let Routed { answer, by } = self.change_on_leader(message::Edit(edit), by, false).await?;
         let edited = answer?;
@@ -20,15 +20,15 @@ impl Cluster {
         Ok(Routed { answer: edited, by })
     }
 
-    /// Takes over what is newer at the leader, so that whoever changed it here reads it here. A majority has
-    /// it whether or not this succeeds.
+    /// Copies newer entries from the leader, so that a caller reads its own change on this node. A majority has the
+    /// change whether or not this succeeds.
     async fn catch_up(&self) {
         let Some(leader) = self.leadership().leader else { return };
         let versions = self.host().catalogue.snapshot().contents.versions();
         if let Ok(difference) = self.mesh.call(&leader, Compare(versions), None, QUICK).await
             && let Err(error) = self.host().catalogue.keep(difference.newer).await
         {
-            tracing::warn!(%error, "what was changed at the leader is not stored here yet");
+            tracing::warn!(%error, "a change of the catalogue is not stored on this node yet");
         }
     }
 }

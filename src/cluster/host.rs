@@ -1,4 +1,4 @@
-//! What this node does as a host, whoever asks: its own sessions, settings and volumes.
+//! The calls that this node answers as a host: on its own sessions, settings and volumes.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
@@ -21,26 +21,26 @@ use crate::wire::message::{
 };
 use crate::{catalogue, election, gossip, node, sessions};
 
-/// How long a report waits for something to tell.
+/// How long a report waits for a change.
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a change waits for the leader to know of it: whoever makes it and then asks for a session would
-/// otherwise be answered from what was before.
+/// How long a change waits until the leader knows of it. Without this wait, a caller's next request to the leader
+/// would be answered from the state before the change.
 pub(super) const KNOWN_WITHIN: Duration = Duration::from_millis(500);
-/// How long an answer is held at most, whatever is asked: longer than proxies let a request idle.
+/// The upper limit of a wait that a caller requests: longer than proxies keep an idle request open.
 pub const MAX_HOLD: Duration = Duration::from_secs(600);
 
 /// The handles of this host's owners. Cheap to clone.
 #[derive(Clone)]
 pub struct Host {
-    /// This node as everybody sees it.
+    /// This node's profile and usage.
     pub observer: Observer,
     pub settings: node::Handle,
     pub sessions: sessions::Handle,
     pub catalogue: catalogue::Handle,
     pub election: election::Handle,
-    /// What the leader has of this host, as it said last.
+    /// The versions that the leader has of this host, by its last request for a report.
     pub told: Arc<watch::Sender<Option<Have>>>,
-    /// Once gossip has begun, which tells of this host: it is made after it.
+    /// Set once gossip has started: gossip publishes this host, so it starts after it.
     pub gossip: Arc<OnceLock<gossip::Handle>>,
 }
 
@@ -49,7 +49,7 @@ impl Host {
         self.observer.node()
     }
 
-    /// Returns once the leader knows how this host is now, or after a while.
+    /// Returns once the leader has the current state of this host, or after [`KNOWN_WITHIN`].
     async fn is_known(&self) {
         let mut told = self.told.subscribe();
         let is_now = |have: Have| {
@@ -63,7 +63,7 @@ impl Host {
     async fn forget(&self, node: NodeId, session: Option<SessionId>, by: &Actor) -> Result<(), gossip::Error> {
         match self.gossip.get() {
             Some(gossip) => gossip.forget(node, session, by.clone()).await,
-            // A node that stays alone remembers no other.
+            // A node without a cluster knows no other node.
             None => Err(gossip::Error::NotFound(node)),
         }
     }
@@ -83,10 +83,10 @@ impl Serves<Report> for Host {
         let (known, version) = (have.map(|have| have.sessions), have.map(|have| have.node));
         let news = self.sessions.changes(ballot, known, REPORT_PATIENCE);
         let changes = tokio::select! {
-            // A session that changes mostly changes its node, too: then the owner of sessions has been asked already.
+            // A change of a session mostly changes the node's profile too: the branch above has that report already.
             biased;
             changes = news => changes?,
-            // What a node has and offers is in every report: a change of it alone is reason for one.
+            // A change of the profile or of the images alone also calls for a report.
             () = self.observer.differs_from(version) => self.sessions.changes(ballot, known, Duration::ZERO).await?,
         };
         let Observed { version, profile, images } = self.observer.observed();
@@ -153,7 +153,7 @@ impl Serves<Hold> for Host {
         let timeout = Duration::from_millis(timeout_millis).min(MAX_HOLD);
         let held = hold(self.sessions.watch(), &session, wait, timeout).await;
         if held.as_ref().is_some_and(|held| held.gone || held.session.state == SessionState::Stopped) {
-            // What it has freed can be asked for.
+            // The leader should know of the freed resources before the caller asks for them.
             self.is_known().await;
         }
         held
@@ -249,7 +249,7 @@ impl Serves<election::Request> for Host {
     }
 }
 
-/// The session once it is as wanted or the time is up; `None` where it is not known.
+/// The session, once `wait` is met or the timeout is over. `None`: this host has no record of it.
 async fn hold(
     mut sessions: watch::Receiver<Arc<Snapshot>>,
     id: &SessionId,
@@ -257,7 +257,7 @@ async fn hold(
     timeout: Duration,
 ) -> Option<Remembered> {
     let wanted = sessions.wait_for(|snapshot| is_met(wait, snapshot, id));
-    // Nobody publishes any more once the daemon stops: what is known then is the answer.
+    // An error means that the daemon is stopping: the last snapshot is the answer.
     let _ = tokio::time::timeout(timeout, wanted).await;
     let snapshot = sessions.borrow();
     Some(Remembered { session: snapshot.document(id)?, gone: snapshot.gone.contains(id) })
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_is_over_or_gone_is_not_waited_for() {
+    fn a_wait_ends_when_the_session_has_ended_or_is_gone() {
         use SessionState::{Failed, Paused, Running, Starting, Stopped};
         let met = |state, gone, wait: Wait| {
             let (snapshot, id) = snapshot(state, gone);
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_answer_comes_with_the_change() {
+    async fn a_wait_ends_with_the_change() {
         let (starting, id) = snapshot(SessionState::Starting, false);
         let (sessions, watching) = watch::channel(starting);
         let waiting =
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_answer_comes_when_the_time_is_up() {
+    async fn a_wait_ends_with_its_timeout() {
         let (starting, id) = snapshot(SessionState::Starting, false);
         let (_sessions, watching) = watch::channel(starting);
         let late = hold(watching, &id, Wait::Until(SessionState::Running), Duration::ZERO).await;

@@ -1,4 +1,4 @@
-//! Which images of the catalogue are on this host: a session of one starts sooner here than where it must be pulled.
+//! The images of the catalogue that this host has: their sessions start sooner here than on a host that must pull.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,24 +13,24 @@ use crate::runtime::Runtime;
 use crate::sessions::{self, Snapshot};
 use crate::types::SessionState;
 
-/// Images that are told of at most.
+/// Images that a host publishes at most.
 const MAX_IMAGES: usize = 1000;
-/// How often the engine is asked where nothing says that something changed.
+/// How often the engine is asked if nothing else suggests a change.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// The images, as workspaces name them.
 pub type Images = Arc<BTreeSet<String>>;
 
-/// What says that other images may be here.
+/// A change of these suggests that the host's images have changed.
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Signs {
-    /// What the catalogue names.
+    /// The images that the catalogue names.
     named: BTreeSet<String>,
-    /// What sessions were made from here.
+    /// The images of this host's sessions.
     used: BTreeSet<String>,
 }
 
-/// Starts the owner. It ends when nobody reads the images any more.
+/// Starts the owner. It ends when the last reader of the images is dropped.
 pub fn spawn(
     runtime: Arc<dyn Runtime>,
     catalogue: watch::Receiver<Arc<catalogue::Snapshot>>,
@@ -65,7 +65,7 @@ async fn run(
     }
 }
 
-/// Returns once the signs are not these any more.
+/// Returns once the signs differ from `known`.
 async fn differ(
     known: &Signs,
     catalogue: &mut watch::Receiver<Arc<catalogue::Snapshot>>,

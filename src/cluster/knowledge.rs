@@ -1,7 +1,7 @@
-//! Everything that one node knows of nodes and sessions, brought together. Pure.
+//! Combines everything that one node knows of nodes and sessions. Pure.
 //!
-//! Freshest first: what this node has itself, what the hosts told it while it leads, and what gossip
-//! and the roster say of the others.
+//! The sources, freshest first: this node itself, the reports of hosts while this node leads, and gossip with the
+//! roster.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use crate::types::{
     SessionId, SessionProfile, SessionState, Sighting, Timestamp,
 };
 
-/// What there is to know.
+/// The sources.
 pub(super) struct Knowledge {
     /// This node.
     pub(super) own: Node,
-    /// What is on it.
+    /// This node's sessions.
     pub(super) sessions: Arc<Snapshot>,
-    /// What the hosts told, where this node leads.
+    /// What hosts reported, while this node leads.
     pub(super) fleet: Arc<Fleet>,
     pub(super) view: Arc<ClusterView>,
     pub(super) leadership: Arc<Leadership>,
@@ -32,10 +32,10 @@ pub(super) struct Knowledge {
 /// A session in a list, without a copy of it.
 struct Listed<'a> {
     session: &'a SessionProfile,
-    /// `None` where only gossip tells of it.
+    /// `None`: the session is known only from gossip.
     activity: Option<&'a SessionActivity>,
     gone: bool,
-    /// Its host cannot be asked: what it does now is not known.
+    /// Its host does not answer, so its state is not known.
     unknown: bool,
 }
 
@@ -44,7 +44,7 @@ impl Knowledge {
     pub(super) fn nodes(&self) -> Vec<Node> {
         let own = Node { is_leader: self.leads(&self.own.id), ..self.own.clone() };
         let others = self.view.members.iter().filter_map(|(id, member)| self.other(id, member));
-        // A host may have told its leader before gossip brought its name.
+        // A host may report to its leader before gossip knows the host.
         let told =
             self.fleet.hosts.iter().filter(|(id, _)| !self.view.members.contains_key(*id) && **id != self.own.id);
         let told = told.map(|(_, host)| self.told(host, NodeState::Alive));
@@ -59,7 +59,7 @@ impl Knowledge {
         match (told, &member.profile) {
             (Some(fresh), _) if state == NodeState::Alive => Some(self.told(fresh, state)),
             (_, Some(profile)) => Some(self.seen(profile, &member.usage, state, member.last_seen)),
-            // It may have fallen silent before gossip brought what it is.
+            // The host may have failed after its report, before gossip had its profile.
             (told, None) => Some(self.told(told?, state)),
         }
     }
@@ -76,7 +76,8 @@ impl Knowledge {
         self.leadership.leader.as_ref() == Some(id)
     }
 
-    /// A leader hears from everybody several times a second: it knows first who is silent, and who is back.
+    /// A leader gets answers from every node several times a second, so it knows before gossip which nodes are silent
+    /// and which are back.
     fn state_of(&self, id: &NodeId, member: &Member) -> NodeState {
         match &self.leadership.reign {
             Some(reign) if reign.reached.contains(id) => NodeState::Alive,
@@ -132,8 +133,8 @@ impl Knowledge {
         List { items: page.items.iter().map(Listed::shown).collect(), next_cursor: page.next_cursor }
     }
 
-    /// The sessions whose id begins with `prefix`, two at most. One that is there comes before those that
-    /// are gone: their ids are kept for retries, not for people.
+    /// The sessions whose id begins with `prefix`, two at most. Sessions that are gone count only if there is no other:
+    /// their ids are kept for retries, not for people.
     pub(super) fn locate(&self, prefix: &str) -> Vec<Remembered> {
         let mut found: Vec<Listed<'_>> =
             self.sessions().into_values().filter(|seen| seen.session.id.as_str().starts_with(prefix)).collect();
@@ -165,7 +166,7 @@ fn selects(filter: &SessionFilter, seen: &Listed<'_>) -> bool {
         && filter.workspace.as_ref().is_none_or(|workspace| session.workspace == *workspace)
 }
 
-/// Where the node is that `wanted` names: by its name before anything else, so that no id can hide a name.
+/// The index of the node that `wanted` names. A name comes before "self" and ids, so that no id can hide a name.
 pub(super) fn find_node(nodes: &[Node], this: &NodeId, wanted: &str) -> Result<usize, Error> {
     let by_name: Vec<usize> = (0..nodes.len()).filter(|&i| nodes[i].name.as_str() == wanted).collect();
     match by_name.as_slice() {
@@ -219,7 +220,7 @@ mod tests {
         snapshot
     }
 
-    /// Another node, heard of by gossip, with one session of its own.
+    /// Another node, known from gossip, with one session.
     fn with_another(state: NodeState) -> Knowledge {
         let mut session = sample::session_profile("far", "desktop", "carol", SessionState::Running);
         session.node = "two".parse().unwrap();
@@ -282,13 +283,13 @@ mod tests {
             assert_eq!(found.iter().map(|found| &found.session.id).collect::<Vec<_>>(), [id]);
             assert_eq!(found[0].gone, *id == sample::session_id("3"));
         }
-        assert_eq!(known.locate("").len(), 2, "one too many");
-        assert!(known.locate("").iter().all(|found| !found.gone), "what is there hides what is gone");
+        assert_eq!(known.locate("").len(), 2, "two are enough to see that the prefix is ambiguous");
+        assert!(known.locate("").iter().all(|found| !found.gone), "other sessions hide those that are gone");
         assert!(known.locate(&"a".repeat(26)).is_empty());
     }
 
     #[test]
-    fn what_a_silent_node_had_is_unknown() {
+    fn sessions_of_a_silent_node_are_unknown() {
         let state = |node: NodeState| {
             let known = with_another(node);
             let sessions = known.list(&all()).items;
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_knows_first_who_is_silent_and_who_is_back() {
+    fn a_leader_goes_by_its_own_answers_before_gossip() {
         let reign = |reached: &[&str]| {
             let reached: BTreeSet<NodeId> = reached.iter().map(|id| id.parse().unwrap()).collect();
             let ballot = Ballot { term: 1, node: OWN.parse().unwrap() };
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn who_told_its_leader_and_fell_silent_before_gossip_named_it_is_listed() {
+    fn a_host_that_reported_and_failed_before_gossip_had_its_profile_is_listed() {
         let mut known = with_another(NodeState::Unknown);
         let id: NodeId = OTHER.parse().unwrap();
         let unnamed = Member { profile: None, ..(*known.view.members[&id]).clone() };

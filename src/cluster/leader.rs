@@ -1,4 +1,4 @@
-//! What this node does as the leader, whoever asks: placements, lists of everything, edits of the catalogue.
+//! The calls that this node answers as the leader: placements, lists of the whole cluster, edits of the catalogue.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use crate::sessions;
 use crate::types::{Actor, List, Node, Plan, Remembered, Session};
 use crate::wire::message::{DryRun, Edit, Led, Locate, Nodes, NotLeader, Place, Sessions};
 
-/// What a leader decides with. Every node has it, and uses it while it leads. Cheap to clone.
+/// What a leader answers with. Every node has it, and uses it while it leads. Cheap to clone.
 #[derive(Clone)]
 pub struct Leader {
     pub host: Host,
     pub placer: Placer,
-    /// What the hosts told this node, while it leads.
+    /// What hosts reported to this node, while it leads.
     pub fleet: watch::Receiver<Arc<Fleet>>,
     pub leadership: LeadershipWatch,
     pub view: ViewWatch,
@@ -38,8 +38,8 @@ impl Leader {
         }
     }
 
-    /// Returns once this leader has heard of the session from its host, or after a while: whoever made it may
-    /// look for it at any node, and is answered from here.
+    /// Returns once the session's host has reported it, or after [`KNOWN_WITHIN`]. The caller may look for its new
+    /// session on any node, and the leader answers.
     async fn has_heard_of(&self, session: &Session) {
         let mut fleet = self.fleet.clone();
         let told = |fleet: &Fleet| fleet.hosts.get(&session.node_id)?.sessions.contains_key(&session.id).then_some(());

@@ -1,4 +1,4 @@
-//! The way to any host: over the mesh, or none at all where it is this one.
+//! Calls to any host: over the mesh, or directly if the host is this node.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use crate::types::{Actor, NodeId, SessionId};
 use crate::wire::Call;
 use crate::wire::message::{self, AdmitError};
 
-/// How long a host may hold its report, and the way there and back.
+/// How long a call for a report may take: the host waits for a change first, and the network adds its time.
 const REPORT_WITHIN: Duration = Duration::from_secs(8);
-/// How long a host may take to write an offer down. The leader asks again after it.
+/// How long a host may take to write an offer to its disk. After that the leader asks again.
 const ADMIT_WITHIN: Duration = Duration::from_secs(3);
 
 /// The other nodes. Without a cluster token there are none.
@@ -84,7 +84,7 @@ impl Mesh {
         self.peers.0.as_ref()
     }
 
-    /// Asks another node, for `by`; `None`: for this node itself.
+    /// Calls another node, for `by`. `None`: for this node itself.
     pub(super) async fn call<C: Call>(
         &self,
         node: &NodeId,
@@ -95,7 +95,7 @@ impl Mesh {
         self.peers.call(node, call, by, within).await
     }
 
-    /// Asks any host, this one included, for `by`; `None`: for this node itself.
+    /// Calls any host, this one included, for `by`. `None`: for this node itself.
     pub(super) async fn ask<C: Call>(
         &self,
         node: &NodeId,
@@ -155,8 +155,8 @@ impl Hosts for Mesh {
 }
 
 impl Mesh {
-    /// Tells a host what to do with a session. The leader does not wait for it: a host that does not follow the order
-    /// is told again, or ends the session in time by itself.
+    /// Sends a host an order about a session. An error of the host is only logged: the leader repeats the order, or the
+    /// host ends the session by itself.
     async fn order(
         &self,
         host: &NodeId,
@@ -166,7 +166,7 @@ impl Mesh {
         let commanded = self.ask(host, message::Command { session, command }, None, QUICK).await?;
         match commanded {
             Ok(_) | Err(sessions::Error::NotFound(_)) => {}
-            Err(error) => tracing::debug!(%host, %session, %error, "a leader's order was not followed"),
+            Err(error) => tracing::debug!(%host, %session, %error, "host did not follow an order"),
         }
         Ok(HostAnswer::Done)
     }

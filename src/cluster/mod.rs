@@ -1,9 +1,9 @@
-//! Any node takes any request: where each one goes, and who answers it.
+//! Any node takes any request and sends it to the node that answers it.
 //!
-//! What a node can be asked is one table, [`wire::message`](crate::wire::message). [`host`] and [`leader`]
-//! answer it, each call in one place, wherever it comes from: a person who is on this node, or a peer over the
-//! mesh ([`rpc`]). [`Cluster`] sends a person's request to the node it is for: the one that has the
-//! session, the one that is named, or the leader. The actor goes with every change to the owner that makes it.
+//! One table, [`wire::message`](crate::wire::message), lists every call to a node. [`host`] and [`leader`] answer each
+//! call in one place, whether it comes from a client of this node or from a peer over the mesh ([`rpc`]). [`Cluster`]
+//! sends a client's request to the node that answers it: the session's host, the node that the request names, or the
+//! leader. The actor goes with every change to the owner that makes it.
 
 mod catalogue;
 mod host;
@@ -38,19 +38,20 @@ pub use rpc::Rpc;
 
 use rpc::Serves;
 
-/// How long a request that changes something waits for somebody to lead: longer than an election takes.
+/// How long a request that changes something waits for a leader: longer than an election takes.
 const LEADER_PATIENCE: Duration = Duration::from_secs(6);
-/// How long a request that only reads waits for it, before it is answered from what this node knows.
+/// How long a request that only reads waits for a leader. After that this node answers from what it knows.
 const READ_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a peer may take over what it has in memory.
+/// How long a peer may take for an answer from memory.
 const QUICK: Duration = Duration::from_secs(2);
-/// How long a peer may take over what it must write or ask others for.
+/// How long a peer may take for an answer that needs a write or calls to other nodes.
 const SLOW: Duration = Duration::from_secs(15);
-/// After so long without an answer of the leader's, other nodes are asked to pass the request on to theirs.
+/// After this time without an answer from the leader, this node asks other nodes to pass the request on to the leader
+/// that they follow.
 const HEARD_WITHIN: Duration = Duration::from_millis(1500);
-/// How many nodes are asked for that at most, in one round.
+/// Nodes that are asked to pass a request on, in one round at most.
 const MAX_PASSES: usize = 8;
-/// Between two tries of a leader that does not answer, where no news of another one comes before.
+/// The pause before a leader that did not answer is asked again. It ends early if the leader changes.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// Why a request was not done. Nothing changed, except where the variant says so.
@@ -143,31 +144,31 @@ impl Cluster {
         Self { mesh, leader }
     }
 
-    /// Who leads, as far as this node knows.
+    /// The leader, as far as this node knows.
     pub fn leadership(&self) -> Arc<Leadership> {
         self.leader.leadership.borrow().clone()
     }
 
-    /// The leader's id and name, where this node knows of one.
+    /// The leader's id and name, if this node knows of one.
     pub fn leader(&self) -> Option<(NodeId, Name)> {
         let id = self.leadership().leader?;
         let name =
             if id == *self.mesh.me() { Some(self.host().settings.state().name.clone()) } else { self.known_name(&id) };
-        // A node that has not told its name yet is called by its id.
+        // The id stands for a name that is not known yet.
         Some((id, name.unwrap_or_else(|| id.into())))
     }
 
-    /// Every other node, as it was last heard of.
+    /// Every other node, by gossip.
     pub fn view(&self) -> Arc<ClusterView> {
         self.leader.view.borrow().clone()
     }
 
-    /// This node's own part: what it does when it is asked.
+    /// This node as a host.
     pub const fn host(&self) -> &Host {
         self.mesh.host()
     }
 
-    /// The node's name, or its id where it never said one.
+    /// The node's name, or its id if its name is not known.
     fn name_of(&self, node: &NodeId) -> String {
         if node == self.mesh.me() {
             return self.host().settings.state().name.to_string();
@@ -175,14 +176,14 @@ impl Cluster {
         self.known_name(node).map_or_else(|| node.to_string(), |name| name.to_string())
     }
 
-    /// What gossip says of it; until that has come, what it said when it was connected.
+    /// The node's name by gossip or, until gossip has it, by the hello of its connection.
     fn known_name(&self, node: &NodeId) -> Option<Name> {
         let gossiped = self.leader.view.borrow().members.get(node).and_then(|member| member.profile.clone());
         let named = gossiped.map(|profile| profile.name.clone());
         named.or_else(|| Some(self.mesh.net()?.hello_of(node)?.name.clone()))
     }
 
-    /// Asks one node, this one included, for what changes nothing.
+    /// Calls one node, this one included. The call changes nothing.
     async fn on<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<Routed<C::Answer>, Error>
     where
         Host: Serves<C>,
@@ -192,7 +193,7 @@ impl Cluster {
         Ok(self.routed(node, answer))
     }
 
-    /// Has one node, this one included, change something.
+    /// Calls one node, this one included. The call changes something.
     async fn change_on<C: Call>(
         &self,
         node: &NodeId,
@@ -207,7 +208,7 @@ impl Cluster {
         Ok(self.routed(node, answer))
     }
 
-    /// Asks the leader, this node included, for what changes nothing. Waits for a leader where there is none.
+    /// Calls the leader, which may be this node. The call changes nothing. Waits up to `patience` for a leader.
     async fn on_leader<C, T>(&self, call: C, patience: Duration, within: Duration) -> Result<Routed<T>, Error>
     where
         C: Call<Answer = Led<T>> + Clone,
@@ -218,8 +219,8 @@ impl Cluster {
         self.ask_leader(call, None, true, patience, within).await
     }
 
-    /// Has the leader, this node included, change something. Waits for a leader where there is none. `again`: as of
-    /// [`Self::ask_leader`].
+    /// Calls the leader, which may be this node. The call changes something. Waits up to [`LEADER_PATIENCE`] for a
+    /// leader. `again`: see [`Self::ask_leader`].
     async fn change_on_leader<C, T>(&self, call: C, by: &Actor, again: bool) -> Result<Routed<T>, Error>
     where
         C: Call<Answer = Led<T>> + Clone,
@@ -229,8 +230,8 @@ impl Cluster {
         self.ask_leader(call, Some(by), again, LEADER_PATIENCE, SLOW).await
     }
 
-    /// A leader that did not get the request is asked again, or the next one is. `again` says whether that is right,
-    /// too, where the leader may have got it and did not answer.
+    /// Calls the leader, and retries with it or with the next leader if the request was not delivered. `again`: also
+    /// retry if the leader may have received the request and did not answer.
     async fn ask_leader<C, T>(
         &self,
         call: C,
@@ -252,7 +253,7 @@ impl Cluster {
             let last = match named.take().or(known) {
                 Some(leader) => match self.ask_while_leader(&leader, call.clone(), by, within).await {
                     Ok(Ok(answer)) => return Ok(self.routed(&leader, answer)),
-                    // Whoever was asked may know better, once.
+                    // A node that does not lead may name the leader that it follows: ask that one, once.
                     Ok(Err(other)) => {
                         named = other.leader.filter(|other| *other != leader);
                         Error::NoLeader
@@ -262,7 +263,7 @@ impl Cluster {
                 },
                 None => Error::NoLeader,
             };
-            // An election is over by then: others may hear a leader whom this node does not.
+            // By then an election is over: other nodes may reach a leader that this node does not.
             if named.is_none() && begun.elapsed() >= HEARD_WITHIN {
                 match self.ask_through_others(&call, by, within).await {
                     Some(Err(error @ Error::NoAnswer { .. })) if !again => return Err(error),
@@ -283,8 +284,8 @@ impl Cluster {
         }
     }
 
-    /// Has the nodes that can be reached pass a request on to the leader that they follow, one after the other.
-    /// `None` where none of them could.
+    /// Asks reachable nodes, one after the other, to pass a request on to the leader that they follow. `None`: none of
+    /// them could.
     async fn ask_through_others<C, T>(
         &self,
         call: &C,
@@ -299,7 +300,7 @@ impl Cluster {
         let view = self.view();
         let alive = view.members.iter().filter(|(_, member)| member.state == NodeState::Alive);
         let mut peers: Vec<&NodeId> = alive.map(|(peer, _)| peer).collect();
-        // Dialling one that cannot be reached takes longer than asking one that is connected.
+        // Connected nodes come first: dialling a node that is unreachable takes longer.
         peers.sort_by_key(|peer| self.mesh.net().is_none_or(|net| net.hello_of(peer).is_none()));
         for peer in peers.into_iter().take(MAX_PASSES) {
             let (leader, answer) = match self.mesh.call(peer, Pass(request.clone()), None, within).await {
@@ -317,7 +318,7 @@ impl Cluster {
         None
     }
 
-    /// Asks a node for as long as it is the leader: one that died does not even say that it did.
+    /// Calls the leader, and gives up once it no longer leads: a dead leader never answers.
     async fn ask_while_leader<C: Call>(
         &self,
         node: &NodeId,
@@ -331,7 +332,7 @@ impl Cluster {
         let mut leadership = self.leader.leadership.clone();
         let led = leadership.borrow_and_update().leader.as_ref() == Some(node);
         let deposed = async {
-            // Whom another node named may lead though this one has not heard of it.
+            // This node may not know yet that a leader named by another node leads.
             if !led || leadership.wait_for(|known| known.leader.as_ref() != Some(node)).await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -374,6 +375,6 @@ impl Cluster {
     }
 }
 
-/// What [`Cluster`] and its parts read of who leads and who is there.
+/// The leader and the nodes, as [`Cluster`] and its parts read them.
 pub(crate) type LeadershipWatch = watch::Receiver<Arc<Leadership>>;
 pub(crate) type ViewWatch = watch::Receiver<Arc<ClusterView>>;

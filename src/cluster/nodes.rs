@@ -1,4 +1,4 @@
-//! Nodes: listed by whoever leads, changed by themselves.
+//! Nodes: the leader lists them, and each node changes itself.
 
 use super::knowledge::find_node;
 use super::rpc::Serves;
@@ -9,14 +9,13 @@ use crate::wire::Call;
 use crate::wire::message::{Describe, Drain, Forget, ForgetSession, Nodes, Patch, RemoveVolume, Undrain, Volumes};
 
 impl Cluster {
-    /// Every node of the cluster, as the leader sees them; as this one does where nobody leads.
+    /// Every node of the cluster, as the leader sees them. Without a leader, as this node sees them.
     pub async fn nodes(&self) -> Routed<Vec<Node>> {
         let listed = self.on_leader(Nodes, READ_PATIENCE, QUICK).await;
         listed.unwrap_or_else(|_| Routed { answer: self.leader.knowledge().nodes(), by: None })
     }
 
-    /// The node of this name, id or beginning of an id, as it says itself; as it was last heard of where it
-    /// cannot be asked.
+    /// The node with this name, id or prefix of an id, by its own answer. If it does not answer, as it was last seen.
     pub async fn node(&self, wanted: &Name) -> Result<Routed<Node>, Error> {
         let known = self.known(wanted).await?;
         match self.on(&known.id, Describe, QUICK).await {
@@ -43,11 +42,11 @@ impl Cluster {
         self.changed(changed)
     }
 
-    /// Has every node forget one that is gone for good, with what is remembered of its sessions. It is back as soon
-    /// as it is heard again.
+    /// Makes every node forget a node that will not return, with the records of its sessions. If the node answers
+    /// again, it is back.
     ///
     /// # Errors
-    /// It is alive. Or not every node could be told: those that were have forgotten it, and it may be asked again.
+    /// The node is alive. Or not every node could be asked: the others have forgotten it, and a retry is safe.
     pub async fn forget(&self, wanted: &Name, by: &Actor) -> Result<(), Error> {
         let node = self.resolve(wanted).await?;
         let name = self.name_of(&node);
@@ -55,7 +54,10 @@ impl Cluster {
         forgotten.map_err(|error| error.about(name, Error::Alive))
     }
 
-    /// The same of one session, whose host will not return.
+    /// Makes every node forget one session, whose host will not return.
+    ///
+    /// # Errors
+    /// As for [`Self::forget`].
     pub async fn forget_session(&self, session: &Session, by: &Actor) -> Result<(), Error> {
         let forget = ForgetSession { node: session.node_id, session: session.id };
         let name = session.node.to_string();
@@ -69,19 +71,20 @@ impl Cluster {
         C: Call<Answer = Result<(), gossip::Error>> + Clone + Sync,
         Host: Serves<C>,
     {
-        // Whoever answers is alive, whatever is heard of it.
+        // A node that answers is alive, whatever gossip says.
         if self.on::<Describe>(node, Describe, QUICK).await.is_ok() {
             return Err(NotForgotten::Alive);
         }
         let (view, leader) = (self.view(), self.leadership().leader);
         let me = self.mesh.me();
-        // Whoever is looked at when it is asked again comes last: as long as anybody refuses, it knows of it.
+        // A retry looks the node up at the leader or here. That node forgets last, so that a retry finds the node as
+        // long as any other node has refused.
         let last = leader.filter(|leader| leader != node).unwrap_or(*me);
         let away = |peer: &NodeId| view.members.get(peer).is_some_and(|member| member.state != NodeState::Alive);
         let left = |peer: &NodeId| view.members.get(peer).is_some_and(|member| member.state == NodeState::Left);
         let others = view.members.keys().chain([me]).filter(|peer| *peer != node && **peer != last && !left(peer));
         let told = others.map(async |peer| match self.change_on(peer, forget.clone(), by, QUICK).await {
-            // Whoever is not heard yet is told all the same; whoever is away cannot be.
+            // A node that gossip does not see is asked all the same, but need not answer.
             Err(_) if away(peer) => Ok(()),
             told => NotForgotten::unless(told),
         });
@@ -107,7 +110,7 @@ impl Cluster {
         Ok(self.known(wanted).await?.id)
     }
 
-    /// What this node knows decides; whoever leads is asked only about a node that is not known here.
+    /// Looks the node up here, and asks the leader only if this node does not know it.
     async fn known(&self, wanted: &Name) -> Result<Node, Error> {
         let find = |mut nodes: Vec<Node>| {
             find_node(&nodes, self.mesh.me(), wanted.as_str()).map(|found| nodes.swap_remove(found))
@@ -123,14 +126,14 @@ impl Cluster {
         Ok(Routed { answer: self.seen(answer?), by })
     }
 
-    /// A node as it says itself does not know who leads.
+    /// Adds whether the node leads, which its own answer does not say.
     fn seen(&self, node: Node) -> Node {
         let is_leader = self.leadership().leader.as_ref() == Some(&node.id);
         Node { is_leader, ..node }
     }
 }
 
-/// Why something is not forgotten by everybody.
+/// Why not every node has forgotten a node or a session.
 enum NotForgotten {
     Alive,
     Unanswered(Error),

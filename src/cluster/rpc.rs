@@ -1,4 +1,4 @@
-//! A peer's request and the part of this node that answers it.
+//! Sends a peer's request to the part of this node that answers it.
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -9,13 +9,13 @@ use crate::types::Actor;
 use crate::wire::message::{AnsweredBy, Asker, Logs, NotPassed, Pass, Passed, calls};
 use crate::wire::{Call, Envelope, Request};
 
-/// What answers one call, wherever it comes from. `by`: the actor who asks.
+/// Answers one call, from a client or from a peer. `by`: the actor.
 #[async_trait]
 pub(super) trait Serves<C: Call> {
     async fn serve(&self, call: C, by: &Actor) -> C::Answer;
 }
 
-/// What answers one call of a peer's with more than a value of this node's own.
+/// Answers one call of a peer whose answer is more than a value of this node.
 #[async_trait]
 trait Replies<C: Call> {
     async fn reply(&self, call: C) -> Reply;
@@ -33,7 +33,7 @@ impl Rpc {
         Self { host, leader, peers }
     }
 
-    /// Passes a call on to the leader that this node follows, as it came, and its answer back.
+    /// Passes a call on to the leader that this node follows, unchanged, and returns the leader's answer.
     async fn pass(&self, Pass(request): Pass) -> Result<Passed, NotPassed> {
         let of_leader = Envelope::decode(&request).is_ok_and(|asked| asked.request.answered_by() == AnsweredBy::Leader);
         let known = self.leader.leadership.borrow().clone();
@@ -60,7 +60,7 @@ impl Replies<Logs> for Rpc {
     async fn reply(&self, Logs { session, request }: Logs) -> Reply {
         match self.host.sessions.logs(&session, request).await {
             Ok(lines) => {
-                // Where the log breaks off, so does the stream.
+                // The stream ends at the first error of the log.
                 let lines = lines
                     .take_while(|chunk| std::future::ready(chunk.is_ok()))
                     .filter_map(|chunk| async { chunk.ok() });
@@ -78,7 +78,7 @@ impl Replies<Logs> for Rpc {
 impl Serve for Rpc {
     async fn serve(&self, from: &Peer, asked: Envelope) -> Reply {
         if let Some(refusal) = refusal(from, &asked) {
-            tracing::warn!(peer = %from.node, request = asked.request.name(), refusal, "a request is not answered");
+            tracing::warn!(peer = %from.node, request = asked.request.name(), refusal, "request refused");
             return Reply::Refused;
         }
         let by = asked.by.unwrap_or(Actor::Node { id: from.node });
@@ -86,7 +86,7 @@ impl Serve for Rpc {
     }
 }
 
-/// What answers a call, by the part that the table names.
+/// Answers a call with the part that the table names.
 macro_rules! reply {
     (Host, $rpc:ident, $call:ident, $by:ident) => {
         answer(&$rpc.host, $call, $by).await
@@ -119,24 +119,24 @@ fn frame<C: Call>(answer: &C::Answer) -> Reply {
     match C::FORMAT.encode(answer) {
         Ok(bytes) => Reply::Frame(bytes),
         Err(error) => {
-            tracing::error!(%error, "an answer cannot be sent");
+            tracing::error!(%error, "cannot encode an answer");
             Reply::Refused
         }
     }
 }
 
-/// Why the peer may not ask this, if so.
+/// Why the peer may not make this call. `None`: it may.
 fn refusal(from: &Peer, asked: &Envelope) -> Option<&'static str> {
     let asker = asked.request.asker();
     match &asked.by {
-        Some(Actor::Node { id }) if *id != from.node => return Some("it speaks in another node's name"),
+        Some(Actor::Node { id }) if *id != from.node => return Some("the actor is another node"),
         Some(Actor::Token { .. } | Actor::Socket { .. }) if asker.role().is_none() => {
-            return Some("it asks for a person what only nodes may ask");
+            return Some("the actor is a person, but only nodes may make this call");
         }
         _ => {}
     }
     let foreign = asker == Asker::Ballot && asked.request.ballot().map(|ballot| ballot.node) != Some(from.node);
-    foreign.then_some("it speaks for another node's ballot")
+    foreign.then_some("the ballot is another node's")
 }
 
 #[cfg(test)]
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_asks_for_itself_and_for_persons_and_for_no_other_node() {
+    fn a_peer_may_call_for_itself_or_for_a_person_but_not_for_another_node() {
         let undrain = || Request::Undrain(Undrain);
         assert_eq!(refused(None, undrain()), None);
         assert_eq!(refused(Some(Actor::Node { id: id(1) }), undrain()), None);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ballot_is_its_own_nodes_and_no_persons() {
+    fn a_call_with_a_ballot_is_answered_only_from_the_node_of_the_ballot_for_itself() {
         let ballot = |n| Ballot { term: 1, node: id(n) };
         let claim = |n| Request::Claim(Claim { ballot: ballot(n), session: sample::session_id("k") });
         let vote = |n| Request::Election(election::Request::Vote { ballot: ballot(n) });

@@ -1,4 +1,4 @@
-//! Sessions: placed and listed by whoever leads, everything else by the host that has them.
+//! Sessions: the leader places and lists them, and their hosts do everything else.
 
 use std::io;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::types::{
 };
 use crate::wire::message::{self, DryRun, Explain, Hold, Locate, Logs, Place, Secret, Sessions};
 
-/// What the way there and back may add to an answer that is held.
+/// The time that the network may add to a wait on a host.
 const HOLD_MARGIN: Duration = Duration::from_secs(5);
 
 impl Cluster {
@@ -32,8 +32,8 @@ impl Cluster {
         let drawn = key.is_none();
         let session = SessionId::of_key(self.leader.placer.cluster(), &key.map_or_else(placement::draw_key, Ok)?);
         let place = Place { session, drawn, request };
-        // The same session id asked for again is the same session: nothing is lost by asking the next leader.
-        // But a key that may have reached one is no longer new to everybody.
+        // A retry with the same session id is the same session, so it is safe to ask the next leader. But a drawn key
+        // that may have reached a leader no longer counts as drawn: a host may have its session.
         let asked = match self.change_on_leader(place.clone(), by, !drawn).await {
             Err(Error::NoAnswer { .. }) if drawn => {
                 self.change_on_leader(Place { drawn: false, ..place }, by, true).await
@@ -52,7 +52,7 @@ impl Cluster {
 
     /// The sessions of the whole cluster that the filter selects, oldest first.
     pub async fn sessions(&self, mut filter: SessionFilter) -> Routed<List<Session>> {
-        // The sessions of a node that is not known by now can still be asked for by its name or id.
+        // A filter for a node that is not known any more still applies, by the node's name or id.
         if let Some(node) = &filter.node
             && let Ok(id) = self.resolve(node).await
         {
@@ -62,7 +62,7 @@ impl Cluster {
         listed.unwrap_or_else(|_| Routed { answer: self.leader.knowledge().list(&filter), by: None })
     }
 
-    /// The session whose id begins so.
+    /// The session whose id begins with `prefix`.
     pub async fn session(&self, prefix: &str) -> Result<Routed<Remembered>, Error> {
         if let Some(own) = self.own(prefix) {
             return Ok(Routed { answer: own, by: None });
@@ -83,7 +83,7 @@ impl Cluster {
         }
     }
 
-    /// Why nobody tells of a session: by its whole id, it may be on a node that cannot be asked.
+    /// The error for a session that was not found. If `prefix` is a whole id, a silent node may have it.
     async fn unknown(&self, prefix: &str) -> Error {
         let Ok(session) = prefix.parse::<SessionId>() else { return Error::NoSession(prefix.to_owned()) };
         let silent = |node: &Node| matches!(node.state, NodeState::Suspect | NodeState::Unknown);
@@ -93,19 +93,19 @@ impl Cluster {
         }
     }
 
-    /// Asks one session to change. It answers once the wish is durable; the session follows behind.
+    /// Sends a command to a session's host. Returns once the wish is durable, before the session reaches it.
     pub async fn command(&self, session: &Session, command: Command, by: &Actor) -> Result<Routed<Session>, Error> {
         let command = message::Command { session: session.id, command };
         let Routed { answer, by } = self.change_on(&session.node_id, command, by, SLOW).await?;
         Ok(Routed { answer: answer?, by })
     }
 
-    /// The session once it is as wanted or the time is up; as it was, where its host cannot be asked or
-    /// does not know it any more.
+    /// The session, once `wait` is met or the timeout is over. If its host does not answer, or has no record of it any
+    /// more, the session as it was.
     pub async fn hold(&self, session: Session, wait: Wait, timeout: Duration) -> Remembered {
         let deadline = Instant::now() + timeout;
         let mut held = self.hold_there(session, wait, timeout).await;
-        // One that could not be started where it was goes on elsewhere.
+        // A session that its host could not start continues on another host.
         while held.gone
             && matches!(wait, Wait::Until(_))
             && let Ok(Routed { answer: found, .. }) = self.session(held.session.id.as_str()).await
@@ -134,7 +134,7 @@ impl Cluster {
         Ok(Routed { answer: answer?, by })
     }
 
-    /// Why the session is where it is.
+    /// Why the session was placed on its host.
     pub async fn explain(&self, session: &Session) -> Result<Routed<Explanation>, Error> {
         let Routed { answer, by } = self.on(&session.node_id, Explain(session.id), QUICK).await?;
         Ok(Routed { answer: answer?, by })
@@ -160,13 +160,13 @@ impl Cluster {
         Ok(self.routed(host, lines.boxed()))
     }
 
-    /// A session of this host by its whole id: nobody knows it better.
+    /// A session of this host by its whole id: its host has the newest state.
     fn own(&self, id: &str) -> Option<Remembered> {
         let id: SessionId = id.parse().ok()?;
         let snapshot = self.host().sessions.snapshot();
         let session = snapshot.document(&id)?;
         let gone = snapshot.gone.contains(&id);
-        // What is gone here may live on elsewhere.
+        // A session that is gone from this host may run on another.
         (!gone).then_some(Remembered { session, gone })
     }
 }

@@ -1,4 +1,4 @@
-//! What the mesh and the catalogue tell this node's operator of its place in the cluster.
+//! What the mesh and the catalogue know of this node's place in the cluster, for its conditions.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::net::Net;
 use crate::node::ClusterSigns;
 use crate::types::{ClusterMode, NodeState};
 
-/// Starts the owner. It ends when nobody can read the signs any more.
+/// Starts the owner. It ends when the last reader of the signs is dropped.
 pub fn spawn(
     mode: ClusterMode,
     net: Option<Net>,
@@ -20,7 +20,7 @@ pub fn spawn(
     catalogue: watch::Receiver<Arc<Snapshot>>,
     publish: watch::Sender<Arc<ClusterSigns>>,
 ) -> JoinHandle<()> {
-    // Without a mesh nobody is ever met.
+    // Without a mesh this node meets no duplicate.
     let met = net.map_or_else(|| watch::channel(None).1, |net| net.duplicate());
     tokio::spawn(run(mode, met, view, catalogue, publish))
 }
@@ -43,7 +43,7 @@ async fn run(
         });
         tokio::select! {
             () = publish.closed() => return,
-            // One whose sender is gone no longer counts.
+            // `changed` fails once the sender is dropped, which disables its branch.
             Ok(()) = met.changed() => {}
             Ok(()) = view.changed() => {}
             Ok(()) = catalogue.changed() => {}
@@ -60,7 +60,7 @@ fn signs(mode: ClusterMode, met: Option<SocketAddr>, view: &ClusterView, catalog
     });
     ClusterSigns {
         duplicate: met.or(view.duplicate).map(|address| address.to_string()),
-        alone: view.alone.then(|| "none of the seeds has answered yet: see the log for why".to_owned()),
+        alone: view.alone.then(|| "no seed has answered yet; the agent's log says why".to_owned()),
         mode_mismatch: named.collect(),
         conflicts: conflicts.collect(),
     }

@@ -19,8 +19,8 @@ pub(super) fn describe(
     names.into_iter().map(describe).collect()
 }
 
-/// The sessions, running or stopped, that use each volume, as far as the catalogue still knows their
-/// workspaces. The engine's own word, which counts, is asked when a volume is removed.
+/// The sessions, running or stopped, that use each volume, as far as the catalogue still has their workspaces. This is
+/// a hint: when a volume is removed, the engine decides whether it is in use.
 pub(super) fn users(
     sessions: &sessions::Snapshot,
     catalogue: &catalogue::Snapshot,

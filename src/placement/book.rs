@@ -1,4 +1,4 @@
-//! What a leader decides with, and its decisions. Pure.
+//! The leader's knowledge of hosts and sessions, and its decisions on placement. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
@@ -17,17 +17,17 @@ use crate::types::{
     SessionId, SessionState, User, Workspace,
 };
 
-/// After so long the sessions of a host that is silent no longer count against their users.
+/// How long the sessions of a silent host still count against their users' limits.
 const COUNTED_FOR: Duration = Duration::from_secs(300);
 
-/// A session that somebody asks for.
+/// A caller's request for a session.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Begin {
     pub session: SessionId,
     pub user: User,
-    /// The workspace as the request wants it, or what is wrong with it.
+    /// The workspace with the request's values, or why it is not valid.
     pub workspace: Result<Workspace, Error>,
-    /// The key was drawn for this very request: it cannot be known anywhere.
+    /// The key was drawn for this request alone, so no host can have a session of it.
     pub drawn: bool,
 }
 
@@ -35,7 +35,7 @@ pub struct Begin {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Again {
     pub session: SessionId,
-    /// The host that could not start it last, and still has it.
+    /// The last host that could not start it. Its record is still there.
     pub host: NodeId,
     pub user: User,
     pub workspace: Workspace,
@@ -43,26 +43,26 @@ pub struct Again {
     pub tried: Vec<NodeId>,
 }
 
-/// What is to be done about it.
+/// What the leader does about a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Begun {
-    /// Offer it around. It counts as on its way until its end is told.
+    /// Offer the session to the candidates. It counts as in flight until [`Book::end`].
     Offer { ballot: Ballot, offers: Offers },
     /// This host has it.
     Known { host: NodeId, session: Option<Box<Session>> },
-    /// A host has it that cannot be asked now. It is never placed again.
+    /// Its host does not answer now. The session is not placed a second time.
     Unknown(Box<Session>),
-    /// Somebody asks for the same at this moment, or the hosts have not told yet what they have: later.
+    /// Try again later: another request for the same session is in progress, or not every host has reported yet.
     Wait(Error),
 }
 
-/// Everything that the leader knows.
+/// Everything that the leader knows about hosts and sessions.
 #[derive(Debug)]
 pub struct Book {
     config: Config,
     index: Index,
     flights: Flights,
-    /// Since when the hosts are silent that told something and do not answer now.
+    /// Hosts that have reported and do not answer now, and since when.
     silent: BTreeMap<NodeId, BootInstant>,
 }
 
@@ -87,14 +87,14 @@ impl Book {
         &mut self.index
     }
 
-    /// It leads no more: what it was told is nobody's any more.
+    /// Forgets everything: the node no longer leads, or leads under another ballot.
     pub fn clear(&mut self) {
         self.index.clear();
         self.flights.clear();
         self.silent.clear();
     }
 
-    /// Notes who answers and who does not.
+    /// Notes which hosts answer and which do not.
     pub fn note_silence(&mut self, reign: &Reign, now: BootInstant) {
         self.silent.retain(|host, _| !reign.reached.contains(host));
         for host in self.index.fleet().hosts.keys().filter(|host| !reign.reached.contains(*host)) {
@@ -107,7 +107,7 @@ impl Book {
         self.settle(situation.now);
         self.flights.forget_removed(|host| is_removed(host, situation), situation.now);
         let flight = self.flights.get(&begin.session).map(|flight| (flight.state, flight.host.clone()));
-        // A session that was placed again is no longer where it is known to be.
+        // The index may still show a session that was placed again on its former host.
         if let Some((State::Taken { .. }, Some(host))) = flight {
             return Ok(Begun::Known { host: host.id, session: None });
         }
@@ -142,7 +142,7 @@ impl Book {
         Ok(Begun::Offer { ballot, offers })
     }
 
-    /// Where else a session may go that its host could not start.
+    /// The other hosts to offer a session to that its host could not start.
     ///
     /// # Errors
     /// No other host takes it; or that [cannot be said](Error::is_undecided) now.
@@ -180,7 +180,7 @@ impl Book {
         if waiting_for.is_empty() { Ok(()) } else { Err(Error::Indexing { waiting_for }) }
     }
 
-    /// The session is offered around from now on.
+    /// Notes that the session is being offered from now on.
     fn take_off(&mut self, session: &SessionId, ballot: &Ballot, user: &User, workspace: &Workspace, offers: &Offers) {
         let flight = Flight {
             ballot: *ballot,
@@ -193,18 +193,18 @@ impl Book {
         self.flights.take_off(*session, flight);
     }
 
-    /// The session is offered to this host now.
+    /// Notes that the session is now offered to this host.
     pub fn offering(&mut self, session: &SessionId, ballot: &Ballot, host: Candidate) {
         self.flights.offering(session, ballot, host);
     }
 
-    /// How the offer ended that was made by this ballot.
+    /// Notes how the offer under this ballot ended.
     pub fn end(&mut self, session: &SessionId, ballot: &Ballot, end: End, now: BootInstant) {
         self.flights.end(session, ballot, end, &self.index, now);
         self.settle(now);
     }
 
-    /// Where the session would go.
+    /// The hosts that the session would be offered to. Changes nothing.
     pub fn dry_run(
         &self,
         session: &SessionId,
@@ -215,7 +215,7 @@ impl Book {
         self.offers(session, user, workspace, &[], situation)
     }
 
-    /// Forgets flights that have landed.
+    /// Forgets the flights whose hosts have reported the session, and those that timed out.
     pub fn settle(&mut self, now: BootInstant) {
         self.flights.settle(&self.index, self.config.on_unknown == OnUnknown::Fail, now);
     }
@@ -234,11 +234,11 @@ impl Book {
                 Begun::Unknown(as_unknown(session))
             });
         }
-        // What a host has that has not told this leader yet, others may remember.
+        // The host may not have reported to this leader yet, but gossip may know the session.
         let (host, remembered) =
             situation.view.members.iter().find_map(|(host, member)| Some((host, member.sessions.get(session)?)))?;
         if self.index.knows(host) {
-            return None; // it has told, and does not have it any more
+            return None; // the host has reported since, without this session
         }
         let session = Box::new(Session::of(remembered, None));
         Some(if situation.reign.reached.contains(host) {
@@ -327,7 +327,7 @@ impl Book {
         nodes
     }
 
-    /// The node that the user's volumes of this workspace are on: that of their last session there.
+    /// The node that has the user's volumes of this workspace: the host of the user's last session of it.
     fn pinned(&self, user: &User, workspace: &Workspace) -> Option<NodeId> {
         if !workspace.volumes.iter().any(|volume| !volume.roam) {
             return None;
@@ -339,7 +339,8 @@ impl Book {
     }
 }
 
-/// Ids in their order, and whether others that come in that order are among them: one walk instead of a search each.
+/// Membership in a sorted sequence of ids. Queries must come in the same order, so that all of them together take one
+/// walk and not a search each.
 struct Along<'a, I: Iterator<Item = &'a NodeId>>(Peekable<I>);
 
 impl<'a, I: Iterator<Item = &'a NodeId>> Along<'a, I> {

@@ -1,4 +1,4 @@
-//! Whether a node could take a session, as far as can be told from outside. Each rule explains itself.
+//! Whether a node could admit a session, as far as the leader knows. Each rule gives its reason.
 
 use crate::ledger;
 use crate::types::{NodeProfile, NodeReason, Reason, Resources, RuntimeKind, Workspace};
@@ -7,9 +7,9 @@ use crate::types::{NodeProfile, NodeReason, Reason, Resources, RuntimeKind, Work
 #[derive(Debug, Clone, Copy)]
 pub struct HostFigures<'a> {
     pub node: &'a NodeProfile,
-    /// What offers that are on their way to it would take.
+    /// The resources of all sessions in flight to it.
     pub in_flight: Resources,
-    /// It has told this leader what it has and holds, and answers.
+    /// It has reported to this leader, and answers.
     pub heard: bool,
     /// It has the image already.
     pub has_image: bool,
@@ -45,7 +45,7 @@ pub fn explain(host: &HostFigures<'_>, wanted: &Workspace, reason: Reason) -> No
     }
 }
 
-/// Whether a runtime of this kind finds in the workspace what it starts.
+/// Whether the workspace has what this kind of runtime starts: an image, or a command.
 pub const fn runs(kind: RuntimeKind, wanted: &Workspace) -> bool {
     match kind {
         RuntimeKind::Docker => wanted.image.is_some(),

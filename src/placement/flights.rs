@@ -1,4 +1,4 @@
-//! Sessions on their way: offered to a host, until it tells that it has them. Pure.
+//! Sessions in flight: offered to a host that has not reported them yet. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,11 +7,11 @@ use super::index::Index;
 use super::plan::Candidate;
 use crate::types::{Ballot, BootInstant, NodeId, Resources, SessionId, User};
 
-/// How long a host that did not answer an offer is the only one that the session is offered to, and how long
-/// one that took it may take to tell.
+/// How long a session is offered only to the host that did not answer its offer; also how long a host that admitted
+/// a session may take to report it.
 pub(super) const REMEMBERED_FOR: Duration = Duration::from_secs(60);
-/// Reports after which a host has told whether it has what it was offered: the first may have been on its
-/// way before the offer was.
+/// Reports after which it is certain whether the host has a session that it was offered. The first may have been
+/// sent before the offer arrived.
 const TOLD_FOR_CERTAIN: u64 = 2;
 
 /// How an offer ended.
@@ -19,33 +19,33 @@ const TOLD_FOR_CERTAIN: u64 = 2;
 pub enum End {
     Taken,
     NotTaken,
-    /// The host that was asked last may have it.
+    /// The last host that was asked may have it.
     Uncertain,
 }
 
-/// A session that was offered, until its host tells that it has it.
+/// A session that was offered and that its host has not reported yet.
 #[derive(Debug)]
 pub(super) struct Flight {
-    /// By which it is offered: an offer of an earlier reign that ends says nothing of one of this.
+    /// The ballot of the offer: the end of an offer under another ballot says nothing about this one.
     pub(super) ballot: Ballot,
     pub(super) user: User,
     pub(super) resources: Resources,
-    /// Where it is offered now.
+    /// The host that it is offered to now.
     pub(super) host: Option<Candidate>,
     pub(super) state: State,
-    /// Once its host did not answer: so long it is offered to no other.
+    /// Set once its host did not answer: until then the session is offered to no other host.
     pub(super) doubted_until: Option<BootInstant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     Offered,
-    /// The host has it, and has not told of it yet.
+    /// The host admitted it, and has not reported it yet.
     Taken {
         until: BootInstant,
     },
     Uncertain {
-        /// How often its host will have told once it has told for certain.
+        /// The number of the host's reports after which it is certain whether the host has the session.
         told: u64,
     },
 }
@@ -56,7 +56,7 @@ impl Flight {
     }
 }
 
-/// All of them.
+/// All sessions in flight.
 #[derive(Debug, Default)]
 pub(super) struct Flights(BTreeMap<SessionId, Flight>);
 
@@ -69,7 +69,7 @@ impl Flights {
         self.0.get(session)
     }
 
-    /// The session is offered around from now on. The host that may have it already is not waited for anew.
+    /// Notes that the session is being offered. A new offer to the same host does not extend `doubted_until`.
     pub(super) fn take_off(&mut self, session: SessionId, flight: Flight) {
         let doubted_until = match self.0.get(&session) {
             Some(before) if before.host == flight.host => before.doubted_until,
@@ -78,14 +78,14 @@ impl Flights {
         self.0.insert(session, Flight { doubted_until, ..flight });
     }
 
-    /// The session is offered to this host now.
+    /// Notes that the session is now offered to this host.
     pub(super) fn offering(&mut self, session: &SessionId, ballot: &Ballot, host: Candidate) {
         if let Some(flight) = self.by(session, ballot).filter(|flight| flight.host.as_ref() != Some(&host)) {
             (flight.host, flight.doubted_until) = (Some(host), None);
         }
     }
 
-    /// How the offer ended that was made by this ballot.
+    /// Notes how the offer under this ballot ended.
     pub(super) fn end(&mut self, session: &SessionId, ballot: &Ballot, end: End, index: &Index, now: BootInstant) {
         let Some(flight) = self.by(session, ballot) else { return };
         let until = now.plus(REMEMBERED_FOR);
@@ -104,8 +104,8 @@ impl Flights {
         self.0.get_mut(session).filter(|flight| flight.ballot == *ballot)
     }
 
-    /// Forgets those that have landed: their host tells of them by now. One that may be on a host is forgotten in
-    /// time, unless the host is to be waited for (`waits`) and has not told.
+    /// Forgets the flights whose hosts have reported the session. An uncertain flight is forgotten after
+    /// [`REMEMBERED_FOR`]; if `waits`, only once its host has reported for certain.
     pub(super) fn settle(&mut self, index: &Index, waits: bool, now: BootInstant) {
         self.0.retain(|session, flight| match flight.state {
             State::Offered => true,
@@ -119,7 +119,7 @@ impl Flights {
         });
     }
 
-    /// Forgets what may be on hosts that were removed: nobody waits for them.
+    /// Forgets uncertain flights to hosts that were removed: such a host never reports again.
     pub(super) fn forget_removed(&mut self, is_removed: impl Fn(&NodeId) -> bool, now: BootInstant) {
         self.0.retain(|_, flight| match (flight.state, &flight.host) {
             (State::Uncertain { .. }, Some(host)) => flight.is_doubted(now) || !is_removed(&host.id),
@@ -127,12 +127,12 @@ impl Flights {
         });
     }
 
-    /// How many are a user's.
+    /// The number of a user's sessions in flight.
     pub(super) fn of_user(&self, user: &User) -> usize {
         self.0.values().filter(|flight| flight.user == *user).count()
     }
 
-    /// What they would take, by host.
+    /// The resources of the sessions in flight, by host.
     pub(super) fn by_host(&self) -> BTreeMap<NodeId, Resources> {
         let mut sums: BTreeMap<NodeId, Resources> = BTreeMap::new();
         for flight in self.0.values() {

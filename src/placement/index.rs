@@ -1,4 +1,4 @@
-//! What every host told its leader. Pure.
+//! What every host reported to its leader. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,40 +7,41 @@ use super::{Have, HostReport};
 use crate::sessions::Held;
 use crate::types::{NodeId, NodeProfile, NodeUsage, SessionId, SessionState, Timestamp, User};
 
-/// Everything that the leader was told, for whoever reads.
+/// Everything that hosts reported to the leader, as it is published.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Fleet {
     pub hosts: BTreeMap<NodeId, Arc<HostView>>,
-    /// Sessions that could not be started on the host they are on, and wait to be placed elsewhere.
+    /// Sessions that their host could not start and that wait to be placed on another.
     pub unplaced: BTreeMap<SessionId, NodeId>,
 }
 
-/// What one host told.
+/// What one host reported.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostView {
     pub profile: Arc<NodeProfile>,
     pub usage: NodeUsage,
-    /// When it told, on its own wall clock.
+    /// When it reported, by its own wall clock.
     pub last_seen: Timestamp,
-    /// Every session that it remembers.
+    /// Every session that it has a record of.
     pub sessions: BTreeMap<SessionId, Arc<Held>>,
-    /// The images of the catalogue that are there.
+    /// The images of the catalogue that it has.
     pub images: BTreeSet<String>,
-    /// What builds on this is understood. `None` where some of it was forgotten: the host must tell everything.
+    /// The version that the next report may build on. `None` where some of it was forgotten: the host must report
+    /// everything.
     pub have: Option<Have>,
 }
 
-/// The leader's own copy, with its ways to find things.
+/// The reports, with an index of sessions by id.
 #[derive(Debug, Default)]
 pub struct Index {
     fleet: Fleet,
-    /// The hosts that remember a session: one, but for what a partition left.
+    /// The hosts that have a record of a session: one, except after a partition.
     by_session: BTreeMap<SessionId, Vec<NodeId>>,
-    /// How often each host has told.
+    /// The number of reports of each host.
     told: BTreeMap<NodeId, u64>,
 }
 
-/// A session that a host is to put away: there is a better one.
+/// A copy of a session that its host must remove, since the copy on another host counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Duplicate {
     pub host: NodeId,
@@ -52,18 +53,18 @@ impl Index {
         &self.fleet
     }
 
-    /// Whether the host has told what it holds.
+    /// Whether the host has reported.
     pub fn knows(&self, host: &NodeId) -> bool {
         self.fleet.hosts.contains_key(host)
     }
 
-    /// How often the host has told.
+    /// The number of the host's reports.
     pub fn told(&self, host: &NodeId) -> u64 {
         self.told.get(host).copied().unwrap_or_default()
     }
 
-    /// Takes in a report, and answers which sessions of it, or because of it, are there twice. A report that
-    /// builds on something that is not here is left out: `None`, and the host must tell everything.
+    /// Applies a report and returns the duplicates among the sessions that it changed. `None`: the report builds on a
+    /// version that is not here and is ignored; the host must report everything.
     pub fn apply(&mut self, host: &NodeId, report: HostReport) -> Option<Vec<Duplicate>> {
         let have = report.have();
         let same_life = |before: Have| before.sessions.incarnation == have.sessions.incarnation;
@@ -98,7 +99,7 @@ impl Index {
         Some(changed.iter().flat_map(|session| self.duplicates(session)).collect())
     }
 
-    /// Notes which sessions are found on this host from now on.
+    /// Updates `by_session` to the sessions that this host has now.
     fn find_again(&mut self, host: &NodeId, now: &BTreeMap<SessionId, Arc<Held>>) {
         if let Some(view) = self.fleet.hosts.get(host) {
             for session in view.sessions.keys().filter(|session| !now.contains_key(*session)) {
@@ -118,7 +119,7 @@ impl Index {
         }
     }
 
-    /// Notes whether the copy of the session that counts waits to be placed elsewhere.
+    /// Notes whether the copy of the session that counts waits to be placed on another host.
     fn note_unplaced(&mut self, session: &SessionId) {
         let holder = self.holder(session).filter(|(_, held)| held.unplaced && !held.gone);
         match holder.map(|(host, _)| *host) {
@@ -127,7 +128,7 @@ impl Index {
         };
     }
 
-    /// Forgets the hosts that do not stay, and all that they told. True where there were any.
+    /// Forgets the hosts for which `stays` is false, and their reports. Returns whether there were any.
     pub fn retain(&mut self, stays: impl Fn(&NodeId) -> bool) -> bool {
         let gone: Vec<NodeId> = self.fleet.hosts.keys().filter(|host| !stays(host)).copied().collect();
         for host in &gone {
@@ -138,7 +139,7 @@ impl Index {
         !gone.is_empty()
     }
 
-    /// Forgets sessions of a host that will not return. True where there were any.
+    /// Forgets sessions of a host that were removed for good. Returns whether there were any.
     pub fn forget(&mut self, host: &NodeId, gone: &BTreeSet<SessionId>) -> bool {
         let Some(view) = self.fleet.hosts.get(host) else { return false };
         let left = view.sessions.iter().filter(|(id, _)| !gone.contains(*id));
@@ -159,38 +160,38 @@ impl Index {
         *self = Self::default();
     }
 
-    /// The host of a session, and what it says of it: the copy that counts, where there are more.
+    /// The host of a session, and what it reported of it. Of several copies, the one that counts.
     pub fn holder(&self, session: &SessionId) -> Option<(&NodeId, &Arc<Held>)> {
         let hosts = self.by_session.get(session)?;
         let held = hosts.iter().filter_map(|host| Some((host, self.fleet.hosts.get(host)?.sessions.get(session)?)));
         held.max_by_key(|(host, held)| (worth(held), *host))
     }
 
-    /// Whether this host has told of the session.
+    /// Whether this host has reported the session.
     pub fn is_on(&self, session: &SessionId, host: &NodeId) -> bool {
         self.by_session.get(session).is_some_and(|hosts| hosts.contains(host))
     }
 
-    /// The copies of all sessions that lose to another.
+    /// The copies of all sessions that their hosts must remove.
     pub fn all_duplicates(&self) -> Vec<Duplicate> {
         let twice = self.by_session.iter().filter(|(_, hosts)| hosts.len() > 1);
         twice.flat_map(|(session, _)| self.duplicates(session)).collect()
     }
 
-    /// The copies of a session that lose to another.
+    /// The copies of a session that their hosts must remove.
     fn duplicates(&self, session: &SessionId) -> Vec<Duplicate> {
         let Some((best, counts)) = self.holder(session) else { return Vec::new() };
         let others = self.by_session.get(session).into_iter().flatten().filter(|host| *host != best);
         let live = others.filter(|host| {
             let view = self.fleet.hosts.get(*host);
-            // One that ended is no reason to end another copy, except one that only waits to be placed again.
+            // An ended copy is no reason to remove another copy, unless that one only waits to be placed again.
             let loses = |held: &Held| !held.gone && (!counts.gone || held.unplaced);
             view.and_then(|view| view.sessions.get(session)).is_some_and(|held| loses(held))
         });
         live.map(|host| Duplicate { host: *host, session: *session }).collect()
     }
 
-    /// How many sessions of a user hold a reservation on hosts that count.
+    /// The number of a user's sessions that hold a reservation on hosts that count.
     pub fn sessions_of(&self, user: &User, counts: impl Fn(&NodeId) -> bool) -> usize {
         let hosts = self.fleet.hosts.iter().filter(|(host, _)| counts(host));
         let held = hosts.flat_map(|(_, view)| view.sessions.values());
@@ -203,8 +204,9 @@ pub fn is_live(held: &Held) -> bool {
     !held.gone && !matches!(held.session.state, SessionState::Stopped | SessionState::Failed)
 }
 
-/// Of two copies of one session, one that is there counts before one that is gone, then the later decision. A copy
-/// that waits to be placed again is not there: what it was placed as since may have run and ended.
+/// The order of copies of one session; the highest counts. A live copy counts before one that is gone, then the later
+/// decision counts. A copy that waits to be placed again is not live: the session may since have run on another host
+/// and ended.
 fn worth(held: &Held) -> (bool, &crate::types::Ballot, u32) {
     (!held.gone && !held.unplaced, &held.ballot, held.session.attempt)
 }
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_host_of_which_something_was_forgotten_everything_is_heard_anew() {
+    fn a_host_must_report_everything_after_some_of_its_sessions_were_forgotten() {
         let mut index = Index::default();
         index.apply(&id(), report(true, 1, vec![held("one"), held("two")]));
         let one = sample::session_id("one");

@@ -1,10 +1,10 @@
 //! Placement: which host a session is offered to, and why.
 //!
-//! While a node leads, every host reports to it what it has and holds ([`index`]). [`filter`], [`score`] and
-//! [`plan`] turn that into an order of candidates, or an explanation; [`offer`] is one session's way through
+//! While a node leads, every host reports its resources and its sessions to it ([`index`]). [`filter`], [`score`] and
+//! [`plan`] turn these reports into an order of candidates, or an explanation; [`offer`] takes one session through
 //! them; [`book`] decides what to do about a request. [`state`] is the leader's whole work on placement, sans-io:
-//! it asks hosts for reports, offers sessions to them, and places again what a host could not start. All of these
-//! are pure; the owner ([`task`]) carries them out over the mesh. The host decides: a plan is a hint.
+//! it asks hosts for reports, offers sessions to them, and places again the sessions that a host could not start. All
+//! of these are pure; the owner ([`task`]) makes the calls over the mesh. The host decides: a plan is a hint.
 
 pub mod book;
 pub mod filter;
@@ -29,7 +29,7 @@ pub use placer::{Placer, draw_key};
 pub use state::{HostAnswer, HostCall, Unanswered};
 pub use task::Handle;
 
-/// `[placement]`, and what of `[limits]` the leader keeps.
+/// `[placement]`, and the part of `[limits]` that the leader enforces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     pub strategy: Strategy,
@@ -118,14 +118,14 @@ impl Error {
     }
 }
 
-/// What a host tells its leader: how it is, and what changed of what it holds.
+/// What a host sends its leader: its profile and usage, and what changed of its sessions.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct HostReport {
     pub profile: NodeProfile,
-    /// The images of the catalogue that are there.
+    /// The images of the catalogue that the host has.
     #[serde(default)]
     pub images: BTreeSet<String>,
-    /// Of `profile` and `images`: see [`Have::node`].
+    /// The version of `profile` and `images`: see [`Have::node`].
     pub version: u64,
     pub usage: NodeUsage,
     /// The host's wall clock.
@@ -133,17 +133,17 @@ pub struct HostReport {
     pub changes: sessions::Changes,
 }
 
-/// What a leader has of a host.
+/// The versions that a leader has of a host's report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Have {
     pub sessions: sessions::Have,
-    /// The version of the host's profile and images. It starts anew with each life of the agent, as that of
-    /// `sessions` does, whose incarnation tells the lives apart.
+    /// The version of the host's profile and images. Like the version of `sessions`, it begins anew with each start of
+    /// the agent; the incarnation in `sessions` tells one start from another.
     pub node: u64,
 }
 
 impl HostReport {
-    /// What whoever has read it has.
+    /// The versions that a reader of this report has.
     pub const fn have(&self) -> Have {
         Have { sessions: self.changes.now, node: self.version }
     }
@@ -153,9 +153,9 @@ impl HostReport {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Offered {
     Accepted(Box<sessions::Admitted>),
-    /// Nothing was made.
+    /// The host rejected it: nothing was created.
     Refused(sessions::Error),
-    /// The host follows a higher ballot: who asked leads no more.
+    /// The host follows a higher ballot: the caller no longer leads.
     Stale(election::Stale),
     /// It was not delivered: nothing was made.
     Unreachable,
@@ -163,9 +163,9 @@ pub enum Offered {
     Unknown,
 }
 
-/// A leader's way to the hosts that it decides for, itself included.
+/// The leader's calls to hosts, itself included.
 #[async_trait]
 pub trait Hosts: Send + Sync + 'static {
-    /// Asks one host. Each call has a deadline of its own.
+    /// Calls one host. Each call has its own deadline.
     async fn ask(&self, host: &NodeId, call: HostCall) -> Result<HostAnswer, Unanswered>;
 }

@@ -1,7 +1,7 @@
-//! One session's way through its candidates. Pure.
+//! Offers one session to its candidates in turn. Pure.
 //!
-//! Only a refusal moves on to the next host. What a host did not answer it may have taken: that same host
-//! is asked again, until it says or the time is up, and never another.
+//! Only a rejection moves on to the next host. A host that did not answer may have admitted the session: only that
+//! host is asked again, until it answers or `PATIENCE` is over, and no other.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use super::{Error, Offered};
 use crate::sessions::{self, Admitted};
 use crate::types::{BootInstant, NodeReason, NodeVerdict, Reason};
 
-/// How long a session is offered around.
+/// How long one request offers a session to hosts.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two questions to a host that does not answer.
+/// The pause before a host that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// An offer on its way.
@@ -23,11 +23,11 @@ pub struct Offer {
     considered: Vec<NodeVerdict>,
     refusals: Vec<NodeReason>,
     deadline: BootInstant,
-    /// The host that was asked last may have taken it.
+    /// The last host that was asked may have admitted it.
     unknown: bool,
 }
 
-/// What is to be done next.
+/// What to do next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     /// Ask this host, after a pause.
@@ -50,16 +50,16 @@ impl Offer {
         }
     }
 
-    /// Whom to ask first.
+    /// The first step.
     pub fn begin(&mut self) -> Step {
         self.ask_next()
     }
 
-    /// Takes the outcome of the last question.
+    /// Takes the outcome of the last [`Step::Ask`] and returns the next step.
     pub fn offered(&mut self, outcome: Offered, now: BootInstant) -> Step {
         match outcome {
             Offered::Accepted(admitted) => Step::Done(Box::new(Ok(*admitted))),
-            // It may have taken it from this leader before it followed another.
+            // The host may have admitted it from this leader before it followed another one.
             Offered::Stale(_) if self.unknown => self.give_up(),
             Offered::Stale(stale) => Step::Done(Box::new(Err(Error::Stale(stale)))),
             Offered::Unknown => {
@@ -84,7 +84,7 @@ impl Offer {
                 self.refusals.push(*reason);
                 self.move_on()
             }
-            // It cannot write, its engine fails, or it has too much to do: another host may take it.
+            // The host cannot write its journal, its engine fails, or it is busy: another host may admit it.
             sessions::Error::Journal(_) | sessions::Error::Runtime(_) => self.refused(Reason::RuntimeUnavailable),
             sessions::Error::Busy => self.refused(Reason::Unreachable),
             error => Step::Done(Box::new(Err(Error::Host(error)))),
@@ -120,7 +120,7 @@ impl Offer {
         }
     }
 
-    /// Nobody can say whether the host that was asked last has taken it.
+    /// Ends the offer: it is not known whether the last host that was asked has admitted the session.
     fn give_up(&self) -> Step {
         match self.candidates.front() {
             Some(host) => Step::Done(Box::new(Err(Error::OutcomeUnknown { node: host.name.clone() }))),
@@ -132,7 +132,7 @@ impl Offer {
         Step::Ask { host: host.clone(), after, considered: self.considered.clone() }
     }
 
-    /// The host's own word replaces what was expected of it.
+    /// Replaces what the plan expected of the host by the host's own answer.
     fn note(&mut self, reason: &NodeReason) {
         for verdict in self.considered.iter_mut().filter(|verdict| verdict.node == reason.node) {
             verdict.refusal = Some(reason.clone());
@@ -172,12 +172,12 @@ mod tests {
     fn asked(step: &Step) -> Candidate {
         match step {
             Step::Ask { host, .. } => host.clone(),
-            Step::Done(done) => panic!("nobody is asked: {done:?}"),
+            Step::Done(done) => panic!("no host is asked: {done:?}"),
         }
     }
 
     #[test]
-    fn a_refusal_moves_on_and_is_explained() {
+    fn after_a_rejection_the_next_host_is_asked_and_the_reason_is_kept() {
         let mut offer = Offer::new(offers(2), NOW);
         let first = asked(&offer.begin());
         let next = offer.offered(refused(&first), NOW);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_is_none_any_more_stops() {
+    fn a_leader_that_was_replaced_stops_offering() {
         let mut offer = Offer::new(offers(2), NOW);
         offer.begin();
         let end = offer.offered(stale(), NOW);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn who_follows_another_leader_may_have_taken_it_before() {
+    fn a_host_that_follows_another_leader_may_have_admitted_the_session_before() {
         let mut offer = Offer::new(offers(2), NOW);
         offer.begin();
         offer.offered(Offered::Unknown, NOW);
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_may_have_it_from_before_is_not_passed_over() {
+    fn a_host_that_may_have_the_session_is_asked_until_the_time_is_up() {
         let mut offer = Offer::new(Offers { uncertain: true, ..offers(1) }, NOW);
         let host = asked(&offer.begin());
         for outcome in
@@ -229,7 +229,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever may have taken it is asked until it says or the time is up, and nobody else is.
+        /// The host that may have admitted it is asked until it answers or the time is up, and no other host is.
         #[test]
         fn no_second_host_is_asked_while_the_first_may_have_it(
             hosts in 1..5u8,

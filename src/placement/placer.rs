@@ -25,12 +25,12 @@ impl Placer {
         Self { cluster, catalogue, placement }
     }
 
-    /// The cluster's name, which session ids are made with.
+    /// The cluster's name, which is part of every session id.
     pub const fn cluster(&self) -> &Name {
         &self.cluster
     }
 
-    /// Places a session, as the leader. `drawn`: its key was drawn for this very request.
+    /// Places a session, as the leader. `drawn`: the key was drawn for this request alone.
     ///
     /// # Errors
     /// No host admitted it, or it is not known whether one did.
@@ -41,7 +41,7 @@ impl Placer {
         request: SessionRequest,
         by: Actor,
     ) -> Result<Admitted, Error> {
-        // A retry finds its session even where the workspace has been removed since.
+        // An error is not returned yet: a retry finds its session even if the workspace has been removed since.
         let workspace = self.resolve(&request);
         let fingerprint = request.fingerprint();
         let begin = Begin { session, user: request.user, workspace, drawn };
@@ -58,7 +58,7 @@ impl Placer {
         Ok(self.placement.dry_run(session, request.user, workspace).await?.into())
     }
 
-    /// The workspace as the request wants it, every value checked.
+    /// The workspace with the request's values, every value checked.
     fn resolve(&self, request: &SessionRequest) -> Result<Workspace, Error> {
         request.validate()?;
         let catalogue = self.catalogue.snapshot();

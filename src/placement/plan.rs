@@ -1,24 +1,24 @@
-//! From the nodes and a request to an order of offers, or to an explanation. Pure.
+//! Chooses the nodes to offer a session to, best first, or explains why there are none. Pure.
 
 use super::Error;
 use super::filter::{self, HostFigures};
 use super::score::{Rank, Ties, Worth, worth};
 use crate::types::{Name, NodeId, NodeProfile, NodeReason, NodeVerdict, Plan, Reason, SessionId, Strategy, Workspace};
 
-/// Candidates that are kept in order: if so many refuse, the cluster has changed under the plan.
+/// Candidates of one plan. If so many hosts reject, the cluster has changed and the plan is out of date.
 const MAX_CANDIDATES: usize = 16;
-/// Reasons that an answer names at most.
+/// Reasons in one answer at most.
 const MAX_REASONS: usize = 1000;
-/// Verdicts that go with an offer at most, to explain it later.
+/// Verdicts stored with an offer at most, to explain it later.
 const MAX_VERDICTS: usize = 100;
 
 /// The nodes to offer a session to, best first, and why the others are not among them.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Offers {
     pub candidates: Vec<Candidate>,
-    /// As many as somebody may read, and of every reason one at least.
+    /// Up to `MAX_VERDICTS` nodes, or `MAX_REASONS` if there are no candidates; at least one node of every reason.
     pub refusals: Vec<NodeReason>,
-    /// The candidate was offered it before and did not answer: it may have it.
+    /// The candidate did not answer an earlier offer, so it may have the session.
     pub uncertain: bool,
 }
 
@@ -29,13 +29,13 @@ pub struct Candidate {
     pub name: Name,
 }
 
-/// What is asked for.
+/// The session to place.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted<'a> {
     pub session: &'a SessionId,
     pub workspace: &'a Workspace,
     pub strategy: Strategy,
-    /// The node that a volume of it is on.
+    /// The node that has its volumes.
     pub pinned: Option<&'a NodeId>,
     /// The nodes that could not start it.
     pub tried: &'a [NodeId],
@@ -71,7 +71,7 @@ pub fn plan<'a>(hosts: impl Iterator<Item = HostFigures<'a>>, wanted: Wanted<'_>
 struct Best<'a>(Vec<(Rank, &'a NodeProfile)>);
 
 impl<'a> Best<'a> {
-    /// Whether a node of such worth may be among the best: most are not, and need not be looked at any closer.
+    /// Whether a node of this worth may be among the best. Most nodes are not, which saves their tie-break.
     fn wants(&self, worth: &Worth) -> bool {
         self.0.len() < MAX_CANDIDATES || self.0.last().is_some_and(|(last, _)| *worth <= last.worth)
     }
@@ -87,8 +87,8 @@ impl<'a> Best<'a> {
     }
 }
 
-/// The nodes that refuse: those that were looked at first, and one of every reason, since what they amount to must
-/// not depend on how many there are.
+/// The nodes that would reject: the first ones, and at least one of every reason, since the resulting error must not
+/// depend on the number of nodes.
 #[derive(Default)]
 struct Refusals<'a> {
     kept: Vec<(HostFigures<'a>, Reason)>,
@@ -111,7 +111,7 @@ impl<'a> Refusals<'a> {
     }
 }
 
-/// Notes a reason. True where it was not among them.
+/// Adds a reason. Returns whether it is new.
 fn is_new(reasons: &mut Vec<Reason>, reason: Reason) -> bool {
     let new = !reasons.contains(&reason);
     if new {
@@ -121,7 +121,7 @@ fn is_new(reasons: &mut Vec<Reason>, reason: Reason) -> bool {
 }
 
 impl Offers {
-    /// What every node said: candidates in their order, then those that were filtered out.
+    /// The verdict on every node: the candidates in their order, then the nodes that would reject.
     pub fn verdicts(&self) -> Vec<NodeVerdict> {
         let ranked = self.candidates.iter().zip(1..).map(|(candidate, rank)| NodeVerdict {
             node: candidate.name.clone(),
@@ -143,7 +143,7 @@ impl From<Offers> for Plan {
     }
 }
 
-/// What it means when no node takes a session. That it is too large for good is said only if every node says so.
+/// The error when no node admits a session. It is [`Error::ExceedsPhysical`] only if that is every node's reason.
 pub(super) fn nobody(mut reasons: Vec<NodeReason>) -> Error {
     let kinds = Kinds::of(&reasons);
     reasons.sort_by(|a, b| a.node.cmp(&b.node));
@@ -159,7 +159,7 @@ pub(super) fn nobody(mut reasons: Vec<NodeReason>) -> Error {
     }
 }
 
-/// What a list of reasons amounts to.
+/// What a list of reasons has in common.
 struct Kinds {
     all_exceed: bool,
     rest_disabled: bool,
@@ -168,7 +168,7 @@ struct Kinds {
 
 impl Kinds {
     fn of(reasons: &[NodeReason]) -> Self {
-        // What a node can never take, whatever becomes free, does not make it the others' reason.
+        // A node that can never admit the session does not count when the other nodes share one reason.
         let never = [Reason::ExceedsPhysical, Reason::Constraint, Reason::Runtime];
         let rest = || reasons.iter().filter(|reason| !never.contains(&reason.reason));
         let rest_all = |these: &[Reason]| rest().next().is_some() && rest().all(|r| these.contains(&r.reason));
@@ -188,7 +188,7 @@ mod tests {
     const FIRST: &str = "aabb222222222222";
     const SECOND: &str = "aacc222222222222";
 
-    /// A node of so many cores, 64 GiB and no GPU.
+    /// A node of this many cores, 64 GiB and no GPU.
     fn node(name: &str, id: &str, cores: u32, allocated: u32) -> NodeProfile {
         let mut node = sample::profile(name, id);
         node.physical = Resources::new(Cores::whole(cores), Bytes::gib(64), 0);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn too_large_for_good_and_no_room_now_are_never_confused() {
+    fn a_session_exceeds_physical_only_if_it_exceeds_every_node() {
         assert!(matches!(nobody_takes(&[a(4, 0)], &wanted(5)), Error::ExceedsPhysical(_)));
         assert!(matches!(nobody_takes(&[a(4, 4)], &wanted(4)), Error::NoCapacity(_)));
         assert!(matches!(nobody_takes(&[a(4, 0), b(8, 8)], &wanted(5)), Error::NoCapacity(_)));
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_nodes_that_have_the_labels_it_is_said_why_they_take_nothing() {
+    fn nodes_without_the_labels_do_not_hide_the_reason_of_the_others() {
         let mut on_rack_3 = wanted(1);
         on_rack_3.constraints.insert("rack".to_owned(), "3".to_owned());
         let mut disabled = disabled(a(4, 0));
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_silent_is_not_said_to_be_too_small() {
+    fn a_silent_node_is_unreachable_and_not_too_small() {
         let node = a(4, 0);
         let silent = HostFigures { heard: false, ..heard(&node) };
         let offers = plan([silent].into_iter(), asked(&sample::session_id("k"), &wanted(1)));
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_and_engines_are_asked_for() {
+    fn a_node_needs_the_labels_and_an_engine_that_runs_the_workspace() {
         let mut on_rack_3 = wanted(1);
         on_rack_3.constraints.insert("rack".to_owned(), "3".to_owned());
         let mut there = a(4, 0);
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_its_way_to_a_node_takes_room_there() {
+    fn a_session_in_flight_to_a_node_takes_room_there() {
         let node = a(4, 2);
         let busy = HostFigures { in_flight: wanted(2).resources(), ..heard(&node) };
         let offers = plan([busy].into_iter(), asked(&sample::session_id("k"), &wanted(1)));
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn gpus_are_kept_for_who_wants_them_and_a_broken_node_comes_last() {
+    fn gpus_are_kept_for_sessions_that_request_them_and_a_broken_node_comes_last() {
         let mut with_gpus = a(8, 0);
         with_gpus.physical.gpus = 2;
         with_gpus.effective.gpus = 2;
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_holds_a_session_to_its_node() {
+    fn a_session_with_a_volume_is_offered_only_to_the_node_of_the_volume() {
         let (session, workspace) = (sample::session_id("k"), wanted(1));
         let pinned: NodeId = SECOND.parse().unwrap();
         let wanted = Wanted { pinned: Some(&pinned), ..asked(&session, &workspace) };
@@ -337,7 +337,7 @@ mod tests {
             let hosts = hosts.map(|host| HostFigures { node: if host.has_image { &has } else { &pulls }, ..host });
             plan(hosts.into_iter(), asked(&session, workspace)).candidates[0].name.to_string()
         };
-        assert_eq!(first(&workspace, 2), "b", "a session without an image goes where room is");
+        assert_eq!(first(&workspace, 2), "b", "a session without an image goes to the emptier node");
         workspace.image = Some("desktop:1".to_owned());
         assert_eq!((first(&workspace, 2), first(&workspace, 4)), ("a".to_owned(), "b".to_owned()));
     }
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn ties_fall_the_same_way_for_one_session_and_every_way_for_many() {
+    fn a_tie_is_broken_the_same_way_for_one_session_and_evenly_for_many() {
         let nodes = [a(8, 0), b(8, 0)];
         let of = |key: &str| {
             let (session, workspace) = (sample::session_id(key), wanted(1));
@@ -380,14 +380,14 @@ mod tests {
     }
 
     #[test]
-    fn of_many_that_refuse_some_are_named_and_every_reason() {
+    fn of_many_rejecting_nodes_some_are_named_and_at_least_one_of_every_reason() {
         let full = (0..200_u8).map(|i| node(&format!("n{i}"), NodeId::from_bytes([i; 10]).as_str(), 4, 4));
         let mut nodes: Vec<NodeProfile> = full.chain([disabled(node("z", FIRST, 4, 0))]).collect();
-        assert_eq!(offers(&nodes, &wanted(1)).refusals.len(), nodes.len(), "nobody takes it: all are told");
+        assert_eq!(offers(&nodes, &wanted(1)).refusals.len(), nodes.len(), "no node admits it: all are named");
         nodes.push(b(4, 0));
         let offers = offers(&nodes, &wanted(1));
         let disabled = |refusal: &NodeReason| refusal.reason == Reason::Disabled;
-        assert!(offers.refusals.iter().any(disabled), "a reason that comes late is told, too");
+        assert!(offers.refusals.iter().any(disabled), "a reason that comes late is named, too");
         assert_eq!((offers.candidates.len(), offers.refusals.len()), (1, MAX_VERDICTS + 1));
         assert_eq!(offers.verdicts().len(), MAX_VERDICTS);
     }

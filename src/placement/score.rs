@@ -1,30 +1,31 @@
-//! Which of the nodes that could take a session should. Pure: the lowest rank is the best.
+//! Ranks the nodes that could admit a session. The lowest rank is the best. Pure.
 
 use super::filter::HostFigures;
 use crate::types::{ConditionKind, NodeId, SessionId, Strategy, Workspace};
 
-/// Parts in a whole that figures are compared in.
+/// The unit of a share: figures are compared in millionths of the whole.
 const WHOLE: u64 = 1_000_000;
 
-/// What a pull is worth, of a whole node: one that is so much emptier is better though it must pull the image.
+/// The cost of a pull, as a share of a node: a node without the image is preferred only if it is emptier by more.
 const PULL: u64 = WHOLE / 4;
 
-/// How good a node is for a session, the most important first.
+/// How good a node is for a session; the most important field comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
     pub worth: Worth,
-    /// Ties fall the same way for the same session.
+    /// Breaks ties, always the same way for the same session.
     pub tie: u64,
 }
 
-/// What a node's figures say of it.
+/// The rank that follows from a node's figures, without the tie-break.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Worth {
-    /// Sessions keep failing to start there: a broken, empty node must not swallow everything.
+    /// Sessions keep failing to start there. Without this a broken node, which is always empty, would attract every
+    /// session.
     fails_starts: bool,
-    /// It has GPUs that the session does not want and others might.
+    /// It has GPUs and the session does not request any: keep them for sessions that do.
     wastes_gpus: bool,
-    /// How full it would be, or how empty, as the strategy has it; more where the image must be pulled.
+    /// How full it would be (spread) or how empty (binpack), plus [`PULL`] if it must pull the image.
     fill: u64,
 }
 
@@ -47,7 +48,7 @@ pub fn worth(host: &HostFigures<'_>, wanted: &Workspace, strategy: Strategy) -> 
 fn fill(host: &HostFigures<'_>, wanted: &Workspace) -> u64 {
     let offered = &host.node.effective;
     let used = host.node.allocated.saturating_add(wanted.resources().saturating_add(host.in_flight));
-    // Up to 16 TiB a division of 64 bits does, which costs a fraction of one of 128.
+    // Amounts up to 16 TiB fit a 64-bit division, which costs a fraction of a 128-bit one.
     let part = |used: u64, of: u64| match used.checked_mul(WHOLE) {
         Some(parts) => parts / of.max(1),
         None => u64::try_from(u128::from(used) * u128::from(WHOLE) / u128::from(of.max(1))).unwrap_or(u64::MAX),
@@ -61,7 +62,7 @@ fn fill(host: &HostFigures<'_>, wanted: &Workspace) -> u64 {
     cores.max(memory).max(gpus)
 }
 
-/// How the ties of one session fall.
+/// The tie-break of one session.
 #[derive(Debug, Clone, Copy)]
 pub struct Ties(u64);
 
@@ -75,7 +76,7 @@ impl Ties {
     }
 }
 
-/// Eight bytes at a time, each word mixed into all that came before: ids are random, so this need not be strong.
+/// Hashes eight bytes at a time. Ids are random, so the hash need not be strong.
 fn hash(seed: u64, text: &str) -> u64 {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     let mix = |hash: u64, word: u64| {

@@ -21,22 +21,22 @@ use crate::types::{
     Actor, Ballot, BootInstant, Name, NodeId, NodeVerdict, Session, SessionId, SessionState, User, Workspace,
 };
 
-/// Placements in progress. Beyond it callers are told that the leader is busy, and to come back. One is some 2 KiB.
+/// Placements in progress, of about 2 KiB each. Beyond that the leader answers that it is busy.
 const MAX_PLACINGS: usize = 8192;
-/// Requests that wait for a host's first report, or for another request of the same session. Beyond it callers are
-/// told to come back.
+/// Requests that wait for a host's first report, or for another request of the same session. Beyond that the leader
+/// answers at once, and the caller retries.
 const MAX_PARKED: usize = 4096;
-/// How long they wait.
+/// How long such a request waits.
 const PARKED_FOR: Duration = Duration::from_secs(4);
-/// How often they are tried again where nothing else happens.
+/// How often waiting requests are tried again if nothing else happens.
 const UNPARK_EVERY: Duration = Duration::from_millis(100);
-/// How often hosts are told again to remove their duplicates: a host that hung may not have received the first order.
+/// How often the leader repeats the order to remove duplicates: a host that hung may not have received the first one.
 const REMIND_EVERY: Duration = Duration::from_secs(3);
-/// How often the leader looks for sessions to place again, where no host reports anything new.
+/// How often the leader looks for sessions to place again if no host reports anything new.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Between two requests for a report from a host that does not answer.
+/// The pause before a host that did not answer is asked for its report again.
 const REPORT_AGAIN: Duration = Duration::from_millis(100);
-/// Sessions placed again at once: an image that no registry has fails many together.
+/// Sessions placed again at the same time. An image that no registry has makes many fail together.
 const MAX_MOVES: usize = 32;
 /// The first offer of a session.
 const FIRST_ATTEMPT: u32 = 1;
@@ -47,26 +47,26 @@ const MAX_MISUNDERSTANDINGS: u32 = 3;
 #[derive(Debug, Clone)]
 pub struct Place {
     pub begin: Begin,
-    /// Of the request: a retry must have the same.
+    /// The fingerprint of the request: a retry must have the same.
     pub fingerprint: String,
     /// The actor who asks.
     pub by: Option<Actor>,
 }
 
-/// What the leader asks of one host.
+/// A call of the leader to one host.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HostCall {
-    /// What the host holds, as soon as it differs from `have`.
+    /// Report, as soon as something differs from `have`.
     Report { ballot: Ballot, have: Option<Have> },
-    /// Whether it admits a session.
+    /// Admit a session, or reject it.
     Admit(Box<Admit>),
-    /// The session of a key that the host has reported.
+    /// Return a session that the host has reported.
     Find { session: SessionId, fingerprint: String },
-    /// To hand over a session that it could not start.
+    /// Hand over a session that the host could not start.
     Claim { ballot: Ballot, session: SessionId },
-    /// To end a session that it could not start: no other host admits it.
+    /// End a session that the host could not start, since no other host admits it.
     GiveUp { session: SessionId, claim: u32 },
-    /// To remove a session of which another host has the newer copy.
+    /// Remove a session of which another host has the newer copy.
     DropDuplicate(SessionId),
 }
 
@@ -77,7 +77,7 @@ pub enum HostAnswer {
     Admit(Offered),
     Find(Result<Option<Session>, sessions::Error>),
     Claim(Result<Claimed, sessions::Error>),
-    /// No answer was awaited.
+    /// The call was made. It has no answer to read.
     Done,
 }
 
@@ -92,17 +92,17 @@ pub enum Unanswered {
     NoAnswer(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Something to be done.
+/// Something for the owner to do.
 #[derive(Debug)]
 pub enum Output<R> {
-    /// Ask the host, and hand its answer to [`Placement::answered`] under this number, or say why there is none
-    /// ([`Placement::unanswered`]).
+    /// Call the host, then pass its answer to [`Placement::answered`] under this number, or the failure to
+    /// [`Placement::unanswered`].
     Ask { call: u64, host: NodeId, what: HostCall },
-    /// Answer whoever asked for the session.
+    /// Answer the caller.
     Answer { to: R, placed: Box<Result<Admitted, Error>> },
 }
 
-/// Everything that a leader has in hand. `R` is how a caller is answered.
+/// A leader's whole work on placement. `R` is where a caller waits for its answer.
 pub struct Placement<R> {
     cluster: Name,
     book: Book,
@@ -115,20 +115,20 @@ pub struct Placement<R> {
     parked: Vec<u64>,
     /// Sessions that are being placed again.
     moving: BTreeSet<SessionId>,
-    /// What the answers on their way are for.
+    /// What each call in progress is for.
     calls: BTreeMap<u64, Purpose>,
     timers: BTreeMap<(BootInstant, u64), Timer>,
     unpark_at: BootInstant,
     remind_at: BootInstant,
     look_at: BootInstant,
     outputs: VecDeque<Output<R>>,
-    /// The fleet changed since somebody looked.
+    /// The fleet changed since the last [`Self::take_news`].
     news: bool,
     /// Numbers for placings, calls and timers.
     numbers: u64,
 }
 
-/// One session on its way to a host.
+/// One session that is being placed.
 struct Placing<R> {
     session: SessionId,
     origin: Origin<R>,
@@ -137,32 +137,32 @@ struct Placing<R> {
 
 /// Why a session is placed.
 enum Origin<R> {
-    /// Somebody asks for it.
+    /// A caller asks for it.
     Caller { place: Box<Place>, reply: R, misunderstandings: u32 },
     /// This host could not start it.
     Again { host: NodeId, claim: u32 },
 }
 
 enum Stage {
-    /// It has not begun, or waits for other hosts or requests.
+    /// It has not begun, or waits for reports or for another request.
     Parked {
         until: BootInstant,
     },
-    /// Its host is asked for it. `known`: as it was last reported.
+    /// Its host is asked for it. `known`: the session as last reported.
     Finding {
         known: Option<Box<Session>>,
     },
-    /// The host that could not start it is asked to hand it over, or told to end it.
+    /// The leader asks the host that could not start it to hand it over, or to end it.
     Claiming,
     Offering(Box<Offering>),
 }
 
-/// An offer on its way through its candidates.
+/// An offer in progress.
 struct Offering {
     ballot: Ballot,
     asked: Asked,
     offer: Offer,
-    /// The host to ask next, and what to tell it of the others.
+    /// The host to ask next, and the verdicts that its record is to keep.
     next: Option<(Candidate, Vec<NodeVerdict>)>,
 }
 
@@ -198,12 +198,12 @@ impl<R> Placement<R> {
         }
     }
 
-    /// What to do next, until there is nothing more.
+    /// What to do next. `None`: nothing, until the next input.
     pub fn poll(&mut self) -> Option<Output<R>> {
         self.outputs.pop_front()
     }
 
-    /// When [`Self::tick`] is due, if nothing else comes before.
+    /// When [`Self::tick`] is due if no other input comes first.
     pub fn poll_timeout(&self) -> Option<BootInstant> {
         let timer = self.timers.keys().next().map(|(at, _)| *at);
         let unpark = (!self.parked.is_empty()).then_some(self.unpark_at);
@@ -222,12 +222,12 @@ impl<R> Placement<R> {
         offered.map(|placing| placing.session)
     }
 
-    /// What gossip says of the nodes, from now on.
+    /// Replaces the view of the nodes by gossip.
     pub fn set_view(&mut self, view: Arc<ClusterView>) {
         self.view = view;
     }
 
-    /// Whether this node leads, and which hosts answer it. Begins or ends to ask hosts for reports.
+    /// Takes whether this node leads, and which hosts answer it. Starts or stops asking hosts for reports.
     pub fn follow(&mut self, reign: Option<Arc<Reign>>, now: BootInstant) {
         let ballot = |reign: &Option<Arc<Reign>>| reign.as_ref().map(|reign| reign.ballot);
         if ballot(&reign) != ballot(&self.reign) {
@@ -245,7 +245,7 @@ impl<R> Placement<R> {
 
     fn follow_hosts(&mut self, reign: &Reign, now: BootInstant) {
         self.book.note_silence(reign, now);
-        // A node that was removed for good is in none of these; a node that vanished is in all.
+        // A node that was removed for good is in none of these; a node that only failed is in at least one.
         let view = Arc::clone(&self.view);
         let stays = |host: &NodeId| {
             reign.electorate.contains(host) || reign.reached.contains(host) || view.members.contains_key(host)
@@ -289,7 +289,7 @@ impl<R> Placement<R> {
         self.with_situation(now, |book, situation| book.dry_run(session, user, workspace, situation))?
     }
 
-    /// Takes in a host's answer.
+    /// Takes a host's answer.
     pub fn answered(&mut self, call: u64, answer: HostAnswer, now: BootInstant) {
         match (self.calls.remove(&call), answer) {
             (Some(Purpose::Report { host, ballot, have }), HostAnswer::Report(report)) => match report {
@@ -305,7 +305,7 @@ impl<R> Placement<R> {
         }
     }
 
-    /// Takes in that a host did not answer.
+    /// Takes the failure of a call.
     pub fn unanswered(&mut self, call: u64, why: Unanswered, now: BootInstant) {
         match self.calls.remove(&call) {
             Some(Purpose::Report { host, ballot, have }) => self.not_reported(host, ballot, have, &why, now),
@@ -396,7 +396,7 @@ impl<R> Placement<R> {
         let have = report.have();
         let applied = self.book.index_mut().apply(&host, report);
         self.book.settle(now);
-        // Where it builds on a report that is not here, the host must report everything.
+        // If the report builds on one that is not here, the host must report everything.
         self.ask_for_report(host, ballot, applied.is_some().then_some(have));
         if let Some(duplicates) = applied {
             self.news = true;
@@ -414,14 +414,14 @@ impl<R> Placement<R> {
         why: &dyn std::error::Error,
         now: BootInstant,
     ) {
-        tracing::debug!(%host, %why, "a host does not report what it holds");
+        tracing::debug!(%host, %why, "host did not report");
         self.set_timer(now.plus(REPORT_AGAIN), Timer::Report { host, ballot, have });
     }
 
     /// Has hosts remove the sessions of which another host has the newer copy.
     fn put_away(&mut self, duplicates: Vec<Duplicate>) {
         for Duplicate { host, session } in duplicates {
-            tracing::warn!(%host, %session, "two hosts have this session: the one of the older decision removes it");
+            tracing::warn!(%host, %session, "two hosts have this session; the host with the older copy removes it");
             self.ask(host, HostCall::DropDuplicate(session), None);
         }
     }
@@ -429,7 +429,7 @@ impl<R> Placement<R> {
 
 /// Requests for sessions.
 impl<R> Placement<R> {
-    /// Begins a placing, or parks it until more is known.
+    /// Begins a placement, or parks it until more is known.
     fn begin(&mut self, id: u64, now: BootInstant) {
         let Some(Placing { origin: Origin::Caller { place, .. }, stage: Stage::Parked { until }, .. }) =
             self.placings.get(&id)
@@ -460,7 +460,7 @@ impl<R> Placement<R> {
         }
     }
 
-    /// Tries again what waits.
+    /// Tries the waiting requests again.
     fn unpark(&mut self, now: BootInstant) {
         self.unpark_at = now.plus(UNPARK_EVERY);
         for id in std::mem::take(&mut self.parked) {
@@ -476,7 +476,7 @@ impl<R> Placement<R> {
         self.ask(host, what, Some(Purpose::Placing(id)));
     }
 
-    /// Takes in what the host says of a session that it reported; `None`: it cannot be asked.
+    /// Takes the host's answer about a session that it reported. `None`: the host did not answer.
     fn found(&mut self, id: u64, found: Option<Result<Option<Session>, sessions::Error>>, now: BootInstant) {
         let Some(placing) = self.placings.get_mut(&id) else { return };
         let Stage::Finding { known } = &mut placing.stage else { return };
@@ -594,7 +594,7 @@ impl<R> Placement<R> {
         self.go_on_offering(id, step, now);
     }
 
-    /// The placing is over.
+    /// Ends the placement.
     fn end(&mut self, id: u64, placed: Result<Admitted, Error>) {
         match self.placings.get(&id).map(|placing| &placing.origin) {
             Some(Origin::Caller { .. }) => self.answer(id, placed),
@@ -609,7 +609,7 @@ impl<R> Placement<R> {
 
 /// Sessions that their hosts could not start.
 impl<R> Placement<R> {
-    /// Begins to place again what waits for it, as many as may be on their way at once.
+    /// Starts to place waiting sessions again, up to [`MAX_MOVES`] at the same time.
     fn place_again(&mut self, now: BootInstant) {
         let Some(ballot) = self.reign.as_ref().map(|reign| reign.ballot) else { return };
         let waiting = self.book.index().fleet().unplaced.iter();
@@ -622,7 +622,7 @@ impl<R> Placement<R> {
             match self.with_situation(now, |book, situation| book.may_begin_again(&session, &host, situation)).flatten()
             {
                 Ok(()) => {}
-                // What is not known yet holds up all of them.
+                // A missing report holds up every session.
                 Err(Error::Indexing { .. }) => return,
                 Err(_) => continue,
             }
@@ -655,7 +655,7 @@ impl<R> Placement<R> {
 
     fn not_claimed(&mut self, id: u64, why: &dyn std::error::Error) {
         if let Some(placing) = self.placings.get(&id) {
-            tracing::debug!(session = %placing.session, %why, "the host of a session that could not be started does not answer");
+            tracing::debug!(session = %placing.session, %why, "host did not hand over the session");
         }
         self.forget_move(id);
     }
@@ -668,8 +668,8 @@ impl<R> Placement<R> {
             // It is not known yet, or no more: the session stays as it is, and its host ends it in time.
             Err(error) if error.is_undecided() => {}
             Err(error) => {
-                tracing::info!(%session, %error, "no other node admits it");
-                // It is not claimed again before the host knows.
+                tracing::info!(%session, %error, "no other host admits the session");
+                // The placement ends with the host's answer, so that the session is not claimed again before.
                 return self.ask(host, HostCall::GiveUp { session, claim }, Some(Purpose::Placing(id)));
             }
         }

@@ -1,4 +1,4 @@
-//! The owner of placement: carries out over the mesh what [`Placement`] decides.
+//! The owner of placement: makes the calls that [`Placement`] decides on.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,10 +17,11 @@ use crate::gossip::ClusterView;
 use crate::sessions::Admitted;
 use crate::types::{Name, SessionId, User, Workspace};
 
-/// Requests waiting for the owner. Callers beyond it wait: each is a decision in memory.
+/// Requests waiting for the owner. Further callers wait for room in the queue, briefly: each request is a decision in
+/// memory.
 const QUEUE: usize = 4096;
 
-/// Asks the owner.
+/// Sends requests to the owner.
 #[derive(Debug, Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
@@ -41,7 +42,7 @@ impl Handle {
         self.fleet.clone()
     }
 
-    /// Places a session. It goes on to its end where the caller does not wait: hosts may have been asked already.
+    /// Places a session. Dropping the future does not stop the placement: hosts may have been asked already.
     pub async fn place(&self, place: Place) -> Result<Admitted, Error> {
         self.ask(|reply| Request::Place(Box::new(place), reply)).await
     }
@@ -103,7 +104,7 @@ impl Owner {
             tokio::select! {
                 request = queue.recv() => match request {
                     Some(request) => {
-                        // The caller may have heard of an election that this owner has not taken in yet.
+                        // The caller may know of an election that this owner has not applied yet.
                         if self.leadership.has_changed().unwrap_or(false) {
                             self.follow_leadership();
                         }
@@ -113,7 +114,7 @@ impl Owner {
                 },
                 Some(ended) = self.calls.join_next_with_id() => {
                     self.answered(ended);
-                    // Many hosts report at once: what they tell is published once.
+                    // Many hosts report at once: their reports are published together.
                     while let Some(ended) = self.calls.try_join_next_with_id() {
                         self.answered(ended);
                     }
@@ -130,7 +131,7 @@ impl Owner {
         }
     }
 
-    /// Takes over what gossip says by now.
+    /// Reads the newest view of gossip.
     fn look_around(&mut self) {
         self.placement.set_view(self.view.borrow().clone());
     }
@@ -148,7 +149,7 @@ impl Owner {
             Request::Place(place, reply) => self.placement.place(place, reply, now),
             Request::DryRun(wanted, reply) => {
                 let (session, user, workspace) = *wanted;
-                // A caller that does not wait needs no answer.
+                // The caller may have stopped waiting.
                 let _ = reply.send(self.placement.dry_run(&session, &user, &workspace, now));
             }
         }
@@ -168,7 +169,7 @@ impl Owner {
         }
     }
 
-    /// Does what was decided, and publishes what hosts reported.
+    /// Makes the calls and sends the answers that were decided, and publishes what hosts reported.
     fn carry_out(&mut self) {
         while let Some(output) = self.placement.poll() {
             match output {
@@ -177,7 +178,7 @@ impl Owner {
                     let task = self.calls.spawn(async move { hosts.ask(&host, what).await });
                     self.numbers.insert(task.id(), call);
                 }
-                // A caller that does not wait needs no answer: the session is placed or not all the same.
+                // The caller may have stopped waiting. That changes nothing about the session.
                 Output::Answer { to, placed } => drop(to.send(*placed)),
             }
         }

@@ -1,14 +1,14 @@
-//! What changed on this host since somebody looked. Pure.
+//! The changes of this host's sessions since a version. Pure.
 //!
-//! Every session has the version of its last change, so whoever has seen one version is told what came
-//! after it, and whoever has seen too little, or another life of the agent, is told everything.
+//! Every session has the version of its last change. A reader that has seen one version gets what came after it. A
+//! reader that is too far behind, or that has a version from an earlier start of the agent, gets everything.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{Changes, Have, Held, Record, Snapshot};
 use crate::types::{Ballot, SessionId, SessionProfile};
 
-/// Sessions that are remembered to be forgotten. Whoever has not looked for so long is told everything.
+/// Removed sessions that are kept for readers. A reader that missed more removals gets everything.
 const MAX_FORGOTTEN: usize = 1000;
 
 /// The versions of everything on this host.
@@ -16,15 +16,15 @@ const MAX_FORGOTTEN: usize = 1000;
 pub struct Feed {
     incarnation: u64,
     version: u64,
-    /// The version of the last change that is a reason for a report.
+    /// The version of the last change that calls for a report.
     news: u64,
     told: BTreeMap<SessionId, (u64, Standing)>,
     forgotten: VecDeque<(u64, SessionId)>,
-    /// What was forgotten up to this version is no longer in `forgotten`.
+    /// `forgotten` holds only the removals after this version.
     complete_since: u64,
 }
 
-/// What is told of a session besides what everybody sees of it.
+/// What a report says of a session besides its profile and its activity.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Standing {
     pub ballot: Ballot,
@@ -39,24 +39,24 @@ impl Standing {
 }
 
 impl Feed {
-    /// Nothing yet, in a new life of the agent.
+    /// An empty feed, for a new start of the agent.
     pub fn new(incarnation: u64) -> Self {
         Self { incarnation, ..Self::default() }
     }
 
-    /// Where whoever has seen all of it is.
+    /// The version that a reader has after it has read everything.
     pub const fn now(&self) -> Have {
         Have { incarnation: self.incarnation, version: self.version }
     }
 
-    /// Whether whoever has seen so much is to be told something.
+    /// Whether a reader with this version needs a report.
     pub fn is_news_to(&self, have: Option<Have>) -> bool {
         have.is_none_or(|have| {
             have.incarnation != self.incarnation || !(self.news..=self.version).contains(&have.version)
         })
     }
 
-    /// Notes a session as it is now. `before` is what was published of it last.
+    /// Notes a session as it is now. `before` is its profile as last published.
     pub fn note(&mut self, before: Option<&SessionProfile>, now: &SessionProfile, standing: Standing) {
         let same = self.told.get(&now.id).is_some_and(|(_, told)| *told == standing);
         if same && before == Some(now) {
@@ -66,8 +66,8 @@ impl Feed {
         self.told.insert(now.id, (self.version, standing));
     }
 
-    /// Notes what goes on in a session. That changes many times a minute: it goes along with the next report, and is
-    /// no reason for one.
+    /// Notes a change of a session's activity. Activity changes many times a minute, so it is part of the next report
+    /// but does not call for one.
     pub fn note_activity(&mut self, session: &SessionId) {
         if let Some((version, _)) = self.told.get_mut(session) {
             self.version += 1;
@@ -80,7 +80,7 @@ impl Feed {
         self.news = self.version;
     }
 
-    /// Notes that a session is not remembered any more.
+    /// Notes that a session's record was removed.
     pub fn forget(&mut self, session: &SessionId) {
         if self.told.remove(session).is_none() {
             return;
@@ -96,7 +96,7 @@ impl Feed {
 }
 
 impl Snapshot {
-    /// What came after `have`.
+    /// The changes after `have`.
     pub fn since(&self, have: Option<Have>) -> Changes {
         let feed = &self.feed;
         let seen = have.filter(|have| have.incarnation == feed.incarnation && have.version <= feed.version);
@@ -108,7 +108,7 @@ impl Snapshot {
             let Standing { ballot, gone, unplaced } = standing.clone();
             Some(Held { session, activity, ballot, gone, unplaced })
         });
-        // A key that is free is used again: what is there now is not forgotten.
+        // A key may be used again after its session was forgotten: a session that exists now is not forgotten.
         let is_gone = |id: &SessionId| !feed.told.contains_key(id);
         let forgotten = feed.forgotten.iter().filter(|(version, id)| seen.is_some() && after(*version) && is_gone(id));
         Changes {
@@ -154,7 +154,7 @@ mod tests {
         }
     }
 
-    /// Whoever reads changes, as a leader does.
+    /// A reader of changes, as a leader is.
     #[derive(Default)]
     struct Reader {
         have: Option<Have>,
@@ -185,7 +185,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whoever_looks_now_and_then_knows_everything(
+        fn a_reader_that_reads_at_any_times_misses_nothing(
             steps in prop::collection::vec((0..6u8, 0..6u8, any::<bool>()), 0..60),
         ) {
             let mut snapshot = Snapshot { feed: Feed::new(7), ..Snapshot::default() };
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn another_life_and_a_gap_are_told_everything() {
+    fn a_reader_with_a_gap_or_of_an_earlier_start_gets_everything() {
         let mut snapshot = Snapshot { feed: Feed::new(7), ..Snapshot::default() };
         put(&mut snapshot, "a", SessionState::Running, false);
         let seen = snapshot.feed.now();
@@ -225,18 +225,18 @@ mod tests {
     }
 
     #[test]
-    fn activity_alone_is_no_news() {
+    fn activity_alone_calls_for_no_report() {
         let mut snapshot = Snapshot { feed: Feed::new(7), ..Snapshot::default() };
         put(&mut snapshot, "a", SessionState::Running, false);
         let seen = snapshot.feed.now();
         use_again(&mut snapshot, "a", 99);
         assert!(!snapshot.feed.is_news_to(Some(seen)));
         let along = snapshot.since(Some(seen)).held;
-        assert_eq!(along[0].activity.last_activity_at, Timestamp::from_millis(99), "it goes along with a report");
+        assert_eq!(along[0].activity.last_activity_at, Timestamp::from_millis(99), "the next report has it");
         let session = sample::session_profile("a", "desktop", "alice", SessionState::Running);
         snapshot.feed.note(Some(&session), &session, standing(1, false));
-        assert!(!snapshot.feed.is_news_to(Some(seen)), "nothing happened");
+        assert!(!snapshot.feed.is_news_to(Some(seen)), "nothing changed");
         snapshot.feed.note(Some(&session), &session, standing(2, false));
-        assert!(snapshot.feed.is_news_to(Some(seen)), "somebody else decided");
+        assert!(snapshot.feed.is_news_to(Some(seen)), "another leader decided");
     }
 }

@@ -1,4 +1,4 @@
-//! The journal on disk: `sessions.redb` in the data directory, one record a session.
+//! The journal on disk: `sessions.redb` in the data directory, with one record for each session.
 
 use std::path::Path;
 
@@ -13,23 +13,23 @@ const FILE: &str = "sessions.redb";
 pub struct Journal(Store);
 
 impl Journal {
-    /// Opens the journal in the data directory, or makes it, and reads every record. One that cannot be
-    /// read is moved aside, never deleted: what runs is then adopted from the containers' labels.
+    /// Opens or creates the journal in the data directory, and reads every record. A journal that cannot be read is
+    /// moved aside, never deleted; its sessions are then adopted from the labels of their containers.
     ///
     /// # Errors
-    /// The file is in use or cannot be reached.
+    /// The file is in use or cannot be opened.
     pub fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, Vec<Record>), Error> {
         let (store, records) = Store::open(&data_dir.join(FILE), now, parse)?;
         Ok((Self(store), records))
     }
 
-    /// Why the journal had to be begun anew, if it had.
+    /// Why the journal was created anew, if it was.
     pub(super) fn rebuilt(&self) -> Option<String> {
         let moved = self.0.begun_anew()?;
         Some(format!("{moved} and is rebuilt from the labels of containers"))
     }
 
-    /// Makes changed records durable, and forgets those that are `None`, in one transaction.
+    /// Writes changed records, and removes those that are `None`, in one durable transaction.
     pub(super) async fn commit(
         &self,
         changes: impl IntoIterator<Item = (&SessionId, Option<&Record>)>,
@@ -49,7 +49,7 @@ impl Journal {
     }
 }
 
-/// One record that cannot be read makes the whole journal doubtful: what it held may be running.
+/// One unreadable record fails the whole journal: its session may be running, and adoption finds it.
 fn parse(records: Records) -> Result<Vec<Record>, String> {
     let parse_one =
         |(id, json): (String, Vec<u8>)| serde_json::from_slice(&json).map_err(|e| format!("session {id}: {e}"));
@@ -62,7 +62,7 @@ mod tests {
     use crate::sessions::decide::testing::{START, record};
 
     #[tokio::test]
-    async fn what_was_committed_is_there_after_a_restart() {
+    async fn committed_records_are_there_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let (kept, forgotten) = (record("a"), record("b"));
         {
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_journal_with_an_unreadable_record_is_moved_aside_and_said() {
+    async fn a_journal_with_an_unreadable_record_is_moved_aside_and_reported() {
         let directory = tempfile::tempdir().unwrap();
         let (journal, _) = Journal::open(directory.path(), START.wall).unwrap();
         journal.0.commit(vec![Change::put("a", &1)]).await.unwrap();

@@ -1,31 +1,31 @@
-//! What to do next for one session: a pure function of what is wished and what is seen.
+//! The next step for one session: a pure function of its wish and of its container.
 //!
-//! It is asked again after every step and every change, so each answer is one step, and a crash
-//! between two steps loses nothing: what is seen afterwards says where to go on.
+//! It is called after every step and every change, and each call returns one step. So a crash between two steps
+//! loses nothing: the container shows where to continue.
 
 use crate::runtime::container::{Container, Exit, Run};
 
-/// What should become of a session.
+/// The state that a session should reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wish {
     Run,
     Pause,
-    /// Not running, its container kept.
+    /// Stop it and keep its container.
     Stop,
-    /// Its container destroyed.
+    /// Stop it and remove its container.
     Remove,
 }
 
-/// A wish, and what is known of the session's earlier runs.
+/// A wish, and what the owner knows of the session's earlier runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     pub wish: Wish,
-    /// The run that had ended before this start was asked for: seeing it is no news.
+    /// The run that had already ended when this start was requested. It does not count as the end of this start.
     pub previous_run: Option<Run>,
-    /// The run of this start, once it was seen.
+    /// The run of this start, once the runner has seen it.
     pub run: Option<Run>,
-    /// The owner believes it paused.
+    /// The owner has recorded the session as paused.
     pub paused: bool,
 }
 
@@ -39,24 +39,24 @@ pub enum Step {
     Resume,
     Stop,
     Remove,
-    /// Tell the owner what was seen.
+    /// Report this sight to the owner.
     Tell(Sight),
-    /// All is as it should be: wait for a change.
+    /// The wish is reached: wait for a change.
     Wait,
 }
 
-/// Something seen that moves the session on.
+/// What a runner saw of a container that changes the session's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sight {
     Running(Run),
     Paused,
-    /// It ran, and ended.
+    /// It ran, and ended by itself.
     Ended(Exit),
-    /// It was asked to stop and does not run. `None`: there never was a run.
+    /// It is stopped, as wished. `None`: it never ran.
     Stopped(Option<Exit>),
-    /// It ran, and its container vanished.
+    /// It ran, and its container is no longer there.
     Lost,
-    /// It was asked to be removed and is.
+    /// Its container is removed, as wished.
     Gone,
 }
 
@@ -102,7 +102,7 @@ fn towards_stopped(container: &Container) -> Step {
 
 fn towards_gone(container: &Container) -> Step {
     match container {
-        // Its processes get the same chance to end by themselves as in a stop.
+        // A removal stops first, so that its processes get the same grace period as in a stop.
         Container::Running(_) | Container::Paused(_) => Step::Stop,
         Container::Created | Container::Exited(_) => Step::Remove,
         Container::Absent => Step::Tell(Sight::Gone),
@@ -122,7 +122,7 @@ mod tests {
         Exit { run: run(n), code: 0, oom_killed: false, finished_at: None }
     }
 
-    /// What a well-behaved engine shows after a step.
+    /// The container after a step, on an engine that works.
     fn after(step: &Step, container: &Container, runs: &mut u8) -> Container {
         let current = match container {
             Container::Running(run) | Container::Paused(run) => Some(run.clone()),
@@ -153,22 +153,22 @@ mod tests {
     }
 
     #[test]
-    fn a_restarted_container_is_told_from_one_that_ended_again() {
+    fn an_exit_of_the_previous_run_is_started_again_and_a_later_exit_is_reported() {
         let order = Order { wish: Wish::Run, previous_run: Some(run(1)), run: None, paused: false };
         assert_eq!(next(&order, &Container::Exited(exit(1))), Step::Start);
         assert_eq!(next(&order, &Container::Exited(exit(2))), Step::Tell(Sight::Ended(exit(2))));
     }
 
     #[test]
-    fn a_container_that_vanished_while_it_ran_is_lost_and_never_made_again() {
+    fn a_container_that_vanished_while_it_ran_is_lost_and_not_created_again() {
         let order = Order { wish: Wish::Run, previous_run: None, run: Some(run(1)), paused: false };
         assert_eq!(next(&order, &Container::Absent), Step::Tell(Sight::Lost));
     }
 
     proptest! {
-        /// From whatever is seen, a few steps lead to something to tell the owner, or to rest.
+        /// From any container, four steps or fewer lead to a report to the owner, or to waiting.
         #[test]
-        fn every_wish_is_reached_in_a_few_steps(
+        fn every_wish_is_reached_within_four_steps(
             wish in prop_oneof![Just(Wish::Run), Just(Wish::Pause), Just(Wish::Stop), Just(Wish::Remove)],
             start in container(), previous in proptest::option::of(1..3u8), current in proptest::option::of(1..3u8), paused: bool,
         ) {

@@ -1,7 +1,7 @@
-//! Carries one session through its life, sans-io: what was done and seen goes in, the next action comes out.
+//! Takes one session through its lifecycle, sans-io: outcomes go in, the next action comes out.
 //!
-//! A runner holds no state that matters: each step follows from the wish and from what is seen, so a runner may be
-//! dropped anywhere and begun again. [`runners`](super::runners) carries its actions out on the engine.
+//! A runner holds no state that matters: each step follows from the wish and from the container, so a runner may be
+//! dropped at any point and started again. [`runners`](super::runners) executes its actions on the engine.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::lifecycle::{self, Order, Step, Wish};
 use crate::runtime::Error;
 use crate::runtime::container::{Container, Launch};
 
-/// The first and the longest wait before an engine that did not answer is asked again.
+/// The first and the longest wait before a failed step is tried again.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
@@ -20,11 +20,11 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 pub struct Work {
     pub order: Order,
     pub launch: Arc<Launch>,
-    /// Its traffic counts as activity.
+    /// Whether its network traffic counts as activity.
     pub watch_traffic: bool,
 }
 
-/// One thing for the engine to do.
+/// One operation of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     /// Look at the container.
@@ -40,29 +40,30 @@ pub enum Op {
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Have the engine do this, and say what came of it: [`Outcome::Did`].
+    /// Have the engine do this, and return [`Outcome::Did`].
     Do(Op),
-    /// Have the engine fetch the image. A change of the wish ends the wait for it: [`Outcome::Interrupted`].
+    /// Have the engine pull the image, and return [`Outcome::Did`], or [`Outcome::Interrupted`] if the wish changes
+    /// first.
     EnsureImage,
-    /// Report this to the owner, and say whether it was taken in: [`Outcome::Told`].
+    /// Report this to the owner, and return whether the owner accepted it: [`Outcome::Told`].
     Tell(Report),
-    /// Wait for new work or a nudge: [`Outcome::Woken`]. Where the traffic is watched, look at it now and then:
-    /// [`Outcome::Traffic`].
+    /// Wait for new work or a nudge, and return [`Outcome::Woken`]. If `watch_traffic`, also read the traffic at
+    /// intervals and return [`Outcome::Traffic`].
     Rest { watch_traffic: bool },
-    /// The same, and for so long at most.
+    /// Wait for new work or a nudge, at most for `after`, and return [`Outcome::Woken`].
     Retry { after: Duration },
 }
 
-/// What came of an action.
+/// The outcome of an action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Did(Result<Done, Error>),
-    /// The wish changed while the image was fetched.
+    /// The wish changed during the pull of the image.
     Interrupted,
-    /// Whether the owner has taken the report in.
+    /// Whether the owner has accepted the report.
     Told(bool),
     Woken,
-    /// Bytes over the session's network since it started; `None` where that cannot be known.
+    /// Bytes over the session's network since it started. `None`: the engine cannot say.
     Traffic(Option<u64>),
 }
 
@@ -76,7 +77,7 @@ pub enum Done {
     Created {
         container_id: String,
     },
-    /// Started, paused, resumed, stopped: the next look tells.
+    /// Started, paused, resumed or stopped: observe the container to see its new state.
     Stepped,
     Removed,
 }
@@ -86,22 +87,22 @@ pub enum Done {
 pub struct Runner {
     work: Work,
     at: At,
-    /// What is known of the container without another look.
+    /// The container, if it is known without observing it again.
     known: Option<Container>,
     retry: Duration,
-    /// The traffic at the last look in this rest.
+    /// The last traffic that was read in this rest.
     traffic: Option<u64>,
 }
 
-/// The action that is being carried out.
+/// The action in progress.
 #[derive(Debug)]
 enum At {
-    /// None: the next one follows from the work and from what is known.
+    /// No action: the next one follows from the work and from the known container.
     Deciding,
     Doing,
-    /// It tells what it saw of this container.
+    /// Reporting what it saw of this container.
     TellingSight(Container),
-    /// It tells of progress, and goes on with this.
+    /// Reporting progress; this comes next.
     TellingProgress(Next),
     Resting,
     Retrying,
@@ -117,7 +118,7 @@ enum Next {
 }
 
 impl Runner {
-    /// `known` saves the first look at a container that cannot be there yet.
+    /// `known`: the container, if it is known; this saves the first observation of a new session.
     pub const fn new(work: Work, known: Option<Container>) -> Self {
         Self { work, at: At::Deciding, known, retry: FIRST_RETRY, traffic: None }
     }
@@ -127,12 +128,12 @@ impl Runner {
         self.decide()
     }
 
-    /// What it works on. What it is doing now goes on under the work that it was begun with.
+    /// Its current work. An action in progress continues under the work that it was started with.
     pub const fn work(&self) -> &Work {
         &self.work
     }
 
-    /// Takes in what came of the last action, and answers the next one, under the newest work.
+    /// Takes the outcome of the last action and returns the next action, under the newest work.
     pub fn next(&mut self, outcome: Outcome, work: Work) -> Action {
         match (std::mem::replace(&mut self.at, At::Deciding), outcome) {
             (At::Doing, Outcome::Did(Err(error))) => self.failed(error),
@@ -200,13 +201,13 @@ impl Runner {
     }
 
     fn done(&mut self, done: Done, work: Work) -> Action {
-        // A look alone is no progress: a step that keeps failing is preceded by one each time.
+        // An observation is no progress: a step that keeps failing is preceded by one each time.
         if !matches!(done, Done::Saw(_)) {
             self.retry = FIRST_RETRY;
         }
         match done {
             Done::Saw(container) => self.known = Some(container),
-            // Under the work that it was begun with: a change of the wish is seen before the container starts.
+            // The old work stays until the container is created: a change of the wish is seen before it starts.
             Done::ImageIsHere { digest } => return self.tell(Report::Starting { image_digest: digest }, Next::Create),
             Done::Created { container_id } => {
                 self.known = Some(Container::Created);
@@ -218,7 +219,7 @@ impl Runner {
         self.decide_on(work)
     }
 
-    /// A step was not done: either the session has failed, or the step is tried again later.
+    /// A step failed: either the session has failed, or the step is tried again later.
     fn failed(&mut self, error: Error) -> Action {
         let order = &self.work.order;
         let starting = order.wish == Wish::Run && order.run.is_none();
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_session_is_prepared_started_and_reported() {
+    fn a_new_session_is_created_started_and_reported() {
         let run = || Run("1".to_owned());
         let mut runner = Runner::new(work(Wish::Run), Some(Container::Absent));
         assert_eq!(runner.begin(), Action::EnsureImage);
@@ -267,20 +268,20 @@ mod tests {
         assert_eq!(next(Outcome::Told(true)), Action::Do(Op::Create));
         let created = Outcome::Did(Ok(Done::Created { container_id: "c".to_owned() }));
         assert_eq!(next(created), Action::Tell(Report::Created { container_id: "c".to_owned() }));
-        assert_eq!(next(Outcome::Told(true)), Action::Do(Op::Start), "what was just created needs no look");
+        assert_eq!(next(Outcome::Told(true)), Action::Do(Op::Start), "a new container is not observed");
         assert_eq!(next(Outcome::Did(Ok(Done::Stepped))), Action::Do(Op::Observe));
         assert_eq!(next(saw(Container::Running(run()))), Action::Tell(Report::Saw(Sight::Running(run()))));
     }
 
     #[test]
-    fn a_sight_that_was_not_taken_in_is_looked_at_again() {
+    fn after_a_report_that_was_not_accepted_the_container_is_observed_again() {
         let exited =
             || Container::Exited(Exit { run: Run("1".to_owned()), code: 0, oom_killed: false, finished_at: None });
         let mut runner = Runner::new(work(Wish::Stop), Some(exited()));
         assert!(matches!(runner.begin(), Action::Tell(Report::Saw(Sight::Stopped(Some(_))))));
         assert_eq!(runner.next(Outcome::Told(false), work(Wish::Stop)), Action::Do(Op::Observe));
         assert!(matches!(runner.next(saw(exited()), work(Wish::Stop)), Action::Tell(_)));
-        // Taken in, it needs no other look to act on the next wish.
+        // After an accepted report the runner acts on the next wish without another observation.
         assert_eq!(runner.next(Outcome::Told(true), work(Wish::Remove)), Action::Do(Op::Remove));
         assert_eq!(
             runner.next(Outcome::Did(Ok(Done::Removed)), work(Wish::Remove)),
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_that_changes_while_the_image_is_fetched_is_followed_at_once() {
+    fn a_wish_that_changes_during_the_pull_is_followed_at_once() {
         let mut runner = Runner::new(work(Wish::Run), Some(Container::Absent));
         runner.begin();
         assert_eq!(runner.next(Outcome::Interrupted, work(Wish::Remove)), Action::Do(Op::Observe));
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_start_can_fail_for_good_and_everything_else_is_tried_again_later_and_later() {
+    fn only_a_start_fails_a_session_and_every_other_step_is_retried_with_growing_pauses() {
         let refused = || Outcome::Did(Err(Error::Refused("no".to_owned())));
         let mut runner = Runner::new(work(Wish::Run), None);
         runner.begin();
@@ -316,7 +317,7 @@ mod tests {
             assert_eq!(runner.next(Outcome::Woken, work(Wish::Stop)), Action::Do(Op::Observe));
         }
         assert_eq!(waits, [200, 400, 800, 1600, 3200, 5000, 5000]);
-        // Once something was done, the next failure is tried again soon.
+        // A successful step resets the pause.
         runner.next(saw(Container::Running(Run("1".to_owned()))), work(Wish::Stop));
         runner.next(Outcome::Did(Ok(Done::Stepped)), work(Wish::Stop));
         runner.next(refused(), work(Wish::Stop));
@@ -333,7 +334,7 @@ mod tests {
         let mut runner = Runner::new(running.clone(), Some(Container::Running(run)));
         assert_eq!(runner.begin(), rests);
         let mut traffic = |bytes| runner.next(Outcome::Traffic(bytes), running.clone());
-        assert_eq!(traffic(Some(10)), rests, "there is nothing to compare with");
+        assert_eq!(traffic(Some(10)), rests, "there is nothing to compare it with");
         assert_eq!(traffic(Some(10)), rests);
         assert_eq!(traffic(None), rests);
         assert_eq!(traffic(Some(11)), Action::Tell(Report::Active));

@@ -1,4 +1,4 @@
-//! The runners of this host's sessions, each a task: carries out on the engine what [`Runner`] decides.
+//! The runners of this host's sessions, each a task: executes on the engine what [`Runner`] decides.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,23 +13,25 @@ use super::state::Order;
 use crate::runtime::{Container, Error, Runtime};
 use crate::types::SessionId;
 
-/// How long a session's processes have to end by themselves before they are killed: Docker's own default.
+/// How long a session's processes have to end by themselves before they are killed: Docker's default.
 const STOP_GRACE: Duration = Duration::from_secs(10);
-/// How often the traffic of a session that may end for want of it is looked at.
+/// How often the traffic of a session with an idle timeout is read.
 const TRAFFIC_INTERVAL: Duration = Duration::from_secs(10);
-/// Progress texts on their way; more of them are dropped.
+/// Progress texts that wait for the runner. Further ones are dropped.
 const PROGRESS_QUEUE: usize = 4;
-/// How long a runner waits whose report could not be taken in: the journal cannot be written, or the daemon stops.
+/// How long a runner waits after a report that the owner did not accept: the journal cannot be written, or the daemon
+/// is stopping.
 const NOT_TAKEN: Duration = Duration::from_secs(5);
 
-/// A report on its way to the owner, who answers once it is taken in; false: it could not be.
+/// A report to the owner. The owner answers `taken` with true once it has accepted the report, and with false if it
+/// could not.
 pub(super) struct Envelope {
     pub(super) session: SessionId,
     pub(super) report: Report,
     pub(super) taken: oneshot::Sender<bool>,
 }
 
-/// All of them.
+/// All runners of this host.
 pub(super) struct Runners {
     runtime: Arc<dyn Runtime>,
     reports: mpsc::Sender<Envelope>,
@@ -48,11 +50,11 @@ impl Runners {
         Self { runtime, reports, links: HashMap::new(), tasks: JoinSet::new() }
     }
 
-    /// Gives a session's runner its orders; begins or ends the runner where that is due.
+    /// Gives a session's runner its order. Starts a runner if there is none, and ends it if there is no more work.
     pub(super) fn direct(&mut self, order: Order) {
         let Order { session, work, fresh } = order;
         let Some(work) = work else {
-            // Dropping the link tells the runner that it is done.
+            // `None` ends the runner.
             if let Some(link) = self.links.remove(&session) {
                 link.work.send_replace(None);
             }
@@ -81,7 +83,7 @@ impl Runners {
         self.links.insert(session, Link { work: sender, nudge });
     }
 
-    /// Something about the session's container may have changed.
+    /// Wakes a session's runner: its container may have changed.
     pub(super) fn nudge(&self, session: &SessionId) {
         if let Some(link) = self.links.get(session) {
             link.nudge.notify_one();
@@ -92,7 +94,7 @@ impl Runners {
         self.links.values().for_each(|link| link.nudge.notify_one());
     }
 
-    /// The next runner that ended, and how. `None` where there is none.
+    /// The next runner that ended, and how. `None`: no runner is left.
     pub(super) async fn ended(&mut self) -> Option<Result<(), JoinError>> {
         self.tasks.join_next().await
     }
@@ -103,14 +105,14 @@ struct Course {
     session: SessionId,
     runtime: Arc<dyn Runtime>,
     reports: mpsc::Sender<Envelope>,
-    /// `None`: there is nothing more to do.
+    /// `None`: there is no more work.
     work: watch::Receiver<Option<Work>>,
-    /// Something about the container may have changed.
+    /// The container may have changed.
     nudge: Arc<Notify>,
 }
 
 impl Course {
-    /// Works until there is nothing more to do.
+    /// Works until there is no more work.
     async fn run(mut self, known: Option<Container>) {
         let Some(work) = self.newest() else { return };
         let mut runner = Runner::new(work, known);
@@ -145,7 +147,7 @@ impl Course {
         }
     }
 
-    /// Fetches the image, and reports its progress. A change of the wish ends it.
+    /// Pulls the image, and reports its progress. A change of the wish ends the pull.
     async fn ensure_image(&mut self, work: &Work) -> Outcome {
         let (progress, mut heard) = mpsc::channel(PROGRESS_QUEUE);
         let runtime = Arc::clone(&self.runtime);
@@ -185,7 +187,7 @@ impl Course {
         Outcome::Woken
     }
 
-    /// Reports to the owner, and waits until it has taken that in: what it orders next follows from it.
+    /// Reports to the owner, and waits until the owner has accepted it, since the next order may follow from it.
     async fn tell(&self, report: Report) -> bool {
         let (taken, answer) = oneshot::channel();
         let envelope = Envelope { session: self.session, report, taken };

@@ -1,8 +1,8 @@
 //! Every session of this host, turn by turn; sans-io.
 //!
-//! A turn takes in what waits ([`Sessions::take`]), says what must be on disk before anybody is told
-//! ([`Sessions::changes`]), and once that is written, or could not be, says what to publish, what the runners are to
-//! do and what to answer ([`Sessions::finish`]). The owner ([`task`](super::task)) carries that out; the simulation
+//! A turn takes the waiting inputs ([`Sessions::take`]) and returns what must be on disk before any answer
+//! ([`Sessions::changes`]). Once that is written, or the write has failed, it returns what to publish, the orders for
+//! runners and the answers ([`Sessions::finish`]). The owner ([`task`](super::task)) does the work; the simulation
 //! does it on virtual time.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,16 +22,16 @@ use crate::types::{
     SessionState,
 };
 
-/// The node counts as ready after this long even if its engine never answered.
+/// After this time the node counts as ready, even if its engine has not answered.
 const READY_AFTER: Duration = Duration::from_secs(10);
 
-/// How an answer finds its caller: a one-shot channel in the daemon, a waiting call in the simulation.
+/// Where a caller waits for its answer: a one-shot channel in the daemon, a waiting call in the simulation.
 pub trait Reply {
-    /// Where a `T` is awaited.
+    /// Where a caller waits for a `T`.
     type To<T>;
 }
 
-/// What can be asked of the sessions of this host.
+/// A request to the sessions of this host.
 pub enum Request<R: Reply> {
     Find(SessionId, String, R::To<Result<Option<Session>, Error>>),
     Admit(Box<Admit>, R::To<Result<Admitted, Error>>),
@@ -42,10 +42,10 @@ pub enum Request<R: Reply> {
     Fence(Ballot, R::To<Result<(), Stale>>),
 }
 
-/// Something that comes in.
+/// One input of a turn.
 pub enum Input<R: Reply> {
     Request(Request<R>),
-    /// What a session's runner saw. It is told whether that was taken in.
+    /// A report of a session's runner. The answer says whether it was accepted.
     Report(SessionId, Report, R::To<bool>),
     /// Every container of the engine.
     Listed(Result<Vec<Found>, runtime::Error>),
@@ -54,11 +54,11 @@ pub enum Input<R: Reply> {
         up: bool,
     },
     Tick,
-    /// A runner has failed: sessions that should have one and have none get a new one.
+    /// A runner has failed: every session that needs a runner and has none gets a new one.
     RunnerFailed,
 }
 
-/// An answer, and where it is awaited.
+/// An answer, and where its caller waits.
 pub enum Answer<R: Reply> {
     Find(R::To<Result<Option<Session>, Error>>, Result<Option<Session>, Error>),
     Admit(R::To<Result<Admitted, Error>>, Result<Admitted, Error>),
@@ -70,29 +70,29 @@ pub enum Answer<R: Reply> {
     Report(R::To<bool>, bool),
 }
 
-/// What a session's runner is to do from now on.
+/// The new order for a session's runner.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Order {
     pub session: SessionId,
-    /// `None`: nothing more.
+    /// `None`: the runner ends.
     pub work: Option<Work>,
-    /// It was admitted in this turn: its container cannot be there yet.
+    /// The session was admitted in this turn, so it cannot have a container yet.
     pub fresh: bool,
 }
 
-/// What follows from a turn, in the order in which it is to be done.
+/// The results of a turn, in the order in which the owner acts on them.
 pub struct Turn<R: Reply> {
-    /// What everybody may read from now on, where that changed.
+    /// The new snapshot, if it changed.
     pub snapshot: Option<Arc<Snapshot>>,
     pub orders: Vec<Order>,
-    /// Runners are to look at their containers again.
+    /// Every runner observes its container again.
     pub nudge_all: bool,
-    /// Journal and engine were brought together once, or the engine was waited for long enough.
+    /// Journal and engine have been reconciled once, or the wait for the engine is over.
     pub ready: bool,
     pub answers: Vec<Answer<R>>,
 }
 
-/// An answer that waits for the disk.
+/// An answer that waits for the write.
 #[expect(clippy::large_enum_variant, reason = "there is one for the time of one turn")]
 enum Pending<R: Reply> {
     Find(R::To<Result<Option<Session>, Error>>, SessionId, String),
@@ -105,34 +105,34 @@ enum Pending<R: Reply> {
     Report(R::To<bool>),
 }
 
-/// What is known of the sessions at a start.
+/// What [`Sessions`] starts with.
 pub struct Start {
     pub config: Config,
     pub cluster: Name,
     pub node: NodeId,
     /// The journal's records.
     pub records: Vec<Record>,
-    /// Why the journal could not be read and was begun anew.
+    /// Why the journal could not be read and was created anew.
     pub journal_rebuilt: Option<String>,
-    /// The highest ballot that this node has followed or voted for, as it is on disk.
+    /// The highest ballot on disk that this node has followed or voted for.
     pub fence: Option<Ballot>,
-    /// Which life of the agent this is: grows with every start.
+    /// The number of this start of the agent: it grows with every start.
     pub incarnation: u64,
 }
 
-/// Everything that the owner holds.
+/// The state of the owner.
 pub struct Sessions<R: Reply> {
     registry: Registry,
     /// Answers that wait for the end of this turn.
     pending: Vec<Pending<R>>,
-    /// Admitted in this turn.
+    /// The sessions that were admitted in this turn.
     fresh: BTreeSet<SessionId>,
-    /// The actors of what changes in this turn, for the log.
+    /// The actors of this turn's changes, for the log.
     actors: BTreeMap<SessionId, Actor>,
     published: BTreeMap<SessionId, Arc<SessionProfile>>,
     activities: BTreeMap<SessionId, SessionActivity>,
     feed: Feed,
-    /// Every session looks different now, not only those that changed.
+    /// Publish every session in this turn, not only those that changed.
     publish_all: bool,
     nudge_all: bool,
     journal_rebuilt: Option<String>,
@@ -141,7 +141,7 @@ pub struct Sessions<R: Reply> {
 }
 
 impl<R: Reply> Sessions<R> {
-    /// Begins with what is on disk. The first turn, with nothing to take in, publishes it and sets runners to work.
+    /// Starts from what is on disk. The first turn needs no input: it publishes the sessions and starts their runners.
     pub fn new(start: Start, cx: &Context<'_>) -> Self {
         let Start { config, cluster, node, records, journal_rebuilt, fence, incarnation } = start;
         let mut registry = Registry::new(config, cluster, node, fence, records);
@@ -162,12 +162,12 @@ impl<R: Reply> Sessions<R> {
         }
     }
 
-    /// The decisions so far, those of this turn included.
+    /// The records, with this turn's decisions.
     pub const fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Decides on one thing that came in.
+    /// Decides on one input.
     pub fn take(&mut self, input: Input<R>, cx: &Context<'_>) {
         match input {
             Input::Request(request) => self.decide(request, cx),
@@ -210,7 +210,7 @@ impl<R: Reply> Sessions<R> {
             Request::Secret(id, reply) => Pending::Secret(reply, id),
             Request::Explain(id, reply) => Pending::Explain(reply, id),
             Request::Claim(ballot, id, reply) => Pending::Claim(reply, self.registry.claim(&ballot, &id, cx)),
-            // Answered once this turn is published, and with it whatever was admitted before.
+            // Answered once this turn is published, so that every session that was admitted before is published too.
             Request::Fence(ballot, reply) => Pending::Fence(reply, self.registry.fence(&ballot)),
         };
         self.pending.push(pending);
@@ -220,23 +220,23 @@ impl<R: Reply> Sessions<R> {
         match found {
             Ok(found) => {
                 for (session, node) in self.registry.reconcile(found, cx) {
-                    tracing::warn!(%session, %node, "a container of another node id is on this engine; it is left alone");
+                    tracing::warn!(%session, %node, "container belongs to another node id, leaving it alone");
                 }
                 self.nudge_all = true;
             }
-            Err(error) => tracing::warn!(%error, "the engine's containers cannot be listed"),
+            Err(error) => tracing::warn!(%error, "cannot list the containers of the engine"),
         }
         self.ready = true;
     }
 
-    /// What must be on disk before the turn is finished: every session that differs from the disk, `None` where it
-    /// is to be forgotten. `None`: nothing must.
+    /// What must be on disk before [`Self::finish`]: every record that differs from the disk, or `None` if the disk
+    /// is up to date. A record that is `None` is removed.
     pub fn changes(&self) -> Option<impl Iterator<Item = (&SessionId, Option<&Record>)>> {
         self.registry.must_commit().then(|| self.registry.changes())
     }
 
-    /// Ends the turn. `written` says whether the changes are on disk, where there were any; if not, everything is
-    /// as it was before them.
+    /// Ends the turn. `written` says whether the changes, if any, are on disk. If they are not, the whole turn is
+    /// rolled back.
     pub fn finish(&mut self, written: Result<(), String>, cx: &Context<'_>) -> Turn<R> {
         let written = written.map_err(Error::Journal);
         if self.registry.must_commit() {
@@ -352,7 +352,7 @@ impl<R: Reply> Sessions<R> {
         profile
     }
 
-    /// For the caller that made the session, and for a retry of the same request.
+    /// The session with its secret: for the caller that created it, and for a retry of the same request.
     fn session_with_secret(&self, id: &SessionId, cx: &Context<'_>) -> Result<Session, Error> {
         let secret = self.known(id)?.secret.clone();
         Ok(Session { secret, ..self.session(id, cx)? })
@@ -369,7 +369,7 @@ fn explain(record: &Record, cx: &Context<'_>) -> Explanation {
     }
 }
 
-/// One line for each step of a session's life.
+/// Logs each change of a session's state.
 fn log_change(before: Option<&SessionProfile>, now: &SessionProfile, by: Option<&Actor>) {
     if before.is_some_and(|before| before.state == now.state) {
         return;

@@ -1,7 +1,7 @@
-//! The owner of this host's sessions: carries out what [`Sessions`] decides.
+//! The owner of this host's sessions: does what [`Sessions`] decides.
 //!
-//! One turn of its loop takes in all that waits, writes what was decided in one durable transaction, publishes,
-//! gives runners their orders and only then replies: a group commit without a second queue.
+//! One turn of its loop takes all waiting inputs, writes the decisions in one durable transaction, publishes, gives
+//! runners their orders and only then replies: a group commit without a second queue.
 
 use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
@@ -24,13 +24,14 @@ use crate::runtime::{Error as RuntimeError, Event, Found, Health, Runtime};
 use crate::types::{Ballot, Name, NodeId};
 use crate::{capacity, node};
 
-/// Requests and reports decided on in one turn, and so made durable by one write.
+/// Requests and reports of one turn at most, which one write makes durable.
 const TURN: usize = 256;
-/// Reports of runners on their way: each runner waits for its answer, so one a session is ever here.
+/// Reports of runners that wait for the owner. Each runner waits for its answer, so there is at most one a session.
 const REPORTS: usize = 256;
-/// Events of the engine on their way. An event only says "look": a burst that waits loses nothing.
+/// Events of the engine that wait for the owner. An event only says that a container may have changed, so a burst
+/// that waits loses nothing.
 const EVENTS: usize = 256;
-/// How often deadlines are looked at.
+/// How often deadlines are checked.
 const TICK: Duration = Duration::from_secs(1);
 /// Random bytes of a session's secret.
 const SECRET_BYTES: usize = 18;
@@ -42,9 +43,9 @@ pub struct Parts {
     pub node_id: NodeId,
     pub journal: Journal,
     pub records: Vec<Record>,
-    /// The highest ballot that this node has followed or voted for, as it is on disk.
+    /// The highest ballot on disk that this node has followed or voted for.
     pub fence: Option<Ballot>,
-    /// Which life of the agent this is: grows with every start.
+    /// The number of this start of the agent: it grows with every start.
     pub incarnation: u64,
     pub runtime: Arc<dyn Runtime>,
     pub node: watch::Receiver<Arc<node::State>>,
@@ -64,7 +65,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
     (handle, tokio::spawn(owner.run(inbox, reports)))
 }
 
-/// Callers in the daemon wait at a one-shot channel.
+/// Callers in the daemon wait on one-shot channels.
 pub(super) struct Channels;
 
 impl Reply for Channels {
@@ -72,7 +73,7 @@ impl Reply for Channels {
 }
 
 impl Answer<Channels> {
-    /// A caller that does not wait any more needs no answer.
+    /// Sends the answer. The caller may have stopped waiting.
     fn send(self) {
         match self {
             Self::Find(to, answer) => drop(to.send(answer)),
@@ -98,11 +99,11 @@ struct Owner {
     ready: watch::Sender<bool>,
 }
 
-/// What comes in, or is only to be passed on.
+/// What the loop receives: an input of a turn, or an event that only wakes runners.
 enum Incoming {
     Input(Input<Channels>),
     Event(Event),
-    /// Nobody can ask any more.
+    /// Every handle is dropped.
     Closed,
 }
 
@@ -166,14 +167,14 @@ impl Owner {
                 Some(ended) = self.runners.ended() => match ended {
                     Ok(()) => continue,
                     Err(failure) => {
-                        tracing::error!(%failure, "a session's runner has failed");
+                        tracing::error!(%failure, "runner of a session failed");
                         Incoming::Input(Input::RunnerFailed)
                     }
                 },
                 Some(ended) = children.join_next() => match ended {
                     Ok(()) => continue,
                     Err(failure) => {
-                        tracing::error!(%failure, "the link to the engine, or a list of its containers, has failed");
+                        tracing::error!(%failure, "task of the engine link or of a container list failed");
                         continue;
                     }
                 },
@@ -201,7 +202,7 @@ impl Owner {
         }
     }
 
-    /// Decide, persist, publish, set to work, reply: in this order.
+    /// Decides, persists, publishes, gives orders and replies, in this order.
     async fn turn(&mut self, inputs: Vec<Input<Channels>>) {
         for input in inputs {
             self.surroundings.with_context(|cx| self.sessions.take(input, cx));
@@ -210,7 +211,7 @@ impl Owner {
         if let Some(changes) = self.sessions.changes() {
             let commit = self.journal.commit(changes);
             if let Err(error) = commit.await {
-                tracing::error!(%error, "the journal cannot be written; nothing was changed");
+                tracing::error!(%error, "cannot write the journal; nothing changed");
                 written = Err(error.to_string());
             }
         }
@@ -232,13 +233,13 @@ impl Owner {
     }
 }
 
-/// Asks the engine for everything, beside the loop.
+/// Lists all containers, in a task of its own so that the loop does not wait for the engine.
 async fn list(runtime: Arc<dyn Runtime>, listed: mpsc::Sender<Result<Vec<Found>, RuntimeError>>) {
     let found = runtime.list().await;
     let _ = listed.send(found).await;
 }
 
-/// What decisions look at besides the sessions.
+/// What decisions read besides the sessions.
 struct Surroundings {
     node: watch::Receiver<Arc<node::State>>,
     capacity: watch::Receiver<Arc<capacity::Report>>,
@@ -269,7 +270,7 @@ impl Surroundings {
     }
 }
 
-/// Whether nobody on this host listens on the port. A hint: the engine finds out for certain.
+/// Whether no process on this host listens on the port. A hint: only the engine's bind is certain.
 fn port_usable(port: u16) -> bool {
     TcpListener::bind(("0.0.0.0", port)).is_ok() && UdpSocket::bind(("0.0.0.0", port)).is_ok()
 }

@@ -1,4 +1,4 @@
-//! Values to bytes and back. The only place that knows the encodings: JSON and postcard.
+//! Encodes and decodes values. The only file that knows the encodings, JSON and postcard.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,30 +9,30 @@ use crate::types::Actor;
 /// Why bytes are not a message, or a message cannot be sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    #[error("{0} bytes are more than a frame may have, {MAX_FRAME}")]
+    #[error("message of {0} bytes exceeds the limit of {MAX_FRAME} bytes")]
     TooLarge(usize),
-    #[error("these bytes are not a message of this protocol")]
+    #[error("malformed message")]
     Malformed,
 }
 
-/// How a value is written.
+/// The encoding of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// For documents of the API and whatever may gain fields: a node that knows fewer of them still reads it.
+    /// For documents of the API and other values that may gain fields: a node that knows fewer fields still reads them.
     Json,
-    /// For what is sent often and stays as it is.
+    /// For values that are sent often and gain no fields.
     Postcard,
 }
 
 impl Format {
     /// # Errors
-    /// The value is larger than a frame may be.
+    /// The encoded value exceeds [`MAX_FRAME`].
     pub fn encode(self, value: &impl Serialize) -> Result<Vec<u8>, Error> {
         self.append(value, Vec::new())
     }
 
     /// # Errors
-    /// The bytes are too many, or not a `T` from the first to the last.
+    /// The bytes exceed [`MAX_FRAME`], or are not exactly one `T`.
     pub fn decode<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T, Error> {
         if bytes.len() > MAX_FRAME {
             return Err(Error::TooLarge(bytes.len()));
@@ -55,7 +55,7 @@ impl Format {
     }
 }
 
-/// What stands before a call's body: its number, and the actor's JSON where one is named.
+/// The head of a call, before its body: its number and, if it names an actor, the actor as JSON.
 type Head<'a> = (u16, Option<&'a str>);
 
 /// The bytes of a call: its head, then its body to the end.

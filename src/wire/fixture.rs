@@ -1,6 +1,6 @@
-//! Samples of every message that there is: to pin their bytes, and to damage them.
+//! Samples of every message: to pin their bytes, and to damage them.
 
-/// A value of each variant of an enum. It does not compile while one is missing.
+/// A value of each variant of an enum. The code does not compile while a variant is missing.
 macro_rules! each {
     ($enum:ty { $($variant:pat => $value:expr,)* }) => {{
         let _ = |value: &$enum| match value { $($variant => (),)* };
@@ -27,10 +27,10 @@ type Is = Box<dyn Fn(&[u8]) -> bool>;
 
 /// A message as it is on the wire.
 pub(super) struct Sample {
-    /// `Find.request.0`: the call, which side of it, and which of the samples.
+    /// Such as `Find.request.0`: the call, request or answer, and the sample's number.
     pub(super) name: String,
     pub(super) bytes: Vec<u8>,
-    /// Whether bytes are the value that was sampled.
+    /// Whether bytes decode to the sampled value.
     pub(super) is: Is,
 }
 
@@ -68,14 +68,14 @@ pub(super) fn samples() -> Vec<Sample> {
     hellos.chain(samples_of_calls()).chain(actors).collect()
 }
 
-/// A call that there are samples of: each has to be one, or the table of calls does not compile in tests.
+/// A call with samples. Every call needs some: without them the table of calls does not compile in tests.
 pub(super) trait Sampled: Call<Answer: PartialEq> + PartialEq {
     fn requests() -> Vec<Self>;
 
     fn answers() -> Vec<Self::Answer>;
 }
 
-/// What a person may change is asked for by one.
+/// The samples of one call. A change that a person may request has a token as its actor.
 pub(super) fn samples_of<C: Sampled>() -> Vec<Sample> {
     let by = || (C::CHANGES && C::ASKER.role().is_some()).then(token);
     let requests = C::requests().into_iter().enumerate();

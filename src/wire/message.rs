@@ -1,4 +1,4 @@
-//! Everything that one node may ask of another.
+//! The table of calls: everything that one node may ask of another.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -12,34 +12,34 @@ use crate::types::{
 };
 use crate::{catalogue, election, gossip, node, placement, sessions};
 
-/// A question, the type of its answer, and what the table says of it.
+/// A call, the type of its answer, and its line of the table.
 pub trait Call: Serialize + DeserializeOwned + Send + 'static {
     type Answer: Serialize + DeserializeOwned + Send + 'static;
 
     /// For logs and metrics.
     const NAME: &'static str;
-    /// What tells it on the wire.
+    /// Its number on the wire.
     const NUMBER: u16;
     const ANSWERED_BY: AnsweredBy;
     const ASKER: Asker;
-    /// Whether it changes something: the person who asks for that is named in its envelope.
+    /// Whether it changes something. Its envelope then names the actor.
     const CHANGES: bool;
-    /// Of the call and of its answer.
+    /// The format of the call and of its answer.
     const FORMAT: Format;
 }
 
 /// The part of a node that answers a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnsweredBy {
-    /// The host that is asked.
+    /// The host that receives it.
     Host,
     /// The leader. Another node may [pass](Pass) the call on to it.
     Leader,
-    /// The node that is asked, over the mesh alone: the answer is more than a value of its own.
+    /// The node that receives it, and only over the mesh: the answer is more than a value of that node.
     Node,
 }
 
-/// Who may ask.
+/// Who may make a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asker {
     /// The node whose ballot the call carries.
@@ -51,7 +51,7 @@ pub enum Asker {
 }
 
 impl Asker {
-    /// What a person needs; `None` where no person may ask.
+    /// The role that a person needs. `None`: no person may make the call.
     pub const fn role(self) -> Option<Role> {
         match self {
             Self::Person(role) => Some(role),
@@ -60,28 +60,28 @@ impl Asker {
     }
 }
 
-/// The table of calls, handed to a macro that makes something of it. One line a call: its name; the part that answers
-/// it; who may ask, which is a role where a person may; whether it changes something; its format; its body; its
-/// answer. Calls are only ever added at the end: their order is their number.
+/// The table of calls, as input for another macro. One line a call: its name; the part that answers it; who may ask (a
+/// role, if a person may); whether it changes something; its format; its body; its answer. New calls go to the end,
+/// since a call's position is its number.
 macro_rules! calls {
     ($make:ident) => {
         $make! {
             /// Votes and heartbeats.
             Election(Host, Ballot, changes, Postcard): election::Request => Result<election::Answer, election::Error>;
-            /// A leader asks its host what it holds, and waits until that differs from what it has.
+            /// A leader asks a host for its report. The host answers once something differs from what the leader has.
             Report(Host, Ballot, reads, Json): Report => Result<placement::HostReport, election::Stale>;
             /// A leader offers a session.
             Admit(Host, Ballot, changes, Json): Admit => Result<sessions::Admitted, AdmitError>;
-            /// The session of a key, with its secret, as when it was made.
+            /// The session of a key, with its secret, as in the answer to the request that created it.
             Find(Host, Member, reads, Json): Find => Result<Option<Session>, sessions::Error>;
             Command(Host, Operate, changes, Json): Command => Result<Session, sessions::Error>;
             Secret(Host, Operate, reads, Json): Secret => Result<Option<String>, sessions::Error>;
             Explain(Host, Read, reads, Json): Explain => Result<Explanation, sessions::Error>;
-            /// Answers once the session is as wanted, or the time is up; `None` where it is no longer known.
+            /// Answers once the wait is met or the timeout is over. `None`: the host has no record of the session.
             Hold(Host, Read, reads, Json): Hold => Option<Remembered>;
-            /// The answer is followed by the log itself, to the end of the stream.
+            /// The log follows the answer, up to the end of the stream.
             Logs(Node, Read, reads, Json): Logs => Result<(), sessions::Error>;
-            /// How the node is now.
+            /// The node as it is now.
             Describe(Host, Read, reads, Json): Describe => Node;
             Patch(Host, Admin, changes, Json): Patch => Result<Node, node::Error>;
             Drain(Host, Admin, changes, Json): Drain => Result<Node, node::Error>;
@@ -92,20 +92,20 @@ macro_rules! calls {
             DryRun(Leader, Operate, reads, Json): DryRun => Led<Result<Plan, placement::Error>>;
             Nodes(Leader, Read, reads, Json): Nodes => Led<Vec<Node>>;
             Sessions(Leader, Read, reads, Json): Sessions => Led<List<Session>>;
-            /// The sessions whose id begins so: two at most, which is one too many.
+            /// The sessions whose id begins with a prefix. Two at most, which show that the prefix is ambiguous.
             Locate(Leader, Read, reads, Json): Locate => Led<Vec<Remembered>>;
             Edit(Leader, Admin, changes, Json): Edit => Led<Result<catalogue::Edited, catalogue::Error>>;
-            /// Entries to keep, where they are newer than what is there. Answered once they are on disk.
+            /// Entries to store if they are newer than the stored ones. Answered once they are on disk.
             Keep(Host, Member, changes, Json): Keep => Result<(), catalogue::Error>;
-            /// What each side has and the other has not.
+            /// The entries that one side has and the other does not.
             Compare(Host, Member, reads, Json): Compare => catalogue::Difference;
-            /// A leader takes charge of a session that its host could not start.
+            /// A leader takes over a session that its host could not start.
             Claim(Host, Ballot, changes, Json): Claim => Result<sessions::Claimed, AdmitError>;
-            /// A node is gone and will not return: every node forgets it, and its sessions.
+            /// Forget a node that will not return, and its sessions.
             Forget(Host, Admin, changes, Json): Forget => Result<(), gossip::Error>;
-            /// A call of the leader's, for a node that does not reach the leader itself.
+            /// Pass a call on to the leader, for a node that cannot reach the leader itself.
             Pass(Node, Member, reads, Postcard): Pass => Result<Passed, NotPassed>;
-            /// The same as `Forget`, of one session alone.
+            /// Like `Forget`, for one session.
             ForgetSession(Host, Operate, changes, Json): ForgetSession => Result<(), gossip::Error>;
         }
     };
@@ -185,15 +185,15 @@ macro_rules! define {
                 match self { $(Self::$name(_) => <$body as Call>::ASKER,)* }
             }
 
-            /// In whose name it is asked, where that matters.
+            /// The ballot that it carries, if it carries one.
             pub const fn ballot(&self) -> Option<&Ballot> {
                 match self { $(Self::$name(call) => ballot!($asker, call),)* }
             }
 
-            /// The same bytes as those of the call that came in, where its actor is the same.
+            /// Encodes the call with an actor. For the actor that it came with, these are the bytes that came in.
             ///
             /// # Errors
-            /// It is larger than a frame may be.
+            /// The call exceeds [`MAX_FRAME`](super::MAX_FRAME).
             pub fn encode(&self, by: Option<&Actor>) -> Result<Vec<u8>, codec::Error> {
                 match self { $(Self::$name(call) => Envelope::encode(by, call),)* }
             }
@@ -206,7 +206,7 @@ macro_rules! define {
             }
         }
 
-        /// Reads bytes as the answer to each call in turn: whatever they are, no reader may be harmed.
+        /// Reads bytes as the answer to each call in turn. No input may crash a reader or make it allocate too much.
         pub fn read_as_every_answer(bytes: &[u8]) {
             $(let _ = <$body as Call>::FORMAT.decode::<$answer>(bytes);)*
         }
@@ -231,37 +231,37 @@ calls!(define);
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Pass(pub Vec<u8>);
 
-/// What the leader answered.
+/// The leader's answer to a call that was passed on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Passed {
     pub leader: NodeId,
-    /// As it is on the wire.
+    /// The answer as it is on the wire.
     pub answer: Vec<u8>,
 }
 
-/// Why a request has no answer of the leader's.
+/// Why a call that was to be passed on has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NotPassed {
-    /// The leader did not get it.
+    /// The call did not reach the leader.
     Undelivered,
     /// What became of it is not known. With the cause as text: the error itself cannot cross the wire.
     NoAnswer(String),
 }
 
-/// The answer of a node that was asked as the leader: it may not be it.
+/// The answer to a call for the leader, from a node that may not be the leader.
 pub type Led<T> = Result<T, NotLeader>;
 
 /// The node that was asked does not lead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotLeader {
-    /// Whom it follows, as far as it knows.
+    /// The leader that it follows, if it knows one.
     pub leader: Option<NodeId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub ballot: Ballot,
-    /// What the leader has of this host, from an earlier answer.
+    /// The versions that the leader has of this host, from an earlier answer.
     pub have: Option<placement::Have>,
 }
 
@@ -283,7 +283,7 @@ impl Admit {
 /// Why a host did not admit a session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum AdmitError {
-    /// It follows a higher ballot.
+    /// The host follows a higher ballot.
     Stale(election::Stale),
     Refused(sessions::Error),
 }
@@ -371,7 +371,7 @@ pub struct RemoveVolume(pub String);
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Place {
     pub session: SessionId,
-    /// The entry node drew the key for this very request: it was never tried before.
+    /// The first node that received the request drew the key for it alone, so no host can have a session of it.
     pub drawn: bool,
     pub request: SessionRequest,
 }

@@ -1,10 +1,10 @@
-//! What nodes say to one another, and its bytes.
+//! The messages between nodes, and their bytes.
 //!
-//! [`message`] is the table of calls: of each, the part of a node that answers it, who may ask, whether it changes
-//! something, its format and its answer. An [`Envelope`] carries a call with the actor who asks for the change.
-//! [`codec`] turns values into bytes and back, within bounds: what a peer sends can be wrong, but never crash or fill
-//! this node. The protocol's version is agreed in the TLS handshake ([`PROTOCOL`]); whatever may gain fields travels
-//! as JSON, so that it can do so without a new version.
+//! [`message`] is the table of calls. It says of each call which part of a node answers it, who may ask, whether it
+//! changes something, its format and its answer. An [`Envelope`] carries a call with its actor. [`codec`] encodes and
+//! decodes values within bounds: a peer's message can be wrong, but it cannot crash this node or fill its memory. The
+//! TLS handshake agrees on the version of the protocol ([`PROTOCOL`]). Values that may gain fields are sent as JSON,
+//! so that a new field needs no new version.
 
 pub mod codec;
 mod envelope;
@@ -18,8 +18,8 @@ pub use codec::Format;
 pub use envelope::Envelope;
 pub use message::{Call, Request};
 
-/// The protocol's name and version, as ALPN has it.
+/// The protocol's name and version, for ALPN.
 pub const PROTOCOL: &[u8] = b"ostler/1";
 
-/// Bytes of one request or answer at most: the largest is a host's whole ledger, about 1 KiB a session.
+/// Bytes of one request or answer at most. The largest is a host's full report, of about 1 KiB a session.
 pub const MAX_FRAME: usize = 16 << 20;

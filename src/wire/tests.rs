@@ -1,4 +1,4 @@
-//! The bytes of every message: pinned, and damaged.
+//! Tests of the bytes of every message, pinned and damaged.
 
 use std::fmt::Write;
 use std::sync::LazyLock;
@@ -18,7 +18,7 @@ const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/wire-v1.
 /// The bytes of every message.
 static MESSAGES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| samples().into_iter().map(|sample| sample.bytes).collect());
 
-/// One line a message: its name, its bytes.
+/// One line for each message: its name and its bytes.
 fn written(samples: &[Sample]) -> String {
     samples.iter().fold(String::new(), |mut text, sample| {
         writeln!(text, "{} {}", sample.name, HEXLOWER.encode(&sample.bytes)).unwrap();
@@ -26,9 +26,9 @@ fn written(samples: &[Sample]) -> String {
     })
 }
 
-/// Nodes of one protocol version understand each other, whichever release they are of.
+/// Nodes of one protocol version understand each other across releases.
 #[test]
-fn every_message_has_the_bytes_it_always_had_and_they_are_read_as_it() {
+fn the_bytes_of_every_message_are_pinned_and_decode_to_it() {
     let samples = samples();
     let now = written(&samples);
     if std::env::var_os("OSTLER_REWRITE").is_some() {
@@ -36,9 +36,9 @@ fn every_message_has_the_bytes_it_always_had_and_they_are_read_as_it() {
     }
     let golden = std::fs::read_to_string(GOLDEN).unwrap();
     for (now, golden) in now.lines().zip(golden.lines()) {
-        assert_eq!(now, golden, "OSTLER_REWRITE=1 takes it as it is now");
+        assert_eq!(now, golden, "OSTLER_REWRITE=1 rewrites the golden file");
     }
-    assert_eq!(now.lines().count(), golden.lines().count(), "OSTLER_REWRITE=1 takes them as they are now");
+    assert_eq!(now.lines().count(), golden.lines().count(), "OSTLER_REWRITE=1 rewrites the golden file");
     for (sample, line) in samples.iter().zip(golden.lines()) {
         let (_, bytes) = line.split_once(' ').unwrap();
         assert!((sample.is)(&HEXLOWER.decode(bytes.as_bytes()).unwrap()), "{}", sample.name);
@@ -46,7 +46,7 @@ fn every_message_has_the_bytes_it_always_had_and_they_are_read_as_it() {
 }
 
 #[test]
-fn a_message_that_is_cut_short_or_goes_on_is_not_one() {
+fn a_message_with_missing_or_extra_bytes_is_malformed() {
     for sample in samples() {
         for end in 0..sample.bytes.len() {
             assert!(!(sample.is)(&sample.bytes[..end]), "{} up to {end}", sample.name);
@@ -57,7 +57,7 @@ fn a_message_that_is_cut_short_or_goes_on_is_not_one() {
     }
 }
 
-/// Reads bytes as everything that a peer may send.
+/// Decodes bytes as every message that a peer may send.
 fn read(bytes: &[u8]) {
     let _ = Format::Postcard.decode::<Hello>(bytes);
     if let Ok(Envelope { by, request }) = Envelope::decode(bytes) {
@@ -70,14 +70,14 @@ fn read(bytes: &[u8]) {
 
 proptest! {
     #[test]
-    fn no_bytes_harm_whoever_reads_them(message: Index, other: Index, damages in damages()) {
+    fn decoding_damaged_messages_never_panics(message: Index, other: Index, damages in damages()) {
         let [message, other] = [message, other].map(|index| index.get(MESSAGES.as_slice()));
         read(&damaged(message, other, &damages));
     }
 }
 
 #[test]
-fn an_envelope_brings_the_call_and_its_actor() {
+fn an_envelope_carries_the_call_and_its_actor() {
     for sample in samples().iter().filter(|sample| sample.name.contains(".request.") || sample.name.contains("Actor")) {
         let envelope = Envelope::decode(&sample.bytes).unwrap();
         assert_eq!(envelope.request.encode(envelope.by.as_ref()).unwrap(), sample.bytes, "{}", sample.name);

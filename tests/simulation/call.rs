@@ -1,11 +1,11 @@
-//! What hosts ask each other, and what becomes of it on the way.
+//! The calls between hosts, and their answers and failures.
 
 use ostler::gossip::Member;
 use ostler::placement::{self, Have, HostAnswer};
 use ostler::sessions::{Admit, Admitted, Command};
 use ostler::types::{Ballot, NodeId, SessionId, SessionRequest};
 
-/// Who waits for an answer: a call of one life of a host.
+/// A caller that waits for an answer: one call of one life of a host's agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Caller {
     pub(crate) host: usize,
@@ -33,7 +33,7 @@ pub(crate) enum Call {
         command: Command,
     },
     Place(Box<Place>),
-    /// What one host says of itself.
+    /// The sender's own state.
     Gossip(NodeId, Box<Member>),
 }
 
@@ -49,7 +49,7 @@ pub(crate) enum Answer {
     /// To a leader's call.
     Host(Box<HostAnswer>),
     Command,
-    /// Whoever was asked does not lead: who does, as far as it knows.
+    /// The host does not lead; the leader that it follows, if it knows one.
     NotLeader(Option<NodeId>),
     Place(Box<Result<Admitted, placement::Error>>),
 }
@@ -57,9 +57,9 @@ pub(crate) enum Answer {
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// It was not delivered.
+    /// The call was not delivered.
     Unreachable,
-    /// It may have been done.
+    /// The host may have executed the call.
     NoAnswer,
 }
 
@@ -67,7 +67,7 @@ pub(crate) enum Failure {
 #[derive(Debug, Clone)]
 pub(crate) enum Then {
     Nothing,
-    /// It is for the leader's part, which numbered the call.
+    /// Passes it to placement, which numbered the call.
     Host {
         call: u64,
     },

@@ -1,5 +1,5 @@
-//! People, and the nodes where their requests enter. As `cluster/mod.rs` and `cluster/sessions.rs` do it, on
-//! virtual time.
+//! Clients, and the nodes that receive their requests and send them on, as `cluster/mod.rs` and `cluster/sessions.rs`
+//! do, on virtual time.
 
 use std::time::Duration;
 
@@ -15,41 +15,41 @@ use crate::host::cluster_name;
 const LEADER_PATIENCE: u64 = 6000;
 const SLOW: Duration = Duration::from_secs(15);
 const AGAIN: u64 = 50;
-/// A person who has heard nothing for so long asks again.
+/// Milliseconds after which a client without an answer retries.
 const IMPATIENCE: u64 = 25_000;
-/// Of a hundred things that a person does who has a session, so many ask for the same one again.
+/// The percentage of a client's actions that request the session it already has once more.
 const REPLAYS: u64 = 40;
 
-/// A person with an idempotency key, who asks until there is an answer.
+/// A client, which retries with its idempotency key until it gets an answer.
 pub(crate) struct Client {
-    /// Without one, a new key is drawn at every try, and nobody tries twice.
+    /// `None`: a new key is drawn for every attempt, and the client does not retry.
     pub(crate) key: Option<String>,
     pub(crate) request: SessionRequest,
-    /// Which try is waited for; even: none is.
+    /// The number of the attempt in progress. Even: there is none.
     pub(crate) attempt: u64,
-    /// The session, once somebody said that it is there, and on which host.
+    /// The session and its host, once a node has acknowledged it.
     pub(crate) has: Option<(SessionId, NodeId)>,
-    /// Somebody was asked to stop or remove it.
+    /// Whether the client has sent a stop or a remove.
     pub(crate) asked_to_end: bool,
-    /// The last answer that says something for certain, and when it came.
+    /// When the last certain answer came.
     pub(crate) answered_at: Option<u64>,
     pub(crate) last_error: Option<Error>,
 }
 
-/// A request where it entered.
+/// A request on the node that received it.
 pub(crate) struct Entry {
     pub(crate) client: usize,
     pub(crate) attempt: u64,
     place: Place,
-    /// Whom somebody named who was asked and does not lead.
+    /// The leader that a node named which does not lead itself.
     named: Option<NodeId>,
     deadline: u64,
-    /// The first round of a drawn key, which may not be asked again once it may have been heard.
+    /// The first round of a drawn key: no retry as drawn once a leader may have received it.
     once: bool,
     last: Option<Error>,
 }
 
-/// What a client hears.
+/// An answer to a client.
 #[derive(Debug)]
 pub(crate) enum Told {
     Placed(Box<Result<Admitted, Error>>),
@@ -64,26 +64,26 @@ impl Client {
 }
 
 impl Cluster {
-    /// One more person, who begins so soon.
+    /// Adds a client that starts after `wait` milliseconds.
     pub(crate) fn add_client(&mut self, wait: u64, key: Option<String>, request: SessionRequest) {
         self.clients.push(Client::new(key, request));
         self.put_in(wait, Event::Client(self.clients.len() - 1));
     }
 
-    /// Every person does something soon.
+    /// Makes every client act within a second.
     pub(crate) fn everybody_acts(&mut self) {
         for c in 0..self.clients.len() {
             self.act_again(c, 1000);
         }
     }
 
-    /// A person does something.
+    /// A client acts.
     pub(crate) fn act(&mut self, c: usize) {
         let i = self.random.pick(self.size());
         let replays = self.random.chance(REPLAYS);
         let client = &mut self.clients[c];
         if client.attempt % 2 == 1 {
-            // Nobody has answered: it may be that nobody will.
+            // The attempt has no answer, and may never get one.
             client.attempt += 1;
         }
         if let Some((session, node)) = client.has
@@ -137,7 +137,7 @@ impl Cluster {
         self.put_in(wait, Event::Client(c));
     }
 
-    /// Asks whoever leads, or waits for somebody who does.
+    /// Calls the leader, or waits for one.
     pub(crate) fn enter(&mut self, i: usize, id: u64) {
         let known = self.world.leadership(i).and_then(|known| known.leader);
         let Some(entry) = self.hosts[i].life.as_mut().unwrap().entries.get_mut(&id) else { return };
@@ -161,7 +161,7 @@ impl Cluster {
                 self.enter_again(i, id, Error::NotLeader);
             }
             Err(Failure::NoAnswer) if entry.once => {
-                // The key may have been heard: it is not new to everybody any more.
+                // A leader may have received the key, so it no longer counts as drawn.
                 entry.once = false;
                 entry.place.drawn = false;
                 entry.deadline = now + LEADER_PATIENCE;
@@ -193,7 +193,7 @@ impl Cluster {
         self.put_in(1, Event::Told(client, attempt, told));
     }
 
-    /// A person hears what became of a request.
+    /// A client receives the outcome of a request.
     pub(crate) fn hear(&mut self, c: usize, attempt: u64, told: Told) {
         if self.clients[c].attempt != attempt {
             return;
@@ -231,7 +231,7 @@ impl Cluster {
     }
 }
 
-/// Whether it says for certain that there is no session, and why.
+/// Whether the error means for certain that there is no session.
 pub(crate) const fn is_certain(error: &Error) -> bool {
     matches!(
         error,

@@ -1,4 +1,4 @@
-//! Whole hosts, what they ask each other, and their engines, on one virtual time.
+//! Whole hosts, the calls between them, and their engines, on one virtual time.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -23,16 +23,16 @@ use crate::invariants::Witness;
 use crate::network::{Network, Random};
 use crate::world::World;
 
-/// How often deadlines are looked at.
+/// How often deadlines are checked.
 const TICK: u64 = 1000;
 /// How often the engine's containers are listed.
 const RELIST: u64 = 5000;
-/// How often a host says to another how it is.
+/// How often a host gossips to another.
 const GOSSIP: u64 = 500;
-/// Messages on their way through an agent that are overtaken by others, of a hundred, and by how long at most.
+/// The percentage of messages inside an agent that others overtake, and by how many milliseconds at most.
 const OVERTAKEN: u64 = 5;
 const OVERTAKEN_BY: u64 = 400;
-/// The wall clock where a history begins.
+/// The wall clock at the start of a history.
 const WALL: i64 = 1_700_000_000_000;
 
 /// A whole cluster.
@@ -44,21 +44,21 @@ pub(crate) struct Cluster {
     pub(crate) workspaces: BTreeMap<Name, Workspace>,
     pub(crate) placement: placement::Config,
     pub(crate) clients: Vec<Client>,
-    /// So soon do people ask again who were not answered for certain.
+    /// Milliseconds within which a client without a certain answer retries.
     pub(crate) retries_within: u64,
-    /// Who has a session leaves it alone.
+    /// Clients send no commands to their sessions.
     pub(crate) people_rest: bool,
-    /// So many orders to put away a duplicate do not arrive: its host hangs, or is away just then.
+    /// The number of orders to remove a duplicate that do not arrive, as if its host hung.
     pub(crate) orders_lost: u64,
     pub(crate) witness: Witness,
     pub(crate) calls: u64,
     queue: Queue,
     history: DefaultHasher,
-    /// What happened, where somebody wants to read it.
+    /// The log of the history, under `OSTLER_LOG`.
     pub(crate) log: Option<Vec<String>>,
 }
 
-/// What happened is told where somebody wants to read it, however the history ended.
+/// Prints the log, also after a failure.
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Some(log) = &self.log {
@@ -102,7 +102,7 @@ impl Cluster {
         cluster
     }
 
-    /// The others as their electorate has it: known, and nothing more.
+    /// The other nodes as gossip knows them at the start: present, without a profile.
     fn heard_of(&self, i: usize) -> BTreeMap<NodeId, Arc<Member>> {
         let others = self.hosts.iter().enumerate().filter(|(other, _)| *other != i);
         others.map(|(_, host)| (host.id, Arc::new(self.member(0, None, BTreeMap::new())))).collect()
@@ -153,12 +153,12 @@ impl Cluster {
         self.hosts.iter().position(|host| host.id == *node).unwrap()
     }
 
-    /// Stands for everything that has happened: what was decided, where and when.
+    /// A digest of the history: what was decided, where and when.
     pub(crate) fn digest(&self) -> u64 {
         self.history.finish()
     }
 
-    /// Something is decided or has become known: part of the history.
+    /// Adds a decision or a sight to the history.
     pub(crate) fn note(&mut self, host: usize, what: &str, session: &SessionId, more: impl FnOnce() -> String) {
         let at = self.world.now;
         (at, host, what, session.as_str()).hash(&mut self.history);
@@ -167,7 +167,7 @@ impl Cluster {
         }
     }
 
-    /// What is done to the cluster.
+    /// Logs what the simulation does to the cluster. Not part of the history.
     pub(crate) fn say(&mut self, what: impl FnOnce() -> String) {
         let at = self.world.now;
         if let Some(log) = &mut self.log {
@@ -183,7 +183,7 @@ impl Cluster {
         self.put(self.world.now + wait, event);
     }
 
-    /// The agent starts, and with it its election.
+    /// Starts the agent, and with it its election.
     pub(crate) fn start(&mut self, i: usize) {
         self.world.start(i);
         self.begin_life(i);
@@ -203,14 +203,14 @@ impl Cluster {
         self.put_in(first, Event::Gossip(at));
     }
 
-    /// The agent dies: its disk and its engine are left.
+    /// Kills the agent. Its disk and its engine stay.
     pub(crate) fn crash(&mut self, i: usize) {
         self.say(|| format!("n{i} crashes"));
         self.world.crash(i);
         self.bury(i);
     }
 
-    /// What else dies with an election that has died.
+    /// Drops the rest of an agent whose election is dropped.
     fn bury(&mut self, i: usize) {
         let Some(life) = self.hosts[i].life.take() else { return };
         for entry in life.entries.into_values() {
@@ -218,7 +218,7 @@ impl Cluster {
         }
     }
 
-    /// The whole host restarts, its containers with it.
+    /// Restarts the host, which ends its containers.
     pub(crate) fn reboot(&mut self, i: usize) {
         self.say(|| format!("n{i} reboots"));
         self.crash(i);
@@ -227,7 +227,7 @@ impl Cluster {
         self.world.hosts[i].ahead = self.random.below(1 << 30);
     }
 
-    /// A host's operator drains it, or ends that. Sessions go on, or are stopped by a deadline.
+    /// Drains a host, or ends its drain. Its sessions continue, or a deadline stops them.
     pub(crate) fn toggle_drain(&mut self, i: usize, random: &mut Random) {
         let now = self.moment(i);
         let stop_sessions = random.chance(30);
@@ -236,13 +236,13 @@ impl Cluster {
         let state = &mut self.hosts[i].state;
         state.drain = if state.drain.is_some() { None } else { Some(drain) };
         self.witness.drained |= stop_sessions;
-        self.say(|| format!("n{i} drains or ends that, and stops its sessions: {stop_sessions}"));
+        self.say(|| format!("n{i} starts or ends a drain, stop_sessions: {stop_sessions}"));
         if self.is_up(i) {
             self.look_at_watchers(i);
         }
     }
 
-    /// The next thing that happens, no later than `until`. False where nothing does.
+    /// Runs the next event up to `until`. Returns whether there was one.
     pub(crate) fn step(&mut self, until: u64) -> bool {
         let due = self.queue.next_at();
         if self.world.step(due.unwrap_or(until).min(until)) {
@@ -298,7 +298,7 @@ impl Cluster {
         }
     }
 
-    /// Asks a host, this one included, and says what is to be done with the answer.
+    /// Calls a host, the caller included. `then`: what the caller does with the answer.
     pub(crate) fn call(&mut self, from: usize, to: usize, call: Call, within: Duration, then: Then) {
         self.calls += 1;
         let caller = Caller { host: from, life: self.hosts[from].lives, call: self.calls };
@@ -331,7 +331,7 @@ impl Cluster {
         }
     }
 
-    /// A host is asked.
+    /// A host serves a call.
     fn serve(&mut self, from: Caller, to: usize, call: Call) {
         match call {
             Call::Report { ballot, have } => match self.adopt(to, &ballot) {
@@ -373,7 +373,7 @@ impl Cluster {
         }
     }
 
-    /// Makes a ballot the host's highest. `None`: it crashed over that.
+    /// Makes a ballot the host's highest. `None`: the host crashed during the write.
     fn adopt(&mut self, i: usize, ballot: &Ballot) -> Option<Result<(), ostler::election::Stale>> {
         let adopted = self.world.adopt(i, ballot);
         if adopted.is_none() {
@@ -388,7 +388,7 @@ impl Cluster {
         self.answer(i, caller, Answer::Host(Box::new(answer)));
     }
 
-    /// Some find their way through the agent later than others.
+    /// Sends a request to the owner of sessions. Some requests are delayed.
     fn way_in(&mut self, i: usize, request: Request<Callers>) {
         let overtaken = self.random.chance(OVERTAKEN);
         let wait = if overtaken { self.random.below(OVERTAKEN_BY) } else { 0 };

@@ -1,4 +1,4 @@
-//! A container engine: it goes on when the daemon is killed, and does what it was asked before that.
+//! A container engine. It keeps running when the agent is killed, and completes what was requested before that.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use ostler::runtime::{Container, Error, Exit, Found, Launch, Run};
 use ostler::sessions::runner::{Done, Op};
 use ostler::types::{NodeId, SessionId, Timestamp};
 
-/// What a runner has the engine do.
+/// A request of a runner to the engine.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     EnsureImage,
     Op(Op, Arc<Launch>),
-    /// It fails, and changes nothing.
+    /// Fails without any change.
     Fail(Error),
 }
 
@@ -24,7 +24,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Does what it is asked to.
+    /// Executes a step.
     pub(crate) fn take(&mut self, session: &SessionId, step: &Step) -> Result<Done, Error> {
         let (op, launch) = match step {
             Step::EnsureImage => return Ok(Done::ImageIsHere { digest: None }),
@@ -37,7 +37,7 @@ impl Engine {
                 return Ok(Done::Saw(seen));
             }
             Op::Create => {
-                // One of that name that is there is the answer.
+                // Creating is idempotent: an existing container of the session is the answer.
                 let created = || (Arc::clone(launch), Container::Created);
                 self.containers.entry(*session).or_insert_with(created);
                 return Ok(Done::Created { container_id: container_id(session) });
@@ -73,7 +73,7 @@ impl Engine {
         }
     }
 
-    /// The whole host restarts: nothing runs any more.
+    /// The host restarts, which ends every container.
     pub(crate) fn reboot(&mut self) {
         for (_, container) in self.containers.values_mut() {
             if let Container::Running(run) | Container::Paused(run) = container {
@@ -82,7 +82,7 @@ impl Engine {
         }
     }
 
-    /// Everything, as its labels say.
+    /// Every container, with its labels.
     pub(crate) fn list(&self, node: &NodeId) -> Vec<Found> {
         let found = |(id, (launch, container)): (&SessionId, &(Arc<Launch>, Container))| Found {
             container_id: container_id(id),

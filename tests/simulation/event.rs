@@ -1,4 +1,4 @@
-//! What comes in a history, and when: the queue of the virtual time.
+//! The events of a history, in a queue by virtual time.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -11,7 +11,7 @@ use crate::client::Told;
 use crate::engine::Step;
 use crate::host::Input;
 
-/// What is still to come, in its order.
+/// The events to come, in order.
 #[derive(Default)]
 pub(crate) struct Queue {
     due: BinaryHeap<Reverse<Due>>,
@@ -64,7 +64,7 @@ pub(crate) struct At {
     pub(crate) life: u64,
 }
 
-/// Something that comes.
+/// One event.
 pub(crate) enum Event {
     Arrive {
         from: Caller,
@@ -75,19 +75,19 @@ pub(crate) enum Event {
         caller: Caller,
         answer: Result<Answer, Failure>,
     },
-    /// It has found its way to the owner of sessions.
+    /// The input reaches the owner of sessions.
     Inbox(At, Input),
     Turn(At),
     Tick(At),
     Relist(At),
     Gossip(At),
-    /// Reports have waited long enough.
+    /// A report's wait for a change is over.
     Patience(At),
-    /// The engine does something: it happens whatever became of the agent that wanted it.
+    /// The engine executes a step, even if the agent that requested it has died.
     Did(At, SessionId, u64, Step),
-    /// A runner hears what came of its action.
+    /// A runner gets the outcome of its action.
     Outcome(At, SessionId, u64, Outcome),
-    /// A timer of the leader's part is due.
+    /// A timer of placement is due.
     Lead(At),
     Enter(At, u64),
     Client(usize),
@@ -95,7 +95,7 @@ pub(crate) enum Event {
 }
 
 impl Event {
-    /// Whose agent must be up for it, and in which life; any life where it is 0.
+    /// The agent that must be up for it, and in which life. Life 0 stands for any life.
     pub(crate) const fn whose(&self) -> Option<At> {
         match self {
             Self::Arrive { to, .. } => Some(At { host: *to, life: 0 }),

@@ -1,4 +1,4 @@
-//! What the hosts have, and what can be asked of them.
+//! The hosts' resources, and the workspaces.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use ostler::types::{Bytes, Cores, Name, OnHostRestart, Port, Protocol, Resources
 
 use crate::network::Random;
 
-/// Few enough cores that hosts are full soon.
+/// Few cores, so that hosts fill up soon.
 pub(crate) fn physical(random: &mut Random) -> Resources {
     let gpus = if random.chance(60) { 1 + u32::try_from(random.below(2)).unwrap() } else { 0 };
     Resources::new(Cores::whole(4), Bytes::gib(6), gpus)

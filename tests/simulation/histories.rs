@@ -1,4 +1,4 @@
-//! Histories of whole clusters: people ask for sessions, and everything goes wrong that can.
+//! Histories of whole clusters: clients request sessions, under every kind of fault.
 
 use ostler::types::{ClusterMode, Cores, SessionRequest};
 
@@ -10,36 +10,37 @@ use crate::safety::Witness;
 
 /// Milliseconds of trouble.
 const TROUBLE: u64 = 8000;
-/// So soon after the last fault every key is one session, and everybody is answered.
+/// Milliseconds after the last fault within which every key is one session and every client has an answer.
 const HEALED: u64 = 30_000;
 /// A day, in milliseconds.
 const DAY: i64 = 24 * 3600 * 1000;
-/// Long enough for everything that is remembered for a minute to be forgotten.
+/// Longer than any memory of a minute lasts.
 const LONG_TROUBLE: u64 = 150_000;
-/// Of so many seeds, one has a long history.
+/// One in this many seeds has a long history.
 const LONG: u64 = 20;
-/// Of so many seeds, one is lived twice to compare.
+/// One in this many seeds runs twice, to compare.
 const LIVED_TWICE: u64 = 10;
 
-/// So soon do people ask again: at once, or once they have done something else.
+/// Milliseconds within which clients retry: at once, or much later.
 pub(crate) const OFTEN: u64 = 1000;
 const RARELY: u64 = 100_000;
 
-/// Fewer orders than that are lost: with one every few seconds, the last arrives well before all must be well.
+/// The number of lost orders is below this. The leader repeats an order every few seconds, so one arrives well within
+/// [`HEALED`].
 const ORDERS_LOST: u64 = 6;
 
-/// Which faults there are.
+/// The faults of a history.
 #[derive(Debug, Clone, Copy)]
 struct Faults {
     wall_jumps: bool,
     reboots: bool,
-    /// Milliseconds between two of them, at most.
+    /// Milliseconds between two faults, at most.
     apart: u64,
 }
 
 const ALL: Faults = Faults { wall_jumps: true, reboots: true, apart: 1000 };
 
-/// A cluster, and people who come within `span` milliseconds.
+/// A cluster, and clients that start within `span` milliseconds.
 fn begin(seed: u64, quorum: bool, span: u64) -> (Cluster, Random) {
     let mut random = Random(seed ^ 0x0f1ee7);
     let size = 1 + random.pick(5);
@@ -57,7 +58,7 @@ fn begin(seed: u64, quorum: bool, span: u64) -> (Cluster, Random) {
         let workspaces = ["desktop", "desktop", "large", "trainer", "trainer", "brief", "frail", "home"];
         let workspace = workspaces[random.pick(workspaces.len())].parse().unwrap();
         let user = ["alice", "bob", "carol"][random.pick(3)].parse().unwrap();
-        // Some share a key: the same person on two machines.
+        // Some clients share a key, like one user on two machines.
         let key = match random.below(10) {
             0 | 1 => None,
             2 => Some("shared".to_owned()),
@@ -73,7 +74,7 @@ fn begin(seed: u64, quorum: bool, span: u64) -> (Cluster, Random) {
     (cluster, random)
 }
 
-/// Lives through trouble for so long.
+/// Runs the cluster under faults for `span` milliseconds.
 fn trouble(cluster: &mut Cluster, random: &mut Random, span: u64, faults: Faults) {
     let end = cluster.now() + span;
     let mut elections = Witness::default();
@@ -114,7 +115,7 @@ fn make_trouble(cluster: &mut Cluster, random: &mut Random, faults: Faults) {
         }
         13 if faults.reboots => cluster.reboot(i),
         14 => {
-            // From less than is in use to more than there is.
+            // From less than the allocated resources to more than the physical ones.
             let cores = u32::try_from(random.below(7)).unwrap();
             let gpus = u32::try_from(random.below(8)).unwrap();
             let settings = &mut cluster.hosts[i].state.settings;
@@ -136,12 +137,12 @@ fn make_trouble(cluster: &mut Cluster, random: &mut Random, faults: Faults) {
     cluster.say(String::new);
 }
 
-/// The faults are over.
+/// Ends all faults.
 fn heal(cluster: &mut Cluster) {
-    cluster.say(|| "everything is well again".to_owned());
+    cluster.say(|| "the faults are over".to_owned());
     cluster.world.network = Network::good();
     if std::mem::replace(&mut cluster.retries_within, OFTEN) != OFTEN {
-        // Whoever would come back late comes now.
+        // Clients that would retry late retry now.
         cluster.everybody_acts();
     }
     for i in 0..cluster.size() {
@@ -175,7 +176,7 @@ fn in_available_mode_nothing_is_over_committed_or_lost() {
 }
 
 #[test]
-fn after_any_trouble_every_key_is_one_session_and_everybody_is_answered() {
+fn after_any_faults_every_key_is_one_session_and_every_client_has_an_answer() {
     each_seed(|seed| {
         let (mut cluster, mut random) = begin(seed, seed.is_multiple_of(2), TROUBLE);
         trouble(&mut cluster, &mut random, TROUBLE, ALL);
@@ -184,7 +185,7 @@ fn after_any_trouble_every_key_is_one_session_and_everybody_is_answered() {
 }
 
 #[test]
-fn after_long_outages_every_key_is_one_session_and_everybody_is_answered() {
+fn after_long_outages_every_key_is_one_session_and_every_client_has_an_answer() {
     each_seed(|seed| {
         if seed.is_multiple_of(LONG) {
             let (mut cluster, mut random) = begin(seed, (seed / LONG).is_multiple_of(2), LONG_TROUBLE);
@@ -195,7 +196,7 @@ fn after_long_outages_every_key_is_one_session_and_everybody_is_answered() {
 }
 
 #[test]
-fn what_a_host_took_before_it_was_away_for_minutes_is_not_placed_again() {
+fn a_session_on_a_host_that_was_away_for_minutes_is_not_placed_again() {
     each_seed(|seed| {
         if !seed.is_multiple_of(LONG) {
             return;
@@ -211,13 +212,13 @@ fn what_a_host_took_before_it_was_away_for_minutes_is_not_placed_again() {
 }
 
 #[test]
-fn a_duplicate_is_put_away_though_its_host_did_not_hear_that_at_first() {
+fn a_duplicate_is_removed_though_the_first_orders_are_lost() {
     each_seed(|seed| {
         if !seed.is_multiple_of(LIVED_TWICE) {
             return;
         }
         let (mut cluster, mut random) = begin(seed, false, TROUBLE);
-        // Nobody does anything afterwards that would have the hosts tell again.
+        // No later change makes the hosts report the duplicates again.
         let slow = Network { delay: 30, jitter: 100, ..Network::good() };
         cluster.people_rest = true;
         cluster.orders_lost = random.below(ORDERS_LOST);
@@ -233,7 +234,7 @@ fn a_duplicate_is_put_away_though_its_host_did_not_hear_that_at_first() {
 }
 
 #[test]
-fn a_leader_that_counts_what_is_on_its_way_is_refused_by_nobody() {
+fn no_host_rejects_an_offer_since_the_leader_counts_sessions_in_flight() {
     each_seed(|seed| {
         let mut random = Random(seed ^ 0xf117);
         let size = 2 + random.pick(4);
@@ -245,7 +246,7 @@ fn a_leader_that_counts_what_is_on_its_way_is_refused_by_nobody() {
             cluster.add_client(random.below(20), Some(format!("key {c}")), request);
         }
         live(&mut cluster, 2000);
-        assert_eq!(cluster.witness.refused, 0, "hosts were offered what does not fit");
+        assert_eq!(cluster.witness.refused, 0, "hosts were offered sessions that do not fit");
     });
 }
 
@@ -254,7 +255,7 @@ fn live(cluster: &mut Cluster, span: u64) {
     while cluster.step(end) {}
 }
 
-/// What must come to be, once the faults are over.
+/// Ends all faults, and checks what must hold after them.
 fn get_well(cluster: &mut Cluster) {
     heal(cluster);
     let healed = cluster.now();
@@ -266,7 +267,7 @@ fn get_well(cluster: &mut Cluster) {
     cluster.check_engines();
 }
 
-/// What came of a history.
+/// The digest of a history under faults.
 fn digest(seed: u64, faults: Faults) -> u64 {
     let (mut cluster, mut random) = begin(seed, (seed / LIVED_TWICE).is_multiple_of(2), TROUBLE);
     if !faults.reboots {
@@ -287,7 +288,7 @@ fn the_same_seed_is_the_same_history() {
     });
 }
 
-/// I10. A reboot is another matter: what outlives it is shortened by the wall clock.
+/// I10. Without reboots: across a reboot the wall clock shortens what remains of a deadline.
 #[test]
 fn a_wall_clock_that_jumps_by_days_changes_no_history() {
     each_seed(|seed| {

@@ -1,4 +1,4 @@
-//! One host: what outlives its agent, and the agent's memory.
+//! One host: the state that survives its agent, and the agent's memory.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -24,7 +24,7 @@ use crate::engine::Engine;
 use crate::leader::Leader;
 use crate::runner::Running;
 
-/// Host ports of each host: fewer than sessions are ever asked for at once would be one more way to refuse.
+/// Host ports of each host: as many as sessions can need, so that no host rejects one for want of a port.
 const PORTS: PortRange = PortRange { first: 20_000, last: 20_063 };
 
 pub(crate) fn cluster_name() -> Name {
@@ -34,7 +34,7 @@ pub(crate) fn cluster_name() -> Name {
 /// A host.
 pub(crate) struct Host {
     pub(crate) id: NodeId,
-    /// Its name and its settings, which are on disk.
+    /// Its name and its settings, as on disk.
     pub(crate) state: node::State,
     pub(crate) report: capacity::Report,
     gpus: Vec<String>,
@@ -43,12 +43,12 @@ pub(crate) struct Host {
     pub(crate) journal_fails: bool,
     pub(crate) crashes: Option<Crash>,
     pub(crate) engine: Engine,
-    /// Of a hundred images and starts, so many fail.
+    /// The percentage of pulls and starts that fail.
     pub(crate) failing: u64,
-    /// Milliseconds that its wall clock is off by.
+    /// Milliseconds by which its wall clock is ahead.
     pub(crate) wall_ahead: i64,
     pub(crate) boot_id: u64,
-    /// What gossip brought, kept in the roster.
+    /// Its view by gossip, as kept in the roster.
     pub(crate) view: Arc<ClusterView>,
     pub(crate) lives: u64,
     /// `None` while the agent is down.
@@ -56,11 +56,11 @@ pub(crate) struct Host {
     config: Config,
 }
 
-/// Where in a turn of the owner of sessions the agent dies.
+/// The point in a turn of the owner of sessions at which the agent dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Crash {
     BeforeWrite,
-    /// Nobody hears of what is on disk.
+    /// The changes are on disk, and no answer is sent.
     AfterWrite,
 }
 
@@ -73,16 +73,16 @@ pub(crate) struct Life {
     pub(crate) runners: BTreeMap<SessionId, Running>,
     pub(crate) begun_runners: u64,
     pub(crate) snapshot: Arc<Snapshot>,
-    /// Reports that wait for something to tell.
+    /// Reports that wait for a change.
     pub(crate) watchers: Vec<Watcher>,
     pub(crate) leader: Leader,
-    /// What is to be done with the answers to calls.
+    /// What to do with the answers to calls.
     pub(crate) pending: BTreeMap<u64, Then>,
-    /// People's requests that entered here.
+    /// Clients' requests that this host received.
     pub(crate) entries: BTreeMap<u64, Entry>,
 }
 
-/// Whoever waits for the owner of sessions here.
+/// The callers of the owner of sessions in the simulation.
 pub(crate) struct Callers;
 
 impl Reply for Callers {
@@ -101,7 +101,7 @@ pub(crate) enum Back {
     Runner(SessionId, u64),
 }
 
-/// A leader that waits to be told.
+/// A leader that waits for a report.
 pub(crate) struct Watcher {
     pub(crate) caller: Caller,
     pub(crate) have: Option<placement::Have>,
@@ -161,7 +161,7 @@ impl Host {
         }
     }
 
-    /// The agent starts, with what is on disk.
+    /// Starts the agent from what is on disk.
     pub(crate) fn start(&mut self, fence: Option<Ballot>, placement: placement::Config, now: Moment) {
         self.lives += 1;
         self.crashes = None;
@@ -209,12 +209,12 @@ impl Host {
         self.life.as_ref().unwrap().sessions.registry()
     }
 
-    /// Whether the agent has the session, and its container is not destroyed.
+    /// Whether the agent has a record of the session, and its container is not removed.
     pub(crate) fn has(&self, session: &SessionId) -> bool {
         self.registry().record(session).is_some_and(|record| !record.is_gone())
     }
 
-    /// Has the sessions decide something.
+    /// Runs a decision of the sessions.
     pub(crate) fn with_sessions<T>(
         &mut self,
         now: Moment,
@@ -244,7 +244,7 @@ impl Host {
         })
     }
 
-    /// What this node is and has.
+    /// This node's profile.
     pub(crate) fn profile(&self, now: Moment) -> NodeProfile {
         let snapshot = &self.life.as_ref().unwrap().snapshot;
         let fails = snapshot.failing_starts >= FAILING_STARTS;
@@ -274,11 +274,11 @@ impl Host {
         })
     }
 
-    /// Up to where somebody knows this host who knows it as it is now.
+    /// The versions of a report that is up to date.
     pub(crate) fn have(&self) -> placement::Have {
         let snapshot = &self.life.as_ref().unwrap().snapshot;
         let sessions: Have = snapshot.feed.now();
-        // Stands for a version: two states that differ must not have the same.
+        // A hash stands for the version: it differs for different states.
         let mut version = DefaultHasher::new();
         let settings = &self.state.settings;
         (snapshot.allocated, self.effective(), settings.enabled, snapshot.reserved.len()).hash(&mut version);

@@ -1,6 +1,6 @@
-//! What is checked while a history goes on, and once it is over. The numbers are those of the invariants in
-//! the assertions' texts: I1 sums, I2 GPUs, I3 ballots, I5 one session a key, I6 nothing acknowledged is
-//! lost, I8 nothing runs without its reservation, I9 nothing is told or made that is not on disk.
+//! The checks during a history and at its end. The assertions name the invariants by number: I1 reservations fit the
+//! host, I2 a GPU has one user, I3 ballots only rise, I5 a key is one session, I6 no acknowledged session is lost, I8
+//! every running container has its reservation, I9 nothing is answered or created that is not on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,38 +12,38 @@ use crate::client::is_certain;
 use crate::cluster::Cluster;
 use crate::host::Host;
 
-/// What has been seen so far, to compare with.
+/// What the checks have seen so far.
 #[derive(Default)]
 pub(crate) struct Witness {
-    /// No lower ballot may admit on a host.
+    /// The ballot that each host has promised: no lower one may admit on it.
     promised: BTreeMap<usize, Ballot>,
-    /// Whom a leader reached when it began to offer a session.
+    /// The hosts that a leader reached when it began to offer a session.
     begun: BTreeMap<(SessionId, Ballot), BTreeSet<NodeId>>,
-    /// The offers that go on.
+    /// The offers in progress.
     offers: BTreeSet<(SessionId, Ballot)>,
     /// The last decision under which a host has admitted a session durably: ballot and attempt.
     admitted: BTreeMap<SessionId, (Ballot, u32)>,
-    /// Hosts were drained, and stopped their sessions.
+    /// Whether a drain stopped sessions.
     pub(crate) drained: bool,
     acknowledged: BTreeSet<SessionId>,
-    /// Ended rightly, and not remembered any more: their keys are free.
+    /// Sessions that ended for a known reason and whose records were removed: their keys are free.
     forgotten: BTreeSet<SessionId>,
     pub(crate) ended_by_itself: BTreeSet<SessionId>,
-    /// Offers that did not fit.
+    /// The number of rejected offers.
     pub(crate) refused: u64,
 }
 
 impl Witness {
-    /// An agent starts: what its host has promised, it keeps.
+    /// An agent starts. Its host keeps its promises.
     pub(crate) fn starts(&mut self, i: usize, disk: Option<&Ballot>) {
         if let Some(disk) = disk {
             self.fenced(i, disk);
         }
-        // Only what is on disk binds who starts; but nobody may have been told of more.
+        // A starting agent knows only the ballot on disk, so it must never have promised a higher one.
         assert!(self.promised.get(&i).is_none_or(|promised| disk >= Some(promised)), "I3: n{i} forgot a ballot");
     }
 
-    /// A host has told a leader what it holds: nobody of before adds to that.
+    /// A host has reported to a leader: no earlier leader may place on it any more.
     pub(crate) fn fenced(&mut self, i: usize, ballot: &Ballot) {
         let promised = self.promised.entry(i).or_insert_with(|| *ballot);
         if *promised < *ballot {
@@ -51,7 +51,7 @@ impl Witness {
         }
     }
 
-    /// A leader offers a session to a host, one of several in turn.
+    /// A leader offers a session to a host.
     pub(crate) fn offers(&mut self, admit: &Admit, reached: BTreeSet<NodeId>) {
         let offer = (admit.session, admit.ballot);
         if self.offers.insert(offer) {
@@ -59,25 +59,25 @@ impl Witness {
         }
     }
 
-    /// The sessions that a leader still offers: what it offers of others is another offer.
+    /// Keeps the offers in progress of a leader. A later offer of another session counts as a new one.
     pub(crate) fn still_offers(&mut self, leader: &NodeId, sessions: &BTreeSet<SessionId>) {
         self.offers.retain(|(session, ballot)| ballot.node != *leader || sessions.contains(session));
     }
 
-    /// A host says that it has admitted a session.
+    /// A host answers that it has admitted a session.
     pub(crate) fn admitted(&mut self, host: &Host, session: &SessionId) {
         let Some(record) = host.registry().record(session) else { return };
         let last = self.admitted.entry(*session).or_insert((record.ballot, record.attempt));
         *last = (*last).max((record.ballot, record.attempt));
     }
 
-    /// What the records of a host hold together.
+    /// The sum of a host's reservations.
     pub(crate) fn reserved(&self, host: &Host) -> Resources {
         let records = host.registry().records().filter(|record| record.reserved);
         records.fold(Resources::ZERO, |sum, record| sum.saturating_add(record.workspace.resources()))
     }
 
-    /// I1 and I2, after a decision of a host whose records held `before`.
+    /// I1 and I2, after a decision of a host. `before`: the sum of its reservations before it.
     pub(crate) fn check_sums(&self, host: &Host, before: Resources) {
         let (now, most) = (self.reserved(host), host.effective());
         if now == before {
@@ -96,13 +96,13 @@ impl Witness {
         }
     }
 
-    /// I9: what is told, or given to the engine, is on disk.
+    /// I9: a session that is answered, or given to the engine, is on disk.
     pub(crate) fn check_durable(&self, host: &Host, session: &SessionId) {
         assert!(host.disk.contains_key(session.as_str()), "I9: {session} is not on the disk of {}", host.state.name);
     }
 
-    /// I8: what runs holds its reservation. What an earlier life of the agent asked of the engine may still
-    /// come true for a moment.
+    /// I8: every running container has its reservation. Checked only in the agent's first life, since the engine may
+    /// still execute a step that an earlier life requested.
     pub(crate) fn check_running(&self, host: &Host) {
         if host.lives > 1 {
             return;
@@ -115,7 +115,7 @@ impl Witness {
 }
 
 impl Cluster {
-    /// A host takes a session that it did not have.
+    /// I3 and I5, when a host admits a session that it did not have.
     pub(crate) fn check_admission(&mut self, i: usize, admit: &Admit) {
         let promised = self.witness.promised.get(&i);
         let stale = promised.filter(|promised| **promised > admit.ballot);
@@ -124,14 +124,14 @@ impl Cluster {
         for other in (0..self.size()).filter(|other| *other != i) {
             let Some(kept) = self.hosts[other].kept(&admit.session) else { continue };
             let id = &self.hosts[other].id;
-            // A majority of all nodes has told its leader; or all that it could reach have.
+            // In quorum mode a leader has the reports of a majority; in available mode, of all nodes that it reached.
             let must_know = match self.world.mode {
                 ClusterMode::Quorum { .. } => true,
                 ClusterMode::Available => {
                     kept.ballot <= admit.ballot && reached.is_some_and(|reached| reached.contains(id))
                 }
             };
-            // The host that could not start it keeps its copy until the new one is known to be there.
+            // A host that could not start the session keeps its copy until the new copy is reported.
             let ends = !is_live(&kept) || kept.wish == Wish::Remove;
             let handed_over = kept.attempt < admit.asked.attempt && ends;
             let by = &admit.ballot;
@@ -144,14 +144,14 @@ impl Cluster {
         }
     }
 
-    /// Somebody was told that a session is there.
+    /// A client was told that its session exists.
     pub(crate) fn acknowledged(&mut self, session: &SessionId) {
         let kept = self.hosts.iter().any(|host| host.disk.contains_key(session.as_str()));
         assert!(kept, "I6: {session} was acknowledged and is on no disk");
         self.witness.acknowledged.insert(*session);
     }
 
-    /// A record is taken from the disk: only the memory of what ended rightly was left.
+    /// I6, when a record is removed from the disk: its session must have ended for a known reason.
     pub(crate) fn check_forgotten(&mut self, i: usize, session: &SessionId) {
         let record = self.hosts[i].kept(session).unwrap();
         let duplicate = record.end_reason == Some(EndReason::Duplicate);
@@ -163,7 +163,7 @@ impl Cluster {
         }
     }
 
-    /// Who has a session on disk, and what.
+    /// The hosts that have a record of a session on disk, and the records.
     fn copies(&self, session: &SessionId) -> Vec<(usize, Record)> {
         (0..self.size()).filter_map(|i| Some((i, self.hosts[i].kept(session)?))).collect()
     }
@@ -181,7 +181,7 @@ impl Cluster {
         }
     }
 
-    /// I6: whatever was acknowledged is there, or ended as somebody wanted.
+    /// I6: every acknowledged session exists, or ended for a known reason.
     pub(crate) fn check_nothing_lost(&self) {
         for session in self.witness.acknowledged.difference(&self.witness.forgotten) {
             let copies = self.copies(session);
@@ -210,7 +210,7 @@ impl Cluster {
         }
     }
 
-    /// Everybody who asks was told for certain, since then.
+    /// Every client with a key has a session, or a certain answer since `since`.
     pub(crate) fn check_answered(&self, since: u64) {
         for (c, client) in self.clients.iter().enumerate().filter(|(_, client)| client.key.is_some()) {
             let certain = client.last_error.as_ref().is_none_or(is_certain);
@@ -219,7 +219,7 @@ impl Cluster {
         }
     }
 
-    /// I7, I8: what runs is what is reserved, on every host.
+    /// I7, I8: every running container has its reservation, on every host.
     pub(crate) fn check_engines(&self) {
         for host in &self.hosts {
             for session in host.engine.alive() {
@@ -231,7 +231,7 @@ impl Cluster {
     }
 }
 
-/// Whether it runs or will. One that waits for another host does not.
+/// Whether the session runs or will run on this host. A session that waits for another host will not.
 fn is_live(record: &Record) -> bool {
     !record.is_gone() && !record.state.has_ended() && record.unplaced.is_none()
 }

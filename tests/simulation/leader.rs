@@ -1,4 +1,4 @@
-//! What a host does while it leads: [`Placement`] decides, its calls travel over the simulated network.
+//! A host as the leader: [`Placement`] decides, and the simulated network carries its calls.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use crate::cluster::Cluster;
 use crate::event::Event;
 use crate::host::cluster_name;
 
-/// How long the mesh waits for an answer: as `cluster/mesh.rs` does.
+/// How long the mesh waits for an answer, as in `cluster/mesh.rs`.
 const REPORT_WITHIN: Duration = Duration::from_secs(8);
 const ADMIT_WITHIN: Duration = Duration::from_secs(3);
 const QUICK: Duration = Duration::from_secs(2);
 
-/// What an agent leads with.
+/// The placement of one agent.
 pub(crate) struct Leader {
     placement: Placement<Caller>,
-    /// When it is woken next.
+    /// When its next timer is due.
     wakes_at: Option<BootInstant>,
 }
 
@@ -32,7 +32,7 @@ impl Leader {
 }
 
 impl Cluster {
-    /// Has the leader's part of a host decide something, and carries out what follows.
+    /// Runs a decision of a host's placement, and makes the calls and sends the answers that follow.
     fn lead(&mut self, i: usize, decide: impl FnOnce(&mut Placement<Caller>, BootInstant)) {
         let now = self.world.clock(i);
         let host = &mut self.hosts[i];
@@ -62,24 +62,24 @@ impl Cluster {
         &mut self.hosts[i].life.as_mut().unwrap().leader.placement
     }
 
-    /// A timer of the leader's part is due.
+    /// A timer of placement is due.
     pub(crate) fn wake_leader(&mut self, i: usize) {
         let now = self.world.clock(i);
         let leader = &mut self.hosts[i].life.as_mut().unwrap().leader;
-        // One that was set earlier may have been overtaken by one that is due sooner.
+        // A timer that was set later may be due sooner, so an earlier one may still be waiting.
         if leader.wakes_at.is_some_and(|at| at <= now) {
             leader.wakes_at = None;
         }
         self.lead(i, Placement::tick);
     }
 
-    /// Who leads whom has changed.
+    /// The host's leadership may have changed.
     pub(crate) fn follow_leadership(&mut self, i: usize) {
         let Some(leadership) = self.world.leadership(i) else { return };
         self.lead(i, |placement, now| placement.follow(leadership.reign, now));
     }
 
-    /// Places a session, where this host leads.
+    /// Places a session if this host leads.
     pub(crate) fn place(&mut self, i: usize, caller: Caller, session: SessionId, drawn: bool, request: SessionRequest) {
         let leadership = self.world.leadership(i).unwrap();
         if leadership.reign.is_none() {
@@ -125,7 +125,7 @@ impl Cluster {
         }
     }
 
-    /// A host has answered the leader's part, or did not.
+    /// Passes a host's answer, or its failure, to placement.
     pub(crate) fn host_answered(&mut self, i: usize, call: u64, answer: Result<Answer, Failure>) {
         let answer = match answer {
             Ok(Answer::Host(answer)) => Ok(*answer),

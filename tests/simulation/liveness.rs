@@ -1,4 +1,4 @@
-//! What must happen once the faults are over.
+//! Checks of what must happen once the faults are over.
 
 use ostler::types::{ClusterMode, NodeId};
 
@@ -6,11 +6,11 @@ use crate::each_seed;
 use crate::network::{Network, Random};
 use crate::world::World;
 
-/// L2: one leader, followed by everybody, so soon after the last fault.
+/// L2: milliseconds after the last fault within which every node follows one leader.
 const HEALED: u64 = 10_000;
-/// L1: a new leader so soon after the old one was killed.
+/// L1: milliseconds within which a killed leader has a successor.
 const SUCCESSION: u64 = 5_000;
-/// L3: how long a cut that stays is watched.
+/// L3: milliseconds for which a permanent cut is watched.
 const FIVE_MINUTES: u64 = 300_000;
 
 fn mode(size: usize, random: &mut Random) -> ClusterMode {
@@ -18,7 +18,7 @@ fn mode(size: usize, random: &mut Random) -> ClusterMode {
     if random.chance(50) { ClusterMode::Available } else { ClusterMode::Quorum { expected_nodes } }
 }
 
-/// Runs until somebody leads everybody, and says who.
+/// Runs until every node follows one leader, and returns that leader.
 fn settle(world: &mut World, within: u64) -> NodeId {
     let end = world.now + within;
     while world.now < end {
@@ -27,11 +27,11 @@ fn settle(world: &mut World, within: u64) -> NodeId {
             return leader;
         }
     }
-    panic!("nobody leads everybody after {within} ms: {:#?}", world.picture());
+    panic!("no leader is followed by every node after {within} ms: {:#?}", world.picture());
 }
 
 #[test]
-fn after_any_trouble_one_leader_is_followed_by_all() {
+fn after_any_faults_every_node_follows_one_leader() {
     each_seed(|seed| {
         let mut random = Random(seed ^ 0x11fe);
         let size = 1 + random.pick(6);
@@ -59,7 +59,7 @@ fn after_any_trouble_one_leader_is_followed_by_all() {
     });
 }
 
-/// A cluster of three nodes or more that has just lost the leader that it followed, and who that was.
+/// A cluster of three nodes or more whose leader was just killed, and that leader.
 fn with_its_leader_killed(seed: u64) -> (World, NodeId) {
     let mut random = Random(seed ^ 0xdead);
     let size = 3 + random.pick(4);
@@ -71,7 +71,7 @@ fn with_its_leader_killed(seed: u64) -> (World, NodeId) {
 }
 
 #[test]
-fn a_killed_leader_is_succeeded_in_time() {
+fn a_killed_leader_has_a_successor_in_time() {
     each_seed(|seed| {
         let (mut world, leader) = with_its_leader_killed(seed);
         assert_ne!(settle(&mut world, SUCCESSION), leader);
@@ -79,7 +79,7 @@ fn a_killed_leader_is_succeeded_in_time() {
 }
 
 #[test]
-fn a_killed_leader_is_not_waited_for() {
+fn an_election_does_not_wait_for_the_killed_leader() {
     let took = std::sync::Mutex::new(Vec::new());
     each_seed(|seed| {
         let (mut world, _) = with_its_leader_killed(seed);
@@ -89,18 +89,18 @@ fn a_killed_leader_is_not_waited_for() {
     });
     let mut took = took.into_inner().unwrap();
     took.sort_unstable();
-    // The first of some timeouts of 400 to 800 ms, and a few messages: whoever died could only be waited for longer.
+    // The shortest of some timeouts of 400 to 800 ms, and a few messages. Waiting for the dead node would take longer.
     let median = took[took.len() / 2];
-    assert!(median <= 550, "it took {median} ms until another was followed");
+    assert!(median <= 550, "the median election took {median} ms");
 }
 
 #[test]
-fn under_loss_and_delay_nobody_is_unseated() {
+fn loss_and_delay_do_not_change_the_leader() {
     each_seed(|seed| {
         let mut random = Random(seed ^ 0x1055);
         let size = 2 + random.pick(4);
         let mode = mode(size, &mut random);
-        // 80 ms there and back, and one in ten lost.
+        // A round trip of 80 ms, and a loss of one message in ten.
         let network = Network { loss: 10, twice: 2, delay: 35, jitter: 10, again: Some(150), ..Network::good() };
         let mut world = World::new(size, mode, network, seed);
         settle(&mut world, 2 * HEALED);
@@ -111,7 +111,7 @@ fn under_loss_and_delay_nobody_is_unseated() {
 }
 
 #[test]
-fn a_one_way_cut_does_not_unseat_leaders_for_ever() {
+fn a_one_way_cut_does_not_keep_changing_the_leader() {
     each_long_history(0x0ea1, 3, |world, mut random| {
         let size = world.size();
         let from = random.pick(size);
@@ -123,10 +123,10 @@ fn a_one_way_cut_does_not_unseat_leaders_for_ever() {
 }
 
 #[test]
-fn a_bridge_between_two_sides_does_not_unseat_leaders_for_ever() {
+fn a_bridge_between_two_sides_does_not_keep_changing_the_leader() {
     each_long_history(0xb41d, 5, |world, mut random| {
         let size = world.size();
-        // The sides may have been apart before, each with a leader of its own.
+        // The sides may have been apart before, each with its own leader.
         let side: Vec<bool> = (0..size).map(|_| random.chance(50)).collect();
         let bridge = random.pick(size);
         let across = |bridge: Option<usize>| {
@@ -141,7 +141,7 @@ fn a_bridge_between_two_sides_does_not_unseat_leaders_for_ever() {
             while world.step(apart) {}
         }
         world.network.cut = across(Some(bridge));
-        // Who led may lose its majority with the cut.
+        // The leader may lose its majority with the cut.
         let cut = world.now + HEALED;
         while world.step(cut) {}
         let changes = leader_changes(world, FIVE_MINUTES);
@@ -149,8 +149,8 @@ fn a_bridge_between_two_sides_does_not_unseat_leaders_for_ever() {
     });
 }
 
-/// Of every twentieth seed a cluster of three nodes or more that follows a leader: five minutes of virtual time take
-/// their time.
+/// Runs every twentieth seed with a cluster of three nodes or more that follows a leader. Five minutes of virtual time
+/// are too slow to simulate for every seed.
 fn each_long_history(salt: u64, sizes: usize, live: impl Fn(&mut World, Random) + std::panic::RefUnwindSafe) {
     each_seed(|seed| {
         if seed.is_multiple_of(20) {
@@ -164,7 +164,7 @@ fn each_long_history(salt: u64, sizes: usize, live: impl Fn(&mut World, Random) 
     });
 }
 
-/// How often another node began to rule.
+/// How often another node began to lead.
 fn leader_changes(world: &mut World, span: u64) -> usize {
     let end = world.now + span;
     let rulers = |world: &World| -> Vec<NodeId> {

@@ -1,8 +1,8 @@
-//! A network that loses, delays, repeats and cuts, as its seed wants.
+//! A network that loses, delays, repeats and cuts off messages, by its seed.
 
 use std::collections::BTreeSet;
 
-/// SplitMix64: the same seed is the same history.
+/// SplitMix64: the same seed gives the same history.
 #[derive(Debug, Clone)]
 pub(crate) struct Random(pub(crate) u64);
 
@@ -15,7 +15,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// From 0, below `bound`.
+    /// From 0 to below `bound`.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.draw() % bound
     }
@@ -29,18 +29,18 @@ impl Random {
     }
 }
 
-/// How well messages get through.
+/// The quality of the network.
 #[derive(Debug, Clone)]
 pub(crate) struct Network {
-    /// Of a hundred messages, so many are lost, or come twice.
+    /// The percentages of messages that are lost, or arrive twice.
     pub(crate) loss: u64,
     pub(crate) twice: u64,
-    /// Milliseconds on the way: at least, and at most so many more.
+    /// The delay in milliseconds: at least `delay`, and less than `jitter` more.
     pub(crate) delay: u64,
     pub(crate) jitter: u64,
-    /// What is lost is sent again after so long, as QUIC does; without it, it never comes.
+    /// Milliseconds after which a lost message is sent again, as QUIC does. `None`: it never arrives.
     pub(crate) again: Option<u64>,
-    /// Nothing gets from the first to the second.
+    /// Pairs of nodes: no message of the first reaches the second.
     pub(crate) cut: BTreeSet<(usize, usize)>,
 }
 
@@ -60,7 +60,7 @@ impl Network {
         }
     }
 
-    /// How long each copy of a message takes; none where it is lost.
+    /// The delay of each copy of a message. Empty: the message is lost.
     pub(crate) fn carry(&self, from: usize, to: usize, random: &mut Random) -> Vec<u64> {
         if self.cut.contains(&(from, to)) {
             return Vec::new();
@@ -74,7 +74,7 @@ impl Network {
         (0..copies).map(|_| delay + random.below(self.jitter)).collect()
     }
 
-    /// Cuts the nodes in two, in one direction, or all but a bridge.
+    /// Cuts the nodes in two sides, in both directions or one, with or without a bridge.
     pub(crate) fn partition(&mut self, nodes: usize, random: &mut Random) {
         self.cut.clear();
         let side: Vec<bool> = (0..nodes).map(|_| random.chance(50)).collect();

@@ -1,5 +1,5 @@
-//! The owner of a host's sessions: the shipped [`Sessions`](ostler::sessions::state::Sessions) decides each turn,
-//! the simulated disk may fail and the agent may die in the middle of it.
+//! The owner of a host's sessions. The shipped [`Sessions`](ostler::sessions::state::Sessions) decides each turn; the
+//! simulated disk may fail, and the agent may die in the middle of a turn.
 
 use ostler::placement::{Have, HostAnswer, HostReport, Offered};
 use ostler::sessions;
@@ -11,7 +11,7 @@ use crate::cluster::Cluster;
 use crate::event::Event;
 use crate::host::{Back, Callers, Crash, Input, Watcher};
 
-/// How long a report waits for something to tell.
+/// How long a report waits for a change.
 const REPORT_PATIENCE: u64 = 5000;
 
 impl Cluster {
@@ -25,7 +25,7 @@ impl Cluster {
         }
     }
 
-    /// The owner of sessions takes in all that waits.
+    /// The owner of sessions takes all waiting inputs.
     pub(crate) fn turn(&mut self, i: usize) {
         let life = self.hosts[i].life.as_mut().unwrap();
         life.turn_due = false;
@@ -50,7 +50,7 @@ impl Cluster {
         self.witness.check_sums(&self.hosts[i], before);
     }
 
-    /// Persist, publish, set to work, reply: in this order.
+    /// Persists, gives orders, publishes and replies.
     pub(crate) fn finish_turn(&mut self, i: usize) {
         let crash = self.hosts[i].crashes;
         let host = &mut self.hosts[i];
@@ -134,11 +134,11 @@ impl Cluster {
                 Err(stale) => self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Report(Err(stale))))),
             },
             Turned::Report(Back::Runner(session, serial), taken) => self.report_taken(i, session, serial, taken),
-            _ => unreachable!("nobody here asks for this, or waits for it so"),
+            _ => unreachable!("the simulation sends no such request"),
         }
     }
 
-    /// A leader waits for something that it does not know.
+    /// A leader waits for a change.
     fn wait_for_news(&mut self, i: usize, caller: Caller, ballot: &Ballot, have: Option<Have>) {
         self.witness.fenced(i, ballot);
         let until = self.world.now + REPORT_PATIENCE;
@@ -148,7 +148,7 @@ impl Cluster {
         self.look_at_watchers(i);
     }
 
-    /// Tells leaders that wait what is new to them.
+    /// Answers the waiting leaders for which there is a change, or whose wait is over.
     pub(crate) fn look_at_watchers(&mut self, i: usize) {
         let (have, now) = (self.hosts[i].have(), self.world.now);
         let life = self.hosts[i].life.as_mut().unwrap();

@@ -1,4 +1,4 @@
-//! The catalogue on many nodes: edited on both sides of a partition, and brought together again.
+//! The catalogue on many nodes: edited on both sides of a partition, then merged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,20 +8,20 @@ use ostler::types::{Ballot, Bytes, Cores, Name, NodeId, Timestamp, Workspace};
 use crate::each_seed;
 use crate::network::Random;
 
-/// Things that happen in one history.
+/// Steps of one history.
 const STEPS: u64 = 120;
-/// Names that are edited: few, so that two sides often mean the same.
+/// Names that are edited: few, so that two sides often edit the same one.
 const NAMES: u64 = 4;
 
-/// Nodes with their catalogues. Those of one side reach each other, and one of them leads.
+/// Nodes with their catalogues. The nodes of one side reach each other, and one of them leads.
 struct Replicas {
     nodes: Vec<Contents>,
     side: Vec<bool>,
-    /// Of each side.
+    /// The leader of each side.
     leaders: BTreeMap<bool, (usize, Ballot)>,
     term: u64,
     seq: u64,
-    /// Every version that anybody wrote.
+    /// Every version that a leader wrote.
     written: BTreeSet<(Key, Version)>,
     random: Random,
 }
@@ -43,7 +43,7 @@ impl Replicas {
         replicas
     }
 
-    /// Each side elects one of its own, by a ballot that nobody had.
+    /// Each side elects one of its nodes, under a new ballot.
     fn elect(&mut self) {
         self.leaders.clear();
         for side in [false, true] {
@@ -51,7 +51,7 @@ impl Replicas {
             if own.is_empty() {
                 continue;
             }
-            // Sides that do not hear each other come to one term.
+            // Two sides may elect leaders of the same term.
             self.term += u64::from(self.random.chance(60));
             let leader = own[self.random.pick(own.len())];
             let id = NodeId::from_bytes([u8::try_from(leader).unwrap(); 10]);
@@ -60,7 +60,7 @@ impl Replicas {
         self.term += 1;
     }
 
-    /// The leader of a side changes an entry, and brings it to some of those it reaches.
+    /// The leader of a side changes an entry, and sends it to some of the nodes that it reaches.
     fn edit(&mut self) {
         let side = self.random.chance(50);
         let Some((leader, ballot)) = self.leaders.get(&side).copied() else { return };
@@ -75,7 +75,7 @@ impl Replicas {
         let at = Timestamp::from_millis(i64::try_from(self.seq).unwrap());
         let entry = Entry { key: key.clone(), version: version.clone(), changed_at: at, value };
         self.written.insert((key, version));
-        assert!(self.nodes[leader].merge(entry.clone()), "what a leader writes is newer than what it has");
+        assert!(self.nodes[leader].merge(entry.clone()), "a leader's write is newer than its entry");
         for node in 0..self.nodes.len() {
             if self.side[node] == side && self.random.chance(70) {
                 self.keep(node, vec![entry.clone()]);
@@ -83,7 +83,7 @@ impl Replicas {
         }
     }
 
-    /// A node takes over what is newer, and never goes back.
+    /// A node stores newer entries, and never goes back to an older version.
     fn keep(&mut self, node: usize, entries: Vec<Entry>) {
         let before = self.nodes[node].versions();
         for entry in entries {
@@ -95,8 +95,8 @@ impl Replicas {
         }
     }
 
-    /// Two nodes that reach each other compare, as `catalogue/sync.rs` does: one that dies in between has done
-    /// half of it.
+    /// Two nodes compare and exchange entries, as `catalogue/sync.rs` does. The exchange may stop halfway, as after a
+    /// crash.
     fn exchange(&mut self, one: usize, other: usize) {
         let difference = self.nodes[other].difference(&self.nodes[one].versions());
         let wanted = self.nodes[one].of_keys(&difference.wanted);
@@ -124,7 +124,7 @@ impl Replicas {
         }
     }
 
-    /// Everybody reaches everybody, and whoever differs compares.
+    /// Ends the partition, and lets all pairs of nodes that differ exchange entries.
     fn heal(&mut self) {
         self.side.fill(false);
         for _ in 0..self.nodes.len() * self.nodes.len() * 4 {
@@ -141,11 +141,11 @@ impl Replicas {
     fn check(&self) {
         let first = &self.nodes[0];
         for node in &self.nodes {
-            assert!(node.entries().eq(first.entries()), "two catalogues differ for ever");
+            assert!(node.entries().eq(first.entries()), "two catalogues still differ");
         }
         let highest: BTreeMap<&Key, &Version> = self.written.iter().map(|(key, version)| (key, version)).collect();
         for (key, version) in highest {
-            // A set is in order: of one key the last is the highest.
+            // The set is sorted, so the last version of a key is its highest.
             let entry = first.entry(key).unwrap();
             assert_eq!(entry.version, *version, "{key:?}: a later change, or a removal, was undone");
         }
@@ -153,7 +153,7 @@ impl Replicas {
 }
 
 #[test]
-fn catalogues_that_were_apart_become_one_and_nothing_later_is_undone() {
+fn catalogues_merge_after_a_partition_and_keep_every_latest_change() {
     each_seed(|seed| {
         let mut replicas = Replicas::new(Random(seed ^ 0xca7a));
         for _ in 0..STEPS {
@@ -165,7 +165,7 @@ fn catalogues_that_were_apart_become_one_and_nothing_later_is_undone() {
 }
 
 #[test]
-fn what_lost_to_another_edit_is_remembered_by_whoever_had_it() {
+fn a_node_whose_edit_lost_to_another_keeps_it_as_a_conflict() {
     each_seed(|seed| {
         let mut replicas = Replicas::new(Random(seed ^ 0xb07b));
         let size = replicas.nodes.len();
@@ -175,7 +175,7 @@ fn what_lost_to_another_edit_is_remembered_by_whoever_had_it() {
         replicas.heal();
         replicas.side = (0..size).map(|node| node % 2 == 0).collect();
         replicas.elect();
-        // One edit on each side, of one entry as both know it.
+        // Each side edits the same entry once, from the same version.
         let key = replicas.written.first().unwrap().0.clone();
         let Key::Workspace(name) = key.clone() else { unreachable!("only workspaces are edited here") };
         let mut entries = Vec::new();
@@ -202,6 +202,6 @@ fn what_lost_to_another_edit_is_remembered_by_whoever_had_it() {
         }
         let lost = replicas.leaders.values().find(|(_, ballot)| *ballot == entries[0].version.ballot).unwrap().0;
         let told = replicas.nodes[lost].conflict(&key).map(|conflict| (&conflict.previous, &conflict.won));
-        assert_eq!(told, Some((&entries[0], &entries[1].version)), "n{lost} does not remember what lost");
+        assert_eq!(told, Some((&entries[0], &entries[1].version)), "n{lost} has no conflict of the edit that lost");
     });
 }

@@ -1,4 +1,4 @@
-//! The runners of a host's sessions: the shipped [`Runner`] decides, the simulated engine takes its time.
+//! The runners of a host's sessions. The shipped [`Runner`] decides; the simulated engine answers with a delay.
 
 use std::sync::Arc;
 
@@ -12,31 +12,31 @@ use crate::engine::Step;
 use crate::event::{At, Event};
 use crate::host::Back;
 
-/// How long a runner waits whose report could not be taken in: as `sessions/runners.rs` does.
+/// How long a runner waits after a report that the owner did not accept, as in `sessions/runners.rs`.
 const NOT_TAKEN: u64 = 5000;
 
-/// Carries one session through its life.
+/// The runner of one session.
 pub(crate) struct Running {
     serial: u64,
     runner: Runner,
-    /// The newest orders.
+    /// The newest work.
     work: Work,
     at: Doing,
 }
 
-/// What a runner is at.
+/// What a runner is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doing {
-    /// The engine or the owner has it in hand.
+    /// It waits for the engine or the owner.
     Busy,
-    /// It fetches the image, until the wish changes.
+    /// It pulls the image, until the wish changes.
     Fetching,
-    /// It waits for new orders or a nudge.
+    /// It waits for new work or a nudge.
     Resting,
 }
 
 impl Cluster {
-    /// Gives a session's runner its orders; begins or ends the runner where that is due.
+    /// Gives a session's runner its order. Starts a runner if there is none, and ends it if there is no more work.
     pub(crate) fn direct_runner(&mut self, i: usize, order: Order) {
         let Order { session, work, fresh } = order;
         let life = self.hosts[i].life.as_mut().unwrap();
@@ -64,7 +64,7 @@ impl Cluster {
         }
     }
 
-    /// A runner looks at its container again, unless it is at something.
+    /// Wakes a resting runner, which observes its container again.
     pub(crate) fn nudge(&mut self, i: usize, session: &SessionId) {
         let running = self.hosts[i].life.as_ref().and_then(|life| life.runners.get(session));
         if running.is_some_and(|running| running.at == Doing::Resting) {
@@ -77,11 +77,11 @@ impl Cluster {
         sessions.iter().for_each(|session| self.nudge(i, session));
     }
 
-    /// The runner's action is over.
+    /// The runner's action has ended.
     fn go_on(&mut self, i: usize, session: SessionId, outcome: Outcome) {
         let life = self.hosts[i].life.as_mut().unwrap();
         let Some(running) = life.runners.get_mut(&session) else { return };
-        // What comes of an action that was given up is of no interest any more.
+        // A new serial number makes the outcomes of earlier actions void.
         life.begun_runners += 1;
         running.serial = life.begun_runners;
         let action = running.runner.next(outcome, running.work.clone());
@@ -126,7 +126,7 @@ impl Cluster {
         }
     }
 
-    /// The engine does something. Its agent hears of it, if it is still there.
+    /// The engine executes a step. Its agent gets the outcome, if it is still running.
     pub(crate) fn did(&mut self, at: At, session: SessionId, serial: u64, step: &Step) {
         let outcome = Outcome::Did(self.hosts[at.host].engine.take(&session, step));
         self.put_in(0, Event::Outcome(at, session, serial, outcome));
@@ -139,7 +139,7 @@ impl Cluster {
         }
     }
 
-    /// The owner has taken a report in, or could not.
+    /// The owner has accepted a report, or could not.
     pub(crate) fn report_taken(&mut self, i: usize, session: SessionId, serial: u64, taken: bool) {
         if taken {
             return self.outcome(i, session, serial, Outcome::Told(true));
@@ -148,7 +148,7 @@ impl Cluster {
         self.put_in(NOT_TAKEN, Event::Outcome(at, session, serial, Outcome::Told(false)));
     }
 
-    /// A container's process ends by itself, and the engine says so.
+    /// A container's process ends by itself, and the engine sends an event.
     pub(crate) fn end_by_itself(&mut self, i: usize, code: i64) {
         let alive: Vec<SessionId> = self.hosts[i].engine.alive().copied().collect();
         if alive.is_empty() {

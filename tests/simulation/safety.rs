@@ -1,4 +1,4 @@
-//! What must never happen.
+//! Checks of what must never happen.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::world::World;
 /// Milliseconds of each history.
 const SPAN: u64 = 15_000;
 
-/// What has been seen so far, to compare with.
+/// What the checks have seen so far.
 #[derive(Default)]
 pub(crate) struct Witness {
     leaders: BTreeMap<u64, NodeId>,
@@ -24,8 +24,8 @@ impl Witness {
         for i in 0..world.size() {
             self.disk_only_rises(world, i);
             let Some(reign) = world.leadership(i).and_then(|known| known.reign) else { continue };
-            assert_eq!(reign.ballot.node, world.hosts[i].id, "it rules by its own ballot");
-            assert!(world.hosts[i].disk >= Some(reign.ballot), "it rules by what is on its disk");
+            assert_eq!(reign.ballot.node, world.hosts[i].id, "a node leads by its own ballot");
+            assert!(world.hosts[i].disk >= Some(reign.ballot), "a node leads only by a ballot on its disk");
             if world.clock(i) < reign.lease {
                 sure.push((i, reign.clone()));
             }
@@ -42,11 +42,11 @@ impl Witness {
             }
         }
         if let ClusterMode::Quorum { .. } = world.mode {
-            assert!(sure.len() <= 1, "two are sure that they lead: {sure:#?}");
+            assert!(sure.len() <= 1, "two nodes hold a lease: {sure:#?}");
         }
     }
 
-    /// I3: whatever was promised stays promised, crashes included.
+    /// I3: the ballot on disk never falls, not even across crashes.
     fn disk_only_rises(&mut self, world: &World, i: usize) {
         let Some(now) = &world.hosts[i].disk else {
             assert!(!self.disks.contains_key(&i), "a disk was emptied");
@@ -58,7 +58,7 @@ impl Witness {
     }
 }
 
-/// A history in which messages are lost, hosts crash, freeze and are cut off, at any time.
+/// A history in which messages are lost, and hosts crash, freeze and are cut off.
 fn troubled(seed: u64, mode: impl Fn(usize) -> ClusterMode) {
     let mut random = Random(seed ^ 0x5afe);
     let size = 1 + random.pick(6);

@@ -1,11 +1,11 @@
-//! Two elections word for word: a change of the protocol shows here.
+//! A transcript of two elections: any change of the protocol shows here.
 
 use ostler::types::ClusterMode;
 
 use crate::network::Network;
 use crate::world::World;
 
-/// A first election of three, then its leader dies.
+/// The first election of three nodes, then the election after their leader dies.
 fn transcript() -> String {
     let mut world = World::new(3, ClusterMode::Available, Network::good(), 7);
     world.log = Some(Vec::new());
@@ -25,11 +25,11 @@ fn transcript() -> String {
 }
 
 #[test]
-fn an_election_and_a_succession_are_as_they_were() {
+fn the_transcript_of_two_elections_is_pinned() {
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/election-v1.txt");
     let now = transcript();
     if std::env::var_os("OSTLER_REWRITE").is_some() {
         std::fs::write(golden, &now).unwrap();
     }
-    assert_eq!(now, std::fs::read_to_string(golden).unwrap(), "OSTLER_REWRITE=1 takes it as it is now");
+    assert_eq!(now, std::fs::read_to_string(golden).unwrap(), "OSTLER_REWRITE=1 rewrites the golden file");
 }

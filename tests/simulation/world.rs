@@ -15,11 +15,11 @@ pub(crate) struct Host {
     /// `None` while it is down.
     pub(crate) election: Option<Election>,
     pub(crate) disk: Option<Ballot>,
-    /// It does nothing until then, as under SIGSTOP.
+    /// It is frozen until this time, as under SIGSTOP.
     pub(crate) frozen_until: u64,
-    /// It crashes once it has written next, before anybody hears of it.
+    /// It crashes right after its next write, before it sends anything.
     pub(crate) crashes_at_write: bool,
-    /// Its clock is ahead of the simulation's by so much: hosts booted at different times.
+    /// Milliseconds by which its boot clock is ahead of the simulation's: hosts boot at different times.
     pub(crate) ahead: u64,
     members: Members,
 }
@@ -30,7 +30,7 @@ pub(crate) enum Message {
     Answer(Box<WireRequest>, Box<WireAnswer>),
 }
 
-// Ordered by their text, so that the queue is one and the same in every run.
+// Part of an ordered queue entry, whose time and number alone decide its order, the same in every run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WireRequest(pub(crate) Request);
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +44,7 @@ macro_rules! unordered {
             }
         }
         impl Ord for $name {
-            // Whatever comes at one time in one order of sending is never compared by its content.
+            // Every message has its own number, so contents are never compared.
             fn cmp(&self, _: &Self) -> std::cmp::Ordering {
                 std::cmp::Ordering::Equal
             }
@@ -53,7 +53,7 @@ macro_rules! unordered {
 }
 unordered!(WireRequest, WireAnswer);
 
-/// A message on its way: when it comes, which it was, from whom to whom.
+/// A message in flight: its arrival, its number, its sender and its receiver.
 type Flight = (u64, u64, usize, usize, Message);
 
 pub(crate) struct World {
@@ -62,11 +62,11 @@ pub(crate) struct World {
     pub(crate) hosts: Vec<Host>,
     pub(crate) network: Network,
     pub(crate) random: Random,
-    /// The host that did something last.
+    /// The host that acted last.
     pub(crate) touched: usize,
     flying: BinaryHeap<Reverse<Flight>>,
     sent: u64,
-    /// What was sent and delivered, where somebody wants to read it.
+    /// A log of what was sent and delivered, if requested.
     pub(crate) log: Option<Vec<String>>,
 }
 
@@ -111,7 +111,7 @@ impl World {
         host.frozen_until = 0;
     }
 
-    /// The host loses everything but its disk.
+    /// Crashes the host, which loses everything but its disk.
     pub(crate) fn crash(&mut self, i: usize) {
         self.hosts[i].election = None;
         self.hosts[i].crashes_at_write = false;
@@ -121,19 +121,19 @@ impl World {
         BootInstant::from_millis(self.now + self.hosts[i].ahead)
     }
 
-    /// Who leads, as this host knows; `None` while it is down.
+    /// The leadership, as this host knows it. `None` while it is down.
     pub(crate) fn leadership(&self, i: usize) -> Option<Leadership> {
         Some(self.hosts[i].election.as_ref()?.leadership(self.clock(i)))
     }
 
-    /// Makes a ballot the host's highest, as whoever asks by it wants. `None`: it crashed over that.
+    /// Makes a ballot the host's highest. `None`: the host crashed during the write.
     pub(crate) fn adopt(&mut self, i: usize, ballot: &Ballot) -> Option<Result<(), Stale>> {
         let now = self.clock(i);
         let adopted = self.hosts[i].election.as_mut()?.adopt(ballot, now);
         self.flush(i).then_some(adopted)
     }
 
-    /// The next thing that happens, no later than `until`. False where nothing does.
+    /// Runs the next event up to `until`. Returns whether there was one.
     pub(crate) fn step(&mut self, until: u64) -> bool {
         let due = |i: usize, host: &Host, world: &Self| {
             let election = host.election.as_ref()?;
@@ -167,7 +167,7 @@ impl World {
 
     fn arrive(&mut self, from: usize, to: usize, message: Message) {
         if self.hosts[to].frozen_until > self.now {
-            // It waits in the socket until the host goes on.
+            // It waits in the socket until the host continues.
             let at = self.hosts[to].frozen_until;
             self.put(at, from, to, message);
             return;
@@ -190,7 +190,7 @@ impl World {
         }
     }
 
-    /// Writes what must be written, then sends what may leave. False where the host crashed in between.
+    /// Writes the ballot if it changed, then sends what waits. Returns false if the host crashed in between.
     fn flush(&mut self, i: usize) -> bool {
         let host = &mut self.hosts[i];
         let election = host.election.as_mut().unwrap();
@@ -231,7 +231,7 @@ impl World {
         }
     }
 
-    /// The one leader that every running host follows, and that rules.
+    /// The leader, if every running host follows it and it knows that it leads.
     pub(crate) fn settled(&self) -> Option<NodeId> {
         let known: Vec<Leadership> = (0..self.size()).filter_map(|i| self.leadership(i)).collect();
         let leader = known.first()?.leader?;
@@ -239,7 +239,7 @@ impl World {
         (rules && known.iter().all(|known| known.leader.as_ref() == Some(&leader))).then_some(leader)
     }
 
-    /// Which hosts hold which ballots, for messages of failures.
+    /// The leadership as each host knows it, for messages of failures.
     pub(crate) fn picture(&self) -> BTreeMap<usize, String> {
         (0..self.size()).map(|i| (i, format!("{:?}", self.leadership(i)))).collect()
     }

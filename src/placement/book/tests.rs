@@ -17,7 +17,7 @@ fn workspace() -> Workspace {
     workspace
 }
 
-/// A leader of three hosts of four cores, which have told what they hold: nothing.
+/// A leader of three hosts of four cores.
 struct Leader {
     book: Book,
     reign: Reign,
@@ -65,7 +65,7 @@ impl Leader {
         self.book.begin(&begin, situation)
     }
 
-    /// Whom it offers the session to, first to last.
+    /// The names of the hosts that it offers the session to, sorted.
     fn offers(&mut self, key: &str) -> Vec<String> {
         match self.begin(key, true, NOW).unwrap() {
             Begun::Offer { offers, .. } => names(&offers),
@@ -111,38 +111,38 @@ fn held(key: &str, host: usize, unplaced: bool) -> Held {
 fn holder(begun: Result<Begun, Error>) -> NodeId {
     match begun {
         Ok(Begun::Known { host, .. }) => host,
-        other => panic!("no host is said to have it: {other:?}"),
+        other => panic!("no host has it: {other:?}"),
     }
 }
 
 #[test]
-fn what_is_on_its_way_takes_room_until_its_host_tells() {
+fn a_session_in_flight_takes_room_until_its_host_reports() {
     let mut leader = Leader::that_heard(&[0]);
     assert_eq!(leader.offers("one"), ["a"]);
     assert_eq!(leader.offers("two"), ["a"]);
-    assert!(matches!(leader.begin("three", true, NOW), Ok(Begun::Wait(_))), "who has not told may have room");
+    assert!(matches!(leader.begin("three", true, NOW), Ok(Begun::Wait(_))), "an unreported host may have room");
     leader.end("two", End::NotTaken);
-    assert_eq!(leader.offers("three"), ["a"], "what was refused takes none");
+    assert_eq!(leader.offers("three"), ["a"], "a rejected session takes no room");
     leader.end("one", End::Taken);
     assert_eq!(holder(leader.begin("one", false, NOW)), id(0));
 }
 
 #[test]
-fn a_key_that_others_may_know_waits_until_they_have_told() {
+fn a_key_waits_until_every_host_that_may_have_its_session_has_reported() {
     let mut leader = Leader::that_heard(&[0, 1]);
     let Ok(Begun::Wait(Error::Indexing { waiting_for })) = leader.begin("k", false, NOW) else {
-        panic!("the third may know it")
+        panic!("the third host may have it")
     };
     assert_eq!(waiting_for, [id(2).into()]);
-    assert!(matches!(leader.begin("drawn", true, NOW), Ok(Begun::Offer { .. })), "nobody knows this one");
+    assert!(matches!(leader.begin("drawn", true, NOW), Ok(Begun::Offer { .. })), "no host can have this one");
     leader.hear(2, vec![held("k", 2, false)]);
     assert_eq!(holder(leader.begin("k", false, NOW)), id(2));
     leader.lose(2);
-    assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Unknown(_))), "it is never placed again");
+    assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Unknown(_))), "it is not placed a second time");
 }
 
 #[test]
-fn a_silent_host_is_waited_for_only_where_the_operator_says_so() {
+fn the_leader_waits_for_a_silent_host_only_under_on_unknown_fail() {
     let mut leader = Leader::that_heard(&[0, 1]);
     leader.lose(2);
     assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Offer { .. })));
@@ -166,7 +166,7 @@ fn only_the_host_that_may_have_it_is_asked_again() {
 }
 
 #[test]
-fn a_host_that_answers_no_offer_is_asked_for_a_minute_however_often_people_ask() {
+fn only_the_host_that_did_not_answer_is_asked_for_a_minute_however_often_callers_retry() {
     let mut leader = Leader::that_heard(&[0, 1, 2]);
     let mut offered_at = |now: BootInstant| {
         let Ok(Begun::Offer { offers, ballot }) = leader.begin("k", false, now) else { panic!("it is offered") };
@@ -181,7 +181,7 @@ fn a_host_that_answers_no_offer_is_asked_for_a_minute_however_often_people_ask()
 }
 
 #[test]
-fn a_host_that_may_have_it_and_is_silent_is_waited_for_only_where_the_operator_says_so() {
+fn the_leader_waits_for_a_silent_host_that_may_have_the_session_only_under_on_unknown_fail() {
     for (on_unknown, candidates) in [(OnUnknown::Place, 2), (OnUnknown::Fail, 1)] {
         let mut leader = Leader::new(Config { on_unknown, ..config() });
         (0..3).for_each(|host| leader.hear(host, Vec::new()));
@@ -208,20 +208,20 @@ fn a_session_that_a_host_could_not_start_goes_to_another() {
         Candidate { id: id(1), name: "b".parse().unwrap() },
     );
     leader.end("k", End::Taken);
-    assert_eq!(holder(leader.begin("k", false, NOW)), id(1), "and where it went");
+    assert_eq!(holder(leader.begin("k", false, NOW)), id(1), "a retry finds it on its new host");
     let second = held("k", 1, false);
     leader.hear(1, vec![Held { session: SessionProfile { attempt: 2, ..second.session.clone() }, ..second }]);
     assert!(leader.book.index().fleet().unplaced.is_empty(), "though the first host has not put it away yet");
     assert!(matches!(leader.again("k", &[0]), Err(Error::PlacedElsewhere)), "it has been placed");
     leader.hear(0, Vec::new());
     assert_eq!(holder(leader.begin("k", false, NOW)), id(1));
-    assert!(matches!(leader.again("l", &[0, 1, 2]), Err(Error::NoCapacity(_))), "nobody is left");
+    assert!(matches!(leader.again("l", &[0, 1, 2]), Err(Error::NoCapacity(_))), "no host is left");
     let mut young = Leader::that_heard(&[0]);
-    assert!(matches!(young.again("l", &[0]), Err(Error::Indexing { .. })), "others may take it yet");
+    assert!(matches!(young.again("l", &[0]), Err(Error::Indexing { .. })), "other hosts may still admit it");
 }
 
 #[test]
-fn sessions_of_a_host_that_is_long_silent_do_not_count_against_their_user() {
+fn sessions_of_a_host_that_has_been_silent_for_long_do_not_count_against_their_user() {
     let mut leader = Leader::new(Config { max_sessions_per_user: 1, ..config() });
     (0..2).for_each(|host| leader.hear(host, Vec::new()));
     leader.hear(2, vec![held("old", 2, false)]);
@@ -231,5 +231,5 @@ fn sessions_of_a_host_that_is_long_silent_do_not_count_against_their_user() {
     assert!(refused(leader.begin("new", true, NOW)));
     let later = NOW.plus(COUNTED_FOR);
     assert!(matches!(leader.begin("new", true, later), Ok(Begun::Offer { .. })));
-    assert!(refused(leader.begin("newer", true, later)), "what is on its way counts");
+    assert!(refused(leader.begin("newer", true, later)), "a session in flight counts");
 }
