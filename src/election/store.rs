@@ -1,6 +1,6 @@
-//! What a node promised in elections, on disk: one record of `election.redb` in the data directory.
+//! What a node promised in elections, on disk: one record in `election.redb` in the data directory.
 //!
-//! A file of its own, so that a vote never waits behind anything else.
+//! It has its own file, so that a vote never waits for another write.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ pub struct Store(crate::store::Store);
 
 impl Store {
     /// # Errors
-    /// The file is in use or cannot be reached.
+    /// The file is in use or cannot be accessed.
     pub fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, Kept), Error> {
         let (store, highest) = crate::store::Store::open(&data_dir.join(FILE), now, parse)?;
         let lost = store.begun_anew().is_some();

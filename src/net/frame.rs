@@ -1,4 +1,4 @@
-//! Messages on a stream: their length, then their bytes.
+//! Messages on a stream: the length, then the bytes.
 
 use quinn::{RecvStream, SendStream};
 use serde::Serialize;
@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::wire::{MAX_FRAME, codec};
 
-/// Bytes that are taken from the wire at once: what a length promises costs memory only as it comes.
+/// Bytes that are read at once, so that a large length uses memory only as its bytes arrive.
 const PIECE: usize = 64 << 10;
 
 /// Sends an encoded message.
@@ -26,7 +26,8 @@ pub(super) async fn receive<T: DeserializeOwned>(stream: &mut RecvStream) -> Res
     codec::decode(&receive_bytes(stream).await?).map_err(|e| e.to_string())
 }
 
-/// Reads a message's bytes. Never takes more memory than has come, nor more than a frame may have.
+/// Reads a message's bytes. Uses at most [`PIECE`] bytes more memory than have arrived, and never more than a frame
+/// may have.
 pub(super) async fn receive_bytes(stream: &mut RecvStream) -> Result<Vec<u8>, String> {
     let mut length = [0; 4];
     stream.read_exact(&mut length).await.map_err(|e| e.to_string())?;

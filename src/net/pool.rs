@@ -1,4 +1,4 @@
-//! The connections that there are: one a node, whoever dialled it.
+//! The open connections: one per node, dialled by either side.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,20 +18,20 @@ use crate::types::NodeId;
 
 /// How long a handshake and the hello may take.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(2);
-/// An address that failed is not dialled again so soon: callers are told the same.
+/// How long a failed address is not dialled again: callers get the same error meanwhile.
 const FAILED_FOR: Duration = Duration::from_millis(200);
-/// Addresses whose failures are remembered.
+/// Addresses whose failures are remembered at most.
 const MAX_FAILED: usize = 4096;
-/// The code of a connection to a node that is not wanted.
+/// The code that closes a connection to a node that this one refuses.
 pub(super) const NOT_WANTED: VarInt = VarInt::from_u32(1);
-/// The code of a connection that another one of the same node has replaced.
+/// The code that closes a connection to an earlier start of an agent that has connected again.
 const REPLACED: VarInt = VarInt::from_u32(2);
-/// The code of a connection to another agent with the same node id.
+/// The code that closes a connection to another agent with the same node id.
 const TWIN: VarInt = VarInt::from_u32(4);
 /// The TLS alerts among QUIC's error codes (RFC 9001, §4.8).
 const ALERTS: std::ops::Range<u64> = 0x100..0x200;
 
-/// A connection, and who is there.
+/// A connection, and the hello of its peer.
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) connection: Connection,
@@ -59,7 +59,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
-    /// The connection to a node, if there is one that works.
+    /// The connection to a node, if there is an open one.
     pub(super) fn of_node(&self, node: &NodeId) -> Option<Link> {
         let links = lock(&self.links);
         links.by_node.get(node).filter(|link| link.connection.close_reason().is_none()).cloned()
@@ -70,8 +70,8 @@ impl Pool {
         self.of_node(&node).filter(|link| address_of(&link.connection) == address)
     }
 
-    /// Takes in a connection. It replaces what was there of an earlier life of that agent; of two of one life the
-    /// older finishes what it does, and is used no more.
+    /// Adds a connection. It replaces one to an earlier start of the same agent. Of two connections to the same
+    /// start, the older one finishes its calls and gets no new ones.
     fn register(&self, link: Link) -> Result<(), String> {
         let mut links = lock(&self.links);
         let node = link.hello.node;
@@ -80,7 +80,7 @@ impl Pool {
             && known.hello.incarnation != link.hello.incarnation
         {
             if known.hello.incarnation > link.hello.incarnation {
-                return Err("it is an earlier life of an agent that is known".to_owned());
+                return Err("a later start of this agent is already connected".to_owned());
             }
             known.connection.close(REPLACED, b"replaced");
         }
@@ -95,7 +95,7 @@ impl Pool {
             links.by_node.remove(&link.hello.node);
         }
         let address = address_of(&link.connection);
-        // Where both sides dialled at once there are two connections of one address: the other is still there.
+        // If both sides dialled at once, there are two connections to one address, and the other may still be open.
         let is_left = links.by_node.get(&link.hello.node).is_some_and(|other| address_of(&other.connection) == address);
         if !is_left && links.nodes.get(&address) == Some(&link.hello.node) {
             links.nodes.remove(&address);
@@ -108,7 +108,7 @@ impl Pool {
         (at.elapsed() < FAILED_FOR).then(|| reason.clone())
     }
 
-    /// Notes a failure. True where it is not the same as last time: then it is worth a line in the log.
+    /// Records a failure. Returns true if it is not the same as the last one: then it is worth a line in the log.
     fn note_failure(&self, address: SocketAddr, reason: &str) -> bool {
         let mut failed = lock(&self.failed);
         if failed.len() >= MAX_FAILED {
@@ -123,27 +123,27 @@ fn same(a: &Connection, b: &Connection) -> bool {
     a.stable_id() == b.stable_id()
 }
 
-/// Where a connection goes, an IPv4 address as itself.
+/// The peer's address; an IPv4-mapped address as IPv4.
 pub(super) fn address_of(connection: &Connection) -> SocketAddr {
     let address = connection.remote_address();
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 impl Inner {
-    /// A connection to a node, dialled where there is none.
+    /// A connection to a node, dialled if there is none.
     pub(super) async fn link(self: &Arc<Self>, node: &NodeId) -> Result<Link, String> {
         if let Some(link) = self.pool.of_node(node) {
             return Ok(link);
         }
-        let address = self.directory.borrow().get(node).copied().ok_or("its address is not known")?;
+        let address = self.directory.borrow().get(node).copied().ok_or("its address is unknown")?;
         let link = self.link_to(address).await?;
         if link.hello.node == *node {
             return Ok(link);
         }
-        Err(format!("at {address} there is node {} now", link.hello.node))
+        Err(format!("its address {address} belongs to node {} now", link.hello.node))
     }
 
-    /// A connection to whoever is at an address. Callers at one time share one dial.
+    /// A connection to the node at an address. Concurrent callers share one dial.
     pub(super) async fn link_to(self: &Arc<Self>, address: SocketAddr) -> Result<Link, String> {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         if let Some(link) = self.pool.of_address(address) {
@@ -159,13 +159,13 @@ impl Inner {
         dial.await
     }
 
-    /// Dials in a task of its own: callers give up at any time, and the other side takes a connection that nobody
-    /// brings to its end for one that is answered.
+    /// Dials in a task of its own: callers may give up at any time, and the peer would keep a half-made connection
+    /// and expect answers on it.
     fn begin_dial(self: &Arc<Self>, address: SocketAddr) -> Dial {
         let inner = Arc::clone(self);
         let dialling = tokio::spawn(async move {
             let dialled = AssertUnwindSafe(Arc::clone(&inner).dial(address)).catch_unwind().await;
-            // Whoever began it has put it there before the lock was free.
+            // The entry exists: `link_to` holds the lock until it has inserted it.
             lock(&inner.pool.dials).remove(&address);
             dialled.unwrap_or_else(|_| Err("the dial panicked: see the log".to_owned()))
         });
@@ -178,7 +178,7 @@ impl Inner {
         if let Err(reason) = &dialled
             && self.pool.note_failure(address, reason)
         {
-            tracing::warn!(%address, %reason, "a node cannot be reached");
+            tracing::warn!(%address, %reason, "cannot connect to a node");
         }
         dialled
     }
@@ -189,7 +189,7 @@ impl Inner {
             self.endpoint.connect_with(config, address, Credentials::SERVER_NAME).map_err(|e| e.to_string())?;
         let connection = connecting.await.map_err(|e| explain(&e))?;
         let greeted = async {
-            // Only the other side's hello says that it has let this one in.
+            // Only the peer's hello shows that the peer has accepted this node.
             let (mut to, mut from) = connection.open_bi().await.map_err(|e| explain(&e))?;
             frame::send_value(&mut to, &self.me).await?;
             let _ = to.finish();
@@ -207,7 +207,7 @@ impl Inner {
         self.admit(&connection, greeted.await)
     }
 
-    /// Lets a connection count, once its hello is as it must be.
+    /// Accepts a connection if its hello is valid, else closes it.
     pub(super) fn admit(
         self: &Arc<Self>,
         connection: &Connection,
@@ -233,10 +233,10 @@ impl Inner {
 
     fn check(&self, connection: &Connection, hello: &Hello) -> Result<(), Unwanted> {
         if hello.cluster != self.me.cluster {
-            return Err(format!("it is of cluster {}: another token or another cluster", hello.cluster).into());
+            return Err(format!("it belongs to cluster {}: another token or another cluster", hello.cluster).into());
         }
         if certified(connection).as_ref() != Some(&hello.node) {
-            return Err("its certificate is another node's".to_owned().into());
+            return Err("its certificate belongs to another node".to_owned().into());
         }
         if hello.node != self.me.node {
             return Ok(());
@@ -252,13 +252,13 @@ impl Inner {
         self.duplicate.send_replace(Some(address_of(connection)));
     }
 
-    /// A connection has ended.
+    /// Forgets a connection that has ended.
     pub(super) fn parted(&self, link: &Link) {
         self.pool.forget(link);
     }
 }
 
-/// Why a connection does not count, as the peer is told.
+/// Why a connection is refused: the code and the reason that the peer gets.
 struct Unwanted {
     code: VarInt,
     reason: String,
@@ -270,7 +270,7 @@ impl From<String> for Unwanted {
     }
 }
 
-/// Whether the peer closed it with this code.
+/// Whether the peer closed the connection with this code.
 fn closed_as(error: &ConnectionError, code: VarInt) -> bool {
     matches!(error, ConnectionError::ApplicationClosed(closed) if closed.error_code == code)
 }
@@ -282,7 +282,7 @@ fn certified(connection: &Connection) -> Option<NodeId> {
     node_of(chain.first()?)
 }
 
-/// Tells a wrong token from a silent host.
+/// Describes an error, so that a wrong token and a silent host have different messages.
 pub(super) fn explain(error: &ConnectionError) -> String {
     let is_alert = |code: TransportErrorCode| ALERTS.contains(&u64::from(code));
     match error {

@@ -1,4 +1,4 @@
-//! Connections that come in, and requests that come over any connection.
+//! Accepts incoming connections, and answers requests on all connections.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,17 +14,17 @@ use super::{Hello, Peer, Reply, frame};
 use crate::types::NodeId;
 use crate::wire::Request;
 
-/// Handshakes in progress. Beyond half of it whoever comes must show that its address is its own; beyond it
-/// nobody is let in.
+/// Handshakes in progress at most. Above half of it a peer must prove that its address is its own; at the limit
+/// every connection is refused.
 const MAX_HANDSHAKES: usize = 256;
-/// How long a request's own bytes may take.
+/// How long the bytes of a request may take to arrive.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
-/// Bytes of one message of gossip at most, as it is on the wire: what is compressed is smaller.
+/// Bytes of one compressed message of gossip at most. The limit is above that of an uncompressed one.
 const MAX_GOSSIP_BYTES: usize = 66_000;
-/// The code of a stream that is not answered.
+/// The code that resets a stream whose request is not answered.
 const REFUSED: VarInt = VarInt::from_u32(1);
 
-/// Lets connections in, until the endpoint is closed.
+/// Accepts connections until the endpoint is closed.
 pub(super) async fn accept(net: Arc<Inner>) {
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     let mut credentials = net.credentials.clone();
@@ -40,7 +40,7 @@ pub(super) async fn accept(net: Arc<Inner>) {
             continue;
         };
         if handshakes.available_permits() < MAX_HANDSHAKES / 2 && !incoming.remote_address_validated() {
-            // It does not fail: an address that is not validated may be asked for a retry.
+            // This cannot fail: a retry is permitted for every address that is not validated.
             let _ = incoming.retry();
             continue;
         }
@@ -57,26 +57,26 @@ async fn greet(net: &Arc<Inner>, incoming: Incoming) {
     let greeted = timeout(HANDSHAKE, async {
         let connection = incoming.await.map_err(|e| explain(&e))?;
         let (mut to, hello) = hear(&connection).await?;
-        // Who it is decides whether it hears anything of this node.
+        // The peer gets this node's hello only if its own is accepted.
         let link = net.admit(&connection, Ok(hello))?;
         let told = frame::send_value(&mut to, &net.me).await;
         let _ = to.finish();
         told.map(|()| link)
     });
-    if let Err(reason) = greeted.await.unwrap_or_else(|_| Err("it was too slow".to_owned())) {
+    if let Err(reason) = greeted.await.unwrap_or_else(|_| Err("the handshake timed out".to_owned())) {
         net.refused.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(%address, %reason, "a connection was not let in");
+        tracing::info!(%address, %reason, "refused a connection");
     }
 }
 
-/// The peer's hello, and the way to answer it.
+/// The peer's hello, and the stream to answer it on.
 async fn hear(connection: &Connection) -> Result<(SendStream, Hello), String> {
     let (to, mut from) = connection.accept_bi().await.map_err(|e| explain(&e))?;
     let hello = frame::receive(&mut from).await?;
     Ok((to, hello))
 }
 
-/// Answers the requests that come over a connection, and takes in its gossip, until it ends.
+/// Answers the requests on a connection and receives its gossip, until it ends.
 pub(super) async fn answer(net: Arc<Inner>, link: Link) {
     let peer = Peer { node: link.hello.node, address: address_of(&link.connection) };
     tracing::debug!(node = %peer.node, address = %peer.address, "connected");
@@ -100,12 +100,12 @@ async fn respond(net: Arc<Inner>, peer: Peer, mut to: SendStream, mut from: Recv
     let request = match timeout(REQUEST_WITHIN, frame::receive::<Request>(&mut from)).await {
         Ok(Ok(request)) => request,
         Ok(Err(reason)) => return refuse(&mut to, &peer.node, &reason),
-        Err(_) => return refuse(&mut to, &peer.node, "its request takes too long"),
+        Err(_) => return refuse(&mut to, &peer.node, "its request timed out"),
     };
-    let Some(serve) = net.serve.get() else { return refuse(&mut to, &peer.node, "this node has only just started") };
+    let Some(serve) = net.serve.get() else { return refuse(&mut to, &peer.node, "this node is still starting") };
     let (serve, asked_by) = (Arc::clone(serve), peer.clone());
     let served = tokio::spawn(async move { serve.serve(&asked_by, request).await });
-    // Whoever does not wait any more needs no answer; what it asked for is done all the same.
+    // A caller that has given up gets no answer; the request is completed all the same.
     let reply = tokio::select! {
         reply = served => reply,
         _ = to.stopped() => return,
@@ -132,7 +132,7 @@ async fn respond(net: Arc<Inner>, peer: Peer, mut to: SendStream, mut from: Recv
             }
             let _ = to.finish();
         }
-        Ok(Reply::Refused) => refuse(&mut to, &peer.node, "it may not ask that"),
+        Ok(Reply::Refused) => refuse(&mut to, &peer.node, "the peer may not make this request"),
         Err(panic) => refuse(&mut to, &peer.node, &panic.to_string()),
     }
 }
@@ -144,10 +144,10 @@ fn refuse(to: &mut SendStream, node: &NodeId, reason: &str) {
 
 async fn take_gossip(net: Arc<Inner>, address: std::net::SocketAddr, mut from: RecvStream) {
     if let Ok(Ok(message)) = timeout(REQUEST_WITHIN, from.read_to_end(MAX_GOSSIP_BYTES)).await
-        // One without content only asks to be acknowledged.
+        // An empty message is only sent to be acknowledged.
         && !message.is_empty()
     {
-        // Gossip may be lost: it comes again.
+        // Gossip may be lost: chitchat sends it again.
         let _ = net.gossip.try_send((address, message));
     }
 }
