@@ -1,4 +1,4 @@
-//! Bytes of a peer's, read as everything that a peer may send.
+//! Decodes arbitrary bytes as every message that a peer may send.
 
 #![no_main]
 
@@ -9,7 +9,7 @@ use ostler::wire::{Request, codec, message};
 fuzz_target!(|bytes: &[u8]| {
     let _ = codec::decode::<Hello>(bytes);
     if let Ok(request) = codec::decode::<Request>(bytes) {
-        codec::encode(&request).expect("what came in may be passed on");
+        codec::encode(&request).expect("a decoded request can be encoded");
     }
     message::read_as_every_answer(bytes);
 });

@@ -115,7 +115,7 @@ async fn after_a_leader_is_killed_another_leads_in_a_higher_term() {
     let back = Node::on_disk(n, &[1, 2, 3], &directories[usize::from(n) - 1], &network);
     let kept = back.handle.leadership().borrow().ballot;
     assert!(kept.is_some_and(|kept| kept >= before), "its promise survived the kill");
-    back.sees("who leads now", |now| now.leader.as_ref().is_some_and(|other| *other != gone)).await;
+    back.sees("the new leader", |now| now.leader.as_ref().is_some_and(|other| *other != gone)).await;
 }
 
 #[tokio::test]
