@@ -1,7 +1,7 @@
-//! What an agent costs: time until it is ready, memory and processor time while nothing happens.
+//! What an agent costs: time until it is ready, memory and processor time while it idles.
 //!
-//! `cargo bench --bench agent -- --idle-seconds 60 --removed 300`. Memory is read fresh, with sessions
-//! that run, and after many more came and went, which must not cost more than 1.2 times the fresh one.
+//! `cargo bench --bench agent -- --idle-seconds 60 --removed 300`. Memory is read on a fresh agent, with running
+//! sessions, and after many more were created and removed; the last must be at most 1.2 times the first.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -19,26 +19,26 @@ use support::agent::{Agent, Home};
 use support::engine::{Lab, WORKSPACE};
 use support::figures::{Figures, table};
 
-/// How long an agent settles before it is looked at: starting, and work just done, are not idling.
+/// How long an agent settles before it is measured: its start and recent work are not idling.
 const SETTLE: Duration = Duration::from_secs(12);
-/// `/proc/<pid>/stat` counts in these, whatever the kernel's own clock.
+/// The unit of `/proc/<pid>/stat`, whatever the kernel's own clock rate is.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 #[derive(Parser)]
 struct Arguments {
-    /// How often the agent is started on an empty data directory, and again on the same.
+    /// How often to start the agent on an empty data directory, and again on the same.
     #[arg(long, default_value_t = 10)]
     starts: usize,
-    /// Over how long idling is measured.
+    /// How long to measure an idle agent, in seconds.
     #[arg(long, default_value_t = 30)]
     idle_seconds: u64,
     /// Sessions that run while the agent idles.
     #[arg(long, default_value_t = 20)]
     held: usize,
-    /// Sessions that are made and removed before the last look.
+    /// Sessions to create and remove before the last measurement.
     #[arg(long, default_value_t = 300)]
     removed: usize,
-    /// `cargo bench` says this to every benchmark.
+    /// `cargo bench` passes this flag to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -79,14 +79,14 @@ async fn starts_with_docker(arguments: &Arguments, lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// From the fork to the first answer of `/readyz` that says so.
+/// The time from the fork to the first success of `/readyz`.
 async fn start(home: &Home) -> Result<Duration> {
     let started = Instant::now();
     let _agent = home.start().await?;
     Ok(started.elapsed())
 }
 
-/// What any agent has to ask the engine before it can be ready: who it is, what it has, what runs.
+/// The time of the calls to the engine that any agent needs before it is ready: version, info, list of containers.
 async fn dockers_share() -> Result<Duration> {
     let started = Instant::now();
     let docker = Docker::connect_with_unix_defaults()?.negotiate_version().await?;
@@ -102,7 +102,7 @@ fn starts_table(runtime: &str, first: &Figures, again: &Figures, engine: Option<
         let millis = |figure: f64| format!("{figure:.1} ms");
         [what.to_owned(), millis(ready), millis(figures.p95()), millis(share), millis(ready - share)]
     };
-    let rows = [row("on an empty data directory", first), row("on its own, again", again)];
+    let rows = [row("on an empty data directory", first), row("again, on the same", again)];
     table([&format!("{runtime}: start to ready"), "median", "p95", "Docker's share", "ostler's"], rows)
 }
 
@@ -125,7 +125,7 @@ async fn idling(arguments: &Arguments, lab: &Lab) -> Result<()> {
         let session = api.create(WORKSPACE).await?;
         api.remove(&session).await?;
     }
-    rows.push(idle(&format!("{} more came and went", arguments.removed), &agent, arguments).await?);
+    rows.push(idle(&format!("{} more created and removed", arguments.removed), &agent, arguments).await?);
 
     println!("{}", table(["idle agent", "resident", "anonymous", "CPU of one core", "threads"], rows));
     Ok(())
@@ -143,8 +143,8 @@ async fn idle(what: &str, agent: &Agent, arguments: &Arguments) -> Result<[Strin
     Ok([what.to_owned(), resident, anonymous, format!("{:.2} %", share * 100.0), threads.to_string()])
 }
 
-/// Memory that a process holds, as `15.2 MB`. `VmRSS` is all that `ps` shows, its program's file included;
-/// `RssAnon` is what cannot be read back from a file.
+/// Memory of a process, as `15.2 MB`. `VmRSS` is what `ps` shows, including the program's file;
+/// `RssAnon` is the part that the kernel cannot read back from a file.
 fn memory(pid: u32, key: &str) -> Result<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("no {key}"))?;
@@ -152,10 +152,10 @@ fn memory(pid: u32, key: &str) -> Result<String> {
     Ok(format!("{:.1} MB", kib * 1024.0 / 1e6))
 }
 
-/// Seconds of processor time so far, in the kernel included.
+/// Seconds of processor time so far, including time in the kernel.
 fn cpu_seconds(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The program's name, in parentheses, may hold anything; what follows it are numbers.
+    // The program's name, in parentheses, may hold any character; after it come numbers.
     let (_, fields) = text.rsplit_once(") ").context("no name")?;
     let ticks: Vec<f64> = fields.split(' ').skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
     Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)

@@ -1,6 +1,6 @@
-//! Admission and release in the ledger, beside a bare loop of the same arithmetic.
+//! Admission and release in the ledger, compared with a bare loop of the same arithmetic.
 //!
-//! `cargo bench --bench ledger`. One item is one session admitted and released again.
+//! `cargo bench --bench ledger`. One item is one session admitted and released.
 
 use std::hint::black_box;
 
@@ -8,7 +8,7 @@ use divan::{Bencher, counter::ItemsCount};
 use ostler::ledger::{Capacity, Ledger};
 use ostler::types::{Bytes, Cores, GpuSharing, Name, Resources, SessionId, User};
 
-/// Sessions that hold a reservation while one more comes and goes.
+/// Sessions that hold a reservation while one more is admitted and released.
 const HELD: [usize; 3] = [0, 100, 1000];
 /// Users that the held sessions belong to.
 const USERS: usize = 50;
@@ -30,7 +30,7 @@ fn admit_and_release_with_a_gpu(bencher: Bencher<'_, '_>, held: usize) {
     measure(bencher, held, 1);
 }
 
-/// What admission compares and counts, and nothing else: no map, no text, no memory from the heap.
+/// Only what admission compares and adds: no map, no text, no heap.
 #[divan::bench]
 fn bare_arithmetic(bencher: Bencher<'_, '_>) {
     let (physical, effective) = (host(), offered());
@@ -65,7 +65,7 @@ const fn host() -> Resources {
     Resources::new(Cores::whole(64), Bytes::gib(256), GPUS)
 }
 
-/// Overridden, so that all of the held sessions fit.
+/// Overridden, so that all held sessions fit.
 const fn offered() -> Resources {
     Resources::new(Cores::whole(4096), Bytes::gib(4096), GPUS * SLOTS_PER_GPU)
 }

@@ -1,6 +1,6 @@
-//! How fast a leader finds a host for a session, beside a bare scan of the same figures.
+//! How fast a leader finds a host for a session, compared with a bare scan of the same figures.
 //!
-//! `cargo bench --bench placement`. One item is one session placed: filtered, ranked, and its offers in order.
+//! `cargo bench --bench placement`. One item is one session placed: nodes filtered, ranked, and put in order.
 
 use std::collections::BTreeSet;
 use std::hint::black_box;
@@ -21,7 +21,7 @@ use ostler::types::{
 };
 
 const NODES: [usize; 4] = [10, 100, 1_000, 10_000];
-/// Of so many nodes, one is full, and one has no GPU.
+/// Of this many nodes, one is full, and one has no GPU.
 const ONE_OF: usize = 4;
 const CORES: u32 = 64;
 const MEMORY: Bytes = Bytes::gib(256);
@@ -32,8 +32,8 @@ fn main() {
     divan::main();
 }
 
-/// What a session needs to be placed: every figure of every node, and the fullest dimension of those that fit. The
-/// figures lie in one row in memory.
+/// The minimum to place a session: compares every figure of every node, and ranks the nodes that fit by their fullest
+/// dimension. The figures are contiguous in memory.
 #[divan::bench(args = NODES)]
 fn bare_scan(bencher: Bencher<'_, '_>, nodes: usize) {
     let figures: Vec<Packed> = fleet(nodes).iter().map(|node| Packed::of(node)).collect();
@@ -43,7 +43,7 @@ fn bare_scan(bencher: Bencher<'_, '_>, nodes: usize) {
         .bench_local(|| best(black_box(&figures).iter().copied(), black_box(wanted)));
 }
 
-/// The same, of the nodes as they lie in memory.
+/// The same, on the nodes as they are stored.
 #[divan::bench(args = NODES)]
 fn bare_scan_of_nodes(bencher: Bencher<'_, '_>, nodes: usize) {
     let fleet = fleet(nodes);
@@ -52,13 +52,13 @@ fn bare_scan_of_nodes(bencher: Bencher<'_, '_>, nodes: usize) {
     bencher.counter(ItemsCount::new(1_u32)).bench_local(|| figures(black_box(&fleet)));
 }
 
-/// A session on a GPU: some nodes have none, some have no room.
+/// A session with a GPU: some nodes have no GPU, some have no room.
 #[divan::bench(args = NODES)]
 fn plan_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
     measure_plan(bencher, nodes, &workspace(1));
 }
 
-/// A session that no node is large enough for: each says why.
+/// A session that is too large for every node: the plan gives a reason for each.
 #[divan::bench(args = NODES)]
 fn plan_that_everybody_refuses(bencher: Bencher<'_, '_>, nodes: usize) {
     let mut workspace = workspace(1);
@@ -66,7 +66,7 @@ fn plan_that_everybody_refuses(bencher: Bencher<'_, '_>, nodes: usize) {
     measure_plan(bencher, nodes, &workspace);
 }
 
-/// The same as the leader does it: with what it knows of keys, and with what is on its way.
+/// The leader's whole decision: the plan, the known keys, and the offers in progress.
 #[divan::bench(args = NODES)]
 fn book_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
     let mut book =
@@ -121,7 +121,7 @@ impl Packed {
     }
 }
 
-/// The emptiest node that fits: the scan that any planner comes down to.
+/// The emptiest node that fits: the scan that every planner needs at least.
 fn best(nodes: impl Iterator<Item = Packed>, wanted: Resources) -> Option<usize> {
     let mut best = None;
     for (i, node) in nodes.enumerate() {

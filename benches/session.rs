@@ -1,8 +1,8 @@
-//! A session's start and end through ostler, over Docker's own API asked directly, in one run.
+//! A session's start and end through ostler, compared with direct calls to Docker's API, in one run.
 //!
-//! `cargo bench --bench session -- --rounds 60`. Every round takes both ways, and the direct one twice,
-//! in an order that rotates: hosts drift by half within the hour, ratios within a round do not. The
-//! direct way over itself is the noise that a ratio must be read against.
+//! `cargo bench --bench session -- --rounds 60`. Every round measures ostler once and Docker twice, in rotating
+//! order: a host's speed drifts by half within the hour, the ratios within a round do not. The ratio of
+//! Docker to itself is the noise to compare other ratios with.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -26,18 +26,18 @@ use support::figures::{Figures, table};
 
 /// Rounds that are not counted: the first containers of a network or an image take longer.
 const WARM_UP: usize = 2;
-/// What ostler grants a session to end by itself.
+/// The grace period of a stop, the same as ostler's.
 const STOP_GRACE_SECS: i32 = 10;
-/// ostler's label of the cluster. The raw containers carry another one of the same length, so that the
-/// agent is not told of them.
+/// ostler's label of the cluster. The raw containers have another cluster of the same length, so that the
+/// agent gets no events about them.
 const LABEL_CLUSTER: &str = "ostler.cluster";
 
 #[derive(Parser)]
 struct Arguments {
-    /// How often each way is measured.
+    /// How often to measure each way.
     #[arg(long, default_value_t = 30)]
     rounds: usize,
-    /// `cargo bench` says this to every benchmark.
+    /// `cargo bench` passes this flag to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -79,7 +79,7 @@ enum Way {
     Ostler,
 }
 
-/// In this order first, and each in turn first in the rounds that follow.
+/// The order of the first round; each following round rotates it by one.
 const WAYS: [Way; 3] = [Way::Raw, Way::Ostler, Way::RawAgain];
 
 struct Bench {
@@ -117,7 +117,7 @@ impl Bench {
     }
 }
 
-/// The engine's own API, asked by the client library that ostler uses too.
+/// Direct calls to the engine, with the client library that ostler uses too.
 struct Raw {
     docker: Docker,
     cluster: String,
@@ -126,8 +126,8 @@ struct Raw {
 }
 
 impl Raw {
-    /// Takes from a session's container what the engine was sent for it, to send the same again: its
-    /// limits, network, init and labels.
+    /// Reads the configuration of a session's container, to create others with the same limits, network, init
+    /// and labels.
     async fn like(cluster: &str, session: &str) -> Result<Self> {
         let docker = Docker::connect_with_unix_defaults()?.negotiate_version().await?;
         let name = format!("ostler-{cluster}-{session}");
@@ -165,7 +165,7 @@ impl Raw {
     }
 }
 
-/// What was measured of each way, round by round.
+/// The measurements of each way, by round.
 #[derive(Default)]
 struct Sides {
     raw: Figures,
@@ -196,7 +196,7 @@ impl Sides {
     }
 }
 
-/// Each figure over the one of `base` that was measured in the same round.
+/// The ratio of each figure to the one of `base` from the same round.
 fn over(figures: &Figures, base: &Figures) -> Figures {
     Figures(figures.0.iter().zip(&base.0).map(|(figure, base)| figure / base).collect())
 }

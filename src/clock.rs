@@ -1,4 +1,4 @@
-//! The only reader of time. Everything else is handed a [`Moment`].
+//! The only reader of time. All other parts get a [`Moment`] as an argument.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,7 +34,7 @@ impl Clock {
         Ok(Self(Source::System { boot_id }))
     }
 
-    /// A clock that moves only when it is told to, for tests and simulations.
+    /// A clock that moves only with [`Self::advance`], for tests and simulations.
     pub fn manual(start: Moment) -> Self {
         Self(Source::Manual(Arc::new(Mutex::new(start))))
     }
@@ -42,7 +42,7 @@ impl Clock {
     pub fn now(&self) -> Moment {
         match &self.0 {
             Source::System { boot_id } => {
-                // CLOCK_BOOTTIME goes on through suspend, unlike Instant, and never jumps, unlike SystemTime.
+                // CLOCK_BOOTTIME counts during suspend, unlike Instant, and never jumps, unlike SystemTime.
                 let boot = clock_gettime(ClockId::Boottime);
                 let millis = u64::try_from(boot.tv_sec).unwrap_or(0) * 1000
                     + u64::try_from(boot.tv_nsec).unwrap_or(0) / 1_000_000;
@@ -57,10 +57,10 @@ impl Clock {
         }
     }
 
-    /// Moves a manual clock on.
+    /// Moves a manual clock forward.
     ///
     /// # Panics
-    /// On the system's clock, which nobody moves.
+    /// On the system's clock.
     pub fn advance(&self, span: Duration) {
         let Source::Manual(moment) = &self.0 else { panic!("only a manual clock can be moved") };
         let mut moment = moment.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! The log: one line an event to standard error, where systemd and containers look for it.
+//! The log: one line per event on standard error, where systemd and container engines collect it.
 
 use std::io::{self, IsTerminal};
 
@@ -13,12 +13,12 @@ pub struct Config {
     pub format: Format,
 }
 
-/// How an event is written.
+/// The format of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// For people, coloured on a terminal.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -26,14 +26,14 @@ pub enum Format {
 pub enum Error {
     #[error("log.level: {0}")]
     Level(String),
-    /// The process has a log already. That one stays.
-    #[error("the log is set up already")]
+    /// The process already has a log, and keeps it.
+    #[error("the log is already set up")]
     AlreadySet,
 }
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Sets up the log of this process, once.
+/// Sets up the log of this process. A second call is an error.
 pub fn init(config: &Config) -> Result<(), Error> {
     let filter = filter(&config.level).map_err(Error::Level)?;
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours());
@@ -44,10 +44,10 @@ pub fn init(config: &Config) -> Result<(), Error> {
     tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().map_err(|_| Error::AlreadySet)
 }
 
-/// Reads a level. The error says what would be right.
+/// Parses a level. The error says what is expected.
 pub fn filter(level: &str) -> Result<Targets, String> {
     let wrong = || format!("expected {}, or levels by module such as info,ostler::sessions=debug", LEVELS.join(", "));
-    // The filter's own parser takes a misspelled level for a module's name, and logs nothing.
+    // The filter's own parser reads a misspelled level as a module's name, and then logs nothing.
     let known = |directive: &str| {
         let (module, level) = directive.rsplit_once('=').unwrap_or(("", directive));
         let named = module.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:".contains(&byte));
@@ -60,7 +60,7 @@ pub fn filter(level: &str) -> Result<Targets, String> {
     directives.join(",").parse().map_err(|_| wrong())
 }
 
-/// Colours are for terminals whose user wants them: <https://no-color.org>.
+/// Whether to use colours: on terminals whose user has not set `NO_COLOR` (<https://no-color.org>).
 fn colours() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn a_process_has_one_log() {
         let config = Config { level: "off".to_owned(), format: Format::Text };
-        let _ = init(&config); // another test of this process may have been first
+        let _ = init(&config); // fails if another test of this process has set up the log
         assert_eq!(init(&Config { format: Format::Json, ..config.clone() }), Err(Error::AlreadySet));
         assert!(matches!(init(&Config { level: "loud".to_owned(), ..config }), Err(Error::Level(_))));
     }

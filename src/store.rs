@@ -1,7 +1,7 @@
 //! Records that must survive a crash: named JSON values in one redb file.
 //!
 //! An owner reads its records once, at start, and writes each change before it
-//! publishes it. Which records there are, and what they mean, is the owner's.
+//! publishes it. The owner defines which records there are and what they mean.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -15,26 +15,26 @@ use serde::Serialize;
 
 use crate::types::Timestamp;
 
-/// The one table: a record's name to its JSON.
+/// The only table: it maps a record's name to its JSON.
 const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
 
-/// redb caches up to 1 GiB unless told otherwise. These files are read once, at start: what is cached of
-/// them afterwards is of no use to anybody.
+/// redb caches up to 1 GiB by default. The agent reads these files once, at start, and has no use for a cache
+/// afterwards.
 const CACHE_BYTES: usize = 256 << 10;
 
-/// Records may hold hashes of tokens: nobody but the agent reads them.
+/// Records may hold hashes of tokens: only the agent's user may read them.
 const FILE_MODE: u32 = 0o600;
 
 /// Every record by its name.
 pub type Records = BTreeMap<String, Vec<u8>>;
 
-/// Why a store cannot be used, or a change was not made.
+/// Why a store cannot be opened or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A second daemon on one data directory. Moving the file aside would take it from the first.
+    /// Another daemon uses the same data directory. Moving the file aside would take it from that daemon.
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
-    /// Nothing is wrong with what the file holds, as far as can be told: it cannot be reached.
+    /// The file cannot be accessed. Its content may be intact, so it is not moved aside.
     #[error("{}: {reason}", .path.display())]
     Open { path: PathBuf, reason: String },
     /// Nothing changed.
@@ -79,7 +79,7 @@ impl Change {
     }
 }
 
-/// An open store. It has one owner, which awaits each commit before the next.
+/// An open store. It has one owner, which awaits each commit before it starts the next.
 #[derive(Debug)]
 pub struct Store {
     shared: Arc<Shared>,
@@ -87,11 +87,11 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store, or makes it, and reads what is in it. A file that is not a store, is damaged, or
-    /// holds what `parse` refuses is moved aside, with an error in the log, and begun anew.
+    /// Opens the store, creating it if it is absent, and reads its records. Moves a file aside that is not a
+    /// store, is damaged, or has records that `parse` refuses, logs an error, and creates a new store.
     ///
     /// # Errors
-    /// The file is in use, or cannot be reached: no permission, no space, a failing disk.
+    /// The file is in use, or cannot be accessed: no permission, no space, a failing disk.
     pub fn open<T>(
         path: &Path,
         now: Timestamp,
@@ -101,8 +101,8 @@ impl Store {
             Err(Failure::Broken(reason)) => {
                 let aside = move_aside(path, now).map_err(|e| unreachable_file(path, &e))?;
                 tracing::error!(store = %path.display(), %reason, moved_to = %aside.display(),
-                    "the store cannot be read: it was moved aside and begun anew");
-                let message = format!("{}: {reason}; it was moved to {}", path.display(), aside.display());
+                    "cannot read the store: moved it aside and created a new one");
+                let message = format!("{}: {reason}; the file was moved to {}", path.display(), aside.display());
                 try_open(path, &parse).map(|(store, parsed)| (Self { begun_anew: Some(message), ..store }, parsed))
             }
             outcome => outcome,
@@ -113,19 +113,19 @@ impl Store {
         })
     }
 
-    /// Why the file that was there was moved aside, if it was.
+    /// Why the existing file was moved aside, if it was.
     pub fn begun_anew(&self) -> Option<&str> {
         self.begun_anew.as_deref()
     }
 
-    /// Writes the changes, all or none, and returns once they are on disk.
+    /// Writes all of the changes or none, and returns once they are on disk.
     pub async fn commit(&self, changes: Vec<Change>) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
         let written = tokio::task::spawn_blocking(move || shared.commit(&changes)).await;
         written.unwrap_or_else(|e| Err(Error::Write(e.to_string())))
     }
 
-    /// The same, for a caller at start who may block.
+    /// Like [`Self::commit`], for callers at start that may block.
     pub fn commit_blocking(&self, changes: &[Change]) -> Result<(), Error> {
         self.shared.commit(changes)
     }
@@ -140,7 +140,7 @@ type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>;
 
 struct Shared {
     reopen: Opener,
-    /// `None` after a commit that failed: redb refuses everything until the file is opened anew.
+    /// `None` after a failed commit: redb refuses every call until the file is opened again.
     /// The lock is taken on a blocking thread for one commit, and spans no await.
     database: Mutex<Option<Database>>,
 }
@@ -165,7 +165,7 @@ impl Shared {
 }
 
 fn write(database: &Database, changes: &[Change]) -> Result<(), redb::Error> {
-    let transaction = database.begin_write()?; // durable once its commit returns, as is redb's default
+    let transaction = database.begin_write()?; // durable once its commit returns, by redb's default
     {
         let mut table = transaction.open_table(RECORDS)?;
         for change in changes {
@@ -178,7 +178,7 @@ fn write(database: &Database, changes: &[Change]) -> Result<(), redb::Error> {
     Ok(transaction.commit()?)
 }
 
-/// Why a store was not opened: whether beginning anew would help.
+/// Why a store was not opened: a broken file can be replaced by a new one, other failures are final.
 enum Failure {
     Broken(String),
     Fatal(Error),
@@ -193,7 +193,7 @@ fn try_open<T>(path: &Path, parse: &impl Fn(Records) -> Result<T, String>) -> Re
     Ok((Store::new(database, Box::new(move || open_database(&path))), parsed))
 }
 
-/// Makes the file where there is none, so that it is private from its first moment and its name survives a crash.
+/// Creates the file if it is absent, so that it is private from the start and its name survives a crash.
 fn make_private(path: &Path) -> io::Result<()> {
     let new = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path);
     match new {
@@ -204,7 +204,7 @@ fn make_private(path: &Path) -> io::Result<()> {
 }
 
 fn open_database(path: &Path) -> Result<Database, DatabaseError> {
-    // Without the check, redb trusts a file that was closed cleanly and may panic if it was altered since.
+    // Without the check, redb trusts a file that was closed cleanly, and may panic if another program has altered it.
     Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(path)
 }
 
@@ -222,13 +222,13 @@ fn read(database: &Database) -> Result<Records, redb::Error> {
     Ok(records)
 }
 
-/// Tells a file that is broken from one that is in use or out of reach: only the first is moved aside.
+/// Tells a broken file from one that is in use or cannot be accessed: only a broken one is moved aside.
 fn judge(path: &Path, error: redb::Error) -> Failure {
     match error {
         redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
             Failure::Fatal(Error::InUse(path.to_owned()))
         }
-        // redb says `InvalidData` of a file that is not its own, and `UnexpectedEof` of one that was cut off.
+        // redb returns `InvalidData` for a file of another format, and `UnexpectedEof` for a truncated one.
         redb::Error::Io(e) if !matches!(e.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
             Failure::Fatal(unreachable_file(path, &e))
         }
@@ -248,7 +248,7 @@ fn move_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// A store in memory whose writes fail while it is told so, for the tests of its owners.
+/// A store in memory whose writes fail while its switch is on, for the tests of its owners.
 #[cfg(test)]
 pub(crate) mod failing {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_read_is_moved_aside() {
+    async fn a_broken_file_is_moved_aside() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.redb");
         let (store, _) = open(&path).unwrap();
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_moved_aside_once() {
+    fn a_new_file_that_is_refused_again_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.redb");
         let refused = Store::open(&path, Timestamp::from_millis(7), |_| Err::<(), _>("no".to_owned()));
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_use_or_out_of_reach_stays_where_it_is() {
+    fn a_file_that_is_in_use_or_inaccessible_stays_in_place() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.redb");
         let (_held, _) = open(&path).unwrap();
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_commit_changes_nothing_and_a_later_one_works() {
+    async fn a_failed_commit_changes_nothing_and_a_later_one_succeeds() {
         let (store, switch) = failing::store();
         store.commit(vec![Change::put("a", &1)]).await.unwrap();
         switch.set(true);

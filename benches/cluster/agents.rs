@@ -18,19 +18,19 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::http::{Answer, Connection};
 use crate::process::Process;
 
-/// A token for clusters that last minutes; the rules for tokens hold for it, too.
+/// A token for clusters that last minutes. It follows the rules for tokens.
 const TOKEN: &str = "q3ZbJ0rTn8wVx5LkPy2sHd7fGm4cAe9uXo1iKt6vRjM";
-/// How long something that should happen may take on a busy machine.
+/// How long an expected event may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
-/// How often a condition is looked at.
+/// How often a condition is checked.
 pub(crate) const POLL: Duration = Duration::from_millis(20);
-/// How long one look may take: a node that is frozen never answers.
+/// How long one request may take: a frozen node never answers.
 const LOOK: Duration = Duration::from_secs(5);
-/// Host ports of sessions, below those that the kernel hands out by itself: so many for each node.
+/// Host ports of sessions, below the kernel's range of ephemeral ports: the first one, and the number for each node.
 const FIRST_PORT: usize = 10_000;
 const PORTS_EACH: usize = 100;
 
-/// How an agent is asked: its socket.
+/// A node, reached through its agent's socket.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
     pub(crate) name: String,
@@ -38,7 +38,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Asks on a connection of its own, as a client that has none yet.
+    /// Sends a request on a new connection, like a client that has none yet.
     pub(crate) async fn ask(
         &self,
         method: &str,
@@ -53,21 +53,21 @@ impl Node {
         Connection::over(UnixStream::connect(self.folder.join("agent.sock")).await?).await
     }
 
-    /// The body of an answer that must be a good one, and come soon.
+    /// The body of an answer. Fails if it is no success or takes longer than [`LOOK`].
     pub(crate) async fn get(&self, path: &str) -> Result<Value> {
         let Answer { status, body } = timeout(LOOK, self.ask("GET", path, &[], None)).await??;
         ensure!(status.is_success(), "GET {path} at {}: {status}: {body}", self.name);
         Ok(body)
     }
 
-    /// Changes something, and must succeed.
+    /// Makes a change. Fails if the answer is no success or takes longer than [`LOOK`].
     pub(crate) async fn put(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
         let Answer { status, body } = timeout(LOOK, self.ask(method, path, &[], Some(body))).await??;
         ensure!(status.is_success(), "{method} {path} at {}: {status}: {body}", self.name);
         Ok(body)
     }
 
-    /// Whom it follows, in which term, and how many nodes it knows.
+    /// The leader that it follows, the term, and how many nodes it knows.
     pub(crate) async fn follows(&self) -> Result<(Option<String>, u64, usize)> {
         let status = self.get("/v1/status").await?;
         let cluster = &status["cluster"];
@@ -76,7 +76,7 @@ impl Node {
         Ok((leader, cluster["term"].as_u64().unwrap_or_default(), nodes))
     }
 
-    /// The sessions that the process runtime keeps on this host: a directory each.
+    /// The sessions of the process runtime on this host: each has a directory.
     pub(crate) fn kept_sessions(&self) -> BTreeSet<String> {
         const ID: usize = 26;
         let entries = fs::read_dir(self.folder.join("data/process")).into_iter().flatten().flatten();
@@ -85,26 +85,26 @@ impl Node {
     }
 }
 
-/// Agents that know each other. Dropping it ends them all.
+/// Agents of one cluster. Dropping it kills them all.
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
     processes: Vec<Option<Process>>,
     root: TempDir,
 }
 
-/// Whom a node asks first.
+/// The seeds of each node.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Seeds {
     Everybody,
-    /// The first node; the first asks the second.
+    /// The first node; the second for the first node itself.
     One,
 }
 
 impl Cluster {
-    /// Nodes `n0`, `n1`, …, not started yet, with these sections besides those that give each its place.
+    /// Prepares nodes `n0`, `n1`, … without starting them. Their configuration is `extra` and each node's own sections.
     pub(crate) fn prepare(size: usize, seeds: Seeds, extra: &str) -> Result<Self> {
         let root = tempfile::tempdir()?;
-        // Under root, sessions run as somebody else, who must be able to pass.
+        // Under root, sessions run as another user, which must be able to enter the directory.
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755))?;
         let token = root.path().join("token");
         fs::write(&token, TOKEN)?;
@@ -138,7 +138,7 @@ impl Cluster {
         Ok(Self { nodes, processes, root })
     }
 
-    /// The same, started, and following one leader.
+    /// Prepares the nodes, starts them, and waits until they follow one leader.
     pub(crate) async fn start(size: usize, extra: &str) -> Result<Self> {
         let mut cluster = Self::prepare(size, Seeds::Everybody, extra)?;
         for node in 0..size {
@@ -148,7 +148,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts a node's agent, and does not wait for it.
+    /// Starts a node's agent without waiting for it.
     pub(crate) fn spawn(&mut self, node: usize) -> Result<()> {
         let folder = &self.nodes[node].folder;
         let mut command = Command::new(env!("CARGO_BIN_EXE_ostler"));
@@ -161,13 +161,13 @@ impl Cluster {
         self.processes[node] = None;
     }
 
-    /// Stops the agent in its tracks, or lets it go on.
+    /// Freezes the agent with SIGSTOP, or continues it.
     pub(crate) fn freeze(&self, node: usize, freeze: bool) -> Result<()> {
         self.process(node)?.signal(if freeze { Signal::STOP } else { Signal::CONT })
     }
 
     pub(crate) fn process(&self, node: usize) -> Result<&Process> {
-        self.processes[node].as_ref().context("it does not run")
+        self.processes[node].as_ref().context("the agent is not running")
     }
 
     /// The nodes whose agents run.
@@ -175,7 +175,7 @@ impl Cluster {
         (0..self.nodes.len()).filter(|node| self.processes[*node].is_some()).collect()
     }
 
-    /// Waits until every running node follows one running leader, and the leader hears every one of them.
+    /// Waits until every running node follows one running leader, and the leader sees all of them alive.
     pub(crate) async fn settled(&self) -> Result<usize> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -191,7 +191,7 @@ impl Cluster {
         }
     }
 
-    /// The leader that every running node follows, if it is one.
+    /// The leader that every running node follows. Fails if they follow more than one, or none.
     pub(crate) async fn one_leader(&self) -> Result<usize> {
         let mut leaders = BTreeMap::new();
         for node in self.running() {
@@ -199,9 +199,9 @@ impl Cluster {
             let followers: &mut Vec<String> = leaders.entry(leader).or_default();
             followers.push(format!("{} (term {term})", self.nodes[node].name));
         }
-        let [Some(leader)] = leaders.keys().collect::<Vec<_>>()[..] else { bail!("who follows whom: {leaders:?}") };
+        let [Some(leader)] = leaders.keys().collect::<Vec<_>>()[..] else { bail!("no common leader: {leaders:?}") };
         let leader = leader.strip_prefix('n').and_then(|n| n.parse().ok()).context("a node's name")?;
-        ensure!(self.processes.get(leader).is_some_and(Option::is_some), "n{leader} is followed and does not run");
+        ensure!(self.processes.get(leader).is_some_and(Option::is_some), "n{leader} is the leader and is not running");
         Ok(leader)
     }
 
@@ -214,7 +214,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A workspace whose sessions do nothing for so long, on every node.
+    /// Adds a workspace whose sessions sleep for `lasts`, and waits until every node has it.
     pub(crate) async fn workspace(&self, name: &str, lasts: Duration, more: &Value) -> Result<()> {
         let mut workspace = json!({
             "name": name, "command": ["sleep", lasts.as_secs().to_string()],
@@ -227,14 +227,14 @@ impl Cluster {
         let deadline = Instant::now() + PATIENCE;
         for node in &self.nodes {
             while node.get(&format!("/v1/workspaces/{name}")).await.is_err() {
-                ensure!(Instant::now() < deadline, "{name} does not reach {}", node.name);
+                ensure!(Instant::now() < deadline, "workspace {name} does not reach {}", node.name);
                 sleep(POLL).await;
             }
         }
         Ok(())
     }
 
-    /// Removes every session that there is, and waits until none is left.
+    /// Removes every session, and waits until none is left.
     pub(crate) async fn clear(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let node = &self.nodes[self.settled().await?];
@@ -253,7 +253,7 @@ impl Cluster {
         }
     }
 
-    /// Stops every agent in good order.
+    /// Stops every agent with SIGTERM.
     pub(crate) fn stop(&mut self) -> Result<()> {
         for process in self.processes.iter().flatten() {
             process.signal(Signal::TERM)?;
@@ -266,14 +266,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Leaves the agents' files where they are, for whoever looks for the reason of something.
+    /// Keeps the agents' files after the drop, to look for the reason of a failure.
     pub(crate) fn keep_files(&mut self) -> &Path {
         self.root.disable_cleanup(true);
         self.root.path()
     }
 }
 
-/// UDP ports of loopback that nobody has now, each another.
+/// Distinct UDP addresses on loopback that no process uses now.
 fn free_ports(count: usize) -> Result<Vec<String>> {
     let sockets: Vec<UdpSocket> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
     sockets.iter().map(|socket| Ok(socket.local_addr()?.to_string())).collect()

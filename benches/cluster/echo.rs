@@ -1,4 +1,4 @@
-//! A bare exchange over QUIC, to see what the network and its encryption cost without us.
+//! A bare exchange over QUIC, to see what network and encryption cost without ostler.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use quinn::{ClientConfig, Connection, Endpoint, ServerConfig};
 use tokio::time::Instant;
 
 const NAME: &str = "echo";
-/// About as large as the request that it is compared with.
+/// About as large as the request that the exchange is compared with.
 const MESSAGE: [u8; 256] = [7; 256];
 
-/// A connection to a server of its own thread, which says everything again.
+/// A connection to a server on another thread, which sends every message back.
 pub(crate) struct Echo {
     connection: Connection,
-    /// It hangs up with this.
+    /// Dropping it closes the connection.
     _endpoint: Endpoint,
 }
 
@@ -48,7 +48,7 @@ impl Echo {
         Ok(Self { connection, _endpoint: endpoint })
     }
 
-    /// There and back, on a stream of its own.
+    /// The time of one message and its answer, on a new stream.
     pub(crate) async fn exchange(&self) -> Result<Duration> {
         let started = Instant::now();
         let (mut send, mut receive) = self.connection.open_bi().await?;
@@ -56,18 +56,18 @@ impl Echo {
         send.finish()?;
         let answer = receive.read_to_end(MESSAGE.len()).await?;
         let took = started.elapsed();
-        ensure!(answer == MESSAGE, "it says something else");
+        ensure!(answer == MESSAGE, "the answer is not the message");
         Ok(took)
     }
 }
 
-/// Answers one connection, until it hangs up.
+/// Answers one connection until it is closed.
 fn serve(config: ServerConfig, told: &std::sync::mpsc::Sender<SocketAddr>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let endpoint = Endpoint::server(config, anywhere())?;
         told.send(endpoint.local_addr()?)?;
-        let connection = endpoint.accept().await.context("nobody comes")?.await?;
+        let connection = endpoint.accept().await.context("no connection came")?.await?;
         while let Ok((mut send, mut receive)) = connection.accept_bi().await {
             let message = receive.read_to_end(MESSAGE.len()).await?;
             send.write_all(&message).await?;

@@ -1,4 +1,4 @@
-//! Members of etcd as one cluster on loopback, asked through their HTTP gateway.
+//! Members of etcd as one cluster on loopback, called through their HTTP gateway.
 
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
@@ -14,19 +14,19 @@ use crate::agents::{PATIENCE, POLL};
 use crate::http::{Answer, Connection};
 use crate::process::Process;
 
-/// How long one look may take.
+/// How long one request may take.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Dropping it ends them all.
+/// A cluster of etcd. Dropping it kills all members.
 pub(crate) struct Etcd {
     members: Vec<Member>,
     processes: Vec<Option<Process>>,
-    /// Their ports, as each is told them.
+    /// The members' peer addresses, as `--initial-cluster` takes them.
     initial: String,
     root: TempDir,
 }
 
-/// How a member is asked.
+/// The addresses of a member.
 #[derive(Debug, Clone)]
 pub(crate) struct Member {
     client: String,
@@ -34,14 +34,14 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    /// Puts one value. True once it is accepted.
+    /// Puts one value. Returns whether the member accepted it.
     pub(crate) async fn put(&self, key: &str) -> Result<bool> {
         let key = data_encoding::BASE64.encode(key.as_bytes());
         let Answer { status, .. } = self.ask("/v3/kv/put", &json!({ "key": key, "value": key })).await?;
         Ok(status.is_success())
     }
 
-    /// Its own id and that of the member that it follows.
+    /// The member's own id, and that of the leader that it follows.
     async fn status(&self) -> Result<(String, String)> {
         let Answer { status, body } = timeout(LOOK, self.ask("/v3/maintenance/status", &json!({}))).await??;
         ensure!(status.is_success(), "{status}: {body}");
@@ -56,7 +56,7 @@ impl Member {
 }
 
 impl Etcd {
-    /// So many members that follow one leader; `None` where there is no etcd.
+    /// Starts `size` members and waits until they follow one leader; `None` if etcd is not installed.
     pub(crate) async fn start(size: usize) -> Result<Option<Self>> {
         let quiet = |command: &mut Command| command.stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !quiet(Command::new("etcd").arg("--version")).is_ok_and(|status| status.success()) {
@@ -81,7 +81,7 @@ impl Etcd {
         self.members[member].clone()
     }
 
-    /// Starts a member with the heartbeats and timeouts that it has by itself.
+    /// Starts a member with etcd's default heartbeats and timeouts.
     pub(crate) fn spawn(&mut self, member: usize) -> Result<()> {
         let Member { client, peer } = &self.members[member];
         let mut command = Command::new("etcd");
@@ -102,7 +102,7 @@ impl Etcd {
         self.processes[member] = None;
     }
 
-    /// Waits until every member follows one of them, and answers which.
+    /// Waits until every member follows the same member, and returns that one.
     pub(crate) async fn settled(&self) -> Result<usize> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -122,12 +122,12 @@ impl Etcd {
             ids.push(id);
             followed.push(leader);
         }
-        ensure!(followed.iter().all(|leader| *leader == followed[0]), "they follow {followed:?}");
-        ids.iter().position(|id| *id == followed[0]).context("they follow nobody")
+        ensure!(followed.iter().all(|leader| *leader == followed[0]), "the members follow {followed:?}");
+        ids.iter().position(|id| *id == followed[0]).context("the members follow no member")
     }
 }
 
-/// TCP ports of loopback that nobody has now, each another.
+/// Distinct TCP addresses on loopback that no process uses now.
 fn free_ports(count: usize) -> Result<Vec<String>> {
     let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
     listeners.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect()

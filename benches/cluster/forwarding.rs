@@ -1,4 +1,4 @@
-//! What asking another node than the leader adds to a create.
+//! What a create costs more on another node than on the leader.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const WORKSPACE: &str = "bench";
 pub(crate) async fn run(creates: usize) -> Result<()> {
     let mut cluster = Cluster::start(SIZE, "").await?;
     let leader = cluster.settled().await?;
-    // Every session goes to the leader's own host: what differs is only where it is asked for.
+    // Every session is placed on the leader's own host, so only the node that gets the request differs.
     let here = json!({ "labels": { "bench": "here" } });
     cluster.nodes[leader].put("PATCH", "/v1/nodes/self", &here).await?;
     cluster.workspace(WORKSPACE, SESSION, &json!({ "constraints": { "bench": "here" } })).await?;
@@ -42,7 +42,7 @@ pub(crate) async fn run(creates: usize) -> Result<()> {
             [&mut first, &mut again, &mut forwarded].into_iter().zip(took).for_each(|(f, took)| f.add_millis(took));
         }
     }
-    ensure!(cluster.one_leader().await? == leader, "another leads now");
+    ensure!(cluster.one_leader().await? == leader, "another node leads now");
     cluster.clear().await?;
     cluster.stop()?;
     let row = |what: &str, figures: &Figures| {
@@ -50,19 +50,19 @@ pub(crate) async fn run(creates: usize) -> Result<()> {
         let millis = |figure: f64| format!("{figure:.2} ms");
         [what.to_owned(), millis(figures.median()), millis(figures.p95()), format!("{:.3}", over.median())]
     };
-    let rows = [row("at the leader", &first), row("at the leader, again", &again), row("elsewhere", &forwarded)];
-    let head = ["a session asked for", "median", "p95", "÷ at the leader, median of rounds"];
+    let rows = [row("at the leader", &first), row("at the leader, again", &again), row("at a follower", &forwarded)];
+    let head = ["create a session", "median", "p95", "÷ at the leader, median of rounds"];
     println!("{creates} rounds, {SIZE} nodes\n{}", table(head, rows));
     let added = Figures(forwarded.0.iter().zip(&first.0).map(|(there, here)| there - here).collect()).median();
     let bare = bare.median();
     println!(
-        "asking elsewhere adds {added:.2} ms; a bare exchange over QUIC takes {bare:.2} ms: {:.2} of it",
+        "a follower adds {added:.2} ms; a bare exchange over QUIC takes {bare:.2} ms: a ratio of {:.2}",
         added / bare
     );
     Ok(())
 }
 
-/// How long the create takes; the removal is not counted.
+/// The time of the create; the removal is not counted.
 async fn create_and_remove(connection: &mut Connection) -> Result<Duration> {
     let request = json!({ "workspace": WORKSPACE, "user": "bench" });
     let started = Instant::now();
@@ -74,7 +74,7 @@ async fn create_and_remove(connection: &mut Connection) -> Result<Duration> {
 }
 
 async fn ask(connection: &mut Connection, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
-    ensure!(connection.is_open().await, "the agent hung up");
+    ensure!(connection.is_open().await, "the agent closed the connection");
     let Answer { status, body } = connection.ask(method, path, &[], body).await?;
     ensure!(status.is_success(), "{method} {path}: {status}: {body}");
     Ok(body)

@@ -1,9 +1,9 @@
 //! Many real agents of one cluster on loopback, with the process runtime: what a leader's death costs, what
-//! forwarding adds, how fast news goes around, whether all holds while leaders die for minutes, and how many nodes one
-//! network bears.
+//! forwarding adds, how fast changes spread, whether the cluster stays correct while leaders die for minutes, and
+//! how many nodes a cluster can have.
 //!
-//! `cargo bench --bench cluster -- --rounds 30` measures, `-- --news 30` spreads, `-- --soak-minutes 10 --clients 16`
-//! breaks and checks, `-- --nodes 100` grows.
+//! `cargo bench --bench cluster -- --rounds 30` measures failover and forwarding, `-- --news 30` the spread of
+//! changes, `-- --soak-minutes 10 --clients 16` correctness under faults, `-- --nodes 100` a large cluster.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -29,34 +29,34 @@ const SIZE: usize = 5;
 
 #[derive(Parser)]
 struct Arguments {
-    /// How often a leader is killed, of each system; how often there is news.
+    /// How often to kill a leader, of each system; with --news, how often to make each change.
     #[arg(long, default_value_t = 20)]
     rounds: usize,
-    /// How often a session is asked for at the leader, again there, and elsewhere.
+    /// How often to create a session at the leader, again at the leader, and at a follower.
     #[arg(long, default_value_t = 100)]
     creates: usize,
-    /// Instead: how fast news goes around a cluster of so many nodes.
+    /// Measure instead how fast changes spread in a cluster of this many nodes.
     #[arg(long)]
     news: Option<usize>,
-    /// Instead: for so long, sessions come and go while leaders die; then it is checked that all is as acknowledged.
+    /// Run a soak instead: for this long, create and remove sessions while leaders die, then check what is left.
     #[arg(long)]
     soak_minutes: Option<f64>,
-    /// How many make and remove sessions in the soak.
+    /// Number of clients that create and remove sessions in the soak.
     #[arg(long, default_value_t = 16)]
     clients: usize,
-    /// What of the soak is left to chance follows from it.
+    /// Seed of the soak's random decisions.
     #[arg(long)]
     seed: Option<u64>,
-    /// Instead: a cluster of so many nodes that finds itself, idles, and bears a busy host.
+    /// Measure instead a cluster of this many nodes: until all are alive to each other, idle, and on a busy host.
     #[arg(long)]
     nodes: Option<usize>,
-    /// How long it idles.
+    /// How long to measure the idle cluster, in seconds.
     #[arg(long, default_value_t = 20)]
     idle_seconds: u64,
-    /// How long the host is busy.
+    /// How long to keep the host busy, in seconds.
     #[arg(long, default_value_t = 60)]
     busy_seconds: u64,
-    /// `cargo bench` says this to every benchmark.
+    /// `cargo bench` passes this flag to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }

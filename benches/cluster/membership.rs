@@ -1,5 +1,5 @@
-//! How many nodes one network bears: until all have found each other, what they cost at rest, and whether a busy
-//! host is taken for dead ones.
+//! Many nodes in one cluster: how long until all have found each other, what they cost at rest, and whether a busy
+//! host makes nodes count as dead.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,9 +18,9 @@ use crate::figures::{Figures, table};
 const FIND_EACH_OTHER: Duration = Duration::from_secs(180);
 /// How long the cluster rests before it is measured.
 const SETTLE: Duration = Duration::from_secs(10);
-/// How often everybody is asked while the host is busy: seldom, so that asking is not the load.
+/// How often every node is asked while the host is busy: seldom, so that the requests add little load.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Everything of this host's loopback: one cluster's gossip, heartbeats and reports, with their headers.
+/// All bytes on this host's loopback: the cluster's gossip, heartbeats and reports, with their headers.
 const LOOPBACK_BYTES: &str = "/sys/class/net/lo/statistics/rx_bytes";
 
 pub(crate) async fn run(size: usize, idle_seconds: u64, busy_seconds: u64) -> Result<()> {
@@ -55,12 +55,12 @@ async fn measure(cluster: &Cluster, started: Instant, idle_seconds: u64, busy_se
         seen.add(&before, look(cluster).await, size);
     }
     drop(spinning);
-    println!("{busy_seconds} s with every core busy, {} looks at {size} nodes", seen.looks);
+    println!("{busy_seconds} s with every core busy, {} checks of {size} nodes", seen.looks);
     println!("{}", table(["while busy", "count"], seen.rows()));
     found(cluster, Instant::now()).await
 }
 
-/// Waits until every node sees every node alive, and all follow one leader.
+/// Waits until every node sees all nodes alive, and all follow one leader.
 async fn found(cluster: &Cluster, since: Instant) -> Result<()> {
     let all = cluster.nodes.len();
     for node in &cluster.nodes {
@@ -82,7 +82,7 @@ async fn found(cluster: &Cluster, since: Instant) -> Result<()> {
     }
 }
 
-/// The nodes that this one itself sees alive; a list of them would be the leader's.
+/// How many nodes this one itself sees alive. It reads the metrics, because `/v1/nodes` is the leader's view.
 async fn alive_seen(node: &crate::agents::Node) -> Result<usize> {
     let metrics = node.get("/metrics").await?;
     let text = metrics.as_str().context("metrics are text")?;
@@ -115,8 +115,8 @@ async fn at_rest(cluster: &Cluster, over: Duration) -> Result<String> {
     Ok(table(["a node at rest", "median", "max"], rows))
 }
 
-/// What one look at every node found: by node, whom it follows, its term and how many it sees alive. `None` where it
-/// did not answer.
+/// The result of one check of every node: the leader that it follows, its term, and how many nodes it sees alive.
+/// `None` if it did not answer.
 type Look = Vec<Option<(Option<String>, u64, usize)>>;
 
 async fn look(cluster: &Cluster) -> Look {
@@ -128,13 +128,13 @@ async fn look(cluster: &Cluster) -> Look {
     look
 }
 
-/// What all the looks found.
+/// The results of all checks.
 #[derive(Default)]
 struct Seen {
     looks: usize,
-    /// Nodes that others did not see alive, summed over nodes and looks.
+    /// Nodes that others did not see alive, summed over nodes and checks.
     dead: usize,
-    /// Nodes that followed nobody, or did not answer, in the same way.
+    /// Nodes that followed no leader, and nodes that did not answer, summed over checks.
     leaderless: usize,
     silent: usize,
     terms: BTreeSet<u64>,
@@ -167,7 +167,7 @@ impl Seen {
     }
 }
 
-/// Threads that do nothing, as fast as they can, until this is dropped.
+/// Threads that keep every core busy until this is dropped.
 struct Spinning {
     stop: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<()>>,

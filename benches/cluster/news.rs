@@ -1,4 +1,4 @@
-//! How fast news goes around: a host's change of what it offers, an edit of the catalogue, a host's death.
+//! How fast changes spread: a change of a host's settings, an edit of the catalogue, a host's death.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use crate::echo::Echo;
 use crate::figures::{Figures, table};
 use crate::http::Connection;
 
-/// Between two looks of whoever waits for the news: as often as one can ask without being the load.
+/// The pause between two requests while waiting for a change: short, but long enough to add little load.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
-/// Deaths are waited for longer.
+/// The pause while waiting for a death, which takes longer.
 const MISS_EVERY: Duration = Duration::from_millis(20);
 /// How long the cluster rests between two rounds.
 const REST: Duration = Duration::from_millis(200);
-/// Of so many rounds, one kills.
+/// One round of this many kills a host.
 const KILLS: usize = 5;
 
 #[derive(Default)]
@@ -56,18 +56,18 @@ pub(crate) async fn run(size: usize, rounds: usize) -> Result<()> {
     };
     let rows = [
         row("a bare exchange over QUIC", &found.echo),
-        row("a host offers something else: whoever changed it is answered", &found.told),
-        row("… and its leader lists it so", &found.leader),
-        row("a workspace is changed: whoever changed it is answered", &found.edited),
-        row("… and every node serves it so", &found.everywhere),
-        row("a host is killed: its leader lists it as suspect", &found.missed),
+        row("a host's settings are changed: the host answers", &found.told),
+        row("… and the leader lists the change", &found.leader),
+        row("a workspace is changed: the node answers", &found.edited),
+        row("… and every node serves the change", &found.everywhere),
+        row("a host is killed: the leader lists it as suspect", &found.missed),
         row("… and as unknown", &found.unknown),
     ];
-    println!("{rounds} rounds, {size} nodes\n{}", table(["news", "median", "p95", "max", "÷ bare, medians"], rows));
+    println!("{rounds} rounds, {size} nodes\n{}", table(["change", "median", "p95", "max", "÷ bare, medians"], rows));
     Ok(())
 }
 
-/// A host's settings are changed there.
+/// Changes a host's settings at that host, and waits until the leader lists the change.
 async fn of_a_change(cluster: &Cluster, leader: usize, host: usize, round: usize, found: &mut Found) -> Result<()> {
     let (at_host, at_leader) = (&cluster.nodes[host], &cluster.nodes[leader]);
     let (mut asked, mut listing) = (at_host.connect().await?, at_leader.connect().await?);
@@ -87,7 +87,7 @@ async fn of_a_change(cluster: &Cluster, leader: usize, host: usize, round: usize
     Ok(())
 }
 
-/// A workspace is put at a node, and read everywhere: each node serves its own copy.
+/// Puts a workspace at one node, and reads it at every node: each serves its own copy.
 async fn of_an_edit(cluster: &Cluster, at: usize, round: usize, found: &mut Found) -> Result<()> {
     let mut asked = cluster.nodes[at].connect().await?;
     let mut readers = try_join_all(cluster.nodes.iter().map(Node::connect)).await?;
@@ -109,7 +109,7 @@ async fn of_an_edit(cluster: &Cluster, at: usize, round: usize, found: &mut Foun
     Ok(())
 }
 
-/// A host's agent is killed, and started again.
+/// Kills a host's agent, waits until the leader lists the death, and starts the agent again.
 async fn of_a_death(cluster: &mut Cluster, leader: usize, host: usize, found: &mut Found) -> Result<()> {
     let name = cluster.nodes[host].name.clone();
     let mut listing = cluster.nodes[leader].connect().await?;
@@ -132,15 +132,15 @@ fn named<'a>(nodes: &'a Value, name: &str) -> Option<&'a Value> {
     nodes["items"].as_array()?.iter().find(|node| node["name"] == *name)
 }
 
-/// Asks again and again, until the answer is as wanted.
+/// Repeats a request until its answer is as wanted.
 async fn until(asked: &mut Connection, path: &str, every: Duration, is: impl Fn(&Value) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        ensure!(asked.is_open().await, "the agent hung up");
+        ensure!(asked.is_open().await, "the agent closed the connection");
         if is(&asked.ask("GET", path, &[], None).await?.body) {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, "{path} stays as it was");
+        ensure!(Instant::now() < deadline, "{path} does not change");
         sleep(every).await;
     }
 }

@@ -1,4 +1,4 @@
-//! A process of our own that is started, killed, frozen and started again, and what it costs.
+//! A child process that the benchmark starts, kills, freezes and measures.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -7,14 +7,14 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// `/proc/<pid>/stat` counts in these, whatever the kernel's own clock.
+/// The unit of `/proc/<pid>/stat`, whatever the kernel's own clock rate is.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Dropping it ends it, at once.
+/// A running process. Dropping it kills the process at once.
 pub(crate) struct Process(Child);
 
 impl Process {
-    /// Starts it with nothing of our environment but the path. What it says is added to `log`.
+    /// Starts the command with no variable of our environment but `PATH`. Appends its output to `log`.
     pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let log = File::options().create(true).append(true).open(log)?;
         let child = command
@@ -32,7 +32,7 @@ impl Process {
         Ok(kill_process(self.pid(), signal)?)
     }
 
-    /// Asks it to end and waits until it did.
+    /// Sends SIGTERM and waits until the process has ended.
     pub(crate) fn stop(&mut self) -> Result<()> {
         self.signal(Signal::TERM)?;
         self.0.wait()?;
@@ -43,10 +43,10 @@ impl Process {
         Pid::from_child(&self.0)
     }
 
-    /// Seconds of processor time so far, in the kernel included.
+    /// Seconds of processor time so far, including time in the kernel.
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
         let text = fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
-        // The program's name, in parentheses, may hold anything; what follows it are numbers.
+        // The program's name, in parentheses, may hold any character; after it come numbers.
         let (_, fields) = text.rsplit_once(") ").context("no name")?;
         let ticks: Vec<f64> = fields.split(' ').skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
         Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)

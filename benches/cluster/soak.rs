@@ -1,5 +1,5 @@
-//! Sessions come and go while leaders die and freeze. At the end every session that was acknowledged and not
-//! removed is there once, every other is not, and every node says the same.
+//! Clients create and remove sessions while leaders die and freeze. At the end every session that was acknowledged
+//! and not removed must exist once, no other may exist, and all nodes must agree.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,38 +17,38 @@ use crate::agents::{Cluster, Node, POLL};
 use crate::figures::table;
 use crate::http::Answer;
 
-/// Small hosts, so that there is often no room.
+/// Small hosts, so that the cluster is often full.
 const HOST: &str = "[dev]\nphysical_cores = 4\nphysical_memory = \"4GiB\"\n[log]\nlevel = \"info,ostler::sessions=debug,ostler::placement=debug\"\n";
 const CORES: f64 = 0.25;
-/// Workspaces that sessions are made from, and that are edited meanwhile.
+/// Workspaces that sessions are created from, and that the soak edits meanwhile.
 const WORKSPACES: u64 = 3;
-/// Sessions that a client holds at most: together they want more than a cluster has that lacks a node.
+/// Sessions that a client holds at most: all clients together want more than the cluster has without one node.
 const HELD: usize = 6;
-/// Of 100 decisions of a client that could do either, those that make a session.
+/// Of 100 decisions of a client that could do either, those that create a session.
 const MAKES: u32 = 65;
-/// A client pauses between two of its doings, and less before it asks again.
+/// Pauses of a client: between two actions, and before it repeats a request.
 const PAUSE_MILLIS: std::ops::Range<u64> = 50..500;
 const AGAIN_MILLIS: std::ops::Range<u64> = 20..200;
 /// How long a client waits for an answer before it asks another node.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Beyond this, something asked for again and again will never be answered.
+/// After this long, a repeated request counts as never answered.
 const STUCK: Duration = Duration::from_secs(90);
-/// Between two faults, and how long each lasts.
+/// The pause between two faults, and how long each lasts.
 const FAULT_MILLIS: std::ops::Range<u64> = 5_000..15_000;
 const DEAD_MILLIS: std::ops::Range<u64> = 500..5_000;
 const FROZEN_MILLIS: std::ops::Range<u64> = 1_000..8_000;
-/// Of so many faults, one freezes where the others kill.
+/// One fault of this many freezes the leader; the others kill it.
 const FREEZES_ONE_OF: usize = 3;
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
 const EDIT_EVERY: Duration = Duration::from_secs(2);
-/// How long everything may take to become true once all is healed.
+/// How long the cluster may take to pass the checks after the last fault.
 const SETTLES: Duration = Duration::from_secs(60);
-/// Sessions outlive the soak by this, and end by themselves where it fails.
+/// Sessions outlive the soak by this, so that they end by themselves if it fails.
 const SESSION_MARGIN: Duration = Duration::from_secs(600);
-/// Sessions of one page of a list: all of them.
+/// Sessions of one page of a list: enough for all of them.
 const PAGE: usize = 500;
 
-/// What has happened, for whoever takes part. One thread does it all.
+/// The state that all tasks of the soak share. They run on one thread.
 struct Shared {
     nodes: Vec<Node>,
     stopping: Cell<bool>,
@@ -58,9 +58,9 @@ struct Shared {
     freezes: Cell<u64>,
     edits: Cell<u64>,
     samples: Cell<u64>,
-    /// Answers that were no success, by code, and requests that got none.
+    /// Answers that were no success, and requests without an answer, counted by code.
     refusals: RefCell<BTreeMap<String, u64>>,
-    /// What must never be.
+    /// Observations that must never happen.
     violations: RefCell<Vec<String>>,
 }
 
@@ -125,7 +125,7 @@ async fn soak(cluster: &mut Cluster, shared: &Rc<Shared>, lasts: Duration, clien
     }
     edits.await?;
     faults?;
-    println!("healed after {:.0} s; {} sessions are held", started.elapsed().as_secs_f64(), held.len());
+    println!("last fault over after {:.0} s; clients hold {} sessions", started.elapsed().as_secs_f64(), held.len());
     let deadline = Instant::now() + SETTLES;
     while let Err(why) = check(cluster, &held).await {
         if Instant::now() >= deadline {
@@ -140,8 +140,8 @@ async fn soak(cluster: &mut Cluster, shared: &Rc<Shared>, lasts: Duration, clien
     Ok(())
 }
 
-/// Makes and removes sessions until it is told to stop, each asked for until it is answered. Answers which it holds,
-/// by id, with their keys.
+/// Creates and removes sessions until the soak stops, and repeats each request until it is answered. Returns the keys
+/// of the sessions that it holds, by id.
 async fn be_client(shared: Rc<Shared>, client: usize, mut rng: Rng) -> Result<BTreeMap<String, String>> {
     let mut held: BTreeMap<String, String> = BTreeMap::new();
     let mut made = 0;
@@ -167,14 +167,14 @@ async fn create(shared: &Shared, key: String, held: &mut BTreeMap<String, String
             Ok(session) => {
                 let id = session["id"].as_str().context("a session has an id")?;
                 if held.insert(id.to_owned(), key.clone()).is_some() {
-                    shared.violation(format!("{id} was made for {key}, and for another key"));
+                    shared.violation(format!("{id} was created for {key}, and for another key"));
                 }
                 shared.created.update(|n| n + 1);
                 return Ok(());
             }
-            // Somebody has to make room.
+            // The cluster is full: remove a session to make room.
             Err(code) if code == "no_capacity" && !held.is_empty() => remove_one(shared, held, rng).await?,
-            Err(code) => ensure!(started.elapsed() < STUCK, "{key} is not answered for good: {code}"),
+            Err(code) => ensure!(started.elapsed() < STUCK, "create with key {key} does not succeed: {code}"),
         }
         sleep(Duration::from_millis(rng.u64(AGAIN_MILLIS))).await;
     }
@@ -184,7 +184,7 @@ async fn remove_one(shared: &Shared, held: &mut BTreeMap<String, String>, rng: &
     let (id, key) = held.iter().nth(rng.usize(..held.len())).map(|(i, k)| (i.clone(), k.clone())).context("none")?;
     let started = Instant::now();
     while let Err(code) = ask(shared, rng, "DELETE", &format!("/v1/sessions/{id}"), &[], None).await {
-        ensure!(started.elapsed() < STUCK, "{id} of {key} is not removed: {code}");
+        ensure!(started.elapsed() < STUCK, "cannot remove {id} of key {key}: {code}");
         sleep(Duration::from_millis(rng.u64(AGAIN_MILLIS))).await;
     }
     held.remove(&id);
@@ -192,7 +192,7 @@ async fn remove_one(shared: &Shared, held: &mut BTreeMap<String, String>, rng: &
     Ok(())
 }
 
-/// Asks any node; what is no success is counted, and answered as its code.
+/// Sends a request to a random node. Counts an answer that is no success, and returns its code as the error.
 async fn ask(
     shared: &Shared,
     rng: &mut Rng,
@@ -218,7 +218,7 @@ async fn ask(
     Err(code.split(" (").next().unwrap_or_default().to_owned())
 }
 
-/// Changes a workspace now and then, so that catalogues have something to agree on.
+/// Edits a workspace every [`EDIT_EVERY`], so that the nodes' catalogues must converge.
 async fn edit(shared: Rc<Shared>, lasts: Duration, mut rng: Rng) {
     let sleeps = (lasts + SESSION_MARGIN).as_secs().to_string();
     while !shared.stopping.get() {
@@ -234,7 +234,7 @@ async fn edit(shared: Rc<Shared>, lasts: Duration, mut rng: Rng) {
     }
 }
 
-/// Asks every node for its own figures, again and again: no host gives more than it offers.
+/// Checks every node's own figures repeatedly: no host may allocate more than it offers.
 async fn sample(shared: Rc<Shared>) {
     loop {
         for node in &shared.nodes {
@@ -243,7 +243,7 @@ async fn sample(shared: Rc<Shared>) {
                 let figures = &own["resources"][dimension];
                 let (allocated, effective) = (figures["allocated"].as_f64(), figures["effective"].as_f64());
                 if allocated.is_none() || allocated > effective {
-                    shared.violation(format!("{} has given more {dimension} than it offers: {figures}", node.name));
+                    shared.violation(format!("{} has allocated more {dimension} than it offers: {figures}", node.name));
                 }
             }
             shared.samples.update(|n| n + 1);
@@ -252,7 +252,7 @@ async fn sample(shared: Rc<Shared>) {
     }
 }
 
-/// Kills leaders and starts them again, and freezes some for a while, until the time is up. Everything runs again after.
+/// Kills leaders and starts them again, and freezes some, until `until`. Afterwards every agent runs.
 async fn break_things(cluster: &mut Cluster, shared: &Shared, until: Instant, mut rng: Rng) -> Result<()> {
     for fault in 1.. {
         let pause = Duration::from_millis(rng.u64(FAULT_MILLIS));
@@ -261,7 +261,7 @@ async fn break_things(cluster: &mut Cluster, shared: &Shared, until: Instant, mu
             return Ok(());
         }
         sleep(pause).await;
-        // While nobody is followed by all, anybody will do.
+        // If no node answers with a leader, a random node is the victim.
         let leader = timeout(ANSWER, leader(shared)).await.unwrap_or_default();
         let victim = leader.unwrap_or_else(|| rng.usize(..SIZE));
         if fault % FREEZES_ONE_OF == 0 {
@@ -279,7 +279,7 @@ async fn break_things(cluster: &mut Cluster, shared: &Shared, until: Instant, mu
     Ok(())
 }
 
-/// Whom the first node that answers follows.
+/// The leader of the first node that answers and follows one.
 async fn leader(shared: &Shared) -> Option<usize> {
     for node in &shared.nodes {
         if let Ok((Some(leader), ..)) = node.follows().await {
@@ -289,7 +289,7 @@ async fn leader(shared: &Shared) -> Option<usize> {
     None
 }
 
-/// Whether every session that is held is there, once, and nothing else, and every node says the same.
+/// Checks that exactly the held sessions exist, each once, and that all nodes agree.
 async fn check(cluster: &Cluster, held: &BTreeMap<String, String>) -> Result<()> {
     cluster.one_leader().await?;
     let mut hosts: BTreeMap<String, Vec<&str>> = BTreeMap::new();
@@ -301,7 +301,7 @@ async fn check(cluster: &Cluster, held: &BTreeMap<String, String>) -> Result<()>
     let of = |id: &String| held.get(id).cloned().unwrap_or_else(|| "a removed session".to_owned());
     for (id, hosts) in &hosts {
         ensure!(hosts.len() == 1, "twice: {id} ({}) is on {hosts:?}", of(id));
-        ensure!(held.contains_key(id), "not gone: {id} was removed, or never acknowledged, and is on {hosts:?}");
+        ensure!(held.contains_key(id), "not removed: {id} was removed, or never acknowledged, and is on {hosts:?}");
     }
     for (id, key) in held {
         ensure!(hosts.contains_key(id), "lost: {id} ({key}) was acknowledged, and no host has it");
@@ -313,16 +313,16 @@ async fn check(cluster: &Cluster, held: &BTreeMap<String, String>) -> Result<()>
         let ids: BTreeSet<&str> = listed.iter().filter_map(|session| session["id"].as_str()).collect();
         let missing: Vec<&String> = held.keys().filter(|id| !ids.contains(id.as_str())).collect();
         let more: Vec<&&str> = ids.iter().filter(|id| !held.contains_key(**id)).collect();
-        ensure!(missing.is_empty() && more.is_empty(), "{} lists {more:?} and not {missing:?}", node.name);
+        ensure!(missing.is_empty() && more.is_empty(), "{} lists unexpected {more:?} and lacks {missing:?}", node.name);
         ensure!(ids.len() == listed.len(), "{} lists a session twice", node.name);
         for session in listed {
             ensure!(session["state"] == "running", "{} lists {session}", node.name);
             let (id, host) = (session["id"].as_str().unwrap_or_default(), session["node"].as_str().unwrap_or_default());
-            ensure!(hosts[id] == [host], "{} lists {id} on {host}, and it is on {:?}", node.name, hosts[id]);
+            ensure!(hosts[id] == [host], "{} lists {id} on {host}, but it is on {:?}", node.name, hosts[id]);
         }
         let own = node.get("/v1/nodes/self").await?;
         let count = hosts.values().filter(|hosts| hosts[0] == node.name).count();
-        ensure!(own["sessions"] == json!(count), "{} says {} of {count} sessions", node.name, own["sessions"]);
+        ensure!(own["sessions"] == json!(count), "{} reports {} of {count} sessions", node.name, own["sessions"]);
         let theirs = node.get("/v1/workspaces").await?;
         ensure!(theirs == catalogue, "{} has {theirs}, n0 has {catalogue}", node.name);
     }
@@ -332,7 +332,7 @@ async fn check(cluster: &Cluster, held: &BTreeMap<String, String>) -> Result<()>
 fn report(shared: &Shared) {
     let count = |what: &str, n: u64| [what.to_owned(), n.to_string()];
     let mut rows = vec![
-        count("sessions made", shared.created.get()),
+        count("sessions created", shared.created.get()),
         count("sessions removed", shared.removed.get()),
         count("leaders killed", shared.kills.get()),
         count("leaders frozen", shared.freezes.get()),

@@ -1,4 +1,4 @@
-//! From the death of a leader until the others take something new again, beside etcd.
+//! The time from a leader's death until the cluster accepts a request again, compared with etcd.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::agents::{Cluster, PATIENCE};
 use crate::etcd::Etcd;
 use crate::figures::{Figures, table};
 
-/// A survivor is asked again so often, whether or not it has answered: what counts is when something is accepted,
-/// not how long a client waits for an answer that was lost with the leader.
+/// How often to send the request to a survivor, without waiting for earlier answers. The measurement is the time until
+/// a request is accepted, not the time that a client waits for an answer that was lost with the leader.
 const ASK_EVERY: Duration = Duration::from_millis(20);
-/// How long a cluster rests after it is whole again, so that one death is not measured on the next.
+/// How long a cluster rests after all its nodes run again, so that one round does not affect the next.
 const REST: Duration = Duration::from_secs(1);
-/// Sessions that nobody removes end by themselves.
+/// How long the sessions run. The rounds do not remove them, so they end by themselves.
 const SESSION: Duration = Duration::from_secs(900);
 const WORKSPACE: &str = "bench";
 
@@ -26,11 +26,11 @@ pub(crate) async fn run(rounds: usize) -> Result<()> {
     ostler.workspace(WORKSPACE, SESSION, &json!({})).await?;
     let mut etcd = Etcd::start(SIZE).await?;
     if etcd.is_none() {
-        println!("SKIPPED: succession beside etcd: needs etcd");
+        println!("SKIPPED: succession compared with etcd: needs etcd");
     }
     let (mut follows, mut ours, mut theirs) = (Figures::default(), Figures::default(), Figures::default());
     for round in 0..rounds {
-        // In turn, and each in turn first.
+        // Both systems in each round, in alternating order.
         for turn in [round, round + 1] {
             match &mut etcd {
                 Some(etcd) if turn % 2 == 1 => theirs.add_millis(of_etcd(etcd, round).await?),
@@ -49,19 +49,19 @@ pub(crate) async fn run(rounds: usize) -> Result<()> {
         let seconds = |q| format!("{:.3} s", figures.quantile(q) / 1000.0);
         [what.to_owned(), seconds(0.5), seconds(0.95), seconds(0.99), seconds(1.0)]
     };
-    let mut rows = vec![row("ostler: another is followed", &follows), row("ostler: a session is accepted", &ours)];
+    let mut rows = vec![row("ostler: a new leader is followed", &follows), row("ostler: a session is accepted", &ours)];
     if etcd.is_some() {
         rows.push(row("etcd: a put is accepted", &theirs));
     }
     let head = ["after the leader's death", "median", "p95", "p99", "max"];
     println!("{rounds} leaders killed of {SIZE} nodes\n{}", table(head, rows));
     if etcd.is_some() {
-        println!("ostler ÷ etcd, of the medians: {:.2}", ours.median() / theirs.median());
+        println!("ostler ÷ etcd, medians: {:.2}", ours.median() / theirs.median());
     }
     Ok(())
 }
 
-/// Until the survivor follows another leader, and until a session is accepted there.
+/// The times until the survivor follows another leader, and until it accepts a session.
 async fn of_ostler(cluster: &mut Cluster, round: usize) -> Result<(Duration, Duration)> {
     let leader = cluster.settled().await?;
     let survivor = cluster.nodes[survivor(leader, round)].clone();
@@ -103,12 +103,12 @@ async fn of_etcd(etcd: &mut Etcd, round: usize) -> Result<Duration> {
     Ok(took)
 }
 
-/// Another than the leader, and another one in each round.
+/// A node other than the leader, a different one in each round.
 const fn survivor(leader: usize, round: usize) -> usize {
     (leader + 1 + round % (SIZE - 1)) % SIZE
 }
 
-/// From now until one of many tries succeeds.
+/// The time until one of repeated attempts succeeds.
 async fn first<F: Future<Output = bool> + Send + 'static>(mut attempt: impl FnMut() -> F) -> Result<Duration> {
     let started = Instant::now();
     let mut again = interval(ASK_EVERY);
@@ -119,6 +119,6 @@ async fn first<F: Future<Output = bool> + Send + 'static>(mut attempt: impl FnMu
             _ = again.tick() => drop(attempts.spawn(attempt())),
             Some(Ok(true)) = attempts.join_next() => return Ok(started.elapsed()),
         }
-        ensure!(started.elapsed() < PATIENCE, "nothing is accepted");
+        ensure!(started.elapsed() < PATIENCE, "no attempt succeeds");
     }
 }

@@ -1,4 +1,4 @@
-//! An agent of this build as a process of its own, on a data directory of its own.
+//! An agent of this build in its own process, with its own data directory.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -13,10 +13,10 @@ use super::api::Api;
 
 /// How long an agent may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it is asked whether it is.
+/// How often to ask the agent whether it is ready.
 const POLL: Duration = Duration::from_millis(1);
 
-/// A data directory and a configuration, for one agent after the other.
+/// A data directory and a configuration, for one agent at a time.
 pub(crate) struct Home(TempDir);
 
 impl Home {
@@ -70,7 +70,7 @@ impl Home {
     }
 }
 
-/// A running agent. It is told to stop when it is dropped.
+/// A running agent. Dropping it stops the agent.
 pub(crate) struct Agent {
     pub(crate) process: Child,
 }

@@ -1,4 +1,4 @@
-//! A corner of the Docker engine for one benchmark: an image, a cluster's name, and nothing left behind.
+//! What one benchmark needs in the Docker engine: an image and a cluster's name. Nothing is left behind.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -8,18 +8,18 @@ use anyhow::{Context, Result, ensure};
 use bollard::Docker;
 use serde_json::{Value, json};
 
-/// A static program that an image can be made of without any registry.
+/// A static program to create an image from, without a registry.
 const BUSYBOX: &str = "/bin/busybox";
 pub(crate) const WORKSPACE: &str = "bench";
 
-/// An image, and a cluster's name of our own. Dropping it removes what was made under it.
+/// An image, and a cluster's name of our own. Dropping it removes everything that was created for the cluster.
 pub(crate) struct Lab {
     pub(crate) cluster: String,
     image: String,
 }
 
 impl Lab {
-    /// `None` where there is no engine or nothing to make an image of.
+    /// `None` if there is no engine or no `/bin/busybox`.
     pub(crate) async fn open() -> Result<Option<Self>> {
         let Ok(docker) = Docker::connect_with_unix_defaults() else { return Ok(None) };
         if docker.ping().await.is_err() || !Path::new(BUSYBOX).exists() {
@@ -31,7 +31,7 @@ impl Lab {
         Ok(Some(Self { cluster, image }))
     }
 
-    /// A small session that does nothing, and ends at once when it is asked to.
+    /// A small session that does nothing, and ends at once on a stop.
     pub(crate) fn workspace(&self) -> Value {
         json!({
             "name": WORKSPACE, "image": self.image, "pull": "missing", "command": ["sleep", "86400"],
@@ -61,7 +61,7 @@ fn import_busybox(image: &str) -> Result<()> {
     let mut tar = Command::new("tar").arg("-C").arg(root.path()).args(["-c", "."]).stdout(Stdio::piped()).spawn()?;
     let archive = tar.stdout.take().context("its output is a pipe")?;
     let imported = Command::new("docker").args(["import", "-", image]).stdin(archive).stdout(Stdio::null()).status()?;
-    ensure!(tar.wait()?.success() && imported.success(), "the image {image} cannot be made");
+    ensure!(tar.wait()?.success() && imported.success(), "cannot create image {image}");
     Ok(())
 }
 
@@ -71,7 +71,7 @@ fn lines(arguments: &[&str]) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// For cleaning up: what is gone already is fine.
+/// Runs docker to clean up, and ignores errors: the object may be gone already.
 fn quietly(arguments: &[&str]) {
     let _ = Command::new("docker").args(arguments).output();
 }

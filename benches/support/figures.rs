@@ -21,7 +21,7 @@ impl Figures {
         self.quantile(0.95)
     }
 
-    /// Between the two nearest where none is exactly there; NaN where nothing was measured.
+    /// Interpolates between the two nearest figures; NaN if there are none.
     pub(crate) fn quantile(&self, q: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);

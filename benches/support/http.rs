@@ -1,4 +1,4 @@
-//! One connection of HTTP/1, and what is asked on it.
+//! One HTTP/1 connection and the requests on it.
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) struct Connection(SendRequest<Full<Bytes>>);
 
-/// What was answered. `body` is a string where it is no JSON, and null where there is none.
+/// An answer. `body` is a string if it is not JSON, and null if it is empty.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,

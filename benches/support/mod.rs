@@ -1,4 +1,4 @@
-//! What the benchmarks of a whole agent share.
+//! Code that the benchmarks of a whole agent share.
 
 pub(crate) mod agent;
 pub(crate) mod api;

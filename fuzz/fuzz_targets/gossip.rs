@@ -1,4 +1,4 @@
-//! A message of gossip, damaged where it is compressed and where it is not.
+//! Decodes arbitrary bytes as a message of gossip, both as they are and compressed.
 
 #![no_main]
 

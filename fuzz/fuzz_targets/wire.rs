@@ -1,4 +1,4 @@
-//! Bytes of a peer's, read as everything that a peer may send.
+//! Decodes arbitrary bytes as every message that a peer may send.
 
 #![no_main]
 

@@ -2,7 +2,7 @@
 
 use crate::types::{Resources, Settings};
 
-/// The override where it is not 0, else physical. GPUs that are not there cannot be offered, whatever is overridden.
+/// The override if it is not 0, else physical. A host without GPUs offers none, whatever the override is.
 pub fn effective(physical: Resources, settings: &Settings) -> Resources {
     let gpus = if physical.gpus == 0 { 0 } else { overridden(settings.gpus_override, physical.gpus) };
     Resources::new(
@@ -12,8 +12,8 @@ pub fn effective(physical: Resources, settings: &Settings) -> Resources {
     )
 }
 
-/// How many sessions each device may hold at once, in the order of the devices: as even as can be, the
-/// first ones more, so that the sum is `effective` and no device has more than `ceil(effective / physical)`.
+/// How many sessions each device may hold at once, in the order of the devices. The slots are spread evenly and the
+/// first devices get the remainder: the sum is `effective`, and no device has more than `ceil(effective / physical)`.
 pub fn slots_per_device(physical: u32, effective: u32) -> Vec<u32> {
     let Some(each) = effective.checked_div(physical) else { return Vec::new() };
     let with_one_more = effective % physical;

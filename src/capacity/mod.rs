@@ -1,4 +1,4 @@
-//! What this host really has, and how much of it is in use.
+//! The physical resources of this host, and how much of them is in use.
 //!
 //! Probes read the host and the engine; [`effective`] (pure) applies the
 //! operator's overrides; [`task`] owns the sampling and publishes a [`Report`].
@@ -18,18 +18,18 @@ use crate::types::{Bytes, Cores, Disk, Resources, RuntimeKind, Swap, Timestamp};
 /// How often the host is read. A reading takes 0.1 to 0.4 ms: less than 0.01 % of a core.
 pub const INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the owner is told at start.
+/// The owner's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub runtime: RuntimeKind,
     pub dev: DevFigures,
-    /// Where disk is measured as long as the engine names no path of this host: the data directory.
+    /// Where disk is measured if the engine names no path of this host: the data directory.
     pub fallback_disk: PathBuf,
     /// [`INTERVAL`], except in tests.
     pub interval: Duration,
 }
 
-/// `[dev]`: figures that replace what was probed, so that any host can be tried on any machine.
+/// `[dev]`: figures that replace the probed ones, so that any host can be tried on any machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DevFigures {
     pub physical_cores: Option<Cores>,
@@ -42,14 +42,14 @@ pub struct DevFigures {
 pub struct Report {
     /// What sessions can use.
     pub physical: Resources,
-    /// The GPUs that sessions can use, in the order of the driver.
+    /// The GPUs that sessions can use, in the driver's order.
     pub gpus: Vec<GpuDevice>,
     pub utilized: Option<Utilized>,
     pub disk: Option<Disk>,
     pub swap: Option<Swap>,
     /// Load averages of 1, 5 and 15 minutes.
     pub load: Option<[f64; 3]>,
-    /// Some figure was made up by `[dev]`.
+    /// At least one figure comes from `[dev]`.
     pub dev: bool,
 }
 
@@ -60,7 +60,7 @@ pub struct GpuDevice {
     pub model: String,
 }
 
-/// What is in use right now, foreign processes included. `None`: not known.
+/// What is in use now, by sessions and all other processes. `None`: not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Utilized {
     pub cores: Option<Cores>,
@@ -83,7 +83,7 @@ impl Handle {
         self.report.borrow().clone()
     }
 
-    /// To wait for the next report.
+    /// A receiver to wait for the next report with.
     pub fn watch(&self) -> watch::Receiver<Arc<Report>> {
         self.report.clone()
     }

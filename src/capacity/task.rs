@@ -1,4 +1,4 @@
-//! The owner of the [`Report`]: reads the host every few seconds and follows what the engine says of itself.
+//! The owner of the [`Report`]: reads the host every few seconds and takes over what the engine reports about itself.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::clock::Clock;
 use crate::runtime::{EngineInfo, Health};
 use crate::types::{Disk, Resources, RuntimeKind, Timestamp};
 
-/// GPUs that `[dev]` can make up; no host has more.
+/// GPUs that `[dev]` can add at most; no host has more.
 const MAX_DEV_GPUS: u32 = 1024;
 
-/// Starts the owner. The first report is there when this returns. It ends when nobody can read its reports any more.
+/// Starts the owner. The first report exists when this returns. The owner ends when its last reader is dropped.
 pub fn spawn(config: Config, mut health: watch::Receiver<Health>, clock: Clock) -> (Handle, JoinHandle<()>) {
     let engine = told(&health.borrow_and_update());
     let mut sampler = host::Sampler::new();
@@ -29,7 +29,7 @@ pub fn spawn(config: Config, mut health: watch::Receiver<Health>, clock: Clock) 
 
 struct Owner {
     config: Config,
-    /// What the engine last said of itself: its figures hold while it does not answer.
+    /// What the engine last reported about itself: the figures stay valid while it does not answer.
     engine: Option<EngineInfo>,
     reading: Reading,
     clock: Clock,
@@ -50,7 +50,7 @@ impl Owner {
     ) -> Result<(), JoinError> {
         let mut ticks = interval(self.config.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks.tick().await; // the first one is at once, and the first reading has been taken
+        ticks.tick().await; // the first tick is immediate, and `spawn` has already taken the first reading
         loop {
             tokio::select! {
                 () = self.publish.closed() => return Ok(()),
@@ -80,7 +80,7 @@ impl Owner {
     }
 }
 
-/// What was read of the host at one time.
+/// One reading of the host.
 #[derive(Debug, Clone, PartialEq)]
 struct Reading {
     host: host::Sample,
@@ -100,7 +100,7 @@ impl Reading {
     }
 }
 
-/// What the engine says of itself, where it answers.
+/// What the engine reports about itself, if it answers.
 fn told(health: &Health) -> Option<EngineInfo> {
     match health {
         Health::Up(info) => Some(info.clone()),
@@ -108,7 +108,7 @@ fn told(health: &Health) -> Option<EngineInfo> {
     }
 }
 
-/// Where images live, then the data directory: the first that can be measured counts.
+/// The paths to measure disk at: the engine's images, then the data directory. The first that can be measured counts.
 fn disks(config: &Config, engine: Option<&EngineInfo>) -> Vec<PathBuf> {
     let images = engine.and_then(|engine| engine.data_root.clone());
     images.into_iter().chain([config.fallback_disk.clone()]).collect()
@@ -118,12 +118,12 @@ fn first_disk(paths: &[PathBuf]) -> Option<Disk> {
     paths.iter().find_map(|path| disk::of(path))
 }
 
-/// The report that a reading and the engine's own word make.
+/// Combines a reading and the engine's figures into a report.
 fn compose(config: &Config, engine: Option<&EngineInfo>, reading: &Reading) -> Report {
     let host = &reading.host;
     let (cores, memory) = match (config.runtime, engine) {
         (RuntimeKind::Docker, Some(engine)) => (engine.cores, engine.memory),
-        // Until the engine has said what it has, the host's figures are the best guess.
+        // Until the engine has reported its figures, the host's are the best estimate.
         (RuntimeKind::Docker, None) => (host.cores, host.memory),
         (RuntimeKind::Process, _) => (reading.bounds.limit_cores(host.cores), reading.bounds.limit_memory(host.memory)),
     };
@@ -142,7 +142,7 @@ fn compose(config: &Config, engine: Option<&EngineInfo>, reading: &Reading) -> R
     }
 }
 
-/// GPUs that are made up, to try placement on. No device is behind them.
+/// Fictitious GPUs, to try placement with. They have no device.
 fn dev_gpus(count: u32) -> Vec<GpuDevice> {
     (0..count.min(MAX_DEV_GPUS))
         .map(|index| GpuDevice { uuid: format!("GPU-dev-{index}"), index, model: "dev".to_owned() })
@@ -182,20 +182,20 @@ mod tests {
     }
 
     #[test]
-    fn docker_has_what_the_engine_has() {
+    fn with_docker_the_engines_figures_count() {
         let config = config(RuntimeKind::Docker);
         assert_eq!(physical(&config, Some(&engine())), Resources::new(Cores::whole(3), Bytes::gib(3), 0));
         assert_eq!(physical(&config, None), Resources::new(Cores::whole(8), Bytes::gib(8), 0));
     }
 
     #[test]
-    fn processes_have_the_smaller_of_host_and_cgroup() {
+    fn with_processes_the_smaller_of_host_and_cgroup_counts() {
         let config = config(RuntimeKind::Process);
         assert_eq!(physical(&config, Some(&engine())), Resources::new(Cores::whole(2), Bytes::gib(8), 0));
     }
 
     #[test]
-    fn dev_figures_replace_what_they_name() {
+    fn dev_figures_replace_the_probed_ones() {
         let dev = DevFigures { physical_cores: Some(Cores::whole(6)), physical_gpus: Some(2), ..DevFigures::default() };
         let config = Config { dev, ..config(RuntimeKind::Docker) };
         let report = compose(&config, Some(&engine()), &reading());
@@ -205,12 +205,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_is_not_zero() {
+    fn a_figure_that_was_not_measured_is_none() {
         assert_eq!(compose(&config(RuntimeKind::Docker), None, &reading()).utilized, None);
     }
 
     #[tokio::test]
-    async fn the_report_follows_the_engine_and_keeps_its_last_word() {
+    async fn the_report_follows_the_engine_and_keeps_its_last_figures() {
         let start = Moment { wall: Timestamp::from_millis(1), boot: BootInstant::from_millis(1), boot_id: 1 };
         let (say, health) = watch::channel(Health::Unknown);
         let (handle, owner) = spawn(config(RuntimeKind::Docker), health, Clock::manual(start));
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_reads_again_and_again() {
+    async fn the_owner_reads_the_host_repeatedly() {
         let start = Moment { wall: Timestamp::from_millis(1), boot: BootInstant::from_millis(1), boot_id: 1 };
         let (_say, health) = watch::channel(Health::Unknown);
         let clock = Clock::manual(start);

@@ -1,9 +1,9 @@
-//! Who decides placements: a leader with a term, elected without a replicated log.
+//! Elects the leader, which decides placements: a leader with a term, without a replicated log.
 //!
-//! [`state`] is the whole protocol, without time, network or disk of its own; [`store`] keeps what a
-//! vote promises; [`task`] drives the one with the other. A leader only proposes: each host alone
-//! admits, and refuses whoever follows a lower ballot, so that two leaders at once cost efficiency
-//! and never correctness.
+//! [`state`] is the whole protocol, without time, network or disk of its own; [`store`] keeps the promises
+//! of votes on disk; [`task`] drives the protocol with time, network and disk. A leader only proposes: each host
+//! alone admits sessions, and rejects offers under a lower ballot than its highest. So two leaders at once
+//! cost efficiency and never correctness.
 
 pub mod state;
 pub mod store;
@@ -19,14 +19,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::types::{Ballot, BootInstant, ClusterMode, NodeId};
 
-/// How often a leader says that it leads, in a small cluster.
+/// How often a leader sends heartbeats, in a small cluster.
 const HEARTBEAT: Duration = Duration::from_millis(200);
 
-/// How an election goes about it.
+/// The configuration of the election.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     pub mode: ClusterMode,
-    /// How often a leader says that it leads; stretched in large clusters.
+    /// How often a leader sends heartbeats; less often in large clusters.
     pub heartbeat: Duration,
 }
 
@@ -36,72 +36,73 @@ impl Config {
     }
 }
 
-/// What an election needs to know of the other nodes.
+/// What an election needs to know about the other nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Members {
     /// The nodes that may vote here: known, not left, and of the same [`ClusterMode`]. Without this one.
     pub voters: BTreeSet<NodeId>,
-    /// Every node that is known and has not left or been removed, reachable or not, without this one.
+    /// How many nodes are known and have not left or been removed, reachable or not. Without this one.
     pub known: usize,
-    /// Seeds and known nodes that have not been tried yet since the start: while there are, nobody campaigns in haste.
+    /// Whether this node has not yet tried all seeds and known nodes since its start. Until it has, it waits longer
+    /// before it campaigns.
     pub untried: bool,
 }
 
-/// Who decides, as far as this node knows.
+/// Which node leads, as far as this node knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leadership {
-    /// Whom this node follows: itself where it leads, `None` while it knows of nobody who does.
+    /// The leader that this node follows: itself if it leads, `None` while it knows no leader.
     pub leader: Option<NodeId>,
     /// The highest ballot on this node's disk; `None` before the first.
     pub ballot: Option<Ballot>,
-    /// Where this node leads: for whom, and until when it may be sure.
+    /// This node's reign, if it leads.
     pub reign: Option<Arc<Reign>>,
 }
 
-/// This node's own leadership.
+/// This node's own reign.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reign {
     pub ballot: Ballot,
-    /// The nodes a majority is counted of, this one included.
+    /// The nodes that a majority is counted of, including this one.
     pub electorate: BTreeSet<NodeId>,
-    /// Those of all nodes that answered lately, or have just voted for this one, which is included.
+    /// The nodes that answered lately or have just voted for this one, and this node itself.
     pub reached: BTreeSet<NodeId>,
     /// How many nodes are a majority.
     pub needed: usize,
-    /// Nobody else can have been elected before this.
+    /// No other node can have been elected before this instant.
     pub lease: BootInstant,
 }
 
-/// A higher ballot is on this node's disk: who asked does not lead it.
+/// This node has a higher ballot on disk: the caller does not lead this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("this node follows term {} of node {}", .highest.term, .highest.node)]
 pub struct Stale {
     pub highest: Ballot,
 }
 
-/// The way to the other nodes' elections.
+/// Calls to the elections of other nodes.
 #[async_trait]
 pub trait Peers: Send + Sync + 'static {
-    /// The peer's answer, if it comes in time.
+    /// The peer's answer; `None` if none comes in time.
     async fn ask(&self, peer: &NodeId, request: Request, within: Duration) -> Option<Answer>;
 }
 
-/// What one election asks of another.
+/// A request from one node's election to another's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Would you vote for this ballot? Promises nothing.
+    /// Asks whether the node would vote for this ballot. The answer promises nothing.
     PreVote { ballot: Ballot },
-    /// Vote for this ballot.
+    /// Asks for a vote for this ballot.
     Vote { ballot: Ballot },
-    /// I lead an electorate of this size. `round` comes back in the answer, so that the lease counts from
-    /// when this was sent.
+    /// A heartbeat of the leader of an electorate of this size. The answer repeats `round`, so that the lease
+    /// counts from the time when this was sent.
     Beat { ballot: Ballot, round: u64, electorate: u32 },
-    /// I stop leading: `successor` campaigns at once, and nobody holds on to me.
+    /// The leader stops leading: `successor` campaigns at once, and followers no longer hold on to the leader.
     Resign { ballot: Ballot, successor: NodeId },
 }
 
 impl Request {
-    /// The ballot of whoever asks.
+    /// The caller's ballot.
     pub const fn ballot(&self) -> &Ballot {
         match self {
             Self::PreVote { ballot }
@@ -112,34 +113,34 @@ impl Request {
     }
 }
 
-/// The answer to a [`Request`]. It leaves once what it promises is on disk.
+/// The answer to a [`Request`]. It is sent once its promise is on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The vote is granted, the leader is followed.
+    /// The node grants the vote, or follows the leader.
     pub granted: bool,
     /// The highest ballot that the answering node knows.
     pub highest: Option<Ballot>,
-    /// Of the [`Request::Beat`] that is answered.
+    /// The round of the [`Request::Beat`] that this answers; 0 for other requests.
     pub round: u64,
 }
 
 /// Why an election does not answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Error {
-    #[error("the ballot cannot be written: {0}")]
+    #[error("cannot write the ballot: {0}")]
     Store(String),
     #[error("the daemon is stopping")]
     Stopping,
 }
 
-/// Asks the owner of the election.
+/// Sends requests to the owner of the election.
 #[derive(Debug, Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Ask>,
     leadership: watch::Receiver<Arc<Leadership>>,
 }
 
-/// What the owner can be asked.
+/// The owner's requests.
 #[derive(Debug)]
 enum Ask {
     Answer(Request, oneshot::Sender<Result<Answer, Error>>),
@@ -148,22 +149,22 @@ enum Ask {
 }
 
 impl Handle {
-    /// Who leads, as it changes.
+    /// Receives which node leads, as it changes.
     pub fn leadership(&self) -> watch::Receiver<Arc<Leadership>> {
         self.leadership.clone()
     }
 
-    /// Answers another node's election. What the answer promises is on disk.
+    /// Answers a request of another node's election. The answer's promise is on disk when this returns.
     pub async fn answer(&self, request: Request) -> Result<Answer, Error> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Ask::Answer(request, reply)).await.map_err(|_| Error::Stopping)?;
         answer.await.unwrap_or(Err(Error::Stopping))
     }
 
-    /// Makes a ballot this node's highest, on disk: from then on no lower one counts.
+    /// Makes a ballot this node's highest, on disk: from then on this node rejects lower ones.
     ///
     /// # Errors
-    /// A higher one is there already; or it cannot be written, which to whoever asks is the same.
+    /// This node has a higher ballot, or cannot write this one. To the caller both mean the same.
     pub async fn adopt(&self, ballot: &Ballot) -> Result<(), Stale> {
         if self.leadership.borrow().ballot.as_ref() == Some(ballot) {
             return Ok(());
@@ -174,7 +175,7 @@ impl Handle {
         answer.await.unwrap_or_else(|_| Err(refused()))
     }
 
-    /// Stops leading, if this node does, and has the best successor campaign at once.
+    /// Stops leading, if this node leads, and makes the best successor campaign at once.
     pub async fn hand_over(&self) {
         let (reply, done) = oneshot::channel();
         if self.requests.send(Ask::HandOver(reply)).await.is_ok() {

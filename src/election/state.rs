@@ -1,9 +1,9 @@
-//! The election's protocol, pure: messages and the time go in, messages and what to write come out.
+//! The election's protocol, pure: messages and the time go in, messages and records to write come out.
 //!
 //! It is the leader election of Raft (Ongaro 2014, §3.4, §6.4, §9.6) without its log: terms, pre-votes,
-//! votes that are on disk before they are told, followers that hold on to a leader they hear, leaders
-//! that step down when they do not hear a majority. What is different: a ballot is a term *and* a node,
-//! so no ballot ever has two holders; and in the `available` mode the majority is one of those who
+//! votes that are on disk before they are sent, followers that hold on to a leader while they hear it, leaders
+//! that step down when they do not hear a majority. It differs in two ways. A ballot is a term *and* a node,
+//! so no ballot ever has two holders. And in the `available` mode the majority is counted of the nodes that
 //! answered, so that a part of the cluster goes on when the rest is gone.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -12,23 +12,24 @@ use std::time::Duration;
 use super::{Answer, Config, Leadership, Members, Reign, Request, Stale};
 use crate::types::{Ballot, BootInstant, ClusterMode, NodeId};
 
-/// Heartbeats that a leader sends a second at most, however many nodes there are.
+/// Heartbeats that a leader sends per second at most, however many nodes there are.
 const BEATS_A_SECOND: usize = 500;
 /// The smallest election timeout, in heartbeats. The largest is twice as long.
 const TIMEOUT_BEATS: u32 = 2;
-/// A node that has not answered for so many heartbeats is not reached any more: one that was lost is sent again.
+/// A node counts as reached until it has not answered for this many heartbeats. That leaves time to send a lost
+/// heartbeat again.
 const REACHED_BEATS: u32 = 5;
-/// How often a node tries again before it does with no more than half of the electorate that it knew.
+/// Rounds that a candidate repeats before it accepts an electorate of at most half of the last one.
 const LOYAL_ROUNDS: u32 = 3;
-/// Rounds whose sending time is remembered: answers to older ones come too late to count.
+/// Rounds whose send time is kept: answers to older ones come too late to count.
 const ROUNDS_KEPT: usize = 16;
 
-/// What was on disk at start.
+/// What this node found on disk at start.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stored {
     /// The highest ballot that this node voted for or followed.
     pub highest: Option<Ballot>,
-    /// What was kept is lost: this node may have voted, and does not know.
+    /// The record is lost: this node may have voted without knowing it.
     pub lost: bool,
 }
 
@@ -41,15 +42,15 @@ pub struct Election {
     random: u64,
     started: BootInstant,
     highest: Option<Ballot>,
-    /// What of it is on disk.
+    /// The highest ballot on disk.
     durable: Option<Ballot>,
-    /// The highest term that anybody was heard to have.
+    /// The highest term in any message from another node.
     seen: u64,
-    /// Lost its votes: whom it has followed since, before it may vote again.
+    /// Set while this node may not vote because it lost its votes: the leader that it follows, and since when.
     probation: Option<Option<(NodeId, BootInstant)>>,
-    /// How large the electorate of the last leader was.
+    /// The size of the last leader's electorate.
     last_electorate: usize,
-    /// Rounds in a row that found no more than half of it.
+    /// Rounds in a row that found at most half of the last electorate.
     loyal_rounds: u32,
     role: Role,
     outgoing: VecDeque<(NodeId, Request)>,
@@ -58,17 +59,18 @@ pub struct Election {
 #[derive(Debug)]
 enum Role {
     Follower {
-        /// Whom it follows, and when it last heard of them.
+        /// The leader that it follows, and when it last heard from it.
         leader: Option<(NodeId, BootInstant)>,
-        /// It campaigns then.
+        /// When it campaigns.
         deadline: BootInstant,
     },
-    /// It asks who would vote for it.
+    /// It collects pre-votes.
     Asking {
         ballot: Ballot,
         answered: BTreeSet<NodeId>,
         granted: BTreeSet<NodeId>,
-        /// Whom it followed until just now: it campaigns because they are silent, so they are not waited for.
+        /// The leader that it followed until now. It campaigns because this leader is silent, so it does not wait
+        /// for its answer.
         silent: Option<NodeId>,
         deadline: BootInstant,
     },
@@ -81,17 +83,17 @@ enum Role {
     Leader(Rule),
 }
 
-/// A leader's book.
+/// A leader's state.
 #[derive(Debug)]
 struct Rule {
     ballot: Ballot,
     electorate: BTreeSet<NodeId>,
     round: u64,
-    /// When each of the last rounds was sent.
+    /// The last rounds, each with its send time.
     sent: VecDeque<(u64, BootInstant)>,
-    /// When the newest round was sent that each node answered.
+    /// For each node, the send time of the newest round that it answered.
     answered: BTreeMap<NodeId, BootInstant>,
-    /// When it was elected: nobody is missed before they could answer.
+    /// When it was elected. Answers are not missed before nodes had time to send them.
     since: BootInstant,
     next_beat: BootInstant,
 }
@@ -118,7 +120,7 @@ impl Election {
         election
     }
 
-    /// Who is there has changed.
+    /// Takes over a change of the known nodes.
     pub fn members(&mut self, members: Members, now: BootInstant) {
         let news = members != self.members;
         let looked = self.members.untried && !members.untried;
@@ -128,7 +130,7 @@ impl Election {
         }
         if let Role::Leader(rule) = &mut self.role {
             let (voters, me) = (&self.members.voters, &self.me);
-            // Who left in good order is no longer counted; who only vanished is.
+            // A node that left in good order no longer counts; a node that vanished still does.
             rule.electorate.retain(|node| node == me || voters.contains(node));
             rule.answered.retain(|node, _| voters.contains(node));
             if news {
@@ -137,10 +139,10 @@ impl Election {
         }
     }
 
-    /// Answers another node. The answer may leave once what [`Self::poll_persist`] says is on disk.
+    /// Answers another node. The answer may be sent once the ballot of [`Self::poll_persist`] is on disk.
     pub fn request(&mut self, request: Request, now: BootInstant) -> Answer {
         if !matches!(request, Request::PreVote { .. }) {
-            // Who only asks who would vote has begun no term: such questions must not drive each other's terms up.
+            // A pre-vote starts no term: pre-votes must not raise each other's terms.
             self.seen = self.seen.max(request.ballot().term);
         }
         let (granted, round) = match request {
@@ -152,7 +154,7 @@ impl Election {
         Answer { granted, highest: self.highest, round }
     }
 
-    /// Takes another node's answer to what was sent to it.
+    /// Takes another node's answer to a request of this one.
     pub fn answer(&mut self, from: &NodeId, request: &Request, answer: &Answer, now: BootInstant) {
         if let Some(highest) = &answer.highest {
             self.seen = self.seen.max(highest.term);
@@ -187,7 +189,7 @@ impl Election {
         }
     }
 
-    /// Makes `ballot` the highest, unless a higher one is there.
+    /// Makes `ballot` the highest, unless this node has a higher one.
     pub fn adopt(&mut self, ballot: &Ballot, now: BootInstant) -> Result<(), Stale> {
         if let Some(highest) = self.highest.filter(|highest| highest > ballot) {
             return Err(Stale { highest });
@@ -199,7 +201,7 @@ impl Election {
         Ok(())
     }
 
-    /// Stops leading, if it does, and lets whoever answered last go on.
+    /// Stops leading, if this node leads, and makes the node with the newest answer campaign.
     pub fn hand_over(&mut self, now: BootInstant) {
         let Role::Leader(rule) = &self.role else { return };
         let best = rule.answered.iter().max_by_key(|(_, at)| **at).map(|(node, _)| *node);
@@ -210,7 +212,7 @@ impl Election {
         self.follow_nobody(now);
     }
 
-    /// Acts on the time: campaigns, beats, steps down.
+    /// Does what is due at `now`: campaigns, sends heartbeats, steps down.
     pub fn tick(&mut self, now: BootInstant) {
         match &self.role {
             Role::Follower { deadline, .. } if now >= *deadline => self.campaign(now),
@@ -238,17 +240,17 @@ impl Election {
         }
     }
 
-    /// What must be on disk before anything else leaves.
+    /// The ballot that must be on disk before any answer or request is sent.
     pub fn poll_persist(&self) -> Option<Ballot> {
         if self.durable == self.highest { None } else { self.highest }
     }
 
-    /// It is on disk.
+    /// The ballot is on disk.
     pub fn persisted(&mut self, ballot: Ballot) {
         self.durable = Some(ballot);
     }
 
-    /// It could not be written: nothing that waited for it leaves, and nobody is led.
+    /// The ballot could not be written: drops the requests that waited for it, and stops leading or following.
     pub fn persist_failed(&mut self, now: BootInstant) {
         self.outgoing.clear();
         self.follow_nobody(now);
@@ -258,7 +260,7 @@ impl Election {
         self.outgoing.pop_front()
     }
 
-    /// Who leads, as far as this node knows.
+    /// Which node leads, as far as this node knows.
     pub fn leadership(&self, now: BootInstant) -> Leadership {
         let (leader, reign) = match &self.role {
             Role::Follower { leader, .. } => (leader.as_ref().map(|(node, _)| *node), None),
@@ -271,7 +273,7 @@ impl Election {
     fn reign(&self, rule: &Rule, now: BootInstant) -> Reign {
         let recent = |at: &BootInstant| now.since(*at) < self.beat_every() * REACHED_BEATS;
         let answers = rule.answered.iter().filter(|(_, at)| recent(at)).map(|(node, _)| node);
-        // Who has just voted is there, and may know what nobody else does.
+        // A node that has just voted is reachable, and may have sessions that no other node knows of.
         let voted = rule.electorate.iter().filter(|_| recent(&rule.since));
         let reached = answers.chain(voted).copied();
         Reign {
@@ -283,7 +285,7 @@ impl Election {
         }
     }
 
-    /// The send time of the newest round that a majority has answered; never, where none has.
+    /// The send time of the newest round that a majority has answered; the earliest instant if no majority has.
     fn quorum_heard(&self, rule: &Rule, now: BootInstant) -> BootInstant {
         let others = rule.answered.iter().filter(|(node, _)| rule.electorate.contains(*node)).map(|(_, at)| *at);
         let mut heard: Vec<BootInstant> = others.chain([now]).collect();
@@ -293,7 +295,7 @@ impl Election {
     }
 
     fn would_vote(&self, ballot: &Ballot, now: BootInstant) -> bool {
-        // One vote a term, though ballots of one term differ: that keeps a term to one leader.
+        // One vote per term, although a term can have several ballots: so a term has at most one leader.
         let free = self.highest.as_ref().is_none_or(|highest| ballot.term > highest.term || ballot == highest);
         free && self.may_vote() && !self.holds_on(now)
     }
@@ -336,13 +338,13 @@ impl Election {
         true
     }
 
-    /// Whether this node still hears a leader, or rules itself: then it votes for nobody else, so that one
-    /// who hears nobody does not unseat whom everybody else follows.
+    /// Whether this node hears a leader, or a majority hears this node lead. Then it votes for no other node, so
+    /// that a node that hears no leader cannot unseat the one that all others follow.
     fn holds_on(&self, now: BootInstant) -> bool {
         match &self.role {
             Role::Follower { leader: Some((_, heard)), .. } => now.since(*heard) < self.timeout(),
             Role::Leader(rule) => now.since(self.quorum_heard(rule, now).max(rule.since)) < self.timeout(),
-            // Whom it followed before it was started, it may have heard just before.
+            // It may have heard its leader just before its restart.
             _ => self.highest.is_some() && self.outlived_no_lease(now),
         }
     }
@@ -358,7 +360,7 @@ impl Election {
         }
     }
 
-    /// Whether it may vote and campaign at all.
+    /// Whether this node may vote and campaign at all.
     fn may_vote(&self) -> bool {
         match self.config.mode {
             ClusterMode::Available => true,
@@ -369,8 +371,8 @@ impl Election {
         }
     }
 
-    /// Whoever lost its votes may vote again once it has followed one leader for two timeouts: what it may
-    /// have voted for before is over by then.
+    /// A node that lost its votes may vote again once it has followed one leader for two of the longest timeouts:
+    /// by then every election that it may have voted in is over.
     fn serve_probation(&mut self, leader: &NodeId, now: BootInstant) {
         let over = self.timeout() * 4;
         match &self.probation {
@@ -389,7 +391,7 @@ impl Election {
     fn follow_nobody(&mut self, now: BootInstant) {
         let mut wait = self.random_timeout();
         if self.members.untried {
-            // Others may be there: whoever starts does not lead alone before it has looked.
+            // Other nodes may be there: after its start, a node does not lead alone before it has tried them.
             wait += self.timeout() * 2;
         }
         self.role = Role::Follower { leader: None, deadline: now.plus(wait) };
@@ -403,7 +405,7 @@ impl Election {
         let ballot = Ballot { term: self.seen + 1, node: self.me };
         let ask = Request::PreVote { ballot };
         self.outgoing.extend(self.members.voters.iter().map(|node| (*node, ask.clone())));
-        // Half a timeout: who is there answers by then, and who is not is not waited for.
+        // Half a timeout: live nodes answer by then, and this node does not wait for the others.
         let deadline = now.plus(self.timeout() / 2);
         self.role = Role::Asking { ballot, answered: BTreeSet::new(), granted: BTreeSet::new(), silent, deadline };
         if self.members.voters.is_empty() {
@@ -414,9 +416,10 @@ impl Election {
     fn count_pre_votes(&mut self, now: BootInstant) {
         let Role::Asking { ballot, answered, granted, .. } = &self.role else { return };
         let electorate: BTreeSet<NodeId> = answered.iter().copied().chain([self.me]).collect();
-        // Whoever says no holds on to a leader. Where it is between that leader and this node, which do not hear each
-        // other, each of the two sides may be a majority of those who answer it, and would unseat the other for ever:
-        // only one can be a majority of all that are known.
+        // A node that refuses holds on to a leader. If that leader and this node do not hear each other, but a node
+        // between them hears both, each may have a majority of the nodes that answer it, and the two would unseat
+        // each other for ever. So after a refusal the majority is counted of all known nodes: only one side can have
+        // that.
         let counted = if granted.len() < answered.len() { self.members.voters.len() + 1 } else { electorate.len() };
         let elected = granted.len() + 1 >= self.needed(counted);
         let ballot = *ballot;
@@ -435,7 +438,7 @@ impl Election {
         self.count_votes(now);
     }
 
-    /// Whether so few would leave most of the last electorate behind, and it is too early for that.
+    /// Whether this electorate is at most half of the last one, and it is too early to accept that.
     fn forsakes(&self, electorate: usize) -> bool {
         matches!(self.config.mode, ClusterMode::Available)
             && electorate * 2 <= self.last_electorate
@@ -483,7 +486,7 @@ impl Election {
         }
     }
 
-    /// Between two beats: longer in large clusters, so that a leader is not busy with them alone.
+    /// The time between two heartbeats: longer in large clusters, to bound the leader's load.
     fn beat_every(&self) -> Duration {
         let spread = Duration::from_secs(1) * u32::try_from(self.members.voters.len()).unwrap_or(u32::MAX)
             / u32::try_from(BEATS_A_SECOND).unwrap_or(u32::MAX);
@@ -495,7 +498,7 @@ impl Election {
         self.beat_every() * TIMEOUT_BEATS
     }
 
-    /// Shorter than any follower holds on, by an eighth for clocks that do not run alike.
+    /// Shorter, by an eighth, than a follower holds on to its leader, because clocks run at different speeds.
     fn lease(&self) -> Duration {
         self.timeout() - self.timeout() / 8
     }
@@ -516,7 +519,7 @@ impl Election {
 }
 
 impl Rule {
-    /// A node answered a round: it is here, and follows.
+    /// Records that a node answered a round, and so follows.
     fn heard(&mut self, from: &NodeId, round: u64) {
         let Some((_, at)) = self.sent.iter().find(|(sent, _)| *sent == round) else { return };
         let newest = self.answered.entry(*from).or_default();

@@ -1,6 +1,6 @@
-//! What a node promised in elections, on disk: one record of `election.redb` in the data directory.
+//! What a node promised in elections, on disk: one record in `election.redb` in the data directory.
 //!
-//! A file of its own, so that a vote never waits behind anything else.
+//! It has its own file, so that a vote never waits for another write.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The owner of the election: drives the protocol with the time, the mesh and the disk.
+//! The owner of the election: drives the protocol with time, network and disk.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use super::{Answer, Ask, Config, Error, Handle, Leadership, Members, Peers, Requ
 use crate::clock::Clock;
 use crate::types::NodeId;
 
-/// Requests of other nodes that wait. Each is answered at once, or after one write to disk.
+/// Requests of other nodes that wait at most. Each is answered at once, or after one write to disk.
 const QUEUE: usize = 1024;
-/// Requests that are answered after one write.
+/// Requests that share one write at most.
 const TURN: usize = 128;
 
-/// What the owner is made of.
+/// What the owner needs.
 pub struct Parts {
     pub config: Config,
     pub me: NodeId,
@@ -31,7 +31,7 @@ pub struct Parts {
     pub seed: u64,
 }
 
-/// Starts the owner. It ends when the last [`Handle`] is gone.
+/// Starts the owner. It ends when the last [`Handle`] is dropped.
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
     let (requests, queue) = mpsc::channel(QUEUE);
     let Parts { config, me, store, stored, members, peers, clock, seed } = parts;
@@ -58,15 +58,15 @@ struct Owner {
     members: watch::Receiver<Arc<Members>>,
     peers: Arc<dyn Peers>,
     clock: Clock,
-    /// How long a peer's answer is waited for.
+    /// How long a call waits for a peer's answer.
     patience: Duration,
     calls: JoinSet<(NodeId, Request, Option<Answer>)>,
-    /// Whom a heartbeat is on its way to: whoever does not answer gets no second one meanwhile.
+    /// Peers whose answer to a heartbeat is outstanding. They get no second heartbeat meanwhile.
     called: HashSet<NodeId>,
     publish: watch::Sender<Arc<Leadership>>,
 }
 
-/// An answer that waits for the disk.
+/// An answer that waits for the write to disk.
 enum Waiting {
     Answer(Answer, oneshot::Sender<Result<Answer, Error>>),
     Adopted(Result<(), Stale>, oneshot::Sender<Result<(), Stale>>),
@@ -127,14 +127,14 @@ impl Owner {
         }
     }
 
-    /// Persist, publish, reply, send: in this order.
+    /// Persists, publishes, replies, sends: in this order.
     async fn finish_turn(&mut self, waiting: Vec<Waiting>) {
         let mut written = Ok(());
         if let Some(ballot) = self.election.poll_persist() {
             match self.store.keep(&ballot).await {
                 Ok(()) => self.election.persisted(ballot),
                 Err(error) => {
-                    tracing::error!(%error, "the ballot cannot be written: this node takes no part in elections");
+                    tracing::error!(%error, "cannot write the ballot: this node takes no part in elections");
                     self.election.persist_failed(self.clock.now().boot);
                     written = Err(Error::Store(error.to_string()));
                 }
@@ -143,7 +143,7 @@ impl Owner {
         self.publish();
         let mut handed_over = Vec::new();
         for answer in waiting {
-            // Nobody has to wait for the answer.
+            // A send fails if the caller has given up, which is no error.
             match answer {
                 Waiting::Answer(answer, reply) => drop(reply.send(written.clone().map(|()| answer))),
                 Waiting::Adopted(adopted, reply) => drop(written.is_ok().then(|| reply.send(adopted))),
@@ -152,7 +152,7 @@ impl Owner {
         }
         self.send();
         if !handed_over.is_empty() {
-            // The stop waits for this: whoever is to go on has been told, or cannot be.
+            // The daemon's stop waits for this: the successor has the message, or is unreachable.
             while let Some(called) = self.calls.join_next().await {
                 self.take_answer(called);
             }

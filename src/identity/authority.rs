@@ -1,5 +1,5 @@
-//! The cluster's certificate authority, made of its token: whoever has the token has the authority, and
-//! nobody needs to be asked for a certificate.
+//! The cluster's certificate authority, derived from its token: every holder of the token has the authority, and
+//! issues its own certificate.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -12,21 +12,21 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use super::{KeyError, Token};
 use crate::types::{Name, NodeId};
 
-/// The name that every node's certificate has: which node it is stands in the URI beside it.
+/// The DNS name in every node's certificate. A URI beside it says which node it is.
 pub(super) const SERVER_NAME: &str = "ostler.internal";
-/// What begins the URI that names a node.
+/// The prefix of the URI that names a node.
 const NODE_URI: &str = "ostler://node/";
-/// Part of the salt: another scheme is another authority.
+/// Part of the salt: another scheme gives another authority.
 const SCHEME: &str = "ostler/v1/";
-/// What the key is derived for.
+/// The purpose of the derived key, as HKDF's info.
 const KEY_LABEL: &[u8] = b"ostler certificate authority, Ed25519, v1";
 /// PKCS#8 of an Ed25519 key, up to its seed (RFC 8410, §7).
 const PKCS8_PREFIX: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
-/// Validity so wide that no clock of any host is outside.
+/// The validity of certificates, so wide that no host's clock is outside.
 const FIRST_YEAR: i32 = 2000;
 const LAST_YEAR: i32 = 4000;
-/// Bytes of the key's hash that name it.
+/// Bytes of the public key's hash in the key id.
 const KEY_ID_BYTES: usize = 8;
 
 /// The authority of one cluster and one token.
@@ -37,8 +37,8 @@ pub(super) struct Authority {
 }
 
 impl Authority {
-    /// Takes some 50 ms and 19 MiB for a moment: guessing tokens must be slow. The cluster's name is part of
-    /// the key, so that two clusters never mix, even on one token.
+    /// Takes some 50 ms and 19 MiB, because guessing tokens must be slow. The cluster's name is part of
+    /// the key, so that two clusters never mix, even with the same token.
     pub(super) fn derive(token: &Token, cluster: &Name) -> Result<Self, KeyError> {
         let salt = digest(&SHA256, format!("{SCHEME}{cluster}").as_bytes());
         let mut stretched = [0; 32];
@@ -58,7 +58,7 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(params, key), certificate, key_id })
     }
 
-    /// A certificate that says which node shows it, and its key.
+    /// A certificate that names the node, and its key.
     pub(super) fn issue(&self, node: &NodeId) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), KeyError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
         let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()])?;
@@ -73,7 +73,7 @@ impl Authority {
     }
 }
 
-/// The node that a certificate names. That the cluster's authority signed it was checked in the handshake.
+/// The node that a certificate names. The handshake has checked that the cluster's authority signed it.
 pub fn node_of(certificate: &[u8]) -> Option<NodeId> {
     let certificate = CertificateDer::from(certificate);
     let certificate = webpki::EndEntityCert::try_from(&certificate).ok()?;
@@ -106,7 +106,7 @@ mod tests {
     use crate::identity::generate;
 
     #[test]
-    fn one_token_and_one_cluster_are_one_authority() {
+    fn the_authority_depends_on_token_and_cluster_only() {
         let (token, other) = (generate().unwrap(), generate().unwrap());
         let id = |token: &Token, cluster: &str| Authority::derive(token, &cluster.parse().unwrap()).unwrap().key_id;
         assert_eq!(id(&token, "a"), id(&token, "a"));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_says_which_node_shows_it() {
+    fn a_certificate_names_its_node() {
         let node = NodeId::from_bytes([7; 10]);
         let authority = Authority::derive(&generate().unwrap(), &"c".parse().unwrap()).unwrap();
         let (certificate, _) = authority.issue(&node).unwrap();

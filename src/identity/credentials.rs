@@ -1,4 +1,4 @@
-//! What this node shows to others, and what it wants to see of them: TLS 1.3, both sides with a certificate
+//! The TLS configuration of this node as server and as client: TLS 1.3, where both sides must show a certificate
 //! of the cluster's authority.
 
 use std::sync::Arc;
@@ -11,18 +11,18 @@ use super::authority::{Authority, SERVER_NAME};
 use super::{KeyError, Token};
 use crate::types::{Name, NodeId};
 
-/// A node's side of every handshake. A session is never resumed: one that could be would let back in whoever
-/// was locked out.
+/// A node's side of every handshake. TLS sessions are never resumed: resumption would let a node back in after
+/// its token was replaced.
 #[derive(Debug, Clone)]
 pub struct Credentials {
     pub server: Arc<rustls::ServerConfig>,
     pub client: Arc<rustls::ClientConfig>,
-    /// Names the key without telling anything of it.
+    /// Identifies the key without revealing it.
     pub key_id: String,
 }
 
 impl Credentials {
-    /// The name that nodes are called by in handshakes.
+    /// The server name of every node in handshakes.
     pub const SERVER_NAME: &str = SERVER_NAME;
 
     /// `protocol`: the name of what is spoken over these connections, as ALPN has it. Takes some 50 ms: for a thread

@@ -1,7 +1,7 @@
-//! The cluster token and what is made from it.
+//! The cluster token and the keys derived from it.
 //!
-//! The token is root on every host of the cluster, because the engine's socket
-//! is: it never reaches an argument, an environment, a log or an answer.
+//! The token gives root on every host of the cluster, because access to the engine's socket
+//! does. So it never appears in an argument, an environment, a log or an answer.
 
 mod authority;
 mod credentials;
@@ -13,9 +13,9 @@ pub use credentials::Credentials;
 pub use strength::TooWeak;
 pub use token_file::{Error, Token, generate, read, write_new};
 
-/// Why no keys can be made of a token.
+/// Why keys cannot be derived from a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no keys can be made of the cluster token: {0}")]
+#[error("cannot derive keys from the cluster token: {0}")]
 pub struct KeyError(String);
 
 impl From<rcgen::Error> for KeyError {

@@ -1,32 +1,32 @@
 //! Whether a token can be guessed. Pure.
 
-/// Fewer characters cannot hold what a token should, whatever they are.
+/// Characters of a token at least: fewer characters of common encodings hold less than 128 bits.
 pub(super) const MIN_LEN: usize = 32;
-/// Longer ones are some other file.
+/// Characters of a token at most: a longer text is another file.
 pub(super) const MAX_LEN: usize = 4096;
-/// What is refused below, in bits. A token of ours is estimated at over 180.
+/// Estimated bits of a token at least. The estimate of a token of ours is over 180.
 const MIN_BITS: f64 = 128.0;
 
-/// Why a text cannot be a token. The text is not in it.
+/// Why a text cannot be a token. Never contains the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TooWeak {
     #[error("the token is empty")]
     Empty,
     #[error("the token has {0} characters; expected at least {MIN_LEN}")]
     Short(usize),
-    #[error("the token has more than {MAX_LEN} characters: this is some other file")]
+    #[error("the token has more than {MAX_LEN} characters: this is not a token file")]
     Long,
-    #[error("the token holds characters that are not printable ASCII, or blanks")]
+    #[error("the token has blanks or characters that are not printable ASCII")]
     NotPlain,
-    #[error("the token could be guessed: it repeats itself, counts up, or has few different characters")]
+    #[error("the token is easy to guess: it repeats itself, counts up, or has few different characters")]
     Guessable,
 }
 
 /// Checks that a text can be a token: 32 to 4,096 printable ASCII characters without blanks, estimated
 /// at 128 bits or more. The estimate is Shannon's entropy of the characters times their number. It is
-/// taken of the shortest piece that the text repeats, and of the steps from each character to the next,
-/// and the least counts: `passwordpassword…` has the entropy of `password`, `abcdef…` has that of
-/// `+1+1+1…`. It finds what was never random; it cannot tell a well-known text from a random one.
+/// computed for the shortest piece that the text repeats, and for the steps from each character to the next;
+/// the smaller one counts. So `passwordpassword…` has the entropy of `password`, and `abcdef…` has that of
+/// `+1+1+1…`. The check finds texts with a pattern; it cannot tell a well-known text from a random one.
 pub(super) fn check(text: &str) -> Result<(), TooWeak> {
     match text.len() {
         0 => return Err(TooWeak::Empty),
@@ -44,7 +44,7 @@ fn estimated_bits(text: &[u8]) -> f64 {
     entropy_bits(piece).min(entropy_bits(&steps))
 }
 
-/// The length of the shortest piece that the text repeats, the last time perhaps cut off.
+/// The length of the shortest piece that the text repeats; the last repetition may be incomplete.
 fn period(text: &[u8]) -> usize {
     (1..text.len()).find(|&len| text[len..] == text[..text.len() - len]).unwrap_or(text.len())
 }
@@ -66,7 +66,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_was_never_random_is_refused() {
+    fn texts_with_a_pattern_are_refused() {
         let alphabet: String = (b'!'..=b'~').map(char::from).collect();
         for weak in [
             "a".repeat(64),
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_is_told_apart() {
+    fn each_reason_for_a_refusal_has_its_own_error() {
         assert_eq!(check(""), Err(TooWeak::Empty));
         assert_eq!(check("k3f7q2m5x6a4b7c2"), Err(TooWeak::Short(16)));
         assert_eq!(check(&"x".repeat(MAX_LEN + 1)), Err(TooWeak::Long));
@@ -94,8 +94,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn random_bits_are_a_token_in_every_common_spelling(bits: [u8; 32]) {
-            // proptest's shrinking and its favourite numbers make arrays that are not random: hash them.
+        fn random_bits_are_a_token_in_every_common_encoding(bits: [u8; 32]) {
+            // proptest's shrinking and its preferred numbers give arrays that are not random: hash them.
             let bits = ring::digest::digest(&ring::digest::SHA256, &bits);
             for encoding in [BASE64URL_NOPAD, BASE64, HEXLOWER, BASE32] {
                 let text = encoding.encode(bits.as_ref());
@@ -105,7 +105,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_a_token_or_not(text in "\\PC{0,100}") {
+        fn the_check_panics_on_no_text(text in "\\PC{0,100}") {
             let _ = check(&text);
         }
     }

@@ -1,4 +1,4 @@
-//! The file that holds the cluster token: who may have it, and what must be in it.
+//! The file that holds the cluster token: the rules for its permissions and its content.
 
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
@@ -12,37 +12,40 @@ use rustix::fs::OFlags;
 
 use super::strength::{self, MAX_LEN, TooWeak};
 
-/// Random bytes of a token that we make: 256 bits.
+/// Random bytes of a generated token: 256 bits.
 const TOKEN_BYTES: usize = 32;
-/// The file's only mode when we make it: its owner reads and writes.
+/// The mode of a new token file: only its owner reads and writes it.
 const MODE: u32 = 0o600;
-/// What group and world may not have of it: anything.
+/// The permissions of group and others, none of which a token file may have.
 const OTHERS: u32 = 0o077;
 
-/// Why there is no token. Each says how to mend it; none says what is in the file.
+/// Why there is no token. Each message says how to mend it; none contains the file's content.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{}: there is no token here; {}", .0.display(), make_one(.0))]
+    #[error("token file {} not found; {}", .0.display(), make_one(.0))]
     Missing(PathBuf),
-    #[error("{} cannot be read: {source}", file.display())]
+    #[error("cannot read token file {}: {source}", file.display())]
     Unreadable { file: PathBuf, source: io::Error },
-    #[error("{} is not a regular file; {}", .0.display(), make_one(.0))]
+    #[error("token file {} is not a regular file; {}", .0.display(), make_one(.0))]
     NotAFile(PathBuf),
-    #[error("{0} belongs to user {owner}, who is neither root nor this process; `chown root {0}`", file.display())]
+    #[error(
+        "token file {0} belongs to user {owner}; expected root or this process's user; run: chown root {0}",
+        file.display()
+    )]
     Owner { file: PathBuf, owner: u32 },
-    #[error("{0} can be had by others, its mode is {mode:04o}; `chmod 600 {0}`", file.display())]
+    #[error("token file {0} is accessible by others (mode {mode:04o}); run: chmod 600 {0}", file.display())]
     Exposed { file: PathBuf, mode: u32 },
-    #[error("{}: {source}; {}", file.display(), make_one(file))]
+    #[error("token file {}: {source}; {}", file.display(), make_one(file))]
     Weak { file: PathBuf, source: TooWeak },
-    #[error("{} exists already, and was left as it is", .0.display())]
+    #[error("token file {} already exists and was not changed", .0.display())]
     Exists(PathBuf),
-    #[error("{} cannot be written: {source}", file.display())]
+    #[error("cannot write token file {}: {source}", file.display())]
     Unwritable { file: PathBuf, source: io::Error },
-    #[error("the system gives no random numbers")]
+    #[error("the system has no random numbers")]
     NoRandomness,
 }
 
-/// The cluster's secret. It shows itself to nobody who does not ask by name.
+/// The cluster's secret. Only [`Token::secret`] returns it; `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
@@ -62,7 +65,7 @@ impl fmt::Debug for Token {
 impl FromStr for Token {
     type Err = TooWeak;
 
-    /// Reads a token; line ends after it are not part of it.
+    /// Parses a token; line ends after it are not part of it.
     fn from_str(text: &str) -> Result<Self, TooWeak> {
         let text = text.trim_end_matches(['\n', '\r']);
         strength::check(text)?;
@@ -73,17 +76,17 @@ impl FromStr for Token {
 /// A new token: 256 random bits as base64url.
 ///
 /// # Errors
-/// The system gives no random numbers.
+/// The system has no random numbers.
 pub fn generate() -> Result<Token, Error> {
     let mut random = [0; TOKEN_BYTES];
     SystemRandom::new().fill(&mut random).map_err(|_| Error::NoRandomness)?;
     Ok(Token(data_encoding::BASE64URL_NOPAD.encode(&random)))
 }
 
-/// Reads the token of a file that only its owner, root or the user of this process, can have.
+/// Reads the token from a file that belongs to root or this process's user, and that nobody else can access.
 ///
 /// # Errors
-/// The file is not there, others could have it, or what is in it can be guessed.
+/// The file is missing, has another owner, is accessible by others, or holds a token that can be guessed.
 pub fn read(path: &Path) -> Result<Token, Error> {
     let unreadable = |source| Error::Unreadable { file: path.to_owned(), source };
     let file = match open(path) {
@@ -91,21 +94,21 @@ pub fn read(path: &Path) -> Result<Token, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Missing(path.to_owned())),
         Err(error) => return Err(unreadable(error)),
     };
-    // Of the file that is open, not of the path: that one may be another by now.
+    // Checks the open file and not the path: the path may name another file by now.
     check_access(path, &file.metadata().map_err(unreadable)?)?;
     let mut content = Vec::new();
-    // Two bytes more than a token and its line end, so that what is too long is seen to be.
+    // Two bytes more than a token and its line end, so that a content that is too long is recognised.
     let bound = u64::try_from(MAX_LEN + 3).unwrap_or(u64::MAX);
     file.take(bound).read_to_end(&mut content).map_err(unreadable)?;
     let weak = |source| Error::Weak { file: path.to_owned(), source };
     str::from_utf8(&content).map_err(|_| weak(TooWeak::NotPlain))?.parse().map_err(weak)
 }
 
-/// Writes a token to a new file that only its owner can have, and makes its directory where there is none. It is
-/// on disk when this returns.
+/// Writes a token to a new file that only its owner can access, and creates its directory if it is missing. The
+/// token is on disk when this returns.
 ///
 /// # Errors
-/// The file exists, and is left as it is; or it cannot be written, and is not there.
+/// The file exists, and is not changed; or it cannot be written, and does not exist afterwards.
 pub fn write_new(path: &Path, token: &Token) -> Result<(), Error> {
     if let Some(directory) = path.parent() {
         let unwritable = |source| Error::Unwritable { file: path.to_owned(), source };
@@ -117,14 +120,14 @@ pub fn write_new(path: &Path, token: &Token) -> Result<(), Error> {
         Err(error) => return Err(Error::Unwritable { file: path.to_owned(), source: error }),
     };
     persist(file, path, token).map_err(|error| {
-        // Half a token would be in the way of the next attempt. If it cannot be removed, that attempt says so.
+        // A file with half a token would stop the next attempt. If it cannot be removed, that attempt reports it.
         let _ = std::fs::remove_file(path);
         Error::Unwritable { file: path.to_owned(), source: error }
     })
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    // Opening a pipe that nobody writes to would wait for ever.
+    // Without the flag, opening a pipe that has no writer would block for ever.
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
     OpenOptions::new().read(true).custom_flags(nonblocking).open(path)
 }
@@ -146,14 +149,14 @@ fn check_access(file: &Path, metadata: &Metadata) -> Result<(), Error> {
 fn persist(mut file: File, path: &Path, token: &Token) -> io::Result<()> {
     writeln!(file, "{}", token.secret())?;
     file.sync_all()?;
-    // The name is in the directory: without this it may not survive a power cut.
+    // The file's name is in the directory: without this sync it may not survive a power cut.
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
 }
 
 fn make_one(file: &Path) -> String {
     format!(
-        "make one with `(umask 077; ostler token generate > {})`, the same on every node of the cluster",
+        "create one with `(umask 077; ostler token generate > {})` and copy it to every node of the cluster",
         file.display()
     )
 }
@@ -174,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_written_is_read_back() {
+    fn a_written_token_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("etc/token");
         let token = generate().unwrap();
@@ -197,20 +200,20 @@ mod tests {
     }
 
     #[test]
-    fn a_token_shows_itself_to_nobody() {
+    fn debug_does_not_show_a_token() {
         let token = generate().unwrap();
         assert_eq!(format!("{token:?}"), "Token(…)");
         assert!(!format!("{:?}", Some([&token])).contains(token.secret()));
     }
 
     #[test]
-    fn a_file_that_others_can_have_is_refused_and_the_mend_is_named() {
+    fn a_file_that_others_can_access_is_refused_with_the_command_to_mend_it() {
         let token = generate().unwrap();
         for mode in [0o644, 0o640, 0o620, 0o601, 0o610, 0o660, 0o777] {
             let (_dir, path) = holding(token.secret(), mode);
             let said = read(&path).unwrap_err().to_string();
-            assert!(said.contains(&format!("its mode is {mode:04o};")), "{said}");
-            assert!(said.contains(&format!("`chmod 600 {}`", path.display())), "{said}");
+            assert!(said.contains(&format!("(mode {mode:04o});")), "{said}");
+            assert!(said.contains(&format!("run: chmod 600 {}", path.display())), "{said}");
         }
         for mode in [0o600, 0o400] {
             let (_dir, path) = holding(token.secret(), mode);
@@ -228,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_is_refused_unseen() {
+    fn text_that_is_not_a_token_is_refused_and_not_shown() {
         let too_long = "k3f7q2m5x6a4b7c2".repeat(1000);
         for content in ["", "\n", "hunter2\n", "a b", "two\nlines", &too_long, &"secret".repeat(10)] {
             let (_dir, path) = holding(content, 0o600);
@@ -248,7 +251,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(read(dir.path()), Err(Error::NotAFile(_))));
         assert!(matches!(read(&dir.path().join("none")), Err(Error::Missing(_))));
-        // A pipe without a writer: read must not wait for one.
+        // Reading a pipe without a writer must not block.
         let pipe = dir.path().join("pipe");
         rustix::fs::mknodat(
             rustix::fs::CWD,
@@ -264,18 +267,18 @@ mod tests {
     #[test]
     fn a_file_of_another_user_is_refused() {
         let (_dir, path) = holding(generate().unwrap().secret(), 0o600);
-        // Only root can give a file away; others cannot make the case.
+        // Only root can change a file's owner.
         if !rustix::process::geteuid().is_root() {
             println!("SKIPPED: a_file_of_another_user_is_refused: needs root");
             return;
         }
         std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
         let said = read(&path).unwrap_err().to_string();
-        assert!(said.contains("belongs to user 65534") && said.contains("`chown root "), "{said}");
+        assert!(said.contains("belongs to user 65534") && said.contains("run: chown root "), "{said}");
     }
 
     #[test]
-    fn what_cannot_be_written_is_not_there() {
+    fn a_path_that_cannot_be_written_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
         let path = dir.path().join("file").join("token");

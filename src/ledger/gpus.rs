@@ -1,4 +1,4 @@
-//! Which GPUs a session gets: distinct devices, least shared first, never across users unless allowed.
+//! Which GPUs a session gets: distinct devices, the least shared first, shared between users only if allowed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,20 +6,20 @@ use super::{Capacity, Refusal};
 use crate::capacity::effective::slots_per_device;
 use crate::types::{Dimension, GpuSharing, Reason, User};
 
-/// Who holds which device, and how often. A device that nobody holds is not in it.
+/// The sessions on each device, counted per user. A device without sessions has no entry.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Holders(HashMap<String, Shares>);
 
 /// The sessions on one device.
 #[derive(Debug, Clone, Default)]
 struct Shares {
-    /// All of them: the sum of `users`.
+    /// The number of sessions: the sum of `users`.
     slots: u32,
     users: BTreeMap<User, u32>,
 }
 
 impl Holders {
-    /// Chooses devices for a session. Sums and physical bounds were checked before.
+    /// Chooses devices for a session. The caller has checked sums and physical bounds.
     pub(super) fn choose(
         &self,
         user: &User,
@@ -43,7 +43,7 @@ impl Holders {
         if let Some(same) = same {
             with_room.retain(|(gpu, _)| same.contains(gpu));
         }
-        // A stable sort: devices that are equally shared stay in the driver's order.
+        // The sort is stable: devices that are equally shared stay in the driver's order.
         with_room.sort_by_key(|(_, shares)| used(*shares));
         let may_share = |shares: &Shares| match capacity.gpu_sharing {
             GpuSharing::None => false,

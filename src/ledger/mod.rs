@@ -1,8 +1,8 @@
-//! The host's own word on what fits.
+//! The host's own decision on what fits.
 //!
 //! Pure integer arithmetic over what has been admitted. The owner of sessions
-//! holds the only [`Ledger`] that counts; everybody else's figures are hints.
-//! It is rebuilt from the journal at start, so it is never stored by itself.
+//! holds the only [`Ledger`] that decides; figures elsewhere are hints.
+//! It is rebuilt from the journal at start, so it is not stored.
 
 mod gpus;
 mod ports;
@@ -65,11 +65,11 @@ pub struct Ledger {
     users: HashMap<User, u32>,
 }
 
-/// The two rules of admission, for each dimension: a session never asks for more than the host
-/// has, and what is admitted together never exceeds what is offered. An override therefore
+/// The two rules of admission, for each dimension: a session never gets more than the host has, and
+/// all admitted sessions together never exceed what the host offers. An override therefore
 /// oversubscribes a host, never a single session.
 ///
-/// Returns the first dimension that is short. GPU sharing is not looked at.
+/// Returns the first dimension that is short. Does not check GPU sharing.
 pub fn fits(
     request: Resources,
     allocated: Resources,
@@ -89,7 +89,7 @@ pub fn fits(
     lacks(request, allocated, physical, effective).map_or(Ok(()), |(reason, dimension)| Err(refusal(reason, dimension)))
 }
 
-/// The same without the figures, for whoever asks about many hosts: why it does not fit, and what is short.
+/// Like [`fits`] without the figures, for callers that check many hosts: the reason, and the dimension that is short.
 pub fn lacks(
     request: Resources,
     allocated: Resources,
@@ -102,8 +102,8 @@ pub fn lacks(
     short(request, allocated, effective).map(|dimension| (Reason::NoCapacity, dimension))
 }
 
-/// The first dimension in which the sum would be more than is offered. A session that asks for
-/// nothing of a dimension is not refused for it, however overcommitted that is.
+/// The first dimension in which the sum would exceed what the host offers. A dimension that the session
+/// asks nothing of never rejects it, however overcommitted that dimension is.
 fn short(request: Resources, allocated: Resources, effective: Resources) -> Option<Dimension> {
     let sum = allocated.saturating_add(request);
     let asked = Resources {
@@ -115,10 +115,10 @@ fn short(request: Resources, allocated: Resources, effective: Resources) -> Opti
 }
 
 impl Ledger {
-    /// Reserves what the session asks for, or says what is short and changes nothing.
-    /// Returns the GPUs it was given. `same_gpus` asks for those devices and no others.
+    /// Reserves what the session asks for and returns its GPUs, or says what is short and changes nothing.
+    /// With `same_gpus`, only those devices are considered.
     ///
-    /// A session that holds a reservation already keeps it and gets the same answer.
+    /// A session that already holds a reservation keeps it and gets the same answer.
     pub fn admit(
         &mut self,
         session: &SessionId,
@@ -136,7 +136,7 @@ impl Ledger {
         Ok(gpus)
     }
 
-    /// Enters a reservation that was admitted before, whatever is offered now.
+    /// Enters a reservation that was admitted before, whatever the host offers now.
     pub fn restore(&mut self, session: SessionId, reservation: Reservation) {
         self.release(&session);
         self.allocated = self.allocated.saturating_add(reservation.resources);
@@ -145,7 +145,7 @@ impl Ledger {
         self.reservations.insert(session, reservation);
     }
 
-    /// Gives back what the session holds. `None` where it holds nothing.
+    /// Releases what the session holds and returns it; `None` if it holds nothing.
     pub fn release(&mut self, session: &SessionId) -> Option<Reservation> {
         let reservation = self.reservations.remove(session)?;
         self.allocated = self.allocated.saturating_sub(reservation.resources);

@@ -1,4 +1,4 @@
-//! Host ports: a session keeps its own for its life, stopped or running.
+//! Host ports: a session keeps its ports for its whole life, stopped or running.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,19 +25,19 @@ impl PortRange {
     }
 }
 
-/// Which ports are held.
+/// Which ports sessions hold.
 #[derive(Debug, Clone, Default)]
 pub struct Ports {
     held: BTreeSet<u16>,
     by_session: BTreeMap<SessionId, Vec<u16>>,
-    /// Where the search goes on: a port just given back is the last to be given out again, so that
-    /// nobody's old address soon leads to somebody else's session.
+    /// Where the next search starts. A released port is assigned again only after all others, so that a user's
+    /// old address does not soon lead to another user's session.
     next: u16,
 }
 
 impl Ports {
-    /// Holds `count` ports for the session, each of them `usable` on the host. `None` changes nothing:
-    /// the range has not that many left.
+    /// Assigns `count` ports to the session, each of them `usable` on the host. If the range has fewer left,
+    /// returns `None` and changes nothing.
     pub fn assign(
         &mut self,
         session: &SessionId,
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_held_until_given_back_and_reused_last() {
+    fn ports_are_held_until_released_and_reused_last() {
         let mut ports = Ports::default();
         assert_eq!(ports.assign(&session("a"), 2, RANGE, |_| true), Some(vec![10, 11]));
         assert_eq!(ports.assign(&session("b"), 1, RANGE, |port| port != 12), Some(vec![13]));

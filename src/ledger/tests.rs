@@ -1,4 +1,4 @@
-//! The literal cases of the contract, and what holds for any sequence of requests.
+//! Literal cases of the rules of admission, and properties that hold for any sequence of requests.
 
 use proptest::prelude::*;
 
@@ -46,7 +46,7 @@ impl Host {
         self.ledger.admit(&id(key), &user(who), wanted, None, &capacity)
     }
 
-    /// How many equal sessions of one user it takes before it refuses, and why it then does.
+    /// How many equal sessions of one user the host admits before it rejects one, and the reason of the rejection.
     fn fill(&mut self, wanted: Resources) -> (usize, Refusal) {
         for n in 0.. {
             if let Err(refusal) = self.admit(n, "alice", wanted) {
@@ -92,7 +92,7 @@ fn an_override_below_physical_reserves_the_rest() {
     assert_eq!(host.fill(request(1, 1, 0)).0, 4);
     let mut host = Host::new(request(64, 64, 4), request(64, 64, 2));
     assert_eq!(host.fill(request(1, 1, 1)).0, 2);
-    // What the host has may still be asked for by one session only as far as it is offered.
+    // A single session, too, gets at most what the host offers, even if the host has more.
     let refusal = Host::new(request(6, 64, 0), request(4, 64, 0)).admit("a", "alice", request(5, 1, 0)).unwrap_err();
     assert_eq!(refusal.reason, Reason::NoCapacity);
 }
@@ -134,8 +134,8 @@ fn a_gpu_is_never_shared_between_users_unless_the_operator_says_so() {
 }
 
 #[test]
-fn no_device_takes_more_than_the_slots_it_is_shown_with() {
-    // Three slots on two devices: the first has two of them, whoever asks.
+fn no_device_takes_more_sessions_than_its_slots() {
+    // Three slots on two devices: the first has two of them, for every user.
     let mut host = Host::new(request(64, 64, 2), request(64, 64, 3));
     assert_eq!(host.admit("a", "bob", request(1, 1, 1)), Ok(vec!["GPU-0".to_owned()]));
     assert_eq!(host.admit("b", "alice", request(1, 1, 1)), Ok(vec!["GPU-1".to_owned()]));
@@ -192,9 +192,9 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    /// I1 and I2 at every admission, whatever came before; nothing leaks; no order of events drifts.
+    /// I1 and I2 hold at every admission, after any events. No reservation leaks, and the sums stay exact.
     #[test]
-    fn whatever_happens_no_admission_breaks_the_rules(ops in proptest::collection::vec(op(), 1..120)) {
+    fn no_sequence_of_events_breaks_the_rules_of_admission(ops in proptest::collection::vec(op(), 1..120)) {
         let mut host = Host::new(request(8, 8, 4), request(8, 8, 4));
         let mut held: std::collections::BTreeMap<u8, Reservation> = Default::default();
         for op in ops {

@@ -15,13 +15,14 @@ use super::{Cause, Error, Hello, frame};
 use crate::types::{Actor, NodeId};
 use crate::wire::{Call, Envelope};
 
-/// Bytes of a stream that are handed on at once.
+/// Bytes of a stream that are read at once.
 const CHUNK: usize = 64 << 10;
-/// How often a call that waits makes sure that the peer is there.
+/// How often a waiting call checks that the peer is alive.
 const LISTEN_EVERY: Duration = Duration::from_millis(400);
-/// So often in a row nothing may have come from it: a host that died sends nothing, not even that it did.
+/// Checks in a row without a packet from the peer after which it counts as dead: a dead host does not close its
+/// connections.
 const SILENT_ROUNDS: u32 = 3;
-/// The code of a connection that brings nothing any more.
+/// The code that closes a connection whose peer sends nothing any more.
 const SILENT: VarInt = VarInt::from_u32(3);
 
 impl Net {
@@ -41,10 +42,10 @@ impl Net {
         Ok(answer)
     }
 
-    /// The same, where more follows the answer.
+    /// Like [`Self::call`], for calls whose answer is followed by a stream.
     ///
     /// # Errors
-    /// It was not asked, or did not answer.
+    /// The call was not delivered, or the node did not answer.
     pub async fn call_stream<C: Call>(
         &self,
         node: &NodeId,
@@ -67,15 +68,15 @@ impl Net {
         Ok((answer, chunks))
     }
 
-    /// Asks a node in another's place: the request and its answer as they are on the wire.
+    /// Forwards another node's request: takes the request and returns the answer as encoded for the wire.
     ///
     /// # Errors
-    /// It was not asked, or did not answer.
+    /// The call was not delivered, or the node did not answer.
     pub async fn pass(&self, node: &NodeId, request: &[u8], within: Duration) -> Result<Vec<u8>, Error> {
         self.ask(node, request, within).await.map(|(answer, _)| answer)
     }
 
-    /// What a node that is connected said of itself.
+    /// The hello of a connected node.
     pub fn hello_of(&self, node: &NodeId) -> Option<Arc<Hello>> {
         self.0.pool.of_node(node).map(|link| link.hello)
     }
@@ -95,7 +96,7 @@ impl Net {
                 Err(_) => Err(no_answer(Cause::TimedOut(within))),
             },
             () = silence(&link) => {
-                // Whoever asks next dials anew.
+                // The next call dials a new connection.
                 link.connection.close(SILENT, b"silent");
                 Err(no_answer(Cause::Silent))
             }
@@ -103,13 +104,13 @@ impl Net {
     }
 }
 
-/// Returns once nothing has come from the peer for a while, not even that it received something.
+/// Returns once the peer has sent no packet for [`SILENT_ROUNDS`] checks, not even an acknowledgement.
 async fn silence(link: &Link) {
     let heard = || link.connection.stats().udp_rx.datagrams;
     let (mut last, mut silent) = (heard(), 0);
     while silent < SILENT_ROUNDS {
         tokio::time::sleep(LISTEN_EVERY).await;
-        // An empty message means nothing, and is acknowledged.
+        // An empty message has no meaning, but the peer must acknowledge it.
         if let Ok(mut stream) = link.connection.open_uni().await {
             let _ = stream.finish();
         }

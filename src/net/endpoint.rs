@@ -1,4 +1,4 @@
-//! The endpoint: bound once, for both roles.
+//! The endpoint: bound once, for both roles, client and server.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -21,18 +21,18 @@ use crate::identity::Credentials;
 
 /// Streams that a peer may have open at once: its calls in progress, some of which wait long.
 const MAX_CALLS: u32 = 512;
-/// Messages of gossip from one peer at once.
+/// Messages of gossip that a peer may have in progress at once.
 const MAX_GOSSIP: u32 = 64;
-/// How long a connection lives without a word. Nothing keeps one alive for its own sake: heartbeats do, where
-/// somebody leads, and elsewhere a new connection costs a millisecond.
+/// How long a connection stays open without traffic. Connections have no keep-alive of their own: a leader's
+/// heartbeats keep its connections open, and elsewhere a new connection costs a millisecond.
 const IDLE: Duration = Duration::from_secs(10);
-/// Gossip that came and was not read yet.
+/// Messages of gossip that wait to be read at most.
 const GOSSIP_QUEUE: usize = 1024;
-/// How long the last words may take when the endpoint is closed.
+/// How long [`Net::close`] waits until its close messages are sent.
 const FAREWELL: Duration = Duration::from_millis(500);
-/// The code of a connection that is closed in good order.
+/// The code that closes a connection when the agent stops.
 pub(super) const GOODBYE: VarInt = VarInt::from_u32(0);
-/// Bytes of the key that stateless resets are made with.
+/// Bytes of the key for stateless resets.
 const RESET_KEY: usize = 64;
 const RESET_KEY_MODE: u32 = 0o600;
 
@@ -45,11 +45,11 @@ pub enum BindError {
     Tls(#[source] NoInitialCipherSuite),
 }
 
-/// The mesh, as this node sees it. Cheap to clone.
+/// This node's access to the mesh. Cheap to clone.
 #[derive(Clone)]
 pub struct Net(pub(super) Arc<Inner>);
 
-/// A compressed message of gossip, and where it came from.
+/// A compressed message of gossip, and the address of its sender.
 pub(super) type Gossip = (SocketAddr, Vec<u8>);
 
 pub(super) struct Inner {
@@ -60,17 +60,17 @@ pub(super) struct Inner {
     pub(super) pool: Pool,
     pub(super) serve: OnceLock<Arc<dyn Serve>>,
     pub(super) gossip: mpsc::Sender<Gossip>,
-    /// Until gossip begins, and takes it. The lock is held for that only.
+    /// `Some` until gossip starts and takes it. The lock is held for that only.
     pub(super) gossip_inbox: Mutex<Option<mpsc::Receiver<Gossip>>>,
     pub(super) duplicate: watch::Sender<Option<SocketAddr>>,
     pub(super) refused: AtomicU64,
 }
 
 impl Net {
-    /// Binds the endpoint. It answers once [`Self::serve`] was called.
+    /// Binds the endpoint. It answers requests after [`Self::serve`].
     ///
     /// # Errors
-    /// The address is taken or may not be used.
+    /// The address is in use or not permitted, or the TLS configuration does not fit QUIC.
     pub fn bind(
         listen: SocketAddr,
         me: Hello,
@@ -99,43 +99,43 @@ impl Net {
         })))
     }
 
-    /// Begins to answer. A second call changes nothing.
+    /// Starts to answer requests. A second call changes nothing.
     pub fn serve(&self, serve: Arc<dyn Serve>) {
         if self.0.serve.set(serve).is_ok() {
             tokio::spawn(server::accept(Arc::clone(&self.0)));
         }
     }
 
-    /// Where the endpoint is bound.
+    /// The address that the endpoint is bound to.
     ///
     /// # Errors
-    /// The system does not say.
+    /// The system does not report it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.0.endpoint.local_addr()
     }
 
-    /// Where another agent with this node's own id was met.
+    /// The address of another agent that has this node's own id, if there is one.
     pub fn duplicate(&self) -> watch::Receiver<Option<SocketAddr>> {
         self.0.duplicate.subscribe()
     }
 
-    /// Connections that were not let in: a wrong token, another cluster, another protocol.
+    /// Number of refused connections: a wrong token, another cluster, another protocol.
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
     }
 
-    /// Closes every connection and says so to the peers.
+    /// Closes every connection and notifies the peers.
     pub async fn close(&self) {
         self.0.endpoint.close(GOODBYE, b"stopping");
         let _ = tokio::time::timeout(FAREWELL, self.0.endpoint.wait_idle()).await;
     }
 }
 
-/// The key that stateless resets are made with, kept in a file: with the same key after a restart, peers learn at
-/// once that their connections are gone.
+/// The key for stateless resets, kept in a file: with the same key after a restart, peers notice at once that their
+/// connections are gone.
 ///
 /// # Errors
-/// The file cannot be read or written, or there are no random numbers.
+/// The file cannot be written, or the system has no random numbers.
 pub fn reset_key(file: &Path) -> io::Result<[u8; RESET_KEY]> {
     if let Ok(kept) = fs::read(file)
         && let Ok(key) = kept.try_into()
@@ -150,7 +150,7 @@ pub fn reset_key(file: &Path) -> io::Result<[u8; RESET_KEY]> {
     Ok(key)
 }
 
-/// A host without IPv6 listens on IPv4 where every address is meant.
+/// Binds the socket. If `listen` is every IPv6 address and the host has no IPv6, binds every IPv4 address.
 fn socket(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
     match std::net::UdpSocket::bind(listen) {
         Err(error) if listen.ip().is_unspecified() && listen.is_ipv6() => {

@@ -1,4 +1,4 @@
-//! Messages on a stream: their length, then their bytes.
+//! Messages on a stream: the length, then the bytes.
 
 use quinn::{RecvStream, SendStream};
 use serde::Serialize;
@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::Cause;
 use crate::wire::{Format, MAX_FRAME, codec};
 
-/// Bytes that are taken from the wire at once: what a length promises costs memory only as it comes.
+/// Bytes that are read at once, so that a large length uses memory only as its bytes arrive.
 const PIECE: usize = 64 << 10;
 
 /// Sends an encoded message.

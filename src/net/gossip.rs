@@ -1,7 +1,7 @@
-//! What chitchat sends and receives, over the mesh.
+//! chitchat's transport over the mesh.
 //!
-//! chitchat awaits a send inside its one loop, and takes an error for the end of the transport: a message is
-//! only put into a queue here, and what cannot be sent is lost, as gossip may be.
+//! chitchat awaits each send inside its only loop, and treats an error as the end of the transport. So a send only
+//! puts the message into a queue, and a message that cannot be sent is dropped, as gossip may be.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -17,23 +17,23 @@ use tokio::time::timeout;
 use super::Cause;
 use super::endpoint::{Gossip, Inner, Net};
 
-/// Messages that wait for one peer: with one a round, what is older is of no use.
+/// Messages that wait for one peer at most: chitchat sends one per round, and older ones are of no use.
 const QUEUE: usize = 8;
 /// How long a queue without messages is kept.
 const KEPT: Duration = Duration::from_secs(60);
 /// How long one message may take.
 const SEND_WITHIN: Duration = Duration::from_secs(2);
-/// Bytes of a message of chitchat's at most, uncompressed.
+/// Bytes of a message of chitchat at most, uncompressed.
 const MAX_MESSAGE: usize = 65_507;
-/// Bytes of all that a message says of nodes, at most: chitchat packs that in blocks of its own, and unpacks whatever
-/// comes. What is in a block is alike, but never so much that it packs to a sixtieth.
+/// Bytes of a message's changes at most, unpacked. chitchat packs changes into compressed blocks of its own, and
+/// unpacks whatever arrives. The content of a block is repetitive, but never so much that it packs to a sixtieth.
 const MAX_UNPACKED: usize = 4 << 20;
-/// What chitchat unpacks one block into, at most.
+/// Bytes of one unpacked block of chitchat at most.
 const MAX_BLOCK: usize = 65_535;
-/// The fastest: messages are small and alike.
+/// The fastest level: messages are small and repetitive.
 const COMPRESSION: i32 = 1;
 
-/// Gives chitchat its one socket.
+/// Gives chitchat its socket. It can be opened once.
 pub struct GossipTransport(pub Net);
 
 #[async_trait]
@@ -56,7 +56,7 @@ enum Ended {
 
 struct GossipSocket {
     net: Arc<Inner>,
-    /// Where this node is for the others.
+    /// This node's address for the others.
     own: SocketAddr,
     queues: HashMap<SocketAddr, mpsc::Sender<Vec<u8>>>,
     inbox: mpsc::Receiver<Gossip>,
@@ -66,7 +66,7 @@ struct GossipSocket {
 impl Socket for GossipSocket {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
         if to == self.own {
-            return Ok(()); // an earlier life of this node, which chitchat takes for another
+            return Ok(()); // an earlier start of this node, which chitchat treats as another node
         }
         let Ok(compressed) = zstd::bulk::compress(&message.serialize_to_vec(), COMPRESSION) else { return Ok(()) };
         self.queues.retain(|_, queue| !queue.is_closed());
@@ -76,7 +76,7 @@ impl Socket for GossipSocket {
             tokio::spawn(deliver(Arc::clone(net), to, messages));
             queue
         });
-        // Full: the peer does not take what it was sent before.
+        // Fails if the queue is full because the peer does not accept earlier messages.
         let _ = queue.try_send(compressed);
         Ok(())
     }
@@ -86,13 +86,13 @@ impl Socket for GossipSocket {
             let (from, compressed) = self.inbox.recv().await.ok_or(Ended::Closed)?;
             match decode(&compressed) {
                 Some(message) => return Ok((from, message)),
-                None => tracing::debug!(%from, "a message of gossip that cannot be read"),
+                None => tracing::debug!(%from, "dropped an unreadable message of gossip"),
             }
         }
     }
 }
 
-/// The message that a peer sent, if it is one.
+/// Decodes a peer's message; `None` if it is not a message or too large.
 pub fn decode(compressed: &[u8]) -> Option<ChitchatMessage> {
     let bytes = zstd::bulk::decompress(compressed, MAX_MESSAGE).ok()?;
     if unpacked(&bytes)? > MAX_UNPACKED {
@@ -101,8 +101,8 @@ pub fn decode(compressed: &[u8]) -> Option<ChitchatMessage> {
     ChitchatMessage::deserialize(&mut bytes.as_slice()).ok()
 }
 
-/// How many bytes the blocks of a message unpack to, counted no further than to more than there may be; `None` where
-/// it is no message. A message is: magic number and version, kind, digest, blocks; not every kind has all of these.
+/// How many bytes the blocks of a message unpack to; the count stops above [`MAX_UNPACKED`]. `None` if it is not a
+/// message. A message is: magic number and version, kind, digest, blocks; not every kind has all of these.
 fn unpacked(bytes: &[u8]) -> Option<usize> {
     const SYN_ACK: u8 = 1;
     const ACK: u8 = 2;
@@ -113,7 +113,7 @@ fn unpacked(bytes: &[u8]) -> Option<usize> {
         SYN_ACK => {
             for _ in 0..u16::deserialize(&mut rest).ok()? {
                 ChitchatId::deserialize(&mut rest).ok()?;
-                // Its heartbeat, and two versions.
+                // The node's heartbeat, and two versions.
                 <[u8; 24]>::deserialize(&mut rest).ok()?;
             }
         }
@@ -135,7 +135,7 @@ fn unpacked(bytes: &[u8]) -> Option<usize> {
     Some(total)
 }
 
-/// Brings messages to one address, until none comes for a while.
+/// Sends messages to one address, until none comes for [`KEPT`].
 async fn deliver(net: Arc<Inner>, to: SocketAddr, mut messages: mpsc::Receiver<Vec<u8>>) {
     while let Ok(Some(message)) = timeout(KEPT, messages.recv()).await {
         let sent = timeout(SEND_WITHIN, async {
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
     use crate::wire::fixture::damage::{damaged, damages};
 
-    /// As chitchat writes text.
+    /// Text as chitchat encodes it.
     fn text(text: &str) -> Vec<u8> {
         [&u16::try_from(text.len()).unwrap().to_le_bytes()[..], text.as_bytes()].concat()
     }
@@ -181,12 +181,12 @@ mod tests {
         [&[kind][..], &u16::try_from(bytes.len()).unwrap().to_le_bytes(), bytes].concat()
     }
 
-    /// Whose changes follow, in a block that is not packed.
+    /// The node that the following changes belong to, in a block that is not packed.
     fn begins() -> Vec<u8> {
         block(2, &[vec![0], node("one"), numbers(&[0, 0])].concat())
     }
 
-    /// What changed of a node: a key and its value, in a packed block.
+    /// A change of a node: a key and its value, in a packed block.
     fn delta() -> Vec<u8> {
         let changes = [vec![1], text("key"), text(&"value".repeat(20)), numbers(&[5]), vec![0]].concat();
         [begins(), block(1, &compress(&changes)), vec![0]].concat()
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_read() {
+    fn each_kind_of_message_is_decoded() {
         use ChitchatMessage::{Ack, BadCluster, Syn, SynAck};
         let [syn, syn_ack, ack, bad_cluster] = messages().map(|bytes| decode(&compress(&bytes)).unwrap());
         assert!(matches!(syn, Syn { .. }) && matches!(syn_ack, SynAck { .. }) && matches!(ack, Ack { .. }));
@@ -217,28 +217,28 @@ mod tests {
     }
 
     #[test]
-    fn what_unpacks_to_more_than_a_message_may_have_is_not_one() {
+    fn a_message_that_unpacks_to_more_than_its_limit_is_dropped() {
         let bomb = compress(&vec![0; 64 << 20]);
         assert!(bomb.len() < MAX_MESSAGE);
         assert_eq!(decode(&bomb), None);
     }
 
     #[test]
-    fn blocks_that_unpack_to_more_than_there_may_be_are_not_read() {
-        // A version that is set again and again: nine bytes each here, many more in memory.
+    fn blocks_that_unpack_to_more_than_their_limit_are_dropped() {
+        // A version that is set repeatedly: nine bytes each here, many more in memory.
         let versions: Vec<u8> = [vec![2], numbers(&[0])].concat().into_iter().cycle().take(9 * 7281).collect();
         let block = block(1, &zstd::bulk::compress(&versions, 19).unwrap());
         let of = |blocks| [vec![0x53, 0xb0, 0, 2], begins(), block.repeat(blocks), vec![0]].concat();
         assert!(decode(&compress(&of(2))).is_some());
         let most = (MAX_MESSAGE - of(0).len()) / block.len();
         assert!(most * versions.len() > 2 * MAX_UNPACKED);
-        assert_eq!(unpacked(&of(most)).unwrap() / MAX_BLOCK, MAX_UNPACKED / MAX_BLOCK, "it stops where it is too much");
+        assert_eq!(unpacked(&of(most)).unwrap() / MAX_BLOCK, MAX_UNPACKED / MAX_BLOCK, "the count stops at the limit");
         assert_eq!(decode(&compress(&of(most))), None);
     }
 
     proptest! {
         #[test]
-        fn no_bytes_harm_whoever_reads_them(message: Index, other: Index, inside in damages(), outside in damages()) {
+        fn damaged_messages_cause_no_panic(message: Index, other: Index, inside in damages(), outside in damages()) {
             let messages = messages();
             let [message, other] = [message, other].map(|index| index.get(&messages));
             let compressed = compress(&damaged(message, other, &inside));

@@ -1,8 +1,8 @@
 //! The mesh: one QUIC endpoint that calls other nodes and answers them.
 //!
-//! Whoever is on the other end proved in the TLS handshake that it has the cluster's token, and says in
-//! its [hello](Hello) which node it is; before that no request passes in either direction. There is one
-//! connection to a node, whoever dialled it, and it carries calls both ways and gossip. quinn stays in here.
+//! The peer proves in the TLS handshake that it has the cluster's token, and says in its [hello](Hello) which
+//! node it is. Before that no request passes in either direction. There is one connection to a node, dialled by
+//! either side, and it carries calls both ways and gossip. Only this part uses quinn.
 
 mod cause;
 mod client;
@@ -27,13 +27,13 @@ use crate::wire::Envelope;
 pub use cause::{Cause, Unwanted};
 pub use endpoint::{BindError, Net, reset_key};
 
-/// What a node says of itself before anything else.
+/// A node's first message on a connection: what it says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     pub cluster: Name,
     pub node: NodeId,
     pub name: Name,
-    /// Which life of its agent this is: grows with every start.
+    /// Counts the starts of the agent: grows with every start.
     pub incarnation: u64,
     pub version: String,
     pub mode: ClusterMode,
@@ -46,16 +46,16 @@ pub struct Peer {
     pub address: SocketAddr,
 }
 
-/// What is sent back.
+/// The answer to a request.
 pub enum Reply {
     Frame(Vec<u8>),
-    /// A frame, and what follows it, to its end.
+    /// A frame, and the stream that follows it.
     Stream(Vec<u8>, BoxStream<'static, Bytes>),
     /// Nothing: the stream is reset.
     Refused,
 }
 
-/// Answers requests of peers.
+/// Answers the requests of peers.
 #[async_trait]
 pub trait Serve: Send + Sync + 'static {
     async fn serve(&self, from: &Peer, asked: Envelope) -> Reply;

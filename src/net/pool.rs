@@ -1,4 +1,4 @@
-//! The connections that there are: one a node, whoever dialled it.
+//! The open connections: one per node, dialled by either side.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,18 +18,18 @@ use crate::types::NodeId;
 
 /// How long a handshake and the hello may take.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(2);
-/// An address that failed is not dialled again so soon: callers are told the same.
+/// How long a failed address is not dialled again: callers get the same error meanwhile.
 const FAILED_FOR: Duration = Duration::from_millis(200);
-/// Addresses whose failures are remembered.
+/// Addresses whose failures are remembered at most.
 const MAX_FAILED: usize = 4096;
-/// The code of a connection to a node that is not wanted.
+/// The code that closes a connection to a node that this one refuses.
 pub(super) const NOT_WANTED: VarInt = VarInt::from_u32(1);
-/// The code of a connection that another one of the same node has replaced.
+/// The code that closes a connection to an earlier start of an agent that has connected again.
 const REPLACED: VarInt = VarInt::from_u32(2);
 /// The code of a connection to another agent with the same node id.
 pub(super) const TWIN: VarInt = VarInt::from_u32(4);
 
-/// A connection, and who is there.
+/// A connection, and the hello of its peer.
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) connection: Connection,
@@ -57,7 +57,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
-    /// The connection to a node, if there is one that works.
+    /// The connection to a node, if there is an open one.
     pub(super) fn of_node(&self, node: &NodeId) -> Option<Link> {
         let links = lock(&self.links);
         links.by_node.get(node).filter(|link| link.connection.close_reason().is_none()).cloned()
@@ -93,7 +93,7 @@ impl Pool {
             links.by_node.remove(&link.hello.node);
         }
         let address = address_of(&link.connection);
-        // Where both sides dialled at once there are two connections of one address: the other is still there.
+        // If both sides dialled at once, there are two connections to one address, and the other may still be open.
         let is_left = links.by_node.get(&link.hello.node).is_some_and(|other| address_of(&other.connection) == address);
         if !is_left && links.nodes.get(&address) == Some(&link.hello.node) {
             links.nodes.remove(&address);
@@ -121,7 +121,7 @@ fn same(a: &Connection, b: &Connection) -> bool {
     a.stable_id() == b.stable_id()
 }
 
-/// Where a connection goes, an IPv4 address as itself.
+/// The peer's address; an IPv4-mapped address as IPv4.
 pub(super) fn address_of(connection: &Connection) -> SocketAddr {
     let address = connection.remote_address();
     SocketAddr::new(address.ip().to_canonical(), address.port())
@@ -157,13 +157,13 @@ impl Inner {
         dial.await
     }
 
-    /// Dials in a task of its own: callers give up at any time, and the other side takes a connection that nobody
-    /// brings to its end for one that is answered.
+    /// Dials in a task of its own: callers may give up at any time, and the peer would keep a half-made connection
+    /// and expect answers on it.
     fn begin_dial(self: &Arc<Self>, address: SocketAddr) -> Dial {
         let inner = Arc::clone(self);
         let dialling = tokio::spawn(async move {
             let dialled = AssertUnwindSafe(Arc::clone(&inner).dial(address)).catch_unwind().await;
-            // Whoever began it has put it there before the lock was free.
+            // The entry exists: `link_to` holds the lock until it has inserted it.
             lock(&inner.pool.dials).remove(&address);
             dialled.unwrap_or(Err(Cause::DialPanicked))
         });
@@ -244,7 +244,7 @@ impl Inner {
         self.duplicate.send_replace(Some(address_of(connection)));
     }
 
-    /// A connection has ended.
+    /// Forgets a connection that has ended.
     pub(super) fn parted(&self, link: &Link) {
         self.pool.forget(link);
     }

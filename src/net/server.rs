@@ -1,4 +1,4 @@
-//! Connections that come in, and requests that come over any connection.
+//! Accepts incoming connections, and answers requests on all connections.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,17 +14,17 @@ use super::{Cause, Hello, Peer, Reply, frame};
 use crate::types::NodeId;
 use crate::wire::Envelope;
 
-/// Handshakes in progress. Beyond half of it whoever comes must show that its address is its own; beyond it
-/// nobody is let in.
+/// Handshakes in progress at most. Above half of it a peer must prove that its address is its own; at the limit
+/// every connection is refused.
 const MAX_HANDSHAKES: usize = 256;
-/// How long a request's own bytes may take.
+/// How long the bytes of a request may take to arrive.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
-/// Bytes of one message of gossip at most, as it is on the wire: what is compressed is smaller.
+/// Bytes of one compressed message of gossip at most. The limit is above that of an uncompressed one.
 const MAX_GOSSIP_BYTES: usize = 66_000;
-/// The code of a stream that is not answered.
+/// The code that resets a stream whose request is not answered.
 const REFUSED: VarInt = VarInt::from_u32(1);
 
-/// Lets connections in, until the endpoint is closed.
+/// Accepts connections until the endpoint is closed.
 pub(super) async fn accept(net: Arc<Inner>) {
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     let mut credentials = net.credentials.clone();
@@ -40,7 +40,7 @@ pub(super) async fn accept(net: Arc<Inner>) {
             continue;
         };
         if handshakes.available_permits() < MAX_HANDSHAKES / 2 && !incoming.remote_address_validated() {
-            // It does not fail: an address that is not validated may be asked for a retry.
+            // This cannot fail: a retry is permitted for every address that is not validated.
             let _ = incoming.retry();
             continue;
         }
@@ -57,7 +57,7 @@ async fn greet(net: &Arc<Inner>, incoming: Incoming) {
     let greeted = timeout(HANDSHAKE, async {
         let connection = incoming.await?;
         let (mut to, hello) = hear(&connection).await?;
-        // Who it is decides whether it hears anything of this node.
+        // The peer gets this node's hello only if its own is accepted.
         let link = net.admit(&connection, Ok(hello))?;
         let told = frame::send_value(&mut to, &net.me).await;
         let _ = to.finish();
@@ -76,7 +76,7 @@ async fn hear(connection: &Connection) -> Result<(SendStream, Hello), Cause> {
     Ok((to, hello))
 }
 
-/// Answers the requests that come over a connection, and takes in its gossip, until it ends.
+/// Answers the requests on a connection and receives its gossip, until it ends.
 pub(super) async fn answer(net: Arc<Inner>, link: Link) {
     let peer = Peer { node: link.hello.node, address: address_of(&link.connection) };
     tracing::debug!(node = %peer.node, address = %peer.address, "connected");
@@ -136,7 +136,7 @@ async fn respond(net: Arc<Inner>, peer: Peer, mut to: SendStream, mut from: Recv
             }
             let _ = to.finish();
         }
-        Ok(Reply::Refused) => refuse(&mut to, &peer.node, "it may not ask that"),
+        Ok(Reply::Refused) => refuse(&mut to, &peer.node, "the peer may not make this request"),
         Err(panic) => refuse(&mut to, &peer.node, &panic.to_string()),
     }
 }
@@ -148,10 +148,10 @@ fn refuse(to: &mut SendStream, node: &NodeId, reason: &str) {
 
 async fn take_gossip(net: Arc<Inner>, address: std::net::SocketAddr, mut from: RecvStream) {
     if let Ok(Ok(message)) = timeout(REQUEST_WITHIN, from.read_to_end(MAX_GOSSIP_BYTES)).await
-        // One without content only asks to be acknowledged.
+        // An empty message is only sent to be acknowledged.
         && !message.is_empty()
     {
-        // Gossip may be lost: it comes again.
+        // Gossip may be lost: chitchat sends it again.
         let _ = net.gossip.try_send((address, message));
     }
 }

@@ -30,7 +30,7 @@ fn id(n: u8) -> NodeId {
     NodeId::from_bytes([n; 10])
 }
 
-/// Whom a test's endpoint belongs to.
+/// The node that a test's endpoint belongs to.
 #[derive(Clone)]
 struct Identity {
     token: Token,
@@ -55,7 +55,7 @@ impl Node {
         Self::start_at(identity, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap_or_else(|e| panic!("{e}"))
     }
 
-    /// Once the last life, which is over, has let go of the address.
+    /// Starts the node as soon as its stopped predecessor has released the address.
     async fn start_again_at(identity: &Identity, listen: SocketAddr) -> Self {
         let again = async {
             loop {
@@ -115,7 +115,7 @@ impl Node {
         described.map(|node| node.name.to_string())
     }
 
-    /// Until the call goes through: a node that has only just come back is not dialled at once.
+    /// Repeats the call until it succeeds: the address of a restarted node is not dialled again at once.
     async fn asks_until_answered(&self, n: u8) -> String {
         timeout(PATIENCE, async {
             loop {
@@ -130,7 +130,7 @@ impl Node {
     }
 }
 
-/// Answers as tests want it.
+/// Answers requests as the tests need.
 #[derive(Default)]
 struct Desk {
     asked: AtomicUsize,
@@ -179,20 +179,20 @@ fn is_no_answer<T: std::fmt::Debug>(result: &Result<T, Error>) -> bool {
 async fn one_connection_carries_calls_both_ways() {
     let (one, two) = pair();
     assert_eq!(one.asks(2).await, Ok(id(1).to_string()));
-    assert_eq!(two.asks(1).await, Ok(id(2).to_string()), "it was never told where the first is");
+    assert_eq!(two.asks(1).await, Ok(id(2).to_string()), "it does not know the first one's address");
     assert_eq!(one.net.hello_of(&id(2)).unwrap().node, id(2));
     assert_eq!((one.net.refused(), two.net.refused()), (0, 0));
 }
 
 #[tokio::test]
-async fn a_connection_whose_dialler_gave_up_is_answered() {
+async fn a_dial_is_completed_after_its_caller_gave_up() {
     let (a, b) = (Node::start(&node(1)), Node::start(&node(2)));
     a.knows(2, b.address());
     b.knows(1, a.address());
     {
         let asks = a.asks(2);
         tokio::pin!(asks);
-        // It gives up once the other side counts the connection, and before it has heard so itself.
+        // Gives up after the peer has accepted the connection, and before the dialler knows that.
         while b.net.hello_of(&id(1)).is_none() {
             let polled = std::future::poll_fn(|cx| Poll::Ready(asks.as_mut().poll(cx))).await;
             assert!(polled.is_pending(), "{polled:?}");
@@ -203,7 +203,7 @@ async fn a_connection_whose_dialler_gave_up_is_answered() {
 }
 
 #[tokio::test]
-async fn many_calls_at_once_get_each_their_own_answer() {
+async fn each_of_many_concurrent_calls_gets_its_own_answer() {
     let (one, two) = pair();
     let net = Arc::new(one.net.clone());
     let calls = (0..300).map(|n| {
@@ -218,7 +218,7 @@ async fn many_calls_at_once_get_each_their_own_answer() {
 }
 
 #[tokio::test]
-async fn another_token_or_cluster_gets_no_byte_in_or_out() {
+async fn a_node_with_another_token_or_cluster_exchanges_no_request() {
     let strangers =
         [Identity { token: OTHER_TOKEN.parse().unwrap(), ..node(2) }, Identity { cluster: "other", ..node(2) }];
     for stranger in strangers {
@@ -237,7 +237,7 @@ async fn another_token_or_cluster_gets_no_byte_in_or_out() {
 }
 
 #[tokio::test]
-async fn a_client_without_a_certificate_is_not_let_in() {
+async fn a_client_without_a_certificate_is_refused() {
     let node = Node::start(&node(1));
     let roots = rustls::RootCertStore::empty();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -256,12 +256,12 @@ async fn a_client_without_a_certificate_is_not_let_in() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_not_there_is_unreachable_and_one_that_hangs_did_not_answer() {
+async fn an_absent_node_is_unreachable_and_a_hanging_one_did_not_answer() {
     let (one, _two) = pair();
     let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     one.knows(3, nobody.local_addr().unwrap());
     assert!(is_unreachable(&one.asks_within(3, Duration::from_millis(50)).await));
-    assert!(is_unreachable(&one.asks(4).await), "its address is not known");
+    assert!(is_unreachable(&one.asks(4).await), "its address is unknown");
     one.asks(2).await.unwrap();
     let never = one.net.call(&id(2), message::Locate("never".to_owned()), None, Duration::from_millis(50)).await;
     assert!(is_no_answer(&never), "{never:?}");
@@ -269,7 +269,7 @@ async fn a_node_that_is_not_there_is_unreachable_and_one_that_hangs_did_not_answ
 }
 
 #[tokio::test]
-async fn what_may_not_be_asked_or_panics_is_not_answered() {
+async fn a_refused_or_panicking_request_gets_no_answer() {
     let (one, _two) = pair();
     let beat = election::Request::PreVote { ballot: Ballot { term: 1, node: id(1) } };
     assert!(is_no_answer(&one.net.call(&id(2), beat, None, PATIENCE).await));
@@ -291,7 +291,7 @@ async fn a_stream_follows_its_answer_to_the_end() {
 }
 
 #[tokio::test]
-async fn another_node_at_an_address_is_not_taken_for_the_one_that_was_meant() {
+async fn a_call_is_not_answered_by_another_node_at_the_same_address() {
     let (one, two) = pair();
     one.knows(3, two.address());
     let Err(Error::Unreachable { cause, .. }) = one.asks(3).await else { panic!("it is another node") };
@@ -299,7 +299,7 @@ async fn another_node_at_an_address_is_not_taken_for_the_one_that_was_meant() {
 }
 
 #[tokio::test]
-async fn a_node_that_comes_back_is_found_again_and_its_last_life_is_over() {
+async fn a_restarted_node_is_reached_again_and_its_last_start_is_refused() {
     let (one, two) = pair();
     one.asks(2).await.unwrap();
     let address = two.address();
@@ -312,19 +312,19 @@ async fn a_node_that_comes_back_is_found_again_and_its_last_life_is_over() {
 
     let last_life = Node::start(&node(2));
     last_life.knows(1, one.address());
-    assert!(last_life.asks(1).await.is_err(), "a newer life is known");
+    assert!(last_life.asks(1).await.is_err(), "a later start is connected");
     drop(two);
 }
 
 #[tokio::test]
-async fn of_two_connections_of_one_address_the_one_that_is_left_is_used() {
+async fn of_two_connections_to_one_address_the_open_one_is_used() {
     let (one, two) = pair();
     let net = &one.net.0;
     let older = net.link_to(two.address()).await.unwrap_or_else(|e| panic!("{e}"));
     let newer = Arc::clone(net).dial(two.address()).await.unwrap_or_else(|e| panic!("{e}"));
     older.connection.close(0_u32.into(), b"as if it was idle");
     older.connection.closed().await;
-    // Whoever answers over the older one finds out meanwhile, and forgets it.
+    // The task that answers on the older one notices its end meanwhile, and forgets it.
     for _ in 0..1000 {
         let used = net.link_to(two.address()).await.unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(used.connection.stable_id(), newer.connection.stable_id());
@@ -343,12 +343,12 @@ async fn two_live_agents_with_one_id_notice() {
 }
 
 #[tokio::test]
-async fn gossip_goes_both_ways_and_to_nowhere_without_an_error() {
+async fn gossip_goes_both_ways_and_a_silent_address_is_no_error() {
     let (one, two) = pair();
     let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let open = async |node: &Node| GossipTransport(node.net.clone()).open(node.address()).await.unwrap();
     let (mut from_one, mut from_two) = (open(&one).await, open(&two).await);
-    assert!(GossipTransport(one.net.clone()).open(one.address()).await.is_err(), "there is one gossip");
+    assert!(GossipTransport(one.net.clone()).open(one.address()).await.is_err(), "the transport opens once");
     let message = || ChitchatMessage::BadCluster;
     from_one.send(nobody.local_addr().unwrap(), message()).await.unwrap();
     from_one.send(two.address(), message()).await.unwrap();
@@ -359,9 +359,9 @@ async fn gossip_goes_both_ways_and_to_nowhere_without_an_error() {
     assert_eq!(from, two.address());
 }
 
-/// Bytes that a peer with the token, but with a fault, might send.
+/// Frames that a faulty peer with the token might send.
 #[tokio::test]
-async fn frames_that_lie_are_refused_and_the_connection_goes_on() {
+async fn malformed_frames_are_refused_and_the_connection_stays_open() {
     let (one, two) = pair();
     one.asks(2).await.unwrap();
     let link = one.net.0.pool.of_node(&id(2)).unwrap();

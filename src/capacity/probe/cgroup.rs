@@ -1,7 +1,7 @@
-//! What the agent's own cgroup leaves it of the host: CPU quota and memory limit, version 1, 2 or both at once.
+//! The limits of the agent's own cgroup: CPU quota and memory limit, in version 1, 2 or both at once.
 //!
-//! It bounds the sessions that are children of the agent, those of the process runtime. Containers
-//! live beside the agent, not in its cgroup.
+//! They bound the sessions of the process runtime, which are children of the agent. Containers are not in
+//! the agent's cgroup.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use rustix::thread::sched_getaffinity;
 
 use crate::types::{Bytes, Cores};
 
-/// Upper bounds; `None`: none known.
+/// Upper bounds; `None`: no bound is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bounds {
     pub cores: Option<Cores>,
@@ -26,7 +26,7 @@ impl Bounds {
     }
 }
 
-/// The bounds on this process, those of the CPUs that it may run on included.
+/// The bounds on this process, including the number of CPUs that it may run on.
 pub fn own() -> Bounds {
     let groups = of_process(&|path| std::fs::read_to_string(path).ok());
     Bounds { cores: groups.cores.into_iter().chain(allowed_cpus()).min(), ..groups }
@@ -36,7 +36,7 @@ fn allowed_cpus() -> Option<Cores> {
     sched_getaffinity(None).ok().map(|cpus| Cores::whole(cpus.count()))
 }
 
-/// A limit of any cgroup on the way up binds, so the smallest one counts.
+/// The limits of the cgroup and of all its ancestors apply, so the smallest one counts.
 fn of_process(read: &dyn Fn(&Path) -> Option<String>) -> Bounds {
     let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
     let mounts = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
@@ -61,10 +61,10 @@ enum Version {
 #[derive(Debug, PartialEq, Eq)]
 struct Mount<'a> {
     version: Version,
-    /// The cgroup that is seen at the mount point.
+    /// The cgroup that is visible at the mount point.
     root: &'a str,
     point: &'a str,
-    /// The controllers are among these in version 1.
+    /// In version 1, the controllers are among these.
     options: &'a str,
 }
 
@@ -85,7 +85,7 @@ impl<'a> Mount<'a> {
     /// The directories, from the process's own cgroup up to the mount point, that may bound a controller.
     fn directories(&self, controller: &str, groups: &str) -> Vec<(Version, PathBuf)> {
         let Some(group) = self.group(controller, groups) else { return Vec::new() };
-        // Where the mount shows a part of the tree and the process is elsewhere, only its top can be read.
+        // If the mount shows a part of the tree without the process's cgroup, only the top of that part is readable.
         let below = Path::new(group).strip_prefix(self.root).unwrap_or(Path::new(""));
         let directory = Path::new(self.point).join(below);
         let up = directory.ancestors().take_while(|ancestor| ancestor.starts_with(self.point));
@@ -159,7 +159,7 @@ mod tests {
         35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n";
 
     #[test]
-    fn version_2_takes_the_smallest_on_the_way_up() {
+    fn version_2_takes_the_smallest_limit_of_all_ancestors() {
         let found = bounds(&[
             ("/proc/self/cgroup", "0::/system.slice/ostler.service\n"),
             ("/proc/self/mountinfo", V2),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_of_version_1_is_more_than_any_host_has() {
+    fn the_number_for_no_limit_in_version_1_bounds_nothing() {
         let found = bounds(&[
             ("/proc/self/cgroup", "4:memory:/\n"),
             ("/proc/self/mountinfo", V1),
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hybrid_host_has_both() {
+    fn a_hybrid_host_reads_both_versions() {
         let mounts = format!("{V1}41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n");
         let found = bounds(&[
             ("/proc/self/cgroup", "4:memory:/a\n2:cpu,cpuacct:/\n0::/b\n"),
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_bounds_nothing() {
+    fn malformed_files_bound_nothing() {
         assert_eq!(bounds(&[]), Bounds::default());
         let found = bounds(&[
             ("/proc/self/cgroup", "0::/\ngarbage\n"),
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_may_run_somewhere() {
+    fn this_process_may_run_on_a_cpu() {
         assert!(own().cores.is_some_and(|cores| cores > Cores::ZERO));
     }
 }

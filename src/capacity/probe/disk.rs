@@ -1,4 +1,4 @@
-//! How full a file system is.
+//! Size and free space of a file system.
 
 use std::path::Path;
 
@@ -6,14 +6,14 @@ use rustix::fs::statvfs;
 
 use crate::types::{Bytes, Disk};
 
-/// The file system that `path` is on; `None` where it cannot be asked.
+/// The file system that `path` is on; `None` if `statvfs` fails.
 pub fn of(path: &Path) -> Option<Disk> {
     let found = statvfs(path).ok()?;
     let bytes = |blocks: u64| Bytes::new(blocks.saturating_mul(found.f_frsize));
     Some(Disk {
         path: path.display().to_string(),
         total_bytes: bytes(found.f_blocks),
-        // What is left to everybody, without the blocks that are kept back for root.
+        // Free for every user, without the blocks that are reserved for root.
         free_bytes: bytes(found.f_bavail),
     })
 }

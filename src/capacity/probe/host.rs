@@ -4,12 +4,12 @@ use sysinfo::System;
 
 use crate::types::{Bytes, Cores, Swap};
 
-/// One reading of the host. What the kernel did not say is zero or `None`.
+/// One reading of the host. A figure that the kernel did not report is zero or `None`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sample {
     pub cores: Cores,
     pub memory: Bytes,
-    /// Busy since the sample before; `None` in the first one.
+    /// Cores busy since the previous sample; `None` in the first one.
     pub cores_used: Option<Cores>,
     pub memory_used: Option<Bytes>,
     pub swap: Option<Swap>,
@@ -17,7 +17,7 @@ pub struct Sample {
     pub load: Option<[f64; 3]>,
 }
 
-/// Reads the host again and again. It asks for memory and CPU time only: the list of processes costs a
+/// Reads the host repeatedly. It reads memory and CPU time only: the list of processes costs a
 /// hundred times as much.
 #[derive(Debug)]
 pub struct Sampler {
@@ -27,10 +27,10 @@ pub struct Sampler {
 
 impl Sampler {
     pub fn new() -> Self {
-        Self { system: System::new().expect("on Linux nothing is read to make one"), sampled_before: false }
+        Self { system: System::new().expect("on Linux this reads nothing that could fail"), sampled_before: false }
     }
 
-    /// Reads the host now. Usage is of the time since the last call, which should be a fifth of a second ago or more.
+    /// Reads the host now. Usage covers the time since the last call, which should be at least 200 ms ago.
     pub fn sample(&mut self) -> Sample {
         self.system.refresh_memory();
         self.system.refresh_cpu_usage();
@@ -62,7 +62,7 @@ impl Default for Sampler {
     }
 }
 
-/// The cores that a percentage of all of them stands for.
+/// The number of cores that `percent` of all of them are.
 fn cores_used(percent: f64, count: usize) -> Option<Cores> {
     (count > 0).then(|| Cores::from_measured(percent / 100.0 * count as f64)).flatten()
 }

@@ -6,8 +6,8 @@ pub mod host;
 
 use crate::types::{Bytes, Cores};
 
-/// The cores and memory that processes of the agent can use: the host's, or what the agent's own cgroup
-/// leaves of them. Zero where the kernel does not say.
+/// The cores and memory that processes of the agent can use: the host's, bounded by the agent's own
+/// cgroup. Zero if the kernel does not report them.
 pub fn host_bounds() -> (Cores, Bytes) {
     let host = host::Sampler::new().sample();
     let bounds = cgroup::own();

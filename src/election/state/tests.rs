@@ -7,7 +7,7 @@ fn id(n: u8) -> NodeId {
     NodeId::from_bytes([n; 10])
 }
 
-/// Node 0, which nodes 1 and 2 have just elected, and when.
+/// Node 0, just elected by nodes 1 and 2, and the time of its election.
 fn elected() -> (Election, BootInstant) {
     let config = Config { mode: ClusterMode::Available, heartbeat: BEAT };
     let mut election = Election::new(config, id(0), Stored::default(), NOW, 1);
@@ -23,16 +23,16 @@ fn elected() -> (Election, BootInstant) {
 }
 
 #[test]
-fn who_has_just_voted_is_reached_until_it_could_have_answered() {
+fn a_voter_counts_as_reached_until_it_has_missed_its_heartbeats() {
     let (election, now) = elected();
     let reached = |at: BootInstant| election.leadership(at).reign.unwrap().reached.clone();
     assert_eq!(reached(now), [id(0), id(1), id(2)].into());
     let missed = now.plus(BEAT * REACHED_BEATS);
-    assert_eq!(reached(missed), [id(0)].into(), "neither has answered a beat");
+    assert_eq!(reached(missed), [id(0)].into(), "neither has answered a heartbeat");
 }
 
 #[test]
-fn a_question_who_would_vote_drives_no_term_up() {
+fn a_pre_vote_does_not_raise_the_term_of_the_next_campaign() {
     let (mut election, now) = elected();
     let term = |election: &Election| election.leadership(now).reign.unwrap().ballot.term;
     let before = term(&election);

@@ -1,4 +1,4 @@
-//! Several owners with their own files that ask one another directly.
+//! Several owners with their own files, which call each other directly.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -16,7 +16,7 @@ fn id(n: u8) -> NodeId {
     NodeId::from_bytes([n; 10])
 }
 
-/// The way between the nodes: whoever is in it can be asked.
+/// The network between the nodes: a node in the map can be called.
 #[derive(Clone, Default)]
 struct Network(Arc<Mutex<BTreeMap<NodeId, Handle>>>);
 
@@ -73,7 +73,7 @@ impl Node {
         Arc::clone(&*seen.unwrap_or_else(|_| panic!("node {} never saw {what}", self.n)).unwrap())
     }
 
-    /// As kill -9 does.
+    /// Ends the node as `kill -9` does.
     async fn kill(self) {
         self.network.0.lock().unwrap().remove(&id(self.n));
         self.task.abort();
@@ -81,7 +81,7 @@ impl Node {
     }
 }
 
-/// The place in `nodes` of the one that all of them follow.
+/// The index in `nodes` of the leader that all of them follow.
 async fn leader_of(nodes: &[Node]) -> usize {
     let mut leaders = BTreeSet::new();
     for node in nodes {
@@ -100,7 +100,7 @@ fn cluster(directories: &[tempfile::TempDir; 3], network: &Network) -> Vec<Node>
 }
 
 #[tokio::test]
-async fn a_leader_that_is_killed_is_followed_by_another_and_takes_no_term_back() {
+async fn after_a_leader_is_killed_another_leads_in_a_higher_term() {
     let (directories, network) = (directories(), Network::default());
     let mut nodes = cluster(&directories, &network);
     let first = leader_of(&nodes).await;
@@ -114,12 +114,12 @@ async fn a_leader_that_is_killed_is_followed_by_another_and_takes_no_term_back()
     }
     let back = Node::on_disk(n, &[1, 2, 3], &directories[usize::from(n) - 1], &network);
     let kept = back.handle.leadership().borrow().ballot;
-    assert!(kept.is_some_and(|kept| kept >= before), "its promise outlived it");
-    back.sees("who leads now", |now| now.leader.as_ref().is_some_and(|other| *other != gone)).await;
+    assert!(kept.is_some_and(|kept| kept >= before), "its promise survived the kill");
+    back.sees("the new leader", |now| now.leader.as_ref().is_some_and(|other| *other != gone)).await;
 }
 
 #[tokio::test]
-async fn a_leader_that_stops_hands_over_first() {
+async fn a_leader_hands_over_before_it_stops() {
     let (directories, network) = (directories(), Network::default());
     let nodes = cluster(&directories, &network);
     let first = leader_of(&nodes).await;
@@ -146,7 +146,7 @@ async fn a_node_that_cannot_write_promises_nothing() {
 }
 
 #[tokio::test]
-async fn a_lower_ballot_is_refused_once_a_higher_one_is_on_disk() {
+async fn a_node_refuses_a_lower_ballot_than_the_one_on_its_disk() {
     let directory = tempfile::tempdir().unwrap();
     let node = Node::on_disk(1, &[1, 2, 3], &directory, &Network::default());
     let of = |term, n| Ballot { term, node: id(n) };

@@ -35,7 +35,8 @@ use super::{Container, Error, Event, Found, Health, Launch, LogStream, LogsReque
 use crate::types::{Name, NodeId, RuntimeKind, SessionId};
 pub use visit::Visit;
 
-/// What an ordinary image needs whose entry point starts as root and switches to a user, and no more.
+/// The default of `runtime.cap_allow`: an ordinary image starts its entry point as root and switches to a user. It
+/// needs these capabilities for that, and no more.
 pub const DEFAULT_CAPABILITIES: [&str; 7] =
     ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL", "NET_BIND_SERVICE"];
 
