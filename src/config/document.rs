@@ -1,5 +1,5 @@
-//! Reads a configuration text: the caller takes each key by its path, with a parser. A value that the parser
-//! rejects, and a key that the caller never takes, becomes a [`Problem`].
+//! A configuration text while it is read. The reader takes every key by its path, with a
+//! parser. A wrong value, and a key that the reader did not take, becomes a [`Problem`].
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,35 +9,38 @@ use toml::de::{DeTable, DeValue};
 
 use super::problem::{Place, Problem};
 
-/// Characters of a written value that a message shows.
+/// Characters of a written value that a message shows at most.
 const MAX_SHOWN: usize = 60;
-/// How similar (Jaro-Winkler, 0 to 1) a known name must be to an unknown one to be suggested for it.
+/// The least Jaro-Winkler similarity, from 0 to 1, at which a name is suggested for an unknown one.
 const ALIKE: f64 = 0.8;
 
-/// A text that is being read. Keys are paths of two parts: `http.listen`.
+/// A text while it is read. Keys are paths of two parts: `http.listen`.
 pub(super) struct Document<'t> {
     text: &'t str,
     root: DeTable<'t>,
-    /// The keys that the caller took, written or not. Once it has taken every key, these are all keys there are.
+    /// The keys that the reader took, whether the text has them or not: all valid keys.
     known: Vec<&'static str>,
     problems: Problems,
 }
 
 impl<'t> Document<'t> {
-    /// Reads the text as TOML. A text that is not TOML gives its syntax errors and nothing else.
+    /// Reads the text as TOML.
+    ///
+    /// # Errors
+    /// The text is not TOML: its syntax errors.
     pub(super) fn parse(text: &'t str) -> Result<Self, Vec<Problem>> {
         let (root, errors) = DeTable::parse_recoverable(text);
         if errors.is_empty() {
             return Ok(Self { text, root: root.into_inner(), known: Vec::new(), problems: Problems::default() });
         }
         let mut problems: Vec<Problem> = errors.iter().map(|error| syntax(text, error)).collect();
-        // One mistake can make the parser report several errors on its line; the first of them is the mistake.
+        // One mistake can cause several errors on its line; the first of them names the mistake.
         problems.sort_by_key(|problem| problem.place);
         problems.dedup_by_key(|problem| problem.place);
         Err(problems)
     }
 
-    /// The value of a key, if the key is written and its value is valid.
+    /// The value of a key, if the text has it and it is valid.
     pub(super) fn take<T>(
         &mut self,
         key: &'static str,
@@ -48,7 +51,7 @@ impl<'t> Document<'t> {
         self.problems.right(self.text, key, value, parse(value.get_ref()))
     }
 
-    /// The valid items of a list. Each invalid item becomes a problem.
+    /// The items of a list. An invalid item becomes a problem, and the others are read.
     pub(super) fn take_list<T>(
         &mut self,
         key: &'static str,
@@ -64,7 +67,7 @@ impl<'t> Document<'t> {
         Some(items.filter_map(right).collect())
     }
 
-    /// The valid entries of a table with arbitrary keys. Each invalid entry becomes a problem.
+    /// The entries of a table with arbitrary keys. An invalid entry becomes a problem, and the others are read.
     pub(super) fn take_table<T>(
         &mut self,
         key: &'static str,
@@ -81,7 +84,7 @@ impl<'t> Document<'t> {
         Some(entries.filter_map(right).collect())
     }
 
-    /// Every key that the caller took.
+    /// Every key that the reader took.
     #[cfg(test)]
     pub(super) fn known(&self) -> &[&'static str] {
         &self.known
@@ -91,7 +94,7 @@ impl<'t> Document<'t> {
         find(&self.root, key).is_some()
     }
 
-    /// Adds a problem of a key whose value is valid by itself but conflicts with other keys.
+    /// Adds a problem of a key whose value is valid by itself and contradicts another key.
     pub(super) fn refuse(&mut self, key: &str, message: impl Into<String>) {
         match find(&self.root, key) {
             Some(value) => self.problems.wrong(self.text, key, value, &message.into()),
@@ -158,12 +161,12 @@ impl<'t> Document<'t> {
     fn unknown_table(&self, name: &Key<'_>) -> Problem {
         let hint = match nearest(name.get_ref(), self.tables()) {
             Some(meant) => format!("did you mean [{meant}]?"),
-            None => format!("the tables are [{}]", self.tables().collect::<Vec<_>>().join("], [")),
+            None => format!("expected one of [{}]", self.tables().collect::<Vec<_>>().join("], [")),
         };
         self.unknown(shown(self.text, &name.span()), &name.span(), format!("unknown table; {hint}"))
     }
 
-    /// A key outside every table.
+    /// The problem of a key above the first table.
     fn outside(&self, name: &Key<'_>) -> Problem {
         let message = if self.tables().any(|table| table == name.get_ref()) {
             format!("expected a table: [{}]", name.get_ref())
@@ -192,7 +195,7 @@ impl<'t> Document<'t> {
 struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// The value that was read, if it is valid. If it is not, its problem is added.
+    /// The parsed value. An error is kept as a problem.
     fn right<T>(&mut self, text: &str, key: &str, at: &Spanned<DeValue<'_>>, read: Result<T, String>) -> Option<T> {
         read.inspect_err(|message| self.wrong(text, key, at, message)).ok()
     }
@@ -203,7 +206,7 @@ impl Problems {
     }
 }
 
-/// The candidate that is most similar to `name`, if one is at least [`ALIKE`].
+/// The candidate most similar to `name`, if any is similar enough.
 pub(super) fn nearest<'c>(name: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
     let name = name.to_ascii_lowercase();
     candidates
@@ -231,12 +234,12 @@ fn syntax(text: &str, error: &toml::de::Error) -> Problem {
     Problem { place: Place::Line(line(text, span.start)), key, message: error.message().to_owned() }
 }
 
-/// The line, counted from 1, of a byte of the text.
+/// The line of the byte at `offset`, counted from 1.
 fn line(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
-/// A piece of the text as it was written: the first [`MAX_SHOWN`] characters of its first line.
+/// A piece of the text as written: at most [`MAX_SHOWN`] characters of its first line.
 fn shown(text: &str, span: &Range<usize>) -> String {
     let piece = text.get(span.clone()).unwrap_or_default();
     let mut chars = piece.lines().next().unwrap_or_default().chars();

@@ -1,4 +1,4 @@
-//! Edits a command makes to the configuration file. Everything else in the file, comments included, stays as it is.
+//! Edits of the configuration file by a command. Everything else in the file stays, comments included.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -9,26 +9,26 @@ use toml_edit::{Array, DocumentMut, Item, Table, Value};
 
 use super::{Config, Environment, Error, text_of};
 
-/// The mode of a configuration file that this module creates: the file holds no secret.
+/// The mode of a new configuration file. It contains no secret.
 const MODE: u32 = 0o644;
 
-/// Why an edit failed. The file is unchanged.
+/// Why the file was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
     #[error("cannot {what} {}: {source}", file.display())]
     Io { file: PathBuf, what: &'static str, source: io::Error },
-    /// The configuration is invalid, as it is in the file or with the edit.
+    /// The file or the added value is invalid.
     #[error(transparent)]
     Invalid(#[from] Error),
-    #[error("{}: cluster.seeds is not a list of strings; correct it, then retry", .0.display())]
+    #[error("{}: cluster.seeds is not a list of strings; correct it first, for example: seeds = []", .0.display())]
     NotAList(PathBuf),
 }
 
-/// Adds a seed, as `host` or `host:port`, to `cluster.seeds` of the file, and creates the file if it does not exist.
-/// Returns whether the seed is new. The new file is on disk when this returns.
+/// Adds a seed, as `host` or `host:port`, to `cluster.seeds` of the file, and creates a missing file.
+/// True if the seed was not in the list before. The new file is on disk when this returns.
 ///
 /// # Errors
-/// The file cannot be read or written, or the configuration is invalid with or without the seed.
+/// The file cannot be read or written, or the configuration is or would become invalid.
 pub fn add_seed(file: &Path, seed: &str) -> Result<bool, EditError> {
     let io_error = |what, source| EditError::Io { file: file.to_owned(), what, source };
     let text = match text_of(file) {
@@ -42,9 +42,9 @@ pub fn add_seed(file: &Path, seed: &str) -> Result<bool, EditError> {
     Ok(true)
 }
 
-/// The text with the seed added; `None` if the text has the seed already.
+/// The text with the seed; `None` if the list has it already.
 fn with_seed(text: &str, seed: &str, file: &Path) -> Result<Option<String>, EditError> {
-    // Reports the problems of the unedited file, with their lines, in the same form as every other command.
+    // Parsed first, so that an invalid file gets the same messages as everywhere else.
     Config::parse(text, Some(file), true, &Environment::of_process())?;
     let not_a_list = || EditError::NotAList(file.to_owned());
     let mut document: DocumentMut = text.parse().map_err(|_| not_a_list())?;
@@ -59,7 +59,7 @@ fn with_seed(text: &str, seed: &str, file: &Path) -> Result<Option<String>, Edit
     Ok(Some(document.to_string()))
 }
 
-/// Replaces the file atomically and keeps its mode: a concurrent reader reads the old file or the new one.
+/// Replaces the file atomically and keeps its mode: a concurrent reader gets the old or the new text.
 fn replace(file: &Path, text: &str) -> io::Result<()> {
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(directory)?;
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_added_and_everything_else_stays() {
+    fn a_seed_is_added_and_the_rest_of_the_file_stays() {
         let shipped = include_str!("../../config/ostler.toml");
         let one = edited(shipped, "host-a").unwrap();
         assert_eq!(one, shipped.replace("seeds = []", "seeds = [\"host-a\"]"));
@@ -95,11 +95,11 @@ mod tests {
         assert_eq!(edited(&two, "host-a"), None);
         assert_eq!(edited("", "host-a").unwrap(), "[cluster]\nseeds = [\"host-a\"]\n");
         let inline = edited("cluster = { name = 'c' }", "a").unwrap();
-        assert_eq!(edited(&inline, "a"), None, "an inline table holds the seed, too: {inline}");
+        assert_eq!(edited(&inline, "a"), None, "an inline table holds it, too: {inline}");
     }
 
     #[test]
-    fn an_invalid_edit_is_an_error_and_nothing_is_written() {
+    fn an_invalid_file_or_seed_is_an_error_and_the_file_stays() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("ostler.toml");
         for (text, seed) in [("[cluster]\nseeds = 3\n", "a"), ("[nonsense]\n", "a"), ("", "not a host")] {

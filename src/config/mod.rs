@@ -1,7 +1,7 @@
 //! The configuration: one TOML file, read once, into the `Config` of each part.
 //!
-//! This part only parses: it opens no socket and no other file. Every key has a default that works. One error
-//! lists every problem, each with file, line, key and value.
+//! It parses and binds nothing. Every key has a default that works. An error
+//! lists every problem at once, with file, line, key and value.
 
 mod document;
 mod edit;
@@ -25,14 +25,14 @@ use crate::ledger::PortRange;
 use crate::types::{Bytes, ClusterMode, Name, OnUnknown, Period, RuntimeKind, SettingsPatch, Strategy};
 use crate::{logging, node, sessions};
 
-/// The file that is read if the caller names no other and this one exists.
+/// The file that is read when no other is named. It may be missing.
 pub const DEFAULT_FILE: &str = "/etc/ostler/ostler.toml";
-/// The UDP port of the mesh if the configuration sets no other.
+/// The default UDP port of the mesh.
 pub const MESH_PORT: u16 = 7480;
-/// Bytes of a configuration file at most. The shipped one, with all its comments, has 5 KiB.
+/// Bytes of the longest file that is read. The shipped one, with all its comments, has about 6 KiB.
 const MAX_FILE: usize = 128 << 10;
 
-/// The whole configuration, each section in the type of its part.
+/// The whole configuration, each section as its part takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// `node.name` and `[settings]`.
@@ -55,9 +55,9 @@ pub struct Config {
 pub struct Cluster {
     pub name: Name,
     pub token_file: PathBuf,
-    /// The UDP address that this node listens on for the other nodes.
+    /// The UDP address that the mesh listens on.
     pub listen: SocketAddr,
-    /// The address that this node gives to the other nodes. `None`: this host's source address towards the first seed.
+    /// The address that other nodes connect to; `None`: the source address of the route to the first seed.
     pub advertise: Option<SocketAddr>,
     /// The nodes to contact first, as `host:port`.
     pub seeds: Vec<String>,
@@ -68,7 +68,7 @@ pub struct Cluster {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
     pub strategy: Strategy,
-    /// `None`: the default of the cluster's mode.
+    /// `None`: the default of the cluster's mode, see [`OnUnknown::of`].
     pub on_unknown: Option<OnUnknown>,
 }
 
@@ -83,16 +83,16 @@ pub struct Runtime {
     pub cap_allow: Vec<String>,
     /// The address of this host that sessions' ports are published on.
     pub publish_address: IpAddr,
-    /// The user that the process runtime's commands run as if the agent is root.
+    /// The user that the process runtime runs commands as when the agent runs as root.
     pub process_user: String,
 }
 
 impl Config {
-    /// Reads `file`; without one, the [`DEFAULT_FILE`] if it exists, else the defaults.
-    /// `dev` allows what is only for trying ostler out: `[dev]` and the process runtime.
+    /// Reads `file`. Without one, reads [`DEFAULT_FILE`] if it exists, and uses the defaults otherwise.
+    /// `dev` allows what is meant for a trial only: `[dev]` and the process runtime.
     ///
     /// # Errors
-    /// The file cannot be read, or the file or the environment has problems: the error lists all of them.
+    /// The file cannot be read, or the file or the environment is invalid: the error lists every problem.
     pub fn load(file: Option<&Path>, dev: bool) -> Result<Self, Error> {
         let environment = Environment::of_process();
         match text_of(file.unwrap_or(Path::new(DEFAULT_FILE))) {
@@ -107,10 +107,10 @@ impl Config {
         }
     }
 
-    /// Reads the text of a configuration. `file` is the name that errors show.
+    /// Reads the text of a configuration. Errors name `file` as its source.
     ///
     /// # Errors
-    /// The text or the environment has problems: the error lists all of them.
+    /// The text or the environment is invalid: the error lists every problem.
     pub fn parse(text: &str, file: Option<&Path>, dev: bool, environment: &Environment) -> Result<Self, Error> {
         let defaults = Self::with_host_name(&environment.host_name);
         let invalid = |problems| Error::Invalid { file: file.map(Path::to_owned), problems };
@@ -124,7 +124,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The defaults on a host with this name.
+    /// The defaults on a host of this name.
     fn with_host_name(host_name: &str) -> Self {
         Self {
             node: node::Config { name: node_name(host_name), declared: SettingsPatch::default(), file: None },
@@ -163,7 +163,7 @@ impl Config {
 }
 
 impl Default for Config {
-    /// The defaults on this host, regardless of its files and environment.
+    /// The defaults on this host, without its files and environment.
     fn default() -> Self {
         Self::with_host_name(&host_name())
     }
@@ -183,11 +183,11 @@ impl Default for Runtime {
     }
 }
 
-/// The host's name and the environment variables that supplement the file.
+/// What the configuration takes from the host and the environment of the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
     pub host_name: String,
-    /// `DOCKER_HOST`: used if the file does not set `runtime.docker_host`.
+    /// `DOCKER_HOST`: used when the file has no `runtime.docker_host`.
     pub docker_host: Option<String>,
     /// `OSTLER_LOG`: overrides `log.level`.
     pub log_level: Option<String>,
@@ -195,7 +195,7 @@ pub struct Environment {
 
 impl Environment {
     pub fn of_process() -> Self {
-        // An empty variable counts as unset, as in Docker's and tracing's own tools.
+        // An empty variable counts as unset, as in the tools of Docker and tracing.
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self { host_name: host_name(), docker_host: variable("DOCKER_HOST"), log_level: variable("OSTLER_LOG") }
     }
@@ -216,7 +216,7 @@ fn text_of(file: &Path) -> io::Result<(PathBuf, String)> {
     Ok((file.to_owned(), text))
 }
 
-/// The host's name as the name of a node: in lower case, with `-` for each character that a name cannot hold.
+/// The host's name as the name of a node: in lower case, with `-` for each character that a name cannot have.
 fn node_name(host_name: &str) -> Name {
     let allowed =
         |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c.to_ascii_lowercase() } else { '-' };

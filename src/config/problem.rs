@@ -1,37 +1,37 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Problems of one file that the error shows. A file with more is probably not a configuration at all.
+/// Problems of one file that an error shows at most. More of them say that the file is not a configuration.
 const MAX_SHOWN: usize = 32;
 
-/// Why the configuration was not read.
+/// Why the configuration could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{}: {reason}", file.display())]
     Unreadable { file: PathBuf, reason: String },
-    /// Every problem, in the order of the file, one line each.
+    /// Every problem in the order of the file, one per line.
     #[error("{}", Lines { file: file.as_deref(), problems })]
     Invalid { file: Option<PathBuf>, problems: Vec<Problem> },
 }
 
-/// One mistake in a configuration.
+/// One problem of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     pub place: Place,
-    /// `http.listen`, or the name of an environment variable; empty if the text is not TOML.
+    /// `http.listen`, or the environment variable; empty if the text is not TOML.
     pub key: String,
-    /// The value as it was written, and what is expected.
+    /// The value as written, and what is expected.
     pub message: String,
 }
 
 /// Where a problem is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// A line of the file, counted from 1.
+    /// Counted from 1.
     Line(usize),
-    /// The key is not in the file, and is required.
+    /// Nowhere: the file lacks the key.
     Missing,
-    /// An environment variable.
+    /// In a variable of the environment.
     Environment,
 }
 

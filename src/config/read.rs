@@ -1,4 +1,4 @@
-//! The keys: one function per section, then the checks across keys.
+//! The keys: one function per section, then the rules between keys.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use crate::logging::{self, Format};
 use crate::types::{ClusterMode, OnUnknown, RuntimeKind, SettingsPatch, Strategy};
 use crate::{node, sessions};
 
-/// Takes every key. A key that is absent or invalid keeps its value in `default`; an invalid one is also a problem.
+/// Takes every valid key. An absent or invalid key keeps its value of `default`; an invalid one becomes a problem.
 pub(super) fn config(document: &mut Document<'_>, default: Config, dev: bool, environment: &Environment) -> Config {
     let config = Config {
         node: node(document, default.node),
@@ -36,7 +36,7 @@ fn node(document: &mut Document<'_>, default: node::Config) -> node::Config {
     node::Config { name, declared: settings(document), file: default.file }
 }
 
-/// A setting that is written here is declared, so none has a default.
+/// The declared settings: those that the file has. None has a default.
 fn settings(document: &mut Document<'_>) -> SettingsPatch {
     SettingsPatch {
         enabled: document.take("settings.enabled", value::boolean),
@@ -51,7 +51,7 @@ fn settings(document: &mut Document<'_>) -> SettingsPatch {
 
 fn labels(document: &mut Document<'_>) -> Option<crate::types::LabelsPatch> {
     let labels = document.take_table("settings.labels", value::label)?.into_iter().collect();
-    // Each label was checked by itself; this checks how many there are.
+    // `take_table` checked each label by itself; this checks their number.
     let all = SettingsPatch { labels: Some(labels), ..SettingsPatch::default() };
     if let Err(message) = value::within_bounds(all.clone()) {
         document.refuse("settings.labels", message);
@@ -70,7 +70,7 @@ fn cluster(document: &mut Document<'_>, default: Cluster) -> Cluster {
     }
 }
 
-/// `cluster.mode` and `cluster.expected_nodes`, which must fit each other.
+/// Reads `cluster.mode` and `cluster.expected_nodes`, which must fit each other.
 fn mode(document: &mut Document<'_>) -> ClusterMode {
     let quorum = document
         .take("cluster.mode", |given| value::word(given, [("available", false), ("quorum", true)].into_iter()))
@@ -79,12 +79,13 @@ fn mode(document: &mut Document<'_>) -> ClusterMode {
     match (quorum, expected_nodes) {
         (false, 0) => ClusterMode::Available,
         (false, _) => {
-            let message = "requires cluster.mode = \"quorum\"; set that mode, or set this to 0";
+            let message = "only cluster.mode = \"quorum\" uses it; expected 0, or that mode";
             document.refuse("cluster.expected_nodes", message);
             ClusterMode::Available
         }
         (true, 0) => {
-            document.refuse("cluster.mode", "requires cluster.expected_nodes: set it to the cluster's number of nodes");
+            let message = "a quorum needs the number of nodes of the cluster: set cluster.expected_nodes";
+            document.refuse("cluster.mode", message);
             ClusterMode::Available
         }
         (true, expected_nodes) => ClusterMode::Quorum { expected_nodes },
@@ -129,7 +130,7 @@ fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environm
     }
 }
 
-/// The file's key, else `DOCKER_HOST`. The variable is not read if the runtime is not Docker.
+/// The key of the file, else `DOCKER_HOST`. Another runtime ignores an invalid `DOCKER_HOST`.
 fn docker_host(document: &mut Document<'_>, kind: RuntimeKind, environment: &Environment) -> Option<String> {
     let written = document.take("runtime.docker_host", value::docker_host);
     match environment.docker_host.as_deref() {
@@ -182,22 +183,22 @@ fn dev_figures(document: &mut Document<'_>) -> DevFigures {
     }
 }
 
-/// Off loopback the API serves only TLS, and TLS needs both the certificate and the key.
+/// Beyond loopback the API requires TLS, and TLS requires both of its files.
 fn check_exposure(document: &mut Document<'_>, http: &http::Config) {
     let (cert, key) = (document.is_written("http.tls_cert"), document.is_written("http.tls_key"));
     if cert && !key {
-        document.refuse("http.tls_cert", "requires http.tls_key; set both or neither");
+        document.refuse("http.tls_cert", "TLS also needs http.tls_key");
     }
     if key && !cert {
-        document.refuse("http.tls_key", "requires http.tls_cert; set both or neither");
+        document.refuse("http.tls_key", "TLS also needs http.tls_cert");
     }
     if !http.listen.ip().to_canonical().is_loopback() && !cert && !key {
-        let message = "off loopback the API requires TLS: set http.tls_cert and http.tls_key, or listen on 127.0.0.1";
+        let message = "this address needs TLS: set http.tls_cert and http.tls_key, or listen on 127.0.0.1";
         document.refuse("http.listen", message);
     }
 }
 
-/// No port is used twice: not by two listeners, and not by a listener and a session.
+/// Two listeners, or a listener and a session, cannot use the same port.
 fn check_ports(document: &mut Document<'_>, config: &Config) {
     let listen = config.http.listen;
     if config.http.status_listen.is_some_and(|status| collide(status, listen)) {
@@ -210,31 +211,32 @@ fn check_ports(document: &mut Document<'_>, config: &Config) {
             continue;
         };
         if document.is_written("runtime.port_range") {
-            let message = format!("contains the port of {key}, {address}; choose a range without it");
+            let message = format!("contains the port of {key}, {address}; expected a range without it");
             document.refuse("runtime.port_range", message);
         } else {
             let message =
-                format!("the port is inside runtime.port_range, {}-{}; change one of them", range.first, range.last);
+                format!("the port is in runtime.port_range, {}-{}, which is for sessions", range.first, range.last);
             document.refuse(key, message);
         }
     }
 }
 
-/// Whether two listeners cannot both be bound. Port 0 asks the kernel for a free port, so it never collides.
+/// Whether two listeners need the same port. Port 0 stands for a free port that the kernel chooses.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let overlap = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() == b.port() && a.port() != 0 && overlap
 }
 
-/// Rejects what is only for trying ostler out, so that it is never in force by accident.
+/// Rejects what is meant for a trial only, so that it is never in force by accident.
 fn refuse_dev(document: &mut Document<'_>, kind: RuntimeKind) {
     for key in ["dev.physical_cores", "dev.physical_memory", "dev.physical_gpus"] {
         if document.is_written(key) {
-            document.refuse(key, "made-up figures need --dev; run: ostler agent --dev");
+            document.refuse(key, "allowed only under --dev: remove it, or run: ostler agent --dev");
         }
     }
     if kind == RuntimeKind::Process {
-        let message = "the process runtime runs commands on the host itself and needs --dev; run: ostler agent --dev";
+        let message = "\"process\" runs commands on the host itself and is allowed only under --dev: \
+                       set \"docker\", or run: ostler agent --dev";
         document.refuse("runtime.kind", message);
     }
 }

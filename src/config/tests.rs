@@ -25,7 +25,7 @@ fn problems(text: &str) -> Vec<Problem> {
     }
 }
 
-/// The shipped file with its commented-out keys and tables uncommented. Prose stays a comment.
+/// The shipped file with its commented keys and tables enabled. Prose stays a comment.
 fn uncommented(text: &str) -> String {
     let is_key = |line: &str| {
         let key = line.split(" = ").next().filter(|key| key.len() < line.len());
@@ -39,14 +39,14 @@ fn uncommented(text: &str) -> String {
 }
 
 #[test]
-fn the_shipped_file_holds_the_defaults() {
+fn the_shipped_file_has_the_defaults() {
     let environment = Environment { host_name: host_name(), ..environment() };
     let shipped = Config::parse(SHIPPED, None, false, &environment).unwrap();
     assert_eq!(shipped, Config::default());
 }
 
 #[test]
-fn the_shipped_file_names_every_key() {
+fn the_shipped_file_has_every_key() {
     let all = uncommented(SHIPPED);
     let config = parse(&all, true).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(config.node.declared.fields().len(), 7);
@@ -125,16 +125,16 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
     ("listen = \"127.0.0.1:1\"", 1, "listen", "did you mean cluster.listen or http.listen?"),
     ("fnord = 1", 1, "fnord", "every key belongs in a table"),
     ("\n[htpp]\nlisten = 1", 2, "htpp", "unknown table; did you mean [http]?"),
-    ("[fnord]", 1, "fnord", "unknown table; the tables are [cluster], [dev]"),
+    ("[fnord]", 1, "fnord", "unknown table; expected one of [cluster], [dev]"),
     ("http = 3", 1, "http", "expected a table: [http]"),
     ("[[http]]\nlisten = \"127.0.0.1:1\"", 1, "http", "expected a table: [http]"),
     ("[http]\nlisten = \"foo\"", 2, "http.listen", "\"foo\": expected an address and port, for example 127.0.0.1:7481"),
     ("[http]\nlisten = 7481", 2, "http.listen", "7481: expected an address and port"),
     ("[http]\nlisten = \"0.0.0.0:7481\"", 2, "http.listen", "set http.tls_cert and http.tls_key"),
-    ("[http]\nlisten = \"[::]:7481\"", 2, "http.listen", "off loopback the API requires TLS"),
-    ("[http]\ntls_cert = \"/c\"", 2, "http.tls_cert", "requires http.tls_key"),
-    ("[http]\ntls_key = \"/k\"", 2, "http.tls_key", "requires http.tls_cert"),
-    ("[http]\nsocket = \"ostler.sock\"", 2, "http.socket", "expected a path that begins with /"),
+    ("[http]\nlisten = \"[::]:7481\"", 2, "http.listen", "this address needs TLS"),
+    ("[http]\ntls_cert = \"/c\"", 2, "http.tls_cert", "TLS also needs http.tls_key"),
+    ("[http]\ntls_key = \"/k\"", 2, "http.tls_key", "TLS also needs http.tls_cert"),
+    ("[http]\nsocket = \"ostler.sock\"", 2, "http.socket", "expected an absolute path"),
     ("[http]\nstatus_listen = \"0.0.0.0:7481\"", 2, "http.status_listen", "http.listen uses this port already"),
     ("[http]\nallowed_hosts = \"a\"", 2, "http.allowed_hosts", "expected a list"),
     ("[http]\nallowed_hosts = [\n\"a\",\n\"https://b\"\n]", 4, "http.allowed_hosts[1]", "without scheme and port"),
@@ -158,19 +158,24 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
     ("[settings]\ngpus_override = 1025", 2, "settings.gpus_override", "out of range"),
     ("[settings]\nlabels = 3", 2, "settings.labels", "expected a table"),
     ("[settings.labels]\na = \"1\"\nb = 2", 3, "settings.labels.b", "2: expected a string"),
-    ("[settings.labels]\nexample.com = \"1\"", 2, "settings.labels.example", "with dots in quotes"),
-    ("[settings.labels]\n\"a b\" = \"1\"", 2, "settings.labels.\"a b\"", "expected 1 to 63 of letters"),
+    ("[settings.labels]\nexample.com = \"1\"", 2, "settings.labels.example", "needs quotes"),
+    ("[settings.labels]\n\"a b\" = \"1\"", 2, "settings.labels.\"a b\"", "expected 1 to 63 characters"),
     ("[runtime]\nkind = \"podman\"", 2, "runtime.kind", "expected one of \"docker\", \"process\""),
-    ("[runtime]\nkind = \"process\"", 2, "runtime.kind", "needs --dev"),
+    ("[runtime]\nkind = \"process\"", 2, "runtime.kind", "under --dev"),
     ("[runtime]\ndocker_host = \"tcp://1.2.3.4:2375\"", 2, "runtime.docker_host", "expected a unix socket"),
     ("[runtime]\ncpu_mode = \"share\"", 2, "runtime.cpu_mode", "did you mean \"shares\"?"),
     ("[runtime]\ncap_allow = [\"CHOWN\", \"NET_ADMN\"]", 2, "runtime.cap_allow[1]", "did you mean \"NET_ADMIN\"?"),
-    ("[runtime]\ncap_allow = [\"ALL\"]", 2, "runtime.cap_allow[0]", "list each one by its name"),
-    ("[runtime]\nnetworks = [\"host\"]", 2, "runtime.networks[0]", "cannot use the host's own network"),
+    ("[runtime]\ncap_allow = [\"ALL\"]", 2, "runtime.cap_allow[0]", "expected the name of one"),
+    ("[runtime]\nnetworks = [\"host\"]", 2, "runtime.networks[0]", "cannot use the host network"),
     ("[runtime]\nport_range = \"200-100\"", 2, "runtime.port_range", "the smaller first"),
     ("[runtime]\nport_range = \"0-100\"", 2, "runtime.port_range", "expected two ports"),
-    ("[runtime]\nport_range = \"7000-8000\"", 2, "runtime.port_range", "the port of http.listen, 127.0.0.1:7481"),
-    ("[http]\nlisten = \"127.0.0.1:20001\"", 2, "http.listen", "inside runtime.port_range, 20000-29999"),
+    (
+        "[runtime]\nport_range = \"7000-8000\"",
+        2,
+        "runtime.port_range",
+        "contains the port of http.listen, 127.0.0.1:7481",
+    ),
+    ("[http]\nlisten = \"127.0.0.1:20001\"", 2, "http.listen", "in runtime.port_range, 20000-29999"),
     ("[runtime]\npublish_address = \"0.0.0.0:80\"", 2, "runtime.publish_address", "without a port"),
     ("[runtime]\nendpoint_host = \"http://x\"", 2, "runtime.endpoint_host", "without scheme"),
     ("[runtime]\nprocess_user = \"root\"", 2, "runtime.process_user", "cannot run as root"),
@@ -186,7 +191,7 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
 ];
 
 #[test]
-fn a_problem_names_line_key_and_what_is_expected() {
+fn a_problem_has_line_key_value_and_what_is_expected() {
     for (text, line, key, message) in WRONG {
         let found = problems(text);
         let [problem] = found.as_slice() else { panic!("expected one problem of {text:?}, got {found:?}") };
@@ -205,7 +210,7 @@ fn the_number_of_labels_is_bounded() {
 }
 
 #[test]
-fn one_error_lists_every_problem() {
+fn every_problem_is_reported_at_once() {
     let text = "[http]\nlisten = \"foo\"\nsockt = \"/s\"\n\n[log]\nlevel = \"loud\"\n";
     let said = parse(text, false).unwrap_err().to_string();
     let lines: Vec<&str> = said.lines().collect();
@@ -219,7 +224,7 @@ fn one_error_lists_every_problem() {
 }
 
 #[test]
-fn an_error_shows_at_most_32_problems() {
+fn the_number_of_reported_problems_is_bounded() {
     let text = (0..1000).fold(String::new(), |text, n| format!("{text}key{n} = 1\n"));
     let said = parse(&text, false).unwrap_err().to_string();
     assert_eq!(said.lines().count(), 33);
@@ -227,7 +232,7 @@ fn an_error_shows_at_most_32_problems() {
 }
 
 #[test]
-fn made_up_figures_and_the_process_runtime_need_dev() {
+fn dev_allows_the_process_runtime_and_dev_figures() {
     let text = "[runtime]\nkind = \"process\"\n[dev]\nphysical_cores = 6\nphysical_memory = \"6GB\"\nphysical_gpus = 1";
     assert_eq!(problems(text).len(), 4);
     let config = parse(text, true).unwrap();
@@ -237,7 +242,7 @@ fn made_up_figures_and_the_process_runtime_need_dev() {
 }
 
 #[test]
-fn docker_host_comes_from_the_file_then_from_the_environment() {
+fn docker_host_of_the_environment_is_used_unless_the_file_has_one() {
     let docker = |text: &str, variable: &str| {
         let environment = Environment { docker_host: Some(variable.to_owned()), ..environment() };
         Config::parse(text, None, true, &environment).map(|config| config.runtime.docker_host)
@@ -263,7 +268,7 @@ fn the_environment_overrides_the_log_level() {
 }
 
 #[test]
-fn a_named_file_must_exist_and_be_text() {
+fn a_named_file_must_exist_and_be_short_text() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ostler.toml");
     let said = Config::load(Some(&file), false).unwrap_err().to_string();
@@ -301,7 +306,7 @@ fn ports_on_different_addresses_do_not_collide() {
     assert!(parse(free, false).is_ok());
 }
 
-/// Lines that are nearly valid, so that the text gets past the TOML parser to keys and values.
+/// Lines that are nearly valid, so that the generated text gets past the TOML parser.
 fn nearly_right() -> impl proptest::strategy::Strategy<Value = String> {
     let keys: Vec<String> =
         uncommented(SHIPPED).lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
@@ -331,7 +336,7 @@ proptest! {
     }
 
     #[test]
-    fn nearly_valid_text_is_a_configuration_or_an_error_on_one_of_its_lines(text in nearly_right(), dev: bool) {
+    fn nearly_right_text_is_a_configuration_or_an_error_on_a_line_of_it(text in nearly_right(), dev: bool) {
         if let Err(Error::Invalid { problems, .. }) = parse(&text, dev) {
             prop_assert!(!problems.is_empty());
             for problem in problems {

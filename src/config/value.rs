@@ -11,14 +11,14 @@ use super::document::nearest;
 use crate::ledger::PortRange;
 use crate::types::{Bytes, Cores, GpuSharing, Name, Period, Prune, RuntimeKind, SettingsPatch};
 
-/// Bytes of a unix socket's path at most: `sun_path` has 108, one of them the NUL at its end.
+/// Bytes of the longest path of a unix socket: `sun_path` has 108, one of them for the final NUL.
 const MAX_SOCKET_PATH: usize = 107;
-/// Bytes of a DNS name at most.
+/// Characters of the longest DNS name.
 const MAX_HOST: usize = 253;
-/// Bytes of a login name at most, the limit of Linux's user tools.
+/// Characters of the longest login name that `useradd` accepts.
 const MAX_LOGIN: usize = 32;
 
-/// Linux's capabilities, without `CAP_`.
+/// The capabilities of Linux, without the prefix `CAP_`.
 const CAPABILITIES: [&str; 41] = [
     "AUDIT_CONTROL",
     "AUDIT_READ",
@@ -80,7 +80,7 @@ pub(super) fn count(value: &Value<'_>) -> Result<u32, String> {
         .ok_or_else(|| format!("expected a whole number from 0 to {}", u32::MAX))
 }
 
-/// Cores of a host, within the bounds of the setting.
+/// Cores of a host.
 pub(super) fn cores(value: &Value<'_>) -> Result<Cores, String> {
     let read = match value {
         DeValue::String(text) => text.parse().ok(),
@@ -92,14 +92,14 @@ pub(super) fn cores(value: &Value<'_>) -> Result<Cores, String> {
     Ok(cores)
 }
 
-/// Memory of a host, within the bounds of the setting.
+/// Memory of a host.
 pub(super) fn memory(value: &Value<'_>) -> Result<Bytes, String> {
     let memory = bytes(value)?;
     within_bounds(SettingsPatch { memory_override_bytes: Some(memory), ..SettingsPatch::default() })?;
     Ok(memory)
 }
 
-/// GPUs of a host, within the bounds of the setting.
+/// GPUs of a host.
 pub(super) fn gpus(value: &Value<'_>) -> Result<u32, String> {
     let gpus = count(value)?;
     within_bounds(SettingsPatch { gpus_override: Some(gpus), ..SettingsPatch::default() })?;
@@ -134,7 +134,7 @@ pub(super) fn runtime_kind(value: &Value<'_>) -> Result<RuntimeKind, String> {
 pub(super) fn reachable_address(value: &Value<'_>) -> Result<SocketAddr, String> {
     let address = socket_address(value)?;
     if address.ip().is_unspecified() || address.port() == 0 {
-        return Err("other nodes cannot connect to it; expected an address of this host and a port".to_owned());
+        return Err("other nodes cannot reach it; expected an address of this host and a port other than 0".to_owned());
     }
     Ok(address)
 }
@@ -190,7 +190,7 @@ pub(super) fn socket_path(value: &Value<'_>) -> Result<PathBuf, String> {
     let path = path(value)?;
     if path.as_os_str().len() > MAX_SOCKET_PATH {
         return Err(format!(
-            "expected a path of at most {MAX_SOCKET_PATH} bytes, the limit of a unix socket's address"
+            "expected a path of at most {MAX_SOCKET_PATH} bytes, the most that the address of a unix socket holds"
         ));
     }
     Ok(path)
@@ -213,7 +213,7 @@ pub(super) fn docker_host(value: &Value<'_>) -> Result<String, String> {
     docker_host_text(value.as_str().unwrap_or_default())
 }
 
-/// The address of the engine: only a unix socket of this host.
+/// Accepts unix sockets only: the agent does not speak to a remote engine.
 pub(super) fn docker_host_text(text: &str) -> Result<String, String> {
     match text.strip_prefix("unix://") {
         Some(path) if is_absolute(path) && path.len() <= MAX_SOCKET_PATH => Ok(text.to_owned()),
@@ -230,16 +230,16 @@ pub(super) fn capability(value: &Value<'_>) -> Result<String, String> {
     }
     Err(match nearest(name, CAPABILITIES.into_iter()) {
         Some(meant) => format!("not a Linux capability; did you mean \"{meant}\"?"),
-        None => "not a Linux capability; list each one by its name, such as \"CHOWN\"".to_owned(),
+        None => "not a Linux capability; expected the name of one, for example \"CHOWN\"".to_owned(),
     })
 }
 
-/// A network that workspaces may name. `host` is rejected: a container on the host's own network reaches every
-/// service of the host.
+/// A network that workspaces may name. The host network is rejected: a container on it reaches every service of the
+/// host.
 pub(super) fn network(value: &Value<'_>) -> Result<Name, String> {
     let name = name(value)?;
     if name.as_str() == "host" {
-        return Err("sessions cannot use the host's own network; expected a network of the engine".to_owned());
+        return Err("sessions cannot use the host network; expected the name of another Docker network".to_owned());
     }
     Ok(name)
 }
@@ -253,13 +253,13 @@ pub(super) fn port_range(value: &Value<'_>) -> Result<PortRange, String> {
     }
 }
 
-/// The user that the process runtime's commands run as.
+/// The user that the commands of the process runtime run as.
 pub(super) fn login(value: &Value<'_>) -> Result<String, String> {
     let text = value.as_str().unwrap_or_default();
     let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
     let inside = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
     if !first || text.len() > MAX_LOGIN || !text.bytes().all(inside) {
-        return Err("expected the name of a user of this host, for example nobody".to_owned());
+        return Err("expected the login name of a user of this host, for example nobody".to_owned());
     }
     if text == "root" {
         return Err("sessions cannot run as root; expected another user, for example nobody".to_owned());
@@ -270,14 +270,14 @@ pub(super) fn login(value: &Value<'_>) -> Result<String, String> {
 /// The key and value of a label to set.
 pub(super) fn label(key: &str, value: &Value<'_>) -> Result<(String, Option<String>), String> {
     let Some(text) = value.as_str() else {
-        return Err("expected a string; write a key with dots in quotes".to_owned());
+        return Err("expected a string; a key with dots needs quotes, for example \"example.com/rack\"".to_owned());
     };
     let label = (key.to_owned(), Some(text.to_owned()));
     within_bounds(SettingsPatch { labels: Some([label.clone()].into()), ..SettingsPatch::default() })?;
     Ok(label)
 }
 
-/// Checks figures and labels of a host against the API's bounds.
+/// Checks a setting against the bounds of the API.
 pub(super) fn within_bounds(setting: SettingsPatch) -> Result<(), String> {
     setting.validate().map_err(|invalid| invalid.message)
 }
