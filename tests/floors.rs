@@ -436,11 +436,7 @@ fn each_outside_system_has_one_adapter() {
     for source in sources() {
         for (library, allowed) in ADAPTERS {
             let uses = source.paths.iter().any(|path| path.split("::").next() == Some(library));
-            assert!(
-                !uses || is_one_of(&source.name, allowed),
-                "{} uses {library}; only {allowed:?} may",
-                source.name
-            );
+            assert!(!uses || is_one_of(&source.name, allowed), "{} uses {library}; only {allowed:?} may", source.name);
         }
     }
 }
