@@ -190,7 +190,8 @@ impl Cluster {
             let has_last = last.is_none_or(|last| copies.iter().any(|(_, r)| (r.ballot, r.attempt) >= *last));
             assert!(has_last, "I6: {session} was admitted by {last:?} and that copy is gone");
             let lives = copies.iter().any(|(_, record)| is_live(record));
-            let ended = copies.iter().any(|(_, record)| self.ended_rightly(record));
+            let newest = copies.iter().max_by_key(|(_, record)| (record.ballot, record.attempt));
+            let ended = newest.is_some_and(|(_, record)| self.ended_rightly(record));
             let copies: Vec<String> = copies.iter().map(|(i, record)| format!("n{i} {}", shown(record))).collect();
             assert!(lives || ended, "I6: {session} was acknowledged and ended for no reason: {copies:#?}");
         }
