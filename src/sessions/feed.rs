@@ -34,7 +34,8 @@ pub struct Standing {
 
 impl Standing {
     pub fn of(record: &Record) -> Self {
-        Self { ballot: record.ballot, gone: record.is_gone(), unplaced: record.unplaced.is_some() }
+        let unplaced = record.live().is_some_and(|live| live.unplaced.is_some());
+        Self { ballot: record.origin().ballot, gone: record.live().is_none(), unplaced }
     }
 }
 

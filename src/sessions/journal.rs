@@ -59,17 +59,21 @@ fn parse(records: Records) -> Result<Vec<Record>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sessions::decide::testing::{START, record};
+    use crate::sessions::decide::testing::{START, id, live};
+
+    fn stored(key: &str) -> Record {
+        Record::Live(Box::new(live(key)))
+    }
 
     #[tokio::test]
     async fn committed_records_are_there_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
-        let (kept, forgotten) = (record("a"), record("b"));
+        let (kept, forgotten) = (stored("a"), stored("b"));
         {
             let (journal, records) = Journal::open(directory.path(), START.wall).unwrap();
             assert_eq!((records, journal.rebuilt()), (vec![], None));
-            journal.commit([(&kept.id, Some(&kept)), (&forgotten.id, Some(&forgotten))]).await.unwrap();
-            journal.commit([(&forgotten.id, None)]).await.unwrap();
+            journal.commit([(&id("a"), Some(&kept)), (&id("b"), Some(&forgotten))]).await.unwrap();
+            journal.commit([(&id("b"), None)]).await.unwrap();
         }
         assert_eq!(Journal::open(directory.path(), START.wall).unwrap().1, vec![kept]);
     }

@@ -22,7 +22,7 @@ pub use crate::runtime::LogsRequest;
 pub use decide::{FAILING_STARTS, MAX_ATTEMPTS, Unplaced};
 pub use feed::{Feed, Standing};
 pub use journal::Journal;
-pub use record::Record;
+pub use record::{Live, Origin, Record, Status, Tombstone};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

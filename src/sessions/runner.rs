@@ -243,13 +243,13 @@ impl Runner {
 mod tests {
     use super::*;
     use crate::runtime::container::{Exit, Run};
-    use crate::sessions::decide::testing::record;
+    use crate::sessions::decide::testing::live;
     use crate::sessions::lifecycle::Sight;
 
     fn work(wish: Wish) -> Work {
-        let mut record = record("k");
-        record.wish = wish;
-        Work { order: record.order().unwrap(), launch: Arc::new(record.launch()), watch_traffic: false }
+        let mut live = live("k");
+        live.wish = wish;
+        Work { order: live.order().unwrap(), launch: Arc::new(live.launch()), watch_traffic: false }
     }
 
     fn saw(container: Container) -> Outcome {

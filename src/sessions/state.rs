@@ -260,7 +260,7 @@ impl<R: Reply> Sessions<R> {
         let actors = std::mem::take(&mut self.actors);
         let mut changed = self.registry.take_unpublished();
         if std::mem::take(&mut self.publish_all) {
-            changed.extend(self.registry.records().map(|record| record.id));
+            changed.extend(self.registry.records().map(|record| record.origin().id));
         } else if changed.is_empty() {
             return (None, Vec::new());
         }
@@ -286,13 +286,16 @@ impl<R: Reply> Sessions<R> {
     }
 
     fn summary(&self, cx: &Context<'_>) -> Snapshot {
-        let records = || self.registry.records();
+        let ids = |holds: fn(&Record) -> bool| {
+            let records = self.registry.records().filter(|record| holds(record));
+            records.map(|record| record.origin().id).collect()
+        };
         let slots = |gpu: &String| (gpu.clone(), self.registry.ledger().gpu_slots_used(gpu));
         Snapshot {
             sessions: self.published.clone(),
             activities: self.activities.clone(),
-            gone: records().filter(|record| record.is_gone()).map(|record| record.id).collect(),
-            reserved: records().filter(|record| record.reserved).map(|record| record.id).collect(),
+            gone: ids(|record| record.live().is_none()),
+            reserved: ids(Record::is_reserved),
             allocated: self.registry.ledger().allocated(),
             gpu_slots_used: cx.capacity.gpus.iter().map(slots).collect(),
             journal_rebuilt: self.journal_rebuilt.clone(),
@@ -302,9 +305,9 @@ impl<R: Reply> Sessions<R> {
     }
 
     fn order(&self, session: &SessionId) -> Order {
-        let work = self.registry.record(session).and_then(|record| {
-            let watch_traffic = record.idle.is_some() && record.state == SessionState::Running;
-            Some(Work { order: record.order()?, launch: Arc::new(record.launch()), watch_traffic })
+        let work = self.registry.record(session).and_then(Record::live).and_then(|live| {
+            let watch_traffic = live.idle.is_some() && live.status.state == SessionState::Running;
+            Some(Work { order: live.order()?, launch: Arc::new(live.launch()), watch_traffic })
         });
         Order { session: *session, work, fresh: self.fresh.contains(session) }
     }
@@ -327,7 +330,7 @@ impl<R: Reply> Sessions<R> {
             Pending::Command(reply, id, decided) => {
                 Answer::Command(reply, written.and(decided).and_then(|()| self.session(&id, cx)))
             }
-            Pending::Secret(reply, id) => Answer::Secret(reply, self.known(&id).map(|record| record.secret.clone())),
+            Pending::Secret(reply, id) => Answer::Secret(reply, self.secret(&id)),
             Pending::Explain(reply, id) => Answer::Explain(reply, self.known(&id).map(|record| explain(record, cx))),
             Pending::Claim(reply, decided) => Answer::Claim(reply, written.and(decided)),
             Pending::Fence(reply, fenced) => Answer::Fence(reply, fenced),
@@ -346,26 +349,30 @@ impl<R: Reply> Sessions<R> {
 
     fn profile(&self, record: &Record, cx: &Context<'_>) -> SessionProfile {
         let mut profile = record.profile(&cx.node.name, &cx.node.id, self.registry.endpoint_host(), cx.now);
-        if self.registry.is_unseen(&record.id) && !record.is_gone() && !record.state.has_ended() {
+        if record.live().is_some() && !profile.state.has_ended() && self.registry.is_unseen(&profile.id) {
             profile.state = SessionState::Unknown;
         }
         profile
     }
 
+    fn secret(&self, id: &SessionId) -> Result<Option<String>, Error> {
+        Ok(self.known(id)?.live().and_then(|live| live.secret.clone()))
+    }
+
     /// The session with its secret: for the caller that created it, and for a retry of the same request.
     fn session_with_secret(&self, id: &SessionId, cx: &Context<'_>) -> Result<Session, Error> {
-        let secret = self.known(id)?.secret.clone();
-        Ok(Session { secret, ..self.session(id, cx)? })
+        Ok(Session { secret: self.secret(id)?, ..self.session(id, cx)? })
     }
 }
 
 fn explain(record: &Record, cx: &Context<'_>) -> Explanation {
+    let origin = record.origin();
     Explanation {
-        session: record.id,
+        session: origin.id,
         node: cx.node.name.clone(),
-        attempt: record.attempt,
-        decided_at: record.created_at,
-        nodes: record.considered.clone(),
+        attempt: origin.attempt,
+        decided_at: origin.created_at,
+        nodes: origin.considered.clone(),
     }
 }
 

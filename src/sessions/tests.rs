@@ -350,5 +350,5 @@ async fn a_session_keeps_the_actor_who_asked_for_it() {
     daemon.until_state("k", SessionState::Stopped).await;
     daemon.kill().await;
     let (_journal, records) = Journal::open(world.directory.path(), START.wall).unwrap();
-    assert_eq!(records[0].created_by, Some(ci), "the actor that stopped it did not create it");
+    assert_eq!(records[0].origin().created_by, Some(ci), "the actor that stopped it did not create it");
 }

@@ -211,7 +211,7 @@ impl Host {
 
     /// Whether the agent has a record of the session, and its container is not removed.
     pub(crate) fn has(&self, session: &SessionId) -> bool {
-        self.registry().record(session).is_some_and(|record| !record.is_gone())
+        self.registry().record(session).and_then(Record::live).is_some()
     }
 
     /// Runs a decision of the sessions.

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ostler::sessions::lifecycle::Wish;
-use ostler::sessions::{Admit, Record};
+use ostler::sessions::{Admit, Origin, Record, Status};
 use ostler::types::{Ballot, ClusterMode, EndReason, NodeId, Resources, SessionId};
 
 use crate::client::is_certain;
@@ -67,14 +67,14 @@ impl Witness {
     /// A host answers that it has admitted a session.
     pub(crate) fn admitted(&mut self, host: &Host, session: &SessionId) {
         let Some(record) = host.registry().record(session) else { return };
-        let last = self.admitted.entry(*session).or_insert((record.ballot, record.attempt));
-        *last = (*last).max((record.ballot, record.attempt));
+        let last = self.admitted.entry(*session).or_insert(placed(record));
+        *last = (*last).max(placed(record));
     }
 
     /// The sum of a host's reservations.
     pub(crate) fn reserved(&self, host: &Host) -> Resources {
-        let records = host.registry().records().filter(|record| record.reserved);
-        records.fold(Resources::ZERO, |sum, record| sum.saturating_add(record.workspace.resources()))
+        let records = host.registry().records().filter(|record| record.is_reserved());
+        records.fold(Resources::ZERO, |sum, record| sum.saturating_add(record.origin().workspace.resources()))
     }
 
     /// I1 and I2, after a decision of a host. `before`: the sum of its reservations before it.
@@ -88,10 +88,11 @@ impl Witness {
             && (now.gpus <= before.gpus || now.gpus <= most.gpus);
         assert!(fine, "I1: {} holds {now:?} and offers {most:?}", host.state.name);
         let mut users = BTreeMap::new();
-        for record in host.registry().records().filter(|record| record.reserved) {
-            for gpu in &record.gpu_uuids {
-                let user = users.entry(gpu.clone()).or_insert_with(|| record.user.clone());
-                assert_eq!(*user, record.user, "I2: {gpu} is two users'");
+        for record in host.registry().records().filter(|record| record.is_reserved()) {
+            let asked_by = &record.origin().user;
+            for gpu in &record.status().gpu_uuids {
+                let user = users.entry(gpu.clone()).or_insert_with(|| asked_by.clone());
+                assert_eq!(user, asked_by, "I2: {gpu} is two users'");
             }
         }
     }
@@ -108,7 +109,7 @@ impl Witness {
             return;
         }
         for session in host.engine.alive() {
-            let reserved = host.registry().record(session).is_some_and(|record| record.reserved);
+            let reserved = host.registry().record(session).is_some_and(Record::is_reserved);
             assert!(reserved, "I8: {session} runs on {} without a reservation", host.state.name);
         }
     }
@@ -128,12 +129,12 @@ impl Cluster {
             let must_know = match self.world.mode {
                 ClusterMode::Quorum { .. } => true,
                 ClusterMode::Available => {
-                    kept.ballot <= admit.ballot && reached.is_some_and(|reached| reached.contains(id))
+                    kept.origin().ballot <= admit.ballot && reached.is_some_and(|reached| reached.contains(id))
                 }
             };
             // A host that could not start the session keeps its copy until the new copy is reported.
-            let ends = !is_live(&kept) || kept.wish == Wish::Remove;
-            let handed_over = kept.attempt < admit.asked.attempt && ends;
+            let ends = !is_live(&kept) || kept.live().is_some_and(|live| live.wish == Wish::Remove);
+            let handed_over = kept.origin().attempt < admit.asked.attempt && ends;
             let by = &admit.ballot;
             assert!(
                 handed_over || !must_know,
@@ -154,12 +155,12 @@ impl Cluster {
     /// I6, when a record is removed from the disk: its session must have ended for a known reason.
     pub(crate) fn check_forgotten(&mut self, i: usize, session: &SessionId) {
         let record = self.hosts[i].kept(session).unwrap();
-        let duplicate = record.end_reason == Some(EndReason::Duplicate);
-        let rightly = record.is_gone() && (duplicate || self.ended_rightly(&record));
+        let duplicate = record.status().end_reason == Some(EndReason::Duplicate);
+        let rightly = record.live().is_none() && (duplicate || self.ended_rightly(&record));
         assert!(rightly, "I6: n{i} forgets {session}: {}", shown(&record));
-        let last = self.witness.admitted.get(session).is_none_or(|last| (record.ballot, record.attempt) >= *last);
+        let last = self.witness.admitted.get(session).is_none_or(|last| placed(&record) >= *last);
         if !duplicate && last {
-            self.witness.forgotten.insert(record.id);
+            self.witness.forgotten.insert(*session);
         }
     }
 
@@ -173,7 +174,7 @@ impl Cluster {
         let mut live: BTreeMap<SessionId, Vec<usize>> = BTreeMap::new();
         for (i, host) in self.hosts.iter().enumerate() {
             for record in host.records().into_iter().filter(is_live) {
-                live.entry(record.id).or_default().push(i);
+                live.entry(record.origin().id).or_default().push(i);
             }
         }
         for (session, hosts) in live {
@@ -187,10 +188,10 @@ impl Cluster {
             let copies = self.copies(session);
             assert!(!copies.is_empty(), "I6: {session} was acknowledged and is gone");
             let last = self.witness.admitted.get(session);
-            let has_last = last.is_none_or(|last| copies.iter().any(|(_, r)| (r.ballot, r.attempt) >= *last));
+            let has_last = last.is_none_or(|last| copies.iter().any(|(_, record)| placed(record) >= *last));
             assert!(has_last, "I6: {session} was admitted by {last:?} and that copy is gone");
             let lives = copies.iter().any(|(_, record)| is_live(record));
-            let newest = copies.iter().max_by_key(|(_, record)| (record.ballot, record.attempt));
+            let newest = copies.iter().max_by_key(|(_, record)| placed(record));
             let ended = newest.is_some_and(|(_, record)| self.ended_rightly(record));
             let copies: Vec<String> = copies.iter().map(|(i, record)| format!("n{i} {}", shown(record))).collect();
             assert!(lives || ended, "I6: {session} was acknowledged and ended for no reason: {copies:#?}");
@@ -198,13 +199,13 @@ impl Cluster {
     }
 
     fn ended_rightly(&self, record: &Record) -> bool {
-        let session = &record.id;
-        let owners = self.clients.iter().filter(|client| client.has.as_ref().is_some_and(|(id, _)| id == session));
-        match record.end_reason {
+        let Origin { id, workspace, .. } = record.origin();
+        let owners = self.clients.iter().filter(|client| client.has.as_ref().is_some_and(|(session, _)| session == id));
+        match record.status().end_reason {
             Some(EndReason::UserStopped) => owners.into_iter().any(|client| client.asked_to_end),
-            Some(EndReason::Exited) => self.witness.ended_by_itself.contains(session),
-            Some(EndReason::TtlExpired) => record.workspace.ttl_seconds.is_some(),
-            Some(EndReason::HostRebooted) => record.workspace.name.as_str() == "frail",
+            Some(EndReason::Exited) => self.witness.ended_by_itself.contains(id),
+            Some(EndReason::TtlExpired) => workspace.ttl_seconds.is_some(),
+            Some(EndReason::HostRebooted) => workspace.name.as_str() == "frail",
             Some(EndReason::Drained) => self.witness.drained,
             Some(EndReason::StartFailed | EndReason::ImageFailed) => true,
             _ => false,
@@ -225,7 +226,7 @@ impl Cluster {
         for host in &self.hosts {
             for session in host.engine.alive() {
                 let kept = host.kept(session);
-                let reserved = kept.as_ref().is_some_and(|record| record.reserved);
+                let reserved = kept.as_ref().is_some_and(Record::is_reserved);
                 assert!(reserved, "I8: {session} runs on {} as {:?}", host.state.name, kept.as_ref().map(shown));
             }
         }
@@ -234,10 +235,17 @@ impl Cluster {
 
 /// Whether the session runs or will run on this host. A session that waits for another host will not.
 fn is_live(record: &Record) -> bool {
-    !record.is_gone() && !record.state.has_ended() && record.unplaced.is_none()
+    record.live().is_some_and(|live| !live.status.state.has_ended() && live.unplaced.is_none())
 }
 
 fn shown(record: &Record) -> String {
-    let Record { state, wish, end_reason, ballot, reserved, .. } = record;
-    format!("{state} wish {wish:?} reason {end_reason:?} by {ballot:?} reserved {reserved}")
+    let Status { state, end_reason, .. } = record.status();
+    let life = record.live().map(|live| (live.wish, live.reserved));
+    format!("{state} wish and reserved {life:?} reason {end_reason:?} by {:?}", record.origin().ballot)
+}
+
+/// Who placed it, and at which attempt: the order of copies of one session.
+fn placed(record: &Record) -> (Ballot, u32) {
+    let Origin { ballot, attempt, .. } = record.origin();
+    (*ballot, *attempt)
 }

@@ -3,7 +3,7 @@
 use super::{Context, Registry};
 use crate::ledger::Refusal;
 use crate::runtime::container::PortBinding;
-use crate::sessions::record::Record;
+use crate::sessions::record::{Live, Record};
 use crate::sessions::{Admit, Error};
 use crate::types::{Dimension, Name, Reason, Resources, SessionId, User, Workspace};
 
@@ -17,26 +17,26 @@ impl Registry {
         }
         self.fence(&admit.ballot).map_err(Error::Stale)?;
         // What was put away here for another attempt's sake may come back as the next one.
-        let comes_back = |record: &Record| record.is_gone() && record.attempt < admit.asked.attempt;
+        let comes_back = |record: &Record| record.live().is_none() && record.origin().attempt < admit.asked.attempt;
         if self.find(&admit.session, &admit.asked.fingerprint)?.is_some_and(|record| !comes_back(record)) {
             return Ok(true);
         }
         self.check_host(&admit.asked.workspace, cx)?;
         let user = &admit.asked.user;
 
-        let mut record = Record::admitted(admit, cx.now);
-        record.ports = self.assign_ports(&admit.session, &admit.asked.workspace, cx)?;
+        let mut live = Live::admitted(admit, cx.now);
+        live.ports = self.assign_ports(&admit.session, &admit.asked.workspace, cx)?;
         match self.reserve(&admit.session, user, admit.asked.workspace.resources(), None, cx) {
-            Ok(gpus) => record.gpu_uuids = gpus,
+            Ok(gpus) => live.status.gpu_uuids = gpus,
             Err(refused) => {
                 self.ports.release(&admit.session);
                 return Err(refused);
             }
         }
-        if record.secret.is_none() && Record::wants_secret(&admit.asked.workspace) {
-            record.secret = Some((cx.draw_secret)());
+        if live.secret.is_none() && live.origin.wants_secret() {
+            live.secret = Some((cx.draw_secret)());
         }
-        self.insert(record);
+        self.insert(Record::Live(Box::new(live)));
         Ok(false)
     }
 
@@ -44,7 +44,7 @@ impl Registry {
     pub fn find(&self, session: &SessionId, fingerprint: &str) -> Result<Option<&Record>, Error> {
         let Some(record) = self.records.get(session) else { return Ok(None) };
         // What was adopted from labels alone has lost its request: its key is trusted.
-        let same = record.fingerprint.as_ref().is_none_or(|known| known == fingerprint);
+        let same = record.origin().fingerprint.as_ref().is_none_or(|known| known == fingerprint);
         if same { Ok(Some(record)) } else { Err(Error::IdempotencyMismatch) }
     }
 

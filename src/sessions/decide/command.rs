@@ -2,23 +2,24 @@
 
 use std::time::Duration;
 
-use super::{Context, Registry};
+use super::{Context, Registry, conflict, removed};
 use crate::sessions::lifecycle::Wish;
-use crate::sessions::record::Record;
+use crate::sessions::record::{Live, Record};
 use crate::sessions::{Command, Error};
 use crate::types::{Deadline, EndReason, SessionId, SessionState, User};
 
 impl Registry {
     /// Takes in the wish, or says why it cannot be and changes nothing. What is wished already is fine.
     pub fn command(&mut self, session: &SessionId, command: &Command, cx: &Context<'_>) -> Result<(), Error> {
-        let record = self.known(session)?;
-        if record.is_gone() {
-            return if is_met_by_removal(command) { Ok(()) } else { Err(conflict(record, "has been removed")) };
+        let live = match self.record(session).ok_or(Error::NotFound(*session))? {
+            Record::Tombstone(_) if is_met_by_removal(command) => return Ok(()),
+            Record::Tombstone(_) => return Err(removed(session)),
+            Record::Live(live) => live,
+        };
+        if live.wish == Wish::Remove {
+            return if is_met_by_removal(command) { Ok(()) } else { Err(conflict(session, "is being removed")) };
         }
-        if record.wish == Wish::Remove {
-            return if is_met_by_removal(command) { Ok(()) } else { Err(conflict(record, "is being removed")) };
-        }
-        if record.is_claimed() && !matches!(command, Command::Duplicate | Command::GiveUp { .. }) {
+        if live.is_claimed() && !matches!(command, Command::Duplicate | Command::GiveUp { .. }) {
             return Err(Error::Moving(*session));
         }
         match command {
@@ -36,106 +37,111 @@ impl Registry {
 
     /// Wishes a session to stop. Its reservation holds until it does.
     pub(super) fn stop(&mut self, session: &SessionId, reason: EndReason) -> Result<(), Error> {
-        let record = self.change(session)?;
-        if !record.state.has_ended() && record.wish != Wish::Stop {
-            record.wish = Wish::Stop;
-            record.state = SessionState::Stopping;
-            record.unplaced = None;
-            record.end_reason = Some(reason);
+        let live = self.change(session)?;
+        if !live.status.state.has_ended() && live.wish != Wish::Stop {
+            live.wish = Wish::Stop;
+            live.unplaced = None;
+            live.status.state = SessionState::Stopping;
+            live.status.end_reason = Some(reason);
         }
         Ok(())
     }
 
     /// Wishes a session's container to be destroyed. An earlier end keeps its reason.
     pub(super) fn remove(&mut self, session: &SessionId, reason: EndReason) -> Result<(), Error> {
-        let record = self.change(session)?;
-        record.wish = Wish::Remove;
-        record.state = SessionState::Stopping;
-        let failed = record.unplaced.take().map(|unplaced| unplaced.reason);
-        record.end_reason.get_or_insert(failed.unwrap_or(reason));
+        let live = self.change(session)?;
+        live.wish = Wish::Remove;
+        live.status.state = SessionState::Stopping;
+        let failed = live.unplaced.take().map(|unplaced| unplaced.reason);
+        live.status.end_reason.get_or_insert(failed.unwrap_or(reason));
         Ok(())
     }
 
     /// A stopped session is admitted anew, on the same host, with the same ports and GPUs.
     fn start(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
-        let record = self.known(session)?;
-        match record.state {
+        let live = self.live(session)?;
+        match live.status.state {
             SessionState::Stopped => {}
-            SessionState::Failed => return Err(conflict(record, "has failed; only a stopped one can be started")),
-            SessionState::Stopping => return Err(conflict(record, "is still stopping")),
+            SessionState::Failed => return Err(conflict(session, "has failed; only a stopped one can be started")),
+            SessionState::Stopping => return Err(conflict(session, "is still stopping")),
             _ => return Ok(()),
         }
-        let (user, resources, gpus) = (record.user.clone(), record.workspace.resources(), record.gpu_uuids.clone());
-        self.check_host(&record.workspace, cx)?;
+        self.check_host(&live.origin.workspace, cx)?;
         if self.config.max_sessions_per_user > 0 {
-            self.check_quota(&user, self.config.max_sessions_per_user)?;
+            self.check_quota(&live.origin.user, self.config.max_sessions_per_user)?;
         }
-        self.reserve(session, &user, resources, Some(&gpus), cx)?;
+        self.reserve_again(session, cx)?;
         self.launch_again(session, cx)
+    }
+
+    /// Reserves what a session that ended had, on the same GPUs.
+    pub(super) fn reserve_again(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
+        let live = self.live(session)?;
+        let (user, resources) = (live.origin.user.clone(), live.origin.workspace.resources());
+        let gpus = live.status.gpu_uuids.clone();
+        self.reserve(session, &user, resources, Some(&gpus), cx)?;
+        Ok(())
     }
 
     /// Lets a session that ended run once more, under a reservation that it holds.
     pub(super) fn launch_again(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
-        let record = self.change(session)?;
-        record.wish = Wish::Run;
-        record.state = SessionState::Starting;
-        record.reserved = true;
-        record.boot_id = cx.now.boot_id;
-        record.previous_run = record.run.take().or_else(|| record.previous_run.take());
-        record.end_reason = None;
-        record.exit_code = None;
-        record.message = None;
-        record.retention = None;
-        record.note_activity(cx);
+        let live = self.change(session)?;
+        live.wish = Wish::Run;
+        live.reserved = true;
+        live.boot_id = cx.now.boot_id;
+        live.previous_run = live.run.take().or_else(|| live.previous_run.take());
+        live.retention = None;
+        live.status.state = SessionState::Starting;
+        live.status.end_reason = None;
+        live.status.exit_code = None;
+        live.status.message = None;
+        live.note_activity(cx);
         Ok(())
     }
 
     fn pause(&mut self, session: &SessionId) -> Result<(), Error> {
-        let record = self.known(session)?;
-        if !matches!(record.state, SessionState::Running | SessionState::Paused) {
-            return Err(conflict(record, "does not run; only a running one can be paused"));
+        if !matches!(self.live(session)?.status.state, SessionState::Running | SessionState::Paused) {
+            return Err(conflict(session, "does not run; only a running one can be paused"));
         }
         self.change(session)?.wish = Wish::Pause;
         Ok(())
     }
 
     fn resume(&mut self, session: &SessionId) -> Result<(), Error> {
-        let record = self.known(session)?;
-        if !matches!(record.state, SessionState::Running | SessionState::Paused) {
-            return Err(conflict(record, "is not paused"));
+        if !matches!(self.live(session)?.status.state, SessionState::Running | SessionState::Paused) {
+            return Err(conflict(session, "is not paused"));
         }
         self.change(session)?.wish = Wish::Run;
         Ok(())
     }
 
     fn keepalive(&mut self, session: &SessionId, by: &User, cx: &Context<'_>) -> Result<(), Error> {
-        let record = self.known(session)?;
-        if record.state.has_ended() {
-            return Err(conflict(record, "has ended"));
+        if self.live(session)?.status.state.has_ended() {
+            return Err(conflict(session, "has ended"));
         }
-        let record = self.change(session)?;
-        record.kept_alive_by = Some(by.to_string());
-        record.note_activity(cx);
+        let live = self.change(session)?;
+        live.status.kept_alive_by = Some(by.to_string());
+        live.note_activity(cx);
         Ok(())
     }
 
     /// A session lives at least `ttl` from now. One that never expires stays so.
     fn extend(&mut self, session: &SessionId, ttl: Duration, cx: &Context<'_>) -> Result<(), Error> {
-        let record = self.change(session)?;
-        if let Some(deadline) = record.ttl
+        let live = self.change(session)?;
+        if let Some(deadline) = live.ttl
             && deadline.remaining(cx.now) < ttl
         {
-            record.ttl = Some(Deadline::after(cx.now, ttl));
+            live.ttl = Some(Deadline::after(cx.now, ttl));
         }
         Ok(())
     }
 }
 
-impl Record {
-    /// Somebody uses it: its idle time begins anew.
+impl Live {
+    /// Somebody uses it: its idle time starts again.
     pub(super) fn note_activity(&mut self, cx: &Context<'_>) {
-        self.last_activity_at = cx.now.wall;
-        if let Some(secs) = self.workspace.idle_timeout_seconds {
+        self.status.last_activity_at = cx.now.wall;
+        if let Some(secs) = self.origin.workspace.idle_timeout_seconds {
             self.idle = Some(Deadline::after(cx.now, Duration::from_secs(secs)));
         }
     }
@@ -143,8 +149,4 @@ impl Record {
 
 const fn is_met_by_removal(command: &Command) -> bool {
     matches!(command, Command::Remove | Command::Stop | Command::Duplicate | Command::GiveUp { .. })
-}
-
-fn conflict(record: &Record, what: &str) -> Error {
-    Error::Conflict(format!("session {} {what}", record.id))
 }

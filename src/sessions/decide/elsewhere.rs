@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Registry};
+use super::{Context, Registry, conflict};
 use crate::sessions::lifecycle::Wish;
-use crate::sessions::record::Record;
+use crate::sessions::record::{Live, Origin};
 use crate::sessions::{Asked, Claimed, Error};
 use crate::types::{Ballot, Deadline, EndReason, SessionId, SessionState};
 
@@ -44,10 +44,11 @@ impl Registry {
         cx: &Context<'_>,
     ) -> Result<(), Error> {
         let until = Deadline::after(cx.now, CLAIMED_WITHIN);
-        let record = self.change(session)?;
-        record.state = SessionState::Pending;
-        record.message = Some(format!("could not be started on {}, looking for another node: {message}", cx.node.name));
-        record.unplaced = Some(Unplaced { reason, message, until, claim: 0 });
+        let looking = format!("could not be started on {}, looking for another node: {message}", cx.node.name);
+        let live = self.change(session)?;
+        live.status.state = SessionState::Pending;
+        live.status.message = Some(looking);
+        live.unplaced = Some(Unplaced { reason, message, until, claim: 0 });
         Ok(())
     }
 
@@ -55,46 +56,47 @@ impl Registry {
     /// leader died meanwhile, the next one claims it again.
     pub fn claim(&mut self, ballot: &Ballot, session: &SessionId, cx: &Context<'_>) -> Result<Claimed, Error> {
         self.fence(ballot).map_err(Error::Stale)?;
-        let record = self.known(session)?;
-        let (Some(unplaced), Some(fingerprint)) = (record.unplaced.clone(), record.fingerprint.clone()) else {
-            return Err(Error::Conflict(format!("session {session} waits for no other host")));
+        let live = self.live(session)?;
+        let Origin { user, workspace, fingerprint, created_by, attempt, tried, .. } = live.origin.clone();
+        let (Some(unplaced), Some(fingerprint)) = (live.unplaced.clone(), fingerprint) else {
+            return Err(conflict(session, "waits for no other host"));
         };
-        let until = Deadline::after(cx.now, PLACED_WITHIN);
-        let here = self.node;
-        let record = self.change(session)?;
-        let claim = unplaced.claim.saturating_add(1);
-        record.unplaced = Some(Unplaced { claim, until, ..unplaced });
         let asked = Asked {
-            user: record.user.clone(),
+            user,
             fingerprint,
-            workspace: record.workspace.clone(),
-            secret: record.secret.clone(),
-            by: record.created_by.clone(),
-            attempt: record.attempt + 1,
-            tried: record.tried.iter().copied().chain([here]).collect(),
+            workspace,
+            secret: live.secret.clone(),
+            by: created_by,
+            attempt: attempt + 1,
+            tried: tried.into_iter().chain([self.node]).collect(),
         };
+        let (claim, until) = (unplaced.claim.saturating_add(1), Deadline::after(cx.now, PLACED_WITHIN));
+        self.change(session)?.unplaced = Some(Unplaced { claim, until, ..unplaced });
         Ok(Claimed { asked, claim })
     }
 
     /// The leader that made this claim finds no other host. Another claim made since then counts, and not this order.
     pub(super) fn give_up_claim(&mut self, session: &SessionId, claim: u32, cx: &Context<'_>) -> Result<(), Error> {
-        let current = self.known(session)?.unplaced.as_ref().is_some_and(|unplaced| unplaced.claim == claim);
+        let current = self.live(session)?.unplaced.as_ref().is_some_and(|unplaced| unplaced.claim == claim);
         if current { self.give_up(session, cx) } else { Ok(()) }
     }
 
     /// No other host admits it: it has failed for the reason that it could not be started here for.
     pub(super) fn give_up(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
-        let Some(Unplaced { reason, message, .. }) = self.known(session)?.unplaced.clone() else { return Ok(()) };
+        let Some(Unplaced { reason, message, .. }) = self.live(session)?.unplaced.clone() else { return Ok(()) };
         self.change(session)?.wish = Wish::Stop;
-        self.end(session, reason, cx)?.message = Some(message);
+        self.end(session, reason, cx)?.status.message = Some(message);
         Ok(())
     }
 }
 
-impl Record {
+impl Live {
     /// Whether another host may start what this one could not: it never ran, and who asked for it is known.
     pub(super) fn may_go_elsewhere(&self) -> bool {
-        self.attempt < MAX_ATTEMPTS && self.run.is_none() && self.previous_run.is_none() && self.fingerprint.is_some()
+        self.origin.attempt < MAX_ATTEMPTS
+            && self.origin.fingerprint.is_some()
+            && self.run.is_none()
+            && self.previous_run.is_none()
     }
 
     pub(super) fn is_claimed(&self) -> bool {

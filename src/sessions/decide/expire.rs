@@ -2,6 +2,7 @@
 
 use super::{Context, Registry};
 use crate::sessions::lifecycle::Wish;
+use crate::sessions::record::Record;
 use crate::types::{Deadline, EndReason, SessionId, SessionState};
 
 impl Registry {
@@ -12,33 +13,38 @@ impl Registry {
         let mut removed = Vec::new();
         let mut stopped = Vec::new();
         let mut given_up = Vec::new();
-        for record in self.records.values() {
-            let id = || record.id;
-            if record.is_gone() {
-                if due(record.forget) {
-                    forgotten.push(id());
+        for (id, record) in &self.records {
+            let live = match record {
+                Record::Live(live) => live,
+                Record::Tombstone(tombstone) => {
+                    if due(Some(tombstone.forget)) {
+                        forgotten.push(*id);
+                    }
+                    continue;
                 }
-            } else if record.wish == Wish::Remove {
-                // On its way out already.
-            } else if record.is_claimed() {
+            };
+            let not_placed_in_time = due(live.unplaced.as_ref().map(|unplaced| unplaced.until));
+            if live.wish == Wish::Remove {
+                // It is being removed already.
+            } else if live.is_claimed() {
                 // Its leader decides about it, until it took too long.
-                if due(record.unplaced.as_ref().map(|unplaced| unplaced.until)) {
-                    given_up.push(id());
+                if not_placed_in_time {
+                    given_up.push(*id);
                 }
-            } else if due(record.ttl) {
-                removed.push((id(), EndReason::TtlExpired));
-            } else if record.state.has_ended() {
-                if due(record.retention) {
-                    removed.push((id(), record.end_reason.unwrap_or(EndReason::UserStopped)));
+            } else if due(live.ttl) {
+                removed.push((*id, EndReason::TtlExpired));
+            } else if live.status.state.has_ended() {
+                if due(live.retention) {
+                    removed.push((*id, live.status.end_reason.unwrap_or(EndReason::UserStopped)));
                 }
-            } else if record.wish != Wish::Stop {
-                let idle = due(record.idle) && matches!(record.state, SessionState::Running | SessionState::Paused);
+            } else if live.wish != Wish::Stop {
+                let in_use = matches!(live.status.state, SessionState::Running | SessionState::Paused);
                 if drain_ends_sessions(cx) {
-                    stopped.push((id(), EndReason::Drained));
-                } else if idle {
-                    stopped.push((id(), EndReason::IdleExpired));
-                } else if due(record.unplaced.as_ref().map(|unplaced| unplaced.until)) {
-                    given_up.push(id());
+                    stopped.push((*id, EndReason::Drained));
+                } else if in_use && due(live.idle) {
+                    stopped.push((*id, EndReason::IdleExpired));
+                } else if not_placed_in_time {
+                    given_up.push(*id);
                 }
             }
         }
@@ -61,15 +67,20 @@ impl Registry {
 
     /// Counts every deadline from this boot, so that from now on the boot clock alone decides.
     pub fn rebase_deadlines(&mut self, cx: &Context<'_>) {
-        let ids: Vec<SessionId> = self.records.keys().copied().collect();
-        for id in ids {
-            let Some(record) = self.touch(&id) else { continue };
-            for deadline in [&mut record.ttl, &mut record.idle, &mut record.retention, &mut record.forget] {
-                *deadline = deadline.map(|deadline| deadline.rebased(cx.now));
+        for (id, record) in &mut self.records {
+            match record {
+                Record::Live(live) => {
+                    for deadline in [&mut live.ttl, &mut live.idle, &mut live.retention] {
+                        *deadline = deadline.map(|deadline| deadline.rebased(cx.now));
+                    }
+                    if let Some(unplaced) = &mut live.unplaced {
+                        unplaced.until = unplaced.until.rebased(cx.now);
+                    }
+                }
+                Record::Tombstone(tombstone) => tombstone.forget = tombstone.forget.rebased(cx.now),
             }
-            if let Some(unplaced) = &mut record.unplaced {
-                unplaced.until = unplaced.until.rebased(cx.now);
-            }
+            self.unwritten.insert(*id);
+            self.unpublished.insert(*id);
         }
     }
 }

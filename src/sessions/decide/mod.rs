@@ -14,12 +14,12 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::record::Record;
+use super::record::{Live, Record};
 use super::{Config, Error};
 use crate::election::Stale;
 use crate::ledger::{Capacity, Ledger, Ports, Refusal, Reservation};
 use crate::node;
-use crate::types::{Ballot, Bytes, EndReason, Moment, Name, NodeId, NodeReason, Reason, SessionId, SessionState};
+use crate::types::{Ballot, Bytes, EndReason, Moment, Name, NodeId, NodeReason, Reason, SessionId};
 
 pub use elsewhere::{MAX_ATTEMPTS, Unplaced};
 pub use report::Report;
@@ -68,7 +68,7 @@ pub struct Registry {
 impl Registry {
     /// Begins with what is on disk: the records, and the highest ballot that this host has followed.
     pub fn new(config: Config, cluster: Name, node: NodeId, fence: Option<Ballot>, records: Vec<Record>) -> Self {
-        let records: BTreeMap<_, _> = records.into_iter().map(|record| (record.id, record)).collect();
+        let records: BTreeMap<_, _> = records.into_iter().map(|record| (record.origin().id, record)).collect();
         let mut registry = Self {
             config,
             cluster,
@@ -162,44 +162,48 @@ impl Registry {
     fn rebuild(&mut self) {
         self.ledger = Ledger::default();
         self.ports = Ports::default();
-        for record in self.records.values() {
-            if record.reserved {
+        for Live { origin, status, reserved, ports, .. } in self.records.values().filter_map(Record::live) {
+            if *reserved {
                 let reservation = Reservation {
-                    user: record.user.clone(),
-                    resources: record.workspace.resources(),
-                    gpus: record.gpu_uuids.clone(),
+                    user: origin.user.clone(),
+                    resources: origin.workspace.resources(),
+                    gpus: status.gpu_uuids.clone(),
                 };
-                self.ledger.restore(record.id, reservation);
+                self.ledger.restore(origin.id, reservation);
             }
-            if !record.is_gone() {
-                self.ports.restore(record.id, record.ports.iter().map(|port| port.host_port).collect());
-            }
+            self.ports.restore(origin.id, ports.iter().map(|port| port.host_port).collect());
         }
     }
 
-    fn known(&self, session: &SessionId) -> Result<&Record, Error> {
-        self.records.get(session).ok_or(Error::NotFound(*session))
+    /// Every session whose container is not destroyed.
+    fn live_sessions(&self) -> impl Iterator<Item = &Live> {
+        self.records.values().filter_map(Record::live)
     }
 
-    /// A record to change durably: nobody is told before the change is on disk.
-    fn change(&mut self, session: &SessionId) -> Result<&mut Record, Error> {
+    fn live(&self, session: &SessionId) -> Result<&Live, Error> {
+        let record = self.records.get(session).ok_or(Error::NotFound(*session))?;
+        record.live().ok_or_else(|| removed(session))
+    }
+
+    /// A session to change durably: nobody is told before the change is on disk.
+    fn change(&mut self, session: &SessionId) -> Result<&mut Live, Error> {
         let record = self.records.get_mut(session).ok_or(Error::NotFound(*session))?;
         self.undo.entry(*session).or_insert_with(|| Some(record.clone()));
         self.unwritten.insert(*session);
         self.unpublished.insert(*session);
-        Ok(record)
+        record.live_mut().ok_or_else(|| removed(session))
     }
 
-    /// A record to change in passing: progress and activity, written with the next durable change.
-    fn touch(&mut self, session: &SessionId) -> Option<&mut Record> {
-        let record = self.records.get_mut(session)?;
+    /// A session to change in passing: progress and activity, written with the next durable change.
+    fn touch(&mut self, session: &SessionId) -> Option<&mut Live> {
+        let live = self.records.get_mut(session)?.live_mut()?;
         self.unwritten.insert(*session);
         self.unpublished.insert(*session);
-        Some(record)
+        Some(live)
     }
 
     fn insert(&mut self, record: Record) {
-        let id = record.id;
+        let id = record.origin().id;
         self.unwritten.insert(id);
         self.unpublished.insert(id);
         let before = self.records.insert(id, record);
@@ -215,19 +219,19 @@ impl Registry {
     }
 
     /// The session is over: what it reserved is free again. Only after the runtime confirmed it.
-    fn end(&mut self, session: &SessionId, reason: EndReason, cx: &Context<'_>) -> Result<&mut Record, Error> {
+    fn end(&mut self, session: &SessionId, reason: EndReason, cx: &Context<'_>) -> Result<&mut Live, Error> {
         self.ledger.release(session);
         let retention = self.config.stopped_retention;
-        let record = self.change(session)?;
-        record.reserved = false;
-        record.unplaced = None;
-        record.end_reason = Some(reason);
-        record.ended_at = Some(cx.now.boot);
-        record.state = ended_state(record);
+        let live = self.change(session)?;
+        live.reserved = false;
+        live.unplaced = None;
+        live.ended_at = Some(cx.now.boot);
+        live.status.end_reason = Some(reason);
+        live.status.state = live.status.ended_state();
         if !retention.0.is_zero() {
-            record.retention = Some(crate::types::Deadline::after(cx.now, retention.0));
+            live.retention = Some(crate::types::Deadline::after(cx.now, retention.0));
         }
-        Ok(record)
+        Ok(live)
     }
 
     fn refusal(&self, cx: &Context<'_>, refusal: Refusal) -> Error {
@@ -239,12 +243,10 @@ impl Registry {
     }
 }
 
-/// A session that ended by its own fault has failed; one that was asked to end, or ended with 0, has stopped.
-fn ended_state(record: &Record) -> SessionState {
-    let failed = match record.end_reason {
-        Some(EndReason::OomKilled | EndReason::ImageFailed | EndReason::StartFailed | EndReason::Lost) => true,
-        Some(EndReason::Exited) => record.exit_code != Some(0),
-        _ => false,
-    };
-    if failed { SessionState::Failed } else { SessionState::Stopped }
+fn conflict(session: &SessionId, what: &str) -> Error {
+    Error::Conflict(format!("session {session} {what}"))
+}
+
+fn removed(session: &SessionId) -> Error {
+    conflict(session, "has been removed")
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Context, Registry};
 use crate::runtime::container::{Container, Found};
 use crate::sessions::lifecycle::Wish;
-use crate::sessions::record::Record;
+use crate::sessions::record::{Live, Record, Tombstone};
 use crate::types::{Ballot, EndReason, Moment, NodeId, SessionId, SessionState};
 
 /// An engine that stops ends its containers first, for up to 15 s, and then its connections: a session
@@ -27,8 +27,10 @@ impl Registry {
             }
             match self.records.get(&found.session) {
                 None => self.adopt(&found, cx),
-                Some(record) if record.is_gone() => self.remove_again(&found.session),
-                Some(record) if was_started_again(record, &found.container) => self.stop_again(&found.session),
+                Some(Record::Tombstone(tombstone)) => self.remove_again(&tombstone.clone(), cx),
+                Some(Record::Live(live)) if was_started_again(live, &found.container) => {
+                    self.stop_again(&found.session);
+                }
                 Some(_) if self.engine_up && is_alive(&found.container) => self.back_in_sight(&found.session),
                 Some(_) => {}
             }
@@ -65,8 +67,8 @@ impl Registry {
 
     /// The engine went. What ran may run on, or end with it: only a look at each session tells.
     pub(super) fn engine_went(&mut self) {
-        let runs = |record: &&Record| !record.is_gone() && !record.state.has_ended() && record.run.is_some();
-        self.out_of_sight = self.records.values().filter(runs).map(|record| record.id).collect();
+        let runs = |live: &&Live| !live.status.state.has_ended() && live.run.is_some();
+        self.out_of_sight = self.live_sessions().filter(runs).map(|live| live.origin.id).collect();
     }
 
     pub(super) fn back_in_sight(&mut self, session: &SessionId) {
@@ -77,35 +79,32 @@ impl Registry {
 
     fn adopt(&mut self, found: &Found, cx: &Context<'_>) {
         let ballot = Ballot { term: 0, node: self.node };
-        let mut record = Record::adopted(found, ballot, cx.now);
+        let mut live = Live::adopted(found, ballot, cx.now);
         match &found.container {
             Container::Running(_) => {}
-            Container::Paused(_) => record.wish = Wish::Pause,
+            Container::Paused(_) => live.wish = Wish::Pause,
             // It is not known whether it was stopped or still to be started: it stays as it is found.
             Container::Absent | Container::Created | Container::Exited(_) => {
-                record.wish = Wish::Stop;
-                record.end_reason = Some(EndReason::Lost);
+                live.wish = Wish::Stop;
+                live.status.end_reason = Some(EndReason::Lost);
             }
         }
         // A runner tells what state it is in; till then it may run.
-        record.state = SessionState::Starting;
-        tracing::warn!(session = %record.id, user = %record.user, "adopted a container that no record knew");
-        self.insert(record);
+        live.status.state = SessionState::Starting;
+        tracing::warn!(session = %found.session, user = %found.user, "adopted a container that has no record");
+        self.insert(Record::Live(Box::new(live)));
         self.rebuild();
     }
 
-    fn remove_again(&mut self, session: &SessionId) {
-        if let Ok(record) = self.change(session) {
-            record.forget = None;
-            record.wish = Wish::Remove;
-        }
+    fn remove_again(&mut self, tombstone: &Tombstone, cx: &Context<'_>) {
+        self.insert(Record::Live(Box::new(Live::found_again(tombstone, cx.now))));
     }
 
-    /// Somebody started it behind our back. It holds no reservation, so it may not run.
+    /// Somebody else started it. It holds no reservation, so it may not run.
     fn stop_again(&mut self, session: &SessionId) {
-        if let Ok(record) = self.change(session) {
+        if let Ok(live) = self.change(session) {
             tracing::warn!(%session, "it has ended and was started by somebody else; it is stopped again");
-            record.state = SessionState::Stopping;
+            live.status.state = SessionState::Stopping;
         }
     }
 
@@ -114,11 +113,9 @@ impl Registry {
     /// ended. Those whose end was not seen are judged once they are looked at.
     pub(super) fn engine_returned(&mut self, lost_at: Moment, cx: &Context<'_>) {
         let victims: Vec<SessionId> =
-            self.records.values().filter(|record| record.was_taken_down(lost_at)).map(|record| record.id).collect();
+            self.live_sessions().filter(|live| live.was_taken_down(lost_at)).map(|live| live.origin.id).collect();
         for id in victims {
-            let Some(record) = self.records.get(&id) else { continue };
-            let (user, resources, gpus) = (record.user.clone(), record.workspace.resources(), record.gpu_uuids.clone());
-            if self.reserve(&id, &user, resources, Some(&gpus), cx).is_ok() {
+            if self.reserve_again(&id, cx).is_ok() {
                 tracing::info!(session = %id, "the container engine restarted under it");
                 let known = self.host_restarted(&id, cx);
                 debug_assert!(known.is_ok(), "the record was there a moment ago");
@@ -128,22 +125,21 @@ impl Registry {
 }
 
 /// Whether a session that has ended runs, and not just in an answer that is older than its end.
-fn was_started_again(record: &Record, container: &Container) -> bool {
+fn was_started_again(live: &Live, container: &Container) -> bool {
     let (Container::Running(run) | Container::Paused(run)) = container else { return false };
-    record.state.has_ended() && record.wish == Wish::Stop && record.run.as_ref() != Some(run)
+    live.status.state.has_ended() && live.wish == Wish::Stop && live.run.as_ref() != Some(run)
 }
 
 const fn is_alive(container: &Container) -> bool {
     matches!(container, Container::Running(_) | Container::Paused(_))
 }
 
-impl Record {
+impl Live {
     /// Whether it ended by itself, as far as could be told, just before the engine went.
     fn was_taken_down(&self, lost_at: Moment) -> bool {
         let Some(ended_at) = self.ended_at else { return false };
-        !self.is_gone()
-            && self.wish == Wish::Stop
-            && self.end_reason == Some(EndReason::Exited)
+        self.wish == Wish::Stop
+            && self.status.end_reason == Some(EndReason::Exited)
             && lost_at.boot_id == self.boot_id
             && lost_at.boot.since(ended_at) <= ENGINE_STOP_WINDOW
             && ended_at.since(lost_at.boot) <= ENGINE_STOP_WINDOW

@@ -1,10 +1,10 @@
 //! What a session's runner saw.
 
-use super::{Context, Registry, ended_state};
+use super::{Context, Registry};
 use crate::runtime::container::{Exit, Run};
 use crate::sessions::Error;
 use crate::sessions::lifecycle::{Sight, Wish};
-use crate::sessions::record::Record;
+use crate::sessions::record::{Live, Record};
 use crate::types::{Deadline, EndReason, OnHostRestart, SessionId, SessionState};
 
 /// News of one session.
@@ -29,9 +29,9 @@ pub enum Report {
 }
 
 impl Registry {
-    /// Takes in a report. One about a session that is not known changes nothing.
+    /// Takes in a report. One about a session that is not known, or whose container is removed, changes nothing.
     pub fn report(&mut self, session: &SessionId, report: Report, cx: &Context<'_>) {
-        if self.records.get(session).is_none_or(|record| record.is_gone()) {
+        if self.live(session).is_err() {
             return;
         }
         let known = match report {
@@ -47,37 +47,38 @@ impl Registry {
     }
 
     fn note(&mut self, session: &SessionId, report: Report, cx: &Context<'_>) {
-        let Some(record) = self.touch(session) else { return };
-        let starting = record.wish == Wish::Run && !record.state.has_ended();
+        let Some(live) = self.touch(session) else { return };
+        let status = &mut live.status;
+        let starting = live.wish == Wish::Run && !status.state.has_ended();
         match report {
             Report::Pulling(progress) if starting => {
-                record.state = SessionState::Pulling;
-                record.message = Some(progress);
+                status.state = SessionState::Pulling;
+                status.message = Some(progress);
             }
             Report::Starting { image_digest } => {
-                record.image_digest = image_digest;
+                status.image_digest = image_digest;
                 if starting {
-                    record.state = SessionState::Starting;
-                    record.message = None;
+                    status.state = SessionState::Starting;
+                    status.message = None;
                 }
             }
-            Report::Created { container_id } => record.container_id = Some(container_id),
+            Report::Created { container_id } => status.container_id = Some(container_id),
             // What runs goes on without the engine, and its node says that the engine is away.
-            Report::Unreachable(message) if !matches!(record.state, SessionState::Running | SessionState::Paused) => {
-                record.message = Some(message);
+            Report::Unreachable(message) if !matches!(status.state, SessionState::Running | SessionState::Paused) => {
+                status.message = Some(message);
             }
-            Report::Active => record.note_activity(cx),
+            Report::Active => live.note_activity(cx),
             _ => {}
         }
     }
 
     fn saw(&mut self, session: &SessionId, sight: Sight, cx: &Context<'_>) -> Result<(), Error> {
-        if !answers(self.known(session)?, &sight) {
+        if !answers(self.live(session)?, &sight) {
             return Ok(());
         }
         match sight {
             Sight::Running(run) => self.runs(session, run, cx)?,
-            Sight::Paused => self.change(session)?.state = SessionState::Paused,
+            Sight::Paused => self.change(session)?.status.state = SessionState::Paused,
             Sight::Ended(exit) => self.ended(session, &exit, cx)?,
             Sight::Stopped(exit) => self.stopped(session, exit.as_ref(), cx)?,
             Sight::Lost => self.lost(session, cx)?,
@@ -89,15 +90,15 @@ impl Registry {
 
     fn runs(&mut self, session: &SessionId, run: Run, cx: &Context<'_>) -> Result<(), Error> {
         self.failing_starts = 0;
-        let record = self.change(session)?;
-        if record.run.is_none() {
-            record.note_activity(cx);
+        let live = self.change(session)?;
+        if live.run.is_none() {
+            live.note_activity(cx);
         }
-        record.run = Some(run);
-        record.boot_id = cx.now.boot_id;
-        record.unplaced = None;
-        record.state = SessionState::Running;
-        record.message = None;
+        live.run = Some(run);
+        live.boot_id = cx.now.boot_id;
+        live.unplaced = None;
+        live.status.state = SessionState::Running;
+        live.status.message = None;
         Ok(())
     }
 
@@ -109,26 +110,28 @@ impl Registry {
             return self.host_restarted(session, cx);
         }
         let reason = if exit.oom_killed { EndReason::OomKilled } else { EndReason::Exited };
-        let record = self.change(session)?;
-        record.exit_code = Some(exit.code);
-        record.wish = Wish::Stop;
+        let live = self.change(session)?;
+        live.wish = Wish::Stop;
+        live.status.exit_code = Some(exit.code);
         let message = match (exit.oom_killed, exit.code) {
-            (true, _) => Some(format!("killed: it used more than its {} of memory", record.workspace.memory_bytes)),
+            (true, _) => {
+                Some(format!("killed: it used more than its {} of memory", live.origin.workspace.memory_bytes))
+            }
             (false, 0) => None,
             (false, code) => Some(format!("ended with exit code {code}")),
         };
-        self.end(session, reason, cx)?.message = message;
+        self.end(session, reason, cx)?.status.message = message;
         Ok(())
     }
 
     fn stopped(&mut self, session: &SessionId, exit: Option<&Exit>, cx: &Context<'_>) -> Result<(), Error> {
-        let record = self.change(session)?;
+        let live = self.change(session)?;
         if let Some(exit) = exit {
-            record.run = Some(exit.run.clone());
-            record.exit_code = Some(exit.code);
+            live.run = Some(exit.run.clone());
+            live.status.exit_code = Some(exit.code);
         }
-        record.message = None;
-        let reason = record.end_reason.unwrap_or(EndReason::UserStopped);
+        live.status.message = None;
+        let reason = live.status.end_reason.unwrap_or(EndReason::UserStopped);
         self.end(session, reason, cx)?;
         Ok(())
     }
@@ -138,20 +141,16 @@ impl Registry {
             return self.host_restarted(session, cx);
         }
         self.change(session)?.wish = Wish::Stop;
-        self.end(session, EndReason::Lost, cx)?.message = Some("its container vanished while it ran".to_owned());
+        self.end(session, EndReason::Lost, cx)?.status.message = Some("its container vanished while it ran".to_owned());
         Ok(())
     }
 
     fn gone(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
         self.ledger.release(session);
         self.ports.release(session);
-        let keep = self.config.keep_ended;
-        let record = self.change(session)?;
-        record.reserved = false;
-        record.secret = None;
-        record.retention = None;
-        record.state = ended_state(record);
-        record.forget = Some(Deadline::after(cx.now, keep.0));
+        let forget = Deadline::after(cx.now, self.config.keep_ended.0);
+        let tombstone = self.live(session)?.to_tombstone(forget);
+        self.insert(Record::Tombstone(Box::new(tombstone)));
         Ok(())
     }
 
@@ -163,47 +162,47 @@ impl Registry {
         message: String,
         cx: &Context<'_>,
     ) -> Result<(), Error> {
-        let record = self.known(session)?;
-        if matches!(record.wish, Wish::Remove | Wish::Stop) {
+        let live = self.live(session)?;
+        if matches!(live.wish, Wish::Remove | Wish::Stop) {
             // Asked to end meanwhile: stopping or removing goes on by itself.
             return Ok(());
         }
-        let may_go_elsewhere = record.may_go_elsewhere();
+        let may_go_elsewhere = live.may_go_elsewhere();
         self.failing_starts = self.failing_starts.saturating_add(1);
         if may_go_elsewhere {
             return self.set_aside(session, reason, message, cx);
         }
         self.change(session)?.wish = Wish::Stop;
-        self.end(session, reason, cx)?.message = Some(message);
+        self.end(session, reason, cx)?.status.message = Some(message);
         Ok(())
     }
 
     /// Whether the host rebooted since the session last ran, or was to: a start that nobody saw counts, too.
     fn outlived_by_host(&self, session: &SessionId, cx: &Context<'_>) -> bool {
-        self.records.get(session).is_some_and(|record| record.boot_id != cx.now.boot_id)
+        self.live(session).is_ok_and(|live| live.boot_id != cx.now.boot_id)
     }
 
     /// Its host or engine restarted under it: it starts again, its reservation kept, or it stops.
     pub(super) fn host_restarted(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
-        let record = self.change(session)?;
-        if record.workspace.on_host_restart == OnHostRestart::Start {
+        let live = self.change(session)?;
+        if live.origin.workspace.on_host_restart == OnHostRestart::Start {
             self.launch_again(session, cx)?;
-            self.change(session)?.message = Some("starting again after its host restarted".to_owned());
+            self.change(session)?.status.message = Some("starting again after its host restarted".to_owned());
             return Ok(());
         }
-        record.wish = Wish::Stop;
-        self.end(session, EndReason::HostRebooted, cx)?.message = Some("its host restarted".to_owned());
+        live.wish = Wish::Stop;
+        self.end(session, EndReason::HostRebooted, cx)?.status.message = Some("its host restarted".to_owned());
         Ok(())
     }
 }
 
 /// Whether the sight is of what the session was last told to do. One that crossed a change of mind on
 /// its way is old news: the runner looks again under its new orders.
-const fn answers(record: &Record, sight: &Sight) -> bool {
-    match (record.wish, sight) {
+const fn answers(live: &Live, sight: &Sight) -> bool {
+    match (live.wish, sight) {
         (Wish::Run | Wish::Pause, Sight::Running(_) | Sight::Ended(_) | Sight::Lost) => true,
         (Wish::Pause, Sight::Paused) => true,
-        (Wish::Stop, Sight::Stopped(_)) => !record.state.has_ended(),
+        (Wish::Stop, Sight::Stopped(_)) => !live.status.state.has_ended(),
         (Wish::Remove, Sight::Gone) => true,
         _ => false,
     }

@@ -3,7 +3,7 @@
 use super::{Context, Registry};
 use crate::ledger::{Capacity, PortRange};
 use crate::node;
-use crate::sessions::record::Record;
+use crate::sessions::record::Live;
 use crate::sessions::{Admit, Asked, Config};
 use crate::types::{
     Actor, Ballot, BootInstant, Bytes, Cores, Moment, Name, NodeId, Period, Port, Protocol, Resources, SessionId,
@@ -78,8 +78,8 @@ pub(in crate::sessions) fn offer(key: &str, workspace: Workspace) -> Admit {
     }
 }
 
-pub(in crate::sessions) fn record(key: &str) -> Record {
-    Record::admitted(&offer(key, workspace()), START)
+pub(in crate::sessions) fn live(key: &str) -> Live {
+    Live::admitted(&offer(key, workspace()), START)
 }
 
 /// A host of six cores and 6 GiB with nothing on it.

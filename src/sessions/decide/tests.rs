@@ -19,9 +19,17 @@ fn exit(n: u32, code: i64) -> Exit {
     Exit { run: run(n), code, oom_killed: false, finished_at: None }
 }
 
+fn record<'a>(host: &'a Host, key: &str) -> &'a Record {
+    host.registry.record(&id(key)).unwrap()
+}
+
+fn live<'a>(host: &'a Host, key: &str) -> &'a Live {
+    record(host, key).live().unwrap()
+}
+
 fn state(host: &Host, key: &str) -> (SessionState, Option<EndReason>) {
-    let record = host.registry.record(&id(key)).unwrap();
-    (record.state, record.end_reason)
+    let status = record(host, key).status();
+    (status.state, status.end_reason)
 }
 
 fn admit(host: &mut Host, key: &str, workspace: Workspace) -> Result<bool, Error> {
@@ -134,7 +142,7 @@ fn a_stop_holds_the_reservation_until_the_runtime_confirms_it() {
 #[test]
 fn a_start_is_a_new_admission_and_keeps_the_ports() {
     let mut host = running("k", Workspace { cores: Cores::whole(4), ..workspace() });
-    let ports = host.registry.record(&id("k")).unwrap().ports.clone();
+    let ports = live(&host, "k").ports.clone();
     command(&mut host, "k", Command::Stop).unwrap();
     assert!(matches!(command(&mut host, "k", Command::Start), Err(Error::Conflict(_))), "it is still stopping");
     saw(&mut host, "k", Sight::Stopped(Some(exit(1, 0))));
@@ -144,9 +152,9 @@ fn a_start_is_a_new_admission_and_keeps_the_ports() {
     command(&mut host, "other", Command::Remove).unwrap();
     saw(&mut host, "other", Sight::Gone);
     command(&mut host, "k", Command::Start).unwrap();
-    let record = host.registry.record(&id("k")).unwrap();
-    assert_eq!((record.state, record.end_reason, &record.ports), (SessionState::Starting, None, &ports));
-    assert_eq!((record.previous_run.clone(), record.run.clone()), (Some(run(1)), None));
+    assert_eq!(state(&host, "k"), (SessionState::Starting, None));
+    let live = live(&host, "k");
+    assert_eq!((&live.ports, &live.previous_run, &live.run), (&ports, &Some(run(1)), &None));
     assert_eq!(host.registry.ledger().len(), 1);
 }
 
@@ -185,7 +193,7 @@ fn what_could_not_be_started_waits_for_another_host() {
     assert!(matches!(claim(&mut host, "k"), Err(Error::Conflict(_))), "it may start yet");
     fail_start(&mut host, "k");
     assert_eq!(state(&host, "k"), (SessionState::Pending, None));
-    assert_eq!(host.registry.record(&id("k")).unwrap().order(), None, "nothing more is tried here");
+    assert_eq!(live(&host, "k").order(), None, "nothing more is tried here");
     assert_eq!(host.registry.ledger().len(), 1, "a session that is to run holds its reservation");
 
     host.restart();
@@ -196,7 +204,7 @@ fn what_could_not_be_started_waits_for_another_host() {
     claim(&mut host, "k").expect("the next leader goes on");
     command(&mut host, "k", Command::Duplicate).unwrap();
     saw(&mut host, "k", Sight::Gone);
-    assert_eq!(host.registry.record(&id("k")).unwrap().end_reason, Some(EndReason::StartFailed));
+    assert_eq!(record(&host, "k").status().end_reason, Some(EndReason::StartFailed));
     assert!(host.registry.ledger().is_empty());
 }
 
@@ -218,7 +226,7 @@ fn what_nobody_else_starts_has_failed() {
     assert_eq!(state(&host, "given up").0, SessionState::Pending, "an order of before the last claim");
     command(&mut host, "given up", Command::GiveUp { claim: number }).unwrap();
     assert_eq!(state(&host, "given up"), failed);
-    assert_eq!(host.registry.record(&id("given up")).unwrap().message.as_deref(), Some("no such file"));
+    assert_eq!(record(&host, "given up").status().message.as_deref(), Some("no such file"));
     command(&mut host, "removed", Command::Remove).unwrap();
     assert!(matches!(claim(&mut host, "removed"), Err(Error::Conflict(_))));
     claim(&mut host, "claimed in vain").unwrap();
@@ -237,12 +245,12 @@ fn what_was_put_away_comes_back_as_the_next_attempt_only() {
     command(&mut host, "k", Command::Duplicate).unwrap();
     saw(&mut host, "k", Sight::Gone);
     assert_eq!(admit(&mut host, "k", workspace()), Ok(true), "a retry finds what was");
-    assert!(host.registry.record(&id("k")).unwrap().is_gone());
+    assert!(record(&host, "k").live().is_none());
     let offer = offer("k", workspace());
     let next = Admit { asked: Asked { attempt: 2, ..offer.asked.clone() }, ..offer };
     assert_eq!(host.decide_unwritten(|registry, cx| registry.admit(&next, cx)), Ok(false));
     host.registry.roll_back();
-    assert!(host.registry.record(&id("k")).unwrap().is_gone(), "what was not written never was");
+    assert!(record(&host, "k").live().is_none(), "what was not written never was");
     assert_eq!(host.decide(|registry, cx| registry.admit(&next, cx)), Ok(false));
     assert_eq!((state(&host, "k").0, host.registry.ledger().len()), (SessionState::Pending, 1));
 }
@@ -290,14 +298,15 @@ fn pause_and_resume_keep_the_reservation_and_need_a_running_session() {
 #[test]
 fn a_removed_session_is_remembered_for_its_key_and_then_forgotten() {
     let mut host = running("k", Workspace { env: BTreeMap::from([("P".into(), "{secret}".into())]), ..workspace() });
-    assert_eq!(host.registry.record(&id("k")).unwrap().launch().env["P"], "s3cret");
+    assert_eq!(live(&host, "k").launch().env["P"], "s3cret");
     command(&mut host, "k", Command::Remove).unwrap();
     saw(&mut host, "k", Sight::Gone);
-    let record = host.registry.record(&id("k")).unwrap().clone();
-    assert!(record.is_gone() && record.secret.is_none() && record.order().is_none());
+    let record = record(&host, "k").clone();
+    assert!(record.live().is_none());
+    assert!(!serde_json::to_string(&record).unwrap().contains("s3cret"), "its secret is not remembered");
     assert_eq!(host.registry.ledger().allocated(), Resources::ZERO);
     assert_eq!(
-        admit(&mut host, "k", offer("k", record.workspace.clone()).asked.workspace),
+        admit(&mut host, "k", offer("k", record.origin().workspace.clone()).asked.workspace),
         Ok(true),
         "a retry finds it"
     );
@@ -324,18 +333,14 @@ fn time_ends_sessions() {
     assert_eq!(state(&host, "k"), (SessionState::Stopping, Some(EndReason::IdleExpired)));
     saw(&mut host, "k", Sight::Stopped(Some(exit(1, 143))));
     pass(&mut host, 1);
-    let record = host.registry.record(&id("k")).unwrap();
-    assert_eq!(
-        (record.wish, record.end_reason),
-        (Wish::Remove, Some(EndReason::IdleExpired)),
-        "the ttl ends a stopped one too"
-    );
+    assert_eq!(live(&host, "k").wish, Wish::Remove, "the ttl ends a stopped one too");
+    assert_eq!(state(&host, "k").1, Some(EndReason::IdleExpired));
 }
 
 #[test]
 fn extend_never_shortens() {
     let mut host = running("k", Workspace { ttl_seconds: Some(60), ..workspace() });
-    let remaining = |host: &Host| host.registry.record(&id("k")).unwrap().ttl.unwrap().remaining(host.now).as_secs();
+    let remaining = |host: &Host| live(host, "k").ttl.unwrap().remaining(host.now).as_secs();
     command(&mut host, "k", Command::Extend { ttl: Duration::from_secs(10) }).unwrap();
     assert_eq!(remaining(&host), 60);
     command(&mut host, "k", Command::Extend { ttl: Duration::from_secs(100) }).unwrap();
@@ -349,7 +354,7 @@ fn a_stopped_session_is_removed_after_its_retention() {
     saw(&mut host, "k", Sight::Stopped(None));
     host.now = host.now.plus(Duration::from_secs(600));
     host.decide(|registry, cx| registry.expire(cx));
-    assert_eq!(host.registry.record(&id("k")).unwrap().wish, Wish::Remove);
+    assert_eq!(live(&host, "k").wish, Wish::Remove);
 }
 
 #[test]
@@ -387,7 +392,7 @@ fn a_start_that_a_reboot_ended_before_it_was_seen_is_made_again() {
     host.restart();
     saw(&mut host, "k", Sight::Ended(exit(1, 137)));
     assert_eq!(state(&host, "k"), (SessionState::Starting, None));
-    assert_eq!(host.registry.record(&id("k")).unwrap().previous_run, Some(run(1)), "seeing it is no news");
+    assert_eq!(live(&host, "k").previous_run, Some(run(1)), "seeing it is no news");
     saw(&mut host, "k", Sight::Ended(exit(2, 1)));
     assert_eq!(state(&host, "k"), (SessionState::Failed, Some(EndReason::Exited)), "that was its own end");
 }
@@ -448,7 +453,7 @@ fn a_session_that_has_ended_and_runs_all_the_same_is_stopped() {
     assert_eq!(state(&host, "k").0, SessionState::Stopped, "an answer from before its end is no news");
     host.decide(|registry, cx| registry.reconcile(vec![seen(2)], cx));
     assert_eq!(state(&host, "k").0, SessionState::Stopping);
-    assert_eq!(host.registry.record(&id("k")).unwrap().order().unwrap().wish, Wish::Stop);
+    assert_eq!(live(&host, "k").order().unwrap().wish, Wish::Stop);
     saw(&mut host, "k", Sight::Stopped(Some(exit(2, 0))));
     assert_eq!(state(&host, "k"), (SessionState::Stopped, Some(EndReason::Exited)));
     assert_eq!(host.registry.ledger().allocated(), Resources::ZERO);
@@ -490,7 +495,7 @@ fn a_container_that_should_be_gone_is_removed_again() {
     command(&mut host, "k", Command::Remove).unwrap();
     saw(&mut host, "k", Sight::Gone);
     host.decide(|registry, cx| registry.reconcile(vec![found("k", testing::node_id(), Container::Created)], cx));
-    assert_eq!(host.registry.record(&id("k")).unwrap().order().unwrap().wish, Wish::Remove);
+    assert_eq!(live(&host, "k").order().unwrap().wish, Wish::Remove);
 }
 
 #[derive(Debug, Clone)]
@@ -550,7 +555,7 @@ proptest! {
                 }
                 Op::Command(key, command) => {
                     let id = id(&key.to_string());
-                    let start = command == Command::Start && host.registry.record(&id).is_some_and(|r| !r.reserved);
+                    let start = command == Command::Start && host.registry.record(&id).is_some_and(|r| !r.is_reserved());
                     admitted = host.decide_unwritten(|registry, cx| registry.command(&id, &command, cx)).is_ok() && start;
                 }
                 Op::Report(key, report) => host.decide_unwritten(|registry, cx| registry.report(&id(&key.to_string()), report, cx)),
@@ -574,16 +579,17 @@ proptest! {
                 prop_assert_eq!(before, after, "a turn that was not written never was");
                 prop_assert_eq!(host.registry.ledger().allocated(), allocated_before);
             }
-            let reserved = host.registry.records().filter(|r| r.reserved);
-            let sum = reserved.fold(Resources::ZERO, |sum, r| sum.saturating_add(r.workspace.resources()));
+            let reserved = host.registry.records().filter(|r| r.is_reserved());
+            let sum = reserved.fold(Resources::ZERO, |sum, r| sum.saturating_add(r.origin().workspace.resources()));
             prop_assert_eq!(host.registry.ledger().allocated(), sum);
             for record in host.registry.records() {
-                let holds = !record.is_gone() && (!record.state.has_ended());
-                prop_assert!(!record.reserved || holds, "{:?} holds a reservation", record.state);
-                let live = matches!(record.state, SessionState::Running | SessionState::Paused | SessionState::Starting | SessionState::Pulling | SessionState::Pending);
-                prop_assert!(!live || record.reserved, "{:?} runs without a reservation", record.state);
+                let state = record.status().state;
+                prop_assert!(!record.is_reserved() || !state.has_ended(), "{state:?} holds a reservation");
+                let live = matches!(state, SessionState::Running | SessionState::Paused | SessionState::Starting | SessionState::Pulling | SessionState::Pending);
+                prop_assert!(!live || record.is_reserved(), "{state:?} runs without a reservation");
+                prop_assert!(record.live().is_some() || state.has_ended(), "{state:?} and its container is destroyed");
             }
-            let mut ports: Vec<u16> = host.registry.records().filter(|r| !r.is_gone()).flat_map(|r| &r.ports).map(|p| p.host_port).collect();
+            let mut ports: Vec<u16> = host.registry.live_sessions().flat_map(|live| &live.ports).map(|p| p.host_port).collect();
             let all = ports.len();
             ports.sort_unstable();
             ports.dedup();
