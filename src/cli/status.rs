@@ -68,7 +68,8 @@ pub(super) fn describe(status: &Status, terminal: &Terminal) -> String {
         ("leader", format!("{leader}, term {}", cluster.term)),
     ]);
     if node.dev {
-        let what = "This node runs with --dev: its figures may be made up, and its sessions may run on the bare host.";
+        let what = "This node runs with --dev: its figures may come from [dev] instead of the hardware, and its sessions \
+                    may run outside containers.";
         text.push_str(&format!("\n  {}", terminal.red(what)));
     }
     text
@@ -101,7 +102,7 @@ mod tests {
   runtime  docker 28.1, not available: no answer
   cluster  default, 1 node, available mode
   leader   none, term 4
-  This node runs with --dev: its figures may be made up, and its sessions may run on the bare host.";
+  This node runs with --dev: its figures may come from [dev] instead of the hardware, and its sessions may run outside containers.";
         assert_eq!(describe(&status, &Terminal::PLAIN), expected);
     }
 }

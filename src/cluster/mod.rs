@@ -100,7 +100,7 @@ pub enum Error {
         #[source]
         cause: gossip::Error,
     },
-    #[error("nobody leads the cluster now, or whoever does cannot be reached")]
+    #[error("the cluster has no leader now, or its leader cannot be reached")]
     NoLeader,
 }
 

@@ -263,9 +263,12 @@ fn describe(refused: &NodeReason) -> String {
         Reason::LowDisk => "the node has less free disk than limits.min_free_disk",
     };
     let figures = refused.dimension.zip(refused.requested).map(|(dimension, requested)| {
-        let limit = if refused.reason == Reason::ExceedsPhysical { refused.physical } else { refused.available };
-        let limit = limit.map(|limit| format!(" of {}", dimension.describe(limit))).unwrap_or_default();
-        format!(": {}{limit}", dimension.describe(requested))
+        let (name, limit) = match refused.reason {
+            Reason::ExceedsPhysical => ("physical", refused.physical),
+            _ => ("available", refused.available),
+        };
+        let limit = limit.map(|limit| format!(", {name} {}", dimension.describe(limit))).unwrap_or_default();
+        format!(": requested {}{limit}", dimension.describe(requested))
     });
     format!("{} rejects the session: {why}{}", refused.node, figures.unwrap_or_default())
 }
@@ -327,7 +330,7 @@ mod tests {
         (refused.requested, refused.available) = (Some(4.0), Some(1.0));
         let (status, _, error) = read(sessions::Error::Refused(Box::new(refused))).await;
         assert_eq!((status, error.code), (503, ErrorCode::NoCapacity));
-        assert!(error.message.contains("4 cores of 1 cores"), "{}", error.message);
+        assert!(error.message.ends_with(": requested 4 cores, available 1 core"), "{}", error.message);
         assert_eq!(error.nodes.len(), 1);
     }
 

@@ -66,7 +66,7 @@ pub enum Error {
     #[error("{0}")]
     Invalid(#[from] Invalid),
     /// The configuration file declares this setting.
-    #[error("{field} is declared in {file}, key settings.{field}; change it there")]
+    #[error("{field} is declared in {file}, key {}; change it there", settings::config_key(field))]
     Declared { field: String, file: String },
     /// A GPU override on a host without a GPU.
     #[error("gpus_override requires at least one physical GPU, and this node has none")]

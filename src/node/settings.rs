@@ -84,6 +84,12 @@ fn without(patch: &SettingsPatch, declared: &SettingsPatch) -> SettingsPatch {
     }
 }
 
+/// The key of the configuration file that declares a field of the API. A value in the file carries its unit, so the key
+/// does not.
+pub(super) fn config_key(field: &str) -> String {
+    format!("settings.{}", field.trim_end_matches("_bytes"))
+}
+
 /// The file's name in errors; without a file, the declarations come from the environment.
 fn file_name(file: Option<&Path>) -> String {
     file.map_or_else(|| "the environment".to_owned(), |file| file.display().to_string())
@@ -105,6 +111,14 @@ mod tests {
 
     fn changed(declared: &str, asked: &str) -> Result<Change, Error> {
         change(&Settings::default(), &config(declared), &patch(asked), 0)
+    }
+
+    #[test]
+    fn the_refusal_of_a_declared_setting_names_the_key_of_the_file() {
+        let refused = changed(r#"{"memory_override_bytes":1024}"#, r#"{"memory_override_bytes":2048}"#).unwrap_err();
+        let expected = "memory_override_bytes is declared in /etc/ostler/ostler.toml, key settings.memory_override; \
+                        change it there";
+        assert_eq!(refused.to_string(), expected);
     }
 
     #[test]

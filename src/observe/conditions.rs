@@ -222,7 +222,7 @@ fn low_disk(report: &Report, min_free: Bytes) -> Option<String> {
 }
 
 fn dev_figures(report: &Report) -> Option<String> {
-    report.dev.then(|| "physical figures are made up: they come from [dev] in the configuration".to_owned())
+    report.dev.then(|| "physical figures come from [dev] in the configuration; they are not measured".to_owned())
 }
 
 /// The conditions that hold now. A condition that held before keeps its `since`.

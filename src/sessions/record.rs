@@ -1,4 +1,4 @@
-//! What is remembered of a session: one journal entry.
+//! The record of a session in its host's journal.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -233,7 +233,7 @@ impl Live {
         Self { ports: found.ports.clone(), ..Self::reserved(origin, status, now) }
     }
 
-    /// One whose container was destroyed and is there again: it is to be removed once more.
+    /// A session whose container was destroyed and is there again: the container is to be removed.
     pub fn found_again(tombstone: &Tombstone, now: Moment) -> Self {
         let Tombstone { origin, status, .. } = tombstone.clone();
         Self { wish: Wish::Remove, reserved: false, ..Self::reserved(origin, status, now) }

@@ -300,7 +300,7 @@ pub enum ConditionKind {
     ModeMismatch,
     /// Catalogue entries were changed on both sides of a partition: one of the two changes is lost.
     WorkspaceConflict,
-    /// Figures come from the `[dev]` section and are made up.
+    /// Figures come from the `[dev]` section of the configuration; they are not measured.
     DevFigures,
 }
 words!(ConditionKind {

@@ -77,12 +77,18 @@ impl Dimension {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // figures come from u64 and u32
         let whole = figure as u64;
         match self {
-            Self::Cores => format!("{figure} cores"),
+            Self::Cores => counted(figure, "core"),
             Self::MemoryBytes => format!("{} of memory", Bytes::new(whole)),
             Self::DiskBytes => format!("{} of disk", Bytes::new(whole)),
-            Self::Gpus => format!("{whole} GPUs"),
-            Self::Sessions => format!("{whole} sessions"),
-            Self::Ports => format!("{whole} ports"),
+            Self::Gpus => counted(figure, "GPU"),
+            Self::Sessions => counted(figure, "session"),
+            Self::Ports => counted(figure, "port"),
         }
     }
+}
+
+/// For example `1 core`, `0.5 cores`.
+fn counted(figure: f64, noun: &str) -> String {
+    let plural = if figure == 1.0 { "" } else { "s" };
+    format!("{figure} {noun}{plural}")
 }

@@ -79,8 +79,8 @@ impl<'a> Show<'a> {
         self.prompt.ostler("status").await?;
         self.prompt.ostler("node ls").await?;
         self.narrator.say(&format!(
-            "\nThe figures are made up, and marked so: three agents share this machine, and each is configured to have \
-            {} cores and {} of memory.",
+            "\nThree agents share this machine, so their figures are not measured: each is configured to have {} cores and {} \
+             of memory.",
             self.sizes.node_cores, self.sizes.node_memory
         ))
     }

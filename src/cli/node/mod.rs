@@ -156,7 +156,7 @@ pub(super) fn example() -> Node {
           "gpu_sharing":"same_user","labels":{"rack":"3"}},
         "declared_settings":["cores_override"],
         "drain":null,
-        "conditions":[{"kind":"dev_figures","message":"cores were made up","since":"2026-01-31T11:00:00Z"}]}"#;
+        "conditions":[{"kind":"dev_figures","message":"cores are not measured","since":"2026-01-31T11:00:00Z"}]}"#;
     serde_json::from_str(json).unwrap()
 }
 

@@ -56,7 +56,7 @@ pub(in crate::cli) fn resources(node: &Node, terminal: &Terminal) -> String {
     if made_up {
         lines.push(format!(
             "  {}",
-            terminal.red("These figures were made up by the [dev] section of the configuration.")
+            terminal.red("These figures come from the [dev] section of the configuration; they are not measured.")
         ));
     }
     lines.join("\n")
@@ -192,7 +192,7 @@ Resources
           [#################---]  83%  5 GiB of 6 GiB memory allocated
   gpus    [                    ]    ?  GPUs utilized: unknown
           [######--------------]  30%  3 of 10 GPUs allocated (physical 1)
-  These figures were made up by the [dev] section of the configuration.
+  These figures come from the [dev] section of the configuration; they are not measured.
 
 GPUs
   0       L4, GPU-1, ok, memory 1 GiB of 24 GiB, 41 °C, 30 W
@@ -209,7 +209,7 @@ Settings
   labels                 rack=3
 
 Conditions
-  dev_figures: cores were made up (for 1h)";
+  dev_figures: cores are not measured (for 1h)";
         assert_eq!(describe(&example(), &Terminal::PLAIN, now()), expected);
     }
 

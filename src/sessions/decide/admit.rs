@@ -8,15 +8,15 @@ use crate::sessions::{Admit, Error};
 use crate::types::{Dimension, Name, Reason, Resources, SessionId, User, Workspace};
 
 impl Registry {
-    /// Takes the session, or says why not and changes nothing. True where the key was used for the
-    /// same request before, and nothing new was made.
+    /// Admits the session, or says why not and changes nothing. Returns true if the key was used for the same request
+    /// before, and nothing new was created.
     pub fn admit(&mut self, admit: &Admit, cx: &Context<'_>) -> Result<bool, Error> {
         if admit.cluster != self.cluster || admit.destination != self.node {
             let meant = format!("this offer is for node {} of cluster {}", admit.destination, admit.cluster);
             return Err(Error::Conflict(meant));
         }
         self.fence(&admit.ballot).map_err(Error::Stale)?;
-        // What was put away here for another attempt's sake may come back as the next one.
+        // A session that this host could not start may be offered to it again, as a later attempt.
         let comes_back = |record: &Record| record.live().is_none() && record.origin().attempt < admit.asked.attempt;
         if self.find(&admit.session, &admit.asked.fingerprint)?.is_some_and(|record| !comes_back(record)) {
             return Ok(true);
@@ -40,15 +40,15 @@ impl Registry {
         Ok(false)
     }
 
-    /// The session of a key, if the key was used before: it must have been for the same request.
+    /// The session of a key, if the key was used before, for the same request.
     pub fn find(&self, session: &SessionId, fingerprint: &str) -> Result<Option<&Record>, Error> {
         let Some(record) = self.records.get(session) else { return Ok(None) };
-        // What was adopted from labels alone has lost its request: its key is trusted.
+        // A session that was adopted from labels has no fingerprint: any request with its key is the same.
         let same = record.origin().fingerprint.as_ref().is_none_or(|known| known == fingerprint);
         if same { Ok(Some(record)) } else { Err(Error::IdempotencyMismatch) }
     }
 
-    /// What holds for every new reservation, a first one or that of a session that starts again.
+    /// Checks what every new reservation needs, of a new session or of one that starts again.
     pub(super) fn check_host(&self, workspace: &Workspace, cx: &Context<'_>) -> Result<(), Error> {
         if !cx.node.settings.enabled {
             return Err(self.plain_refusal(cx, Reason::Disabled));

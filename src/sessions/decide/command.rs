@@ -1,4 +1,4 @@
-//! What people ask of a session that is here.
+//! Commands to a session of this host.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::sessions::{Command, Error};
 use crate::types::{Deadline, EndReason, SessionId, SessionState, User};
 
 impl Registry {
-    /// Takes in the wish, or says why it cannot be and changes nothing. What is wished already is fine.
+    /// Does the command, or says why not and changes nothing. A command that changes nothing succeeds.
     pub fn command(&mut self, session: &SessionId, command: &Command, cx: &Context<'_>) -> Result<(), Error> {
         let live = match self.record(session).ok_or(Error::NotFound(*session))? {
             Record::Tombstone(_) if is_met_by_removal(command) => return Ok(()),
@@ -35,7 +35,7 @@ impl Registry {
         }
     }
 
-    /// Wishes a session to stop. Its reservation holds until it does.
+    /// Lets a session stop. It keeps its reservation until it has stopped.
     pub(super) fn stop(&mut self, session: &SessionId, reason: EndReason) -> Result<(), Error> {
         let live = self.change(session)?;
         if !live.status.state.has_ended() && live.wish != Wish::Stop {
@@ -47,7 +47,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Wishes a session's container to be destroyed. An earlier end keeps its reason.
+    /// Lets a session's container be removed. A session that has ended keeps the reason of its end.
     pub(super) fn remove(&mut self, session: &SessionId, reason: EndReason) -> Result<(), Error> {
         let live = self.change(session)?;
         live.wish = Wish::Remove;
@@ -57,7 +57,7 @@ impl Registry {
         Ok(())
     }
 
-    /// A stopped session is admitted anew, on the same host, with the same ports and GPUs.
+    /// Admits a stopped session again, on the same host, with the same ports and GPUs.
     fn start(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
         let live = self.live(session)?;
         match live.status.state {
@@ -83,7 +83,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Lets a session that ended run once more, under a reservation that it holds.
+    /// Lets a session that ended run again, under a reservation that it holds.
     pub(super) fn launch_again(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
         let live = self.change(session)?;
         live.wish = Wish::Run;
@@ -125,7 +125,7 @@ impl Registry {
         Ok(())
     }
 
-    /// A session lives at least `ttl` from now. One that never expires stays so.
+    /// Lets a session live for at least `ttl` from now. A session that never expires stays so.
     fn extend(&mut self, session: &SessionId, ttl: Duration, cx: &Context<'_>) -> Result<(), Error> {
         let live = self.change(session)?;
         if let Some(deadline) = live.ttl
@@ -138,7 +138,7 @@ impl Registry {
 }
 
 impl Live {
-    /// Somebody uses it: its idle time starts again.
+    /// It is used: its idle time starts again.
     pub(super) fn note_activity(&mut self, cx: &Context<'_>) {
         self.status.last_activity_at = cx.now.wall;
         if let Some(secs) = self.origin.workspace.idle_timeout_seconds {

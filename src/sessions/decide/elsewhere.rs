@@ -1,8 +1,8 @@
-//! Sessions that could not be started here, and that another host may start.
+//! Sessions that this host could not start, and that another host may start.
 //!
-//! One that never ran waits, its reservation held, for its leader to place it elsewhere. Once the leader has
-//! claimed it, nobody else decides about it, so that it is never both ended here and begun there. If nobody
-//! takes it, or nobody asks in time, it has failed.
+//! Such a session, if it never ran, waits for its leader to place it on another host, and keeps its reservation. Once
+//! the leader has claimed it, only that leader decides about it, so that it never ends here while it starts there. If
+//! no host admits it, or no leader claims it in time, it fails.
 
 use std::time::Duration;
 
@@ -21,21 +21,21 @@ const CLAIMED_WITHIN: Duration = Duration::from_secs(15);
 /// How long a leader that has claimed it may take to place it: longer than it offers a session around.
 const PLACED_WITHIN: Duration = Duration::from_secs(30);
 
-/// What is remembered of a session that waits for another host.
+/// A session that waits for another host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unplaced {
     /// Why it could not be started here.
     pub reason: EndReason,
     /// The same for people.
     pub message: String,
-    /// It has failed if it is still here then.
+    /// It fails if it still waits then.
     pub until: Deadline,
-    /// How often leaders have claimed it; 0: none places it now.
+    /// How often leaders have claimed it; 0: no leader places it.
     pub claim: u32,
 }
 
 impl Registry {
-    /// It could not be started, for this reason, and waits to be placed elsewhere.
+    /// It could not be started, for this reason, and waits for another host.
     pub(super) fn set_aside(
         &mut self,
         session: &SessionId,
@@ -52,8 +52,8 @@ impl Registry {
         Ok(())
     }
 
-    /// The leader places the session elsewhere, as answered: until it says how that went, nobody else decides about it. Where a
-    /// leader died meanwhile, the next one claims it again.
+    /// The leader takes over the session, to place it on another host: until it gives up or that host has the session,
+    /// nothing else ends it. If the leader dies meanwhile, the next leader claims it again.
     pub fn claim(&mut self, ballot: &Ballot, session: &SessionId, cx: &Context<'_>) -> Result<Claimed, Error> {
         self.fence(ballot).map_err(Error::Stale)?;
         let live = self.live(session)?;
@@ -75,13 +75,13 @@ impl Registry {
         Ok(Claimed { asked, claim })
     }
 
-    /// The leader that made this claim finds no other host. Another claim made since then counts, and not this order.
+    /// The leader that made this claim finds no other host. If there is a later claim, this order has no effect.
     pub(super) fn give_up_claim(&mut self, session: &SessionId, claim: u32, cx: &Context<'_>) -> Result<(), Error> {
         let current = self.live(session)?.unplaced.as_ref().is_some_and(|unplaced| unplaced.claim == claim);
         if current { self.give_up(session, cx) } else { Ok(()) }
     }
 
-    /// No other host admits it: it has failed for the reason that it could not be started here for.
+    /// No other host admits it: it fails, for the reason that it could not be started here.
     pub(super) fn give_up(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
         let Some(Unplaced { reason, message, .. }) = self.live(session)?.unplaced.clone() else { return Ok(()) };
         self.change(session)?.wish = Wish::Stop;
@@ -91,7 +91,7 @@ impl Registry {
 }
 
 impl Live {
-    /// Whether another host may start what this one could not: it never ran, and who asked for it is known.
+    /// Whether another host may start it: it never ran, and its request is known.
     pub(super) fn may_go_elsewhere(&self) -> bool {
         self.origin.attempt < MAX_ATTEMPTS
             && self.origin.fingerprint.is_some()

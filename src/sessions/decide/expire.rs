@@ -1,4 +1,4 @@
-//! What time alone brings about.
+//! What deadlines end.
 
 use super::{Context, Registry};
 use crate::sessions::lifecycle::Wish;
@@ -6,7 +6,7 @@ use crate::sessions::record::Record;
 use crate::types::{Deadline, EndReason, SessionId, SessionState};
 
 impl Registry {
-    /// Ends what is over: ttl, idle time, retention, a drain's deadline, and the memory of what is gone.
+    /// Ends every session whose ttl, idle time, retention or drain is over, and forgets tombstones that are due.
     pub fn expire(&mut self, cx: &Context<'_>) {
         let due = |deadline: Option<Deadline>| deadline.is_some_and(|deadline| deadline.is_due(cx.now));
         let mut forgotten: Vec<SessionId> = Vec::new();
@@ -65,7 +65,7 @@ impl Registry {
         }
     }
 
-    /// Counts every deadline from this boot, so that from now on the boot clock alone decides.
+    /// Counts every deadline from this boot, so that from now on only the boot clock decides.
     pub fn rebase_deadlines(&mut self, cx: &Context<'_>) {
         for (id, record) in &mut self.records {
             match record {

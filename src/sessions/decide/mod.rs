@@ -1,5 +1,5 @@
-//! Every decision about the sessions of this host, pure: what was asked or seen goes in, changed
-//! records come out. The [owner](super::task) persists, publishes and replies.
+//! Every decision about the sessions of this host, pure: requests and sights go in, changed records come out. The
+//! [owner](super::task) persists, publishes and replies.
 
 mod admit;
 mod command;
@@ -24,7 +24,7 @@ use crate::types::{Ballot, Bytes, EndReason, Moment, Name, NodeId, NodeReason, R
 pub use elsewhere::{MAX_ATTEMPTS, Unplaced};
 pub use report::Report;
 
-/// Starts in a row that fail before a node says so and is offered sessions last.
+/// Starts in a row that fail before the node has a condition that says so and is offered sessions last.
 pub const FAILING_STARTS: u32 = 3;
 
 /// What a decision may look at besides the registry.
@@ -50,12 +50,12 @@ pub struct Registry {
     ledger: Ledger,
     ports: Ports,
     failing_starts: u32,
-    /// Nothing is admitted under a lower ballot.
+    /// Offers under a lower ballot are rejected.
     fence: Option<Ballot>,
     engine_up: bool,
-    /// When the engine went; `None` while it has not gone since it was last up.
+    /// When the engine was lost; `None` while it is up.
     engine_lost_at: Option<Moment>,
-    /// Sessions that ran when the engine went, and were not seen since.
+    /// Sessions that ran when the engine was lost, and that it has not shown since.
     out_of_sight: BTreeSet<SessionId>,
     /// The records as they were before the changes that are not yet on disk.
     undo: BTreeMap<SessionId, Option<Record>>,
@@ -89,7 +89,7 @@ impl Registry {
         registry
     }
 
-    /// From now on nothing is admitted under a lower ballot.
+    /// From now on, offers under a lower ballot are rejected.
     pub fn fence(&mut self, ballot: &Ballot) -> Result<(), Stale> {
         match &self.fence {
             Some(highest) if highest > ballot => Err(Stale { highest: *highest }),
@@ -125,12 +125,12 @@ impl Registry {
         self.failing_starts
     }
 
-    /// Whether something was decided that must be on disk before anybody is told.
+    /// Whether a decision must be on disk before it is published or answered.
     pub fn must_commit(&self) -> bool {
         !self.undo.is_empty()
     }
 
-    /// What to write: every session that differs from the disk; `None` where it is to be forgotten.
+    /// What to write: every session that differs from the disk; `None` to remove its record.
     pub fn changes(&self) -> impl Iterator<Item = (&SessionId, Option<&Record>)> {
         self.unwritten.iter().map(|id| (id, self.records.get(id)))
     }
@@ -185,7 +185,7 @@ impl Registry {
         record.live().ok_or_else(|| removed(session))
     }
 
-    /// A session to change durably: nobody is told before the change is on disk.
+    /// A session to change durably: the change is on disk before it is published or answered.
     fn change(&mut self, session: &SessionId) -> Result<&mut Live, Error> {
         let record = self.records.get_mut(session).ok_or(Error::NotFound(*session))?;
         self.undo.entry(*session).or_insert_with(|| Some(record.clone()));
@@ -194,7 +194,7 @@ impl Registry {
         record.live_mut().ok_or_else(|| removed(session))
     }
 
-    /// A session to change in passing: progress and activity, written with the next durable change.
+    /// A session to change without a write of its own: progress and activity, written with the next durable change.
     fn touch(&mut self, session: &SessionId) -> Option<&mut Live> {
         let live = self.records.get_mut(session)?.live_mut()?;
         self.unwritten.insert(*session);
@@ -218,7 +218,7 @@ impl Registry {
         }
     }
 
-    /// The session is over: what it reserved is free again. Only after the runtime confirmed it.
+    /// The session is over, and its reservation is free. To be called only after the runtime confirmed the end.
     fn end(&mut self, session: &SessionId, reason: EndReason, cx: &Context<'_>) -> Result<&mut Live, Error> {
         self.ledger.release(session);
         let retention = self.config.stopped_retention;

@@ -1,4 +1,4 @@
-//! Journal and engine brought together: after a start, a crash, or events that were missed.
+//! Reconciles the journal with the engine: after a start, a crash, or missed events.
 
 use std::time::Duration;
 
@@ -8,16 +8,15 @@ use crate::sessions::lifecycle::Wish;
 use crate::sessions::record::{Live, Record, Tombstone};
 use crate::types::{Ballot, EndReason, Moment, NodeId, SessionId, SessionState};
 
-/// An engine that stops ends its containers first, for up to 15 s, and then its connections: a session
-/// that ended this shortly before the engine went was ended by it.
+/// An engine that stops ends its containers first, for up to 15 s, and then its connections: a session that ended this
+/// shortly before the engine was lost was ended by the engine.
 const ENGINE_STOP_WINDOW: Duration = Duration::from_secs(20);
 
 impl Registry {
-    /// Takes in what the engine has. Containers without a record are adopted from their labels; those
-    /// whose record says that they are gone are removed, and those that have ended and run again are
-    /// stopped. Runners see to everything else that has a record.
+    /// Takes the engine's list of containers. Adopts a container without a record from its labels, removes one whose
+    /// record is a tombstone, and stops one that has ended and runs again. Runners do the rest.
     ///
-    /// Returns containers of this cluster that another node id made: they are nobody's to touch here.
+    /// Returns the containers of this cluster that another node id made: this host leaves them alone.
     pub fn reconcile(&mut self, found: Vec<Found>, cx: &Context<'_>) -> Vec<(SessionId, NodeId)> {
         let mut foreign = Vec::new();
         for found in found {
@@ -38,7 +37,7 @@ impl Registry {
         foreign
     }
 
-    /// Whether nobody can tell what the session does: the engine does not answer, or went while the session ran
+    /// Whether it is unknown what the session does: the engine does not answer, or was lost while the session ran
     /// and has not shown it since.
     pub fn is_unseen(&self, session: &SessionId) -> bool {
         !self.engine_up || self.is_out_of_sight(session)
@@ -48,9 +47,9 @@ impl Registry {
         self.out_of_sight.contains(session)
     }
 
-    /// Takes in whether the engine answers. True where that is news.
+    /// Takes whether the engine answers. Returns true if that changed.
     pub fn engine_is(&mut self, up: bool, cx: &Context<'_>) -> bool {
-        // An engine that was never up may have gone before this daemon began.
+        // An engine that was never up may have been lost before this daemon started.
         let went = !up && self.engine_lost_at.is_none();
         if up == self.engine_up && !went {
             return false;
@@ -65,7 +64,7 @@ impl Registry {
         true
     }
 
-    /// The engine went. What ran may run on, or end with it: only a look at each session tells.
+    /// The engine is lost. Sessions that ran may go on or end with it: only a look at each container tells.
     pub(super) fn engine_went(&mut self) {
         let runs = |live: &&Live| !live.status.state.has_ended() && live.run.is_some();
         self.out_of_sight = self.live_sessions().filter(runs).map(|live| live.origin.id).collect();
@@ -89,7 +88,7 @@ impl Registry {
                 live.status.end_reason = Some(EndReason::Lost);
             }
         }
-        // A runner tells what state it is in; till then it may run.
+        // Its runner reports its state; until then it may run.
         live.status.state = SessionState::Starting;
         tracing::warn!(session = %found.session, user = %found.user, "adopted a container that has no record");
         self.insert(Record::Live(Box::new(live)));
@@ -108,9 +107,9 @@ impl Registry {
         }
     }
 
-    /// The engine went at `lost_at` and is back. Sessions that were seen to end just before, since it took
-    /// them down with it, start again, or stop, as their workspaces say. One that no longer fits stays
-    /// ended. Those whose end was not seen are judged once they are looked at.
+    /// The engine was lost at `lost_at` and is back. Sessions that ended just before ended because of it: they start
+    /// again or stop, as their workspaces say, and stay ended if they no longer fit. A session whose end was not seen
+    /// is decided about once its container is seen.
     pub(super) fn engine_returned(&mut self, lost_at: Moment, cx: &Context<'_>) {
         let victims: Vec<SessionId> =
             self.live_sessions().filter(|live| live.was_taken_down(lost_at)).map(|live| live.origin.id).collect();
@@ -124,7 +123,7 @@ impl Registry {
     }
 }
 
-/// Whether a session that has ended runs, and not just in an answer that is older than its end.
+/// Whether a session that has ended runs again: the engine's answer shows another run than the one that ended.
 fn was_started_again(live: &Live, container: &Container) -> bool {
     let (Container::Running(run) | Container::Paused(run)) = container else { return false };
     live.status.state.has_ended() && live.wish == Wish::Stop && live.run.as_ref() != Some(run)
@@ -135,7 +134,7 @@ const fn is_alive(container: &Container) -> bool {
 }
 
 impl Live {
-    /// Whether it ended by itself, as far as could be told, just before the engine went.
+    /// Whether it ended, apparently by itself, just before the engine was lost.
     fn was_taken_down(&self, lost_at: Moment) -> bool {
         let Some(ended_at) = self.ended_at else { return false };
         self.wish == Wish::Stop

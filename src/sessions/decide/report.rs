@@ -1,4 +1,4 @@
-//! What a session's runner saw.
+//! Reports of a session's runner.
 
 use super::{Context, Registry};
 use crate::runtime::container::{Exit, Run};
@@ -22,14 +22,14 @@ pub enum Report {
     Saw(Sight),
     ImageFailed(String),
     StartFailed(String),
-    /// The engine does not answer. Nothing is known, so nothing changes.
+    /// The engine does not answer. Nothing is known, so no state changes.
     Unreachable(String),
     /// There was traffic on its network.
     Active,
 }
 
 impl Registry {
-    /// Takes in a report. One about a session that is not known, or whose container is removed, changes nothing.
+    /// Takes a report. A report about an unknown session, or about one whose container is destroyed, changes nothing.
     pub fn report(&mut self, session: &SessionId, report: Report, cx: &Context<'_>) {
         if self.live(session).is_err() {
             return;
@@ -63,7 +63,7 @@ impl Registry {
                 }
             }
             Report::Created { container_id } => status.container_id = Some(container_id),
-            // What runs goes on without the engine, and its node says that the engine is away.
+            // A running session goes on without the engine; the condition of its node says that the engine is lost.
             Report::Unreachable(message) if !matches!(status.state, SessionState::Running | SessionState::Paused) => {
                 status.message = Some(message);
             }
@@ -102,9 +102,9 @@ impl Registry {
         Ok(())
     }
 
-    /// It ended unasked. That its host or its engine restarted under it is not its own end.
+    /// It ended without a request. If its host or engine restarted, the session did not end by itself.
     fn ended(&mut self, session: &SessionId, exit: &Exit, cx: &Context<'_>) -> Result<(), Error> {
-        // Started again, it is this run that is told from the next.
+        // If it starts again, the next run is told apart from this one.
         self.change(session)?.run = Some(exit.run.clone());
         if self.outlived_by_host(session, cx) || self.is_out_of_sight(session) {
             return self.host_restarted(session, cx);
@@ -154,7 +154,7 @@ impl Registry {
         Ok(())
     }
 
-    /// It could not be started. One that never ran may run elsewhere.
+    /// It could not be started. A session that never ran may run on another host.
     fn start_failed(
         &mut self,
         session: &SessionId,
@@ -164,7 +164,7 @@ impl Registry {
     ) -> Result<(), Error> {
         let live = self.live(session)?;
         if matches!(live.wish, Wish::Remove | Wish::Stop) {
-            // Asked to end meanwhile: stopping or removing goes on by itself.
+            // A caller ended it meanwhile: stopping or removing goes on.
             return Ok(());
         }
         let may_go_elsewhere = live.may_go_elsewhere();
@@ -177,12 +177,12 @@ impl Registry {
         Ok(())
     }
 
-    /// Whether the host rebooted since the session last ran, or was to: a start that nobody saw counts, too.
+    /// Whether the host rebooted since the session last ran or was to start, even if that start was not seen.
     fn outlived_by_host(&self, session: &SessionId, cx: &Context<'_>) -> bool {
         self.live(session).is_ok_and(|live| live.boot_id != cx.now.boot_id)
     }
 
-    /// Its host or engine restarted under it: it starts again, its reservation kept, or it stops.
+    /// Its host or engine restarted: it starts again and keeps its reservation, or it stops.
     pub(super) fn host_restarted(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
         let live = self.change(session)?;
         if live.origin.workspace.on_host_restart == OnHostRestart::Start {
@@ -196,8 +196,8 @@ impl Registry {
     }
 }
 
-/// Whether the sight is of what the session was last told to do. One that crossed a change of mind on
-/// its way is old news: the runner looks again under its new orders.
+/// Whether the sight answers the present wish. A sight that was sent before the wish changed is out of date: the runner
+/// looks again under its new order.
 const fn answers(live: &Live, sight: &Sight) -> bool {
     match (live.wish, sight) {
         (Wish::Run | Wish::Pause, Sight::Running(_) | Sight::Ended(_) | Sight::Lost) => true,
