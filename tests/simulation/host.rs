@@ -38,8 +38,8 @@ pub(crate) struct Host {
     pub(crate) state: node::State,
     pub(crate) report: capacity::Report,
     gpus: Vec<String>,
-    /// The journal of sessions.
-    pub(crate) disk: BTreeMap<String, Vec<u8>>,
+    /// The journal of sessions, as the agent would read it.
+    pub(crate) disk: BTreeMap<SessionId, Record>,
     pub(crate) journal_fails: bool,
     pub(crate) crashes: Option<Crash>,
     pub(crate) engine: Engine,
@@ -169,7 +169,7 @@ impl Host {
             config: self.config.clone(),
             cluster: cluster_name(),
             node: self.id,
-            records: self.records(),
+            records: self.disk.values().cloned().collect(),
             journal_rebuilt: None,
             fence,
             incarnation: self.lives,
@@ -189,16 +189,6 @@ impl Host {
             pending: BTreeMap::new(),
             entries: BTreeMap::new(),
         });
-    }
-
-    /// Every record on disk.
-    pub(crate) fn records(&self) -> Vec<Record> {
-        self.disk.values().map(|json| serde_json::from_slice(json).unwrap()).collect()
-    }
-
-    /// The record of a session on disk.
-    pub(crate) fn kept(&self, session: &SessionId) -> Option<Record> {
-        Some(serde_json::from_slice(self.disk.get(session.as_str())?).unwrap())
     }
 
     pub(crate) fn effective(&self) -> Resources {

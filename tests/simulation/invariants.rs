@@ -99,7 +99,7 @@ impl Witness {
 
     /// I9: a session that is answered, or given to the engine, is on disk.
     pub(crate) fn check_durable(&self, host: &Host, session: &SessionId) {
-        assert!(host.disk.contains_key(session.as_str()), "I9: {session} is not on the disk of {}", host.state.name);
+        assert!(host.disk.contains_key(session), "I9: {session} is not on the disk of {}", host.state.name);
     }
 
     /// I8: every running container has its reservation. Checked only in the agent's first life, since the engine may
@@ -123,7 +123,7 @@ impl Cluster {
         assert!(stale.is_none(), "I3: n{i} admits under {:?} after {stale:?}", admit.ballot);
         let reached = self.witness.begun.get(&(admit.session, admit.ballot));
         for other in (0..self.size()).filter(|other| *other != i) {
-            let Some(kept) = self.hosts[other].kept(&admit.session) else { continue };
+            let Some(kept) = self.hosts[other].disk.get(&admit.session) else { continue };
             let id = &self.hosts[other].id;
             // In quorum mode a leader has the reports of a majority; in available mode, of all nodes that it reached.
             let must_know = match self.world.mode {
@@ -133,47 +133,47 @@ impl Cluster {
                 }
             };
             // A host that could not start the session keeps its copy until the new copy is reported.
-            let ends = !is_live(&kept) || kept.live().is_some_and(|live| live.wish == Wish::Remove);
+            let ends = !is_live(kept) || kept.live().is_some_and(|live| live.wish == Wish::Remove);
             let handed_over = kept.origin().attempt < admit.asked.attempt && ends;
             let by = &admit.ballot;
             assert!(
                 handed_over || !must_know,
                 "I5: n{i} admits by {by:?} {}, what n{other} has: {}",
                 admit.session,
-                shown(&kept)
+                shown(kept)
             );
         }
     }
 
     /// A client was told that its session exists.
     pub(crate) fn acknowledged(&mut self, session: &SessionId) {
-        let kept = self.hosts.iter().any(|host| host.disk.contains_key(session.as_str()));
+        let kept = self.hosts.iter().any(|host| host.disk.contains_key(session));
         assert!(kept, "I6: {session} was acknowledged and is on no disk");
         self.witness.acknowledged.insert(*session);
     }
 
     /// I6, when a record is removed from the disk: its session must have ended for a known reason.
     pub(crate) fn check_forgotten(&mut self, i: usize, session: &SessionId) {
-        let record = self.hosts[i].kept(session).unwrap();
+        let record = &self.hosts[i].disk[session];
         let duplicate = record.status().end_reason == Some(EndReason::Duplicate);
-        let rightly = record.live().is_none() && (duplicate || self.ended_rightly(&record));
-        assert!(rightly, "I6: n{i} forgets {session}: {}", shown(&record));
-        let last = self.witness.admitted.get(session).is_none_or(|last| placed(&record) >= *last);
+        let rightly = record.live().is_none() && (duplicate || self.ended_rightly(record));
+        assert!(rightly, "I6: n{i} forgets {session}: {}", shown(record));
+        let last = self.witness.admitted.get(session).is_none_or(|last| placed(record) >= *last);
         if !duplicate && last {
             self.witness.forgotten.insert(*session);
         }
     }
 
     /// The hosts that have a record of a session on disk, and the records.
-    fn copies(&self, session: &SessionId) -> Vec<(usize, Record)> {
-        (0..self.size()).filter_map(|i| Some((i, self.hosts[i].kept(session)?))).collect()
+    fn copies(&self, session: &SessionId) -> Vec<(usize, &Record)> {
+        (0..self.size()).filter_map(|i| Some((i, self.hosts[i].disk.get(session)?))).collect()
     }
 
     /// I5, some time after the last fault.
     pub(crate) fn check_one_each(&self) {
         let mut live: BTreeMap<SessionId, Vec<usize>> = BTreeMap::new();
         for (i, host) in self.hosts.iter().enumerate() {
-            for record in host.records().into_iter().filter(is_live) {
+            for record in host.disk.values().filter(|record| is_live(record)) {
                 live.entry(record.origin().id).or_default().push(i);
             }
         }
@@ -225,9 +225,9 @@ impl Cluster {
     pub(crate) fn check_engines(&self) {
         for host in &self.hosts {
             for session in host.engine.alive() {
-                let kept = host.kept(session);
-                let reserved = kept.as_ref().is_some_and(Record::is_reserved);
-                assert!(reserved, "I8: {session} runs on {} as {:?}", host.state.name, kept.as_ref().map(shown));
+                let kept = host.disk.get(session);
+                let reserved = kept.is_some_and(Record::is_reserved);
+                assert!(reserved, "I8: {session} runs on {} as {:?}", host.state.name, kept.map(shown));
             }
         }
     }

@@ -2,8 +2,8 @@
 //! simulated disk may fail, and the agent may die in the middle of a turn.
 
 use ostler::placement::{Have, HostAnswer, HostReport, Offered};
-use ostler::sessions;
 use ostler::sessions::state::{Answer as Turned, Request, Turn};
+use ostler::sessions::{self, Record};
 use ostler::types::{Ballot, NodeUsage, SessionId};
 
 use crate::call::{Answer, Caller};
@@ -56,8 +56,8 @@ impl Cluster {
         let host = &mut self.hosts[i];
         let mut written = Ok(());
         let changes = host.life.as_ref().unwrap().sessions.changes().map(|changes| {
-            let json = |record| serde_json::to_vec(record).unwrap();
-            changes.map(|(id, record)| (*id, record.map(json))).collect::<Vec<(SessionId, Option<Vec<u8>>)>>()
+            let stored = |record| serde_json::from_slice(&serde_json::to_vec(record).unwrap()).unwrap();
+            changes.map(|(id, record)| (*id, record.map(stored))).collect::<Vec<(SessionId, Option<Record>)>>()
         });
         if let Some(changes) = changes {
             if crash == Some(Crash::BeforeWrite) {
@@ -91,15 +91,15 @@ impl Cluster {
         }
     }
 
-    fn write(&mut self, i: usize, changes: Vec<(SessionId, Option<Vec<u8>>)>) {
+    fn write(&mut self, i: usize, changes: Vec<(SessionId, Option<Record>)>) {
         for (id, record) in changes {
             match record {
-                Some(json) => drop(self.hosts[i].disk.insert(id.to_string(), json)),
+                Some(record) => drop(self.hosts[i].disk.insert(id, record)),
                 None => {
-                    if self.hosts[i].disk.contains_key(id.as_str()) {
+                    if self.hosts[i].disk.contains_key(&id) {
                         self.check_forgotten(i, &id);
                     }
-                    self.hosts[i].disk.remove(id.as_str());
+                    self.hosts[i].disk.remove(&id);
                 }
             }
         }
