@@ -59,10 +59,10 @@ fn parse(records: Records) -> Result<Vec<Record>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sessions::decide::testing::{START, id, live};
+    use crate::sessions::decide::testing::{START, id, new_live};
 
     fn stored(key: &str) -> Record {
-        Record::Live(Box::new(live(key)))
+        Record::Live(Box::new(new_live(key)))
     }
 
     #[tokio::test]

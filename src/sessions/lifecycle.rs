@@ -165,6 +165,13 @@ mod tests {
         assert_eq!(next(&order, &Container::Absent), Step::Tell(Sight::Lost));
     }
 
+    #[test]
+    fn a_paused_container_is_reported_once() {
+        let order = |paused| Order { wish: Wish::Pause, previous_run: None, run: Some(run(1)), paused };
+        assert_eq!(next(&order(false), &Container::Paused(run(1))), Step::Tell(Sight::Paused));
+        assert_eq!(next(&order(true), &Container::Paused(run(1))), Step::Wait);
+    }
+
     proptest! {
         /// From any container, four steps or fewer lead to a report to the owner, or to waiting.
         #[test]

@@ -360,7 +360,7 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sessions::decide::testing::{START, id, live, workspace};
+    use crate::sessions::decide::testing::{START, id, new_live, workspace};
 
     /// Records as the first version wrote them. A newer version must read them: give new fields a default.
     const LIVE: &str = include_str!("../../tests/golden/record-v1.json");
@@ -401,7 +401,7 @@ mod tests {
 
     #[test]
     fn a_tombstone_shows_how_it_ended_and_no_endpoints() {
-        let mut live = live("k");
+        let mut live = new_live("k");
         live.ports = vec![PortBinding { container_port: 80, protocol: crate::types::Protocol::Tcp, host_port: 20_000 }];
         live.ttl = Some(Deadline::after(START, Duration::from_secs(60)));
         live.status.end_reason = Some(EndReason::OomKilled);
@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn the_progress_of_a_pull_is_activity_and_what_went_wrong_is_not() {
-        let mut live = live("k");
+        let mut live = new_live("k");
         let now = crate::node::fixture::moment();
         let mut seen = |state, message: &str| {
             (live.status.state, live.status.message) = (state, Some(message.to_owned()));
@@ -433,7 +433,7 @@ mod tests {
 
     #[test]
     fn templates_are_filled_in_for_one_session() {
-        let mut live = live("k");
+        let mut live = new_live("k");
         live.secret = Some("s3cret".to_owned());
         live.origin.workspace.env = BTreeMap::from([("A".into(), "{user}:{session}:{secret}:{other}".into())]);
         live.origin.workspace.volumes = vec![crate::types::VolumeMount {

@@ -243,11 +243,11 @@ impl Runner {
 mod tests {
     use super::*;
     use crate::runtime::container::{Exit, Run};
-    use crate::sessions::decide::testing::live;
+    use crate::sessions::decide::testing::new_live;
     use crate::sessions::lifecycle::Sight;
 
     fn work(wish: Wish) -> Work {
-        let mut live = live("k");
+        let mut live = new_live("k");
         live.wish = wish;
         Work { order: live.order().unwrap(), launch: Arc::new(live.launch()), watch_traffic: false }
     }

@@ -144,3 +144,6 @@ impl Live {
             && ended_at.since(lost_at.boot) <= ENGINE_STOP_WINDOW
     }
 }
+
+#[cfg(test)]
+mod tests;

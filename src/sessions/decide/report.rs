@@ -207,3 +207,6 @@ const fn answers(live: &Live, sight: &Sight) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,15 @@
 //! A host to decide on, for tests.
 
-use super::{Context, Registry};
+use super::{Context, Registry, Report};
 use crate::ledger::{Capacity, PortRange};
 use crate::node;
-use crate::sessions::record::Live;
-use crate::sessions::{Admit, Asked, Config};
+use crate::runtime::container::{Container, Exit, Found, Run};
+use crate::sessions::lifecycle::Sight;
+use crate::sessions::record::{Live, Record};
+use crate::sessions::{Admit, Asked, Command, Config, Error};
 use crate::types::{
-    Actor, Ballot, BootInstant, Bytes, Cores, Moment, Name, NodeId, Period, Port, Protocol, Resources, SessionId,
-    SessionRequest, Settings, Timestamp, Workspace,
+    Actor, Ballot, BootInstant, Bytes, Cores, EndReason, Moment, Name, NodeId, Period, Port, Protocol, Resources,
+    SessionId, SessionRequest, SessionState, Settings, Timestamp, Workspace,
 };
 
 pub(in crate::sessions) fn config() -> Config {
@@ -78,7 +80,7 @@ pub(in crate::sessions) fn offer(key: &str, workspace: Workspace) -> Admit {
     }
 }
 
-pub(in crate::sessions) fn live(key: &str) -> Live {
+pub(in crate::sessions) fn new_live(key: &str) -> Live {
     Live::admitted(&offer(key, workspace()), START)
 }
 
@@ -89,6 +91,7 @@ pub(super) struct Host {
     pub(super) node: node::State,
     pub(super) physical: Resources,
     pub(super) gpus: Vec<String>,
+    pub(super) disk_free: Option<Bytes>,
 }
 
 impl Host {
@@ -105,6 +108,7 @@ impl Host {
             node: node_state(),
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
             gpus: Vec::new(),
+            disk_free: None,
         }
     }
 
@@ -127,7 +131,7 @@ impl Host {
             node: &self.node,
             capacity,
             duplicated: false,
-            disk_free: None,
+            disk_free: self.disk_free,
             port_usable: &|_| true,
             draw_secret: &|| "s3cret".to_owned(),
         };
@@ -140,5 +144,62 @@ impl Host {
         let fence = self.registry.fence;
         self.registry = Registry::new(self.registry.config.clone(), cluster(), node_id(), fence, records);
         self.registry.engine_up = true;
+    }
+}
+
+pub(super) fn run(n: u32) -> Run {
+    Run(n.to_string())
+}
+
+pub(super) fn exit(n: u32, code: i64) -> Exit {
+    Exit { run: run(n), code, oom_killed: false, finished_at: None }
+}
+
+pub(super) fn record<'a>(host: &'a Host, key: &str) -> &'a Record {
+    host.registry.record(&id(key)).unwrap()
+}
+
+pub(super) fn live<'a>(host: &'a Host, key: &str) -> &'a Live {
+    record(host, key).live().unwrap()
+}
+
+pub(super) fn state(host: &Host, key: &str) -> (SessionState, Option<EndReason>) {
+    let status = record(host, key).status();
+    (status.state, status.end_reason)
+}
+
+pub(super) fn admit(host: &mut Host, key: &str, workspace: Workspace) -> Result<bool, Error> {
+    let offer = offer(key, workspace);
+    host.decide(|registry, cx| registry.admit(&offer, cx))
+}
+
+pub(super) fn saw(host: &mut Host, key: &str, sight: Sight) {
+    host.decide(|registry, cx| registry.report(&id(key), Report::Saw(sight), cx));
+}
+
+pub(super) fn command(host: &mut Host, key: &str, command: Command) -> Result<(), Error> {
+    host.decide(|registry, cx| registry.command(&id(key), &command, cx))
+}
+
+pub(super) fn running(key: &str, workspace: Workspace) -> Host {
+    let mut host = Host::new();
+    admit(&mut host, key, workspace).unwrap();
+    saw(&mut host, key, Sight::Running(run(1)));
+    host
+}
+
+pub(super) fn found(key: &str, node: NodeId, container: Container) -> Found {
+    Found {
+        container_id: "c1".to_owned(),
+        node,
+        session: id(key),
+        user: "alice".parse().unwrap(),
+        workspace: "desktop".parse().unwrap(),
+        resources: Resources::new(Cores::whole(2), Bytes::gib(1), 0),
+        gpu_uuids: Vec::new(),
+        image: Some("desktop:1".to_owned()),
+        ports: Vec::new(),
+        created_at: START.wall,
+        container,
     }
 }

@@ -3,54 +3,15 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::testing::{Host, config, id, node_id, offer, workspace};
+use super::testing::{
+    Host, admit, command, config, exit, found, id, live, node_id, offer, record, run, running, saw, state, workspace,
+};
 use super::*;
 use crate::node::DrainState;
-use crate::runtime::container::{Container, Exit, Found, Run};
+use crate::runtime::container::{Container, Exit};
 use crate::sessions::lifecycle::{Sight, Wish};
 use crate::sessions::{Admit, Asked, Claimed, Command, Error};
 use crate::types::{Bytes, Cores, Deadline, OnHostRestart, Resources, SessionState, Workspace};
-
-fn run(n: u32) -> Run {
-    Run(n.to_string())
-}
-
-fn exit(n: u32, code: i64) -> Exit {
-    Exit { run: run(n), code, oom_killed: false, finished_at: None }
-}
-
-fn record<'a>(host: &'a Host, key: &str) -> &'a Record {
-    host.registry.record(&id(key)).unwrap()
-}
-
-fn live<'a>(host: &'a Host, key: &str) -> &'a Live {
-    record(host, key).live().unwrap()
-}
-
-fn state(host: &Host, key: &str) -> (SessionState, Option<EndReason>) {
-    let status = record(host, key).status();
-    (status.state, status.end_reason)
-}
-
-fn admit(host: &mut Host, key: &str, workspace: Workspace) -> Result<bool, Error> {
-    let offer = offer(key, workspace);
-    host.decide(|registry, cx| registry.admit(&offer, cx))
-}
-
-fn saw(host: &mut Host, key: &str, sight: Sight) {
-    host.decide(|registry, cx| registry.report(&id(key), Report::Saw(sight), cx));
-}
-
-fn command(host: &mut Host, key: &str, command: Command) -> Result<(), Error> {
-    host.decide(|registry, cx| registry.command(&id(key), &command, cx))
-}
-
-fn running(key: &str, workspace: Workspace) -> Host {
-    let mut host = Host::new();
-    admit(&mut host, key, workspace).unwrap();
-    saw(&mut host, key, Sight::Running(run(1)));
-    host
-}
 
 fn refusal(result: Result<bool, Error>) -> Reason {
     let Err(Error::Refused(reason)) = result else { panic!("{result:?} is not a refusal") };
@@ -338,6 +299,67 @@ fn time_ends_sessions() {
 }
 
 #[test]
+fn a_host_admits_only_while_enough_of_its_disk_is_free() {
+    let least = Bytes::gib(10);
+    for (free, admits) in [(None, true), (Some(least), true), (Some(Bytes::new(least.get() - 1)), false)] {
+        let mut host = Host::with(Config { min_free_disk: least, ..config() });
+        host.disk_free = free;
+        let admitted = admit(&mut host, "k", workspace());
+        assert_eq!(admitted.is_ok(), admits, "{free:?} free: {admitted:?}");
+    }
+}
+
+#[test]
+fn a_workspace_may_name_a_network_of_the_configuration() {
+    let mut host = Host::with(Config { networks: vec!["lan".parse().unwrap()], ..config() });
+    let in_network = |name: &str| Workspace { network: Some(name.parse().unwrap()), ..workspace() };
+    assert_eq!(admit(&mut host, "k", in_network("lan")), Ok(false));
+    assert_eq!(refusal(admit(&mut host, "l", in_network("wan"))), Reason::Network);
+}
+
+#[test]
+fn a_secret_is_drawn_only_for_a_session_that_wants_one_and_has_none() {
+    let wants = Workspace { env: BTreeMap::from([("P".into(), "{secret}".into())]), ..workspace() };
+    for (workspace, given, expected) in [
+        (workspace(), None, None),
+        (wants.clone(), None, Some("s3cret")),
+        (wants, Some("of the first host"), Some("of the first host")),
+    ] {
+        let mut host = Host::new();
+        let mut offer = offer("k", workspace);
+        offer.asked.secret = given.map(str::to_owned);
+        host.decide(|registry, cx| registry.admit(&offer, cx)).unwrap();
+        assert_eq!(live(&host, "k").secret.as_deref(), expected);
+    }
+}
+
+#[test]
+fn a_session_that_stops_already_keeps_the_reason() {
+    let mut host = running("k", Workspace { idle_timeout_seconds: Some(30), ..workspace() });
+    host.now = host.now.plus(Duration::from_secs(30));
+    host.decide(|registry, cx| registry.expire(cx));
+    command(&mut host, "k", Command::Stop).unwrap();
+    assert_eq!(state(&host, "k"), (SessionState::Stopping, Some(EndReason::IdleExpired)));
+}
+
+#[test]
+fn after_a_start_only_the_boot_clock_decides_about_deadlines() {
+    let mut host = running("k", Workspace { ttl_seconds: Some(60), ..workspace() });
+    admit(&mut host, "gone", workspace()).unwrap();
+    command(&mut host, "gone", Command::Remove).unwrap();
+    saw(&mut host, "gone", Sight::Gone);
+    let reboot = host.now.plus(Duration::from_secs(10));
+    host.now = crate::types::Moment { boot: crate::types::BootInstant::from_millis(5), boot_id: 2, ..reboot };
+    host.decide_unwritten(|registry, cx| registry.rebase_deadlines(cx));
+    assert_eq!(host.registry.changes().count(), 2, "both are written with the next change");
+    // The wall clock jumps by a day.
+    host.now.wall = host.now.wall.plus(Duration::from_secs(86_400));
+    assert_eq!(live(&host, "k").ttl.unwrap().remaining(host.now), Duration::from_secs(50));
+    let Record::Tombstone(gone) = record(&host, "gone") else { panic!("its container is destroyed") };
+    assert_eq!(gone.forget.remaining(host.now), Duration::from_secs(3590));
+}
+
+#[test]
 fn extend_never_shortens() {
     let mut host = running("k", Workspace { ttl_seconds: Some(60), ..workspace() });
     let remaining = |host: &Host| live(host, "k").ttl.unwrap().remaining(host.now).as_secs();
@@ -457,22 +479,6 @@ fn a_session_that_has_ended_and_runs_all_the_same_is_stopped() {
     saw(&mut host, "k", Sight::Stopped(Some(exit(2, 0))));
     assert_eq!(state(&host, "k"), (SessionState::Stopped, Some(EndReason::Exited)));
     assert_eq!(host.registry.ledger().allocated(), Resources::ZERO);
-}
-
-fn found(key: &str, node: NodeId, container: Container) -> Found {
-    Found {
-        container_id: "c1".to_owned(),
-        node,
-        session: id(key),
-        user: "alice".parse().unwrap(),
-        workspace: "desktop".parse().unwrap(),
-        resources: Resources::new(Cores::whole(2), Bytes::gib(1), 0),
-        gpu_uuids: Vec::new(),
-        image: Some("desktop:1".to_owned()),
-        ports: Vec::new(),
-        created_at: testing::START.wall,
-        container,
-    }
 }
 
 #[test]
