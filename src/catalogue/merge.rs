@@ -250,4 +250,29 @@ mod tests {
         assert_eq!(contents.forget_old(Timestamp::from_millis(TOMBSTONE_MILLIS + 1)), [entry(0, 1, 1, 4).key]);
         assert_eq!(contents.entries().count(), 1);
     }
+
+    #[test]
+    fn a_tombstone_is_kept_for_a_month_from_its_change() {
+        let changed_at = Timestamp::from_millis(10 * TOMBSTONE_MILLIS);
+        let mut contents = contents(&[Entry { changed_at, ..entry(0, 1, 1, 4) }]);
+        let after = |millis| Timestamp::from_millis(changed_at.millis() + millis);
+        assert!(contents.forget_old(after(TOMBSTONE_MILLIS)).is_empty());
+        assert_eq!(contents.forget_old(after(TOMBSTONE_MILLIS + 1)).len(), 1);
+    }
+
+    #[test]
+    fn above_the_bound_the_oldest_conflicts_are_dropped() {
+        let mut contents = Contents::default();
+        for n in 0..=MAX_CONFLICTS {
+            let name: crate::types::Name = format!("c{n}").parse().unwrap();
+            let changed_at = Timestamp::from_millis(i64::try_from(n).unwrap());
+            for term in [1, 2] {
+                let entry = entry(0, 1, term, 0);
+                contents.merge(Entry { key: Key::Workspace(name.clone()), changed_at, ..entry });
+            }
+        }
+        assert_eq!(contents.conflicts().count(), MAX_CONFLICTS);
+        let oldest = contents.conflicts().map(|conflict| conflict.previous.changed_at).min();
+        assert_eq!(oldest, Some(Timestamp::from_millis(1)));
+    }
 }

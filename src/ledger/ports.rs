@@ -84,6 +84,12 @@ mod tests {
     }
 
     #[test]
+    fn a_range_includes_both_ends() {
+        assert_eq!((RANGE.len(), RANGE.is_empty()), (4, false));
+        assert_eq!([9, 10, 13, 14].map(|port| RANGE.contains(port)), [false, true, true, false]);
+    }
+
+    #[test]
     fn ports_are_held_until_released_and_reused_last() {
         let mut ports = Ports::default();
         assert_eq!(ports.assign(&session("a"), 2, RANGE, |_| true), Some(vec![10, 11]));

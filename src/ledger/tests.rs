@@ -63,6 +63,7 @@ fn six_cores_overridden_to_twelve_with_sessions_of_two_and_three_show_five_of_tw
     host.admit("a", "alice", request(2, 1, 0)).unwrap();
     host.admit("b", "bob", request(3, 1, 0)).unwrap();
     assert_eq!(host.ledger.allocated().cores, Cores::whole(5));
+    assert!(!host.ledger.is_empty());
 }
 
 #[test]
@@ -131,6 +132,17 @@ fn a_gpu_is_never_shared_between_users_unless_the_operator_says_so() {
     assert_eq!(host.admit("d", "alice", request(1, 1, 1)).unwrap_err().reason, Reason::GpuSharing);
     host.sharing = GpuSharing::Any;
     assert_eq!(host.admit("c", "carol", request(1, 1, 2)), Ok(devices(2)));
+}
+
+#[test]
+fn a_user_whose_last_session_left_a_gpu_no_longer_shares_it() {
+    let mut host = Host::new(request(64, 64, 1), request(64, 64, 2));
+    host.sharing = GpuSharing::Any;
+    host.admit("a", "alice", request(1, 1, 1)).unwrap();
+    host.admit("b", "bob", request(1, 1, 1)).unwrap();
+    host.ledger.release(&id("a"));
+    host.sharing = GpuSharing::SameUser;
+    assert_eq!(host.admit("c", "bob", request(1, 1, 1)), Ok(devices(1)));
 }
 
 #[test]

@@ -264,9 +264,61 @@ mod tests {
         let one = sample::session_id("one");
         assert!(index.forget(&id(), &[one].into()) && !index.forget(&id(), &[one].into()));
         assert!(index.holder(&one).is_none() && index.holder(&sample::session_id("two")).is_some());
+        assert!(!index.is_on(&one, &id()) && index.is_on(&sample::session_id("two"), &id()));
         assert_eq!(index.apply(&id(), report(false, 2, vec![held("three")])), None);
         index.apply(&id(), report(true, 2, vec![held("one"), held("two"), held("three")]));
         assert_eq!(index.holder(&one).map(|(host, _)| host), Some(&id()));
         assert!(index.apply(&id(), report(false, 3, vec![held("four")])).is_some());
+    }
+    #[test]
+    fn of_two_live_copies_the_later_decision_counts_and_the_other_is_a_duplicate() {
+        let other = NodeId::from_bytes([1; 10]);
+        for (terms, best, worse) in [((1, 2), other, id()), ((2, 1), id(), other)] {
+            let copy = |term| Held { ballot: Ballot { term, node: id() }, ..held("k") };
+            let mut index = Index::default();
+            index.apply(&id(), report(true, 1, vec![copy(terms.0), held("once")]));
+            let duplicates = vec![Duplicate { host: worse, session: sample::session_id("k") }];
+            assert_eq!(index.apply(&other, report(true, 1, vec![copy(terms.1)])).as_ref(), Some(&duplicates));
+            assert_eq!(index.all_duplicates(), duplicates);
+            assert_eq!(index.holder(&sample::session_id("k")).map(|(host, _)| *host), Some(best));
+        }
+    }
+
+    #[test]
+    fn a_live_copy_counts_before_a_later_one_that_is_gone_and_neither_is_removed() {
+        let mut index = Index::default();
+        index.apply(&id(), report(true, 1, vec![held("k")]));
+        let gone = Held { gone: true, ballot: Ballot { term: 2, node: id() }, ..held("k") };
+        assert_eq!(index.apply(&NodeId::from_bytes([1; 10]), report(true, 1, vec![gone])), Some(Vec::new()));
+        assert_eq!(index.all_duplicates(), []);
+        assert_eq!(index.holder(&sample::session_id("k")).map(|(host, _)| *host), Some(id()));
+    }
+
+    #[test]
+    fn only_live_sessions_of_the_user_on_hosts_that_count_are_counted() {
+        let mut stopped = held("stopped");
+        stopped.session.state = SessionState::Stopped;
+        let gone = Held { gone: true, ..held("gone") };
+        let mut of_bob = held("bob");
+        of_bob.session.user = "bob".parse().unwrap();
+        let mut index = Index::default();
+        index.apply(&id(), report(true, 1, vec![held("one"), held("two"), stopped, gone, of_bob]));
+        let alice = "alice".parse().unwrap();
+        assert_eq!((index.sessions_of(&alice, |_| true), index.sessions_of(&alice, |_| false)), (2, 0));
+    }
+
+    #[test]
+    fn a_host_that_does_not_stay_is_forgotten_with_its_sessions() {
+        let other = NodeId::from_bytes([1; 10]);
+        let waits = |key: &str| Held { unplaced: true, ..held(key) };
+        let mut index = Index::default();
+        index.apply(&id(), report(true, 1, vec![waits("one")]));
+        index.apply(&other, report(true, 1, vec![waits("two")]));
+        assert!(!index.retain(|_| true));
+        assert!(index.retain(|host| *host == other));
+        assert!(!index.knows(&id()) && index.knows(&other));
+        let (one, two) = (sample::session_id("one"), sample::session_id("two"));
+        assert!(!index.is_on(&one, &id()) && index.is_on(&two, &other));
+        assert_eq!(index.fleet().unplaced, [(two, other)].into());
     }
 }

@@ -191,6 +191,16 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_certainly_does_not_have_the_session_is_not_asked_twice() {
+        let mut offer = Offer::new(offers(4), NOW);
+        offer.begin();
+        let (busy, journal) = (sessions::Error::Busy, sessions::Error::Journal(String::new()));
+        let outcomes = [Offered::Unreachable, Offered::Refused(busy), Offered::Refused(journal)];
+        let asked = outcomes.map(|outcome| asked(&offer.offered(outcome, NOW)).name.to_string());
+        assert_eq!(asked, ["n1", "n2", "n3"]);
+    }
+
+    #[test]
     fn a_leader_that_was_replaced_stops_offering() {
         let mut offer = Offer::new(offers(2), NOW);
         offer.begin();

@@ -183,7 +183,7 @@ impl Kinds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Bytes, Condition, ConditionKind, Cores, Resources, Settings, Timestamp, sample};
+    use crate::types::{Bytes, Condition, ConditionKind, Cores, Dimension, Resources, Settings, Timestamp, sample};
 
     const FIRST: &str = "aabb222222222222";
     const SECOND: &str = "aacc222222222222";
@@ -290,6 +290,15 @@ mod tests {
         let busy = HostFigures { in_flight: wanted(2).resources(), ..heard(&node) };
         let offers = plan([busy].into_iter(), asked(&sample::session_id("k"), &wanted(1)));
         assert_eq!(offers.refusals[0].reason, Reason::NoCapacity);
+    }
+
+    #[test]
+    fn a_refusal_has_figures_only_if_it_is_about_room() {
+        let refused = |node: NodeProfile| offers(&[node], &wanted(3)).refusals[0].clone();
+        let full = refused(a(4, 2));
+        assert_eq!((full.reason, full.dimension), (Reason::NoCapacity, Some(Dimension::Cores)));
+        assert_eq!((full.requested, full.available, full.physical), (Some(3.0), Some(2.0), Some(4.0)));
+        assert_eq!(refused(disabled(a(4, 2))), NodeReason::plain("a".parse().unwrap(), Reason::Disabled));
     }
 
     #[test]

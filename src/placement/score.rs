@@ -87,3 +87,32 @@ fn hash(seed: u64, text: &str) -> u64 {
     let words = words.iter().map(|word| u64::from_le_bytes(*word));
     words.chain(rest.iter().map(|byte| u64::from(*byte))).fold(seed, mix).wrapping_mul(GOLDEN)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Bytes, Cores, NodeProfile, Resources, sample};
+
+    /// How full the node would be with a session of one core and 1 GiB.
+    fn filled(node: &NodeProfile) -> u64 {
+        let host = HostFigures { node, in_flight: Resources::default(), heard: true, has_image: false };
+        fill(&host, &Workspace::new("desktop".parse().unwrap(), Cores::whole(1), Bytes::gib(1)))
+    }
+
+    #[test]
+    fn the_fill_is_exact_for_any_amount_of_memory() {
+        let mut node = sample::profile("a", "aabb222222222222");
+        for gib in [8, 128, 128 << 10] {
+            node.effective = Resources::new(Cores::whole(4), Bytes::gib(gib), 0);
+            node.allocated = Resources::new(Cores::ZERO, Bytes::gib(gib / 2 - 1), 0);
+            assert_eq!(filled(&node), WHOLE / 2, "{gib} GiB");
+        }
+    }
+
+    #[test]
+    fn gpus_count_only_for_sessions_that_request_them() {
+        let mut node = sample::profile("a", "aabb222222222222");
+        (node.effective.gpus, node.allocated.gpus) = (2, 2);
+        assert_eq!(filled(&node), WHOLE / 4);
+    }
+}

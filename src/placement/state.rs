@@ -682,3 +682,6 @@ impl<R> Placement<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

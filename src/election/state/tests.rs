@@ -248,7 +248,7 @@ fn a_lease_is_an_eighth_shorter_than_followers_hold_on() {
 fn after_a_refusal_a_majority_of_all_known_nodes_is_needed() {
     let config = Config { mode: ClusterMode::Available, heartbeat: BEAT };
     let campaign = |granting: &[u8], refusing: &[u8]| {
-        let mut election = Election::new(config.clone(), id(0), Stored::default(), NOW, 1);
+        let mut election = Election::new(config, id(0), Stored::default(), NOW, 1);
         let voters = (1..=4).map(id).collect();
         election.members(Members { voters, known: 4, untried: false }, NOW);
         let due = election.poll_timeout();
@@ -273,7 +273,7 @@ fn after_a_refusal_a_majority_of_all_known_nodes_is_needed() {
 fn in_available_mode_a_much_smaller_electorate_is_accepted_after_three_rounds() {
     let config = Config { mode: ClusterMode::Available, heartbeat: BEAT };
     let rounds = |last_electorate: u32| {
-        let mut election = Election::new(config.clone(), id(0), Stored::default(), NOW, 1);
+        let mut election = Election::new(config, id(0), Stored::default(), NOW, 1);
         election.members(Members { voters: [id(1), id(2), id(3)].into(), known: 3, untried: false }, NOW);
         election.request(Request::Beat { ballot: ballot(1, 3), round: 1, electorate: last_electorate }, NOW);
         let mut rounds = 0;

@@ -50,7 +50,7 @@ fn a_silent_node_is_suspect_then_unknown_and_can_return() {
     for (at, expected) in [(1, NodeState::Suspect), (10, NodeState::Suspect), (11, NodeState::Unknown)] {
         let view = membership.look(&one_silent, moment(at));
         assert_eq!((state(&view, 2), state(&view, 1)), (expected, NodeState::Alive), "after {at} s");
-        assert_eq!(view.members[&id(2)].state, expected);
+        assert_eq!(view.members[&id(2)].last_seen, moment(0).wall);
         assert_eq!(session_states(&view, 2), [SessionState::Unknown, SessionState::Stopped].into());
     }
     let view = membership.look(&all, moment(12));
@@ -69,6 +69,24 @@ fn nodes_that_fall_silent_together_stay_suspect_for_longer() {
         let view = membership.look(&most, moment(at));
         assert_eq!([1, 2].map(|n| state(&view, n)), [expected; 2], "after {at} s");
     }
+}
+
+#[test]
+fn half_of_the_nodes_is_not_most_of_them() {
+    let mut membership = membership();
+    membership.look(&[1, 2].map(|n| entry(n, true)), moment(0));
+    let half = [1, 2].map(|n| entry(n, n == 2));
+    assert_eq!(state(&membership.look(&half, moment(1)), 1), NodeState::Suspect);
+    assert_eq!(state(&membership.look(&half, moment(11)), 1), NodeState::Unknown);
+}
+
+#[test]
+fn late_news_of_a_silent_node_are_shown() {
+    let mut membership = membership();
+    membership.look(&[entry(1, true)], moment(0));
+    let late =
+        Entry { heard: Arc::new(Heard { sessions: by_id(&[]), ..(*entry(1, true).heard).clone() }), ..entry(1, false) };
+    assert!(membership.look(&[late], moment(1)).members[&id(1)].sessions.is_empty());
 }
 
 #[test]

@@ -1,8 +1,11 @@
+use std::sync::Arc;
+
 use super::*;
+use crate::gossip::Member;
 use crate::placement::HostReport;
 use crate::placement::flights::REMEMBERED_FOR;
 use crate::sessions::{Changes, Have, Held};
-use crate::types::{Bytes, Cores, SessionProfile, Strategy, Timestamp, sample};
+use crate::types::{Bytes, ClusterMode, Cores, NodeProfile, SessionProfile, Strategy, Timestamp, VolumeMount, sample};
 
 const NOW: BootInstant = BootInstant::from_millis(1_000_000);
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -85,6 +88,26 @@ impl Leader {
         self.book.begin_again(&again, situation).map(|(_, offers)| names(&offers))
     }
 
+    fn dry_run(&self, workspace: &Workspace) -> Result<Offers, Error> {
+        let situation = Situation { now: NOW, reign: &self.reign, view: &self.view };
+        self.book.dry_run(&sample::session_id("k"), &"alice".parse().unwrap(), workspace, situation)
+    }
+
+    /// The number of hosts that it offers the session to.
+    fn offered_at(&mut self, key: &str, now: BootInstant) -> usize {
+        match self.begin(key, false, now).unwrap() {
+            Begun::Offer { offers, .. } => offers.candidates.len(),
+            other => panic!("it is not offered: {other:?}"),
+        }
+    }
+
+    /// Offers the session to a host that does not answer. Returns that host.
+    fn doubt(&mut self, key: &str) -> usize {
+        let Ok(Begun::Offer { offers, .. }) = self.begin(key, true, NOW) else { panic!("it is offered") };
+        self.end(key, End::Uncertain);
+        (0..3).find(|host| id(*host) == offers.candidates[0].id).unwrap()
+    }
+
     fn end(&mut self, key: &str, end: End) {
         self.book.end(&sample::session_id(key), &self.reign.ballot, end, NOW);
     }
@@ -108,6 +131,21 @@ fn held(key: &str, host: usize, unplaced: bool) -> Held {
     Held { session, activity, ballot, gone: false, unplaced }
 }
 
+/// A node that gossip tells of.
+fn member(state: NodeState, profile: Option<NodeProfile>, sessions: Vec<SessionProfile>) -> Arc<Member> {
+    Arc::new(Member {
+        address: "127.0.0.1:7000".parse().unwrap(),
+        incarnation: 1,
+        state,
+        mode: ClusterMode::Available,
+        last_seen: Timestamp::default(),
+        profile: profile.map(Arc::new),
+        usage: sample::usage(),
+        sessions: sessions.into_iter().map(|session| (session.id, Arc::new(session))).collect(),
+        catalogue: None,
+    })
+}
+
 fn holder(begun: Result<Begun, Error>) -> NodeId {
     match begun {
         Ok(Begun::Known { host, .. }) => host,
@@ -128,6 +166,44 @@ fn a_session_in_flight_takes_room_until_its_host_reports() {
 }
 
 #[test]
+fn a_session_that_was_taken_is_remembered_until_its_host_reports_it_or_a_minute_has_passed() {
+    let mut leader = Leader::that_heard(&[0]);
+    assert_eq!(leader.offers("one"), ["a"]);
+    leader.end("one", End::Taken);
+    leader.hear(0, vec![held("one", 0, false)]);
+    assert_eq!((leader.offers("two"), leader.offers("three")), (vec!["a".to_owned()], vec!["a".to_owned()]));
+
+    let mut leader = Leader::that_heard(&[0, 1, 2]);
+    leader.begin("k", true, NOW).unwrap();
+    leader.end("k", End::Taken);
+    holder(leader.begin("k", false, NOW.plus(REMEMBERED_FOR - Duration::from_secs(1))));
+    assert_eq!(leader.offered_at("k", NOW.plus(REMEMBERED_FOR)), 3);
+}
+
+#[test]
+fn a_leader_under_another_ballot_knows_nothing_of_earlier_offers() {
+    let mut leader = Leader::that_heard(&[0, 1, 2]);
+    leader.begin("k", true, NOW).unwrap();
+    assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Wait(Error::BeingPlaced))));
+    leader.book.clear();
+    (0..3).for_each(|host| leader.hear(host, Vec::new()));
+    assert_eq!(leader.offered_at("k", NOW), 3);
+}
+
+#[test]
+fn a_session_that_only_gossip_tells_of_is_where_it_was_until_its_host_reports() {
+    let mut leader = Leader::that_heard(&[1, 2]);
+    let remembered = member(NodeState::Alive, None, vec![held("k", 0, false).session]);
+    leader.view.members.insert(id(0), remembered);
+    assert_eq!(holder(leader.begin("k", false, NOW)), id(0));
+    leader.lose(0);
+    let begun = leader.begin("k", false, NOW);
+    assert!(matches!(begun, Ok(Begun::Unknown(session)) if session.state == SessionState::Unknown));
+    leader.hear(0, Vec::new());
+    assert_eq!(leader.offered_at("k", NOW), 2, "it has reported since, without this session");
+}
+
+#[test]
 fn a_key_waits_until_every_host_that_may_have_its_session_has_reported() {
     let mut leader = Leader::that_heard(&[0, 1]);
     let Ok(Begun::Wait(Error::Indexing { waiting_for })) = leader.begin("k", false, NOW) else {
@@ -135,10 +211,16 @@ fn a_key_waits_until_every_host_that_may_have_its_session_has_reported() {
     };
     assert_eq!(waiting_for, [id(2).into()]);
     assert!(matches!(leader.begin("drawn", true, NOW), Ok(Begun::Offer { .. })), "no host can have this one");
-    leader.hear(2, vec![held("k", 2, false)]);
+    let mut ended = held("ended", 2, false);
+    ended.session.state = SessionState::Stopped;
+    leader.hear(2, vec![held("k", 2, false), ended]);
     assert_eq!(holder(leader.begin("k", false, NOW)), id(2));
     leader.lose(2);
-    assert!(matches!(leader.begin("k", false, NOW), Ok(Begun::Unknown(_))), "it is not placed a second time");
+    let mut state = |key: &str| match leader.begin(key, false, NOW) {
+        Ok(Begun::Unknown(session)) => session.state,
+        other => panic!("it is placed a second time: {other:?}"),
+    };
+    assert_eq!((state("k"), state("ended")), (SessionState::Unknown, SessionState::Stopped));
 }
 
 #[test]
@@ -229,7 +311,100 @@ fn sessions_of_a_host_that_has_been_silent_for_long_do_not_count_against_their_u
     assert!(refused(leader.begin("new", true, NOW)));
     leader.lose(2);
     assert!(refused(leader.begin("new", true, NOW)));
+    leader.book.note_silence(&leader.reign, NOW.plus(Duration::from_secs(10))); // it has been silent since `NOW`
     let later = NOW.plus(COUNTED_FOR);
     assert!(matches!(leader.begin("new", true, later), Ok(Begun::Offer { .. })));
     assert!(refused(leader.begin("newer", true, later)), "a session in flight counts");
+}
+
+#[test]
+fn a_host_that_may_have_a_session_is_certain_not_to_have_it_after_its_second_report() {
+    for (reports, candidates) in [(1, 1), (2, 3)] {
+        let mut leader = Leader::new(Config { on_unknown: OnUnknown::Fail, ..config() });
+        (0..3).for_each(|host| leader.hear(host, Vec::new()));
+        let asked = leader.doubt("k");
+        (0..reports).for_each(|_| leader.hear(asked, Vec::new()));
+        assert_eq!(leader.offered_at("k", NOW.plus(REMEMBERED_FOR)), candidates, "after {reports} reports");
+    }
+}
+
+#[test]
+fn a_host_that_may_have_a_session_is_not_waited_for_once_it_was_removed() {
+    let cases = [
+        (true, None, 1),
+        (true, Some(NodeState::Left), 1),
+        (false, Some(NodeState::Suspect), 1),
+        (false, Some(NodeState::Left), 2),
+        (false, None, 2),
+    ];
+    for (elects, state, candidates) in cases {
+        let mut leader = Leader::new(Config { on_unknown: OnUnknown::Fail, ..config() });
+        (0..3).for_each(|host| leader.hear(host, Vec::new()));
+        let asked = leader.doubt("k");
+        leader.lose(asked);
+        if !elects {
+            leader.reign.electorate.remove(&id(asked));
+        }
+        leader.view.members.extend(state.map(|state| (id(asked), member(state, None, Vec::new()))));
+        let offered = leader.offered_at("k", NOW.plus(REMEMBERED_FOR));
+        assert_eq!(offered, candidates, "in the electorate: {elects}, state: {state:?}");
+    }
+}
+
+#[test]
+fn the_next_host_that_does_not_answer_is_waited_for_as_long_as_the_first() {
+    let mut leader = Leader::that_heard(&[0, 1, 2]);
+    let asked = leader.doubt("k");
+    leader.lose(asked);
+    let later = NOW.plus(REMEMBERED_FOR / 2);
+    assert_eq!(leader.offered_at("k", later), 2);
+    leader.book.end(&sample::session_id("k"), &leader.reign.ballot, End::Uncertain, later);
+    assert_eq!(leader.offered_at("k", NOW.plus(REMEMBERED_FOR)), 1);
+}
+
+#[test]
+fn a_node_that_gossip_tells_of_and_that_has_not_reported_is_unreachable_unless_it_left() {
+    let mut leader = Leader::that_heard(&[0, 1]);
+    let profile = |name: &str, host: usize| Some(sample::profile(name, id(host).as_str()));
+    leader.view.members = [
+        (id(0), member(NodeState::Alive, profile("a", 0), Vec::new())),
+        (id(1), member(NodeState::Alive, None, Vec::new())),
+        (id(2), member(NodeState::Alive, profile("c", 2), Vec::new())),
+        (id(3), member(NodeState::Alive, None, Vec::new())),
+        (id(4), member(NodeState::Left, profile("e", 4), Vec::new())),
+        (id(5), member(NodeState::Left, None, Vec::new())),
+    ]
+    .into();
+    let offers = leader.dry_run(&workspace()).unwrap();
+    assert_eq!(names(&offers), ["a", "b"]);
+    let unreachable = |node| NodeReason::plain(node, Reason::Unreachable);
+    assert_eq!(offers.refusals, [unreachable("c".parse().unwrap()), unreachable(id(3).into())]);
+}
+
+#[test]
+fn a_workspace_that_no_known_node_can_run_is_invalid() {
+    let without_command = Workspace { command: Vec::new(), ..workspace() };
+    assert!(matches!(Leader::that_heard(&[0]).dry_run(&without_command), Err(Error::Invalid(_))));
+    assert!(Leader::that_heard(&[]).dry_run(&without_command).unwrap().candidates.is_empty(), "no node is known");
+}
+
+#[test]
+fn a_session_goes_to_the_host_of_the_last_session_of_its_user_and_workspace_if_a_volume_does_not_roam() {
+    let mut leader = Leader::new(config());
+    let made_at = |millis: i64, held: Held| {
+        let session = SessionProfile { created_at: Timestamp::from_millis(millis), ..held.session };
+        Held { session, ..held }
+    };
+    let mut of_bob = made_at(4, held("bob", 0, false));
+    of_bob.session.user = "bob".parse().unwrap();
+    let mut of_a_shell = made_at(3, held("shell", 0, false));
+    of_a_shell.session.workspace = "shell".parse().unwrap();
+    leader.hear(0, vec![of_bob, of_a_shell]);
+    leader.hear(1, vec![made_at(2, held("new", 1, false))]);
+    leader.hear(2, vec![made_at(1, held("old", 2, false))]);
+    let hosts = |roam: bool| {
+        let mount = VolumeMount { name: "home-{user}".to_owned(), path: "/home".to_owned(), read_only: false, roam };
+        names(&leader.dry_run(&Workspace { volumes: vec![mount], ..workspace() }).unwrap())
+    };
+    assert_eq!((hosts(false), hosts(true)), (vec!["b".to_owned()], NAMES.map(str::to_owned).to_vec()));
 }
