@@ -185,6 +185,37 @@ fn a_leader_sends_heartbeats_at_once_when_the_nodes_change_and_not_when_they_sta
 }
 
 #[test]
+fn a_change_of_nodes_does_not_postpone_a_campaign() {
+    let mut election = quorum(2, Stored::default());
+    let due = election.poll_timeout();
+    election.members(Members { voters: [id(1)].into(), known: 1, untried: false }, NOW.plus(BEAT));
+    assert_eq!(election.poll_timeout(), due);
+}
+
+#[test]
+fn a_candidate_without_votes_gives_up_and_campaigns_again() {
+    let mut election = quorum(2, Stored::default());
+    let due = election.poll_timeout();
+    election.tick(due);
+    for (peer, request) in sent(&mut election) {
+        election.answer(&peer, &request, &Answer { granted: true, highest: None, round: 0 }, due);
+    }
+    assert!(matches!(election.role, Role::Candidate { .. }), "{:?}", election.role);
+    let due = election.poll_timeout();
+    election.tick(due);
+    assert!(matches!(election.role, Role::Follower { leader: None, .. }), "{:?}", election.role);
+    assert!(election.poll_timeout() > due);
+}
+
+#[test]
+fn a_campaign_waits_half_a_timeout_for_answers() {
+    let mut election = quorum(2, Stored::default());
+    let due = election.poll_timeout();
+    election.tick(due);
+    assert_eq!(election.poll_timeout(), due.plus(BEAT));
+}
+
+#[test]
 fn a_node_that_left_is_no_longer_in_the_electorate_and_the_leader_is() {
     let (mut election, now) = elected();
     election.members(Members { voters: [id(1)].into(), known: 1, untried: false }, now);
@@ -247,10 +278,10 @@ fn a_lease_is_an_eighth_shorter_than_followers_hold_on() {
 #[test]
 fn after_a_refusal_a_majority_of_all_known_nodes_is_needed() {
     let config = Config { mode: ClusterMode::Available, heartbeat: BEAT };
-    let campaign = |granting: &[u8], refusing: &[u8]| {
+    let campaign = |others: u8, granting: &[u8], refusing: &[u8]| {
         let mut election = Election::new(config, id(0), Stored::default(), NOW, 1);
-        let voters = (1..=4).map(id).collect();
-        election.members(Members { voters, known: 4, untried: false }, NOW);
+        let voters = (1..=others).map(id).collect();
+        election.members(Members { voters, known: usize::from(others), untried: false }, NOW);
         let due = election.poll_timeout();
         election.tick(due);
         let ask = Request::PreVote { ballot: ballot(1, 0) };
@@ -263,45 +294,46 @@ fn after_a_refusal_a_majority_of_all_known_nodes_is_needed() {
         election.tick(due);
         matches!(election.role, Role::Candidate { .. } | Role::Leader(_))
     };
-    assert!(campaign(&[1, 2], &[]), "all nodes that answer grant it");
-    assert!(campaign(&[1, 2], &[3]), "three of all five");
-    assert!(!campaign(&[1], &[2]), "two of the three that answer, and of five");
-    assert!(campaign(&[1], &[]), "two of the two that answer");
+    assert!(campaign(4, &[1, 2], &[]), "all nodes that answer grant it");
+    assert!(campaign(4, &[1, 2], &[3]), "three of all five");
+    assert!(!campaign(4, &[1], &[2]), "two of the three that answer, and of five");
+    assert!(campaign(4, &[1], &[]), "two of the two that answer");
+    assert!(!campaign(3, &[1], &[2]), "two of all four");
 }
 
 #[test]
 fn in_available_mode_a_much_smaller_electorate_is_accepted_after_three_rounds() {
     let config = Config { mode: ClusterMode::Available, heartbeat: BEAT };
-    let rounds = |last_electorate: u32| {
+    // Does what is due, and lets the granting nodes answer until there is nothing more to send.
+    let step = |election: &mut Election, granting: &[u8]| {
+        let due = election.poll_timeout();
+        election.tick(due);
+        while let Some((peer, request)) = election.poll_send() {
+            if granting.iter().any(|node| peer == id(*node)) && !matches!(request, Request::Beat { .. }) {
+                election.answer(&peer, &request, &Answer { granted: true, highest: None, round: 0 }, due);
+            }
+        }
+    };
+    let rounds = |granting: &[u8], last_electorate: u32| {
         let mut election = Election::new(config, id(0), Stored::default(), NOW, 1);
         election.members(Members { voters: [id(1), id(2), id(3)].into(), known: 3, untried: false }, NOW);
         election.request(Request::Beat { ballot: ballot(1, 3), round: 1, electorate: last_electorate }, NOW);
         let mut rounds = 0;
-        while election.leadership(NOW).reign.is_none() {
+        while !matches!(election.role, Role::Leader(_)) {
             rounds += 1;
-            // The campaign, and the end of the wait for the nodes that do not answer.
-            for _ in 0..2 {
-                let due = election.poll_timeout();
-                election.tick(due);
-                for (peer, request) in sent(&mut election) {
-                    if peer == id(1) && !matches!(request, Request::Beat { .. }) {
-                        let answer = Answer { granted: true, highest: None, round: 0 };
-                        election.answer(&peer, &request, &answer, due);
-                    }
-                }
-            }
-            let due = election.poll_timeout();
-            for (peer, request) in sent(&mut election) {
-                if peer == id(1) {
-                    election.answer(&peer, &request, &Answer { granted: true, highest: None, round: 0 }, due);
-                }
-            }
             assert!(rounds < 10, "{:?}", election.role);
+            step(&mut election, granting);
+            if matches!(election.role, Role::Asking { .. }) {
+                // The end of the wait for the nodes that do not answer.
+                step(&mut election, granting);
+            }
         }
         rounds
     };
-    assert_eq!(rounds(3), 1, "two nodes are more than half of three");
-    assert_eq!(rounds(4), 4, "two nodes are half of four");
+    assert_eq!(rounds(&[1], 3), 1, "two nodes are more than half of three");
+    assert_eq!(rounds(&[1], 4), 4, "two nodes are half of four");
+    assert_eq!(rounds(&[1, 2], 5), 1, "three nodes are more than half of five");
+    assert_eq!(rounds(&[1, 2], 6), 4, "three nodes are half of six");
 }
 
 #[test]

@@ -299,6 +299,19 @@ fn a_session_that_was_not_placed_again_is_claimed_a_second_later() {
 }
 
 #[test]
+fn a_leader_that_is_outdated_does_not_give_up_a_session_that_it_claimed() {
+    let mut leader = Leader::that_heard(&[0, 1, 2]);
+    leader.hear(0, vec![held("k", 0, true)], NOW);
+    let call = leader.order().0;
+    leader.placement.answered(call, claimed("k", 1, &[0]), NOW);
+    let (call, _, what) = leader.order();
+    assert!(matches!(what, HostCall::Admit(_)), "{what:?}");
+    let highest = Ballot { term: 8, node: id(1) };
+    leader.placement.answered(call, HostAnswer::Admit(Offered::Stale(Stale { highest })), NOW);
+    assert_eq!(leader.orders(), [], "the next leader decides");
+}
+
+#[test]
 fn only_so_many_sessions_are_placed_again_at_the_same_time() {
     let mut leader = Leader::that_heard(&[0, 1, 2]);
     leader.hear(0, (0..=MAX_MOVES).map(|key| held(&key.to_string(), 0, true)).collect(), NOW);

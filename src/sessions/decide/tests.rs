@@ -27,6 +27,7 @@ fn one_key_is_one_session() {
     other.asked.fingerprint = "another".to_owned();
     assert_eq!(host.decide(|registry, cx| registry.admit(&other, cx)), Err(Error::IdempotencyMismatch));
     assert_eq!(host.registry.ledger().allocated().cores, Cores::whole(1));
+    assert_eq!(host.registry.endpoint_host(), config().endpoint_host);
 }
 
 #[test]
