@@ -244,6 +244,20 @@ mod tests {
     }
 
     #[test]
+    fn only_different_entries_with_the_same_number_of_edits_are_a_conflict() {
+        let (known, other) = (entry(0, 2, 1, 1), entry(0, 2, 2, 0));
+        for (what, merged, conflicts) in [
+            ("an earlier edit", entry(0, 1, 1, 0), 0),
+            ("a later edit", entry(0, 3, 1, 0), 0),
+            ("the same version", Entry { value: other.value.clone(), ..known.clone() }, 0),
+            ("the same value", Entry { version: other.version.clone(), ..known.clone() }, 0),
+            ("another edit", other, 1),
+        ] {
+            assert_eq!(contents(&[known.clone(), merged]).conflicts().count(), conflicts, "{what}");
+        }
+    }
+
+    #[test]
     fn tombstones_are_forgotten_after_a_month() {
         let mut contents = contents(&[entry(0, 1, 1, 4), entry(1, 1, 1, 0)]);
         assert!(contents.forget_old(Timestamp::from_millis(TOMBSTONE_MILLIS)).is_empty());

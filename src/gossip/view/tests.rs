@@ -81,6 +81,26 @@ fn half_of_the_nodes_is_not_most_of_them() {
 }
 
 #[test]
+fn only_nodes_that_are_still_silent_and_were_not_silent_long_before_fell_silent_together() {
+    type Looks = &'static [(u64, &'static [u8])]; // when, and which nodes are silent
+    let cases: [(&str, u8, Looks); 2] = [
+        ("the others are back", 3, &[(0, &[]), (1, &[1, 2]), (2, &[]), (3, &[3])]),
+        ("the others are silent for 10 s", 5, &[(0, &[]), (1, &[1, 2, 3]), (2, &[1, 2]), (11, &[1, 2, 5])]),
+    ];
+    for (what, last, looks) in cases {
+        let mut membership = membership();
+        let mut look = |at, silent: &[u8]| {
+            let entries: Vec<_> = (1..=last).map(|n| entry(n, !silent.contains(&n))).collect();
+            state(&membership.look(&entries, moment(at)), last)
+        };
+        let states: Vec<_> = looks.iter().map(|(at, silent)| look(*at, silent)).collect();
+        assert_eq!(states.last(), Some(&NodeState::Suspect), "{what}");
+        let (at, silent) = looks.last().unwrap();
+        assert_eq!(look(at + 10, silent), NodeState::Unknown, "{what}");
+    }
+}
+
+#[test]
 fn late_news_of_a_silent_node_are_shown() {
     let mut membership = membership();
     membership.look(&[entry(1, true)], moment(0));
@@ -120,6 +140,17 @@ fn the_latest_incarnation_counts() {
     assert_eq!(member.sessions.len(), 2);
     let view = membership.look(&[entry(1, false)], moment(2));
     assert_eq!(view.members[&id(1)].incarnation, 6, "an older life does not replace a later one");
+}
+
+#[test]
+fn of_two_entries_of_one_incarnation_the_live_one_counts() {
+    let other = |live| Entry { address: "127.0.0.1:9".parse().unwrap(), ..entry(1, live) };
+    for (entries, expected) in
+        [([entry(1, true), other(false)], entry(1, true)), ([entry(1, false), other(true)], other(true))]
+    {
+        let view = membership().look(&entries, moment(0));
+        assert_eq!(view.members[&id(1)].address, expected.address);
+    }
 }
 
 #[test]
