@@ -185,6 +185,21 @@ fn a_leader_sends_heartbeats_at_once_when_the_nodes_change_and_not_when_they_sta
 }
 
 #[test]
+fn election_timeouts_differ_between_nodes_and_are_less_than_twice_the_smallest() {
+    let timeouts: BTreeSet<Duration> = (0..200)
+        .map(|seed| {
+            let config = Config { mode: ClusterMode::Available, heartbeat: BEAT };
+            let mut election = Election::new(config, id(0), Stored::default(), NOW, seed);
+            election.members(Members { voters: [id(1)].into(), known: 1, untried: false }, NOW);
+            election.poll_timeout().since(NOW)
+        })
+        .collect();
+    let smallest = BEAT * 2;
+    assert!(timeouts.iter().all(|timeout| (smallest..smallest * 2).contains(timeout)), "{timeouts:?}");
+    assert!(timeouts.len() > 50, "{timeouts:?}");
+}
+
+#[test]
 fn a_change_of_nodes_does_not_postpone_a_campaign() {
     let mut election = quorum(2, Stored::default());
     let due = election.poll_timeout();
