@@ -53,7 +53,7 @@ pub struct Registry {
     /// Offers under a lower ballot are rejected.
     fence: Option<Ballot>,
     engine_up: bool,
-    /// When the engine was lost; `None` while it is up.
+    /// When the engine was lost; `None` while it is up, and before its state was first known.
     engine_lost_at: Option<Moment>,
     /// Sessions that ran when the engine was lost, and that it has not shown since.
     out_of_sight: BTreeSet<SessionId>,
