@@ -168,6 +168,7 @@ mod tests {
             memory: Bytes::gib(3),
             data_root: None,
             unenforced: Vec::new(),
+            epoch: None,
         }
     }
 

@@ -183,7 +183,9 @@ impl From<runtime::Error> for Refusal {
         use runtime::Error;
         let message = error.to_string();
         match error {
-            Error::Unavailable(_) | Error::Image(_) => Self::new(ErrorCode::RuntimeUnavailable, message),
+            Error::Unavailable(_) | Error::Failed(_) | Error::Image(_) => {
+                Self::new(ErrorCode::RuntimeUnavailable, message)
+            }
             Error::NotFound(_) => Self::not_found(message),
             Error::Refused(_) => Self::new(ErrorCode::Conflict, message),
         }

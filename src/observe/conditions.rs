@@ -11,11 +11,14 @@ use crate::capacity::effective::effective;
 use crate::clock::Clock;
 use crate::node::{ClusterSigns, State};
 use crate::runtime::Health;
-use crate::sessions::{FAILING_STARTS, Snapshot};
+use crate::sessions::{FAILING_STARTS, Oddities, Oddity, Snapshot};
 use crate::types::{Bytes, Condition, ConditionKind, Dimension, GpuSharing, Resources, Swap, Timestamp};
 
 /// The least time between two evaluations, so that a burst of sessions changes the conditions once.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Containers that a condition names at most.
+const MAX_NAMED: usize = 3;
 
 /// What conditions are evaluated from.
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +101,8 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::RuntimeUnavailable, runtime_unavailable(health)),
         (ConditionKind::LimitsNotEnforced, limits_not_enforced(health)),
         (ConditionKind::JournalRebuilt, sessions.journal_rebuilt.clone()),
+        (ConditionKind::ContainerRenamed, renamed(&sessions.oddities.renamed)),
+        (ConditionKind::StrayContainers, strays(&sessions.oddities)),
         (ConditionKind::FailingStarts, failing_starts(sessions.failing_starts)),
         (ConditionKind::LowDisk, low_disk(report, min_free_disk)),
         (ConditionKind::DuplicateNodeId, duplicate(cluster)),
@@ -199,6 +204,41 @@ fn limits_not_enforced(health: &Health) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Names the first [`MAX_NAMED`] of `odd`, and says how many more there are.
+fn named(odd: &[&Oddity], name: impl Fn(&Oddity) -> String) -> Option<String> {
+    let mut names: Vec<String> = odd.iter().take(MAX_NAMED).map(|odd| name(odd)).collect();
+    match odd.len().checked_sub(MAX_NAMED) {
+        Some(more) if more > 0 => names.push(format!("and {more} more")),
+        _ => {}
+    }
+    (!names.is_empty()).then(|| names.join("; "))
+}
+
+fn renamed(odd: &[Oddity]) -> Option<String> {
+    let name = |odd: &Oddity| {
+        let (name, expected) = odd.renamed.as_ref().map(|by| (&*by.name, &*by.expected)).unwrap_or_default();
+        format!("the container of session {} is named {name}; run: docker rename {name} {expected}", odd.session)
+    };
+    named(&odd.iter().collect::<Vec<_>>(), name)
+}
+
+fn strays(oddities: &Oddities) -> Option<String> {
+    let name = |odd: &Oddity| {
+        let (id, session) = (short(&odd.container_id), odd.session);
+        format!("container {id} has the labels of session {session} of node id {}", odd.node)
+    };
+    let named = named(&oddities.strays.iter().chain(&oddities.foreign).collect::<Vec<_>>(), name)?;
+    Some(format!(
+        "{named}: not created by this node, so ostler leaves it alone and does not count what it uses; \
+         if it is not needed, remove it with docker rm"
+    ))
+}
+
+/// The characters of a container's id that `docker ps` shows.
+fn short(container_id: &str) -> &str {
+    container_id.get(..12).unwrap_or(container_id)
 }
 
 fn failing_starts(in_a_row: u32) -> Option<String> {
@@ -329,6 +369,7 @@ mod tests {
                 memory: Bytes::gib(6),
                 data_root: None,
                 unenforced: vec!["cores".to_owned(), "memory".to_owned()],
+                epoch: None,
             });
         });
         assert_eq!(kinds(&up), [ConditionKind::LimitsNotEnforced]);

@@ -222,6 +222,7 @@ mod tests {
             memory: Bytes::gib(6),
             data_root: None,
             unenforced: Vec::new(),
+            epoch: None,
         };
         let up = described(|_, _, _, health| *health = Health::Up(info)).runtime;
         assert_eq!((up.available, up.version.as_deref(), up.message), (true, Some("29.1"), None));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Have, HostReport};
 use crate::sessions::Held;
-use crate::types::{NodeId, NodeProfile, NodeUsage, SessionId, SessionState, Timestamp, User};
+use crate::types::{NodeId, NodeProfile, NodeUsage, SessionId, Timestamp, User};
 
 /// Everything that hosts reported to the leader, as it is published.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -195,13 +195,8 @@ impl Index {
     pub fn sessions_of(&self, user: &User, counts: impl Fn(&NodeId) -> bool) -> usize {
         let hosts = self.fleet.hosts.iter().filter(|(host, _)| counts(host));
         let held = hosts.flat_map(|(_, view)| view.sessions.values());
-        held.filter(|held| held.session.user == *user && is_live(held)).count()
+        held.filter(|held| held.session.user == *user && held.reserved).count()
     }
-}
-
-/// Whether the session holds a reservation.
-pub fn is_live(held: &Held) -> bool {
-    !held.gone && !matches!(held.session.state, SessionState::Stopped | SessionState::Failed)
 }
 
 /// The order of copies of one session; the highest counts. A live copy counts before one that is gone, then the later
@@ -215,14 +210,14 @@ fn worth(held: &Held) -> (bool, &crate::types::Ballot, u32) {
 mod tests {
     use super::*;
     use crate::sessions::Changes;
-    use crate::types::{Ballot, sample};
+    use crate::types::{Ballot, SessionState, sample};
 
     const HOST: &str = "aabb222222222222";
 
     fn held(key: &str) -> Held {
         let session = sample::session_profile(key, "desktop", "alice", SessionState::Running);
         let (activity, ballot) = (sample::activity(), Ballot { term: 1, node: id() });
-        Held { session, activity, ballot, gone: false, unplaced: false }
+        Held { session, activity, ballot, gone: false, unplaced: false, reserved: true }
     }
 
     fn id() -> NodeId {
@@ -295,14 +290,14 @@ mod tests {
     }
 
     #[test]
-    fn only_live_sessions_of_the_user_on_hosts_that_count_are_counted() {
-        let mut stopped = held("stopped");
-        stopped.session.state = SessionState::Stopped;
-        let gone = Held { gone: true, ..held("gone") };
+    fn only_reserved_sessions_of_the_user_on_hosts_that_count_are_counted() {
+        let mut stuck = Held { reserved: false, ..held("stuck") };
+        stuck.session.state = SessionState::Stopping;
+        let gone = Held { gone: true, reserved: false, ..held("gone") };
         let mut of_bob = held("bob");
         of_bob.session.user = "bob".parse().unwrap();
         let mut index = Index::default();
-        index.apply(&id(), report(true, 1, vec![held("one"), held("two"), stopped, gone, of_bob]));
+        index.apply(&id(), report(true, 1, vec![held("one"), held("two"), stuck, gone, of_bob]));
         let alice = "alice".parse().unwrap();
         assert_eq!((index.sessions_of(&alice, |_| true), index.sessions_of(&alice, |_| false)), (2, 0));
     }

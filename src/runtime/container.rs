@@ -15,6 +15,8 @@ pub enum Container {
     Running(Run),
     Paused(Run),
     Exited(Exit),
+    /// The engine removes it, or tried to and could not, as this text says. It does not run and cannot be started.
+    Removing(String),
 }
 
 /// Identifies one start of a container: the engine's start time, or the shim's boot id, pid and start time.
@@ -35,6 +37,8 @@ pub struct Exit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     pub container_id: String,
+    /// The container has another name than it was created under.
+    pub renamed: Option<Renamed>,
     pub node: NodeId,
     pub session: SessionId,
     pub user: User,
@@ -44,7 +48,24 @@ pub struct Found {
     pub image: Option<String>,
     pub ports: Vec<PortBinding>,
     pub created_at: Timestamp,
-    pub container: Container,
+    /// `None`: the engine lists it, and could not describe it in time.
+    pub container: Option<Container>,
+}
+
+/// The name of a container that another program renamed, or made with the labels of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renamed {
+    pub name: String,
+    /// The name under which a session's container is created.
+    pub expected: String,
+}
+
+impl Found {
+    /// Orders the containers of one session: the first is the session's where no id was recorded. The engine gives a
+    /// name to one container only, so a copy that somebody made of an image with our labels has another.
+    pub fn rank(&self) -> impl Ord + use<> {
+        (self.renamed.is_some(), self.created_at, self.container_id.clone())
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

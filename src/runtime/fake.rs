@@ -9,7 +9,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::{Container, EngineInfo, Error, Event, Exit, Found, Health, Launch, LogStream, LogsRequest, Run, Runtime};
+use super::{
+    Container, EngineInfo, Error, Event, Exit, Found, Health, Launch, LogStream, LogsRequest, Run, Runtime, Target,
+};
 use crate::types::{Bytes, Cores, NodeId, RuntimeKind, SessionId, Timestamp};
 
 /// The calls that change something, in the order of a session's life.
@@ -54,6 +56,7 @@ impl FakeEngine {
             memory: Bytes::gib(6),
             data_root: None,
             unenforced: Vec::new(),
+            epoch: None,
         };
         Arc::new(Self {
             node,
@@ -216,6 +219,7 @@ impl Runtime for FakeEngine {
         let state = self.state();
         let found = |(id, (launch, container)): (&SessionId, &(Launch, Container))| Found {
             container_id: format!("container-{id}"),
+            renamed: None,
             node: self.node,
             session: *id,
             user: launch.user.clone(),
@@ -225,16 +229,16 @@ impl Runtime for FakeEngine {
             image: launch.image.clone(),
             ports: launch.ports.clone(),
             created_at: Timestamp::default(),
-            container: container.clone(),
+            container: Some(container.clone()),
         };
         Ok(state.containers.iter().map(found).collect())
     }
 
-    async fn observe(&self, session: &SessionId) -> Result<Container, Error> {
+    async fn observe(&self, target: &Target) -> Result<Container, Error> {
         if !self.health.borrow().is_up() {
             return Err(Error::Unavailable("no answer".to_owned()));
         }
-        Ok(self.state().containers.get(session).map_or(Container::Absent, |(_, container)| container.clone()))
+        Ok(self.state().containers.get(&target.session).map_or(Container::Absent, |(_, container)| container.clone()))
     }
 
     async fn ensure_image(&self, _: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error> {
@@ -250,12 +254,12 @@ impl Runtime for FakeEngine {
         .await
     }
 
-    async fn start(&self, session: &SessionId) -> Result<(), Error> {
+    async fn start(&self, target: &Target) -> Result<(), Error> {
         self.call("start", |state| {
             state.runs += 1;
             let run = Run(state.runs.to_string());
             let (_, container) =
-                state.containers.get_mut(session).ok_or_else(|| Error::NotFound(session.to_string()))?;
+                state.containers.get_mut(&target.session).ok_or_else(|| Error::NotFound(target.session.to_string()))?;
             if !matches!(container, Container::Running(_)) {
                 *container = Container::Running(run);
             }
@@ -264,34 +268,34 @@ impl Runtime for FakeEngine {
         .await
     }
 
-    async fn stop(&self, session: &SessionId, _: Duration) -> Result<(), Error> {
-        self.turn("stop", session, |run| {
+    async fn stop(&self, target: &Target, _: Duration) -> Result<(), Error> {
+        self.turn("stop", &target.session, |run| {
             Container::Exited(Exit { run, code: 143, oom_killed: false, finished_at: None })
         })
         .await
     }
 
-    async fn pause(&self, session: &SessionId) -> Result<(), Error> {
-        self.turn("pause", session, Container::Paused).await
+    async fn pause(&self, target: &Target) -> Result<(), Error> {
+        self.turn("pause", &target.session, Container::Paused).await
     }
 
-    async fn resume(&self, session: &SessionId) -> Result<(), Error> {
-        self.turn("resume", session, Container::Running).await
+    async fn resume(&self, target: &Target) -> Result<(), Error> {
+        self.turn("resume", &target.session, Container::Running).await
     }
 
-    async fn remove(&self, session: &SessionId) -> Result<(), Error> {
+    async fn remove(&self, target: &Target) -> Result<(), Error> {
         self.call("remove", |state| {
-            state.containers.remove(session);
+            state.containers.remove(&target.session);
             Ok(())
         })
         .await
     }
 
-    async fn logs(&self, _: &SessionId, _: LogsRequest) -> Result<LogStream, Error> {
+    async fn logs(&self, _: &Target, _: LogsRequest) -> Result<LogStream, Error> {
         Ok(Box::pin(futures_util::stream::empty()))
     }
 
-    async fn traffic(&self, _: &SessionId) -> Result<Option<u64>, Error> {
+    async fn traffic(&self, _: &Target) -> Result<Option<u64>, Error> {
         Ok(None)
     }
 

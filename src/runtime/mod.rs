@@ -38,10 +38,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Returns only when `events` is closed.
     async fn run(&self, events: mpsc::Sender<Event>);
 
-    /// Every container of this cluster. It includes those of other nodes, which share an engine only by mistake.
+    /// Every container of this cluster, by its labels. It includes those of other nodes, which share an engine only by
+    /// mistake. A container that the engine lists and does not describe is in the list, without its state.
     async fn list(&self) -> Result<Vec<Found>, Error>;
 
-    async fn observe(&self, session: &SessionId) -> Result<Container, Error>;
+    async fn observe(&self, target: &Target) -> Result<Container, Error>;
 
     /// Makes the image available as the launch's pull policy says. Returns its digest, if it has one.
     /// Sends the progress to `progress` as text for people.
@@ -51,32 +52,48 @@ pub trait Runtime: Send + Sync + 'static {
     async fn present(&self, images: &[String]) -> Result<BTreeSet<String>, Error>;
 
     /// Creates the container, stopped, under the name made from the session's id. If a container of that
-    /// name and session already exists, uses it. Returns the container's id.
+    /// name and session already exists, uses it. Returns the container's id, by which it is known from then on: its
+    /// name is for people, who may change it.
     async fn create(&self, launch: &Launch) -> Result<String, Error>;
 
-    async fn start(&self, session: &SessionId) -> Result<(), Error>;
+    async fn start(&self, target: &Target) -> Result<(), Error>;
 
     /// Asks the main process to end, kills it after `grace`, and returns once it is gone.
-    async fn stop(&self, session: &SessionId, grace: Duration) -> Result<(), Error>;
+    async fn stop(&self, target: &Target, grace: Duration) -> Result<(), Error>;
 
-    async fn pause(&self, session: &SessionId) -> Result<(), Error>;
+    async fn pause(&self, target: &Target) -> Result<(), Error>;
 
-    async fn resume(&self, session: &SessionId) -> Result<(), Error>;
+    async fn resume(&self, target: &Target) -> Result<(), Error>;
 
     /// Destroys the container, running or not. Named volumes stay. Succeeds if there is no container.
-    async fn remove(&self, session: &SessionId) -> Result<(), Error>;
+    async fn remove(&self, target: &Target) -> Result<(), Error>;
 
     /// The container's output, oldest first.
-    async fn logs(&self, session: &SessionId, request: LogsRequest) -> Result<LogStream, Error>;
+    async fn logs(&self, target: &Target, request: LogsRequest) -> Result<LogStream, Error>;
 
     /// Bytes sent and received on the session's network since it started; `None` if the runtime cannot count them.
-    async fn traffic(&self, session: &SessionId) -> Result<Option<u64>, Error>;
+    async fn traffic(&self, target: &Target) -> Result<Option<u64>, Error>;
 
     /// The named volumes of this cluster on this host, by the names that templates gave them.
     async fn volumes(&self) -> Result<Vec<String>, Error>;
 
     /// Destroys a named volume with its content. [`Error::Refused`] while a container uses it.
     async fn remove_volume(&self, name: &str) -> Result<(), Error>;
+}
+
+/// Names a session's container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub session: SessionId,
+    /// As [`Runtime::create`] returned it; `None` where it is not known, and the labels tell.
+    pub container_id: Option<String>,
+}
+
+impl From<&SessionId> for Target {
+    /// The session's container, by its labels.
+    fn from(session: &SessionId) -> Self {
+        Self { session: *session, container_id: None }
+    }
 }
 
 pub type LogStream = BoxStream<'static, io::Result<Chunk>>;
@@ -116,6 +133,8 @@ pub struct EngineInfo {
     pub data_root: Option<PathBuf>,
     /// The limits that the runtime cannot enforce on this host, in words; empty if it enforces all.
     pub unenforced: Vec<String>,
+    /// Which start of the engine answers: one that starts again may have ended containers. `None`: it cannot be told.
+    pub epoch: Option<String>,
 }
 
 /// A change that a runtime noticed without being asked.
@@ -127,12 +146,15 @@ pub enum Event {
     Relist,
 }
 
-/// Why a step was not done. With every variant but `Unavailable`, nothing changed.
+/// Why a step was not done. With every variant but `Unavailable` and `Failed`, nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 pub enum Error {
     /// The engine did not answer, or not in time. The step may have been done or not. Try again.
     #[error("the container engine does not answer: {0}")]
     Unavailable(String),
+    /// The engine answers that it could not do the step. It may be able to later.
+    #[error("{0}")]
+    Failed(String),
     #[error("no such container or volume: {0}")]
     NotFound(String),
     /// The image is not available.

@@ -30,12 +30,14 @@ pub struct Standing {
     pub ballot: Ballot,
     pub gone: bool,
     pub unplaced: bool,
+    pub reserved: bool,
 }
 
 impl Standing {
     pub fn of(record: &Record) -> Self {
         let unplaced = record.live().is_some_and(|live| live.unplaced.is_some());
-        Self { ballot: record.origin().ballot, gone: record.live().is_none(), unplaced }
+        let ballot = record.origin().ballot;
+        Self { ballot, gone: record.live().is_none(), unplaced, reserved: record.is_reserved() }
     }
 }
 
@@ -106,8 +108,8 @@ impl Snapshot {
         let held = feed.told.iter().filter(|(_, (version, _))| after(*version)).filter_map(|(id, (_, standing))| {
             let session = (**self.sessions.get(id)?).clone();
             let activity = self.activities.get(id)?.clone();
-            let Standing { ballot, gone, unplaced } = standing.clone();
-            Some(Held { session, activity, ballot, gone, unplaced })
+            let Standing { ballot, gone, unplaced, reserved } = standing.clone();
+            Some(Held { session, activity, ballot, gone, unplaced, reserved })
         });
         // A key may be used again after its session was forgotten: a session that exists now is not forgotten.
         let is_gone = |id: &SessionId| !feed.told.contains_key(id);
@@ -131,7 +133,7 @@ mod tests {
     use crate::types::{NodeId, SessionState, Timestamp, sample};
 
     fn standing(term: u64, gone: bool) -> Standing {
-        Standing { ballot: Ballot { term, node: NodeId::from_bytes([1; 10]) }, gone, unplaced: false }
+        Standing { ballot: Ballot { term, node: NodeId::from_bytes([1; 10]) }, gone, unplaced: false, reserved: !gone }
     }
 
     fn put(snapshot: &mut Snapshot, key: &str, state: SessionState, gone: bool) {

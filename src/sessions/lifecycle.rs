@@ -27,6 +27,10 @@ pub struct Order {
     pub run: Option<Run>,
     /// The owner has recorded the session as paused.
     pub paused: bool,
+    /// The owner does not know whether the session still runs: it needs a report even if nothing changed.
+    pub unseen: bool,
+    /// The session holds a reservation, which its owner frees once the process is gone.
+    pub reserved: bool,
 }
 
 /// One step towards the wish.
@@ -41,6 +45,8 @@ pub enum Step {
     Remove,
     /// Report this sight to the owner.
     Tell(Sight),
+    /// What the session does cannot be told, for this reason: look again later.
+    LookAgain(String),
     /// The wish is reached: wait for a change.
     Wait,
 }
@@ -66,7 +72,7 @@ pub fn next(order: &Order, container: &Container) -> Step {
         Wish::Run => towards_running(order, container),
         Wish::Pause => towards_paused(order, container),
         Wish::Stop => towards_stopped(container),
-        Wish::Remove => towards_gone(container),
+        Wish::Remove => towards_gone(order, container),
     }
 }
 
@@ -75,18 +81,19 @@ fn towards_running(order: &Order, container: &Container) -> Step {
         Container::Absent if order.run.is_some() => Step::Tell(Sight::Lost),
         Container::Absent => Step::Prepare,
         Container::Created => Step::Start,
-        Container::Running(run) if order.run.as_ref() == Some(run) && !order.paused => Step::Wait,
+        Container::Running(run) if order.run.as_ref() == Some(run) && !order.paused && !order.unseen => Step::Wait,
         Container::Running(run) => Step::Tell(Sight::Running(run.clone())),
         Container::Paused(_) => Step::Resume,
         Container::Exited(exit) if order.run.is_none() && order.previous_run.as_ref() == Some(&exit.run) => Step::Start,
         Container::Exited(exit) => Step::Tell(Sight::Ended(exit.clone())),
+        Container::Removing(why) => Step::LookAgain(why.clone()),
     }
 }
 
 fn towards_paused(order: &Order, container: &Container) -> Step {
     match container {
         Container::Running(_) => Step::Pause,
-        Container::Paused(_) if order.paused => Step::Wait,
+        Container::Paused(_) if order.paused && !order.unseen => Step::Wait,
         Container::Paused(_) => Step::Tell(Sight::Paused),
         _ => towards_running(order, container),
     }
@@ -96,16 +103,18 @@ fn towards_stopped(container: &Container) -> Step {
     match container {
         Container::Running(_) | Container::Paused(_) => Step::Stop,
         Container::Exited(exit) => Step::Tell(Sight::Stopped(Some(exit.clone()))),
-        Container::Created | Container::Absent => Step::Tell(Sight::Stopped(None)),
+        Container::Created | Container::Absent | Container::Removing(_) => Step::Tell(Sight::Stopped(None)),
     }
 }
 
-fn towards_gone(container: &Container) -> Step {
+fn towards_gone(order: &Order, container: &Container) -> Step {
     match container {
         // A removal stops first, so that its processes get the same grace period as in a stop.
         Container::Running(_) | Container::Paused(_) => Step::Stop,
-        Container::Created | Container::Exited(_) => Step::Remove,
         Container::Absent => Step::Tell(Sight::Gone),
+        // The reservation does not wait for the removal, which can take long or fail.
+        _ if order.reserved => towards_stopped(container),
+        Container::Created | Container::Exited(_) | Container::Removing(_) => Step::Remove,
     }
 }
 
@@ -116,6 +125,10 @@ mod tests {
 
     fn run(n: u8) -> Run {
         Run(n.to_string())
+    }
+
+    fn order(wish: Wish) -> Order {
+        Order { wish, previous_run: None, run: None, paused: false, unseen: false, reserved: true }
     }
 
     fn exit(n: u8) -> Exit {
@@ -138,7 +151,7 @@ mod tests {
             Step::Resume => Container::Running(current.unwrap()),
             Step::Stop => Container::Exited(Exit { run: current.unwrap(), ..exit(0) }),
             Step::Remove => Container::Absent,
-            Step::Tell(_) | Step::Wait => container.clone(),
+            Step::Tell(_) | Step::LookAgain(_) | Step::Wait => container.clone(),
         }
     }
 
@@ -154,22 +167,50 @@ mod tests {
 
     #[test]
     fn an_exit_of_the_previous_run_is_started_again_and_a_later_exit_is_reported() {
-        let order = Order { wish: Wish::Run, previous_run: Some(run(1)), run: None, paused: false };
+        let order = Order { previous_run: Some(run(1)), ..order(Wish::Run) };
         assert_eq!(next(&order, &Container::Exited(exit(1))), Step::Start);
         assert_eq!(next(&order, &Container::Exited(exit(2))), Step::Tell(Sight::Ended(exit(2))));
     }
 
     #[test]
     fn a_container_that_vanished_while_it_ran_is_lost_and_not_created_again() {
-        let order = Order { wish: Wish::Run, previous_run: None, run: Some(run(1)), paused: false };
+        let order = Order { run: Some(run(1)), ..order(Wish::Run) };
         assert_eq!(next(&order, &Container::Absent), Step::Tell(Sight::Lost));
     }
 
     #[test]
     fn a_paused_container_is_reported_once() {
-        let order = |paused| Order { wish: Wish::Pause, previous_run: None, run: Some(run(1)), paused };
+        let order = |paused| Order { run: Some(run(1)), paused, ..order(Wish::Pause) };
         assert_eq!(next(&order(false), &Container::Paused(run(1))), Step::Tell(Sight::Paused));
         assert_eq!(next(&order(true), &Container::Paused(run(1))), Step::Wait);
+    }
+
+    #[test]
+    fn a_session_that_is_unseen_is_reported_even_if_nothing_changed() {
+        let order = |wish, paused| Order { run: Some(run(1)), paused, unseen: true, ..order(wish) };
+        let running = next(&order(Wish::Run, false), &Container::Running(run(1)));
+        assert_eq!(running, Step::Tell(Sight::Running(run(1))));
+        assert_eq!(next(&order(Wish::Pause, true), &Container::Paused(run(1))), Step::Tell(Sight::Paused));
+    }
+
+    #[test]
+    fn a_container_that_is_being_removed_is_neither_ended_nor_lost() {
+        let removing = Container::Removing("dead".to_owned());
+        let order = |wish| Order { run: Some(run(1)), ..order(wish) };
+        assert_eq!(next(&order(Wish::Run), &removing), Step::LookAgain("dead".to_owned()));
+        assert_eq!(next(&order(Wish::Pause), &removing), Step::LookAgain("dead".to_owned()));
+        assert_eq!(next(&order(Wish::Stop), &removing), Step::Tell(Sight::Stopped(None)));
+        let unreserved = Order { reserved: false, ..order(Wish::Remove) };
+        assert_eq!(next(&unreserved, &removing), Step::Remove);
+    }
+
+    #[test]
+    fn a_removal_frees_the_reservation_before_it_removes_the_container() {
+        let order = |reserved| Order { reserved, ..order(Wish::Remove) };
+        let exited = Container::Exited(exit(1));
+        assert_eq!(next(&order(true), &exited), Step::Tell(Sight::Stopped(Some(exit(1)))));
+        assert_eq!(next(&order(true), &Container::Created), Step::Tell(Sight::Stopped(None)));
+        assert_eq!(next(&order(false), &exited), Step::Remove);
     }
 
     proptest! {
@@ -179,7 +220,8 @@ mod tests {
             wish in prop_oneof![Just(Wish::Run), Just(Wish::Pause), Just(Wish::Stop), Just(Wish::Remove)],
             start in container(), previous in proptest::option::of(1..3u8), current in proptest::option::of(1..3u8), paused: bool,
         ) {
-            let order = Order { wish, previous_run: previous.map(run), run: current.map(run), paused };
+            let order =
+                Order { wish, previous_run: previous.map(run), run: current.map(run), paused, unseen: false, reserved: false };
             let (mut container, mut runs) = (start, 10);
             for _ in 0..4 {
                 let step = next(&order, &container);

@@ -19,7 +19,7 @@ pub mod task;
 mod tests;
 
 pub use crate::runtime::LogsRequest;
-pub use decide::{FAILING_STARTS, MAX_ATTEMPTS, Unplaced};
+pub use decide::{FAILING_STARTS, MAX_ATTEMPTS, Oddities, Oddity, Unplaced};
 pub use feed::{Feed, Standing};
 pub use journal::Journal;
 pub use record::{Live, Origin, Record, Status, Tombstone};
@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::election;
 use crate::ledger::PortRange;
-use crate::runtime::{self, LogStream, Runtime};
+use crate::runtime::{self, LogStream, Runtime, Target};
 use crate::types::{
     Actor, Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session,
     SessionActivity, SessionId, SessionProfile, User, Workspace,
@@ -165,6 +165,8 @@ pub struct Snapshot {
     pub journal_rebuilt: Option<String>,
     /// Starts in a row that failed on this host.
     pub failing_starts: u32,
+    /// Containers of the engine that the operator should know of.
+    pub oddities: Oddities,
     /// What changed when.
     pub feed: Feed,
 }
@@ -210,6 +212,9 @@ pub struct Held {
     /// It could not be started there, and waits to be placed elsewhere.
     #[serde(default)]
     pub unplaced: bool,
+    /// It holds a reservation there.
+    #[serde(default)]
+    pub reserved: bool,
 }
 
 impl Held {
@@ -316,13 +321,12 @@ impl Handle {
 
     pub async fn logs(&self, session: &SessionId, request: LogsRequest) -> Result<LogStream, Error> {
         let snapshot = self.snapshot();
-        if !snapshot.sessions.contains_key(session) {
-            return Err(Error::NotFound(*session));
-        }
+        let profile = snapshot.sessions.get(session).ok_or(Error::NotFound(*session))?;
         if snapshot.gone.contains(session) {
             return Err(Error::Conflict(format!("session {session} has been removed, and its logs with it")));
         }
-        Ok(self.runtime.logs(session, request).await?)
+        let target = Target { session: *session, container_id: profile.container_id.clone() };
+        Ok(self.runtime.logs(&target, request).await?)
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {

@@ -46,6 +46,9 @@ pub struct Live {
     pub run: Option<Run>,
     /// The boot in which it last ran.
     pub boot_id: u64,
+    /// The start of the engine under which it was last seen to run.
+    #[serde(default)]
+    pub engine_epoch: Option<String>,
 
     pub ttl: Option<Deadline>,
     /// When it is stopped because nobody used it.
@@ -251,6 +254,7 @@ impl Live {
             previous_run: None,
             run: None,
             boot_id: now.boot_id,
+            engine_epoch: None,
             ttl: None,
             idle: None,
             retention: None,
@@ -258,8 +262,9 @@ impl Live {
         }
     }
 
-    /// What a runner is to work towards; `None` where there is nothing to do.
-    pub fn order(&self) -> Option<Order> {
+    /// What a runner is to work towards; `None` where there is nothing to do. `unseen`: it is not known whether the
+    /// session still runs.
+    pub fn order(&self, unseen: bool) -> Option<Order> {
         let ended = self.status.state.has_ended() && self.wish != Wish::Remove;
         let at_rest = ended || self.unplaced.is_some();
         (!at_rest).then(|| Order {
@@ -267,6 +272,8 @@ impl Live {
             previous_run: self.previous_run.clone(),
             run: self.run.clone(),
             paused: self.status.state == SessionState::Paused,
+            unseen,
+            reserved: self.reserved,
         })
     }
 

@@ -20,6 +20,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 pub struct Work {
     pub order: Order,
     pub launch: Arc<Launch>,
+    /// The recorded id of its container; `None` where none was recorded.
+    pub container_id: Option<String>,
     /// Whether its network traffic counts as activity.
     pub watch_traffic: bool,
 }
@@ -99,6 +101,7 @@ pub struct Runner {
 enum At {
     /// No action: the next one follows from the work and from the known container.
     Deciding,
+    Observing,
     Doing,
     /// Reporting what it saw of this container.
     TellingSight(Container),
@@ -136,8 +139,9 @@ impl Runner {
     /// Takes the outcome of the last action and returns the next action, under the newest work.
     pub fn next(&mut self, outcome: Outcome, work: Work) -> Action {
         match (std::mem::replace(&mut self.at, At::Deciding), outcome) {
+            (At::Observing, Outcome::Did(Err(error))) => self.tell(Report::Unseen(error.to_string()), Next::Retry),
             (At::Doing, Outcome::Did(Err(error))) => self.failed(error),
-            (At::Doing, Outcome::Did(Ok(done))) => self.done(done, work),
+            (At::Observing | At::Doing, Outcome::Did(Ok(done))) => self.done(done, work),
             (At::TellingSight(container), Outcome::Told(taken)) => {
                 self.known = taken.then_some(container);
                 self.retry = FIRST_RETRY;
@@ -177,6 +181,7 @@ impl Runner {
                 self.at = At::TellingSight(container);
                 Action::Tell(Report::Saw(sight))
             }
+            Step::LookAgain(why) => self.tell(Report::Unseen(why), Next::Retry),
             Step::Wait => {
                 self.traffic = None;
                 self.retry = FIRST_RETRY;
@@ -186,7 +191,7 @@ impl Runner {
     }
 
     fn act(&mut self, op: Op) -> Action {
-        self.at = At::Doing;
+        self.at = if op == Op::Observe { At::Observing } else { At::Doing };
         Action::Do(op)
     }
 
@@ -249,7 +254,12 @@ mod tests {
     fn work(wish: Wish) -> Work {
         let mut live = new_live("k");
         live.wish = wish;
-        Work { order: live.order().unwrap(), launch: Arc::new(live.launch()), watch_traffic: false }
+        Work {
+            order: live.order(false).unwrap(),
+            launch: Arc::new(live.launch()),
+            container_id: None,
+            watch_traffic: false,
+        }
     }
 
     fn saw(container: Container) -> Outcome {
@@ -282,7 +292,9 @@ mod tests {
         assert_eq!(runner.next(Outcome::Told(false), work(Wish::Stop)), Action::Do(Op::Observe));
         assert!(matches!(runner.next(saw(exited()), work(Wish::Stop)), Action::Tell(_)));
         // After an accepted report the runner acts on the next wish without another observation.
-        assert_eq!(runner.next(Outcome::Told(true), work(Wish::Remove)), Action::Do(Op::Remove));
+        let mut removal = work(Wish::Remove);
+        removal.order.reserved = false;
+        assert_eq!(runner.next(Outcome::Told(true), removal), Action::Do(Op::Remove));
         assert_eq!(
             runner.next(Outcome::Did(Ok(Done::Removed)), work(Wish::Remove)),
             Action::Tell(Report::Saw(Sight::Gone))
@@ -300,28 +312,45 @@ mod tests {
     #[test]
     fn only_a_start_fails_a_session_and_every_other_step_is_retried_with_growing_pauses() {
         let refused = || Outcome::Did(Err(Error::Refused("no".to_owned())));
-        let mut runner = Runner::new(work(Wish::Run), None);
-        runner.begin();
+        let mut runner = Runner::new(work(Wish::Run), Some(Container::Created));
+        assert_eq!(runner.begin(), Action::Do(Op::Start));
         assert_eq!(runner.next(refused(), work(Wish::Run)), Action::Tell(Report::StartFailed("no".to_owned())));
         assert_eq!(runner.next(Outcome::Told(true), work(Wish::Run)), Action::Do(Op::Observe));
+        assert_eq!(runner.next(saw(Container::Absent), work(Wish::Run)), Action::EnsureImage);
         let image = Outcome::Did(Err(Error::Image("gone".to_owned())));
         assert_eq!(runner.next(image, work(Wish::Run)), Action::Tell(Report::ImageFailed("gone".to_owned())));
 
-        let mut runner = Runner::new(work(Wish::Stop), None);
-        runner.begin();
+        let running = || Container::Running(Run("1".to_owned()));
+        let mut runner = Runner::new(work(Wish::Stop), Some(running()));
+        assert_eq!(runner.begin(), Action::Do(Op::Stop));
         let mut waits = Vec::new();
         for _ in 0..7 {
             assert_eq!(runner.next(refused(), work(Wish::Stop)), Action::Tell(Report::Unreachable("no".to_owned())));
             let Action::Retry { after } = runner.next(Outcome::Told(true), work(Wish::Stop)) else { panic!() };
             waits.push(after.as_millis());
             assert_eq!(runner.next(Outcome::Woken, work(Wish::Stop)), Action::Do(Op::Observe));
+            assert_eq!(runner.next(saw(running()), work(Wish::Stop)), Action::Do(Op::Stop));
         }
         assert_eq!(waits, [200, 400, 800, 1600, 3200, 5000, 5000]);
         // A successful step resets the pause.
-        runner.next(saw(Container::Running(Run("1".to_owned()))), work(Wish::Stop));
         runner.next(Outcome::Did(Ok(Done::Stepped)), work(Wish::Stop));
+        runner.next(saw(running()), work(Wish::Stop));
         runner.next(refused(), work(Wish::Stop));
         assert_eq!(runner.next(Outcome::Told(true), work(Wish::Stop)), Action::Retry { after: FIRST_RETRY });
+    }
+
+    #[test]
+    fn a_container_that_cannot_be_observed_is_reported_and_observed_again() {
+        let mut runner = Runner::new(work(Wish::Run), None);
+        assert_eq!(runner.begin(), Action::Do(Op::Observe));
+        // Even an answer that would end a start says nothing of the session while it only looks.
+        let refused = Outcome::Did(Err(Error::Refused("no".to_owned())));
+        assert_eq!(runner.next(refused, work(Wish::Run)), Action::Tell(Report::Unseen("no".to_owned())));
+        assert_eq!(runner.next(Outcome::Told(true), work(Wish::Run)), Action::Retry { after: FIRST_RETRY });
+        assert_eq!(runner.next(Outcome::Woken, work(Wish::Run)), Action::Do(Op::Observe));
+        let dead = saw(Container::Removing("dead".to_owned()));
+        assert_eq!(runner.next(dead, work(Wish::Run)), Action::Tell(Report::Unseen("dead".to_owned())));
+        assert_eq!(runner.next(Outcome::Told(true), work(Wish::Run)), Action::Retry { after: FIRST_RETRY * 2 });
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::decide::Report;
 use super::runner::{Action, Done, Op, Outcome, Runner, Work};
 use super::state::Order;
-use crate::runtime::{Container, Error, Runtime};
+use crate::runtime::{Container, Error, Runtime, Target};
 use crate::types::SessionId;
 
 /// How long a session's processes have to end by themselves before they are killed: Docker's default.
@@ -122,7 +122,7 @@ impl Course {
                 Action::EnsureImage => self.ensure_image(runner.work()).await,
                 Action::Do(op) => Outcome::Did(self.act(op, runner.work()).await),
                 Action::Tell(report) => Outcome::Told(self.tell(report).await),
-                Action::Rest { watch_traffic } => self.rest(watch_traffic).await,
+                Action::Rest { watch_traffic } => self.rest(watch_traffic, runner.work()).await,
                 Action::Retry { after } => self.retry(after).await,
             };
             let Some(work) = self.newest() else { return };
@@ -134,16 +134,20 @@ impl Course {
         self.work.borrow_and_update().clone()
     }
 
+    fn target(&self, work: &Work) -> Target {
+        Target { session: self.session, container_id: work.container_id.clone() }
+    }
+
     async fn act(&self, op: Op, work: &Work) -> Result<Done, Error> {
-        let (runtime, session) = (&self.runtime, &self.session);
+        let (runtime, target) = (&self.runtime, &self.target(work));
         match op {
-            Op::Observe => runtime.observe(session).await.map(Done::Saw),
+            Op::Observe => runtime.observe(target).await.map(Done::Saw),
             Op::Create => runtime.create(&work.launch).await.map(|container_id| Done::Created { container_id }),
-            Op::Start => runtime.start(session).await.map(|()| Done::Stepped),
-            Op::Pause => runtime.pause(session).await.map(|()| Done::Stepped),
-            Op::Resume => runtime.resume(session).await.map(|()| Done::Stepped),
-            Op::Stop => runtime.stop(session, STOP_GRACE).await.map(|()| Done::Stepped),
-            Op::Remove => runtime.remove(session).await.map(|()| Done::Removed),
+            Op::Start => runtime.start(target).await.map(|()| Done::Stepped),
+            Op::Pause => runtime.pause(target).await.map(|()| Done::Stepped),
+            Op::Resume => runtime.resume(target).await.map(|()| Done::Stepped),
+            Op::Stop => runtime.stop(target, STOP_GRACE).await.map(|()| Done::Stepped),
+            Op::Remove => runtime.remove(target).await.map(|()| Done::Removed),
         }
     }
 
@@ -168,12 +172,13 @@ impl Course {
     }
 
     /// Waits until there may be something to do.
-    async fn rest(&mut self, watch_traffic: bool) -> Outcome {
+    async fn rest(&mut self, watch_traffic: bool, work: &Work) -> Outcome {
+        let target = self.target(work);
         tokio::select! {
             _ = self.work.changed() => Outcome::Woken,
             () = self.nudge.notified() => Outcome::Woken,
             () = tokio::time::sleep(TRAFFIC_INTERVAL), if watch_traffic => {
-                Outcome::Traffic(self.runtime.traffic(&self.session).await.ok().flatten())
+                Outcome::Traffic(self.runtime.traffic(&target).await.ok().flatten())
             }
         }
     }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::decide::{Context, Registry, Report};
+use super::decide::{Context, EngineState, Registry, Report};
 use super::feed::{Feed, Standing};
 use super::record::Record;
 use super::runner::Work;
@@ -50,9 +50,7 @@ pub enum Input<R: Reply> {
     /// Every container of the engine.
     Listed(Result<Vec<Found>, runtime::Error>),
     /// Whether the engine answers.
-    Health {
-        up: bool,
-    },
+    Health(EngineState),
     Tick,
     /// A runner has failed: every session that needs a runner and has none gets a new one.
     RunnerFailed,
@@ -175,11 +173,11 @@ impl<R: Reply> Sessions<R> {
                 self.registry.report(&session, report, cx);
                 self.pending.push(Pending::Report(reply));
             }
-            Input::Listed(found) => self.reconcile(found, cx),
-            Input::Health { up } => {
-                let news = self.registry.engine_is(up, cx);
+            Input::Listed(listed) => self.reconcile(listed, cx),
+            Input::Health(engine) => {
+                let news = self.registry.engine_is(&engine, cx);
                 self.publish_all |= news;
-                self.nudge_all |= news && up;
+                self.nudge_all |= news && engine != EngineState::Down;
             }
             Input::Tick => {
                 self.registry.expire(cx);
@@ -216,17 +214,17 @@ impl<R: Reply> Sessions<R> {
         self.pending.push(pending);
     }
 
-    fn reconcile(&mut self, found: Result<Vec<Found>, runtime::Error>, cx: &Context<'_>) {
-        match found {
+    fn reconcile(&mut self, listed: Result<Vec<Found>, runtime::Error>, cx: &Context<'_>) {
+        match listed {
             Ok(found) => {
-                for (session, node) in self.registry.reconcile(found, cx) {
-                    tracing::warn!(%session, %node, "container belongs to another node id, leaving it alone");
-                }
+                let oddities = self.registry.oddities().clone();
+                self.registry.reconcile(found, cx);
+                self.publish_all |= oddities != *self.registry.oddities();
                 self.nudge_all = true;
+                self.ready = true;
             }
             Err(error) => tracing::warn!(%error, "cannot list the containers of the engine"),
         }
-        self.ready = true;
     }
 
     /// What must be on disk before [`Self::finish`]: every record that differs from the disk, or `None` if the disk
@@ -300,6 +298,7 @@ impl<R: Reply> Sessions<R> {
             gpu_slots_used: cx.capacity.gpus.iter().map(slots).collect(),
             journal_rebuilt: self.journal_rebuilt.clone(),
             failing_starts: self.registry.failing_starts(),
+            oddities: self.registry.oddities().clone(),
             feed: self.feed.clone(),
         }
     }
@@ -307,7 +306,9 @@ impl<R: Reply> Sessions<R> {
     fn order(&self, session: &SessionId) -> Order {
         let work = self.registry.record(session).and_then(Record::live).and_then(|live| {
             let watch_traffic = live.idle.is_some() && live.status.state == SessionState::Running;
-            Some(Work { order: live.order()?, launch: Arc::new(live.launch()), watch_traffic })
+            let order = live.order(self.registry.is_out_of_sight(session))?;
+            let container_id = live.status.container_id.clone();
+            Some(Work { order, launch: Arc::new(live.launch()), container_id, watch_traffic })
         });
         Order { session: *session, work, fresh: self.fresh.contains(session) }
     }
@@ -351,6 +352,8 @@ impl<R: Reply> Sessions<R> {
         let mut profile = record.profile(&cx.node.name, &cx.node.id, self.registry.endpoint_host(), cx.now);
         if record.live().is_some() && !profile.state.has_ended() && self.registry.is_unseen(&profile.id) {
             profile.state = SessionState::Unknown;
+            let why = self.registry.why_unseen(&profile.id).map(str::to_owned);
+            profile.message = why.or(profile.message);
         }
         profile
     }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
-use super::decide::Context;
+use super::decide::{Context, EngineState};
 use super::journal::Journal;
 use super::record::Record;
 use super::runners::{Envelope, Runners};
@@ -31,6 +31,8 @@ const REPORTS: usize = 256;
 /// Events of the engine that wait for the owner. An event only says that a container may have changed, so a burst
 /// that waits loses nothing.
 const EVENTS: usize = 256;
+/// The pause before a list that failed is tried again.
+const LIST_AGAIN: Duration = Duration::from_secs(5);
 /// How often deadlines are checked.
 const TICK: Duration = Duration::from_secs(1);
 /// Random bytes of a session's secret.
@@ -146,15 +148,17 @@ impl Owner {
     async fn run(mut self, mut requests: mpsc::Receiver<Request<Channels>>, mut reports: mpsc::Receiver<Envelope>) {
         let (event_sender, mut events) = mpsc::channel(EVENTS);
         let (listed_sender, mut listed) = mpsc::channel(1);
+        let relist = Arc::new(Notify::new());
         let mut children = JoinSet::new();
         let runtime = Arc::clone(&self.runtime);
         children.spawn(async move { runtime.run(event_sender).await });
+        children.spawn(list(Arc::clone(&self.runtime), Arc::clone(&relist), listed_sender));
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
         // An engine that has not answered yet is not one that went away: what ended meanwhile ended by itself.
-        let up = self.health.borrow_and_update().is_up();
-        self.turn(if up { vec![Input::Health { up }] } else { Vec::new() }).await;
+        let engine = state_of(&self.health.borrow_and_update());
+        self.turn(if engine == EngineState::Down { Vec::new() } else { vec![Input::Health(engine)] }).await;
         loop {
             let first = tokio::select! {
                 request = requests.recv() => request.map_or(Incoming::Closed, |r| Incoming::Input(Input::Request(r))),
@@ -162,7 +166,7 @@ impl Owner {
                 Some(event) = events.recv() => Incoming::Event(event),
                 Some(found) = listed.recv() => Incoming::Input(Input::Listed(found)),
                 Ok(()) = self.health.changed() => {
-                    Incoming::Input(Input::Health { up: self.health.borrow_and_update().is_up() })
+                    Incoming::Input(Input::Health(state_of(&self.health.borrow_and_update())))
                 }
                 Some(ended) = self.runners.ended() => match ended {
                     Ok(()) => continue,
@@ -187,7 +191,7 @@ impl Owner {
                     continue;
                 }
                 Incoming::Event(Event::Relist) => {
-                    children.spawn(list(Arc::clone(&self.runtime), listed_sender.clone()));
+                    relist.notify_one();
                     continue;
                 }
                 Incoming::Closed => return,
@@ -233,10 +237,29 @@ impl Owner {
     }
 }
 
-/// Lists all containers, in a task of its own so that the loop does not wait for the engine.
-async fn list(runtime: Arc<dyn Runtime>, listed: mpsc::Sender<Result<Vec<Found>, RuntimeError>>) {
-    let found = runtime.list().await;
-    let _ = listed.send(found).await;
+fn state_of(health: &Health) -> EngineState {
+    match health {
+        Health::Up(info) => EngineState::Up { epoch: info.epoch.clone() },
+        Health::Unknown | Health::Down { .. } => EngineState::Down,
+    }
+}
+
+/// Lists all containers whenever it is asked to, in a task of its own so that the loop does not wait for the engine.
+/// A list that fails is tried again.
+async fn list(runtime: Arc<dyn Runtime>, relist: Arc<Notify>, listed: mpsc::Sender<Result<Vec<Found>, RuntimeError>>) {
+    loop {
+        relist.notified().await;
+        let found = runtime.list().await;
+        let failed = found.is_err();
+        if listed.send(found).await.is_err() {
+            return;
+        }
+        // The link asks for a list once an engine that was away is back.
+        if failed && runtime.health().borrow().is_up() {
+            tokio::time::sleep(LIST_AGAIN).await;
+            relist.notify_one();
+        }
+    }
 }
 
 /// What decisions read besides the sessions.

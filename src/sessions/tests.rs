@@ -37,12 +37,13 @@ impl World {
         Self { engine: FakeEngine::new(node_id()), clock: Clock::manual(START), directory }
     }
 
-    fn start(&self) -> Daemon {
+    /// Starts a daemon, and waits until the engine has listed its containers.
+    async fn start(&self) -> Daemon {
         let (journal, records) = Journal::open(self.directory.path(), START.wall).unwrap();
-        self.start_with(journal, records)
+        self.start_with(journal, records).await
     }
 
-    fn start_with(&self, journal: Journal, records: Vec<Record>) -> Daemon {
+    async fn start_with(&self, journal: Journal, records: Vec<Record>) -> Daemon {
         let report = capacity::Report {
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
             gpus: Vec::new(),
@@ -69,6 +70,7 @@ impl World {
             signs: signs_watch,
             clock: self.clock.clone(),
         });
+        tokio::time::timeout(PATIENCE, handle.ready().wait_for(|ready| *ready)).await.unwrap().unwrap();
         Daemon { handle, task, signs, _watches: (node, capacity) }
     }
 }
@@ -108,7 +110,7 @@ impl Daemon {
 #[tokio::test]
 async fn a_session_lives_its_whole_life() {
     let world = World::new();
-    let daemon = world.start();
+    let daemon = world.start().await;
     let admitted = daemon.create("k").await.unwrap();
     assert!(!admitted.replayed);
     daemon.until_state("k", SessionState::Running).await;
@@ -137,7 +139,7 @@ async fn a_crash_at_any_step_loses_nothing_and_makes_nothing_twice() {
     for step in STEPS {
         for when in [When::Before, When::After] {
             let world = World::new();
-            let daemon = world.start();
+            let daemon = world.start().await;
             let at = format!("{step} {when:?}");
             let prepared = !matches!(step, "image" | "create" | "start");
             if !prepared {
@@ -163,7 +165,7 @@ async fn a_crash_at_any_step_loses_nothing_and_makes_nothing_twice() {
             daemon.kill().await;
             world.engine.let_go();
 
-            let daemon = world.start();
+            let daemon = world.start().await;
             match step {
                 "pause" => daemon.until_state("k", SessionState::Paused).await,
                 "stop" => daemon.until_state("k", SessionState::Stopped).await,
@@ -183,7 +185,7 @@ async fn a_crash_at_any_step_loses_nothing_and_makes_nothing_twice() {
 #[tokio::test]
 async fn sessions_that_cannot_start_fail_and_free_what_they_held() {
     let world = World::new();
-    let daemon = world.start();
+    let daemon = world.start().await;
     let refuse = runtime::Error::Refused("no such program".to_owned());
     let image = runtime::Error::Image("no such image".to_owned());
     for (key, step, error, reason) in
@@ -212,7 +214,7 @@ async fn sessions_that_cannot_start_fail_and_free_what_they_held() {
 #[tokio::test]
 async fn a_container_removed_behind_our_back_is_lost() {
     let world = World::new();
-    let daemon = world.start();
+    let daemon = world.start().await;
     daemon.create("k").await.unwrap();
     daemon.until_state("k", SessionState::Running).await;
     world.engine.vanish(&id("k")).await;
@@ -223,7 +225,7 @@ async fn a_container_removed_behind_our_back_is_lost() {
 #[tokio::test]
 async fn while_the_engine_is_down_sessions_are_unknown_and_nothing_is_admitted() {
     let world = World::new();
-    let daemon = world.start();
+    let daemon = world.start().await;
     daemon.create("k").await.unwrap();
     daemon.until_state("k", SessionState::Running).await;
     world.engine.go_down();
@@ -236,7 +238,7 @@ async fn while_the_engine_is_down_sessions_are_unknown_and_nothing_is_admitted()
 #[tokio::test]
 async fn a_pull_is_given_up_when_nobody_wants_the_session_any_more() {
     let world = World::new();
-    let daemon = world.start();
+    let daemon = world.start().await;
     world.engine.hold("image", When::Before);
     daemon.create("k").await.unwrap();
     daemon.until_state("k", SessionState::Pulling).await;
@@ -248,12 +250,12 @@ async fn a_pull_is_given_up_when_nobody_wants_the_session_any_more() {
 #[tokio::test]
 async fn without_a_journal_sessions_are_adopted_from_labels() {
     let world = World::new();
-    let daemon = world.start();
+    let daemon = world.start().await;
     daemon.create("k").await.unwrap();
     daemon.until_state("k", SessionState::Running).await;
     daemon.kill().await;
     std::fs::write(world.directory.path().join("sessions.redb"), b"not a database").unwrap();
-    let daemon = world.start();
+    let daemon = world.start().await;
     daemon.until_state("k", SessionState::Running).await;
     let snapshot = daemon.handle.snapshot();
     assert_eq!(snapshot.allocated.cores, Cores::whole(1));
@@ -265,7 +267,7 @@ async fn without_a_journal_sessions_are_adopted_from_labels() {
 #[tokio::test]
 async fn a_thousand_creates_at_once_are_all_answered() {
     let world = World::new();
-    let daemon = world.start();
+    let daemon = world.start().await;
     let creates = (0..1000).map(|n| {
         let handle = daemon.handle.clone();
         tokio::spawn(async move { handle.admit(offer(&n.to_string(), workspace())).await })
@@ -287,7 +289,7 @@ async fn a_thousand_creates_at_once_are_all_answered() {
 async fn a_disk_that_is_full_makes_no_session() {
     let world = World::new();
     let (journal, switch) = Journal::failing();
-    let daemon = world.start_with(journal, Vec::new());
+    let daemon = world.start_with(journal, Vec::new()).await;
     switch.set(true);
     assert!(matches!(daemon.create("k").await, Err(Error::Journal(_))));
     assert!(daemon.handle.snapshot().sessions.is_empty());
@@ -300,7 +302,7 @@ async fn a_disk_that_is_full_makes_no_session() {
 #[tokio::test]
 async fn a_runner_that_panics_is_replaced() {
     let world = World::new();
-    let daemon = world.start();
+    let daemon = world.start().await;
     world.engine.panic_once("create");
     daemon.create("k").await.unwrap();
     daemon.until_state("k", SessionState::Running).await;
@@ -310,7 +312,7 @@ async fn a_runner_that_panics_is_replaced() {
 #[tokio::test]
 async fn a_host_whose_id_is_there_twice_admits_nothing() {
     let world = World::new();
-    let daemon = world.start();
+    let daemon = world.start().await;
     daemon.create("k").await.unwrap();
     daemon.until_state("k", SessionState::Running).await;
     daemon.signs.send_modify(|signs| Arc::make_mut(signs).duplicate = Some("192.0.2.1:7482".to_owned()));
@@ -325,7 +327,7 @@ async fn a_host_whose_id_is_there_twice_admits_nothing() {
 #[tokio::test]
 async fn a_host_admits_nothing_under_a_lower_ballot() {
     let world = World::new();
-    let daemon = world.start();
+    let daemon = world.start().await;
     let of_term = |key: &str, term| {
         let offer = offer(key, workspace());
         Admit { ballot: crate::types::Ballot { term, ..offer.ballot }, ..offer }
@@ -341,7 +343,7 @@ async fn a_host_admits_nothing_under_a_lower_ballot() {
 #[tokio::test]
 async fn a_session_keeps_the_actor_who_asked_for_it() {
     let world = World::new();
-    let daemon = world.start();
+    let daemon = world.start().await;
     let ci = Actor::Token { id: "abcdefgh".to_owned(), name: "ci".parse().unwrap() };
     let mut asked = offer("k", workspace());
     asked.asked.by = Some(ci.clone());

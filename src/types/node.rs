@@ -288,6 +288,10 @@ pub enum ConditionKind {
     LimitsNotEnforced,
     /// The journal of sessions could not be read. The agent moved it aside and rebuilt it from container labels.
     JournalRebuilt,
+    /// Another program renamed the containers of sessions. They stay the sessions' containers.
+    ContainerRenamed,
+    /// Containers have the labels of sessions and are not their containers: they may use what the node offers.
+    StrayContainers,
     /// The last sessions all failed to start on this node.
     FailingStarts,
     /// Less disk is free than `limits.min_free_disk`: the node admits no session.
@@ -311,6 +315,8 @@ words!(ConditionKind {
     RuntimeUnavailable => "runtime_unavailable",
     LimitsNotEnforced => "limits_not_enforced",
     JournalRebuilt => "journal_rebuilt",
+    ContainerRenamed => "container_renamed",
+    StrayContainers => "stray_containers",
     FailingStarts => "failing_starts",
     LowDisk => "low_disk",
     DuplicateNodeId => "duplicate_node_id",

@@ -4,6 +4,7 @@
 
 mod ends;
 mod engine;
+mod faults;
 mod limits;
 mod own_engine;
 mod pull;
@@ -103,6 +104,13 @@ fn fetch(port: u16) -> std::io::Result<String> {
 /// Removes the session and waits until nothing is left of it.
 fn remove(agent: &Agent, id: &str) {
     agent.delete(&format!("/v1/sessions/{id}?wait=true&timeout=60s")).expect(200);
+}
+
+/// The message of the node's condition of this kind, if there is one.
+fn condition(agent: &Agent, kind: &str) -> Option<String> {
+    let node = agent.node();
+    let found = node["conditions"].as_array().unwrap().iter().find(|condition| condition["kind"] == kind);
+    found.map(|condition| condition["message"].as_str().unwrap().to_owned())
 }
 
 fn command(agent: &Agent, id: &str, what: &str) {

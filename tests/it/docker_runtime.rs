@@ -29,40 +29,40 @@ async fn a_session_goes_through_its_states_within_its_limits() {
     let Some(lab) = Lab::open("a_session_goes_through_its_states_within_its_limits") else { return };
     let launch = lab.launch("life", "trap 'exit 7' TERM; while true; do sleep 0.1; done");
     let (session, runtime) = (&launch.session, &lab.runtime);
-    assert_eq!(runtime.observe(session).await, Ok(Container::Absent));
+    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Absent));
 
     let digest = runtime.ensure_image(&launch, mpsc::channel(1).0).await.unwrap();
     assert!(digest.unwrap().starts_with("sha256:"));
     let id = runtime.create(&launch).await.unwrap();
     assert_eq!(runtime.create(&launch).await, Ok(id), "creating is idempotent");
-    assert_eq!(runtime.observe(session).await, Ok(Container::Created));
+    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Created));
     let limits = "{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.ShmSize}} \
                   {{.HostConfig.LogConfig.Type}} {{index .Config.Labels \"ostler.cores_milli\"}}";
     assert_eq!(lab.inspect(session, limits), "500000000 33554432 4096 16777216 json-file 500");
 
-    runtime.start(session).await.unwrap();
-    runtime.start(session).await.unwrap();
+    runtime.start(&session.into()).await.unwrap();
+    runtime.start(&session.into()).await.unwrap();
     let Container::Running(first) = lab.until(session, running).await else { unreachable!() };
-    runtime.pause(session).await.unwrap();
-    runtime.pause(session).await.unwrap();
-    assert_eq!(runtime.observe(session).await, Ok(Container::Paused(first.clone())));
-    runtime.resume(session).await.unwrap();
-    runtime.resume(session).await.unwrap();
-    assert_eq!(runtime.observe(session).await, Ok(Container::Running(first.clone())));
+    runtime.pause(&session.into()).await.unwrap();
+    runtime.pause(&session.into()).await.unwrap();
+    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Paused(first.clone())));
+    runtime.resume(&session.into()).await.unwrap();
+    runtime.resume(&session.into()).await.unwrap();
+    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Running(first.clone())));
 
-    runtime.stop(session, Duration::from_secs(10)).await.unwrap();
-    runtime.stop(session, Duration::from_secs(10)).await.unwrap();
-    let Container::Exited(exit) = runtime.observe(session).await.unwrap() else { panic!("it still runs") };
+    runtime.stop(&session.into(), Duration::from_secs(10)).await.unwrap();
+    runtime.stop(&session.into(), Duration::from_secs(10)).await.unwrap();
+    let Container::Exited(exit) = runtime.observe(&session.into()).await.unwrap() else { panic!("it still runs") };
     assert_eq!((exit.code, exit.oom_killed, &exit.run), (7, false, &first));
     assert!(exit.finished_at.is_some());
 
-    runtime.start(session).await.unwrap();
+    runtime.start(&session.into()).await.unwrap();
     let Container::Running(second) = lab.until(session, running).await else { unreachable!() };
     assert_ne!(first, second, "the two runs have different ids");
-    runtime.remove(session).await.unwrap();
-    runtime.remove(session).await.unwrap();
-    assert_eq!(runtime.observe(session).await, Ok(Container::Absent));
-    assert!(matches!(runtime.start(session).await, Err(Error::NotFound(_))));
+    runtime.remove(&session.into()).await.unwrap();
+    runtime.remove(&session.into()).await.unwrap();
+    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Absent));
+    assert!(matches!(runtime.start(&session.into()).await, Err(Error::NotFound(_))));
 }
 
 #[tokio::test]
@@ -71,14 +71,14 @@ async fn a_paused_session_can_be_stopped_and_removed() {
     let launch = lab.launch("frozen", "trap 'exit 7' TERM; while true; do sleep 0.1; done");
     let (session, runtime) = (&launch.session, &lab.runtime);
     lab.run(&launch).await.unwrap();
-    runtime.pause(session).await.unwrap();
-    runtime.stop(session, Duration::from_secs(10)).await.unwrap();
-    let stopped = runtime.observe(session).await.unwrap();
+    runtime.pause(&session.into()).await.unwrap();
+    runtime.stop(&session.into(), Duration::from_secs(10)).await.unwrap();
+    let stopped = runtime.observe(&session.into()).await.unwrap();
     assert!(matches!(&stopped, Container::Exited(exit) if exit.code == 7), "{stopped:?}");
-    runtime.start(session).await.unwrap();
-    runtime.pause(session).await.unwrap();
-    runtime.remove(session).await.unwrap();
-    assert_eq!(runtime.observe(session).await, Ok(Container::Absent));
+    runtime.start(&session.into()).await.unwrap();
+    runtime.pause(&session.into()).await.unwrap();
+    runtime.remove(&session.into()).await.unwrap();
+    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Absent));
 }
 
 /// Runs the session to its end and returns its output.
@@ -89,7 +89,7 @@ async fn output(lab: &Lab, launch: &Launch) -> String {
 }
 
 async fn logged(lab: &Lab, launch: &Launch, request: LogsRequest) -> String {
-    let stream = lab.runtime.logs(&launch.session, request).await.unwrap();
+    let stream = lab.runtime.logs(&(&launch.session).into(), request).await.unwrap();
     let pieces: Vec<_> = stream.map(Result::unwrap).collect().await;
     String::from_utf8(pieces.concat()).unwrap()
 }
@@ -164,12 +164,12 @@ async fn the_host_reaches_a_session_and_other_sessions_do_not() {
     assert!(until_page(port).await.contains("hello"));
     let address = address(&lab, &server);
     assert_eq!(output(&lab, &lab.launch("neighbour", &fetch(&address))).await, "no way\n");
-    let bytes = lab.runtime.traffic(&server.session).await.unwrap();
+    let bytes = lab.runtime.traffic(&(&server.session).into()).await.unwrap();
     assert!(bytes.is_some_and(|bytes| bytes > 100), "{bytes:?}");
 
-    lab.runtime.stop(&server.session, Duration::ZERO).await.unwrap();
+    lab.runtime.stop(&(&server.session).into(), Duration::ZERO).await.unwrap();
     assert!(page(port).is_err());
-    lab.runtime.start(&server.session).await.unwrap();
+    lab.runtime.start(&(&server.session).into()).await.unwrap();
     assert!(until_page(port).await.contains("hello"), "the port is kept over stop and start");
 }
 
@@ -223,14 +223,14 @@ async fn a_network_removed_with_docker_is_created_again() {
     let launch = lab.launch("again", "sleep 100");
     lab.runtime.create(&launch).await.unwrap();
     docker(&["network", "rm", &lab.network()]);
-    lab.runtime.start(&launch.session).await.unwrap();
+    lab.runtime.start(&(&launch.session).into()).await.unwrap();
     lab.until(&launch.session, running).await;
     let icc = r#"{{index .Options "com.docker.network.bridge.enable_icc"}}"#;
     assert_eq!(docker(&["network", "inspect", "--format", icc, &lab.network()]), "false");
 
-    lab.runtime.stop(&launch.session, Duration::ZERO).await.unwrap();
+    lab.runtime.stop(&(&launch.session).into(), Duration::ZERO).await.unwrap();
     docker(&["network", "rm", &lab.network()]);
-    lab.runtime.start(&launch.session).await.unwrap();
+    lab.runtime.start(&(&launch.session).into()).await.unwrap();
     lab.until(&launch.session, running).await;
 }
 
@@ -241,8 +241,8 @@ async fn two_agents_that_make_the_network_at_once_make_one() {
     let (a, b) = (lab.launch("a", "true"), lab.launch("b", "true"));
     let (made, also_made) = tokio::join!(lab.runtime.create(&a), other.create(&b));
     assert!(made.is_ok() && also_made.is_ok(), "{made:?} {also_made:?}");
-    lab.runtime.start(&a.session).await.unwrap();
-    other.start(&b.session).await.unwrap();
+    lab.runtime.start(&(&a.session).into()).await.unwrap();
+    other.start(&(&b.session).into()).await.unwrap();
     let filter = format!("name=^{}$", lab.network());
     assert_eq!(docker(&["network", "ls", "--quiet", "--filter", &filter]).lines().count(), 1);
 }
@@ -278,7 +278,8 @@ async fn logs_follow_to_the_end_and_tail() {
     let Some(lab) = Lab::open("logs_follow_to_the_end_and_tail") else { return };
     let launch = lab.launch("talk", "echo one; echo two >&2; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo three");
     lab.run(&launch).await.unwrap();
-    let mut stream = lab.runtime.logs(&launch.session, LogsRequest { follow: true, tail: None }).await.unwrap();
+    let mut stream =
+        lab.runtime.logs(&(&launch.session).into(), LogsRequest { follow: true, tail: None }).await.unwrap();
     let mut text = Vec::new();
     // The two streams are two pipes, so either line may come first.
     while text.len() < "one\ntwo\n".len() {
@@ -295,7 +296,7 @@ async fn logs_follow_to_the_end_and_tail() {
     let tail = LogsRequest { follow: false, tail: Some(1) };
     assert_eq!(logged(&lab, &launch, tail).await, "three\n");
     let nobody = lab.launch("nobody", "");
-    assert!(matches!(lab.runtime.logs(&nobody.session, ALL_LOGS).await.err(), Some(Error::NotFound(_))));
+    assert!(matches!(lab.runtime.logs(&(&nobody.session).into(), ALL_LOGS).await.err(), Some(Error::NotFound(_))));
 }
 
 #[tokio::test]
@@ -318,20 +319,22 @@ async fn a_foreign_container_is_left_alone() {
     docker(&["start", &name]);
     let grace = Duration::from_secs(1);
     let runtime = &lab.runtime;
-    let refusals = [
-        runtime.create(&launch).await.err(),
-        runtime.start(session).await.err(),
-        runtime.stop(session, grace).await.err(),
-        runtime.pause(session).await.err(),
-        runtime.resume(session).await.err(),
-        runtime.remove(session).await.err(),
+    let refused = runtime.create(&launch).await;
+    assert!(matches!(&refused, Err(Error::Refused(text)) if text.contains("left alone")), "{refused:?}");
+    // Its name does not make it the session's.
+    let steps = [
+        runtime.start(&session.into()).await,
+        runtime.stop(&session.into(), grace).await,
+        runtime.pause(&session.into()).await,
+        runtime.resume(&session.into()).await,
     ];
-    for refusal in refusals {
-        assert!(matches!(&refusal, Some(Error::Refused(text)) if text.contains("left alone")), "{refusal:?}");
+    for step in steps {
+        assert!(matches!(step, Err(Error::NotFound(_))), "{step:?}");
     }
+    assert_eq!(runtime.remove(&session.into()).await, Ok(()));
     assert_eq!(lab.inspect(session, "{{.Id}} {{.State.Status}}"), format!("{id} running"));
     assert_eq!(runtime.list().await, Ok(Vec::new()));
-    assert_eq!(runtime.observe(session).await, Ok(Container::Absent), "the session has no container");
+    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Absent), "the session has no container");
     quietly(&["rm", "--force", &name]);
 }
 
@@ -342,10 +345,11 @@ async fn another_nodes_container_is_seen_and_not_touched() {
     lab.runtime.create(&launch).await.unwrap();
     let other = Config { node: "aaaaaaaaaaaaaaaa".parse().unwrap(), ..config(&lab.cluster) };
     let other = DockerRuntime::new(other).unwrap();
-    assert!(matches!(other.remove(&launch.session).await, Err(Error::Refused(_))));
+    assert_eq!(other.observe(&(&launch.session).into()).await, Ok(Container::Absent));
+    assert_eq!(other.remove(&(&launch.session).into()).await, Ok(()));
     let found = other.list().await.unwrap();
     assert_eq!(found.iter().map(|found| found.node.as_str()).collect::<Vec<_>>(), [docker::NODE]);
-    assert_eq!(lab.runtime.observe(&launch.session).await, Ok(Container::Created));
+    assert_eq!(lab.runtime.observe(&(&launch.session).into()).await, Ok(Container::Created));
 }
 
 #[tokio::test]
@@ -371,10 +375,10 @@ async fn sessions_are_found_again_by_their_labels() {
     assert_eq!((adopted.resources, &adopted.gpu_uuids), (running.resources, &running.gpu_uuids));
     assert_eq!(adopted.ports, running.ports);
     assert_eq!(adopted.ports[0].host_port, port);
-    assert_eq!(adopted.container, lab.runtime.observe(&running.session).await.unwrap());
+    assert_eq!(adopted.container, Some(lab.runtime.observe(&(&running.session).into()).await.unwrap()));
     assert!(adopted.created_at.millis() > 0);
-    assert_eq!(of(&created).container, Container::Created);
-    assert!(matches!(&of(&ended).container, Container::Exited(exit) if exit.code == 3));
+    assert_eq!(of(&created).container, Some(Container::Created));
+    assert!(matches!(&of(&ended).container, Some(Container::Exited(exit)) if exit.code == 3));
 }
 
 #[tokio::test]
@@ -387,12 +391,12 @@ async fn a_volume_outlives_its_session() {
     output(&lab, &write).await;
     assert_eq!(lab.runtime.volumes().await, Ok(vec![volume.to_owned()]));
     assert!(matches!(lab.runtime.remove_volume(volume).await, Err(Error::Refused(_))));
-    lab.runtime.remove(&write.session).await.unwrap();
+    lab.runtime.remove(&(&write.session).into()).await.unwrap();
 
     let mut read = lab.launch("read", "cat /home/alice/file; touch /home/alice/x 2>/dev/null || echo read only");
     read.volumes = vec![Mount { read_only: true, ..mount }];
     assert_eq!(output(&lab, &read).await, "mine\nread only\n");
-    lab.runtime.remove(&read.session).await.unwrap();
+    lab.runtime.remove(&(&read.session).into()).await.unwrap();
     assert_eq!(lab.runtime.volumes().await, Ok(vec![volume.to_owned()]));
     lab.runtime.remove_volume(volume).await.unwrap();
     assert_eq!(lab.runtime.volumes().await, Ok(Vec::new()));

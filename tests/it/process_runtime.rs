@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use ostler::runtime::process::{Config, ProcessRuntime};
-use ostler::runtime::{Container, Error, Event, Exit, Health, Launch, LogsRequest, Mount, PortBinding, Run, Runtime};
+use ostler::runtime::{
+    Container, Error, Event, Exit, Health, Launch, LogsRequest, Mount, PortBinding, Run, Runtime, Target,
+};
 use ostler::types::{Bytes, Cores, Name, NodeId, Protocol, PullPolicy, Resources, RuntimeKind, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -68,7 +70,7 @@ impl Host {
 
     async fn run(&self, launch: &Launch) -> SessionId {
         self.runtime.create(launch).await.unwrap();
-        self.runtime.start(&launch.session).await.unwrap();
+        self.runtime.start(&(&launch.session).into()).await.unwrap();
         launch.session
     }
 
@@ -77,7 +79,7 @@ impl Host {
     }
 
     async fn observe(&self, session: &SessionId) -> Container {
-        self.runtime.observe(session).await.unwrap()
+        self.runtime.observe(&session.into()).await.unwrap()
     }
 
     async fn exit(&self, session: &SessionId) -> Exit {
@@ -103,7 +105,7 @@ impl Host {
     }
 
     async fn read_log(&self, session: &SessionId, follow: bool, tail: Option<u32>) -> String {
-        let mut stream = self.runtime.logs(session, LogsRequest { follow, tail }).await.unwrap();
+        let mut stream = self.runtime.logs(&session.into(), LogsRequest { follow, tail }).await.unwrap();
         let mut text = Vec::new();
         while let Some(chunk) = stream.next().await {
             text.extend_from_slice(&chunk.unwrap());
@@ -150,7 +152,7 @@ impl Drop for Host {
             tokio.block_on(async {
                 let runtime = open(&directory);
                 for found in runtime.list().await.unwrap() {
-                    runtime.remove(&found.session).await.unwrap();
+                    runtime.remove(&(&found.session).into()).await.unwrap();
                 }
             });
         });
@@ -251,7 +253,7 @@ async fn a_command_that_cannot_be_run_says_why() {
         let mut launch = host.launch(program, "");
         launch.command = vec![program.to_owned()];
         host.runtime.create(&launch).await.unwrap();
-        let refused = host.runtime.start(&launch.session).await;
+        let refused = host.runtime.start(&(&launch.session).into()).await;
         assert!(matches!(&refused, Err(Error::Refused(why)) if why.contains(program)), "{refused:?}");
         assert_eq!(host.exit(&launch.session).await.code, code, "{program}");
         assert!(host.log(&launch.session).await.contains(program));
@@ -348,11 +350,11 @@ async fn a_stopped_command_may_tidy_up() {
     let script = "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.05; done";
     let session = host.script("tidy", script).await;
     host.until_log_has(&session, "ready").await;
-    host.runtime.stop(&session, GRACE).await.unwrap();
+    host.runtime.stop(&(&session).into(), GRACE).await.unwrap();
     assert_eq!(host.exit(&session).await.code, 5);
     assert!(host.log(&session).await.ends_with("bye\n"));
     assert!(!lives(host.pid(&session, "shim")));
-    host.runtime.stop(&session, GRACE).await.unwrap();
+    host.runtime.stop(&(&session).into(), GRACE).await.unwrap();
 }
 
 #[tokio::test]
@@ -362,7 +364,7 @@ async fn a_command_that_does_not_end_is_killed() {
     host.until_log_has(&session, "ready").await;
     let begun = Instant::now();
     let grace = Duration::from_millis(300);
-    host.runtime.stop(&session, grace).await.unwrap();
+    host.runtime.stop(&(&session).into(), grace).await.unwrap();
     assert!(begun.elapsed() >= grace);
     assert_eq!(host.exit(&session).await.code, 137);
     assert!(!lives(host.pid(&session, "command")) && !lives(host.pid(&session, "shim")));
@@ -400,9 +402,9 @@ async fn each_start_is_a_run_of_its_own() {
     assert_eq!(host.observe(&launch.session).await, Container::Absent);
     host.runtime.create(&launch).await.unwrap();
     assert_eq!(host.observe(&launch.session).await, Container::Created);
-    host.runtime.start(&launch.session).await.unwrap();
+    host.runtime.start(&(&launch.session).into()).await.unwrap();
     let first = host.exit(&launch.session).await;
-    host.runtime.start(&launch.session).await.unwrap();
+    host.runtime.start(&(&launch.session).into()).await.unwrap();
     let second = host.exit(&launch.session).await;
     assert_ne!(first.run, second.run);
     assert_eq!((first.code, second.code), (7, 7));
@@ -414,7 +416,8 @@ async fn many_starts_at_once_make_one_run() {
     let host = Host::new();
     let launch = host.launch("once", "echo run; exec sleep 1000");
     host.runtime.create(&launch).await.unwrap();
-    let starts = (0..8).map(|_| host.runtime.start(&launch.session));
+    let target = Target::from(&launch.session);
+    let starts = (0..8).map(|_| host.runtime.start(&target));
     for started in futures_util::future::join_all(starts).await {
         started.unwrap();
     }
@@ -436,9 +439,9 @@ async fn a_session_outlives_its_agent_and_is_adopted() {
     assert_eq!(host.running(&session).await, run);
     let found = host.runtime.list().await.unwrap();
     assert_eq!(found.len(), 1);
-    assert_eq!((found[0].session, found[0].container.clone()), (session, Container::Running(run)));
+    assert_eq!((found[0].session, found[0].container.clone()), (session, Some(Container::Running(run))));
     assert_eq!(found[0].resources, Resources::new(Cores::whole(1), Bytes::mib(256), 0));
-    host.runtime.stop(&session, GRACE).await.unwrap();
+    host.runtime.stop(&(&session).into(), GRACE).await.unwrap();
     assert_eq!(host.exit(&session).await.code, 6);
 }
 
@@ -477,7 +480,7 @@ async fn a_shim_that_is_killed_takes_its_session_with_it() {
     assert!(!lives(host.pid(&session, "command")));
     assert!(!lives(printed_pid(&log, "DAEMON")));
     // The session can be started again.
-    host.runtime.start(&session).await.unwrap();
+    host.runtime.start(&(&session).into()).await.unwrap();
     host.running(&session).await;
 }
 
@@ -485,7 +488,7 @@ async fn a_shim_that_is_killed_takes_its_session_with_it() {
 async fn a_run_of_another_boot_is_over() {
     let host = Host::new();
     let session = host.script("rebooted", "exec sleep 1000").await;
-    host.runtime.stop(&session, GRACE).await.unwrap();
+    host.runtime.stop(&(&session).into(), GRACE).await.unwrap();
     // The state after a reboot: no exit file, and process ids that other processes have by now.
     fs::remove_file(host.path(&session).join("exit.json")).unwrap();
     let path = host.path(&session).join("state.json");
@@ -560,7 +563,7 @@ async fn a_paused_session_stops_and_resumes() {
     let session = host.script("paused", "while :; do echo tick; sleep 0.02; done").await;
     host.until_log_has(&session, "tick").await;
     let run = host.running(&session).await;
-    host.runtime.pause(&session).await.unwrap();
+    host.runtime.pause(&(&session).into()).await.unwrap();
     assert_eq!(host.observe(&session).await, Container::Paused(run.clone()));
     // Output that was in the pipe may still arrive. After that, nothing arrives for many ticks.
     let mut ticks = host.log(&session).await.len();
@@ -573,7 +576,7 @@ async fn a_paused_session_stops_and_resumes() {
         quiet = if now == ticks { quiet + 1 } else { 0 };
         ticks = now;
     }
-    host.runtime.resume(&session).await.unwrap();
+    host.runtime.resume(&(&session).into()).await.unwrap();
     assert_eq!(host.observe(&session).await, Container::Running(run));
     let path = host.path(&session).join("log");
     until("it ticks again", || fs::metadata(&path).unwrap().len() > ticks as u64).await;
@@ -586,18 +589,18 @@ async fn a_paused_session_is_adopted_stopped_and_removed_like_another() {
     let (stopped, removed) = (host.script("stopped", script).await, host.script("removed", script).await);
     for session in [&stopped, &removed] {
         host.until_log_has(session, "ready").await;
-        host.runtime.pause(session).await.unwrap();
+        host.runtime.pause(&session.into()).await.unwrap();
     }
     host.restart();
     assert!(matches!(host.observe(&stopped).await, Container::Paused(_)));
-    host.runtime.stop(&stopped, GRACE).await.unwrap();
+    host.runtime.stop(&(&stopped).into(), GRACE).await.unwrap();
     assert_eq!(host.exit(&stopped).await.code, 9);
     let command = host.pid(&removed, "command");
-    host.runtime.remove(&removed).await.unwrap();
+    host.runtime.remove(&(&removed).into()).await.unwrap();
     assert!(!lives(command));
-    let refused = host.runtime.pause(&stopped).await;
+    let refused = host.runtime.pause(&(&stopped).into()).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
-    assert!(matches!(host.runtime.pause(&removed).await, Err(Error::NotFound(_))));
+    assert!(matches!(host.runtime.pause(&(&removed).into()).await, Err(Error::NotFound(_))));
 }
 
 #[tokio::test]
@@ -624,7 +627,7 @@ async fn a_log_is_followed_to_the_end_of_the_session() {
     let session = host.script("followed", script).await;
     host.until_log_has(&session, "two").await;
     let request = LogsRequest { follow: true, tail: Some(1) };
-    let mut stream = host.runtime.logs(&session, request).await.unwrap();
+    let mut stream = host.runtime.logs(&(&session).into(), request).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), "two\n");
     fs::write(host.path(&session).join("work/go"), "").unwrap();
     let mut last = Vec::new();
@@ -642,17 +645,17 @@ async fn nothing_is_left_of_a_removed_session() {
     let session = host.script("removed", script).await;
     let log = host.until_log_has(&session, "DAEMON").await;
     let pids = [host.pid(&session, "shim"), host.pid(&session, "command"), printed_pid(&log, "DAEMON")];
-    host.runtime.remove(&session).await.unwrap();
+    host.runtime.remove(&(&session).into()).await.unwrap();
     assert_eq!(host.observe(&session).await, Container::Absent);
     assert_eq!(pids.map(lives), [false; 3]);
     until("the shim is reaped", || !Path::new(&format!("/proc/{}", pids[0])).exists()).await;
     let left: Vec<_> = fs::read_dir(host.directory.path().join("process")).unwrap().flatten().collect();
     assert_eq!(left.iter().map(|entry| entry.file_name()).collect::<Vec<_>>(), ["volumes"]);
     assert_eq!(groups_named(session.as_str()), 0);
-    host.runtime.remove(&session).await.unwrap();
-    assert!(matches!(host.runtime.start(&session).await, Err(Error::NotFound(_))));
+    host.runtime.remove(&(&session).into()).await.unwrap();
+    assert!(matches!(host.runtime.start(&(&session).into()).await, Err(Error::NotFound(_))));
     let request = LogsRequest { follow: false, tail: None };
-    assert!(matches!(host.runtime.logs(&session, request).await.err(), Some(Error::NotFound(_))));
+    assert!(matches!(host.runtime.logs(&(&session).into(), request).await.err(), Some(Error::NotFound(_))));
 }
 
 /// The number of control groups of this host whose name contains `part`.
@@ -678,14 +681,14 @@ async fn a_volume_outlives_its_sessions() {
     assert_eq!(host.runtime.volumes().await.unwrap(), ["home-alice@x"]);
     let refused = host.runtime.remove_volume("home-alice@x").await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
-    host.runtime.remove(&session).await.unwrap();
+    host.runtime.remove(&(&session).into()).await.unwrap();
 
     let mut reader = host.launch("reader", "cat $OSTLER_VOLUME_HOME_ALICE_X/file");
     reader.volumes = vec![mount];
     let session = host.run(&reader).await;
     host.exit(&session).await;
     assert_eq!(host.log(&session).await, "kept\n");
-    host.runtime.remove(&session).await.unwrap();
+    host.runtime.remove(&(&session).into()).await.unwrap();
     host.runtime.remove_volume("home-alice@x").await.unwrap();
     assert!(host.runtime.volumes().await.unwrap().is_empty());
     assert!(matches!(host.runtime.remove_volume("home-alice@x").await, Err(Error::NotFound(_))));
@@ -706,7 +709,7 @@ async fn directories_that_are_not_sessions_are_left_alone() {
     assert_eq!(found.iter().map(|found| &found.session).collect::<Vec<_>>(), [&session]);
     assert!(process.join("notes").exists() && process.join(damaged.as_str()).exists());
     assert!(!process.join(".unfinished-x").exists(), "a directory that a crash left unfinished is removed");
-    host.runtime.remove(&damaged).await.unwrap();
+    host.runtime.remove(&(&damaged).into()).await.unwrap();
     assert_eq!(host.observe(&damaged).await, Container::Absent);
 }
 
@@ -721,5 +724,5 @@ async fn the_runtime_reports_its_kind_and_resources() {
     assert_eq!(host.runtime.create(&launch).await.unwrap(), host.runtime.create(&launch).await.unwrap());
     let (progress, _) = mpsc::channel(1);
     assert_eq!(host.runtime.ensure_image(&launch, progress).await, Ok(None));
-    assert_eq!(host.runtime.traffic(&launch.session).await, Ok(None));
+    assert_eq!(host.runtime.traffic(&(&launch.session).into()).await, Ok(None));
 }

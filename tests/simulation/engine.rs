@@ -86,6 +86,7 @@ impl Engine {
     pub(crate) fn list(&self, node: &NodeId) -> Vec<Found> {
         let found = |(id, (launch, container)): (&SessionId, &(Arc<Launch>, Container))| Found {
             container_id: container_id(id),
+            renamed: None,
             node: *node,
             session: *id,
             user: launch.user.clone(),
@@ -95,7 +96,7 @@ impl Engine {
             image: launch.image.clone(),
             ports: launch.ports.clone(),
             created_at: Timestamp::default(),
-            container: container.clone(),
+            container: Some(container.clone()),
         };
         self.containers.iter().map(found).collect()
     }

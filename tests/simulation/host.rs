@@ -9,7 +9,7 @@ use ostler::gossip::ClusterView;
 use ostler::ledger::{Capacity, PortRange};
 use ostler::observe::{self, view};
 use ostler::runtime::{EngineInfo, Health};
-use ostler::sessions::decide::{Context, FAILING_STARTS, Registry};
+use ostler::sessions::decide::{Context, EngineState, FAILING_STARTS, Registry};
 use ostler::sessions::state::{self, Reply, Sessions, Start};
 use ostler::sessions::{Config, Have, Record, Snapshot};
 use ostler::types::{
@@ -175,7 +175,7 @@ impl Host {
             incarnation: self.lives,
         };
         let mut sessions = self.with_context(now, |cx| Sessions::new(start, cx));
-        self.with_context(now, |cx| sessions.take(Input::Health { up: true }, cx));
+        self.with_context(now, |cx| sessions.take(Input::Health(EngineState::Up { epoch: None }), cx));
         self.life = Some(Life {
             number: self.lives,
             sessions,
@@ -253,6 +253,7 @@ impl Host {
                 memory: Bytes::ZERO,
                 data_root: None,
                 unenforced: Vec::new(),
+                epoch: None,
             }),
             conditions: conditions.as_slice(),
             facts: &observe::Facts {

@@ -26,7 +26,7 @@ use super::plan::{Agent, Engine, Plan};
 use crate::identity;
 use crate::runtime::docker::Visit;
 use crate::runtime::process::{self, ProcessRuntime};
-use crate::runtime::{Error, Runtime};
+use crate::runtime::{Error, Runtime, Target};
 use crate::types::{Bytes, Cores, NodeId};
 
 /// The subcommand that runs this program as a keeper.
@@ -277,7 +277,7 @@ async fn clear_processes(plan: &Plan, agent: Agent<'_>) -> Result<(), Error> {
     until_empty(1, async || {
         let found = runtime.list().await?;
         for session in &found {
-            runtime.remove(&session.session).await?;
+            runtime.remove(&Target::from(&session.session)).await?;
         }
         Ok(found.len())
     })

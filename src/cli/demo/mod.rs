@@ -114,7 +114,7 @@ async fn choose_engine(narrator: &Narrator<'_>) -> Result<(Engine, Sizes), Failu
     let greeted = match Visit::new(&host) {
         Ok(visit) => visit.greet().await.map_err(|e| match e {
             // The bare reason, without the prefix that logs have.
-            Error::Unavailable(why) => why,
+            Error::Unavailable(why) | Error::Failed(why) => why,
             other => other.to_string(),
         }),
         Err(wrong) => Err(wrong.to_string()),

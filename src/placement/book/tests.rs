@@ -128,7 +128,7 @@ fn held(key: &str, host: usize, unplaced: bool) -> Held {
     let mut session = sample::session_profile(key, "desktop", "alice", state);
     session.node_id = id(host);
     let (activity, ballot) = (sample::activity(), Ballot { term: 1, node: id(0) });
-    Held { session, activity, ballot, gone: false, unplaced }
+    Held { session, activity, ballot, gone: false, unplaced, reserved: true }
 }
 
 /// A node that gossip tells of.

@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, HostConfig,
-    HostConfigLogConfig, Mount as EngineMount, MountType, PortBinding as EnginePort, PortMap, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerSummary,
+    HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType, PortBinding as EnginePort, PortMap, PortSummary,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 
 use super::{Config, CpuMode, Error};
+use crate::runtime::container::Renamed;
 use crate::runtime::{Container, Exit, Found, Launch, PortBinding, Run};
 use crate::types::{Bytes, Cores, Name, Resources, SessionId, Timestamp};
 
@@ -44,7 +45,7 @@ const HOSTNAME_LEN: usize = 12;
 /// What the engine reports as the time of an event that has not happened.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
-/// The one name that a session's container can have.
+/// The name that a session's container is created under.
 pub(super) fn container_name(cluster: &Name, session: &SessionId) -> String {
     format!("ostler-{cluster}-{session}")
 }
@@ -170,7 +171,7 @@ fn signed(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// Whether the labels of a container with our name say that this node created it, for this session.
+/// Whether the labels of a container say that this node created it, for this session.
 pub(super) fn is_ours(config: &Config, session: &SessionId, inspected: &ContainerInspectResponse) -> bool {
     let label = |key| label(inspected, key);
     label(LABEL_CLUSTER) == Some(config.cluster.as_str())
@@ -178,39 +179,68 @@ pub(super) fn is_ours(config: &Config, session: &SessionId, inspected: &Containe
         && label(LABEL_SESSION) == Some(session.as_str())
 }
 
-/// Reads the session of a container from its labels, or says which label is missing or wrong.
-pub(super) fn found(cluster: &Name, inspected: &ContainerInspectResponse) -> Result<Found, String> {
-    let session: SessionId = parsed(inspected, LABEL_SESSION)?;
-    // An image can carry any label. The engine gives a name to one container only, so the name proves the labels.
-    let name = inspected.name.as_deref().unwrap_or_default().trim_start_matches('/');
-    if label(inspected, LABEL_CLUSTER) != Some(cluster.as_str()) || name != container_name(cluster, &session) {
-        return Err(format!("its name `{name}` does not match its labels"));
-    }
-    let cores = Cores::from_milli(parsed(inspected, LABEL_CORES)?);
-    let memory = Bytes::new(parsed(inspected, LABEL_MEMORY)?);
-    let uuids = label(inspected, LABEL_GPU_UUIDS).unwrap_or_default();
+/// What a line of the engine's list says of a container, or which label is missing or wrong.
+///
+/// The state is left out: a line lacks start time, exit code and the ports of stopped containers, which [`describe`]
+/// adds.
+pub(super) fn found(cluster: &Name, listed: &ContainerSummary) -> Result<Found, String> {
+    let session: SessionId = parsed(listed, LABEL_SESSION)?;
+    let expected = container_name(cluster, &session);
+    let names = || listed.names.iter().flatten().map(|name| name.trim_start_matches('/'));
+    let renamed = if names().any(|name| name == expected) {
+        None
+    } else {
+        Some(Renamed { name: names().next().unwrap_or_default().to_owned(), expected })
+    };
+    let cores = Cores::from_milli(parsed(listed, LABEL_CORES)?);
+    let memory = Bytes::new(parsed(listed, LABEL_MEMORY)?);
+    let uuids =
+        listed.labels.iter().flatten().find(|(key, _)| *key == LABEL_GPU_UUIDS).map(|(_, uuids)| uuids.as_str());
     Ok(Found {
-        container_id: inspected.id.clone().ok_or("it has no id")?,
-        node: parsed(inspected, LABEL_NODE)?,
+        container_id: listed.id.clone().ok_or("it has no id")?,
+        renamed,
+        node: parsed(listed, LABEL_NODE)?,
         session,
-        user: parsed(inspected, LABEL_USER)?,
-        workspace: parsed(inspected, LABEL_WORKSPACE)?,
-        resources: Resources::new(cores, memory, parsed(inspected, LABEL_GPUS)?),
-        gpu_uuids: uuids.split(',').filter(|uuid| !uuid.is_empty()).map(str::to_owned).collect(),
-        image: inspected.config.as_ref().and_then(|config| config.image.clone()),
-        ports: host_ports(inspected),
-        created_at: inspected.created.as_deref().and_then(|time| time.parse().ok()).unwrap_or_default(),
-        container: state(inspected),
+        user: parsed(listed, LABEL_USER)?,
+        workspace: parsed(listed, LABEL_WORKSPACE)?,
+        resources: Resources::new(cores, memory, parsed(listed, LABEL_GPUS)?),
+        gpu_uuids: uuids.unwrap_or_default().split(',').filter(|uuid| !uuid.is_empty()).map(str::to_owned).collect(),
+        image: listed.image.clone(),
+        ports: open_ports(listed),
+        created_at: Timestamp::from_millis(listed.created.unwrap_or_default().saturating_mul(1000)),
+        container: None,
     })
+}
+
+/// Adds what only an inspection tells.
+pub(super) fn describe(found: &mut Found, inspected: &ContainerInspectResponse) {
+    found.ports = host_ports(inspected);
+    found.created_at = inspected.created.as_deref().and_then(|time| time.parse().ok()).unwrap_or(found.created_at);
+    found.image = inspected.config.as_ref().and_then(|config| config.image.clone());
+    found.container = Some(state(inspected));
 }
 
 fn label<'a>(inspected: &'a ContainerInspectResponse, key: &str) -> Option<&'a str> {
     inspected.config.as_ref()?.labels.as_ref()?.get(key).map(String::as_str)
 }
 
-fn parsed<T: std::str::FromStr>(inspected: &ContainerInspectResponse, key: &str) -> Result<T, String> {
-    let text = label(inspected, key).ok_or_else(|| format!("it has no label {key}"))?;
+fn parsed<T: std::str::FromStr>(listed: &ContainerSummary, key: &str) -> Result<T, String> {
+    let labels = listed.labels.as_ref();
+    let text = labels.and_then(|labels| labels.get(key)).ok_or_else(|| format!("it has no label {key}"))?;
     text.parse().map_err(|_| format!("its label {key} is `{}`", text.escape_debug()))
+}
+
+/// The ports that the container publishes while it runs.
+fn open_ports(listed: &ContainerSummary) -> Vec<PortBinding> {
+    let binding = |port: &PortSummary| {
+        let protocol = port.typ.as_ref()?.to_string().parse().ok()?;
+        Some(PortBinding { container_port: port.private_port, protocol, host_port: port.public_port? })
+    };
+    let mut ports: Vec<PortBinding> = listed.ports.iter().flatten().filter_map(binding).collect();
+    ports.sort();
+    // The engine lists IPv4 and IPv6 of one port.
+    ports.dedup();
+    ports
 }
 
 /// The ports that the container was created with, running or not.
@@ -245,10 +275,13 @@ pub(super) fn state(inspected: &ContainerInspectResponse) -> Container {
             | ContainerStateStatusEnum::RESTARTING
             | ContainerStateStatusEnum::STOPPING,
         ) => Container::Running(run),
-        // A container in removal, or whose removal failed halfway, does not run and cannot be started.
-        Some(
-            ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::DEAD,
-        ) => Container::Exited(exit(run, state)),
+        Some(ContainerStateStatusEnum::EXITED) => Container::Exited(exit(run, state)),
+        Some(ContainerStateStatusEnum::REMOVING) => {
+            Container::Removing("another program is removing its container".to_owned())
+        }
+        Some(ContainerStateStatusEnum::DEAD) => Container::Removing(
+            "its container is dead: another program began to remove it, and the engine could not".to_owned(),
+        ),
         Some(ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::EMPTY) | None => Container::Created,
     }
 }

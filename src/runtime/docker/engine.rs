@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::models::SystemInfo;
+use bollard::query_parameters::InspectNetworkOptions;
 use bollard::{API_DEFAULT_VERSION, Docker, errors};
 use tokio::sync::Notify;
 
@@ -21,6 +22,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub(super) const LOOK: Duration = Duration::from_secs(10);
 /// Deadline of a change: create, start, pause. A start sets up file system, network and process.
 pub(super) const CHANGE: Duration = Duration::from_secs(60);
+/// The network that the engine creates at each start.
+const DEFAULT_NETWORK: &str = "bridge";
 /// The client library's own timeout. It is the same for all calls, so it is longer than every deadline here.
 const CLIENT_TIMEOUT_SECS: u64 = 365 * 24 * 3600;
 
@@ -66,7 +69,7 @@ impl Failure {
     /// The error of a call that cannot be refused for good: an internal error of the engine is worth a retry.
     pub(super) fn or_try_again(self) -> Error {
         match self {
-            Self::Said { status: 500.., message } => Error::Unavailable(message),
+            Self::Said { status: 500.., message } => Error::Failed(message),
             other => other.into(),
         }
     }
@@ -115,17 +118,36 @@ impl Engine {
         let docker = Docker::connect_with_unix(&self.socket, CLIENT_TIMEOUT_SECS, API_DEFAULT_VERSION)
             .map_err(|e| self.failure(&e))?;
         let docker = self.within("version", CONNECT, docker.negotiate_version()).await?;
-        let said = self.within("info", LOOK, docker.info()).await?;
-        let engine_time = said.system_time.as_deref().and_then(|time| time.parse().ok());
-        let info = engine_info(said, self.cpu_mode).await;
+        let (info, engine_time) = self.describe(&docker).await?;
         let connection = Arc::new(Connection { docker, info, engine_time });
         *self.current() = Some(connection.clone());
         Ok(connection)
     }
 
-    /// Whether the engine still answers.
-    pub(super) async fn ping(&self, docker: &Docker) -> Result<(), Failure> {
-        self.within("ping", CONNECT, docker.ping()).await.map(|_| ())
+    /// What the engine reports about itself now, if it still answers.
+    pub(super) async fn renew(&self, docker: &Docker) -> Result<EngineInfo, Failure> {
+        self.within("ping", CONNECT, docker.ping()).await?;
+        Ok(self.describe(docker).await?.0)
+    }
+
+    /// What the engine reports about itself, and its clock.
+    async fn describe(&self, docker: &Docker) -> Result<(EngineInfo, Option<Timestamp>), Failure> {
+        let said = self.within("info", LOOK, docker.info()).await?;
+        let engine_time = said.system_time.as_deref().and_then(|time| time.parse().ok());
+        let mut info = engine_info(said, self.cpu_mode).await;
+        info.epoch = self.epoch(docker).await?;
+        Ok((info, engine_time))
+    }
+
+    /// Which start of the engine this is: at each start, the engine creates its default network anew. `None`: it has no
+    /// default network, as with `--bridge=none`.
+    async fn epoch(&self, docker: &Docker) -> Result<Option<String>, Failure> {
+        let network = docker.inspect_network(DEFAULT_NETWORK, None::<InspectNetworkOptions>);
+        match self.within("inspect network", LOOK, network).await {
+            Ok(network) => Ok(network.id),
+            Err(Failure::Said { .. }) => Ok(None),
+            Err(lost) => Err(lost),
+        }
     }
 
     /// Drops the connection, so that the next call makes a new one.
@@ -222,6 +244,7 @@ async fn engine_info(said: SystemInfo, cpu_mode: CpuMode) -> EngineInfo {
         memory: Bytes::new(said.mem_total.and_then(|n| u64::try_from(n).ok()).unwrap_or(0)),
         data_root,
         unenforced,
+        epoch: None,
     }
 }
 
@@ -258,7 +281,7 @@ mod tests {
         assert_eq!(Error::from(said(400)), Error::Refused("m".to_owned()));
         assert_eq!(Error::from(said(500)), Error::Refused("m".to_owned()));
         assert_eq!(Error::from(said(503)), Error::Unavailable("m".to_owned()));
-        assert_eq!(said(500).or_try_again(), Error::Unavailable("m".to_owned()));
+        assert_eq!(said(500).or_try_again(), Error::Failed("m".to_owned()));
         assert_eq!(said(409).or_try_again(), Error::Refused("m".to_owned()));
         assert_eq!(Error::from(Failure::Lost("m".to_owned())), Error::Unavailable("m".to_owned()));
     }

@@ -7,107 +7,143 @@ use bollard::models::EventMessage;
 use bollard::query_parameters::EventsOptionsBuilder;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::Config;
 use super::container::{LABEL_CLUSTER, LABEL_NODE, LABEL_SESSION};
-use super::engine::{Connection, Engine, Failure};
+use super::engine::{Engine, Failure};
 use crate::runtime::{Event, Health};
 use crate::types::SessionId;
 
 /// The pause before the next attempt to connect: doubled from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LAST: Duration = Duration::from_secs(5);
-/// How often the engine is pinged: an engine that hangs keeps its event stream open and sends nothing.
+/// How often the engine is asked what it reports about itself: an engine that hangs keeps its event stream open and
+/// sends nothing, and the host's resources can change.
 const PING: Duration = Duration::from_secs(30);
 /// How often everything is listed: the engine can drop events without saying so.
 const RELIST: Duration = Duration::from_secs(60);
 /// The events that change a container. Health checks and `exec` are left out: they come every second.
-const ACTIONS: [&str; 8] = ["die", "start", "oom", "pause", "unpause", "destroy", "stop", "kill"];
+const ACTIONS: [&str; 9] = ["die", "start", "oom", "pause", "unpause", "destroy", "stop", "kill", "rename"];
+/// The least time between two subscriptions to the events, so that a proxy that ends each at once costs little.
+const RESUBSCRIBE: Duration = Duration::from_secs(1);
 
 /// Keeps the link for as long as `events` has a receiver.
 pub(super) async fn run(engine: &Engine, config: &Config, health: &watch::Sender<Health>, events: mpsc::Sender<Event>) {
+    let mut link = Link { engine, config, health, events, since: None, missed: true };
     let mut retry = RETRY_FIRST;
     loop {
-        let lost = match engine.connect().await {
-            Ok(connection) => {
+        let begun = Instant::now();
+        let pause = match link.hold().await {
+            Ended::NobodyListens => return,
+            // An idle stream is ended by a proxy, or by the engine, which says nothing of the engine itself.
+            Ended::Stream => {
                 retry = RETRY_FIRST;
-                publish(health, Health::Up(connection.info.clone()));
-                match listen(engine, config, &connection, &events).await {
-                    Ended::NobodyListens => return,
-                    Ended::Lost(failure) => failure,
-                }
+                RESUBSCRIBE.saturating_sub(begun.elapsed())
             }
-            Err(failure) => failure,
+            Ended::Lost(failure) => {
+                engine.disconnect();
+                publish(health, Health::Down { message: failure.to_string() });
+                let pause = retry;
+                retry = (retry * 2).min(RETRY_LAST);
+                pause
+            }
         };
-        engine.disconnect();
-        publish(health, Health::Down { message: lost.to_string() });
         tokio::select! {
-            () = tokio::time::sleep(retry) => {}
-            () = events.closed() => return,
+            () = tokio::time::sleep(pause) => {}
+            () = link.events.closed() => return,
         }
-        retry = (retry * 2).min(RETRY_LAST);
     }
 }
 
-/// Why [`listen`] ended.
+/// Why [`Link::hold`] ended.
 enum Ended {
     NobodyListens,
+    /// The stream of events ended. The engine may answer all the same.
+    Stream,
+    /// The engine does not answer.
     Lost(Failure),
 }
 
-/// Passes on the engine's events until it stops answering.
-async fn listen(engine: &Engine, config: &Config, connection: &Connection, events: &mpsc::Sender<Event>) -> Ended {
-    let mut told = std::pin::pin!(connection.docker.events(Some(options(config, connection))));
-    let mut ping = every(PING);
-    let mut relist = every(RELIST);
-    // A receiver that falls behind gets `Relist` once it has room again. Waiting for it here would make
-    // the engine drop events, and hide that the engine hangs.
-    let mut missed = true;
-    loop {
-        tokio::select! {
-            event = told.next() => match event {
-                Some(Ok(event)) => {
-                    if let Some(session) = session_of(config, &event) {
-                        missed |= events.try_send(Event::Changed(session)).is_err();
+struct Link<'a> {
+    engine: &'a Engine,
+    config: &'a Config,
+    health: &'a watch::Sender<Health>,
+    events: mpsc::Sender<Event>,
+    /// The engine's time of the last event, in whole seconds: a new stream begins there.
+    since: Option<i64>,
+    /// The receiver is to list everything: events may be lost. It is told once it has room. Waiting for it would make
+    /// the engine drop events, and hide that the engine hangs.
+    missed: bool,
+}
+
+impl Link<'_> {
+    /// Connects, and passes on the engine's events until their stream ends or the engine stops answering.
+    async fn hold(&mut self) -> Ended {
+        let connection = match self.engine.connect().await {
+            Ok(connection) => connection,
+            Err(failure) => return Ended::Lost(failure),
+        };
+        publish(self.health, Health::Up(connection.info.clone()));
+        self.since = self.since.or(connection.engine_time.map(|time| time.millis() / 1000));
+        self.missed = true;
+        let mut told = std::pin::pin!(connection.docker.events(Some(options(self.config, self.since))));
+        let mut ping = every(PING);
+        let mut relist = every(RELIST);
+        let events = self.events.clone();
+        loop {
+            tokio::select! {
+                event = told.next() => match event {
+                    Some(Ok(event)) => self.pass_on(&event),
+                    Some(Err(error)) => {
+                        tracing::debug!("the stream of the engine's events ended: {}", self.engine.failure(&error));
+                        return Ended::Stream;
+                    }
+                    None => return Ended::Stream,
+                },
+                permit = events.reserve(), if self.missed => match permit {
+                    Ok(permit) => {
+                        permit.send(Event::Relist);
+                        self.missed = false;
+                    }
+                    Err(_) => return Ended::NobodyListens,
+                },
+                _ = relist.tick() => self.missed = true,
+                () = async { tokio::select! { _ = ping.tick() => {}, () = self.engine.suspect.notified() => {} } } => {
+                    match self.engine.renew(&connection.docker).await {
+                        Ok(info) => publish(self.health, Health::Up(info)),
+                        Err(failure) => return Ended::Lost(failure),
                     }
                 }
-                Some(Err(error)) => return Ended::Lost(engine.failure(&error)),
-                None => return Ended::Lost(Failure::Lost("the engine closed the stream of events".to_owned())),
-            },
-            permit = events.reserve(), if missed => match permit {
-                Ok(permit) => {
-                    permit.send(Event::Relist);
-                    missed = false;
-                }
-                Err(_) => return Ended::NobodyListens,
-            },
-            _ = relist.tick() => missed = true,
-            () = async { tokio::select! { _ = ping.tick() => {}, () = engine.suspect.notified() => {} } } => {
-                if let Err(failure) = engine.ping(&connection.docker).await {
-                    return Ended::Lost(failure);
-                }
+                () = events.closed() => return Ended::NobodyListens,
             }
-            () = events.closed() => return Ended::NobodyListens,
         }
+    }
+
+    fn pass_on(&mut self, event: &EventMessage) {
+        self.since = event.time.or(self.since);
+        let Some(session) = session_of(self.config, event) else { return };
+        // A new name changes no state: only a list shows it.
+        self.missed |= event.action.as_deref() == Some("rename");
+        self.missed |= self.events.try_send(Event::Changed(session)).is_err();
     }
 }
 
 /// A timer whose first tick is one period away.
 fn every(period: Duration) -> tokio::time::Interval {
-    let mut interval = interval_at(tokio::time::Instant::now() + period, period);
+    let mut interval = interval_at(Instant::now() + period, period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
 }
 
-/// Asks for our containers' events since the connection was made, so that none is lost between the
-/// first list and the first event.
-fn options(config: &Config, connection: &Connection) -> bollard::query_parameters::EventsOptions {
+/// Asks for our containers' events from `since` on, the second included, so that none is lost between two streams, or
+/// between the first list and the first event. An event that comes twice does no harm.
+fn options(config: &Config, since: Option<i64>) -> bollard::query_parameters::EventsOptions {
     let cluster = format!("{LABEL_CLUSTER}={}", config.cluster);
     let filters = HashMap::from([("type", vec!["container"]), ("label", vec![&cluster]), ("event", ACTIONS.to_vec())]);
     let options = EventsOptionsBuilder::default().filters(&filters);
-    match connection.engine_time {
-        Some(time) => options.since(&(time.millis() / 1000).to_string()).build(),
+    match since {
+        Some(seconds) => options.since(&seconds.to_string()).build(),
         None => options.build(),
     }
 }
@@ -127,10 +163,14 @@ fn publish(health: &watch::Sender<Health>, now: Health) {
         if *before == now {
             return false;
         }
-        match &now {
-            Health::Up(info) => tracing::info!(version = info.version, "the container engine answers"),
-            Health::Down { message } => tracing::warn!("the container engine does not answer: {message}"),
-            Health::Unknown => {}
+        match (&*before, &now) {
+            (Health::Up(before), Health::Up(info)) if before.epoch != info.epoch => {
+                tracing::warn!(version = info.version, "the container engine restarted");
+            }
+            (Health::Up(_), Health::Up(_)) => tracing::info!("the container engine reports other resources"),
+            (_, Health::Up(info)) => tracing::info!(version = info.version, "the container engine answers"),
+            (_, Health::Down { message }) => tracing::warn!("the container engine does not answer: {message}"),
+            (_, Health::Unknown) => {}
         }
         *before = now;
         true

@@ -5,8 +5,9 @@
 //! [`link`] watches the engine, and [`engine`] is the only way to it: every call has a deadline.
 //! [`visit`] is for callers that have no node here, such as `ostler demo`.
 //!
-//! Labels say which session a container belongs to, so that the agent can adopt it after a crash. The
-//! runtime refuses a container, network or volume that has our name without our labels, and leaves it alone.
+//! A container is known by its id and by its labels, which say what session it belongs to, so that the agent can
+//! adopt it after a crash. Its name is for people, who may change it. The runtime refuses a container, network or volume
+//! that has our name without our labels, and leaves it alone.
 
 mod container;
 mod engine;
@@ -31,8 +32,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
-use super::{Container, Error, Event, Found, Health, Launch, LogStream, LogsRequest, Runtime};
-use crate::types::{Name, NodeId, RuntimeKind, SessionId};
+use super::{Container, Error, Event, Found, Health, Launch, LogStream, LogsRequest, Runtime, Target};
+use crate::types::{Name, NodeId, RuntimeKind};
 pub use visit::Visit;
 
 /// The default of `runtime.cap_allow`: an ordinary image starts its entry point as root and switches to a user. It
@@ -143,8 +144,8 @@ impl Runtime for DockerRuntime {
         self.list_containers().await
     }
 
-    async fn observe(&self, session: &SessionId) -> Result<Container, Error> {
-        self.observe_container(session).await
+    async fn observe(&self, target: &Target) -> Result<Container, Error> {
+        self.observe_container(target).await
     }
 
     async fn ensure_image(&self, launch: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error> {
@@ -155,34 +156,34 @@ impl Runtime for DockerRuntime {
         self.create_container(launch).await
     }
 
-    async fn start(&self, session: &SessionId) -> Result<(), Error> {
-        self.start_container(session).await
+    async fn start(&self, target: &Target) -> Result<(), Error> {
+        self.start_container(target).await
     }
 
-    async fn stop(&self, session: &SessionId, grace: Duration) -> Result<(), Error> {
-        self.stop_container(session, grace).await
+    async fn stop(&self, target: &Target, grace: Duration) -> Result<(), Error> {
+        self.stop_container(target, grace).await
     }
 
-    async fn pause(&self, session: &SessionId) -> Result<(), Error> {
-        self.pause_container(session).await
+    async fn pause(&self, target: &Target) -> Result<(), Error> {
+        self.pause_container(target).await
     }
 
-    async fn resume(&self, session: &SessionId) -> Result<(), Error> {
-        self.resume_container(session).await
+    async fn resume(&self, target: &Target) -> Result<(), Error> {
+        self.resume_container(target).await
     }
 
-    async fn remove(&self, session: &SessionId) -> Result<(), Error> {
-        self.remove_container(session).await
+    async fn remove(&self, target: &Target) -> Result<(), Error> {
+        self.remove_container(target).await
     }
 
-    async fn logs(&self, session: &SessionId, request: LogsRequest) -> Result<LogStream, Error> {
-        let own = self.existing(session).await?;
+    async fn logs(&self, target: &Target, request: LogsRequest) -> Result<LogStream, Error> {
+        let own = self.existing(target).await?;
         let connection = self.engine.connection().await?;
         Ok(logs::stream(&connection, &own.id, request))
     }
 
-    async fn traffic(&self, session: &SessionId) -> Result<Option<u64>, Error> {
-        self.network_bytes(session).await
+    async fn traffic(&self, target: &Target) -> Result<Option<u64>, Error> {
+        self.network_bytes(target).await
     }
 
     async fn present(&self, images: &[String]) -> Result<BTreeSet<String>, Error> {

@@ -1,34 +1,38 @@
 //! The steps of a session's life, each one or two calls to the engine.
 //!
 //! A step acts on the id of a container whose labels say that it is ours. It takes the id from the inspection
-//! just before it; if there is none, it inspects the container of the session's name itself.
+//! just before it; if there is none, it inspects the container itself, by its recorded id, else by its labels.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use bollard::Docker;
-use bollard::models::ContainerInspectResponse;
+use bollard::models::{ContainerInspectResponse, ContainerSummary};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
     RemoveContainerOptionsBuilder, StartContainerOptions, StatsOptionsBuilder, StopContainerOptionsBuilder,
 };
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, StreamExt};
 use tokio::time::Instant;
 
-use super::container::{self, LABEL_CLUSTER, Surroundings};
+use super::container::{self, LABEL_CLUSTER, LABEL_SESSION, Surroundings};
 use super::engine::{CHANGE, Failure, LOOK};
 use super::{DockerRuntime, volumes};
-use crate::runtime::{Container, Error, Found, Launch};
+use crate::runtime::{Container, Error, Found, Launch, Target};
 use crate::types::SessionId;
 
 /// How long a stop may take after the grace period: the engine kills, then takes down process, network and file system.
 const AFTER_GRACE: Duration = Duration::from_secs(30);
-/// How long a removal may take. It frees the container's file system, which can be large.
-const REMOVAL: Duration = Duration::from_secs(120);
+/// How long one attempt to remove a container may take. It frees the container's file system, which can be large: an
+/// attempt that takes longer goes on in the engine, and the next one waits for it.
+const REMOVAL: Duration = Duration::from_secs(30);
 /// How often a removal that another caller began is checked.
 const REMOVAL_POLL: Duration = Duration::from_millis(100);
 /// Containers that a list inspects at the same time.
 const LOOKS_AT_ONCE: usize = 8;
+/// Deadline of an inspection for a list, which waits for all of them: half of [`LOOK`], so that one container that the
+/// engine cannot describe does not hold up the start of the agent.
+const LISTED_LOOK: Duration = Duration::from_secs(5);
 
 /// A container of ours, as the last inspection showed it.
 pub(super) struct Own {
@@ -37,91 +41,92 @@ pub(super) struct Own {
     pub(super) network: Option<String>,
 }
 
-/// Which container has the name of a session's container.
-enum Holder {
-    Nobody,
-    Us(Own),
-    /// A container that is not ours; its name.
-    Stranger(String),
+impl Own {
+    fn of(id: String, inspected: ContainerInspectResponse) -> Self {
+        Self {
+            state: container::state(&inspected),
+            network: inspected.host_config.and_then(|host| host.network_mode),
+            id: inspected.id.unwrap_or(id),
+        }
+    }
 }
 
 impl DockerRuntime {
-    /// The state of the session's container. A container that has only its name does not count.
-    pub(super) async fn observe_container(&self, session: &SessionId) -> Result<Container, Error> {
-        match self.holder(session).await? {
-            Holder::Us(own) => {
-                let state = own.state.clone();
-                self.sights.keep(session, own, Instant::now());
-                Ok(state)
-            }
-            Holder::Nobody | Holder::Stranger(_) => Ok(Container::Absent),
-        }
+    /// The state of the session's container.
+    pub(super) async fn observe_container(&self, target: &Target) -> Result<Container, Error> {
+        let Some(own) = self.own(target).await? else { return Ok(Container::Absent) };
+        let state = own.state.clone();
+        self.sights.keep(&target.session, own, Instant::now());
+        Ok(state)
     }
 
-    /// The session's container, if there is one.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if a container has our name and is not ours.
-    async fn own(&self, session: &SessionId) -> Result<Option<Own>, Error> {
-        match self.holder(session).await? {
-            Holder::Nobody => Ok(None),
-            Holder::Us(own) => Ok(Some(own)),
-            Holder::Stranger(name) => {
-                Err(Error::Refused(format!("container {name} exists and is not this node's: left alone")))
-            }
-        }
+    /// The session's container, if there is one: the one of the recorded id, else the first with the session's labels.
+    async fn own(&self, target: &Target) -> Result<Option<Own>, Error> {
+        let Some(id) = self.id_of(target).await? else { return Ok(None) };
+        let inspected = self.inspect(&id).await?;
+        let ours = inspected.filter(|inspected| container::is_ours(&self.config, &target.session, inspected));
+        Ok(ours.map(|inspected| Own::of(id, inspected)))
     }
 
-    async fn holder(&self, session: &SessionId) -> Result<Holder, Error> {
-        let name = container::container_name(&self.config.cluster, session);
-        let Some(inspected) = self.inspect(&name).await? else { return Ok(Holder::Nobody) };
-        if !container::is_ours(&self.config, session, &inspected) {
-            return Ok(Holder::Stranger(name));
+    async fn id_of(&self, target: &Target) -> Result<Option<String>, Error> {
+        let Target { session, container_id } = target;
+        if container_id.is_some() {
+            return Ok(container_id.clone());
         }
-        Ok(Holder::Us(Own {
-            state: container::state(&inspected),
-            network: inspected.host_config.and_then(|host| host.network_mode),
-            id: inspected.id.unwrap_or(name),
-        }))
+        let listed = self.summaries(&[(LABEL_SESSION, session.as_str())]).await?;
+        let ours = listed.into_iter().filter(|found| found.node == self.config.node && found.session == *session);
+        Ok(ours.min_by_key(Found::rank).map(|found| found.container_id))
     }
 
-    pub(super) async fn existing(&self, session: &SessionId) -> Result<Own, Error> {
-        let absent = || Error::NotFound(container::container_name(&self.config.cluster, session));
-        self.own(session).await?.ok_or_else(absent)
+    pub(super) async fn existing(&self, target: &Target) -> Result<Own, Error> {
+        let absent = || Error::NotFound(container::container_name(&self.config.cluster, &target.session));
+        self.own(target).await?.ok_or_else(absent)
     }
 
     /// The session's container from the inspection before this step, else from a new one.
-    async fn just_seen(&self, session: &SessionId) -> Result<Own, Error> {
-        match self.sights.take(session, Instant::now()) {
+    async fn just_seen(&self, target: &Target) -> Result<Own, Error> {
+        match self.sights.take(&target.session, Instant::now()) {
             Some(own) => Ok(own),
-            None => self.existing(session).await,
+            None => self.existing(target).await,
         }
     }
 
     pub(super) async fn list_containers(&self) -> Result<Vec<Found>, Error> {
-        let filters = HashMap::from([("label".to_owned(), vec![format!("{LABEL_CLUSTER}={}", self.config.cluster)])]);
+        let listed = self.summaries(&[]).await?;
+        let described = stream::iter(listed.into_iter().map(|found| self.describe(found)));
+        Ok(described.buffer_unordered(LOOKS_AT_ONCE).filter_map(|found| async { found }).collect().await)
+    }
+
+    /// The cluster's containers with these labels, as the engine's list has them: without their states.
+    async fn summaries(&self, labels: &[(&str, &str)]) -> Result<Vec<Found>, Error> {
+        let cluster = (LABEL_CLUSTER, self.config.cluster.as_str());
+        let labels = [cluster].iter().chain(labels).map(|(key, value)| format!("{key}={value}")).collect();
+        let filters = HashMap::from([("label".to_owned(), labels)]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         let listed = self
             .engine
             .ask("list containers", LOOK, |docker| async move { docker.list_containers(Some(options)).await })
             .await
             .map_err(Failure::or_try_again)?;
-        let ids = listed.into_iter().filter_map(|summary| summary.id);
-        let found: Vec<Option<Found>> =
-            stream::iter(ids.map(|id| self.find(id))).buffer_unordered(LOOKS_AT_ONCE).try_collect().await?;
-        Ok(found.into_iter().flatten().collect())
+        let found = |summary: ContainerSummary| {
+            let found = container::found(&self.config.cluster, &summary);
+            let id = summary.id.unwrap_or_default();
+            found.inspect_err(|odd| {
+                tracing::info!(container = id, "a container with the cluster's label is left alone: {odd}")
+            })
+        };
+        Ok(listed.into_iter().filter_map(|summary| found(summary).ok()).collect())
     }
 
-    /// Inspects one container of a list: summaries lack start time, exit code and the ports of stopped containers.
-    async fn find(&self, id: String) -> Result<Option<Found>, Error> {
-        let Some(inspected) = self.inspect(&id).await? else { return Ok(None) };
-        match container::found(&self.config.cluster, &inspected) {
-            Ok(found) => Ok(Some(found)),
-            Err(reason) => {
-                tracing::info!(container = id, "a container with the cluster's label is left alone: {reason}");
-                Ok(None)
-            }
+    /// Adds the state of a listed container; `None` if it is gone meanwhile. One that the engine cannot describe stays
+    /// in the list without a state, so that it hides none of the others.
+    async fn describe(&self, mut found: Found) -> Option<Found> {
+        match self.inspect_within(&found.container_id, LISTED_LOOK).await {
+            Ok(Some(inspected)) => container::describe(&mut found, &inspected),
+            Ok(None) => return None,
+            Err(error) => tracing::warn!(container = found.container_id, %error, "cannot inspect a container"),
         }
+        Some(found)
     }
 
     pub(super) async fn create_container(&self, launch: &Launch) -> Result<String, Error> {
@@ -145,12 +150,7 @@ impl DockerRuntime {
                 self.sights.keep(&launch.session, own, Instant::now());
                 Ok(created.id)
             }
-            // An earlier attempt created it and its answer was lost, or another container has our name. The engine
-            // reserves a name before inspect shows the container, so an attempt may still be in progress.
-            Err(failure) if failure.is_conflict() => match self.own(&launch.session).await? {
-                Some(own) => Ok(own.id),
-                None => Err(Error::Unavailable(failure.to_string())),
-            },
+            Err(failure) if failure.is_conflict() => self.holder_of(&name, &launch.session, failure).await,
             Err(failure) if is_missing_network(&failure) => {
                 self.networks.forget();
                 Err(failure.into())
@@ -160,8 +160,21 @@ impl DockerRuntime {
         }
     }
 
-    pub(super) async fn start_container(&self, session: &SessionId) -> Result<(), Error> {
-        let own = self.just_seen(session).await?;
+    /// The container that has the name of the session's container: an earlier attempt created it and its answer was
+    /// lost, or it is another program's.
+    async fn holder_of(&self, name: &str, session: &SessionId, conflict: Failure) -> Result<String, Error> {
+        match self.inspect(name).await? {
+            Some(inspected) if container::is_ours(&self.config, session, &inspected) => {
+                Ok(Own::of(name.to_owned(), inspected).id)
+            }
+            Some(_) => Err(Error::Refused(format!("container {name} exists and is not this session's: left alone"))),
+            // The engine reserves a name before inspect shows the container: an attempt may still be in progress.
+            None => Err(Error::Unavailable(conflict.to_string())),
+        }
+    }
+
+    pub(super) async fn start_container(&self, target: &Target) -> Result<(), Error> {
+        let own = self.just_seen(target).await?;
         let id = own.id.as_str();
         let own_network = own.network.is_some_and(|network| self.networks.is_own(&network));
         match self.start_once(id).await {
@@ -179,9 +192,9 @@ impl DockerRuntime {
         self.engine.ask("start", CHANGE, start).await
     }
 
-    pub(super) async fn stop_container(&self, session: &SessionId, grace: Duration) -> Result<(), Error> {
-        let own = self.just_seen(session).await?;
-        if matches!(own.state, Container::Created | Container::Exited(_)) {
+    pub(super) async fn stop_container(&self, target: &Target, grace: Duration) -> Result<(), Error> {
+        let own = self.just_seen(target).await?;
+        if matches!(own.state, Container::Created | Container::Exited(_) | Container::Removing(_)) {
             return Ok(());
         }
         self.thaw(&own).await?;
@@ -196,21 +209,21 @@ impl DockerRuntime {
         }
     }
 
-    pub(super) async fn pause_container(&self, session: &SessionId) -> Result<(), Error> {
-        let own = self.just_seen(session).await?;
+    pub(super) async fn pause_container(&self, target: &Target) -> Result<(), Error> {
+        let own = self.just_seen(target).await?;
         if matches!(own.state, Container::Paused(_)) {
             return Ok(());
         }
         let id = own.id.as_str();
         let paused = self.engine.ask("pause", CHANGE, |docker| async move { docker.pause_container(id).await }).await;
         match paused {
-            Err(failure) if !matches!(self.existing(session).await?.state, Container::Paused(_)) => Err(failure.into()),
+            Err(failure) if !matches!(self.existing(target).await?.state, Container::Paused(_)) => Err(failure.into()),
             _ => Ok(()),
         }
     }
 
-    pub(super) async fn resume_container(&self, session: &SessionId) -> Result<(), Error> {
-        let own = self.just_seen(session).await?;
+    pub(super) async fn resume_container(&self, target: &Target) -> Result<(), Error> {
+        let own = self.just_seen(target).await?;
         match own.state {
             Container::Running(_) => Ok(()),
             Container::Paused(_) => self.thaw(&own).await,
@@ -235,8 +248,8 @@ impl DockerRuntime {
         }
     }
 
-    pub(super) async fn remove_container(&self, session: &SessionId) -> Result<(), Error> {
-        let own = match self.just_seen(session).await {
+    pub(super) async fn remove_container(&self, target: &Target) -> Result<(), Error> {
+        let own = match self.just_seen(target).await {
             Err(Error::NotFound(_)) => return Ok(()),
             seen => seen?,
         };
@@ -263,13 +276,13 @@ impl DockerRuntime {
         tokio::time::timeout(REMOVAL, gone).await.unwrap_or_else(|_| Err(failure.into()))
     }
 
-    pub(super) async fn network_bytes(&self, session: &SessionId) -> Result<Option<u64>, Error> {
-        let name = container::container_name(&self.config.cluster, session);
-        let name = name.as_str();
+    pub(super) async fn network_bytes(&self, target: &Target) -> Result<Option<u64>, Error> {
+        let Some(id) = self.id_of(target).await? else { return Ok(None) };
+        let id = id.as_str();
         let options = StatsOptionsBuilder::default().stream(false).one_shot(true).build();
         let stats = self
             .engine
-            .ask("stats", LOOK, |docker| async move { docker.stats(name, Some(options)).next().await.transpose() });
+            .ask("stats", LOOK, |docker| async move { docker.stats(id, Some(options)).next().await.transpose() });
         let networks = match stats.await {
             Ok(stats) => stats.and_then(|stats| stats.networks),
             Err(failure) => return Err(failure.or_try_again()),
@@ -280,10 +293,18 @@ impl DockerRuntime {
         Ok(networks.map(|networks| networks.values().map(bytes).fold(0, u64::saturating_add)))
     }
 
-    async fn inspect(&self, name: &str) -> Result<Option<ContainerInspectResponse>, Error> {
+    async fn inspect(&self, container: &str) -> Result<Option<ContainerInspectResponse>, Error> {
+        self.inspect_within(container, LOOK).await
+    }
+
+    async fn inspect_within(
+        &self,
+        container: &str,
+        deadline: Duration,
+    ) -> Result<Option<ContainerInspectResponse>, Error> {
         let look =
-            |docker: Docker| async move { docker.inspect_container(name, None::<InspectContainerOptions>).await };
-        match self.engine.ask("inspect", LOOK, look).await {
+            |docker: Docker| async move { docker.inspect_container(container, None::<InspectContainerOptions>).await };
+        match self.engine.ask("inspect", deadline, look).await {
             Ok(inspected) => Ok(Some(inspected)),
             Err(failure) if failure.is_not_found() => Ok(None),
             Err(failure) => Err(failure.or_try_again()),

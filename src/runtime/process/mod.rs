@@ -38,7 +38,7 @@ use futures_util::StreamExt;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
 
-use super::{Container, EngineInfo, Error, Event, Found, Health, Launch, LogStream, LogsRequest, Runtime};
+use super::{Container, EngineInfo, Error, Event, Found, Health, Launch, LogStream, LogsRequest, Runtime, Target};
 use crate::clock::Clock;
 use crate::types::{Bytes, Cores, Name, NodeId, RuntimeKind, SessionId};
 use account::Account;
@@ -191,16 +191,20 @@ impl Runtime for ProcessRuntime {
         let identities = blocking(move || inner.identities().map_err(unavailable)).await?;
         let mut found = Vec::with_capacity(identities.len());
         for identity in identities.into_iter().filter(|identity| identity.cluster == self.inner.config.cluster) {
-            match self.observe(&identity.launch.session).await? {
-                Container::Absent => {} // removed meanwhile
-                container => found.push(describe_session(identity, container)),
+            match self.inner.observe(&identity.launch.session).await {
+                Ok(Container::Absent) => {} // removed meanwhile
+                Ok(container) => found.push(describe_session(identity, Some(container))),
+                Err(error) => {
+                    tracing::warn!(session = %identity.launch.session, %error, "cannot read the state of a session");
+                    found.push(describe_session(identity, None));
+                }
             }
         }
         Ok(found)
     }
 
-    async fn observe(&self, session: &SessionId) -> Result<Container, Error> {
-        self.inner.observe(session).await
+    async fn observe(&self, target: &Target) -> Result<Container, Error> {
+        self.inner.observe(&target.session).await
     }
 
     async fn ensure_image(&self, _launch: &Launch, _progress: mpsc::Sender<String>) -> Result<Option<String>, Error> {
@@ -214,30 +218,30 @@ impl Runtime for ProcessRuntime {
 
     /// # Errors
     /// [`Error::Refused`] if the command cannot be executed; the session has then exited with 126 or 127.
-    async fn start(&self, session: &SessionId) -> Result<(), Error> {
-        self.inner.start(session).await
+    async fn start(&self, target: &Target) -> Result<(), Error> {
+        self.inner.start(&target.session).await
     }
 
-    async fn stop(&self, session: &SessionId, grace: Duration) -> Result<(), Error> {
-        self.inner.stop(session, grace).await
+    async fn stop(&self, target: &Target, grace: Duration) -> Result<(), Error> {
+        self.inner.stop(&target.session, grace).await
     }
 
-    async fn pause(&self, session: &SessionId) -> Result<(), Error> {
-        self.inner.on_live(session, Session::pause).await
+    async fn pause(&self, target: &Target) -> Result<(), Error> {
+        self.inner.on_live(&target.session, Session::pause).await
     }
 
-    async fn resume(&self, session: &SessionId) -> Result<(), Error> {
-        self.inner.on_live(session, Session::resume).await
+    async fn resume(&self, target: &Target) -> Result<(), Error> {
+        self.inner.on_live(&target.session, Session::resume).await
     }
 
-    async fn remove(&self, session: &SessionId) -> Result<(), Error> {
-        self.inner.remove(session).await
+    async fn remove(&self, target: &Target) -> Result<(), Error> {
+        self.inner.remove(&target.session).await
     }
 
-    async fn logs(&self, session: &SessionId, request: LogsRequest) -> Result<LogStream, Error> {
-        let reader = self.session(session);
+    async fn logs(&self, target: &Target, request: LogsRequest) -> Result<LogStream, Error> {
+        let reader = self.session(&target.session);
         if !reader.directory.exists() {
-            return Err(Error::NotFound(session.to_string()));
+            return Err(Error::NotFound(target.session.to_string()));
         }
         let path = reader.directory.path().to_owned();
         let output = blocking(move || output::Output::open(&path, request.tail).map_err(unavailable)).await?;
@@ -245,7 +249,7 @@ impl Runtime for ProcessRuntime {
         Ok(futures_util::stream::try_unfold((output, follow), read_on).boxed())
     }
 
-    async fn traffic(&self, _session: &SessionId) -> Result<Option<u64>, Error> {
+    async fn traffic(&self, _target: &Target) -> Result<Option<u64>, Error> {
         Ok(None)
     }
 
@@ -298,13 +302,15 @@ fn describe(config: &Config, cgroups: &Cgroups) -> EngineInfo {
         memory: config.memory,
         data_root: Some(config.directory.clone()),
         unenforced,
+        epoch: None,
     }
 }
 
-fn describe_session(identity: Identity, container: Container) -> Found {
+fn describe_session(identity: Identity, container: Option<Container>) -> Found {
     let Identity { cluster: _, node, created_at, launch } = identity;
     Found {
         container_id: launch.session.to_string(),
+        renamed: None,
         node,
         session: launch.session,
         user: launch.user,

@@ -64,7 +64,7 @@ impl Inner {
             match self.observe(id).await? {
                 Container::Absent => return Err(Error::NotFound(id.to_string())),
                 Container::Running(_) | Container::Paused(_) => return Ok(None),
-                Container::Created | Container::Exited(_) => {}
+                Container::Created | Container::Exited(_) | Container::Removing(_) => {}
             }
             if let Some(lock) = session.directory.try_lock().map_err(unavailable)? {
                 return Ok(Some(lock));

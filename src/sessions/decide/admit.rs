@@ -59,7 +59,8 @@ impl Registry {
         if cx.duplicated {
             return Err(self.plain_refusal(cx, Reason::DuplicateNodeId));
         }
-        if !self.engine_up {
+        // A container that was not listed yet may run, and counts as if it took all.
+        if !self.engine_up || !self.is_listed {
             return Err(self.plain_refusal(cx, Reason::RuntimeUnavailable));
         }
         if workspace.network.as_ref().is_some_and(|network| !self.allows_network(network)) {

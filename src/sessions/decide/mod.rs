@@ -5,6 +5,7 @@ mod admit;
 mod command;
 mod elsewhere;
 mod expire;
+mod listing;
 mod recover;
 mod report;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::recover::Unseen;
 use super::record::{Live, Record};
 use super::{Config, Error};
 use crate::election::Stale;
@@ -22,6 +24,8 @@ use crate::node;
 use crate::types::{Ballot, Bytes, EndReason, Moment, Name, NodeId, NodeReason, Reason, SessionId};
 
 pub use elsewhere::{MAX_ATTEMPTS, Unplaced};
+pub use listing::{Oddities, Oddity};
+pub use recover::EngineState;
 pub use report::Report;
 
 /// Starts in a row that fail before the node has a condition that says so and is offered sessions last.
@@ -53,10 +57,16 @@ pub struct Registry {
     /// Offers under a lower ballot are rejected.
     fence: Option<Ballot>,
     engine_up: bool,
+    /// Which start of the engine answered last.
+    engine_epoch: Option<String>,
     /// When the engine was lost; `None` while it is up, and before its state was first known.
     engine_lost_at: Option<Moment>,
-    /// Sessions that ran when the engine was lost, and that it has not shown since.
-    out_of_sight: BTreeSet<SessionId>,
+    /// The engine has listed its containers since the agent started: until then, sessions may run that no record knows.
+    is_listed: bool,
+    /// Sessions of which it is not known what they do.
+    out_of_sight: BTreeMap<SessionId, Unseen>,
+    /// What the last list had that the operator should know.
+    oddities: Oddities,
     /// The records as they were before the changes that are not yet on disk.
     undo: BTreeMap<SessionId, Option<Record>>,
     /// Records that differ from what is on disk. Those that are not in `undo` can wait.
@@ -80,8 +90,11 @@ impl Registry {
             failing_starts: 0,
             fence,
             engine_up: false,
+            engine_epoch: None,
             engine_lost_at: None,
-            out_of_sight: BTreeSet::new(),
+            is_listed: false,
+            out_of_sight: BTreeMap::new(),
+            oddities: Oddities::default(),
             undo: BTreeMap::new(),
             unwritten: BTreeSet::new(),
         };
@@ -118,6 +131,11 @@ impl Registry {
     /// What the records reserve together.
     pub const fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// What the last list of the engine had that the operator should know.
+    pub const fn oddities(&self) -> &Oddities {
+        &self.oddities
     }
 
     /// Starts in a row that failed.

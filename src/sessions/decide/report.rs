@@ -22,8 +22,10 @@ pub enum Report {
     Saw(Sight),
     ImageFailed(String),
     StartFailed(String),
-    /// The engine does not answer. Nothing is known, so no state changes.
+    /// The engine did not do a step. It is tried again.
     Unreachable(String),
+    /// The engine does not say what the container does. Nothing is known, so no state changes.
+    Unseen(String),
     /// There was traffic on its network.
     Active,
 }
@@ -36,6 +38,10 @@ impl Registry {
         }
         let known = match report {
             Report::Saw(sight) => self.saw(session, sight, cx),
+            Report::Unseen(why) => {
+                self.unseen(session, why);
+                Ok(())
+            }
             Report::ImageFailed(message) => self.start_failed(session, EndReason::ImageFailed, message, cx),
             Report::StartFailed(message) => self.start_failed(session, EndReason::StartFailed, message, cx),
             passing => {
@@ -78,7 +84,12 @@ impl Registry {
         }
         match sight {
             Sight::Running(run) => self.runs(session, run, cx)?,
-            Sight::Paused => self.change(session)?.status.state = SessionState::Paused,
+            Sight::Paused => {
+                let epoch = self.engine_epoch.clone();
+                let live = self.change(session)?;
+                live.engine_epoch = epoch;
+                live.status.state = SessionState::Paused;
+            }
             Sight::Ended(exit) => self.ended(session, &exit, cx)?,
             Sight::Stopped(exit) => self.stopped(session, exit.as_ref(), cx)?,
             Sight::Lost => self.lost(session, cx)?,
@@ -89,8 +100,16 @@ impl Registry {
     }
 
     fn runs(&mut self, session: &SessionId, run: Run, cx: &Context<'_>) -> Result<(), Error> {
+        let known = self.live(session)?;
+        let same_run = known.run.as_ref() == Some(&run) && known.engine_epoch == self.engine_epoch;
+        if same_run && known.status.state == SessionState::Running {
+            // It was out of sight, and goes on.
+            return Ok(());
+        }
         self.failing_starts = 0;
+        let epoch = self.engine_epoch.clone();
         let live = self.change(session)?;
+        live.engine_epoch = epoch;
         if live.run.is_none() {
             live.note_activity(cx);
         }
@@ -106,7 +125,7 @@ impl Registry {
     fn ended(&mut self, session: &SessionId, exit: &Exit, cx: &Context<'_>) -> Result<(), Error> {
         // If it starts again, the next run is told apart from this one.
         self.change(session)?.run = Some(exit.run.clone());
-        if self.outlived_by_host(session, cx) || self.is_out_of_sight(session) {
+        if self.outlived_by_host(session, cx) || self.was_engine_lost_under(session) {
             return self.host_restarted(session, cx);
         }
         let reason = if exit.oom_killed { EndReason::OomKilled } else { EndReason::Exited };
@@ -131,6 +150,11 @@ impl Registry {
             live.status.exit_code = Some(exit.code);
         }
         live.status.message = None;
+        if live.wish == Wish::Remove {
+            live.reserved = false;
+            self.ledger.release(session);
+            return Ok(());
+        }
         let reason = live.status.end_reason.unwrap_or(EndReason::UserStopped);
         self.end(session, reason, cx)?;
         Ok(())
@@ -203,6 +227,7 @@ const fn answers(live: &Live, sight: &Sight) -> bool {
         (Wish::Run | Wish::Pause, Sight::Running(_) | Sight::Ended(_) | Sight::Lost) => true,
         (Wish::Pause, Sight::Paused) => true,
         (Wish::Stop, Sight::Stopped(_)) => !live.status.state.has_ended(),
+        (Wish::Remove, Sight::Stopped(_)) => live.reserved,
         (Wish::Remove, Sight::Gone) => true,
         _ => false,
     }

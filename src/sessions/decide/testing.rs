@@ -101,7 +101,7 @@ impl Host {
 
     pub(super) fn with(config: Config) -> Self {
         let mut registry = Registry::new(config, cluster(), node_id(), None, Vec::new());
-        registry.engine_up = true;
+        (registry.engine_up, registry.is_listed) = (true, true);
         Self {
             registry,
             now: START,
@@ -143,7 +143,7 @@ impl Host {
         let records = self.registry.records().cloned().collect();
         let fence = self.registry.fence;
         self.registry = Registry::new(self.registry.config.clone(), cluster(), node_id(), fence, records);
-        self.registry.engine_up = true;
+        (self.registry.engine_up, self.registry.is_listed) = (true, true);
     }
 }
 
@@ -191,6 +191,7 @@ pub(super) fn running(key: &str, workspace: Workspace) -> Host {
 pub(super) fn found(key: &str, node: NodeId, container: Container) -> Found {
     Found {
         container_id: "c1".to_owned(),
+        renamed: None,
         node,
         session: id(key),
         user: "alice".parse().unwrap(),
@@ -200,6 +201,6 @@ pub(super) fn found(key: &str, node: NodeId, container: Container) -> Found {
         image: Some("desktop:1".to_owned()),
         ports: Vec::new(),
         created_at: START.wall,
-        container,
+        container: Some(container),
     }
 }

@@ -71,14 +71,14 @@ impl Lab {
 
     pub(crate) async fn run(&self, launch: &Launch) -> Result<(), Error> {
         self.runtime.create(launch).await?;
-        self.runtime.start(&launch.session).await
+        self.runtime.start(&(&launch.session).into()).await
     }
 
     /// Waits until `wanted` accepts the session's container, and returns its state.
     pub(crate) async fn until(&self, session: &SessionId, wanted: impl Fn(&Container) -> bool) -> Container {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let container = self.runtime.observe(session).await.unwrap();
+            let container = self.runtime.observe(&session.into()).await.unwrap();
             if wanted(&container) {
                 return container;
             }

@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod cluster;
 pub(crate) mod docker;
+pub(crate) mod engine_relay;
 pub(crate) mod http;
 pub(crate) mod netns;
 pub(crate) mod random;

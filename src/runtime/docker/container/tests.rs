@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use bollard::models::ContainerConfig;
+use bollard::models::{ContainerConfig, PortSummaryTypeEnum};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -172,7 +172,10 @@ proptest! {
         let body = body(&config, &launch, &around(&[])).unwrap();
         let inspected = inspected(&config, &launch.session, body);
         prop_assert!(is_ours(&config, &launch.session, &inspected));
-        let found = found(&config.cluster, &inspected).unwrap();
+        let mut found = found(&config.cluster, &listed(&inspected)).unwrap();
+        describe(&mut found, &inspected);
+        prop_assert_eq!(&found.renamed, &None);
+        prop_assert_eq!(found.container, Some(Container::Created));
         prop_assert_eq!(found.node, config.node);
         prop_assert_eq!(found.session, launch.session);
         prop_assert_eq!(found.user, launch.user);
@@ -191,6 +194,18 @@ fn inspected(config: &Config, session: &SessionId, body: ContainerCreateBody) ->
         config: Some(ContainerConfig { labels: body.labels, image: body.image, ..ContainerConfig::default() }),
         host_config: body.host_config,
         ..ContainerInspectResponse::default()
+    }
+}
+
+/// The line of the engine's list about an inspected container.
+fn listed(inspected: &ContainerInspectResponse) -> ContainerSummary {
+    let config = inspected.config.clone().unwrap();
+    ContainerSummary {
+        id: inspected.id.clone(),
+        names: inspected.name.clone().map(|name| vec![name]),
+        image: config.image,
+        labels: config.labels,
+        ..ContainerSummary::default()
     }
 }
 
@@ -227,13 +242,31 @@ fn a_quota_never_exceeds_the_engine_and_shares_are_per_core() {
 }
 
 #[test]
-fn an_image_with_our_labels_does_not_make_a_session() {
+fn a_renamed_container_is_known_by_its_labels_and_has_both_names() {
     let config = config(CpuMode::Quota);
     let launch = some_launch();
-    let mut foreign = inspected(&config, &launch.session, body(&config, &launch, &around(&[])).unwrap());
-    assert!(found(&config.cluster, &foreign).is_ok());
-    foreign.name = Some("/somebody-elses".to_owned());
-    assert!(found(&config.cluster, &foreign).unwrap_err().contains("somebody-elses"));
+    let mut inspected = inspected(&config, &launch.session, body(&config, &launch, &around(&[])).unwrap());
+    inspected.name = Some("/mine".to_owned());
+    let found = found(&config.cluster, &listed(&inspected)).unwrap();
+    let expected = container_name(&config.cluster, &launch.session);
+    assert_eq!(found.renamed, Some(Renamed { name: "mine".to_owned(), expected }));
+}
+
+#[test]
+fn a_line_of_the_list_gives_the_ports_that_are_open() {
+    let config = config(CpuMode::Quota);
+    let launch = some_launch();
+    let inspected = inspected(&config, &launch.session, body(&config, &launch, &around(&[])).unwrap());
+    let port = |ip: &str, public_port| PortSummary {
+        ip: Some(ip.to_owned()),
+        private_port: 8080,
+        public_port,
+        typ: Some(PortSummaryTypeEnum::TCP),
+    };
+    let ports = vec![port("0.0.0.0", Some(20_000)), port("::", Some(20_000)), port("", None)];
+    let found = found(&config.cluster, &ContainerSummary { ports: Some(ports), ..listed(&inspected) }).unwrap();
+    let binding = PortBinding { container_port: 8080, protocol: Protocol::Tcp, host_port: 20_000 };
+    assert_eq!((found.ports, found.container), (vec![binding], None));
 }
 
 #[test]
@@ -243,7 +276,7 @@ fn the_error_names_a_label_with_a_wrong_value() {
     let mut body = body(&config, &launch, &around(&[])).unwrap();
     body.labels.as_mut().unwrap().insert(LABEL_CORES.to_owned(), "many".to_owned());
     let inspected = inspected(&config, &launch.session, body);
-    assert_eq!(found(&config.cluster, &inspected).unwrap_err(), "its label ostler.cores_milli is `many`");
+    assert_eq!(found(&config.cluster, &listed(&inspected)).unwrap_err(), "its label ostler.cores_milli is `many`");
 }
 
 #[test]
@@ -268,8 +301,9 @@ fn each_state_of_the_engine_has_a_state_of_ours() {
     assert_eq!(state(Status::CREATED), Container::Created);
     assert_eq!(state(Status::RUNNING), Container::Running(run()));
     assert_eq!(state(Status::PAUSED), Container::Paused(run()));
-    for gone in [Status::EXITED, Status::REMOVING, Status::DEAD] {
-        assert_eq!(state(gone), exited);
+    assert_eq!(state(Status::EXITED), exited);
+    for gone in [Status::REMOVING, Status::DEAD] {
+        assert!(matches!(state(gone), Container::Removing(_)));
     }
     assert!(matches!(ended(Status::EXITED, 0), Container::Exited(exit) if !exit.oom_killed));
 }
