@@ -100,7 +100,8 @@ fn book_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
 fn measure_plan(bencher: Bencher<'_, '_>, nodes: usize, workspace: &Workspace) {
     let fleet = fleet(nodes);
     let session = SessionId::of_key(&name("bench"), "key");
-    let wanted = Wanted { session: &session, workspace, strategy: Strategy::Spread, pinned: None, tried: &[] };
+    let wanted =
+        Wanted { session: &session, workspace, strategy: Strategy::Spread, pinned: None, tried: &[], platform: None };
     let host = |node| HostFigures { node, in_flight: Resources::ZERO, heard: true, has_image: false };
     bencher
         .counter(ItemsCount::new(1_u32))
@@ -155,7 +156,13 @@ fn node(i: usize) -> NodeProfile {
         name: name(&format!("node-{i}")),
         address: "192.0.2.1:7480".to_owned(),
         version: "0.1.0".to_owned(),
-        runtime: RuntimeStatus { kind: RuntimeKind::Process, version: None, available: true, message: None },
+        runtime: RuntimeStatus {
+            kind: RuntimeKind::Process,
+            version: None,
+            available: true,
+            platform: None,
+            message: None,
+        },
         physical,
         effective: physical,
         allocated: Resources::new(Cores::whole(used), memory, gpus / 2),

@@ -54,6 +54,7 @@ const CORES: &[&str] = &[
     "placement/score",
     "placement/state",
     "runtime/container",
+    "runtime/fault",
     "sessions/decide",
     "sessions/feed",
     "sessions/lifecycle",

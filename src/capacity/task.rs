@@ -169,6 +169,7 @@ mod tests {
             data_root: None,
             unenforced: Vec::new(),
             epoch: None,
+            platform: None,
         }
     }
 

@@ -83,6 +83,8 @@ pub struct Runtime {
     pub cap_allow: Vec<String>,
     /// The address of this host that sessions' ports are published on.
     pub publish_address: IpAddr,
+    /// The range of ostler's own network; `None`: the engine chooses one.
+    pub network_subnet: Option<docker::Subnet>,
     /// The user that the process runtime runs commands as when the agent runs as root.
     pub process_user: String,
 }
@@ -178,6 +180,7 @@ impl Default for Runtime {
             cpu_mode: docker::CpuMode::Quota,
             cap_allow: cap_allow.map(str::to_owned).to_vec(),
             publish_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            network_subnet: None,
             process_user: "nobody".to_owned(),
         }
     }

@@ -126,6 +126,7 @@ fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environm
             .unwrap_or(default.cpu_mode),
         cap_allow: document.take_list("runtime.cap_allow", value::capability).unwrap_or(default.cap_allow),
         publish_address: document.take("runtime.publish_address", value::address).unwrap_or(default.publish_address),
+        network_subnet: document.take("runtime.network_subnet", value::subnet).or(default.network_subnet),
         process_user: document.take("runtime.process_user", value::login).unwrap_or(default.process_user),
     }
 }

@@ -9,6 +9,7 @@ use toml::de::DeValue;
 use super::MESH_PORT;
 use super::document::nearest;
 use crate::ledger::PortRange;
+use crate::runtime::docker::Subnet;
 use crate::types::{Bytes, Cores, GpuSharing, Name, Period, Prune, RuntimeKind, SettingsPatch};
 
 /// Bytes of the longest path of a unix socket: `sun_path` has 108, one of them for the final NUL.
@@ -176,6 +177,10 @@ pub(super) fn socket_address(value: &Value<'_>) -> Result<SocketAddr, String> {
 
 pub(super) fn address(value: &Value<'_>) -> Result<IpAddr, String> {
     parsed(value, "an address without a port, for example 0.0.0.0")
+}
+
+pub(super) fn subnet(value: &Value<'_>) -> Result<Subnet, String> {
+    value.as_str().ok_or_else(|| "expected a range of addresses, for example 10.80.0.0/16".to_owned())?.parse()
 }
 
 pub(super) fn path(value: &Value<'_>) -> Result<PathBuf, String> {

@@ -23,6 +23,7 @@ pub(super) fn open(base: &Base) -> Result<Arc<dyn Runtime>> {
             cpu_mode: config.runtime.cpu_mode,
             cap_allow: config.runtime.cap_allow.clone(),
             publish_address: config.runtime.publish_address,
+            network_subnet: config.runtime.network_subnet,
         })?),
         RuntimeKind::Process => {
             let (cores, memory) = capacity::probe::host_bounds();

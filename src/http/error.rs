@@ -173,6 +173,7 @@ impl From<sessions::Error> for Refusal {
             Error::Busy => Self::new(BUSY, message),
             Error::Journal(_) => Self::new(STORE, message),
             Error::Runtime(error) => error.into(),
+            Error::PortInUse { .. } => Self::new(ErrorCode::NoCapacity, message),
             Error::Moving(_) | Error::Stopping => Self::new(ErrorCode::OutcomeUnknown, message),
         }
     }
@@ -183,7 +184,7 @@ impl From<runtime::Error> for Refusal {
         use runtime::Error;
         let message = error.to_string();
         match error {
-            Error::Unavailable(_) | Error::Failed(_) | Error::Image(_) => {
+            Error::Unavailable(_) | Error::Failed(_) | Error::Start { .. } => {
                 Self::new(ErrorCode::RuntimeUnavailable, message)
             }
             Error::NotFound(_) => Self::not_found(message),
@@ -238,6 +239,7 @@ const fn code_of(reason: Reason) -> ErrorCode {
         | Reason::Runtime
         | Reason::Volume
         | Reason::StartFailed
+        | Reason::Platform
         | Reason::SessionLimit
         | Reason::NoPorts
         | Reason::LowDisk => ErrorCode::NoCapacity,
@@ -259,6 +261,7 @@ fn describe(refused: &NodeReason) -> String {
         Reason::Runtime => "the workspace lacks the image or command that the node's runtime needs",
         Reason::Volume => "a volume of this user is on another node",
         Reason::StartFailed => "the node failed to start the session",
+        Reason::Platform => "the image is for another platform than the node's",
         Reason::DuplicateNodeId => "another live node has the same node id",
         Reason::SessionLimit => "the node has limits.max_sessions_per_node sessions",
         Reason::NoPorts => "runtime.port_range has too few free ports",

@@ -11,7 +11,7 @@ use crate::capacity::effective::effective;
 use crate::clock::Clock;
 use crate::node::{ClusterSigns, State};
 use crate::runtime::Health;
-use crate::sessions::{FAILING_STARTS, Oddities, Oddity, Snapshot};
+use crate::sessions::{FAILING_STARTS, Oddities, Oddity, Snapshot, Trouble};
 use crate::types::{Bytes, Condition, ConditionKind, Dimension, GpuSharing, Resources, Swap, Timestamp};
 
 /// The least time between two evaluations, so that a burst of sessions changes the conditions once.
@@ -103,6 +103,8 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::JournalRebuilt, sessions.journal_rebuilt.clone()),
         (ConditionKind::ContainerRenamed, renamed(&sessions.oddities.renamed)),
         (ConditionKind::StrayContainers, strays(&sessions.oddities)),
+        (ConditionKind::NetworkFailing, trouble(sessions.troubles.network.as_ref())),
+        (ConditionKind::RegistryFailing, trouble(sessions.troubles.registry.as_ref())),
         (ConditionKind::FailingStarts, failing_starts(sessions.failing_starts)),
         (ConditionKind::LowDisk, low_disk(report, min_free_disk)),
         (ConditionKind::DuplicateNodeId, duplicate(cluster)),
@@ -241,6 +243,10 @@ fn short(container_id: &str) -> &str {
     container_id.get(..12).unwrap_or(container_id)
 }
 
+fn trouble(trouble: Option<&Trouble>) -> Option<String> {
+    trouble.map(|trouble| format!("a session could not be started on this node: {}", trouble.message))
+}
+
 fn failing_starts(in_a_row: u32) -> Option<String> {
     (in_a_row >= FAILING_STARTS).then(|| {
         format!(
@@ -370,6 +376,7 @@ mod tests {
                 data_root: None,
                 unenforced: vec!["cores".to_owned(), "memory".to_owned()],
                 epoch: None,
+                platform: None,
             });
         });
         assert_eq!(kinds(&up), [ConditionKind::LimitsNotEnforced]);

@@ -84,7 +84,11 @@ fn runtime_status(kind: RuntimeKind, health: &Health) -> RuntimeStatus {
             (Some(info.version.clone()), unenforced)
         }
     };
-    RuntimeStatus { kind, version, available: health.is_up(), message }
+    let platform = match health {
+        Health::Up(info) => info.platform.clone(),
+        Health::Unknown | Health::Down { .. } => None,
+    };
+    RuntimeStatus { kind, version, available: health.is_up(), platform, message }
 }
 
 fn describe_drain(drain: &DrainState, sessions: &Snapshot, now: Moment) -> Drain {
@@ -223,6 +227,7 @@ mod tests {
             data_root: None,
             unenforced: Vec::new(),
             epoch: None,
+            platform: None,
         };
         let up = described(|_, _, _, health| *health = Health::Up(info)).runtime;
         assert_eq!((up.available, up.version.as_deref(), up.message), (true, Some("29.1"), None));

@@ -13,7 +13,7 @@ use crate::election::Reign;
 use crate::gossip::ClusterView;
 use crate::sessions;
 use crate::types::{
-    Ballot, BootInstant, Invalid, Name, NodeId, NodeReason, NodeState, OnUnknown, Reason, Resources, Session,
+    Ballot, BootInstant, Invalid, Name, NodeId, NodeReason, NodeState, OnUnknown, Platform, Reason, Resources, Session,
     SessionId, SessionState, User, Workspace,
 };
 
@@ -41,6 +41,15 @@ pub struct Again {
     pub workspace: Workspace,
     /// The hosts that could not start it.
     pub tried: Vec<NodeId>,
+    /// The platform of its image, if one of them found that out.
+    pub platform: Option<Platform>,
+}
+
+/// What hosts that could not start a session found out about it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Found<'a> {
+    tried: &'a [NodeId],
+    platform: Option<&'a Platform>,
 }
 
 /// What the leader does about a request.
@@ -128,7 +137,7 @@ impl Book {
         self.check_quota(&begin.user, situation.now)?;
         let offers = match certain {
             Some(host) => Offers { candidates: vec![host], refusals: Vec::new(), uncertain: true },
-            None => self.offers(&begin.session, &begin.user, workspace, &[], situation)?,
+            None => self.offers(&begin.session, &begin.user, workspace, Found::default(), situation)?,
         };
         if offers.candidates.is_empty() {
             let untold = self.unheard(false, situation);
@@ -148,7 +157,8 @@ impl Book {
     /// No other host takes it; or that [cannot be said](Error::is_undecided) now.
     pub fn begin_again(&mut self, again: &Again, situation: Situation<'_>) -> Result<(Ballot, Offers), Error> {
         self.may_begin_again(&again.session, &again.host, situation)?;
-        let offers = self.offers(&again.session, &again.user, &again.workspace, &again.tried, situation)?;
+        let found = Found { tried: &again.tried, platform: again.platform.as_ref() };
+        let offers = self.offers(&again.session, &again.user, &again.workspace, found, situation)?;
         if offers.candidates.is_empty() {
             return Err(super::plan::nobody(offers.refusals));
         }
@@ -212,7 +222,7 @@ impl Book {
         workspace: &Workspace,
         situation: Situation<'_>,
     ) -> Result<Offers, Error> {
-        self.offers(session, user, workspace, &[], situation)
+        self.offers(session, user, workspace, Found::default(), situation)
     }
 
     /// Forgets the flights whose hosts have reported the session, and those that timed out.
@@ -285,7 +295,7 @@ impl Book {
         session: &SessionId,
         user: &User,
         workspace: &Workspace,
-        tried: &[NodeId],
+        found: Found<'_>,
         situation: Situation<'_>,
     ) -> Result<Offers, Error> {
         let in_flight = self.flights.by_host();
@@ -297,7 +307,9 @@ impl Book {
             .iter()
             .map(|host| HostFigures { in_flight: in_flight.get(&host.node.id).copied().unwrap_or_default(), ..*host });
         let pinned = self.pinned(user, workspace);
-        let wanted = Wanted { session, workspace, strategy: self.config.strategy, pinned: pinned.as_ref(), tried };
+        let Found { tried, platform } = found;
+        let (strategy, pinned) = (self.config.strategy, pinned.as_ref());
+        let wanted = Wanted { session, workspace, strategy, pinned, tried, platform };
         let mut offers = plan(hosts, wanted);
         // A node that was only heard of may be large enough: nobody can say that it is not.
         let nameless =

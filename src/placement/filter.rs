@@ -1,7 +1,7 @@
 //! Whether a node could admit a session, as far as the leader knows. Each rule gives its reason.
 
 use crate::ledger;
-use crate::types::{NodeProfile, NodeReason, Reason, Resources, RuntimeKind, Workspace};
+use crate::types::{NodeProfile, NodeReason, Platform, Reason, Resources, RuntimeKind, Workspace};
 
 /// A host, as the plan reads it.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +51,12 @@ pub const fn runs(kind: RuntimeKind, wanted: &Workspace) -> bool {
         RuntimeKind::Docker => wanted.image.is_some(),
         RuntimeKind::Process => !wanted.command.is_empty(),
     }
+}
+
+/// Whether the node runs images of this platform, as far as both are known.
+pub fn runs_platform(node: &NodeProfile, wanted: Option<&Platform>) -> bool {
+    let known = node.runtime.platform.as_ref().zip(wanted);
+    known.is_none_or(|(host, image)| host.runs(image))
 }
 
 fn has_labels(node: &NodeProfile, wanted: &Workspace) -> bool {

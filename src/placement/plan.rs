@@ -3,7 +3,9 @@
 use super::Error;
 use super::filter::{self, HostFigures};
 use super::score::{Rank, Ties, Worth, worth};
-use crate::types::{Name, NodeId, NodeProfile, NodeReason, NodeVerdict, Plan, Reason, SessionId, Strategy, Workspace};
+use crate::types::{
+    Name, NodeId, NodeProfile, NodeReason, NodeVerdict, Plan, Platform, Reason, SessionId, Strategy, Workspace,
+};
 
 /// Candidates of one plan. If so many hosts reject, the cluster has changed and the plan is out of date.
 const MAX_CANDIDATES: usize = 16;
@@ -39,6 +41,8 @@ pub struct Wanted<'a> {
     pub pinned: Option<&'a NodeId>,
     /// The nodes that could not start it.
     pub tried: &'a [NodeId],
+    /// The platform of its image, where it is known.
+    pub platform: Option<&'a Platform>,
 }
 
 /// Which nodes to ask for this session.
@@ -51,6 +55,7 @@ pub fn plan<'a>(hosts: impl Iterator<Item = HostFigures<'a>>, wanted: Wanted<'_>
         let plain = |holds: bool, reason| holds.then_some(reason);
         let refused = plain(wanted.tried.contains(id), Reason::StartFailed)
             .or_else(|| filter::refusal(&host, wanted.workspace))
+            .or_else(|| plain(!filter::runs_platform(host.node, wanted.platform), Reason::Platform))
             .or_else(|| plain(wanted.pinned.is_some_and(|pinned| pinned != id), Reason::Volume));
         if let Some(refused) = refused {
             refusals.add(host, refused, if best.0.is_empty() { MAX_REASONS } else { MAX_VERDICTS });
@@ -216,7 +221,7 @@ mod tests {
     }
 
     fn asked<'a>(session: &'a SessionId, workspace: &'a Workspace) -> Wanted<'a> {
-        Wanted { session, workspace, strategy: Strategy::Spread, pinned: None, tried: &[] }
+        Wanted { session, workspace, strategy: Strategy::Spread, pinned: None, tried: &[], platform: None }
     }
 
     fn heard(node: &NodeProfile) -> HostFigures<'_> {

@@ -527,6 +527,7 @@ impl<R> Placement<R> {
             workspace,
             attempt: FIRST_ATTEMPT,
             tried: Vec::new(),
+            platform: None,
             secret: None,
             by: place.by.clone(),
         };
@@ -646,6 +647,7 @@ impl<R> Placement<R> {
             user: asked.user.clone(),
             workspace: asked.workspace.clone(),
             tried: asked.tried.clone(),
+            platform: asked.platform.clone(),
         };
         match self.with_situation(now, |book, situation| book.begin_again(&again, situation)).and_then(|begun| begun) {
             Ok((ballot, offers)) => self.offer(id, ballot, asked, offers, now),

@@ -1,6 +1,7 @@
 //! What a container is created from, and its observed state, the same for every engine. Pure.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,8 +30,28 @@ pub struct Exit {
     pub run: Run,
     /// As shells count: 128 + n if signal n ended it.
     pub code: i64,
-    pub oom_killed: bool,
+    pub oom: Oom,
+    /// The command could not be executed, as this sentence of the container's init says: nothing of it ever ran.
+    pub never_ran: Option<String>,
     pub finished_at: Option<Timestamp>,
+}
+
+/// What the kernel killed for want of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Oom {
+    #[default]
+    Nothing,
+    /// A process of the container, such as one browser tab. The main process went on, and ended otherwise.
+    Child,
+    /// The main process, and with it the run.
+    Main,
+}
+
+impl Exit {
+    /// The end of a run, of which nothing but its exit code is known.
+    pub const fn new(run: Run, code: i64) -> Self {
+        Self { run, code, oom: Oom::Nothing, never_ran: None, finished_at: None }
+    }
 }
 
 /// A container of this cluster, as its labels describe it.
@@ -90,6 +111,9 @@ pub struct Launch {
     pub ports: Vec<PortBinding>,
     pub volumes: Vec<Mount>,
     pub shm: Bytes,
+    /// How long its processes have to end by themselves before they are killed.
+    #[serde(default)]
+    pub stop_grace: Duration,
     /// `None`: ostler's own network.
     pub network: Option<Name>,
 }

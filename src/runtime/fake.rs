@@ -57,6 +57,7 @@ impl FakeEngine {
             data_root: None,
             unenforced: Vec::new(),
             epoch: None,
+            platform: None,
         };
         Arc::new(Self {
             node,
@@ -116,7 +117,7 @@ impl FakeEngine {
         if let Some((_, container)) = self.state().containers.get_mut(session)
             && let Container::Running(run) = container
         {
-            *container = Container::Exited(Exit { run: run.clone(), code, oom_killed: false, finished_at: None });
+            *container = Container::Exited(Exit::new(run.clone(), code));
         }
         self.say(Event::Changed(*session)).await;
     }
@@ -269,10 +270,7 @@ impl Runtime for FakeEngine {
     }
 
     async fn stop(&self, target: &Target, _: Duration) -> Result<(), Error> {
-        self.turn("stop", &target.session, |run| {
-            Container::Exited(Exit { run, code: 143, oom_killed: false, finished_at: None })
-        })
-        .await
+        self.turn("stop", &target.session, |run| Container::Exited(Exit::new(run, 143))).await
     }
 
     async fn pause(&self, target: &Target) -> Result<(), Error> {

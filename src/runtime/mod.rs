@@ -8,6 +8,7 @@ pub mod container;
 pub mod docker;
 #[cfg(test)]
 pub mod fake;
+pub mod fault;
 pub mod process;
 mod volume_name;
 
@@ -21,9 +22,10 @@ use bytes::Bytes as Chunk;
 use futures_util::stream::BoxStream;
 use tokio::sync::{mpsc, watch};
 
-use crate::types::{Bytes, Cores, RuntimeKind, SessionId};
+use crate::types::{Bytes, Cores, Platform, RuntimeKind, SessionId};
 
-pub use container::{Container, Exit, Found, Launch, Mount, PortBinding, Run};
+pub use container::{Container, Exit, Found, Launch, Mount, Oom, PortBinding, Run};
+pub use fault::Fault;
 
 /// The steps of a session that a runtime can take. Every call has its own deadline:
 /// when the engine hangs, the call returns [`Error::Unavailable`].
@@ -135,6 +137,8 @@ pub struct EngineInfo {
     pub unenforced: Vec<String>,
     /// Which start of the engine answers: one that starts again may have ended containers. `None`: it cannot be told.
     pub epoch: Option<String>,
+    /// The platform of the images that it runs; `None`: it does not say.
+    pub platform: Option<Platform>,
 }
 
 /// A change that a runtime noticed without being asked.
@@ -157,10 +161,16 @@ pub enum Error {
     Failed(String),
     #[error("no such container or volume: {0}")]
     NotFound(String),
-    /// The image is not available.
-    #[error("{0}")]
-    Image(String),
+    /// The session cannot be started.
+    #[error("{message}")]
+    Start { fault: Fault, message: String },
     /// The engine understood the call and refused it.
     #[error("{0}")]
     Refused(String),
+}
+
+impl Error {
+    pub fn start(fault: Fault, message: impl Into<String>) -> Self {
+        Self::Start { fault, message: message.into() }
+    }
 }

@@ -60,7 +60,7 @@ pub enum Sight {
     Ended(Exit),
     /// It is stopped, as wished. `None`: it never ran.
     Stopped(Option<Exit>),
-    /// It ran, and its container is no longer there.
+    /// It has run, and its container is no longer there, nor are the files in it.
     Lost,
     /// Its container is removed, as wished.
     Gone,
@@ -78,7 +78,7 @@ pub fn next(order: &Order, container: &Container) -> Step {
 
 fn towards_running(order: &Order, container: &Container) -> Step {
     match container {
-        Container::Absent if order.run.is_some() => Step::Tell(Sight::Lost),
+        Container::Absent if order.run.is_some() || order.previous_run.is_some() => Step::Tell(Sight::Lost),
         Container::Absent => Step::Prepare,
         Container::Created => Step::Start,
         Container::Running(run) if order.run.as_ref() == Some(run) && !order.paused && !order.unseen => Step::Wait,
@@ -132,7 +132,7 @@ mod tests {
     }
 
     fn exit(n: u8) -> Exit {
-        Exit { run: run(n), code: 0, oom_killed: false, finished_at: None }
+        Exit::new(run(n), 0)
     }
 
     /// The container after a step, on an engine that works.
@@ -176,6 +176,8 @@ mod tests {
     fn a_container_that_vanished_while_it_ran_is_lost_and_not_created_again() {
         let order = Order { run: Some(run(1)), ..order(Wish::Run) };
         assert_eq!(next(&order, &Container::Absent), Step::Tell(Sight::Lost));
+        let again = Order { previous_run: Some(run(1)), run: None, ..order };
+        assert_eq!(next(&again, &Container::Absent), Step::Tell(Sight::Lost), "nor while it was stopped");
     }
 
     #[test]

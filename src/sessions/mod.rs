@@ -19,7 +19,7 @@ pub mod task;
 mod tests;
 
 pub use crate::runtime::LogsRequest;
-pub use decide::{FAILING_STARTS, MAX_ATTEMPTS, Oddities, Oddity, Unplaced};
+pub use decide::{FAILING_STARTS, MAX_ATTEMPTS, Oddities, Oddity, Trouble, Troubles, Unplaced};
 pub use feed::{Feed, Standing};
 pub use journal::Journal;
 pub use record::{Live, Origin, Record, Status, Tombstone};
@@ -34,7 +34,7 @@ use crate::election;
 use crate::ledger::PortRange;
 use crate::runtime::{self, LogStream, Runtime, Target};
 use crate::types::{
-    Actor, Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Resources, Session,
+    Actor, Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Platform, Resources, Session,
     SessionActivity, SessionId, SessionProfile, User, Workspace,
 };
 use state::Request;
@@ -91,6 +91,9 @@ pub struct Asked {
     pub attempt: u32,
     /// The hosts that could not start it.
     pub tried: Vec<NodeId>,
+    /// The platform of its image, if one of them found that it is not its own.
+    #[serde(default)]
+    pub platform: Option<Platform>,
     /// What the first of them gave it; `None`: the host draws one where the workspace wants one.
     pub secret: Option<String>,
     /// The actor who asked for it; `None` where an older version did not keep that.
@@ -138,6 +141,9 @@ pub enum Error {
     /// Its leader places it on another host just now.
     #[error("session {0} is being placed on another node: try again")]
     Moving(SessionId),
+    /// Another program on its host listens on one of its ports.
+    #[error("port {port} of session {session} is in use by another program on its host; try again once it is free")]
+    PortInUse { session: SessionId, port: u16 },
     #[error("the journal cannot be written: {0}")]
     Journal(String),
     #[error(transparent)]
@@ -167,6 +173,8 @@ pub struct Snapshot {
     pub failing_starts: u32,
     /// Containers of the engine that the operator should know of.
     pub oddities: Oddities,
+    /// What kept sessions from starting lately.
+    pub troubles: Troubles,
     /// What changed when.
     pub feed: Feed,
 }

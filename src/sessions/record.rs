@@ -11,8 +11,8 @@ use super::decide::Unplaced;
 use super::lifecycle::{Order, Wish};
 use crate::runtime::container::{Found, Launch, Mount, PortBinding, Run};
 use crate::types::{
-    Actor, Ballot, BootInstant, Deadline, EndReason, Endpoint, Moment, Name, NodeId, NodeVerdict, SessionActivity,
-    SessionId, SessionProfile, SessionState, Timestamp, User, Workspace,
+    Actor, Ballot, BootInstant, Deadline, EndReason, Endpoint, Moment, Name, NodeId, NodeVerdict, Platform,
+    SessionActivity, SessionId, SessionProfile, SessionState, Timestamp, User, Workspace,
 };
 
 /// A session as its host remembers it. Stored as JSON, with the fields of all its parts side by side: fields may be
@@ -44,8 +44,14 @@ pub struct Live {
     pub secret: Option<String>,
     pub previous_run: Option<Run>,
     pub run: Option<Run>,
+    /// Why it had ended before its present start; `None` for its first.
+    #[serde(default)]
+    pub ended_before: Option<EndReason>,
     /// The boot in which it last ran.
     pub boot_id: u64,
+    /// It ran, and another program has removed its container since, with the files in it.
+    #[serde(default)]
+    pub container_removed: bool,
     /// The start of the engine under which it was last seen to run.
     #[serde(default)]
     pub engine_epoch: Option<String>,
@@ -89,6 +95,9 @@ pub struct Origin {
     /// The hosts that could not start it before.
     #[serde(default)]
     pub tried: Vec<NodeId>,
+    /// The platform of its image, as a host found out that could not start it.
+    #[serde(default)]
+    pub platform: Option<Platform>,
 }
 
 /// What people see of how it goes, or how it went.
@@ -192,7 +201,7 @@ impl Record {
 impl Live {
     /// A session that was just admitted, with nothing handed out to it yet.
     pub fn admitted(admit: &super::Admit, now: Moment) -> Self {
-        let Asked { user, fingerprint, workspace, attempt, tried, secret, by } = admit.asked.clone();
+        let Asked { user, fingerprint, workspace, attempt, tried, platform, secret, by } = admit.asked.clone();
         let deadline = |secs: Option<u64>| secs.map(|secs| Deadline::after(now, Duration::from_secs(secs)));
         let (ttl, idle) = (deadline(workspace.ttl_seconds), deadline(workspace.idle_timeout_seconds));
         let origin = Origin {
@@ -206,6 +215,7 @@ impl Live {
             attempt,
             considered: admit.considered.clone(),
             tried,
+            platform,
         };
         Self { secret, ttl, idle, ..Self::reserved(origin, Status::new(now.wall), now) }
     }
@@ -226,6 +236,7 @@ impl Live {
             attempt: 1,
             considered: Vec::new(),
             tried: Vec::new(),
+            platform: None,
         };
         let status = Status {
             gpu_uuids: found.gpu_uuids.clone(),
@@ -253,8 +264,10 @@ impl Live {
             secret: None,
             previous_run: None,
             run: None,
+            ended_before: None,
             boot_id: now.boot_id,
             engine_epoch: None,
+            container_removed: false,
             ttl: None,
             idle: None,
             retention: None,
@@ -303,6 +316,7 @@ impl Live {
                 .map(|v| Mount { name: fill(&v.name), path: v.path.clone(), read_only: v.read_only })
                 .collect(),
             shm: workspace.shm_bytes,
+            stop_grace: Duration::from_secs(workspace.stop_grace_seconds),
             network: workspace.network.clone(),
         }
     }

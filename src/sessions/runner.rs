@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use super::decide::Report;
 use super::lifecycle::{self, Order, Step, Wish};
-use crate::runtime::Error;
 use crate::runtime::container::{Container, Launch};
+use crate::runtime::{Error, Fault};
 
 /// The first and the longest wait before a failed step is tried again.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
+
+/// How often in a row the engine may answer that it cannot do a step of a start, before the start has failed: about 6 s.
+const MAX_FAILURES: u32 = 6;
 
 /// What a runner is to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,6 +95,8 @@ pub struct Runner {
     /// The container, if it is known without observing it again.
     known: Option<Container>,
     retry: Duration,
+    /// Steps that failed since the last one that did not.
+    failures: u32,
     /// The last traffic that was read in this rest.
     traffic: Option<u64>,
 }
@@ -123,7 +128,7 @@ enum Next {
 impl Runner {
     /// `known`: the container, if it is known; this saves the first observation of a new session.
     pub const fn new(work: Work, known: Option<Container>) -> Self {
-        Self { work, at: At::Deciding, known, retry: FIRST_RETRY, traffic: None }
+        Self { work, at: At::Deciding, known, retry: FIRST_RETRY, failures: 0, traffic: None }
     }
 
     /// The first action.
@@ -209,6 +214,7 @@ impl Runner {
         // An observation is no progress: a step that keeps failing is preceded by one each time.
         if !matches!(done, Done::Saw(_)) {
             self.retry = FIRST_RETRY;
+            self.failures = 0;
         }
         match done {
             Done::Saw(container) => self.known = Some(container),
@@ -228,9 +234,14 @@ impl Runner {
     fn failed(&mut self, error: Error) -> Action {
         let order = &self.work.order;
         let starting = order.wish == Wish::Run && order.run.is_none();
+        self.failures = self.failures.saturating_add(1);
         match error {
-            Error::Image(message) if starting => self.tell(Report::ImageFailed(message), Next::Look),
-            Error::Refused(message) if starting => self.tell(Report::StartFailed(message), Next::Look),
+            Error::Start { fault, message } if starting => self.tell(Report::NotStarted(fault, message), Next::Look),
+            Error::Refused(message) if starting => self.tell(Report::NotStarted(Fault::Host, message), Next::Look),
+            // An engine that answers, and each time that it cannot, is no reason to wait for it.
+            Error::Failed(message) if starting && self.failures >= MAX_FAILURES => {
+                self.tell(Report::NotStarted(Fault::Host, message), Next::Look)
+            }
             error => self.tell(Report::Unreachable(error.to_string()), Next::Retry),
         }
     }
@@ -285,8 +296,7 @@ mod tests {
 
     #[test]
     fn after_a_report_that_was_not_accepted_the_container_is_observed_again() {
-        let exited =
-            || Container::Exited(Exit { run: Run("1".to_owned()), code: 0, oom_killed: false, finished_at: None });
+        let exited = || Container::Exited(Exit::new(Run("1".to_owned()), 0));
         let mut runner = Runner::new(work(Wish::Stop), Some(exited()));
         assert!(matches!(runner.begin(), Action::Tell(Report::Saw(Sight::Stopped(Some(_))))));
         assert_eq!(runner.next(Outcome::Told(false), work(Wish::Stop)), Action::Do(Op::Observe));
@@ -314,11 +324,15 @@ mod tests {
         let refused = || Outcome::Did(Err(Error::Refused("no".to_owned())));
         let mut runner = Runner::new(work(Wish::Run), Some(Container::Created));
         assert_eq!(runner.begin(), Action::Do(Op::Start));
-        assert_eq!(runner.next(refused(), work(Wish::Run)), Action::Tell(Report::StartFailed("no".to_owned())));
+        assert_eq!(
+            runner.next(refused(), work(Wish::Run)),
+            Action::Tell(Report::NotStarted(Fault::Host, "no".to_owned()))
+        );
         assert_eq!(runner.next(Outcome::Told(true), work(Wish::Run)), Action::Do(Op::Observe));
         assert_eq!(runner.next(saw(Container::Absent), work(Wish::Run)), Action::EnsureImage);
-        let image = Outcome::Did(Err(Error::Image("gone".to_owned())));
-        assert_eq!(runner.next(image, work(Wish::Run)), Action::Tell(Report::ImageFailed("gone".to_owned())));
+        let image = Outcome::Did(Err(Error::start(Fault::Image, "gone")));
+        let failed = Action::Tell(Report::NotStarted(Fault::Image, "gone".to_owned()));
+        assert_eq!(runner.next(image, work(Wish::Run)), failed);
 
         let running = || Container::Running(Run("1".to_owned()));
         let mut runner = Runner::new(work(Wish::Stop), Some(running()));
@@ -351,6 +365,22 @@ mod tests {
         let dead = saw(Container::Removing("dead".to_owned()));
         assert_eq!(runner.next(dead, work(Wish::Run)), Action::Tell(Report::Unseen("dead".to_owned())));
         assert_eq!(runner.next(Outcome::Told(true), work(Wish::Run)), Action::Retry { after: FIRST_RETRY * 2 });
+    }
+
+    #[test]
+    fn an_engine_that_keeps_answering_that_it_cannot_fails_a_start() {
+        let broken = || Outcome::Did(Err(Error::Failed("broken".to_owned())));
+        let told = |report| Action::Tell(report);
+        let mut runner = Runner::new(work(Wish::Run), Some(Container::Created));
+        assert_eq!(runner.begin(), Action::Do(Op::Start));
+        for _ in 1..MAX_FAILURES {
+            assert_eq!(runner.next(broken(), work(Wish::Run)), told(Report::Unreachable("broken".to_owned())));
+            assert!(matches!(runner.next(Outcome::Told(true), work(Wish::Run)), Action::Retry { .. }));
+            runner.next(Outcome::Woken, work(Wish::Run));
+            assert_eq!(runner.next(saw(Container::Created), work(Wish::Run)), Action::Do(Op::Start));
+        }
+        let failed = told(Report::NotStarted(Fault::Host, "broken".to_owned()));
+        assert_eq!(runner.next(broken(), work(Wish::Run)), failed);
     }
 
     #[test]

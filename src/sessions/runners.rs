@@ -13,8 +13,6 @@ use super::state::Order;
 use crate::runtime::{Container, Error, Runtime, Target};
 use crate::types::SessionId;
 
-/// How long a session's processes have to end by themselves before they are killed: Docker's default.
-const STOP_GRACE: Duration = Duration::from_secs(10);
 /// How often the traffic of a session with an idle timeout is read.
 const TRAFFIC_INTERVAL: Duration = Duration::from_secs(10);
 /// Progress texts that wait for the runner. Further ones are dropped.
@@ -146,7 +144,7 @@ impl Course {
             Op::Start => runtime.start(target).await.map(|()| Done::Stepped),
             Op::Pause => runtime.pause(target).await.map(|()| Done::Stepped),
             Op::Resume => runtime.resume(target).await.map(|()| Done::Stepped),
-            Op::Stop => runtime.stop(target, STOP_GRACE).await.map(|()| Done::Stepped),
+            Op::Stop => runtime.stop(target, work.launch.stop_grace).await.map(|()| Done::Stepped),
             Op::Remove => runtime.remove(target).await.map(|()| Done::Removed),
         }
     }

@@ -47,8 +47,8 @@ pub enum Input<R: Reply> {
     Request(Request<R>),
     /// A report of a session's runner. The answer says whether it was accepted.
     Report(SessionId, Report, R::To<bool>),
-    /// Every container of the engine.
-    Listed(Result<Vec<Found>, runtime::Error>),
+    /// Every container of the engine, which was asked at this time.
+    Listed(BootInstant, Result<Vec<Found>, runtime::Error>),
     /// Whether the engine answers.
     Health(EngineState),
     Tick,
@@ -173,14 +173,14 @@ impl<R: Reply> Sessions<R> {
                 self.registry.report(&session, report, cx);
                 self.pending.push(Pending::Report(reply));
             }
-            Input::Listed(listed) => self.reconcile(listed, cx),
+            Input::Listed(since, listed) => self.reconcile(listed, since, cx),
             Input::Health(engine) => {
                 let news = self.registry.engine_is(&engine, cx);
                 self.publish_all |= news;
                 self.nudge_all |= news && engine != EngineState::Down;
             }
             Input::Tick => {
-                self.registry.expire(cx);
+                self.publish_all |= self.registry.expire(cx);
                 self.ready |= cx.now.boot.since(self.started) >= READY_AFTER;
             }
             Input::RunnerFailed => self.publish_all = true,
@@ -214,11 +214,11 @@ impl<R: Reply> Sessions<R> {
         self.pending.push(pending);
     }
 
-    fn reconcile(&mut self, listed: Result<Vec<Found>, runtime::Error>, cx: &Context<'_>) {
+    fn reconcile(&mut self, listed: Result<Vec<Found>, runtime::Error>, since: BootInstant, cx: &Context<'_>) {
         match listed {
             Ok(found) => {
                 let oddities = self.registry.oddities().clone();
-                self.registry.reconcile(found, cx);
+                self.registry.reconcile(found, since, cx);
                 self.publish_all |= oddities != *self.registry.oddities();
                 self.nudge_all = true;
                 self.ready = true;
@@ -299,6 +299,7 @@ impl<R: Reply> Sessions<R> {
             journal_rebuilt: self.journal_rebuilt.clone(),
             failing_starts: self.registry.failing_starts(),
             oddities: self.registry.oddities().clone(),
+            troubles: self.registry.troubles().clone(),
             feed: self.feed.clone(),
         }
     }

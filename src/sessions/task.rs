@@ -21,7 +21,7 @@ use super::{Config, Handle, QUEUE, Snapshot};
 use crate::clock::Clock;
 use crate::ledger::Capacity;
 use crate::runtime::{Error as RuntimeError, Event, Found, Health, Runtime};
-use crate::types::{Ballot, Name, NodeId};
+use crate::types::{Ballot, BootInstant, Name, NodeId};
 use crate::{capacity, node};
 
 /// Requests and reports of one turn at most, which one write makes durable.
@@ -152,7 +152,8 @@ impl Owner {
         let mut children = JoinSet::new();
         let runtime = Arc::clone(&self.runtime);
         children.spawn(async move { runtime.run(event_sender).await });
-        children.spawn(list(Arc::clone(&self.runtime), Arc::clone(&relist), listed_sender));
+        let clock = self.surroundings.clock.clone();
+        children.spawn(list(Arc::clone(&self.runtime), clock, Arc::clone(&relist), listed_sender));
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
@@ -164,7 +165,7 @@ impl Owner {
                 request = requests.recv() => request.map_or(Incoming::Closed, |r| Incoming::Input(Input::Request(r))),
                 Some(report) = reports.recv() => Incoming::Input(report.into()),
                 Some(event) = events.recv() => Incoming::Event(event),
-                Some(found) = listed.recv() => Incoming::Input(Input::Listed(found)),
+                Some((since, found)) = listed.recv() => Incoming::Input(Input::Listed(since, found)),
                 Ok(()) = self.health.changed() => {
                     Incoming::Input(Input::Health(state_of(&self.health.borrow_and_update())))
                 }
@@ -244,14 +245,18 @@ fn state_of(health: &Health) -> EngineState {
     }
 }
 
+/// A list of all containers, and when the engine was asked for it.
+type Listed = (BootInstant, Result<Vec<Found>, RuntimeError>);
+
 /// Lists all containers whenever it is asked to, in a task of its own so that the loop does not wait for the engine.
 /// A list that fails is tried again.
-async fn list(runtime: Arc<dyn Runtime>, relist: Arc<Notify>, listed: mpsc::Sender<Result<Vec<Found>, RuntimeError>>) {
+async fn list(runtime: Arc<dyn Runtime>, clock: Clock, relist: Arc<Notify>, listed: mpsc::Sender<Listed>) {
     loop {
         relist.notified().await;
+        let since = clock.now().boot;
         let found = runtime.list().await;
         let failed = found.is_err();
-        if listed.send(found).await.is_err() {
+        if listed.send((since, found)).await.is_err() {
             return;
         }
         // The link asks for a list once an engine that was away is back.

@@ -187,7 +187,7 @@ async fn sessions_that_cannot_start_fail_and_free_what_they_held() {
     let world = World::new();
     let daemon = world.start().await;
     let refuse = runtime::Error::Refused("no such program".to_owned());
-    let image = runtime::Error::Image("no such image".to_owned());
+    let image = runtime::Error::start(runtime::Fault::Registry, "no such image");
     for (key, step, error, reason) in
         [("a", "start", refuse, EndReason::StartFailed), ("b", "image", image, EndReason::ImageFailed)]
     {

@@ -90,6 +90,8 @@ pub enum Reason {
     Volume,
     /// The session failed to start there.
     StartFailed,
+    /// The image is for another platform than the node's.
+    Platform,
     /// Another live node has this node's id.
     DuplicateNodeId,
     /// The node has `limits.max_sessions_per_node` sessions.

@@ -12,6 +12,7 @@ mod id;
 mod invalid;
 mod node;
 mod placement;
+mod platform;
 mod profile;
 mod resources;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use node::{
     NodeResources, NodeState, Prune, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,
 };
 pub use placement::{Explanation, NodeVerdict, Plan};
+pub use platform::Platform;
 pub use profile::{GpuProfile, GpuUsage, NodeProfile, NodeUsage, SessionActivity, SessionProfile};
 pub use resources::{Dimension, Resources};
 pub use session::{

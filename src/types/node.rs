@@ -7,7 +7,8 @@ use utoipa::ToSchema;
 
 use super::text::words;
 use super::{
-    Bytes, Cores, GpuProfile, GpuUsage, Invalid, Name, NodeId, NodeProfile, NodeUsage, SessionId, Timestamp, schema,
+    Bytes, Cores, GpuProfile, GpuUsage, Invalid, Name, NodeId, NodeProfile, NodeUsage, Platform, SessionId, Timestamp,
+    schema,
 };
 
 pub type Labels = BTreeMap<String, String>;
@@ -268,6 +269,9 @@ pub struct RuntimeStatus {
     pub kind: RuntimeKind,
     pub version: Option<String>,
     pub available: bool,
+    /// The platform of the images that it runs, as `linux/amd64`; `null`: not known.
+    #[schema(value_type = Option<String>)]
+    pub platform: Option<Platform>,
     /// Why the runtime does not answer, or what it cannot do on this host.
     pub message: Option<String>,
 }
@@ -292,6 +296,10 @@ pub enum ConditionKind {
     ContainerRenamed,
     /// Containers have the labels of sessions and are not their containers: they may use what the node offers.
     StrayContainers,
+    /// The engine could not make or use the network of a session.
+    NetworkFailing,
+    /// A registry did not give an image.
+    RegistryFailing,
     /// The last sessions all failed to start on this node.
     FailingStarts,
     /// Less disk is free than `limits.min_free_disk`: the node admits no session.
@@ -317,6 +325,8 @@ words!(ConditionKind {
     JournalRebuilt => "journal_rebuilt",
     ContainerRenamed => "container_renamed",
     StrayContainers => "stray_containers",
+    NetworkFailing => "network_failing",
+    RegistryFailing => "registry_failing",
     FailingStarts => "failing_starts",
     LowDisk => "low_disk",
     DuplicateNodeId => "duplicate_node_id",

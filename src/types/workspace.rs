@@ -17,6 +17,8 @@ const MAX_PORTS: usize = 32;
 const MAX_VOLUMES: usize = 16;
 const MAX_PATH: usize = 1024;
 const MAX_VOLUME_TEMPLATE: usize = 128;
+/// Seconds. A profile of some GiB is saved within an hour; a stop that takes longer would look like one that hangs.
+const MAX_STOP_GRACE: u64 = 3600;
 /// Docker rejects a container with less than 6 MiB.
 const MIN_MEMORY: Bytes = Bytes::mib(6);
 /// The smallest share of a core that a CPU quota with a period of 100 ms expresses.
@@ -153,12 +155,21 @@ pub struct Workspace {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3153600000i64)]
     pub idle_timeout_seconds: Option<u64>,
+    /// How long the session's processes have to end by themselves when it is stopped or removed; then they are killed.
+    #[serde(default = "default_stop_grace")]
+    #[schema(minimum = 0, maximum = 3600)]
+    pub stop_grace_seconds: u64,
     #[serde(default)]
     pub on_host_restart: OnHostRestart,
 }
 
 fn default_gpu_capabilities() -> Vec<GpuCapability> {
     vec![GpuCapability::Compute, GpuCapability::Utility, GpuCapability::Graphics, GpuCapability::Video]
+}
+
+/// As Docker's.
+const fn default_stop_grace() -> u64 {
+    10
 }
 
 const fn default_shm() -> Bytes {
@@ -187,6 +198,7 @@ impl Workspace {
             prepull: false,
             ttl_seconds: None,
             idle_timeout_seconds: None,
+            stop_grace_seconds: default_stop_grace(),
             on_host_restart: OnHostRestart::default(),
         }
     }
@@ -228,6 +240,11 @@ impl Workspace {
         check_labels("constraints", &self.constraints)?;
         if self.shm_bytes > self.memory_bytes && self.shm_bytes != default_shm() {
             return Err(Invalid::new("shm_bytes", "shared memory counts as memory; expected at most memory_bytes"));
+        }
+        if self.stop_grace_seconds > MAX_STOP_GRACE {
+            let expected =
+                format!("{} is out of range; expected 0 to {MAX_STOP_GRACE} seconds", self.stop_grace_seconds);
+            return Err(Invalid::new("stop_grace_seconds", expected));
         }
         check_spans(self.ttl_seconds, self.idle_timeout_seconds)
     }
@@ -379,6 +396,7 @@ mod tests {
         assert_eq!(refused(|w| w.ports = vec![Port { container_port: 0, ..port }]), "ports[0].container_port");
         assert_eq!(refused(|w| w.ports = vec![port, port]), "ports[1]");
         assert_eq!(refused(|w| w.ttl_seconds = Some(0)), "ttl_seconds");
+        assert_eq!(refused(|w| w.stop_grace_seconds = 3601), "stop_grace_seconds");
         assert_eq!(refused(|w| w.idle_timeout_seconds = Some(u64::MAX)), "idle_timeout_seconds");
         assert_eq!(refused(|w| w.command = vec![String::new()]), "command[0]");
         assert_eq!(refused(|w| w.volumes = vec![mount("/etc", "/host")]), "volumes[0].name");

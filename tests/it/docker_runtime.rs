@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use ostler::runtime::docker::{Config, DockerRuntime};
-use ostler::runtime::{Container, Error, Event, Health, Launch, LogsRequest, Mount, PortBinding, Runtime};
+use ostler::runtime::{Container, Error, Event, Health, Launch, LogsRequest, Mount, Oom, PortBinding, Runtime};
 use ostler::types::{Bytes, Cores, Protocol, PullPolicy};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -53,7 +53,7 @@ async fn a_session_goes_through_its_states_within_its_limits() {
     runtime.stop(&session.into(), Duration::from_secs(10)).await.unwrap();
     runtime.stop(&session.into(), Duration::from_secs(10)).await.unwrap();
     let Container::Exited(exit) = runtime.observe(&session.into()).await.unwrap() else { panic!("it still runs") };
-    assert_eq!((exit.code, exit.oom_killed, &exit.run), (7, false, &first));
+    assert_eq!((exit.code, exit.oom, &exit.run), (7, Oom::Nothing, &first));
     assert!(exit.finished_at.is_some());
 
     runtime.start(&session.into()).await.unwrap();
@@ -112,7 +112,7 @@ async fn too_much_memory_ends_as_oom_killed() {
     let launch = lab.launch("oom", "exec tail /dev/zero");
     lab.run(&launch).await.unwrap();
     let ended = lab.until(&launch.session, exited).await;
-    assert!(matches!(&ended, Container::Exited(exit) if exit.oom_killed && exit.code == 137), "{ended:?}");
+    assert!(matches!(&ended, Container::Exited(exit) if exit.oom == Oom::Main && exit.code == 137), "{ended:?}");
 }
 
 /// The answer of a web server on this port of the host.
@@ -196,7 +196,7 @@ async fn a_start_that_fails_says_why() {
     second.ports = first.ports.clone();
     let taken = lab.run(&second).await.unwrap_err();
     assert!(
-        matches!(&taken, Error::Refused(text) if text.contains("port") && text.contains(&port.to_string())),
+        matches!(&taken, Error::Start { message: text, .. } if text.contains("port") && text.contains(&port.to_string())),
         "{taken}"
     );
 
@@ -210,11 +210,11 @@ async fn a_start_that_fails_says_why() {
 
     let mut imageless = lab.launch("imageless", "true");
     imageless.image = Some(format!("ostler-{}-nowhere:1", lab.cluster));
-    assert!(matches!(lab.runtime.create(&imageless).await, Err(Error::Image(_))));
+    assert!(matches!(lab.runtime.create(&imageless).await, Err(Error::Start { .. })));
 
     let mut elsewhere = lab.launch("elsewhere", "true");
     elsewhere.network = Some(format!("{}-none", lab.cluster).parse().unwrap());
-    assert!(matches!(lab.runtime.create(&elsewhere).await, Err(Error::Refused(_))));
+    assert!(matches!(lab.runtime.create(&elsewhere).await, Err(Error::Start { .. })));
 }
 
 #[tokio::test]
@@ -270,7 +270,10 @@ async fn a_foreign_network_with_our_name_is_rejected() {
     let Some(lab) = Lab::open("a_foreign_network_with_our_name_is_rejected") else { return };
     docker(&["network", "create", &lab.network()]);
     let refused = lab.runtime.create(&lab.launch("k", "true")).await;
-    assert!(matches!(&refused, Err(Error::Refused(text)) if text.contains("not ostler's")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(Error::Start { message: text, .. }) if text.contains("not ostler's")),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]
@@ -320,7 +323,7 @@ async fn a_foreign_container_is_left_alone() {
     let grace = Duration::from_secs(1);
     let runtime = &lab.runtime;
     let refused = runtime.create(&launch).await;
-    assert!(matches!(&refused, Err(Error::Refused(text)) if text.contains("left alone")), "{refused:?}");
+    assert!(matches!(&refused, Err(Error::Start { message, .. }) if message.contains("left alone")), "{refused:?}");
     // Its name does not make it the session's.
     let steps = [
         runtime.start(&session.into()).await,
@@ -558,7 +561,7 @@ async fn images_come_from_a_registry() {
     let mut missing = launch.clone();
     missing.image = Some(image.replace(":1", ":no-such-tag"));
     let failed = lab.runtime.ensure_image(&missing, mpsc::channel(1).0).await;
-    assert!(matches!(&failed, Err(Error::Image(text)) if text.contains("no-such-tag")), "{failed:?}");
+    assert!(matches!(&failed, Err(Error::Start { message: text, .. }) if text.contains("no-such-tag")), "{failed:?}");
 
     // The tag now names another image in the registry.
     let moved = registry.publish(&lab.cluster, 1 << 20);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use ostler::runtime::process::{Config, ProcessRuntime};
 use ostler::runtime::{
-    Container, Error, Event, Exit, Health, Launch, LogsRequest, Mount, PortBinding, Run, Runtime, Target,
+    Container, Error, Event, Exit, Health, Launch, LogsRequest, Mount, Oom, PortBinding, Run, Runtime, Target,
 };
 use ostler::types::{Bytes, Cores, Name, NodeId, Protocol, PullPolicy, Resources, RuntimeKind, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -64,6 +64,7 @@ impl Host {
             ports: Vec::new(),
             volumes: Vec::new(),
             shm: Bytes::mib(64),
+            stop_grace: Duration::from_secs(10),
             network: None,
         }
     }
@@ -241,7 +242,7 @@ async fn exit_codes_are_as_in_shells() {
     for (script, code) in [("exit 0", 0), ("exit 3", 3), ("kill -TERM $$", 143), ("kill -KILL $$", 137)] {
         let session = host.script(script, script).await;
         let exit = host.exit(&session).await;
-        assert_eq!((exit.code, exit.oom_killed), (code, false), "{script}");
+        assert_eq!((exit.code, exit.oom), (code, Oom::Nothing), "{script}");
         assert!(exit.finished_at.is_some());
     }
 }
@@ -476,7 +477,7 @@ async fn a_shim_that_is_killed_takes_its_session_with_it() {
     let run = host.running(&session).await;
     kill("-KILL", host.pid(&session, "shim"));
     let exit = host.exit(&session).await;
-    assert_eq!((exit.code, exit.run, exit.oom_killed), (137, run, false));
+    assert_eq!((exit.code, exit.run, exit.oom), (137, run, Oom::Nothing));
     assert!(!lives(host.pid(&session, "command")));
     assert!(!lives(printed_pid(&log, "DAEMON")));
     // The session can be started again.
@@ -514,12 +515,12 @@ async fn a_session_that_takes_more_memory_than_it_has_is_killed() {
     launch.resources.memory = Bytes::mib(24);
     let session = host.run(&launch).await;
     let exit = host.exit(&session).await;
-    assert!(exit.oom_killed, "{exit:?}");
+    assert_eq!(exit.oom, Oom::Main, "{exit:?}");
     // The kernel's count of OOM kills starts anew with each run.
     let mut launch = host.launch("modest", "exit 1");
     launch.resources.memory = Bytes::mib(24);
     let session = host.run(&launch).await;
-    assert!(!host.exit(&session).await.oom_killed);
+    assert_eq!(host.exit(&session).await.oom, Oom::Nothing);
 }
 
 #[tokio::test]

@@ -284,7 +284,8 @@ impl Cluster {
             }
             Event::Relist(at) => {
                 let found = self.hosts[at.host].engine.list(&self.hosts[at.host].id);
-                self.put_in(5, Event::Inbox(at, Input::Listed(Ok(found))));
+                let since = self.moment(at.host).boot;
+                self.put_in(5, Event::Inbox(at, Input::Listed(since, Ok(found))));
                 self.put_in(RELIST, Event::Relist(at));
             }
             Event::Gossip(at) => self.gossip(at),

@@ -113,5 +113,5 @@ pub(crate) fn container_id(session: &SessionId) -> String {
 }
 
 const fn exit(run: Run, code: i64) -> Exit {
-    Exit { run, code, oom_killed: false, finished_at: None }
+    Exit::new(run, code)
 }

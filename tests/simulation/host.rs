@@ -254,6 +254,7 @@ impl Host {
                 data_root: None,
                 unenforced: Vec::new(),
                 epoch: None,
+                platform: None,
             }),
             conditions: conditions.as_slice(),
             facts: &observe::Facts {

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ostler::sessions::lifecycle::Wish;
-use ostler::sessions::{Admit, Origin, Record, Status};
+use ostler::sessions::{Admit, Live, Origin, Record, Status};
 use ostler::types::{Ballot, ClusterMode, EndReason, NodeId, Resources, SessionId};
 
 use crate::client::is_certain;
@@ -205,7 +205,11 @@ impl Cluster {
             Some(EndReason::UserStopped) => owners.into_iter().any(|client| client.asked_to_end),
             Some(EndReason::Exited) => self.witness.ended_by_itself.contains(id),
             Some(EndReason::TtlExpired) => workspace.ttl_seconds.is_some(),
-            Some(EndReason::HostRebooted) => workspace.name.as_str() == "frail",
+            // Others start again, and stay stopped only where their host could not do that.
+            Some(EndReason::HostRebooted) => {
+                let tried = |live: &Live| live.ended_before == Some(EndReason::HostRebooted);
+                workspace.name.as_str() == "frail" || record.live().is_none_or(tried)
+            }
             Some(EndReason::Drained) => self.witness.drained,
             Some(EndReason::StartFailed | EndReason::ImageFailed) => true,
             _ => false,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ostler::runtime::{Container, Error};
+use ostler::runtime::{Container, Error, Fault};
 use ostler::sessions::runner::{Action, Op, Outcome, Runner, Work};
 use ostler::sessions::state::{Input, Order};
 use ostler::types::SessionId;
@@ -115,7 +115,7 @@ impl Cluster {
                 self.witness.check_durable(&self.hosts[i], &session);
                 let fails = self.random.chance(self.hosts[i].failing);
                 let step = match action {
-                    Action::EnsureImage if fails => Step::Fail(Error::Image("no such image".to_owned())),
+                    Action::EnsureImage if fails => Step::Fail(Error::start(Fault::Registry, "no such image")),
                     Action::Do(Op::Start) if fails => Step::Fail(Error::Refused("it does not start".to_owned())),
                     Action::Do(op) => Step::Op(op, launch),
                     _ => Step::EnsureImage,

@@ -99,6 +99,9 @@ struct FieldArgs {
     /// Stop its sessions after they were idle for this time, for example 30m; 0s: never.
     #[arg(long, value_name = "PERIOD")]
     idle_timeout: Option<Period>,
+    /// How long its sessions have to end by themselves when they are stopped, for example 2m; then they are killed.
+    #[arg(long, value_name = "PERIOD")]
+    stop_grace: Option<Period>,
     /// What happens to its sessions when their host restarts.
     #[arg(long, value_parser = one_of::<OnHostRestart>(OnHostRestart::ALL.iter().map(|word| word.as_str())))]
     on_host_restart: Option<OnHostRestart>,
@@ -144,6 +147,7 @@ impl FieldArgs {
         set_if(&mut workspace.pull, self.pull);
         set_if(&mut workspace.prepull, self.prepull);
         set_if(&mut workspace.on_host_restart, self.on_host_restart);
+        set_if(&mut workspace.stop_grace_seconds, self.stop_grace.map(Period::as_secs));
         // 0 removes the limit.
         let span = |period: Period| Some(period.as_secs()).filter(|seconds| *seconds > 0);
         set_if(&mut workspace.ttl_seconds, self.ttl.map(span));

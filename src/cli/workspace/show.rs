@@ -44,6 +44,7 @@ pub(super) fn describe(workspace: &Workspace) -> String {
         ("prepull", yes_no(workspace.prepull).to_owned()),
         ("ttl", span(workspace.ttl_seconds)),
         ("idle timeout", span(workspace.idle_timeout_seconds)),
+        ("stop grace", Period::secs(workspace.stop_grace_seconds).to_string()),
         ("on host restart", workspace.on_host_restart.to_string()),
     ])
 }

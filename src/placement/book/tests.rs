@@ -78,6 +78,7 @@ impl Leader {
 
     fn again(&mut self, key: &str, tried: &[usize]) -> Result<Vec<String>, Error> {
         let again = Again {
+            platform: None,
             session: sample::session_id(key),
             host: id(tried[0]),
             user: "alice".parse().unwrap(),

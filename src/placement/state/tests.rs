@@ -41,6 +41,7 @@ fn report(host: usize, held: Vec<Held>) -> HostAnswer {
 
 fn claimed(key: &str, claim: u32, tried: &[usize]) -> HostAnswer {
     let asked = Asked {
+        platform: None,
         user: "alice".parse().unwrap(),
         fingerprint: key.to_owned(),
         workspace: workspace(),

@@ -11,9 +11,9 @@ use bollard::models::{
     RestartPolicy, RestartPolicyNameEnum,
 };
 
-use super::{Config, CpuMode, Error};
+use super::{Config, CpuMode, Error, ending};
 use crate::runtime::container::Renamed;
-use crate::runtime::{Container, Exit, Found, Launch, PortBinding, Run};
+use crate::runtime::{Container, Exit, Fault, Found, Launch, PortBinding, Run};
 use crate::types::{Bytes, Cores, Name, Resources, SessionId, Timestamp};
 
 pub(super) const LABEL_CLUSTER: &str = "ostler.cluster";
@@ -63,9 +63,10 @@ pub(super) struct Surroundings<'a> {
 /// The container that a launch describes.
 ///
 /// # Errors
-/// [`Error::Refused`] for a launch without an image, or with a variable whose name is empty or holds `=` or NUL.
+/// [`Fault::Workspace`] for a launch without an image, or with a variable whose name is empty or holds `=` or NUL.
 pub(super) fn body(config: &Config, launch: &Launch, around: &Surroundings<'_>) -> Result<ContainerCreateBody, Error> {
-    let image = launch.image.clone().ok_or_else(|| Error::Refused("the Docker runtime needs an image".to_owned()))?;
+    let needs_image = || Error::start(Fault::Workspace, "the Docker runtime needs an image");
+    let image = launch.image.clone().ok_or_else(needs_image)?;
     let (exposed, published) = ports(config, launch);
     Ok(ContainerCreateBody {
         hostname: Some(launch.session.as_str().chars().take(HOSTNAME_LEN).collect()),
@@ -121,7 +122,8 @@ fn env(launch: &Launch) -> Result<Vec<String>, Error> {
     // Images for GPUs ask for all of them by default. ostler passes no device to the container yet, so it shows none.
     env.insert("NVIDIA_VISIBLE_DEVICES", "void");
     if let Some(name) = env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
-        return Err(Error::Refused(format!("`{}` is not the name of an environment variable", name.escape_debug())));
+        let odd = format!("`{}` is not the name of an environment variable", name.escape_debug());
+        return Err(Error::start(Fault::Workspace, odd));
     }
     Ok(env.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
 }
@@ -292,9 +294,8 @@ fn exit(run: Run, state: &ContainerState) -> Exit {
     Exit {
         run,
         code,
-        // The engine reports the kill of any process of the container, such as one browser tab. A session
-        // that went on and ended with 0 was not killed.
-        oom_killed: state.oom_killed.unwrap_or(false) && code != 0,
+        oom: ending::oom(state.oom_killed.unwrap_or(false), code),
+        never_ran: None,
         finished_at: finished.and_then(|time| time.parse::<Timestamp>().ok()),
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::{CpuMode, Error};
 use crate::runtime::EngineInfo;
-use crate::types::{Bytes, Cores, Timestamp};
+use crate::types::{Bytes, Cores, Platform, Timestamp};
 
 /// Deadline to connect and agree on a version. A healthy engine needs milliseconds, a loaded one a second.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -245,7 +245,12 @@ async fn engine_info(said: SystemInfo, cpu_mode: CpuMode) -> EngineInfo {
         data_root,
         unenforced,
         epoch: None,
+        platform: platform(said.os_type, said.architecture),
     }
+}
+
+fn platform(os: Option<String>, architecture: Option<String>) -> Option<Platform> {
+    Some(Platform::new(&os?, &architecture?))
 }
 
 /// The limits that the engine reports it cannot set on this host.

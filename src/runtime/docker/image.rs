@@ -10,12 +10,12 @@ use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-use super::Error;
 use super::engine::{Engine, Failure, LOOK};
 use super::progress::Progress;
 use super::reference::Reference;
-use crate::runtime::Launch;
-use crate::types::PullPolicy;
+use super::{Error, blame};
+use crate::runtime::{Fault, Launch};
+use crate::types::{Platform, PullPolicy};
 
 /// A pull may take hours, but it fails if no message comes for this long. The engine's retries of a registry and the
 /// unpacking of a layer take less.
@@ -53,6 +53,8 @@ struct Present {
     digest: Option<String>,
     /// It came from a registry, which may have a newer one.
     pulled: bool,
+    /// `None`: the image does not say.
+    platform: Option<Platform>,
 }
 
 impl Images {
@@ -66,26 +68,36 @@ impl Images {
         launch: &Launch,
         progress: mpsc::Sender<String>,
     ) -> Result<Option<String>, Error> {
-        let text =
-            launch.image.as_deref().ok_or_else(|| Error::Image("the Docker runtime needs an image".to_owned()))?;
-        let image = Reference::parse(text).map_err(Error::Image)?;
-        let Some(present) = self.look(&image).await? else {
-            self.pull(&image, &progress).await?;
-            let pulled = self.look(&image).await?;
-            return pulled
-                .map(|image| image.digest)
-                .ok_or_else(|| Error::Image(format!("image {} was removed right after its pull", image.as_str())));
+        let text = launch.image.as_deref();
+        let text = text.ok_or_else(|| Error::start(Fault::Workspace, "the Docker runtime needs an image"))?;
+        let image = Reference::parse(text).map_err(|odd| Error::start(Fault::Image, odd))?;
+        let present = self.make_present(&image, launch.pull, &progress).await?;
+        let host = self.engine.connection().await?.info.platform.clone();
+        check_platform(&image, present.platform.as_ref(), host.as_ref())?;
+        Ok(present.digest)
+    }
+
+    async fn make_present(
+        &self,
+        image: &Reference,
+        policy: PullPolicy,
+        progress: &mpsc::Sender<String>,
+    ) -> Result<Present, Error> {
+        let Some(present) = self.look(image).await? else {
+            self.pull(image, progress).await?;
+            let removed = || format!("image {} was removed right after its pull", image.as_str());
+            return self.look(image).await?.ok_or_else(|| Error::start(Fault::Host, removed()));
         };
         if !present.pulled || image.is_fixed() {
-            return Ok(present.digest);
+            return Ok(present);
         }
-        match launch.pull {
-            PullPolicy::Missing => Ok(present.digest),
+        match policy {
+            PullPolicy::Missing => Ok(present),
             PullPolicy::Daily => {
-                self.refresh_daily(&image);
-                Ok(present.digest)
+                self.refresh_daily(image);
+                Ok(present)
             }
-            PullPolicy::Always => self.refresh_now(&image, present, &progress).await,
+            PullPolicy::Always => self.refresh_now(image, present, progress).await,
         }
     }
 
@@ -95,12 +107,12 @@ impl Images {
         image: &Reference,
         present: Present,
         progress: &mpsc::Sender<String>,
-    ) -> Result<Option<String>, Error> {
+    ) -> Result<Present, Error> {
         if let Err(error) = self.pull(image, progress).await {
             tracing::warn!(image = image.as_str(), "cannot refresh the image, using the local one: {error}");
-            return Ok(present.digest);
+            return Ok(present);
         }
-        Ok(self.look(image).await?.map_or(present.digest, |image| image.digest))
+        Ok(self.look(image).await?.unwrap_or(present))
     }
 
     /// Starts a pull in the background, unless there was one within a day.
@@ -121,7 +133,7 @@ impl Images {
                 Pull::Running(text) => drop(progress.try_send(text)),
             }
             if pull.changed().await.is_err() {
-                return Err(Error::Image(format!("the pull of {} was aborted", image.as_str())));
+                return Err(Error::start(Fault::Host, format!("the pull of {} was aborted", image.as_str())));
             }
         }
     }
@@ -186,7 +198,24 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 fn present(image: &Reference, inspected: ImageInspect) -> Present {
     let pulled = image.digest(&inspected.repo_digests.unwrap_or_default());
-    Present { pulled: pulled.is_some(), digest: pulled.or(inspected.id) }
+    let named = |name: Option<String>| name.filter(|name| !name.is_empty());
+    let platform = named(inspected.os).zip(named(inspected.architecture));
+    Present {
+        pulled: pulled.is_some(),
+        digest: pulled.or(inspected.id),
+        platform: platform.map(|(os, architecture)| Platform::new(&os, &architecture)),
+    }
+}
+
+/// Refuses an image whose programs this host cannot execute: a container of it would end at once, without a word.
+fn check_platform(image: &Reference, needs: Option<&Platform>, host: Option<&Platform>) -> Result<(), Error> {
+    match (needs, host) {
+        (Some(needs), Some(host)) if !host.runs(needs) => {
+            let message = format!("image {} is for {needs}, and this host runs {host}", image.as_str());
+            Err(Error::start(Fault::Platform { image: needs.clone() }, message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// One pull.
@@ -227,15 +256,12 @@ impl Task {
 
     fn stalled(&self) -> Error {
         self.engine.suspect.notify_one();
-        Error::Image(format!("the pull of {} made no progress for {} s", self.image.as_str(), STALL.as_secs()))
+        let stalled = format!("the pull of {} made no progress for {} s", self.image.as_str(), STALL.as_secs());
+        Error::start(Fault::Registry, stalled)
     }
 
-    /// An answer of the engine is an error of the image; a lost call is not.
     fn failed(&self, error: &bollard::errors::Error) -> Error {
-        match self.engine.failure(error) {
-            Failure::Said { message, .. } => Error::Image(format!("cannot pull {}: {message}", self.image.as_str())),
-            lost @ Failure::Lost(_) => lost.into(),
-        }
+        blame::of_pull(self.image.as_str(), self.engine.failure(error))
     }
 }
 
@@ -258,6 +284,17 @@ mod tests {
         assert_eq!((built.digest.as_deref(), built.pulled), (Some("sha256:1d"), false));
         let pulled = present(&image("x"), inspected(vec!["x@sha256:d1".to_owned()]));
         assert_eq!((pulled.digest.as_deref(), pulled.pulled), (Some("sha256:d1"), true));
+    }
+
+    #[test]
+    fn an_image_of_another_platform_is_refused_and_both_are_named() {
+        let (amd64, arm64) = (Platform::new("linux", "x86_64"), Platform::new("linux", "aarch64"));
+        let check = |needs, host| check_platform(&image("x"), needs, host);
+        assert_eq!(check(Some(&amd64), Some(&amd64)), Ok(()));
+        assert_eq!((check(None, Some(&amd64)), check(Some(&arm64), None)), (Ok(()), Ok(())));
+        let Err(Error::Start { fault, message }) = check(Some(&arm64), Some(&amd64)) else { panic!("it cannot run") };
+        assert_eq!(fault, Fault::Platform { image: arm64 });
+        assert_eq!(message, "image x:latest is for linux/arm64, and this host runs linux/amd64");
     }
 
     #[test]

@@ -193,6 +193,7 @@ mod tests {
             cpu_mode: CpuMode::Quota,
             cap_allow: Vec::new(),
             publish_address: "127.0.0.1".parse().unwrap(),
+            network_subnet: None,
         };
         let session = SessionId::of_key(&config.cluster, "k");
         let about = |cluster: &str, node: &str, session: &str| {

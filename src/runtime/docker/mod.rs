@@ -3,13 +3,16 @@
 //! [`container`] (pure) builds the configuration of a container and reads one back. The steps of a
 //! session are in [`steps`]; [`image`], [`network`] and [`volumes`] provide what a container needs.
 //! [`link`] watches the engine, and [`engine`] is the only way to it: every call has a deadline.
+//! [`blame`] (pure) and [`ending`] read from the engine's words why a session did not start and how it ended.
 //! [`visit`] is for callers that have no node here, such as `ostler demo`.
 //!
 //! A container is known by its id and by its labels, which say what session it belongs to, so that the agent can
 //! adopt it after a crash. Its name is for people, who may change it. The runtime refuses a container, network or volume
 //! that has our name without our labels, and leaves it alone.
 
+mod blame;
 mod container;
+mod ending;
 mod engine;
 mod image;
 mod link;
@@ -19,6 +22,7 @@ mod progress;
 mod reference;
 mod sights;
 mod steps;
+mod subnet;
 mod visit;
 mod volumes;
 
@@ -34,6 +38,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Container, Error, Event, Found, Health, Launch, LogStream, LogsRequest, Runtime, Target};
 use crate::types::{Name, NodeId, RuntimeKind};
+pub use subnet::Subnet;
 pub use visit::Visit;
 
 /// The default of `runtime.cap_allow`: an ordinary image starts its entry point as root and switches to a user. It
@@ -53,6 +58,8 @@ pub struct Config {
     pub cap_allow: Vec<String>,
     /// The address of this host that ports are published on.
     pub publish_address: IpAddr,
+    /// The range of ostler's own network; `None`: the engine chooses one.
+    pub network_subnet: Option<Subnet>,
 }
 
 /// How cores limit a container.
@@ -211,6 +218,7 @@ mod tests {
             cpu_mode: CpuMode::Quota,
             cap_allow: DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
             publish_address: "127.0.0.1".parse().unwrap(),
+            network_subnet: None,
         }
     }
 

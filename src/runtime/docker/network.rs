@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bollard::models::{NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, NetworkInspect};
+use bollard::models::{
+    Ipam, IpamConfig, NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, NetworkInspect,
+};
 use bollard::query_parameters::InspectNetworkOptions;
 use data_encoding::HEXLOWER;
 
 use super::container::LABEL_CLUSTER;
 use super::engine::{CHANGE, Engine, Failure, LOOK};
-use super::{Config, Error};
+use super::{Config, Error, Subnet, blame};
+use crate::runtime::Fault;
 use crate::types::Name;
 
 const ICC: &str = "com.docker.network.bridge.enable_icc";
@@ -22,6 +25,7 @@ pub(super) struct Networks {
     name: String,
     bridge: String,
     cluster: Name,
+    subnet: Option<Subnet>,
     /// It exists. It is not looked up again until a create or a start fails for want of it.
     seen: AtomicBool,
 }
@@ -32,6 +36,7 @@ impl Networks {
             name: format!("ostler-{}", config.cluster),
             bridge: bridge_name(&config.cluster),
             cluster: config.cluster.clone(),
+            subnet: config.network_subnet,
             seen: AtomicBool::new(false),
         }
     }
@@ -67,7 +72,7 @@ impl Networks {
             return Err(lost.into());
         }
         let joined = engine.ask("connect", CHANGE, |docker| async move { docker.connect_network(name, join).await });
-        Ok(joined.await?)
+        joined.await.map_err(blame::of_network)
     }
 
     async fn ensure_own(&self, engine: &Engine) -> Result<String, Error> {
@@ -90,6 +95,8 @@ impl Networks {
             driver: Some("bridge".to_owned()),
             options: Some(owned([(ICC, "false"), (BRIDGE, &self.bridge)])),
             labels: Some(owned([(LABEL_CLUSTER, self.cluster.as_str())])),
+            enable_ipv6: self.subnet.filter(Subnet::is_ipv6).map(|_| true),
+            ipam: self.subnet.map(ipam),
             ..NetworkCreateRequest::default()
         };
         let made =
@@ -102,8 +109,21 @@ impl Networks {
                 Some(network) => self.check_own(&network),
                 // Its creation is in progress, and inspect does not show it yet.
                 None if is_taken(&said) => Err(Error::Unavailable(said.to_string())),
-                None => Err(said.into()),
+                None => Err(blame::of_network(said)),
             },
+        }
+    }
+
+    /// Sessions may be on the network, so it is not made anew.
+    fn warn_of_another_subnet(&self, network: &NetworkInspect) {
+        let Some(wanted) = self.subnet.map(|subnet| subnet.to_string()) else { return };
+        let has = |config: &IpamConfig| config.subnet.as_deref() == Some(wanted.as_str());
+        if !network.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten()).any(has) {
+            tracing::warn!(
+                "network {0} has another range than runtime.network_subnet ({wanted}); once no session is left on this \
+                 host, run: docker network rm {0}",
+                self.name
+            );
         }
     }
 
@@ -112,9 +132,10 @@ impl Networks {
         let cluster = network.labels.iter().flatten().find(|(key, _)| *key == LABEL_CLUSTER).map(|(_, value)| value);
         let isolated = network.options.iter().flatten().any(|(key, value)| key == ICC && value == "false");
         if cluster.map(String::as_str) == Some(self.cluster.as_str()) && isolated {
+            self.warn_of_another_subnet(network);
             return Ok(());
         }
-        Err(Error::Refused(format!(
+        Err(refused(format!(
             "network {0} is not ostler's: expected {LABEL_CLUSTER}={1} and {ICC}=false; run: docker network rm {0}",
             self.name, self.cluster
         )))
@@ -124,15 +145,15 @@ impl Networks {
 /// A network of the operator's, by its exact name: the engine would also accept an id, or the start of one.
 async fn existing(engine: &Engine, name: &str) -> Result<String, Error> {
     if RESERVED.contains(&name) {
-        return Err(Error::Refused(format!("network `{name}` is reserved: sessions may not use it")));
+        return Err(refused(format!("network `{name}` is reserved: sessions may not use it")));
     }
     let found = inspect(engine, name).await?.filter(|network| network.name.as_deref() == Some(name));
     match found {
         Some(network) if network.driver.as_deref() == Some("host") => {
-            Err(Error::Refused(format!("network {name} is the host's own: sessions may not use it")))
+            Err(refused(format!("network {name} is the host's own: sessions may not use it")))
         }
         Some(_) => Ok(name.to_owned()),
-        None => Err(Error::Refused(format!("network {name} not found on this host"))),
+        None => Err(refused(format!("network {name} not found on this host"))),
     }
 }
 
@@ -149,10 +170,19 @@ async fn inspect(engine: &Engine, name: &str) -> Result<Option<NetworkInspect>, 
     }
 }
 
+fn refused(message: String) -> Error {
+    Error::start(Fault::Network, message)
+}
+
 /// Whether the engine refused because another network has the name or the bridge.
 fn is_taken(failure: &Failure) -> bool {
     let same_bridge = |message: &str| message.contains("networks have same bridge name");
     failure.is_conflict() || matches!(failure, Failure::Said { message, .. } if same_bridge(message))
+}
+
+fn ipam(subnet: Subnet) -> Ipam {
+    let config = IpamConfig { subnet: Some(subnet.to_string()), ..IpamConfig::default() };
+    Ipam { config: Some(vec![config]), ..Ipam::default() }
 }
 
 /// The name of the bridge's interface. The kernel allows 15 characters, so it is a digest of the cluster's name.
@@ -173,7 +203,13 @@ mod tests {
 
     fn networks() -> Networks {
         let cluster: Name = "lab".parse().unwrap();
-        Networks { name: "ostler-lab".to_owned(), bridge: bridge_name(&cluster), cluster, seen: AtomicBool::new(false) }
+        Networks {
+            name: "ostler-lab".to_owned(),
+            bridge: bridge_name(&cluster),
+            cluster,
+            subnet: None,
+            seen: AtomicBool::new(false),
+        }
     }
 
     #[test]
@@ -192,7 +228,7 @@ mod tests {
         };
         assert_eq!(networks().check_own(&network("lab", "false")), Ok(()));
         for foreign in [network("lab", "true"), network("other", "false"), NetworkInspect::default()] {
-            assert!(matches!(networks().check_own(&foreign), Err(Error::Refused(_))));
+            assert!(matches!(networks().check_own(&foreign), Err(Error::Start { fault: Fault::Network, .. })));
         }
     }
 
@@ -210,7 +246,10 @@ mod tests {
         let engine = Engine::new("/nowhere".to_owned(), super::super::CpuMode::Quota);
         for name in RESERVED {
             let name: Name = name.parse().unwrap();
-            assert!(matches!(networks().ensure(&engine, Some(&name)).await, Err(Error::Refused(_))));
+            assert!(matches!(
+                networks().ensure(&engine, Some(&name)).await,
+                Err(Error::Start { fault: Fault::Network, .. })
+            ));
         }
     }
 }

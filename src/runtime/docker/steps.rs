@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use super::container::{self, LABEL_CLUSTER, LABEL_SESSION, Surroundings};
 use super::engine::{CHANGE, Failure, LOOK};
-use super::{DockerRuntime, volumes};
-use crate::runtime::{Container, Error, Found, Launch, Target};
+use super::{DockerRuntime, blame, volumes};
+use crate::runtime::{Container, Error, Fault, Found, Launch, Target};
 use crate::types::SessionId;
 
 /// How long a stop may take after the grace period: the engine kills, then takes down process, network and file system.
@@ -54,7 +54,10 @@ impl Own {
 impl DockerRuntime {
     /// The state of the session's container.
     pub(super) async fn observe_container(&self, target: &Target) -> Result<Container, Error> {
-        let Some(own) = self.own(target).await? else { return Ok(Container::Absent) };
+        let Some(mut own) = self.own(target).await? else { return Ok(Container::Absent) };
+        if let Container::Exited(exit) = &mut own.state {
+            self.complete(&own.id, exit).await;
+        }
         let state = own.state.clone();
         self.sights.keep(&target.session, own, Instant::now());
         Ok(state)
@@ -151,12 +154,12 @@ impl DockerRuntime {
                 Ok(created.id)
             }
             Err(failure) if failure.is_conflict() => self.holder_of(&name, &launch.session, failure).await,
-            Err(failure) if is_missing_network(&failure) => {
-                self.networks.forget();
-                Err(failure.into())
+            Err(failure) => {
+                if is_missing_network(&failure) {
+                    self.networks.forget();
+                }
+                Err(blame::of_create(failure))
             }
-            Err(Failure::Said { status: 404, message }) => Err(Error::Image(message)),
-            Err(failure) => Err(failure.into()),
         }
     }
 
@@ -167,7 +170,10 @@ impl DockerRuntime {
             Some(inspected) if container::is_ours(&self.config, session, &inspected) => {
                 Ok(Own::of(name.to_owned(), inspected).id)
             }
-            Some(_) => Err(Error::Refused(format!("container {name} exists and is not this session's: left alone"))),
+            Some(_) => {
+                let taken = format!("container {name} exists and is not this session's: left alone");
+                Err(Error::start(Fault::Host, taken))
+            }
             // The engine reserves a name before inspect shows the container: an attempt may still be in progress.
             None => Err(Error::Unavailable(conflict.to_string())),
         }
@@ -181,9 +187,9 @@ impl DockerRuntime {
             // The network was removed since it was last seen: `docker network prune` does so once no session runs.
             Err(failure) if own_network && is_missing_network(&failure) => {
                 self.networks.restore(&self.engine, id).await?;
-                self.start_once(id).await.map_err(start_error)
+                self.start_once(id).await.map_err(blame::of_start)
             }
-            answer => answer.map_err(start_error),
+            answer => answer.map_err(blame::of_start),
         }
     }
 
@@ -313,45 +319,5 @@ impl DockerRuntime {
 }
 
 fn is_missing_network(failure: &Failure) -> bool {
-    matches!(failure, Failure::Said { message, .. } if message.contains("network") && message.contains("not found"))
-}
-
-/// Puts the useful part first: the engine's own message about a failed start is long.
-fn start_error(failure: Failure) -> Error {
-    let Failure::Said { status, message } = failure else { return failure.into() };
-    match status {
-        404 if message.starts_with("No such container") => Error::NotFound(message),
-        503 => Error::Unavailable(message),
-        _ if message.contains("port is already allocated") || message.contains("address already in use") => {
-            Error::Refused(format!("a port of the session is already in use on this host: {message}"))
-        }
-        _ => Error::Refused(format!("cannot start the container: {message}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn said(status: u16, message: &str) -> Failure {
-        Failure::Said { status, message: message.to_owned() }
-    }
-
-    #[test]
-    fn a_start_that_fails_says_why() {
-        let taken = "driver failed programming external connectivity: Bind for 127.0.0.1:8080 failed: port is already allocated";
-        assert!(start_error(said(500, taken)).to_string().starts_with("a port of the session is already in use"));
-        let missing = r#"OCI runtime create failed: exec: "nope": executable file not found in $PATH: unknown"#;
-        assert!(matches!(start_error(said(400, missing)), Error::Refused(text) if text.contains("nope")));
-        assert!(matches!(start_error(said(404, "No such container: x")), Error::NotFound(_)));
-        assert!(matches!(start_error(said(404, missing)), Error::Refused(_)));
-        assert!(matches!(start_error(Failure::Lost("silence".to_owned())), Error::Unavailable(_)));
-    }
-
-    #[test]
-    fn only_a_missing_network_is_recognised_as_missing() {
-        assert!(is_missing_network(&said(404, "network ostler-lab not found")));
-        assert!(!is_missing_network(&said(404, "No such container: x")));
-        assert!(!is_missing_network(&Failure::Lost("network not found".to_owned())));
-    }
+    matches!(failure, Failure::Said { message, .. } if blame::is_missing_network(message))
 }

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::account::Account;
 use super::cgroup::Group;
 use super::processes::Process;
-use crate::runtime::{Exit, Launch, Run};
+use crate::runtime::{Exit, Launch, Oom, Run};
 use crate::types::{Name, NodeId, Timestamp};
 
 /// Prefix of directories while they are created or destroyed. The next start removes what a crashed agent left.
@@ -85,8 +85,13 @@ pub struct Ending {
 
 impl From<Ending> for Exit {
     fn from(ending: Ending) -> Self {
-        let Ending { run, code, oom_killed, finished_at, never_ran: _ } = ending;
-        Self { run, code, oom_killed, finished_at }
+        let Ending { run, code, oom_killed, finished_at, never_ran } = ending;
+        let oom = match (oom_killed, code) {
+            (false, _) => Oom::Nothing,
+            (true, super::session::KILLED) => Oom::Main,
+            (true, _) => Oom::Child,
+        };
+        Self { run, code, oom, never_ran, finished_at }
     }
 }
 
@@ -303,6 +308,7 @@ pub(super) mod tests {
                 ports: Vec::new(),
                 volumes: Vec::new(),
                 shm: Bytes::mib(64),
+                stop_grace: std::time::Duration::from_secs(10),
                 network: None,
             },
             cluster,

@@ -27,6 +27,7 @@ mod volumes;
 mod watcher;
 
 use std::collections::BTreeSet;
+use std::env::consts;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,9 +39,11 @@ use futures_util::StreamExt;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
 
-use super::{Container, EngineInfo, Error, Event, Found, Health, Launch, LogStream, LogsRequest, Runtime, Target};
+use super::{
+    Container, EngineInfo, Error, Event, Fault, Found, Health, Launch, LogStream, LogsRequest, Runtime, Target,
+};
 use crate::clock::Clock;
-use crate::types::{Bytes, Cores, Name, NodeId, RuntimeKind, SessionId};
+use crate::types::{Bytes, Cores, Name, NodeId, Platform, RuntimeKind, SessionId};
 use account::Account;
 use cgroup::{Cgroups, Controller};
 use directory::{Identity, SessionDirectory};
@@ -139,7 +142,7 @@ impl Inner {
 
     fn create(&self, launch: &Launch) -> Result<String, Error> {
         if launch.command.is_empty() {
-            return Err(Error::Refused("the process runtime needs a command".to_owned()));
+            return Err(Error::start(Fault::Workspace, "the process runtime needs a command"));
         }
         self.volumes.ensure(&launch.volumes)?;
         let identity = Identity {
@@ -303,6 +306,7 @@ fn describe(config: &Config, cgroups: &Cgroups) -> EngineInfo {
         data_root: Some(config.directory.clone()),
         unenforced,
         epoch: None,
+        platform: Some(Platform::new(consts::OS, consts::ARCH)),
     }
 }
 

@@ -9,11 +9,14 @@ use super::cgroup::Group;
 use super::directory::{Ending, Identity, Plan, SessionDirectory, State};
 use super::environment;
 use super::processes::{self, Process};
-use crate::runtime::Container;
+use crate::runtime::{Container, Fault};
 use crate::types::Timestamp;
 
 /// The exit code of a run whose shim was killed before it wrote one: as shells count an end by SIGKILL.
-const KILLED: i64 = 128 + 9;
+pub(super) const KILLED: i64 = 128 + 9;
+/// The codes of a run whose command could not be executed, as shells count: not found, and not executable.
+pub(super) const NOT_FOUND: i64 = 127;
+pub(super) const NOT_EXECUTABLE: i64 = 126;
 /// How often the processes that a dead shim left are killed and listed again, and the pause between.
 const LEFTOVER_TRIES: u32 = 200;
 const LEFTOVER_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
@@ -92,9 +95,10 @@ impl Session {
     }
 
     /// Whether the command was started, or why not; `None` until the shim has written it.
-    pub(super) fn start_outcome(&self) -> io::Result<Option<Result<(), String>>> {
+    pub(super) fn start_outcome(&self) -> io::Result<Option<Result<(), (Fault, String)>>> {
         if let Some(ending) = self.directory.ending()? {
-            return Ok(Some(ending.never_ran.map_or(Ok(()), Err)));
+            let fault = if matches!(ending.code, NOT_FOUND | NOT_EXECUTABLE) { Fault::Workspace } else { Fault::Host };
+            return Ok(Some(ending.never_ran.map_or(Ok(()), |why| Err((fault, why)))));
         }
         Ok(self.directory.state()?.map(|_| Ok(())))
     }
@@ -260,7 +264,7 @@ mod tests {
         assert_eq!(is(Facts { planned: false, state: None, locked: false, ..facts() }), Container::Created);
         assert_eq!(is(facts()), Container::Running(STATE.run()));
         assert_eq!(is(Facts { paused: true, ..facts() }), Container::Paused(STATE.run()));
-        let exit = Exit { run: STATE.run(), code: 3, oom_killed: false, finished_at: None };
+        let exit = Exit::new(STATE.run(), 3);
         assert_eq!(is(Facts { ending: Some(ending()), shim_alive: false, ..facts() }), Container::Exited(exit));
     }
 

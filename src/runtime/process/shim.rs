@@ -22,11 +22,10 @@ use super::directory::{self, Ending, Identity, Plan, SessionDirectory, State};
 use super::environment;
 use super::log::{self, BoundedLog};
 use super::processes::{self, Process};
+use super::session;
 use crate::clock::Clock;
 
-/// Exit codes, as shells count: the command was not found, could not be executed, or the shim failed before.
-const NOT_FOUND: i64 = 127;
-const NOT_EXECUTABLE: i64 = 126;
+/// The exit code of a shim that failed before it tried the command.
 const SHIM_FAILED: i64 = 125;
 
 /// Bytes of output that are read from the pipe at once: as much as a pipe holds.
@@ -80,7 +79,7 @@ impl<'a> Shim<'a> {
         let plan = self.directory.plan()?.ok_or(io::ErrorKind::NotFound)?;
         let done = self.supervise(&plan).unwrap_or_else(|e| Done { code: SHIM_FAILED, never_ran: Some(e.to_string()) });
         end_everything(&plan.group);
-        let oom_killed = done.code != 0 && plan.group.oom_kills() > 0;
+        let oom_killed = plan.group.oom_kills() > 0;
         plan.group.remove();
         let now = self.clock.now();
         self.directory.write_ending(&Ending {
@@ -105,7 +104,8 @@ impl<'a> Shim<'a> {
                 let message = format!("cannot run `{program}`: {e}");
                 // The write may fail, for example on a full disk; the ending has the message too.
                 let _ = log.write(format!("ostler: {message}\n").as_bytes());
-                let code = if e.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
+                let not_found = e.kind() == io::ErrorKind::NotFound;
+                let code = if not_found { session::NOT_FOUND } else { session::NOT_EXECUTABLE };
                 return Ok(Done { code, never_ran: Some(message) });
             }
         };

@@ -101,7 +101,7 @@ impl Inner {
                     self.watcher.watch(id, shim);
                     return Ok(());
                 }
-                Some(Err(why)) => return Err(Error::Refused(why)),
+                Some(Err((fault, why))) => return Err(Error::start(fault, why)),
                 None if gone => return Err(Error::Unavailable("the shim ended without a status".to_owned())),
                 None => tokio::time::sleep(LOOK_EVERY).await,
             }

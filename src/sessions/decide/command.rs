@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::report::CONTAINER_GONE;
 use super::{Context, Registry, conflict, removed};
 use crate::sessions::lifecycle::Wish;
 use crate::sessions::record::{Live, Record};
@@ -66,12 +67,19 @@ impl Registry {
             SessionState::Stopping => return Err(conflict(session, "is still stopping")),
             _ => return Ok(()),
         }
+        if live.container_removed {
+            return Err(conflict(session, &format!("cannot be started: {CONTAINER_GONE}; create a new session")));
+        }
+        if let Some(port) = live.ports.iter().find(|port| !(cx.port_usable)(port.host_port)) {
+            return Err(Error::PortInUse { session: *session, port: port.host_port });
+        }
+        let ended_by = live.status.end_reason.unwrap_or(EndReason::UserStopped);
         self.check_host(&live.origin.workspace, cx)?;
         if self.config.max_sessions_per_user > 0 {
             self.check_quota(&live.origin.user, self.config.max_sessions_per_user)?;
         }
         self.reserve_again(session, cx)?;
-        self.launch_again(session, cx)
+        self.launch_again(session, ended_by, cx)
     }
 
     /// Reserves what a session that ended had, on the same GPUs.
@@ -83,9 +91,15 @@ impl Registry {
         Ok(())
     }
 
-    /// Lets a session that ended run again, under a reservation that it holds.
-    pub(super) fn launch_again(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
+    /// Lets a session that ended for this reason run again, under a reservation that it holds.
+    pub(super) fn launch_again(
+        &mut self,
+        session: &SessionId,
+        ended_by: EndReason,
+        cx: &Context<'_>,
+    ) -> Result<(), Error> {
         let live = self.change(session)?;
+        live.ended_before = Some(ended_by);
         live.wish = Wish::Run;
         live.reserved = true;
         live.boot_id = cx.now.boot_id;

@@ -9,10 +9,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Context, Registry, conflict};
+use crate::runtime::Fault;
 use crate::sessions::lifecycle::Wish;
 use crate::sessions::record::{Live, Origin};
 use crate::sessions::{Asked, Claimed, Error};
-use crate::types::{Ballot, Deadline, EndReason, SessionId, SessionState};
+use crate::types::{Ballot, Deadline, EndReason, Platform, SessionId, SessionState};
 
 /// How often a session is offered to a host at most, the first time included.
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -32,14 +33,17 @@ pub struct Unplaced {
     pub until: Deadline,
     /// How often leaders have claimed it; 0: no leader places it.
     pub claim: u32,
+    /// The platform of its image, if it is not that of this host.
+    #[serde(default)]
+    pub platform: Option<Platform>,
 }
 
 impl Registry {
-    /// It could not be started, for this reason, and waits for another host.
+    /// It could not be started, by this fault, and waits for another host.
     pub(super) fn set_aside(
         &mut self,
         session: &SessionId,
-        reason: EndReason,
+        fault: &Fault,
         message: String,
         cx: &Context<'_>,
     ) -> Result<(), Error> {
@@ -48,7 +52,11 @@ impl Registry {
         let live = self.change(session)?;
         live.status.state = SessionState::Pending;
         live.status.message = Some(looking);
-        live.unplaced = Some(Unplaced { reason, message, until, claim: 0 });
+        let platform = match fault {
+            Fault::Platform { image } => Some(image.clone()),
+            _ => None,
+        };
+        live.unplaced = Some(Unplaced { reason: fault.end_reason(), message, until, claim: 0, platform });
         Ok(())
     }
 
@@ -57,7 +65,7 @@ impl Registry {
     pub fn claim(&mut self, ballot: &Ballot, session: &SessionId, cx: &Context<'_>) -> Result<Claimed, Error> {
         self.fence(ballot).map_err(Error::Stale)?;
         let live = self.live(session)?;
-        let Origin { user, workspace, fingerprint, created_by, attempt, tried, .. } = live.origin.clone();
+        let Origin { user, workspace, fingerprint, created_by, attempt, tried, platform, .. } = live.origin.clone();
         let (Some(unplaced), Some(fingerprint)) = (live.unplaced.clone(), fingerprint) else {
             return Err(conflict(session, "waits for no other host"));
         };
@@ -69,6 +77,7 @@ impl Registry {
             by: created_by,
             attempt: attempt + 1,
             tried: tried.into_iter().chain([self.node]).collect(),
+            platform: unplaced.platform.clone().or(platform),
         };
         let (claim, until) = (unplaced.claim.saturating_add(1), Deadline::after(cx.now, PLACED_WITHIN));
         self.change(session)?.unplaced = Some(Unplaced { claim, until, ..unplaced });

@@ -6,8 +6,9 @@ use crate::sessions::record::Record;
 use crate::types::{Deadline, EndReason, SessionId, SessionState};
 
 impl Registry {
-    /// Ends every session whose ttl, idle time, retention or drain is over, and forgets tombstones that are due.
-    pub fn expire(&mut self, cx: &Context<'_>) {
+    /// Ends every session whose ttl, idle time, retention or drain is over, and forgets tombstones that are due. Returns
+    /// true if a trouble of the host is over.
+    pub fn expire(&mut self, cx: &Context<'_>) -> bool {
         let due = |deadline: Option<Deadline>| deadline.is_some_and(|deadline| deadline.is_due(cx.now));
         let mut forgotten: Vec<SessionId> = Vec::new();
         let mut removed = Vec::new();
@@ -63,6 +64,7 @@ impl Registry {
             let known = self.give_up(&id, cx);
             debug_assert!(known.is_ok(), "the record was there a moment ago");
         }
+        self.troubles.expire(cx.now.boot)
     }
 
     /// Counts every deadline from this boot, so that from now on only the boot clock decides.

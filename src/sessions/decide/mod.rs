@@ -12,6 +12,7 @@ mod report;
 pub(super) mod testing;
 #[cfg(test)]
 mod tests;
+mod troubles;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +28,7 @@ pub use elsewhere::{MAX_ATTEMPTS, Unplaced};
 pub use listing::{Oddities, Oddity};
 pub use recover::EngineState;
 pub use report::Report;
+pub use troubles::{Trouble, Troubles};
 
 /// Starts in a row that fail before the node has a condition that says so and is offered sessions last.
 pub const FAILING_STARTS: u32 = 3;
@@ -54,6 +56,7 @@ pub struct Registry {
     ledger: Ledger,
     ports: Ports,
     failing_starts: u32,
+    troubles: Troubles,
     /// Offers under a lower ballot are rejected.
     fence: Option<Ballot>,
     engine_up: bool,
@@ -88,6 +91,7 @@ impl Registry {
             ledger: Ledger::default(),
             ports: Ports::default(),
             failing_starts: 0,
+            troubles: Troubles::default(),
             fence,
             engine_up: false,
             engine_epoch: None,
@@ -136,6 +140,11 @@ impl Registry {
     /// What the last list of the engine had that the operator should know.
     pub const fn oddities(&self) -> &Oddities {
         &self.oddities
+    }
+
+    /// What kept sessions from starting lately.
+    pub const fn troubles(&self) -> &Troubles {
+        &self.troubles
     }
 
     /// Starts in a row that failed.

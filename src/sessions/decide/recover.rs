@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::listing::{self, Listing};
+use super::report::CONTAINER_GONE;
 use super::{Context, Registry};
 use crate::runtime::container::{Container, Found};
 use crate::sessions::lifecycle::Wish;
 use crate::sessions::record::{Live, Record, Tombstone};
-use crate::types::{Ballot, EndReason, Moment, SessionId, SessionState};
+use crate::types::{Ballot, BootInstant, EndReason, Moment, SessionId, SessionState};
 
 /// An engine that stops ends its containers first, for up to 15 s, and then its connections: a session that ended this
 /// shortly before the engine was lost was ended by the engine.
@@ -35,13 +36,33 @@ pub(super) enum Unseen {
 impl Registry {
     /// Takes the engine's list of containers. Adopts a container without a record from its labels, removes one whose
     /// record is a tombstone, and stops one that has ended and runs again. Runners do the rest.
-    pub fn reconcile(&mut self, found: Vec<Found>, cx: &Context<'_>) {
+    ///
+    /// `since`: when the engine was asked. Of what happened later, the list says nothing.
+    pub fn reconcile(&mut self, found: Vec<Found>, since: BootInstant, cx: &Context<'_>) {
         let recorded = |session: &SessionId| self.records.get(session)?.status().container_id.as_deref();
         let Listing { sessions, oddities } = listing::sort(found, &self.node, recorded);
         self.oddities = oddities;
         self.is_listed = true;
-        for (session, found) in sessions {
-            self.found(&session, &found, cx);
+        for (session, found) in &sessions {
+            self.found(session, found, cx);
+        }
+        let was_removed = |live: &&Live| {
+            let ended = live.wish == Wish::Stop && live.status.state.has_ended() && !live.container_removed;
+            let before = live.boot_id != cx.now.boot_id || live.ended_at.is_some_and(|ended_at| ended_at < since);
+            ended && before && live.run.is_some() && !sessions.contains_key(&live.origin.id)
+        };
+        let removed: Vec<SessionId> = self.live_sessions().filter(was_removed).map(|live| live.origin.id).collect();
+        for session in removed {
+            self.container_removed(&session);
+        }
+    }
+
+    /// Another program removed the container of a session that has ended: it cannot be started again.
+    fn container_removed(&mut self, session: &SessionId) {
+        if let Ok(live) = self.change(session) {
+            tracing::warn!(%session, "the container of a stopped session was removed by another program");
+            live.container_removed = true;
+            live.status.message = Some(CONTAINER_GONE.to_owned());
         }
     }
 

@@ -1,11 +1,17 @@
 //! Reports of a session's runner.
 
 use super::{Context, Registry};
-use crate::runtime::container::{Exit, Run};
+use crate::runtime::Fault;
+use crate::runtime::container::{Exit, Oom, Run};
 use crate::sessions::Error;
 use crate::sessions::lifecycle::{Sight, Wish};
 use crate::sessions::record::{Live, Record};
-use crate::types::{Deadline, EndReason, OnHostRestart, SessionId, SessionState};
+use crate::types::{Bytes, Deadline, EndReason, OnHostRestart, SessionId, SessionState};
+
+/// 128 + SIGKILL: how a run ends that did not end within its stop grace.
+const KILLED: i64 = 137;
+/// Why a session cannot be started again.
+pub(super) const CONTAINER_GONE: &str = "its container was removed by another program, and the files in it are gone";
 
 /// News of one session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +26,8 @@ pub enum Report {
         container_id: String,
     },
     Saw(Sight),
-    ImageFailed(String),
-    StartFailed(String),
+    /// It could not be started, by the fault of this, as the text says.
+    NotStarted(Fault, String),
     /// The engine did not do a step. It is tried again.
     Unreachable(String),
     /// The engine does not say what the container does. Nothing is known, so no state changes.
@@ -42,8 +48,7 @@ impl Registry {
                 self.unseen(session, why);
                 Ok(())
             }
-            Report::ImageFailed(message) => self.start_failed(session, EndReason::ImageFailed, message, cx),
-            Report::StartFailed(message) => self.start_failed(session, EndReason::StartFailed, message, cx),
+            Report::NotStarted(fault, message) => self.not_started(session, &fault, message, cx),
             passing => {
                 self.note(session, passing, cx);
                 Ok(())
@@ -53,6 +58,11 @@ impl Registry {
     }
 
     fn note(&mut self, session: &SessionId, report: Report, cx: &Context<'_>) {
+        match &report {
+            Report::Starting { .. } if self.is_pulled(session) => self.troubles.registry = None,
+            Report::Created { .. } => self.troubles.network = None,
+            _ => {}
+        }
         let Some(live) = self.touch(session) else { return };
         let status = &mut live.status;
         let starting = live.wish == Wish::Run && !status.state.has_ended();
@@ -76,6 +86,10 @@ impl Registry {
             Report::Active => live.note_activity(cx),
             _ => {}
         }
+    }
+
+    fn is_pulled(&self, session: &SessionId) -> bool {
+        self.live(session).is_ok_and(|live| live.status.state == SessionState::Pulling)
     }
 
     fn saw(&mut self, session: &SessionId, sight: Sight, cx: &Context<'_>) -> Result<(), Error> {
@@ -128,17 +142,15 @@ impl Registry {
         if self.outlived_by_host(session, cx) || self.was_engine_lost_under(session) {
             return self.host_restarted(session, cx);
         }
-        let reason = if exit.oom_killed { EndReason::OomKilled } else { EndReason::Exited };
+        if let Some(why) = &exit.never_ran {
+            self.change(session)?.status.exit_code = Some(exit.code);
+            return self.not_started(session, &Fault::Workspace, format!("cannot run its command: {why}"), cx);
+        }
+        let reason = if exit.oom == Oom::Main { EndReason::OomKilled } else { EndReason::Exited };
         let live = self.change(session)?;
         live.wish = Wish::Stop;
         live.status.exit_code = Some(exit.code);
-        let message = match (exit.oom_killed, exit.code) {
-            (true, _) => {
-                Some(format!("killed: it used more than its {} of memory", live.origin.workspace.memory_bytes))
-            }
-            (false, 0) => None,
-            (false, code) => Some(format!("ended with exit code {code}")),
-        };
+        let message = how_it_ended(exit, live.origin.workspace.memory_bytes);
         self.end(session, reason, cx)?.status.message = message;
         Ok(())
     }
@@ -149,7 +161,9 @@ impl Registry {
             live.run = Some(exit.run.clone());
             live.status.exit_code = Some(exit.code);
         }
-        live.status.message = None;
+        let killed = exit.is_some_and(|exit| exit.code == KILLED);
+        let grace = live.origin.workspace.stop_grace_seconds;
+        live.status.message = killed.then(|| format!("killed: it did not end within its {grace} s of stop grace"));
         if live.wish == Wish::Remove {
             live.reserved = false;
             self.ledger.release(session);
@@ -161,11 +175,11 @@ impl Registry {
     }
 
     fn lost(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
-        if self.outlived_by_host(session, cx) {
-            return self.host_restarted(session, cx);
-        }
-        self.change(session)?.wish = Wish::Stop;
-        self.end(session, EndReason::Lost, cx)?.status.message = Some("its container vanished while it ran".to_owned());
+        let live = self.change(session)?;
+        live.wish = Wish::Stop;
+        let when = if live.run.is_some() { "while it ran" } else { "while it was stopped" };
+        live.container_removed = true;
+        self.end(session, EndReason::Lost, cx)?.status.message = Some(format!("{CONTAINER_GONE} {when}"));
         Ok(())
     }
 
@@ -178,11 +192,11 @@ impl Registry {
         Ok(())
     }
 
-    /// It could not be started. A session that never ran may run on another host.
-    fn start_failed(
+    /// It could not be started. A session that never ran may run on another host, unless no host can start it.
+    fn not_started(
         &mut self,
         session: &SessionId,
-        reason: EndReason,
+        fault: &Fault,
         message: String,
         cx: &Context<'_>,
     ) -> Result<(), Error> {
@@ -191,12 +205,21 @@ impl Registry {
             // A caller ended it meanwhile: stopping or removing goes on.
             return Ok(());
         }
-        let may_go_elsewhere = live.may_go_elsewhere();
-        self.failing_starts = self.failing_starts.saturating_add(1);
+        let may_go_elsewhere = fault.is_local() && live.may_go_elsewhere();
+        let ended_before = live.ended_before.filter(|_| fault.is_local());
+        self.failing_starts = self.failing_starts.saturating_add(u32::from(fault.is_the_hosts()));
+        self.troubles.note(fault, &message, cx.now.boot);
         if may_go_elsewhere {
-            return self.set_aside(session, reason, message, cx);
+            return self.set_aside(session, fault, message, cx);
         }
-        self.change(session)?.wish = Wish::Stop;
+        let live = self.change(session)?;
+        live.wish = Wish::Stop;
+        if ended_before == Some(EndReason::Exited) {
+            // Only a session that ended well is started again.
+            live.status.exit_code = Some(0);
+        }
+        // One that ran before stays as it was: once the host is mended, it can be started.
+        let reason = ended_before.unwrap_or(fault.end_reason());
         self.end(session, reason, cx)?.status.message = Some(message);
         Ok(())
     }
@@ -210,7 +233,7 @@ impl Registry {
     pub(super) fn host_restarted(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
         let live = self.change(session)?;
         if live.origin.workspace.on_host_restart == OnHostRestart::Start {
-            self.launch_again(session, cx)?;
+            self.launch_again(session, EndReason::HostRebooted, cx)?;
             self.change(session)?.status.message = Some("starting again after its host restarted".to_owned());
             return Ok(());
         }
@@ -218,6 +241,18 @@ impl Registry {
         self.end(session, EndReason::HostRebooted, cx)?.status.message = Some("its host restarted".to_owned());
         Ok(())
     }
+}
+
+/// How a run ended by itself, for people; `None`: well.
+fn how_it_ended(exit: &Exit, memory: Bytes) -> Option<String> {
+    let ended = match (exit.oom, exit.code) {
+        (Oom::Main, _) => return Some(format!("killed: it used more than its {memory} of memory")),
+        (Oom::Nothing, 0) => return None,
+        (_, code) => format!("ended with exit code {code}"),
+    };
+    let child =
+        format!("; the kernel had killed one of its processes, because it used more than its {memory} of memory");
+    Some(if exit.oom == Oom::Child { ended + &child } else { ended })
 }
 
 /// Whether the sight answers the present wish. A sight that was sent before the wish changed is out of date: the runner

@@ -67,6 +67,7 @@ pub(in crate::sessions) fn offer(key: &str, workspace: Workspace) -> Admit {
         workspace,
         attempt: 1,
         tried: Vec::new(),
+        platform: None,
         secret: None,
         by: Some(Actor::Socket { uid: 1000 }),
     };
@@ -152,7 +153,7 @@ pub(super) fn run(n: u32) -> Run {
 }
 
 pub(super) fn exit(n: u32, code: i64) -> Exit {
-    Exit { run: run(n), code, oom_killed: false, finished_at: None }
+    Exit::new(run(n), code)
 }
 
 pub(super) fn record<'a>(host: &'a Host, key: &str) -> &'a Record {

@@ -8,7 +8,8 @@ use super::testing::{
 };
 use super::*;
 use crate::node::DrainState;
-use crate::runtime::container::{Container, Exit};
+use crate::runtime::Fault;
+use crate::runtime::container::{Container, Exit, Oom};
 use crate::sessions::lifecycle::{Sight, Wish};
 use crate::sessions::{Admit, Asked, Claimed, Command, Error};
 use crate::types::{Bytes, Cores, Deadline, OnHostRestart, Resources, SessionState, Workspace};
@@ -125,7 +126,7 @@ fn a_natural_end_is_stopped_or_failed() {
     for (ended, expected) in [
         (exit(1, 0), (SessionState::Stopped, Some(EndReason::Exited))),
         (exit(1, 3), (SessionState::Failed, Some(EndReason::Exited))),
-        (Exit { oom_killed: true, ..exit(1, 137) }, (SessionState::Failed, Some(EndReason::OomKilled))),
+        (Exit { oom: Oom::Main, ..exit(1, 137) }, (SessionState::Failed, Some(EndReason::OomKilled))),
     ] {
         let mut host = running("k", workspace());
         saw(&mut host, "k", Sight::Ended(ended));
@@ -139,7 +140,9 @@ fn a_natural_end_is_stopped_or_failed() {
 }
 
 fn fail_start(host: &mut Host, key: &str) {
-    host.decide(|registry, cx| registry.report(&id(key), Report::StartFailed("no such file".to_owned()), cx));
+    host.decide(|registry, cx| {
+        registry.report(&id(key), Report::NotStarted(Fault::Host, "no such file".to_owned()), cx)
+    });
 }
 
 fn claim(host: &mut Host, key: &str) -> Result<Claimed, Error> {
@@ -224,7 +227,7 @@ fn what_ran_once_stays_where_it_is() {
     saw(&mut host, "k", Sight::Stopped(Some(exit(1, 0))));
     command(&mut host, "k", Command::Start).unwrap();
     fail_start(&mut host, "k");
-    assert_eq!(state(&host, "k"), (SessionState::Failed, Some(EndReason::StartFailed)));
+    assert_eq!(state(&host, "k"), (SessionState::Stopped, Some(EndReason::UserStopped)));
 }
 
 #[test]
@@ -461,7 +464,7 @@ fn a_session_that_ran_on_without_its_engine_ends_by_itself_later() {
     let mut host = running("k", workspace());
     host.decide(|registry, _| registry.engine_went());
     let seen = found("k", testing::node_id(), Container::Running(run(1)));
-    host.decide(|registry, cx| registry.reconcile(vec![seen], cx));
+    host.decide(|registry, cx| registry.reconcile(vec![seen], cx.now.boot, cx));
     assert!(!host.registry.is_out_of_sight(&id("k")));
     saw(&mut host, "k", Sight::Ended(exit(1, 0)));
     assert_eq!(state(&host, "k"), (SessionState::Stopped, Some(EndReason::Exited)));
@@ -472,9 +475,9 @@ fn a_session_that_has_ended_and_runs_all_the_same_is_stopped() {
     let mut host = running("k", workspace());
     saw(&mut host, "k", Sight::Ended(exit(1, 0)));
     let seen = |n| found("k", testing::node_id(), Container::Running(run(n)));
-    host.decide(|registry, cx| registry.reconcile(vec![seen(1)], cx));
+    host.decide(|registry, cx| registry.reconcile(vec![seen(1)], cx.now.boot, cx));
     assert_eq!(state(&host, "k").0, SessionState::Stopped, "an answer from before its end is no news");
-    host.decide(|registry, cx| registry.reconcile(vec![seen(2)], cx));
+    host.decide(|registry, cx| registry.reconcile(vec![seen(2)], cx.now.boot, cx));
     assert_eq!(state(&host, "k").0, SessionState::Stopping);
     assert_eq!(live(&host, "k").order(false).unwrap().wish, Wish::Stop);
     saw(&mut host, "k", Sight::Stopped(Some(exit(2, 0))));
@@ -488,7 +491,7 @@ fn containers_without_a_record_are_adopted_and_foreign_ones_left_alone() {
     let other = NodeId::from_bytes([9; 10]);
     let containers =
         vec![found("a", testing::node_id(), Container::Running(run(1))), found("b", other, Container::Running(run(1)))];
-    host.decide(|registry, cx| registry.reconcile(containers, cx));
+    host.decide(|registry, cx| registry.reconcile(containers, cx.now.boot, cx));
     let [foreign] = &host.registry.oddities().foreign[..] else { panic!("the other is foreign") };
     assert_eq!((foreign.session, foreign.node), (id("b"), other));
     assert_eq!(host.registry.ledger().allocated().cores, Cores::whole(2));
@@ -502,7 +505,9 @@ fn a_container_that_should_be_gone_is_removed_again() {
     let mut host = running("k", workspace());
     command(&mut host, "k", Command::Remove).unwrap();
     saw(&mut host, "k", Sight::Gone);
-    host.decide(|registry, cx| registry.reconcile(vec![found("k", testing::node_id(), Container::Created)], cx));
+    host.decide(|registry, cx| {
+        registry.reconcile(vec![found("k", testing::node_id(), Container::Created)], cx.now.boot, cx)
+    });
     assert_eq!(live(&host, "k").order(false).unwrap().wish, Wish::Remove);
 }
 
@@ -532,7 +537,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Report::Saw(Sight::Stopped(None))),
         2 => Just(Report::Saw(Sight::Gone)),
         1 => Just(Report::Saw(Sight::Lost)),
-        1 => Just(Report::StartFailed("x".to_owned())),
+        1 => Just(Report::NotStarted(Fault::Host, "x".to_owned())),
         1 => Just(Report::Pulling("x".to_owned())),
     ];
     prop_oneof![

@@ -156,3 +156,107 @@ fn an_event_stream_that_ends_is_routine() {
         assert!(!log.contains(words), "{log}");
     }
 }
+
+/// A workspace that cannot be started anywhere, and what its session says.
+fn fails(agent: &Agent, workspace: &str) -> Value {
+    let session = id(&agent.create(workspace, "alice").expect(202));
+    agent.until_state(&session, "failed")
+}
+
+#[test]
+fn a_command_that_cannot_be_executed_is_the_workspaces_fault() {
+    let Some(lab) = Lab::open("a_command_that_cannot_be_executed_is_the_workspaces_fault") else { return };
+    let agent = start(&lab);
+    for (name, command, words) in
+        [("missing", "/no/such", "No such file"), ("plain", "/etc/passwd", "Permission denied")]
+    {
+        add(&agent, &lab, name, "", &json!({"command": [command]}));
+        for _ in 0..4 {
+            let failed = fails(&agent, name);
+            assert_eq!(json!([failed["end_reason"], failed["attempt"]]), json!(["start_failed", 1]), "{failed}");
+            let message = failed["message"].as_str().unwrap();
+            assert!(message.contains(command) && message.contains(words), "{message}");
+        }
+    }
+    assert_eq!(condition(&agent, "failing_starts"), None);
+    // A shell that finds no program ran all the same.
+    add(&agent, &lab, "shell", "/no/such", &json!({}));
+    assert_eq!(fails(&agent, "shell")["end_reason"], "exited");
+}
+
+#[test]
+fn what_the_host_or_the_registry_lacks_is_a_condition_with_the_engines_words() {
+    let Some(lab) = Lab::open("what_the_host_or_the_registry_lacks_is_a_condition_with_the_engines_words") else {
+        return;
+    };
+    let relay = EngineRelay::start();
+    let agent = relayed(&lab, &relay, "");
+    let full = "could not find an available, non-overlapping IPv4 address pool among the defaults";
+    for (kind, method, path, message) in [
+        ("network_failing", "POST", "/networks/create", full),
+        ("registry_failing", "POST", "/images/create", "toomanyrequests: You have reached your pull rate limit"),
+    ] {
+        if kind == "registry_failing" {
+            add(&agent, &lab, "far", FOREVER, &json!({"image": "registry.invalid/x:1", "pull": "missing"}));
+        }
+        relay.on(method, path, Fault::Answer(404, message));
+        let session = id(&agent.create(if kind == "network_failing" { "w" } else { "far" }, "alice").expect(202));
+        until("a condition says why", || condition(&agent, kind).is_some_and(|text| text.contains(message)));
+        agent.until_state(&session, "failed");
+        assert_eq!(allocated(&agent), 0.0, "a session that cannot start holds nothing");
+        relay.mend();
+    }
+    agent.running("w", "alice");
+    until("the network's condition ends", || condition(&agent, "network_failing").is_none());
+    assert!(condition(&agent, "registry_failing").is_some(), "nothing was pulled since");
+}
+
+#[test]
+fn the_network_has_the_configured_range() {
+    let Some(lab) = Lab::open("the_network_has_the_configured_range") else { return };
+    let range = "10.219.64.0/24";
+    let with_range = |host: &str| {
+        configuration(&lab, host).replace("kind = 'docker'", &format!("kind = 'docker', network_subnet = '{range}'"))
+    };
+    let agent = Agent::start(&with_range(crate::support::docker::SOCKET));
+    add(&agent, &lab, "w", FOREVER, &json!({}));
+    agent.running("w", "alice");
+    let told = docker(&["network", "inspect", "--format", "{{range .IPAM.Config}}{{.Subnet}}{{end}}", &lab.network()]);
+    assert_eq!(told, range);
+}
+
+/// Gives the engine an image that says it is for this architecture.
+fn load_image_for(architecture: &str, image: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let sh = |script: &str| {
+        let output = std::process::Command::new("sh").args(["-c", script]).current_dir(&directory).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let layer = sh("tar -C /bin -cf layer.tar busybox && sha256sum layer.tar");
+    let layer = format!("sha256:{}", layer.split(' ').next().unwrap());
+    let config = json!({
+        "architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [layer]},
+    });
+    std::fs::write(file("config.json"), config.to_string()).unwrap();
+    let manifest = json!([{"Config": "config.json", "RepoTags": [image], "Layers": ["layer.tar"]}]);
+    std::fs::write(file("manifest.json"), manifest.to_string()).unwrap();
+    sh("tar -c . | docker load");
+}
+
+#[test]
+fn an_image_of_another_platform_is_refused_before_a_run() {
+    let Some(lab) = Lab::open("an_image_of_another_platform_is_refused_before_a_run") else { return };
+    let agent = start(&lab);
+    let other = if cfg!(target_arch = "aarch64") { "amd64" } else { "arm64" };
+    let image = format!("ostler-{}:foreign", lab.cluster);
+    load_image_for(other, &image);
+    add(&agent, &lab, "foreign", FOREVER, &json!({"image": image}));
+    let failed = fails(&agent, "foreign");
+    assert_eq!((&failed["end_reason"], &failed["exit_code"]), (&json!("image_failed"), &Value::Null), "{failed}");
+    let message = failed["message"].as_str().unwrap();
+    let own = agent.node()["runtime"]["platform"].as_str().unwrap().to_owned();
+    assert!(message.contains(&format!("linux/{other}")) && message.contains(&own), "{message}");
+    assert_eq!(condition(&agent, "failing_starts"), None);
+}

@@ -65,6 +65,7 @@ impl Lab {
             ports: Vec::new(),
             volumes: Vec::new(),
             shm: Bytes::mib(16),
+            stop_grace: Duration::from_secs(10),
             network: None,
         }
     }
@@ -130,6 +131,7 @@ pub(crate) fn config(cluster: &Name) -> Config {
         cpu_mode: CpuMode::Quota,
         cap_allow: DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
         publish_address: "127.0.0.1".parse().unwrap(),
+        network_subnet: None,
     }
 }
 

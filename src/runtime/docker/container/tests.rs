@@ -1,13 +1,14 @@
 //! For every request, the agent sends the engine only what the allow-list permits.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bollard::models::{ContainerConfig, PortSummaryTypeEnum};
 use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::runtime::Mount;
+use crate::runtime::{Mount, Oom};
 use crate::types::{Protocol, PullPolicy};
 
 fn config(cpu_mode: CpuMode) -> Config {
@@ -18,6 +19,7 @@ fn config(cpu_mode: CpuMode) -> Config {
         cpu_mode,
         cap_allow: super::super::DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
         publish_address: "127.0.0.1".parse().unwrap(),
+        network_subnet: None,
     }
 }
 
@@ -73,6 +75,7 @@ prop_compose! {
                 .map(|(name, path, read_only)| Mount { name, path, read_only })
                 .collect(),
             shm: Bytes::new(shm),
+            stop_grace: Duration::from_secs(10),
             network: network.map(|name| name.parse().unwrap()),
         }
     }
@@ -223,6 +226,7 @@ fn some_launch() -> Launch {
         ports: Vec::new(),
         volumes: Vec::new(),
         shm: Bytes::mib(64),
+        stop_grace: Duration::from_secs(10),
         network: None,
     }
 }
@@ -297,7 +301,7 @@ fn each_state_of_the_engine_has_a_state_of_ours() {
     };
     let state = |status| ended(status, 137);
     let run = || Run("2026-01-31T12:00:00.5Z".to_owned());
-    let exited = Container::Exited(Exit { run: run(), code: 137, oom_killed: true, finished_at: None });
+    let exited = Container::Exited(Exit { oom: Oom::Main, ..Exit::new(run(), 137) });
     assert_eq!(state(Status::CREATED), Container::Created);
     assert_eq!(state(Status::RUNNING), Container::Running(run()));
     assert_eq!(state(Status::PAUSED), Container::Paused(run()));
@@ -305,5 +309,5 @@ fn each_state_of_the_engine_has_a_state_of_ours() {
     for gone in [Status::REMOVING, Status::DEAD] {
         assert!(matches!(state(gone), Container::Removing(_)));
     }
-    assert!(matches!(ended(Status::EXITED, 0), Container::Exited(exit) if !exit.oom_killed));
+    assert!(matches!(ended(Status::EXITED, 0), Container::Exited(exit) if exit.oom == Oom::Child));
 }

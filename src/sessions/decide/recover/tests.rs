@@ -12,7 +12,7 @@ fn engine(host: &mut Host, up: bool) -> bool {
 }
 
 fn lists(host: &mut Host, container: Container) {
-    host.decide(|registry, cx| registry.reconcile(vec![found("k", node_id(), container)], cx));
+    host.decide(|registry, cx| registry.reconcile(vec![found("k", node_id(), container)], cx.now.boot, cx));
 }
 
 fn pass(host: &mut Host, secs: u64) {
@@ -177,7 +177,7 @@ fn nothing_is_admitted_before_the_engine_has_listed_its_containers() {
     host.registry.is_listed = false;
     let Err(Error::Refused(refused)) = admit(&mut host, "k", workspace()) else { panic!("more may run than is known") };
     assert_eq!(refused.reason, crate::types::Reason::RuntimeUnavailable);
-    host.decide(|registry, cx| registry.reconcile(Vec::new(), cx));
+    host.decide(|registry, cx| registry.reconcile(Vec::new(), cx.now.boot, cx));
     assert_eq!(admit(&mut host, "k", workspace()), Ok(false));
 }
 
@@ -185,8 +185,22 @@ fn nothing_is_admitted_before_the_engine_has_listed_its_containers() {
 fn a_container_that_the_engine_lists_and_does_not_describe_is_adopted_and_counts() {
     let mut host = Host::new();
     let unknown = Found { container: None, ..found("k", node_id(), Container::Created) };
-    host.decide(|registry, cx| registry.reconcile(vec![unknown], cx));
+    host.decide(|registry, cx| registry.reconcile(vec![unknown], cx.now.boot, cx));
     assert_eq!((live(&host, "k").wish, live(&host, "k").reserved), (Wish::Run, true));
+}
+
+#[test]
+fn a_container_that_was_removed_while_its_session_was_stopped_is_noticed() {
+    let mut host = running("k", workspace());
+    saw(&mut host, "k", Sight::Ended(exit(1, 0)));
+    let asked_at = host.now.boot;
+    host.decide(|registry, cx| registry.reconcile(Vec::new(), asked_at, cx));
+    assert!(!live(&host, "k").container_removed, "the engine was asked before the session ended");
+    pass(&mut host, 1);
+    host.decide(|registry, cx| registry.reconcile(Vec::new(), cx.now.boot, cx));
+    assert!(live(&host, "k").container_removed);
+    assert_eq!(state(&host, "k").0, SessionState::Stopped);
+    assert!(matches!(command(&mut host, "k", Command::Start), Err(Error::Conflict(why)) if why.contains("files")));
 }
 
 /// An engine whose containers other programs rename and copy.
@@ -302,7 +316,7 @@ mod whatever_the_engine_lists {
                 }
                 lifecycle::Step::Stop => {
                     let (Container::Running(run) | Container::Paused(run)) = state else { unreachable!() };
-                    is(self, Container::Exited(crate::runtime::Exit { run, ..exit(0, 143) }));
+                    is(self, Container::Exited(crate::runtime::Exit::new(run, 143)));
                 }
                 lifecycle::Step::Remove => drop(self.containers.remove(container.as_ref().unwrap())),
                 lifecycle::Step::Tell(sight) => saw(host, &key, sight),
@@ -330,14 +344,14 @@ mod whatever_the_engine_lists {
                     }
                     Step::Exit(n) => {
                         if let Some(made) = world.picked(n) && let Container::Running(run) = made.state.clone() {
-                            made.state = Container::Exited(crate::runtime::Exit { run, ..exit(0, 3) });
+                            made.state = Container::Exited(crate::runtime::Exit::new(run, 3));
                         }
                     }
-                    Step::List(seed) => host.decide(|registry, cx| registry.reconcile(world.list(seed), cx)),
+                    Step::List(seed) => host.decide(|registry, cx| registry.reconcile(world.list(seed), cx.now.boot, cx)),
                     Step::Run(k) => world.step(&mut host, k),
                     Step::LoseJournal => {
                         host = Host::new();
-                        host.decide(|registry, cx| registry.reconcile(world.list(1), cx));
+                        host.decide(|registry, cx| registry.reconcile(world.list(1), cx.now.boot, cx));
                     }
                 }
                 let held = |made: &Made| host.registry.record(&id(&made.session.to_string()));
@@ -348,7 +362,7 @@ mod whatever_the_engine_lists {
                     prop_assert!(!(runs && is_its) || live.reserved, "{id} runs without its reservation");
                 }
             }
-            host.decide(|registry, cx| registry.reconcile(world.list(1), cx));
+            host.decide(|registry, cx| registry.reconcile(world.list(1), cx.now.boot, cx));
             for made in world.containers.values() {
                 prop_assert!(host.registry.record(&id(&made.session.to_string())).is_some(), "{made:?} has no record");
             }

@@ -1,5 +1,7 @@
 use super::*;
-use crate::sessions::decide::testing::{Host, admit, id, live, running, workspace};
+use crate::sessions::Command;
+use crate::sessions::decide::testing::{Host, admit, command, exit, id, live, running, saw, state, workspace};
+use crate::types::Platform;
 
 fn tell(host: &mut Host, report: Report) {
     host.decide(|registry, cx| registry.report(&id("k"), report, cx));
@@ -34,4 +36,67 @@ fn traffic_is_activity() {
     host.now = host.now.plus(std::time::Duration::from_secs(5));
     tell(&mut host, Report::Active);
     assert_eq!(live(&host, "k").status.last_activity_at, host.now.wall);
+}
+
+fn not_started(host: &mut Host, key: &str, fault: Fault) {
+    host.decide(|registry, cx| registry.report(&id(key), Report::NotStarted(fault, "no".to_owned()), cx));
+}
+
+#[test]
+fn what_no_host_can_start_fails_at_once_and_counts_on_no_host() {
+    let mut host = Host::new();
+    admit(&mut host, "k", workspace()).unwrap();
+    not_started(&mut host, "k", Fault::Workspace);
+    assert_eq!(state(&host, "k"), (SessionState::Failed, Some(EndReason::StartFailed)));
+    assert_eq!(host.registry.failing_starts(), 0);
+    let never_ran = Exit { never_ran: Some("exec nope failed".to_owned()), ..exit(1, 127) };
+    admit(&mut host, "l", workspace()).unwrap();
+    saw(&mut host, "l", Sight::Ended(never_ran));
+    assert_eq!(state(&host, "l"), (SessionState::Failed, Some(EndReason::StartFailed)));
+    assert_eq!(live(&host, "l").status.message.as_deref(), Some("cannot run its command: exec nope failed"));
+}
+
+#[test]
+fn an_image_of_another_platform_goes_to_a_host_that_fits() {
+    let mut host = Host::new();
+    admit(&mut host, "k", workspace()).unwrap();
+    let image = Platform::new("linux", "arm64");
+    not_started(&mut host, "k", Fault::Platform { image: image.clone() });
+    let ballot = host.registry.live(&id("k")).unwrap().origin.ballot;
+    let claimed = host.decide(|registry, cx| registry.claim(&ballot, &id("k"), cx)).unwrap();
+    assert_eq!((claimed.asked.platform, host.registry.failing_starts()), (Some(image), 0));
+}
+
+#[test]
+fn a_session_that_ran_before_stays_as_it_was_when_its_host_cannot_start_it_again() {
+    let mut host = running("k", workspace());
+    saw(&mut host, "k", Sight::Ended(exit(1, 0)));
+    command(&mut host, "k", Command::Start).unwrap();
+    not_started(&mut host, "k", Fault::Host);
+    assert_eq!(state(&host, "k").0, SessionState::Stopped);
+    assert_eq!(live(&host, "k").status.message.as_deref(), Some("no"));
+    command(&mut host, "k", Command::Start).expect("it can be tried again");
+    not_started(&mut host, "k", Fault::Workspace);
+    assert_eq!(state(&host, "k").0, SessionState::Failed);
+}
+
+#[test]
+fn a_trouble_ends_with_the_first_start_that_has_none() {
+    let mut host = Host::new();
+    for key in ["k", "l"] {
+        admit(&mut host, key, workspace()).unwrap();
+    }
+    not_started(&mut host, "k", Fault::Network);
+    assert!(host.registry.troubles().network.is_some());
+    let created = Report::Created { container_id: "c".to_owned() };
+    host.decide(|registry, cx| registry.report(&id("l"), created, cx));
+    assert!(host.registry.troubles().network.is_none());
+    not_started(&mut host, "k", Fault::Registry);
+    let mut reports = |report| {
+        host.decide(|registry, cx| registry.report(&id("l"), report, cx));
+        host.registry.troubles().registry.is_some()
+    };
+    assert!(reports(Report::Starting { image_digest: None }), "it pulled nothing");
+    assert!(reports(Report::Pulling("1 %".to_owned())));
+    assert!(!reports(Report::Starting { image_digest: None }));
 }

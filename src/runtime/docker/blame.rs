@@ -1,0 +1,187 @@
+//! Whose fault it is that a session does not start, from the engine's own words. Pure.
+//!
+//! The engine has one status for most of its errors, so only the text tells them apart. What is not recognised is the
+//! host's: the session is tried elsewhere.
+
+use super::engine::Failure;
+use crate::runtime::{Error, Fault};
+
+/// What the engine and its OCI runtime say of a command that no host can execute.
+const BAD_COMMANDS: [&str; 8] = [
+    "No command specified",
+    "no command specified",
+    "executable file not found",
+    "stat /",
+    "permission denied: unknown",
+    "exec format error",
+    "is a directory: unknown",
+    "unable to find user",
+];
+/// What a registry says of an image that it does not have. Some do not tell it from one that may not be pulled.
+const NO_SUCH_IMAGE: [&str; 6] = [
+    "manifest unknown",
+    "not found",
+    "no matching manifest",
+    "repository does not exist",
+    "does not exist",
+    "invalid reference format",
+];
+
+/// Why a container was not created.
+pub(super) fn of_create(failure: Failure) -> Error {
+    match failure {
+        Failure::Said { message, .. } if is_missing_network(&message) => network(message),
+        Failure::Said { status: 404, message } if message.contains("mage") => Error::start(Fault::Image, message),
+        Failure::Said { message, .. } if is_bad_command(&message) => command(&message),
+        Failure::Said { status: 503, message } => Error::Unavailable(message),
+        Failure::Said { message, .. } => Error::start(Fault::Host, format!("cannot create the container: {message}")),
+        lost @ Failure::Lost(_) => lost.into(),
+    }
+}
+
+/// Why a container was not started.
+pub(super) fn of_start(failure: Failure) -> Error {
+    match failure {
+        Failure::Said { status: 404, message } if message.starts_with("No such container") => Error::NotFound(message),
+        Failure::Said { status: 503, message } => Error::Unavailable(message),
+        Failure::Said { message, .. } if is_taken_port(&message) => {
+            Error::start(Fault::Host, format!("a port of the session is already in use on this host: {message}"))
+        }
+        Failure::Said { message, .. } if is_missing_network(&message) => network(message),
+        Failure::Said { message, .. } if is_bad_command(&message) => command(&message),
+        Failure::Said { message, .. } => Error::start(Fault::Host, format!("cannot start the container: {message}")),
+        lost @ Failure::Lost(_) => lost.into(),
+    }
+}
+
+/// Why a network was not made, or not found.
+pub(super) fn of_network(failure: Failure) -> Error {
+    match failure {
+        Failure::Said { status: 503, message } => Error::Unavailable(message),
+        Failure::Said { message, .. } => network(message),
+        lost @ Failure::Lost(_) => lost.into(),
+    }
+}
+
+/// Why an image was not pulled. An answer of the engine is about the image or its registry; a lost call is not.
+pub(super) fn of_pull(image: &str, failure: Failure) -> Error {
+    match failure {
+        Failure::Said { message, .. } => {
+            let absent = NO_SUCH_IMAGE.iter().any(|words| message.contains(words)) && !is_unreachable(&message);
+            let fault = if absent { Fault::Image } else { Fault::Registry };
+            Error::start(fault, format!("cannot pull {image}: {message}"))
+        }
+        lost @ Failure::Lost(_) => lost.into(),
+    }
+}
+
+/// Whether the engine did not find a network.
+pub(super) fn is_missing_network(message: &str) -> bool {
+    message.contains("network") && message.contains("not found")
+}
+
+/// Words about the way to the registry. They may hold the words for an image that is not there.
+fn is_unreachable(message: &str) -> bool {
+    ["no such host", "dial tcp", "timeout", "connection", "toomanyrequests", "unauthorized", "denied"]
+        .iter()
+        .any(|words| message.contains(words))
+}
+
+fn is_taken_port(message: &str) -> bool {
+    message.contains("port is already allocated") || message.contains("address already in use")
+}
+
+fn is_bad_command(message: &str) -> bool {
+    BAD_COMMANDS.iter().any(|words| message.contains(words))
+}
+
+fn network(message: String) -> Error {
+    let full = message.contains("address pool");
+    let advice = if full { "; set runtime.network_subnet to a free range" } else { "" };
+    Error::start(Fault::Network, format!("cannot use the session's network: {message}{advice}"))
+}
+
+/// The part of the engine's message that names the command: what comes before it names the engine's own steps.
+fn command(message: &str) -> Error {
+    let useful = message.rsplit_once("container process: ").map_or(message, |(_, useful)| useful);
+    let useful = useful.trim_end_matches(": unknown");
+    Error::start(Fault::Workspace, format!("cannot start the container: {useful}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(status: u16, message: &str) -> Failure {
+        Failure::Said { status, message: message.to_owned() }
+    }
+
+    fn fault(error: &Error) -> Fault {
+        let Error::Start { fault, .. } = error else { panic!("{error:?} is nobody's fault") };
+        fault.clone()
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_executed_is_the_workspaces_fault() {
+        let runc = |why: &str| {
+            format!(
+                "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: {why}: unknown"
+            )
+        };
+        for why in [
+            r#"exec: "nope": executable file not found in $PATH"#,
+            r#"exec: "/nope": stat /nope: no such file or directory"#,
+            r#"exec: "/plain": permission denied"#,
+            "exec /garbage: exec format error",
+        ] {
+            let error = of_start(said(400, &runc(why)));
+            assert_eq!(
+                (fault(&error), error.to_string()),
+                (Fault::Workspace, format!("cannot start the container: {why}"))
+            );
+        }
+        assert_eq!(fault(&of_create(said(400, "No command specified"))), Fault::Workspace);
+    }
+
+    #[test]
+    fn what_the_host_lacks_is_the_hosts_fault() {
+        let taken = "driver failed programming external connectivity: Bind for 127.0.0.1:8080 failed: port is already allocated";
+        let error = of_start(said(500, taken));
+        assert_eq!(fault(&error), Fault::Host);
+        assert!(error.to_string().starts_with("a port of the session is already in use"));
+        assert_eq!(fault(&of_start(said(500, "no space left on device"))), Fault::Host);
+        assert_eq!(fault(&of_create(said(409, "something else"))), Fault::Host);
+        for failure in [said(404, "network ostler-lab not found"), said(404, "plugin \"x\" not found")] {
+            assert_eq!(fault(&of_network(failure)), Fault::Network);
+        }
+        assert_eq!(fault(&of_create(said(404, "network ostler-lab not found"))), Fault::Network);
+        let full = "could not find an available, non-overlapping IPv4 address pool among the defaults";
+        assert!(of_network(said(403, full)).to_string().ends_with("set runtime.network_subnet to a free range"));
+    }
+
+    #[test]
+    fn a_container_that_is_gone_and_an_engine_that_does_not_answer_are_nobodys_fault() {
+        assert!(matches!(of_start(said(404, "No such container: x")), Error::NotFound(_)));
+        assert_eq!(fault(&of_create(said(404, "No such image: x:1"))), Fault::Image);
+        let lost = || Failure::Lost("silence".to_owned());
+        for error in [of_start(lost()), of_create(lost()), of_network(lost()), of_pull("x", lost())] {
+            assert!(matches!(error, Error::Unavailable(_)));
+        }
+    }
+
+    #[test]
+    fn a_missing_image_is_told_from_a_registry_that_does_not_give_it() {
+        let fault = |message: &str| fault(&of_pull("x:1", said(500, message)));
+        for missing in ["manifest for x:1 not found: manifest unknown", "no matching manifest for linux/arm64/v8"] {
+            assert_eq!(fault(missing), Fault::Image);
+        }
+        for refused in [
+            "pull access denied for x, repository does not exist or may require 'docker login': denied",
+            "toomanyrequests: You have reached your pull rate limit",
+            "Get https://r/v2/: dial tcp: lookup r: no such host",
+            "received unexpected HTTP status: 503 Service Unavailable",
+        ] {
+            assert_eq!(fault(refused), Fault::Registry, "{refused}");
+        }
+    }
+}
