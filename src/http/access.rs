@@ -19,7 +19,7 @@ use crate::wire::message::{
 /// What an operation requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// No token: health, which reveals no more than an open port does.
+    /// No token, and any `Host`: health, which reveals no more than an open port does.
     Open,
     /// At least this role.
     Needs(Role),

@@ -105,11 +105,6 @@ fn operations_of(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Oper
 /// Adds the common error responses and the required role to an operation.
 fn complete(operation: &mut Operation, access: Access, has_path_parameters: bool) {
     refusal(operation, 400, "`invalid`: the path, the query, a header or the body is malformed");
-    refusal(
-        operation,
-        403,
-        "`forbidden`: the operation requires a higher role, or the host or origin of the request is not allowed",
-    );
     refusal(operation, 500, "`internal`: internal error of the agent; see its log");
     if has_path_parameters {
         refusal(operation, 404, "`not_found`");
@@ -123,6 +118,11 @@ fn complete(operation: &mut Operation, access: Access, has_path_parameters: bool
         Access::Open => SecurityRequirement::default(),
         Access::Needs(role) => {
             refusal(operation, 401, "`unauthorized`: the token is missing, unknown, revoked or expired");
+            refusal(
+                operation,
+                403,
+                "`forbidden`: the operation requires a higher role, or the host or origin of the request is not allowed",
+            );
             let needs = format!("Requires role `{role}`.");
             let said = operation.description.take();
             operation.description = Some(said.map_or(needs.clone(), |said| format!("{said}\n\n{needs}")));
@@ -164,7 +164,9 @@ mod tests {
             for (method, operation) in operations_of(item) {
                 let answers = &operation.responses.responses;
                 assert!(answers.keys().any(|status| status.starts_with('2')), "{method} {path}");
-                assert_eq!(answers.contains_key("401"), !path.ends_with('z'), "{method} {path}");
+                for of_the_guarded in ["401", "403"] {
+                    assert_eq!(answers.contains_key(of_the_guarded), !path.ends_with('z'), "{method} {path}");
+                }
                 assert_eq!(answers.contains_key("415"), operation.request_body.is_some(), "{method} {path}");
                 assert!(ids.insert(operation.operation_id.clone().unwrap()), "{method} {path}");
             }

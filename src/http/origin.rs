@@ -1,32 +1,38 @@
 //! Checks of `Host` and `Origin`, so that no web page can use the API through the browser of its reader.
 //!
 //! A page that rebinds its own name to a loopback address still sends that name as `Host`; a page that
-//! posts across sites sends its `Origin`. Both are rejected before any other check.
+//! posts across sites sends its `Origin`. Both are rejected before any other check. Open operations are exempt: a load
+//! balancer may ask for health under its own name, or under none, and no page learns more from it than from the port.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use axum::extract::{Extension, Request, State};
+use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::access::Peer;
+use super::access::{Access, Peer, access};
 use super::error::Refusal;
 use crate::types::ErrorCode;
 
 /// `http.allowed_hosts`: names, with or without a port, in addition to loopback and the listener's address.
 pub(super) type AllowedHosts = Arc<[String]>;
 
-/// Rejects requests that a foreign web page may have sent. No page can reach the unix socket.
+/// Rejects requests that a foreign web page may have sent. No page can reach the unix socket, and open operations
+/// answer every caller.
 pub(super) async fn same_site(
     State(allowed): State<AllowedHosts>,
     Extension(peer): Extension<Peer>,
+    matched: Option<MatchedPath>,
     request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
-    if let Peer::Tcp { local, .. } = peer {
+    let is_open = matched.is_some_and(|path| access(request.method(), path.as_str()) == Access::Open);
+    if let Peer::Tcp { local, .. } = peer
+        && !is_open
+    {
         let host = host_of(&request)?;
         check_host(&host, local, &allowed)?;
         check_origin(&host, request.method(), request.headers())?;
@@ -99,7 +105,7 @@ mod tests {
     }
 
     fn host(host: &str, allowed: &[&str]) -> Option<u16> {
-        asked(Method::GET, "/livez", &[("host", host)], allowed)
+        asked(Method::GET, "/v1/status", &[("host", host)], allowed)
     }
 
     #[test]
@@ -116,14 +122,14 @@ mod tests {
         for bad in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "192.0.2.8", "[2001:db8::1]"] {
             assert_eq!(host(bad, &["ostler.example.com"]), Some(403), "{bad}");
         }
-        assert_eq!(asked(Method::GET, "http://evil.example/livez", &[("host", "localhost")], &[]), Some(403));
+        assert_eq!(asked(Method::GET, "http://evil.example/v1/status", &[("host", "localhost")], &[]), Some(403));
         assert_eq!(host("a.example.com:1", &["a.example.com:7481"]), Some(403));
     }
 
     #[test]
     fn a_request_has_exactly_one_host() {
-        assert_eq!(asked(Method::GET, "/livez", &[], &[]), Some(400));
-        assert_eq!(asked(Method::GET, "/livez", &[("host", "localhost"), ("host", "localhost")], &[]), Some(400));
+        assert_eq!(asked(Method::GET, "/v1/status", &[], &[]), Some(400));
+        assert_eq!(asked(Method::GET, "/v1/status", &[("host", "localhost"), ("host", "localhost")], &[]), Some(400));
         assert_eq!(host("a b", &[]), Some(400));
     }
 

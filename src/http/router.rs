@@ -19,7 +19,7 @@ use super::origin::{AllowedHosts, same_site};
 use super::{App, Shared, commands, health, metrics, nodes, openapi, sessions, status, tokens, volumes, workspaces};
 use crate::types::{Actor, ApiToken, ErrorCode};
 
-/// The header with the leader's name, on every response.
+/// The header with the leader's name, on every response to an authorised caller.
 const LEADER: &str = "x-ostler-leader";
 
 /// Every operation of the API with its description.
@@ -103,10 +103,11 @@ async fn no_method(request: Request) -> Refusal {
     Refusal::new(ErrorCode::Invalid, message).with_status(StatusCode::METHOD_NOT_ALLOWED)
 }
 
-/// Adds the leader that this node knows to every response.
+/// Adds the leader that this node knows to every response to an authorised caller. Open operations reveal nothing.
 async fn name_leader(State(app): Shared, request: Request, next: Next) -> Response {
+    let is_authorised = request.extensions().get::<Actor>().is_some();
     let mut response = next.run(request).await;
-    let leader = app.api.cluster.leader();
+    let leader = app.api.cluster.leader().filter(|_| is_authorised);
     if let Some(name) = leader.and_then(|(_, name)| HeaderValue::from_str(name.as_str()).ok()) {
         response.headers_mut().insert(LEADER, name);
     }
@@ -134,7 +135,11 @@ mod tests {
     use axum::Extension;
     use axum::body::Body;
     use axum::routing::post;
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
     use tower::ServiceExt;
+
+    const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const TCP: Peer = Peer::Tcp { remote: SocketAddr::new(LOOPBACK, 5), local: SocketAddr::new(LOOPBACK, 7481) };
 
     /// The real middleware around operations that do nothing, at paths of the access table.
     fn router() -> Router {
@@ -154,8 +159,7 @@ mod tests {
     }
 
     async fn send(method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
-        let peer = Peer::Tcp { remote: "127.0.0.1:5".parse().unwrap(), local: "127.0.0.1:7481".parse().unwrap() };
-        send_as(peer, method, path, headers).await
+        send_as(TCP, method, path, headers).await
     }
 
     async fn send_as(peer: Peer, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
@@ -215,10 +219,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn health_answers_to_every_host_and_to_none() {
+        for method in ["GET", "HEAD"] {
+            for headers in [&[("host", "evil.example")][..], &[("host", "a b")], &[("host", "a"), ("host", "b")]] {
+                assert_eq!(send(method, "/livez", headers).await.status(), 200, "{method} {headers:?}");
+            }
+            let request = Request::builder().method(method).uri("/livez").extension(TCP).body(Body::empty()).unwrap();
+            assert_eq!(router().oneshot(request).await.unwrap().status(), 200, "{method} without Host");
+        }
+    }
+
+    #[tokio::test]
     async fn foreign_hosts_and_origins_are_rejected_first() {
-        assert_eq!(code(send("GET", "/livez", &[("host", "evil.example")]).await).await.0, 403);
-        assert_eq!(code(send("GET", "/nowhere", &[("host", "evil.example")]).await).await.0, 403);
-        assert_eq!(send("GET", "/livez", &[("host", "ostler.example.com")]).await.status(), 200);
+        let read = ("authorization", "Bearer read");
+        for path in ["/v1/status", "/nowhere", "/livez/x"] {
+            assert_eq!(code(send("GET", path, &[read, ("host", "evil.example")]).await).await.0, 403, "{path}");
+        }
+        assert_eq!(code(send("POST", "/livez", &[("host", "evil.example")]).await).await.0, 403);
+        assert_eq!(send("GET", "/v1/status", &[read, ("host", "ostler.example.com")]).await.status(), 200);
         let foreign = [("authorization", "Bearer admin"), ("origin", "https://evil.example")];
         assert_eq!(code(send("POST", "/v1/tokens", &foreign).await).await.0, 403);
         let own = [("authorization", "Bearer admin"), ("origin", "http://localhost:7481")];

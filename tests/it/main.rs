@@ -12,6 +12,7 @@ mod demo;
 mod docker;
 mod docker_runtime;
 mod found;
+mod health;
 mod netns;
 mod process_runtime;
 mod relay;

@@ -114,11 +114,7 @@ fn the_socket_is_for_its_owner_and_group() {
 #[test]
 fn the_status_listener_shows_little_without_a_token() {
     let agent = Agent::start(&format!("{ROOMY}\nhttp = {{ status_listen = '127.0.0.1:0' }}"));
-    let log = agent.log();
-    let address = log.split_whitespace().find_map(|word| word.strip_prefix("status="));
-    let Some(address) = address else { panic!("the log has no address of the status listener: {log}") };
-    let mut client = agent.tcp(None);
-    client.address = crate::support::http::Address::Tcp(address.to_owned());
+    let client = agent.status_client();
     for open in ["/livez", "/readyz", "/healthz", "/metrics"] {
         assert_eq!(client.get(open).status, 200, "{open}");
     }

@@ -236,11 +236,20 @@ impl Agent {
         Client { address: Address::Socket(self.socket()), token: None }
     }
 
-    /// The TCP address of the agent, from its log: `127.0.0.1:PORT`.
+    /// The TCP address of the agent: `127.0.0.1:PORT`.
     pub(crate) fn tcp_address(&self) -> String {
+        self.logged_address("http=")
+    }
+
+    /// A client of the status listener, if the agent has one.
+    pub(crate) fn status_client(&self) -> Client {
+        Client { address: Address::Tcp(self.logged_address("status=")), token: None }
+    }
+
+    fn logged_address(&self, field: &str) -> String {
         let log = self.log();
-        let found = log.split_whitespace().find_map(|word| word.strip_prefix("http="));
-        found.unwrap_or_else(|| panic!("the log has no address: {log}")).to_owned()
+        let found = log.split_whitespace().find_map(|word| word.strip_prefix(field));
+        found.unwrap_or_else(|| panic!("the log has no address `{field}`: {log}")).to_owned()
     }
 
     /// A client over TCP, with this API token or none.

@@ -121,11 +121,18 @@ impl Client {
             message += &format!("{name}: {value}\r\n");
         }
         message += "\r\n";
-        let mut stream = self.connect()?;
         let mut message = message.into_bytes();
         message.extend_from_slice(&request.body);
+        let answer = self.exchange(&message)?;
+        Response::parse(&answer)
+            .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "incomplete answer"))
+    }
+
+    /// Sends these bytes on a connection, and reads everything that comes until its end.
+    pub(crate) fn exchange(&self, message: &[u8]) -> std::io::Result<Vec<u8>> {
+        let mut stream = self.connect()?;
         // A server may answer and hang up before it has read everything: its answer counts.
-        let sent = stream.write_all(&message);
+        let sent = stream.write_all(message);
         let mut answer = Vec::new();
         match stream.read_to_end(&mut answer) {
             Err(error) if answer.is_empty() => return Err(error),
@@ -134,8 +141,7 @@ impl Client {
         if answer.is_empty() {
             sent?;
         }
-        Response::parse(&answer)
-            .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "incomplete answer"))
+        Ok(answer)
     }
 
     fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
