@@ -119,10 +119,11 @@ pub(super) async fn extend(
 }
 
 async fn command(app: &App, path: &SessionPath, command: Command, query: WaitQuery, by: &Actor) -> Accepted {
+    let until = query.timeout.end();
     let known = find(app, path).await?.answer.session;
     let Routed { answer: mut session, by } = app.api.cluster.command(&known, command, by).await?;
     if let Some(state) = query.wait {
-        session = held(app, session, Wait::Until(state), query.timeout).await.session;
+        session = held(app, session, Wait::Until(state), until).await.session;
     }
     Ok(Served(Routed { answer: (StatusCode::ACCEPTED, Answer(session)), by }))
 }

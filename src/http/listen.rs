@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -22,14 +22,18 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use super::access::Peer;
+use super::head::HeadTimer;
 use super::socket::{Socket, is_admin};
 
 /// Connections of one listener at most. Further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
 /// Connections from one address at most. The listener closes further ones at once.
 const MAX_PER_ADDRESS: usize = 128;
-/// How long a peer may take to send the head of a request, and how long a connection may idle between requests.
+/// How long a peer may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may idle between requests. nginx and most load balancers keep an idle connection for 60 s, and
+/// must be the side that closes it: a request that they send while this side closes would fail.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of the head of a request, and of its body read in advance, at most.
@@ -45,6 +49,7 @@ pub(super) struct Limits {
     connections: usize,
     per_address: usize,
     head: Duration,
+    idle: Duration,
     handshake: Duration,
     drain: Duration,
 }
@@ -55,6 +60,7 @@ impl Default for Limits {
             connections: MAX_CONNECTIONS,
             per_address: MAX_PER_ADDRESS,
             head: HEAD_TIMEOUT,
+            idle: IDLE_TIMEOUT,
             handshake: HANDSHAKE_TIMEOUT,
             drain: DRAIN,
         }
@@ -176,11 +182,13 @@ impl Connection {
             request.extensions_mut().insert(peer);
             request.map(Body::new)
         });
+        let timer = HeadTimer::new(self.limits.head);
+        let stream = TokioIo::new(timer.watch(stream));
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.head)
+            .timer(timer)
+            .header_read_timeout(self.limits.idle)
             .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+            .serve_connection(stream, TowerToHyperService::new(service));
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
@@ -249,10 +257,17 @@ impl Drop for Slot {
 mod tests {
     use super::*;
     use crate::http::{sample, tls};
-    use axum::routing::get;
+    use axum::routing::{get, post};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::task::JoinHandle;
+    use tokio::time::Instant;
 
+    /// A limit that no test reaches.
+    const FOREVER: Duration = Duration::from_secs(3600);
+    /// A limit that a test waits for, and that a prompt peer keeps on a busy machine.
+    const BRIEF: Duration = Duration::from_millis(500);
+    /// How long a condition may take to become true on a busy machine.
+    const SOON: Duration = Duration::from_secs(60);
     const REQUEST: &[u8] = b"GET /peer HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
     struct Served {
@@ -270,6 +285,7 @@ mod tests {
         let address = tcp.local_addr().unwrap();
         let router = Router::new()
             .route("/peer", get(|axum::Extension(peer): axum::Extension<Peer>| async move { format!("{peer:?}") }))
+            .route("/echo", post(|body: String| async { body }))
             .route("/never", get(|| async { std::future::pending::<()>().await }));
         let (stop, stopping) = watch::channel(false);
         let running = tokio::spawn(serve(Listener::Tcp { tcp, tls }, router, limits, stopping));
@@ -325,18 +341,55 @@ mod tests {
         assert!(read > 0, "the second is served after the first");
     }
 
-    #[tokio::test]
-    async fn a_slow_head_and_an_idle_connection_time_out() {
-        let served = served(Limits { head: Duration::from_millis(50), ..Limits::default() }).await;
-        let mut slow = TcpStream::connect(served.address).await.unwrap();
-        slow.write_all(b"GET /peer HTTP/1.1\r\n").await.unwrap();
+    /// A connection that has got an answer.
+    async fn kept(served: &Served) -> TcpStream {
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
+        assert!(ask(&mut stream).await.starts_with("HTTP/1.1 200"));
+        stream
+    }
+
+    /// Waits until the server closes the connection, which it must do without an answer.
+    async fn closed(mut stream: TcpStream) {
         let mut rest = Vec::new();
-        slow.read_to_end(&mut rest).await.unwrap();
+        // A reset ends the connection as well.
+        let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut rest)).await.expect("the connection is closed");
         assert!(!String::from_utf8_lossy(&rest).contains("200 OK"));
-        let mut idle = TcpStream::connect(served.address).await.unwrap();
-        assert!(ask(&mut idle).await.starts_with("HTTP/1.1 200"));
-        rest.clear();
-        idle.read_to_end(&mut rest).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_head_has_its_limit_from_its_first_byte_and_on_a_new_connection_from_the_start() {
+        let served = served(Limits { head: BRIEF, idle: FOREVER, ..Limits::default() }).await;
+        closed(TcpStream::connect(served.address).await.unwrap()).await;
+        for mut slow in [TcpStream::connect(served.address).await.unwrap(), kept(&served).await] {
+            slow.write_all(b"GET /peer HTTP/1.1\r\n").await.unwrap();
+            closed(slow).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn further_bytes_do_not_extend_the_limit_of_a_head() {
+        let served = served(Limits { head: BRIEF, idle: FOREVER, ..Limits::default() }).await;
+        let mut slow = kept(&served).await;
+        let trickle = async {
+            while slow.write_all(b"x").await.is_ok() {
+                let _ = tokio::time::timeout(Duration::from_millis(10), slow.read(&mut [0; 64])).await;
+            }
+        };
+        tokio::time::timeout(SOON, trickle).await.expect("the connection is closed");
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_may_idle_for_longer_than_a_head_may_take() {
+        let idle = BRIEF * 3;
+        let served = served(Limits { head: BRIEF, idle, ..Limits::default() }).await;
+        let mut stream = kept(&served).await;
+        // Bytes of a body are no bytes of the next head.
+        stream.write_all(b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n").await.unwrap();
+        stream.write_all(b"hi").await.unwrap();
+        let begun = Instant::now();
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+        closed(stream).await;
+        assert!(begun.elapsed() >= idle, "closed after {:?}", begun.elapsed());
     }
 
     #[tokio::test]

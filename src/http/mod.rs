@@ -9,6 +9,7 @@ mod access;
 mod commands;
 mod error;
 mod extract;
+mod head;
 mod health;
 mod listen;
 mod metrics;

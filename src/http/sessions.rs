@@ -3,10 +3,11 @@
 use axum::Json as Answer;
 use axum::body::Body;
 use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use futures_util::StreamExt;
 use serde::{Deserialize, Deserializer, Serialize};
+use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
 use super::error::Refusal;
@@ -26,6 +27,11 @@ use crate::types::{
 const MAX_KEY: usize = 256;
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// Makes nginx, and proxies that follow it, pass an answer on as it comes. Otherwise they collect it until a buffer is
+/// full, and a followed log stays empty meanwhile.
+const UNBUFFERED: (HeaderName, HeaderValue) =
+    (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -87,7 +93,8 @@ pub(super) struct CreateQuery {
     dry_run: bool,
     /// Delay the answer until the session is in this state, or has ended, or `timeout` has passed.
     wait: Option<SessionState>,
-    /// How long to delay the answer, for example `90s` or `2m`. Longer values count as ten minutes.
+    /// How long to delay the answer, counted from the request, for example `90s` or `2m`. Longer values count as ten
+    /// minutes. The default is below the 60 s after which most reverse proxies give up.
     #[serde(default)]
     timeout: Timeout,
 }
@@ -99,7 +106,8 @@ pub(super) struct RemoveQuery {
     /// Delay the answer until the session's container is destroyed, or `timeout` has passed.
     #[serde(default)]
     wait: bool,
-    /// How long to delay the answer, for example `90s` or `2m`. Longer values count as ten minutes.
+    /// How long to delay the answer, counted from the request, for example `90s` or `2m`. Longer values count as ten
+    /// minutes. The default is below the 60 s after which most reverse proxies give up.
     #[serde(default)]
     timeout: Timeout,
     /// Only remove the session from the records of all other nodes. For a host that is not alive and will not return.
@@ -111,7 +119,8 @@ pub(super) struct RemoveQuery {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogsQuery {
-    /// Stream new output until the session ends.
+    /// Stream new output until the session ends. The answer has the header `X-Accel-Buffering: no`, so that a reverse
+    /// proxy passes the output on as it comes.
     #[serde(default)]
     follow: bool,
     /// The number of last lines to show. Default: all lines that the engine has.
@@ -163,6 +172,7 @@ pub(super) async fn create(
     headers: HeaderMap,
     Json(request): Json<SessionRequest>,
 ) -> Result<Response, Refusal> {
+    let until = query.timeout.end();
     let key = idempotency_key(&headers)?;
     if query.dry_run {
         let plan = app.api.cluster.dry_run(request).await?;
@@ -173,7 +183,7 @@ pub(super) async fn create(
     let mut session = placed.session;
     if let Some(state) = query.wait {
         let secret = session.secret.take();
-        session = Session { secret, ..held(&app, session, Wait::Until(state), query.timeout).await.session };
+        session = Session { secret, ..held(&app, session, Wait::Until(state), until).await.session };
     }
     let path = HeaderValue::try_from(format!("/v1/sessions/{}", session.id)).expect("an id is ASCII");
     let answer = (status, [(header::LOCATION, path)], Answer(Created::Session(Box::new(session))));
@@ -191,9 +201,10 @@ pub(super) async fn show(
     Path(path): Path<SessionPath>,
     Query(query): Query<WaitQuery>,
 ) -> Result<Served<Answer<Session>>, Refusal> {
+    let until = query.timeout.end();
     let Routed { answer: Remembered { mut session, .. }, by } = find(&app, &path).await?;
     if let Some(state) = query.wait {
-        session = held(&app, session, Wait::Until(state), query.timeout).await.session;
+        session = held(&app, session, Wait::Until(state), until).await.session;
     }
     Ok(Served(Routed { answer: Answer(session), by }))
 }
@@ -213,6 +224,7 @@ pub(super) async fn remove(
     Path(path): Path<SessionPath>,
     Query(query): Query<RemoveQuery>,
 ) -> Result<Served<(StatusCode, Answer<Session>)>, Refusal> {
+    let until = query.timeout.end();
     let Routed { answer: Remembered { session, gone }, by } = find(&app, &path).await?;
     if gone {
         return Ok(Served(Routed { answer: (StatusCode::OK, Answer(session)), by }));
@@ -224,7 +236,7 @@ pub(super) async fn remove(
     let Routed { answer: session, by } = app.api.cluster.command(&session, Command::Remove, &actor).await?;
     let mut removed = Remembered { session, gone: false };
     if query.wait {
-        removed = held(&app, removed.session, Wait::UntilGone, query.timeout).await;
+        removed = held(&app, removed.session, Wait::UntilGone, until).await;
     }
     let status = if removed.gone { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok(Served(Routed { answer: (status, Answer(removed.session)), by }))
@@ -278,7 +290,8 @@ pub(super) async fn logs(
     // A caller that follows the log must not delay the stop of the daemon.
     let lines = lines.take_until(async move { stopping.wait_for(|stopping| *stopping).await.is_ok() });
     let text = [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
-    Ok(Served(Routed { answer: (text, Body::from_stream(lines)), by }).into_response())
+    let passed_on = AppendHeaders(query.follow.then_some(UNBUFFERED));
+    Ok(Served(Routed { answer: (text, passed_on, Body::from_stream(lines)), by }).into_response())
 }
 
 /// The session of a path.
@@ -286,12 +299,13 @@ pub(super) async fn find(app: &App, path: &SessionPath) -> Result<Routed<Remembe
     Ok(app.api.cluster.session(&path.id.0).await?)
 }
 
-/// The session once it is in the wanted state, the timeout has passed, or the daemon stops.
-pub(super) async fn held(app: &App, session: Session, wait: Wait, timeout: Timeout) -> Remembered {
+/// The session once it is in the wanted state, at `until`, or once the daemon stops.
+pub(super) async fn held(app: &App, session: Session, wait: Wait, until: Instant) -> Remembered {
     let mut stopping = app.stopping.clone();
     let now = session.clone();
+    let left = until.saturating_duration_since(Instant::now());
     tokio::select! {
-        remembered = app.api.cluster.hold(session, wait, timeout.get()) => remembered,
+        remembered = app.api.cluster.hold(session, wait, left) => remembered,
         _ = stopping.wait_for(|stopping| *stopping) => Remembered { session: now, gone: false },
     }
 }

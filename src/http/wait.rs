@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
+use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::cluster::MAX_HOLD;
 use crate::types::{Period, SessionState};
 
-/// How long an answer waits by default.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an answer waits by default. nginx and most load balancers give up after 60 s without an answer, and a host
+/// that does not answer adds a few seconds.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(50);
 /// Bytes of a timeout's text at most.
 const MAX_TEXT: usize = 15;
 /// Digits of each of its numbers at most.
@@ -22,14 +24,15 @@ const MAX_DIGITS: usize = 4;
 pub(super) struct WaitQuery {
     /// Delay the answer until the session is in this state, or has ended, or `timeout` has passed.
     pub(super) wait: Option<SessionState>,
-    /// How long to delay the answer, for example `90s` or `2m`. Longer values count as ten minutes.
+    /// How long to delay the answer, counted from the request, for example `90s` or `2m`. Longer values count as ten
+    /// minutes. The default is below the 60 s after which most reverse proxies give up.
     #[serde(default)]
     pub(super) timeout: Timeout,
 }
 
 /// How long an answer waits at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
-#[schema(value_type = String, pattern = "^([0-9]{1,4}(ms|s|m|h|d))+$", max_length = 15, default = "60s")]
+#[schema(value_type = String, pattern = "^([0-9]{1,4}(ms|s|m|h|d))+$", max_length = 15, default = "50s")]
 pub(super) struct Timeout(Duration);
 
 impl Default for Timeout {
@@ -50,14 +53,16 @@ impl<'de> Deserialize<'de> for Timeout {
 }
 
 impl Timeout {
-    pub(super) const fn get(self) -> Duration {
-        self.0
+    /// The end of the wait of a request that has just arrived: what happens before the wait counts as well.
+    pub(super) fn end(self) -> Instant {
+        Instant::now() + self.0
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use utoipa::PartialSchema;
 
     fn timeout(text: &str) -> Option<Duration> {
         serde_json::from_value::<Timeout>(text.into()).ok().map(|Timeout(span)| span)
@@ -72,5 +77,12 @@ mod tests {
         for bad in ["", "60", "-1s", "1.5s", "1w", "99999s", "1s1s1s1s1s1s1s1s"] {
             assert_eq!(timeout(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_default_is_the_described_one_and_below_the_patience_of_proxies() {
+        let described = serde_json::to_value(Timeout::schema()).unwrap()["default"].take();
+        assert_eq!(timeout(described.as_str().unwrap()), Some(DEFAULT_TIMEOUT));
+        assert!(DEFAULT_TIMEOUT < Duration::from_secs(60));
     }
 }

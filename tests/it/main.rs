@@ -15,6 +15,7 @@ mod found;
 mod health;
 mod netns;
 mod process_runtime;
+mod proxy;
 mod relay;
 mod schemathesis;
 mod session;

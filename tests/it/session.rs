@@ -154,7 +154,11 @@ fn logs_are_kept_followed_and_cut() {
     assert_eq!(lines.collect::<Vec<_>>(), ["last"]);
     assert!(following.wait().unwrap().success());
     agent.until_state(id(&session), "stopped");
-    assert!(agent.get(&path(&session, "/logs")).text().ends_with("last\n"), "the log outlives the run");
+    let whole = agent.get(&path(&session, "/logs"));
+    assert!(whole.text().ends_with("last\n"), "the log outlives the run");
+    assert_eq!(whole.header("x-accel-buffering"), None);
+    let followed = agent.get(&path(&session, "/logs?follow=true"));
+    assert_eq!((followed.header("x-accel-buffering"), followed.text()), (Some("no"), whole.text()));
 }
 
 #[test]

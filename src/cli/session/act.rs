@@ -21,8 +21,9 @@ use super::{IdArgs, WaitArgs};
 
 /// Most requests at the same time. Each may take the whole grace period of a stop.
 const AT_ONCE: usize = 16;
-/// The longest wait of one request. A node holds an answer for at most ten minutes, a proxy for less.
-const MAX_HOLD: Duration = Duration::from_secs(60);
+/// The longest wait of one request. A node holds an answer for at most ten minutes, but a reverse proxy gives up after
+/// 60 s, or 50 s as Debian configures haproxy, and a host that does not answer adds a few seconds.
+const MAX_HOLD: Duration = Duration::from_secs(40);
 /// The longest wait for a pause or resume, which takes an engine milliseconds.
 const HOLD_PAUSE: Period = Period::secs(10);
 

@@ -1,6 +1,6 @@
 //! A small HTTP client that shares no code with the program, and can send invalid requests.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -103,6 +103,19 @@ impl Client {
 
     /// The answer, or why there was none: for example, the agent was killed.
     pub(crate) fn try_send(&self, request: &Request) -> std::io::Result<Response> {
+        let answer = self.exchange(&self.message(request))?;
+        Response::parse(&answer)
+            .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "incomplete answer"))
+    }
+
+    /// Sends a request, and gives the lines of its answer as they come, from the status line on.
+    pub(crate) fn lines(&self, request: &Request) -> impl Iterator<Item = String> + use<> {
+        let mut stream = self.connect().unwrap();
+        stream.write_all(&self.message(request)).unwrap();
+        BufReader::new(stream).lines().map(Result::unwrap)
+    }
+
+    fn message(&self, request: &Request) -> Vec<u8> {
         let mut message = format!("{} {} HTTP/1.1\r\nconnection: close\r\n", request.method, request.path);
         if !request.has("host") {
             let host = match &self.address {
@@ -123,9 +136,7 @@ impl Client {
         message += "\r\n";
         let mut message = message.into_bytes();
         message.extend_from_slice(&request.body);
-        let answer = self.exchange(&message)?;
-        Response::parse(&answer)
-            .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "incomplete answer"))
+        message
     }
 
     /// Sends these bytes on a connection, and reads everything that comes until its end.

@@ -6,6 +6,7 @@ pub(crate) mod docker;
 pub(crate) mod engine_relay;
 pub(crate) mod http;
 pub(crate) mod netns;
+pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod relay;
 
