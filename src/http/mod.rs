@@ -5,6 +5,7 @@
 //! that asks one owner. Only `error` turns an owner's error into a status code.
 //! `openapi` generates the description of the API from the code.
 
+mod accept;
 mod access;
 mod commands;
 mod error;

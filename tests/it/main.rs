@@ -13,6 +13,7 @@ mod docker;
 mod docker_runtime;
 mod found;
 mod health;
+mod metrics;
 mod netns;
 mod process_runtime;
 mod proxy;
