@@ -1,7 +1,7 @@
 //! The node to contact and the credentials to use: from flags, environment and the stored login.
 
 use std::fmt;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -9,12 +9,10 @@ use hyper::Uri;
 
 use super::failure::Failure;
 use super::login::Login;
+use crate::types::{MAX_TOKEN_INPUT, token_text};
 
 /// The socket of this host's agent, unless its configuration names another.
 const DEFAULT_SOCKET: &str = "/run/ostler/ostler.sock";
-
-/// Most bytes read of a token file. Tokens are shorter than 100 bytes: a longer file is not a token file.
-const MAX_TOKEN_FILE: u64 = 4096;
 
 /// The flags that choose the node to contact.
 #[derive(Debug, Clone, Default, Args)]
@@ -132,24 +130,16 @@ impl Connection {
 }
 
 impl Source {
-    /// The token, without the line break that editors add.
+    /// The token, without a byte order mark and the blanks around it.
     pub(super) fn read_token(&self) -> Result<String, Failure> {
-        let text = match self {
-            Self::Text(text) => text.clone(),
+        match self {
+            Self::Text(text) => parse_token("the API token", text.as_bytes()),
             Self::File(path) => {
-                let mut text = String::new();
-                open(path)
-                    .and_then(|file| file.take(MAX_TOKEN_FILE).read_to_string(&mut text))
+                let content = open(path)
+                    .and_then(read_token_input)
                     .map_err(|e| Failure::Failed(format!("the token file {} cannot be read: {e}", path.display())))?;
-                text
+                parse_token(&format!("token file {}", path.display()), &content)
             }
-        };
-        let token = text.trim();
-        let fine = !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic());
-        if fine {
-            Ok(token.to_owned())
-        } else {
-            Err(Failure::Failed("invalid API token: expected printable ASCII characters without spaces".to_owned()))
         }
     }
 
@@ -173,8 +163,21 @@ impl fmt::Debug for Source {
     }
 }
 
-fn open(path: &Path) -> std::io::Result<Box<dyn Read>> {
-    if path == Path::new("-") { Ok(Box::new(std::io::stdin())) } else { Ok(Box::new(std::fs::File::open(path)?)) }
+fn open(path: &Path) -> io::Result<Box<dyn Read>> {
+    if path == Path::new("-") { Ok(Box::new(io::stdin())) } else { Ok(Box::new(std::fs::File::open(path)?)) }
+}
+
+/// Reads what holds a token; of a longer input one byte too many, by which its length is recognised.
+pub(super) fn read_token_input(from: impl Read) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    from.take(u64::try_from(MAX_TOKEN_INPUT + 1).unwrap_or(u64::MAX)).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// The API token that an input holds; `what` names the input in errors.
+pub(super) fn parse_token(what: &str, content: &[u8]) -> Result<String, Failure> {
+    let token = token_text(content).map_err(|wrong| Failure::Failed(format!("{what}: {wrong}")))?;
+    Ok(token.to_owned())
 }
 
 impl Url {
@@ -301,6 +304,7 @@ mod tests {
     fn a_token_is_read_without_its_line_break_and_never_shown() {
         let source = Source::Text("secret\n".to_owned());
         assert_eq!(source.read_token().unwrap(), "secret");
+        assert_eq!(Source::Text("\u{feff} secret\r\n".to_owned()).read_token().unwrap(), "secret");
         assert_eq!(format!("{source:?}"), "Text(…)");
         assert!(Source::Text(" \n".to_owned()).read_token().is_err());
         assert!(Source::Text("a\nb".to_owned()).read_token().is_err());

@@ -1,20 +1,16 @@
 //! `ostler join`: another node of a cluster.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::connection::Connection;
+use super::connection::{Connection, read_token_input};
 use super::failure::Failure;
 use super::output::Output;
 use super::{node, service};
 use crate::config::{Config, DEFAULT_FILE, add_seed};
 use crate::identity::{self, Token};
 use crate::types::{List, Node};
-
-/// Most bytes read of a token. A token has at most a few hundred bytes: longer input is not a token.
-const MAX_TOKEN: u64 = 4096;
 
 /// Add this host to a cluster.
 ///
@@ -69,9 +65,8 @@ fn token(connection: &Connection) -> Result<Token, Failure> {
     match &connection.token_file {
         None => Err(Failure::Usage("no cluster token; give --token-file FILE, or - for standard input".to_owned())),
         Some(file) if file == Path::new("-") => {
-            let mut text = String::new();
-            std::io::stdin().take(MAX_TOKEN).read_to_string(&mut text).map_err(|e| wrong(&e))?;
-            text.parse().map_err(|e| wrong(&e))
+            let content = read_token_input(std::io::stdin()).map_err(|e| wrong(&e))?;
+            Token::parse(&content).map_err(|e| wrong(&e))
         }
         Some(file) => identity::read(file).map_err(|e| Failure::Failed(e.to_string())),
     }

@@ -1,7 +1,7 @@
 //! `ostler login` and `logout`: the stored login of this user to a remote cluster.
 
 use std::fs;
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,14 +10,11 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr
 use serde::{Deserialize, Serialize};
 
 use super::client::Client;
-use super::connection::{Choice, Connection, Source, Target, Url};
+use super::connection::{Choice, Connection, Source, Target, Url, parse_token, read_token_input};
 use super::failure::Failure;
 use super::output::{Output, note};
 use super::route::Route;
 use super::status::Status;
-
-/// Most bytes read of a token. Tokens are shorter than 100 bytes: longer input is a mistake.
-const MAX_TOKEN: u64 = 4096;
 
 /// Store a cluster's URL and an API token, for commands on hosts without an agent.
 ///
@@ -134,24 +131,27 @@ impl Login {
     }
 }
 
-/// Reads the token from standard input. On a terminal it prints a prompt and turns the echo off.
+/// Reads the token from standard input: from a terminal one line, with a prompt and without echo.
 async fn ask_token() -> Result<String, Failure> {
-    let quiet = if io::stdin().is_terminal() {
+    let is_terminal = io::stdin().is_terminal();
+    let quiet = if is_terminal {
         let _ = write!(io::stderr(), "API token: ");
         QuietTerminal::new()
     } else {
         None
     };
-    let read = tokio::task::spawn_blocking(|| {
-        let mut line = String::new();
-        io::stdin().lock().take(MAX_TOKEN).read_line(&mut line).map(|_| line)
+    let read = tokio::task::spawn_blocking(move || {
+        let mut input = io::stdin().lock();
+        // A terminal's input does not end with the line; its driver bounds the line.
+        let mut line = Vec::new();
+        if is_terminal { input.read_until(b'\n', &mut line).map(|_| line) } else { read_token_input(input) }
     });
-    let line = read.await.map_err(|e| Failure::Failed(e.to_string()))?;
+    let content = read.await.map_err(|e| Failure::Failed(e.to_string()))?;
     if quiet.is_some() {
         note("");
     }
-    let line = line.map_err(|e| Failure::Failed(format!("the token cannot be read: {e}")))?;
-    Source::Text(line).read_token()
+    let content = content.map_err(|e| Failure::Failed(format!("the token cannot be read: {e}")))?;
+    parse_token("standard input", &content)
 }
 
 /// Keeps the terminal's echo off until it is dropped: when the line is read, or on Ctrl-C.

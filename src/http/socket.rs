@@ -9,6 +9,7 @@ use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::Error;
+use crate::identity::Accounts;
 
 /// The group whose members are administrators, if it exists.
 const GROUP: &str = "ostler";
@@ -48,7 +49,7 @@ pub(super) async fn bind(path: &Path) -> Result<Socket, Error> {
     let listener = UnixListener::bind(path).map_err(wrong)?;
     let socket = Socket { listener, path: path.to_owned() };
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE)).map_err(wrong)?;
-    if let Some(group) = group_of(&read("/etc/group"), GROUP) {
+    if let Some(group) = Accounts::of_host().groups().find(|group| group.name == GROUP) {
         // An agent without root may lack the permission; its own user can still connect.
         if let Err(error) = chown(path, None, Some(Gid::from_raw(group.gid))) {
             tracing::warn!(%error, socket = %path.display(), "cannot change the group of the socket to {GROUP}");
@@ -88,55 +89,15 @@ pub(super) fn is_admin(peer: &UCred) -> bool {
     if peer.uid() == 0 || peer.uid() == own {
         return true;
     }
-    let Some(group) = group_of(&read("/etc/group"), GROUP) else { return false };
-    let name = user_of(&read("/etc/passwd"), peer.uid());
+    let accounts = Accounts::of_host();
+    let Some(group) = accounts.groups().find(|group| group.name == GROUP) else { return false };
+    let name = accounts.name_of(peer.uid());
     peer.gid() == group.gid || name.is_some_and(|name| group.members.contains(&name))
-}
-
-fn read(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default()
-}
-
-/// A line of `/etc/group`.
-#[derive(Debug, PartialEq, Eq)]
-struct Group {
-    gid: u32,
-    members: Vec<String>,
-}
-
-fn group_of(file: &str, name: &str) -> Option<Group> {
-    file.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (found, _password, gid, members) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-        let members = members.split(',').map(str::trim).filter(|member| !member.is_empty()).map(str::to_owned);
-        (found == name).then(|| Some(Group { gid: gid.parse().ok()?, members: members.collect() }))?
-    })
-}
-
-fn user_of(file: &str, uid: u32) -> Option<String> {
-    file.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (name, _password, found) = (fields.next()?, fields.next()?, fields.next()?);
-        (found.parse() == Ok(uid)).then(|| name.to_owned())
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn groups_and_users_are_read_from_their_files() {
-        let groups = "root:x:0:\n# no line\nostler:x:987:alice, bob\nostlers:x:1:eve\nempty:x:5:\nbad:x:no:\n";
-        let members = vec!["alice".to_owned(), "bob".to_owned()];
-        assert_eq!(group_of(groups, "ostler"), Some(Group { gid: 987, members }));
-        assert_eq!(group_of(groups, "empty"), Some(Group { gid: 5, members: vec![] }));
-        assert_eq!(group_of(groups, "bad"), None);
-        assert_eq!(group_of(groups, "none"), None);
-        let users = "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n";
-        assert_eq!(user_of(users, 1000), Some("alice".to_owned()));
-        assert_eq!(user_of(users, 100), None);
-    }
 
     #[tokio::test]
     async fn the_socket_has_its_mode_and_is_removed_with_the_agent() {

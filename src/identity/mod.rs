@@ -1,13 +1,17 @@
-//! The cluster token and the keys derived from it.
+//! The cluster token, the keys derived from it, and the local accounts.
 //!
 //! The token gives root on every host of the cluster, because access to the engine's socket
 //! does. So it never appears in an argument, an environment, a log or an answer.
 
+mod access;
+mod accounts;
 mod authority;
 mod credentials;
 mod strength;
 mod token_file;
 
+pub use access::Stranger;
+pub use accounts::Accounts;
 pub use authority::node_of;
 pub use credentials::Credentials;
 pub use strength::TooWeak;

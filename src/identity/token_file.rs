@@ -3,21 +3,27 @@
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
-use super::strength::{self, MAX_LEN, TooWeak};
+use super::access::{self, Permissions, Reader, Stranger, parse_acl};
+use super::accounts::Accounts;
+use super::strength::{self, TooWeak};
+use crate::types::{MAX_TOKEN_INPUT, NotPlain, token_text};
 
 /// Random bytes of a generated token: 256 bits.
 const TOKEN_BYTES: usize = 32;
 /// The mode of a new token file: only its owner reads and writes it.
 const MODE: u32 = 0o600;
-/// The permissions of group and others, none of which a token file may have.
-const OTHERS: u32 = 0o077;
+/// The attribute that holds a file's ACL.
+const ACL_ATTRIBUTE: &str = "system.posix_acl_access";
+/// Bytes of an ACL that are read: 511 entries. A token file that more users may read is refused.
+const MAX_ACL: usize = 4096;
 
 /// Why there is no token. Each message says how to mend it; none contains the file's content.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +39,9 @@ pub enum Error {
         file.display()
     )]
     Owner { file: PathBuf, owner: u32 },
-    #[error("token file {0} is accessible by others (mode {mode:04o}); run: chmod 600 {0}", file.display())]
-    Exposed { file: PathBuf, mode: u32 },
-    #[error("token file {}: {source}; {}", file.display(), make_one(file))]
+    #[error("token file {0} is {to} (mode {mode:04o}); run: chmod 600 {0}", file.display())]
+    Exposed { file: PathBuf, mode: u32, to: Stranger },
+    #[error("token file {}: {source}{}", file.display(), mend(file, source))]
     Weak { file: PathBuf, source: TooWeak },
     #[error("token file {} already exists and was not changed", .0.display())]
     Exists(PathBuf),
@@ -62,12 +68,13 @@ impl fmt::Debug for Token {
     }
 }
 
-impl FromStr for Token {
-    type Err = TooWeak;
-
-    /// Parses a token; line ends after it are not part of it.
-    fn from_str(text: &str) -> Result<Self, TooWeak> {
-        let text = text.trim_end_matches(['\n', '\r']);
+impl Token {
+    /// The token that a file or an input holds; a byte order mark and blanks around it are not part of it.
+    ///
+    /// # Errors
+    /// There is no token, a byte that no token has, or a token that can be guessed.
+    pub fn parse(content: &[u8]) -> Result<Self, TooWeak> {
+        let text = token_text(content)?;
         strength::check(text)?;
         Ok(Self(text.to_owned()))
     }
@@ -83,10 +90,10 @@ pub fn generate() -> Result<Token, Error> {
     Ok(Token(data_encoding::BASE64URL_NOPAD.encode(&random)))
 }
 
-/// Reads the token from a file that belongs to root or this process's user, and that nobody else can access.
+/// Reads the token from a file that belongs to root or this process's user, and that nobody else can read.
 ///
 /// # Errors
-/// The file is missing, has another owner, is accessible by others, or holds a token that can be guessed.
+/// The file is missing, has another owner, is readable by others, or holds no token or one that can be guessed.
 pub fn read(path: &Path) -> Result<Token, Error> {
     let unreadable = |source| Error::Unreadable { file: path.to_owned(), source };
     let file = match open(path) {
@@ -95,13 +102,14 @@ pub fn read(path: &Path) -> Result<Token, Error> {
         Err(error) => return Err(unreadable(error)),
     };
     // Checks the open file and not the path: the path may name another file by now.
-    check_access(path, &file.metadata().map_err(unreadable)?)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    let permissions = permissions(&file, &metadata).map_err(unreadable)?;
+    check_access(path, &metadata, &permissions)?;
     let mut content = Vec::new();
-    // Two bytes more than a token and its line end, so that a content that is too long is recognised.
-    let bound = u64::try_from(MAX_LEN + 3).unwrap_or(u64::MAX);
+    // One byte more, so that a content that is too long is recognised.
+    let bound = u64::try_from(MAX_TOKEN_INPUT + 1).unwrap_or(u64::MAX);
     file.take(bound).read_to_end(&mut content).map_err(unreadable)?;
-    let weak = |source| Error::Weak { file: path.to_owned(), source };
-    str::from_utf8(&content).map_err(|_| weak(TooWeak::NotPlain))?.parse().map_err(weak)
+    Token::parse(&content).map_err(|source| Error::Weak { file: path.to_owned(), source })
 }
 
 /// Writes a token to a new file that only its owner can access, and creates its directory if it is missing. The
@@ -132,18 +140,51 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(nonblocking).open(path)
 }
 
-fn check_access(file: &Path, metadata: &Metadata) -> Result<(), Error> {
-    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+fn check_access(file: &Path, metadata: &Metadata, permissions: &Permissions) -> Result<(), Error> {
     if !metadata.is_file() {
         return Err(Error::NotAFile(file.to_owned()));
     }
-    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+    let reader = Reader {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        accounts: Accounts::of_host(),
+    };
+    let (owner, mode) = (permissions.owner, permissions.mode);
+    if !reader.is_trusted(owner) {
         return Err(Error::Owner { file: file.to_owned(), owner });
     }
-    if mode & OTHERS != 0 {
-        return Err(Error::Exposed { file: file.to_owned(), mode });
+    access::check(permissions, &reader).map_err(|to| Error::Exposed { file: file.to_owned(), mode, to })
+}
+
+fn permissions(file: &File, metadata: &Metadata) -> io::Result<Permissions> {
+    Ok(Permissions {
+        owner: metadata.uid(),
+        group: metadata.gid(),
+        mode: metadata.mode() & 0o7777,
+        acl: acl(file)?,
+        is_credential: is_credential(file),
+    })
+}
+
+/// The file's ACL, if it has one.
+fn acl(file: &File) -> io::Result<Option<Vec<access::Grant>>> {
+    let mut attribute = Vec::with_capacity(MAX_ACL);
+    match rustix::fs::fgetxattr(file, ACL_ATTRIBUTE, rustix::buffer::spare_capacity(&mut attribute)) {
+        Ok(_) => {}
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
+        Err(error) => return Err(error.into()),
     }
-    Ok(())
+    parse_acl(&attribute).map(Some).ok_or_else(|| io::Error::other("its ACL has an unknown form"))
+}
+
+/// Whether the file is below the directory of systemd's credentials, and only root and this service can enter it.
+fn is_credential(file: &File) -> bool {
+    let Some(directory) = std::env::var_os("CREDENTIALS_DIRECTORY") else { return false };
+    let Ok(directory) = std::fs::canonicalize(directory) else { return false };
+    // The path of the open file: a link may lead to it.
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let is_closed = std::fs::metadata(&directory).is_ok_and(|found| found.mode() & 0o027 == 0);
+    is_closed && path.is_ok_and(|path| path.starts_with(&directory))
 }
 
 fn persist(mut file: File, path: &Path, token: &Token) -> io::Result<()> {
@@ -152,6 +193,14 @@ fn persist(mut file: File, path: &Path, token: &Token) -> io::Result<()> {
     // The file's name is in the directory: without this sync it may not survive a power cut.
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
+}
+
+/// How to mend a token. A byte that is wrong needs no other token.
+fn mend(file: &Path, wrong: &TooWeak) -> String {
+    match wrong {
+        TooWeak::NotPlain(NotPlain::OddByte { .. } | NotPlain::Utf16(_)) => String::new(),
+        _ => format!("; {}", make_one(file)),
+    }
 }
 
 fn make_one(file: &Path) -> String {
@@ -195,7 +244,7 @@ mod tests {
         assert_eq!(tokens.len(), 100);
         for token in tokens {
             assert_eq!(data_encoding::BASE64URL_NOPAD.decode(token.as_bytes()).unwrap().len(), 32);
-            assert_eq!(token.parse::<Token>().unwrap().secret(), token);
+            assert_eq!(Token::parse(token.as_bytes()).unwrap().secret(), token);
         }
     }
 
@@ -209,7 +258,7 @@ mod tests {
     #[test]
     fn a_file_that_others_can_access_is_refused_with_the_command_to_mend_it() {
         let token = generate().unwrap();
-        for mode in [0o644, 0o640, 0o620, 0o601, 0o610, 0o660, 0o777] {
+        for mode in [0o644, 0o620, 0o601, 0o610, 0o660, 0o777] {
             let (_dir, path) = holding(token.secret(), mode);
             let said = read(&path).unwrap_err().to_string();
             assert!(said.contains(&format!("(mode {mode:04o});")), "{said}");
@@ -222,18 +271,61 @@ mod tests {
     }
 
     #[test]
-    fn line_ends_after_a_token_are_not_part_of_it() {
-        let token = generate().unwrap();
-        for end in ["", "\n", "\r\n", "\n\n"] {
-            let (_dir, path) = holding(format!("{}{end}", token.secret()), 0o600);
-            assert_eq!(read(&path).unwrap(), token, "{end:?}");
+    fn a_group_that_others_may_be_in_is_refused() {
+        // A group that is neither root's nor this process's own: only root can give a file to it.
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED: a_group_that_others_may_be_in_is_refused: needs root");
+            return;
         }
+        let (_dir, path) = holding(generate().unwrap().secret(), 0o440);
+        std::os::unix::fs::chown(&path, None, Some(65_533)).unwrap();
+        let said = read(&path).unwrap_err().to_string();
+        assert!(said.contains("readable by group 65533 (mode 0440); run: chmod 600"), "{said}");
+    }
+
+    #[test]
+    fn an_acl_that_admits_another_user_is_refused() {
+        let (_dir, path) = holding(generate().unwrap().secret(), 0o600);
+        // user::rw-, user:65533:r--, group::---, mask::r--, other::---
+        let entries: [(u16, u16, u32); 5] =
+            [(1, 6, u32::MAX), (2, 4, 65_533), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)];
+        let mut attribute = vec![2, 0, 0, 0];
+        for (tag, bits, id) in entries {
+            attribute.extend([&tag.to_le_bytes()[..], &bits.to_le_bytes(), &id.to_le_bytes()].concat());
+        }
+        if rustix::fs::setxattr(&path, ACL_ATTRIBUTE, &attribute, rustix::fs::XattrFlags::empty()).is_err() {
+            println!("SKIPPED: an_acl_that_admits_another_user_is_refused: needs a file system with ACLs");
+            return;
+        }
+        let said = read(&path).unwrap_err().to_string();
+        assert!(said.contains("readable by user 65533, through its ACL (mode 0640); run: chmod 600"), "{said}");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(read(&path).is_ok(), "the command mends it");
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_blanks_around_a_token_are_not_part_of_it() {
+        let token = generate().unwrap();
+        for around in ["T", "T\n", "T\r\n", "T\n\n", "\u{feff}T\r\n", "  T \t\n"] {
+            let (_dir, path) = holding(around.replace('T', token.secret()), 0o600);
+            assert_eq!(read(&path).unwrap(), token, "{around:?}");
+        }
+    }
+
+    #[test]
+    fn a_byte_that_no_token_has_is_named_and_needs_no_new_token() {
+        let token = generate().unwrap();
+        let (half, rest) = token.secret().split_at(20);
+        let (_dir, path) = holding(format!("{half}\n{rest}\n"), 0o600);
+        let said = read(&path).unwrap_err().to_string();
+        assert!(said.contains("byte 0x0a (line feed) at offset 20"), "{said}");
+        assert!(!said.contains("generate") && !said.contains(half) && !said.contains(rest), "{said}");
     }
 
     #[test]
     fn text_that_is_not_a_token_is_refused_and_not_shown() {
         let too_long = "k3f7q2m5x6a4b7c2".repeat(1000);
-        for content in ["", "\n", "hunter2\n", "a b", "two\nlines", &too_long, &"secret".repeat(10)] {
+        for content in ["", "\n", "hunter2\n", &too_long, &"secret".repeat(10)] {
             let (_dir, path) = holding(content, 0o600);
             let said = read(&path).unwrap_err().to_string();
             assert!(said.contains("ostler token generate > "), "{said}");
@@ -241,8 +333,11 @@ mod tests {
             assert!(piece.is_empty() || !said.contains(&piece), "{said}");
         }
         let (_dir, path) = holding([0xff; 64], 0o600);
-        assert!(matches!(read(&path), Err(Error::Weak { source: TooWeak::NotPlain, .. })));
+        let odd = NotPlain::Utf16(0xff);
+        assert!(matches!(read(&path), Err(Error::Weak { source: TooWeak::NotPlain(wrong), .. }) if wrong == odd));
         let (_dir, path) = holding(&too_long, 0o600);
+        assert!(matches!(read(&path), Err(Error::Weak { source: TooWeak::NotPlain(NotPlain::Long), .. })));
+        let (_dir, path) = holding(&too_long[..5000], 0o600);
         assert!(matches!(read(&path), Err(Error::Weak { source: TooWeak::Long, .. })));
     }
 

@@ -41,7 +41,13 @@ struct Identity {
 }
 
 fn node(n: u8) -> Identity {
-    Identity { token: TOKEN.parse().unwrap(), cluster: "c", node: n, incarnation: 1, reset_key: [n; 64] }
+    Identity {
+        token: Token::parse(TOKEN.as_bytes()).unwrap(),
+        cluster: "c",
+        node: n,
+        incarnation: 1,
+        reset_key: [n; 64],
+    }
 }
 
 struct Node {
@@ -219,8 +225,10 @@ async fn each_of_many_concurrent_calls_gets_its_own_answer() {
 
 #[tokio::test]
 async fn a_node_with_another_token_or_cluster_exchanges_no_request() {
-    let strangers =
-        [Identity { token: OTHER_TOKEN.parse().unwrap(), ..node(2) }, Identity { cluster: "other", ..node(2) }];
+    let strangers = [
+        Identity { token: Token::parse(OTHER_TOKEN.as_bytes()).unwrap(), ..node(2) },
+        Identity { cluster: "other", ..node(2) },
+    ];
     for stranger in strangers {
         let (one, two) = (Node::start(&node(1)), Node::start(&stranger));
         one.knows(2, two.address());

@@ -22,6 +22,7 @@ mod session;
 mod text;
 mod time;
 mod token;
+mod token_text;
 mod volume;
 mod workspace;
 
@@ -46,6 +47,7 @@ pub use session::{
 pub use text::check_env;
 pub use time::{BootInstant, Deadline, Moment, Period, Timestamp};
 pub use token::{ApiToken, ApiTokenRequest, NewApiToken, Role};
+pub use token_text::{MAX_TOKEN_INPUT, NotPlain, token_text};
 pub use volume::Volume;
 pub use workspace::{GpuCapability, OnHostRestart, Port, PullPolicy, VolumeMount, Workspace};
 

@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::support::agent::{Agent, Output, until};
+use crate::support::skip;
 
 /// A host with systemd and the service: a script in place of `systemctl` runs the agent as the unit would.
 struct Host {
@@ -122,4 +123,89 @@ fn without_the_service_init_prints_how_to_start_the_agent() {
     assert!(made.stderr.contains("ostler agent --config"), "{}", made.stderr);
     let run = Command::new(env!("CARGO_BIN_EXE_ostler")).args(["token", "generate"]).output().unwrap();
     assert!(run.status.success());
+}
+
+/// A token with a byte order mark, a line end of Windows and blanks around it, as editors and templates write it.
+fn padded(token: &str) -> String {
+    format!("\u{feff}\r\n {token} \r\n")
+}
+
+#[test]
+fn the_agent_join_and_login_take_the_same_token_files() {
+    let token = "Zt8mPq1rLc4vXs7kWy0hBd3fNg6jAe9uTo2iRb5nQxE";
+    let mut agent = Agent::prepare("");
+    let cluster_token = agent.directory().join("token");
+    fs::write(&cluster_token, padded(token)).unwrap();
+    fs::set_permissions(&cluster_token, fs::Permissions::from_mode(0o400)).unwrap();
+    agent.up();
+    let config = agent.config_file();
+    let nowhere = tempfile::tempdir().unwrap();
+    let join = |file: &str, input: &str| {
+        let arguments = ["join", "127.0.0.1:1", "--config", config.to_str().unwrap(), "--token-file", file];
+        agent.cli_with(&arguments, &[("PATH", nowhere.path().to_str().unwrap())], input)
+    };
+    // The agent's file and the input hold one token: join finds nothing to change.
+    join("-", &padded(token)).ok();
+    join(cluster_token.to_str().unwrap(), "").ok();
+
+    let api_token = agent.token("read");
+    let file = agent.directory().join("api-token");
+    fs::write(&file, padded(&api_token)).unwrap();
+    let url = format!("http://{}", agent.tcp_address());
+    agent.cli(&["login", &url, "--token-file", file.to_str().unwrap()]).ok();
+    agent.cli_with(&["login", &url], &[], &padded(&api_token)).ok();
+    agent
+        .cli_with(&["--node", &url, "status"], &[("OSTLER_SOCKET", ""), ("OSTLER_API_TOKEN", &padded(&api_token))], "")
+        .ok();
+
+    // A byte inside of it is named, with its offset, and no part of the token is shown.
+    let broken = |token: &str| format!("{}\u{7f}{}", &token[..20], &token[20..]);
+    let odd = |told: String, token: &str| {
+        assert!(told.contains("byte 0x7f at offset ") && !told.contains(&token[..10]), "{told}");
+        assert!(!told.contains("token generate"), "a new token is not needed: {told}");
+    };
+    odd(join("-", &broken(token)).failed(1), token);
+    odd(agent.cli_with(&["login", &url], &[], &broken(&api_token)).failed(1), &api_token);
+    fs::write(&file, broken(&api_token)).unwrap();
+    odd(agent.cli(&["login", &url, "--token-file", file.to_str().unwrap()]).failed(1), &api_token);
+    fs::write(&file, broken(token)).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    odd(join(file.to_str().unwrap(), "").failed(1), token);
+}
+
+#[test]
+fn a_credential_of_systemd_is_readable_by_its_group_and_no_other_file_is() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("a_credential_of_systemd_is_readable_by_its_group_and_no_other_file_is", "root");
+    }
+    let agent = Agent::prepare("");
+    let credentials = tempfile::tempdir().unwrap();
+    let file = credentials.path().join("token");
+    fs::write(&file, "Zt8mPq1rLc4vXs7kWy0hBd3fNg6jAe9uTo2iRb5nQxE").unwrap();
+    // A group that is neither root's nor the process's own, as the mask of an ACL looks like.
+    std::os::unix::fs::chown(&file, None, Some(65_533)).unwrap();
+    let mode = |path: &std::path::Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    mode(&file, 0o440);
+    mode(credentials.path(), 0o500);
+    let config = agent.config_file();
+    let nowhere = tempfile::tempdir().unwrap();
+    let join = |directory: &std::path::Path| {
+        let file = file.to_str().unwrap();
+        let arguments = ["join", "127.0.0.1:1", "--config", config.to_str().unwrap(), "--token-file", file];
+        let env = [("PATH", nowhere.path()), ("CREDENTIALS_DIRECTORY", directory)];
+        agent.cli_with(&arguments, &env.map(|(name, path)| (name, path.to_str().unwrap())), "")
+    };
+    for (wrong, directory, file_mode, directory_mode) in [
+        ("readable by group 65533 (mode 0440)", nowhere.path(), 0o440, 0o500),
+        ("readable by group 65533 (mode 0440)", credentials.path(), 0o440, 0o555),
+        ("accessible by others (mode 0444)", credentials.path(), 0o444, 0o500),
+    ] {
+        mode(&file, file_mode);
+        mode(credentials.path(), directory_mode);
+        let told = join(directory).failed(1);
+        assert!(told.contains(&format!("{wrong}; run: chmod 600")), "{told}");
+    }
+    mode(&file, 0o440);
+    mode(credentials.path(), 0o550);
+    join(credentials.path()).ok();
 }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::identity::Accounts;
+
 /// A local account, from `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Account {
@@ -19,17 +21,18 @@ impl Account {
     /// Finds an account by its name.
     ///
     /// # Errors
-    /// `/etc/passwd` cannot be read or does not list the account.
+    /// `/etc/passwd` does not list the account.
     pub(super) fn named(name: &str) -> io::Result<Self> {
-        let passwd = fs::read_to_string("/etc/passwd")?;
+        let accounts = Accounts::of_host();
+        let found = accounts.accounts().find(|account| account.name == name);
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("/etc/passwd lists no user `{name}`"));
-        parse(&passwd).find(|account| account.name == name).ok_or_else(missing)
+        let found = found.ok_or_else(missing)?;
+        Ok(Self { name: found.name.to_owned(), uid: found.uid, gid: found.gid })
     }
 
     /// The name of a user id; the number itself if `/etc/passwd` has no name for it.
     pub(super) fn name_of(uid: u32) -> String {
-        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        parse(&passwd).find(|account| account.uid == uid).map_or_else(|| uid.to_string(), |account| account.name)
+        Accounts::of_host().name_of(uid).map_or_else(|| uid.to_string(), str::to_owned)
     }
 
     /// Makes the account the owner of a file or directory.
@@ -55,26 +58,10 @@ impl Account {
     }
 }
 
-fn parse(passwd: &str) -> impl Iterator<Item = Account> {
-    passwd.lines().filter_map(|line| {
-        let mut fields = line.split(':');
-        let (name, _password, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-        Some(Account { name: name.to_owned(), uid: uid.parse().ok()?, gid: gid.parse().ok()? })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-
-    #[test]
-    fn accounts_are_read_and_comments_are_not() {
-        let text = "root:x:0:0:root:/root:/bin/sh\n# a:b:c:d\n+::::::\nnobody:x:65534:65533::/:/bin/false\n";
-        let accounts: Vec<_> = parse(text).collect();
-        assert_eq!(accounts.len(), 2);
-        assert_eq!(accounts[1], Account { name: "nobody".to_owned(), uid: 65534, gid: 65533 });
-    }
 
     #[test]
     fn a_directory_that_the_account_cannot_enter_is_named() {
