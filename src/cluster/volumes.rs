@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::types::template::{self, Placeholder};
 use crate::types::{Name, SessionId, SessionProfile, Volume, Workspace};
 use crate::{catalogue, sessions};
 
@@ -36,7 +37,12 @@ pub(super) fn users(
 
 fn names(workspace: &Workspace, session: &SessionProfile) -> impl Iterator<Item = String> {
     let fill = |template: &str| {
-        template.replace("{user}", session.user.as_str()).replace("{workspace}", workspace.name.as_str())
+        template::fill(template, |placeholder| match placeholder {
+            Placeholder::User => Some(session.user.as_str()),
+            Placeholder::Workspace => Some(workspace.name.as_str()),
+            // No name of a volume contains the others.
+            Placeholder::Session | Placeholder::Secret => None,
+        })
     };
     workspace.volumes.iter().map(move |volume| fill(&volume.name))
 }

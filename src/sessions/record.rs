@@ -10,6 +10,7 @@ use super::Asked;
 use super::decide::Unplaced;
 use super::lifecycle::{Order, Wish};
 use crate::runtime::container::{Found, Launch, Mount, PortBinding, Run};
+use crate::types::template::{self, Placeholder};
 use crate::types::{
     Actor, Ballot, BootInstant, Deadline, EndReason, Endpoint, Moment, Name, NodeId, NodeVerdict, Platform,
     SessionActivity, SessionId, SessionProfile, SessionState, Timestamp, User, Workspace,
@@ -294,10 +295,12 @@ impl Live {
     pub fn launch(&self) -> Launch {
         let Origin { id, user, workspace, .. } = &self.origin;
         let fill = |text: &str| {
-            text.replace("{user}", user.as_str())
-                .replace("{workspace}", workspace.name.as_str())
-                .replace("{session}", id.as_str())
-                .replace("{secret}", self.secret.as_deref().unwrap_or_default())
+            template::fill(text, |placeholder| match placeholder {
+                Placeholder::User => Some(user.as_str()),
+                Placeholder::Workspace => Some(workspace.name.as_str()),
+                Placeholder::Session => Some(id.as_str()),
+                Placeholder::Secret => Some(self.secret.as_deref().unwrap_or_default()),
+            })
         };
         let env: BTreeMap<String, String> = workspace.env.iter().map(|(k, v)| (k.clone(), fill(v))).collect();
         let volumes = workspace.volumes.iter();
@@ -342,7 +345,7 @@ impl Live {
 impl Origin {
     /// Whether anything in it asks for a random secret.
     pub fn wants_secret(&self) -> bool {
-        self.workspace.env.values().any(|value| value.contains("{secret}"))
+        self.workspace.env.values().any(|value| value.contains(Placeholder::Secret.as_str()))
     }
 }
 

@@ -21,6 +21,7 @@ use super::{Config, Handle, QUEUE, Snapshot};
 use crate::clock::Clock;
 use crate::ledger::Capacity;
 use crate::runtime::{Error as RuntimeError, Event, Found, Health, Runtime};
+use crate::types::template::SECRET_BYTES;
 use crate::types::{Ballot, BootInstant, Name, NodeId};
 use crate::{capacity, node};
 
@@ -35,8 +36,6 @@ const EVENTS: usize = 256;
 const LIST_AGAIN: Duration = Duration::from_secs(5);
 /// How often deadlines are checked.
 const TICK: Duration = Duration::from_secs(1);
-/// Random bytes of a session's secret.
-const SECRET_BYTES: usize = 18;
 
 /// What the owner is made of.
 pub struct Parts {

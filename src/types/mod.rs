@@ -19,6 +19,7 @@ mod resources;
 pub(crate) mod sample;
 mod schema;
 mod session;
+pub mod template;
 mod text;
 mod time;
 mod token;

@@ -12,6 +12,7 @@ use super::{Bytes, Cores, Invalid, Labels, Name, Period, Protocol, Resources, Se
 const MAX_DESCRIPTION: usize = 1024;
 const MAX_IMAGE: usize = 512;
 const MAX_COMMAND_WORDS: usize = 256;
+/// Bytes of a command's words together. Linux accepts 128 KiB of a single one (`MAX_ARG_STRLEN`).
 const MAX_COMMAND_BYTES: usize = 64 * 1024;
 const MAX_PORTS: usize = 32;
 const MAX_VOLUMES: usize = 16;
@@ -250,13 +251,19 @@ impl Workspace {
     }
 
     fn check_command(&self) -> Result<(), Invalid> {
+        // The bound of all words is half of what the kernel accepts of one.
+        if let Some(long) = self.command.iter().position(|word| word.len() > MAX_COMMAND_BYTES) {
+            let told = format!("{} bytes; expected at most {MAX_COMMAND_BYTES}", self.command[long].len());
+            return Err(Invalid::new(format!("command[{long}]"), told));
+        }
         let bytes: usize = self.command.iter().map(String::len).sum();
         if self.command.len() > MAX_COMMAND_WORDS || bytes > MAX_COMMAND_BYTES {
+            let told = format!("{} words and {bytes} bytes", self.command.len());
             let bound = format!("expected at most {MAX_COMMAND_WORDS} words and {MAX_COMMAND_BYTES} bytes");
-            return Err(Invalid::new("command", bound));
+            return Err(Invalid::new("command", format!("{told}; {bound}")));
         }
-        if self.command.iter().any(|word| word.contains('\0')) {
-            return Err(Invalid::new("command", "a word cannot contain NUL"));
+        if let Some(wrong) = self.command.iter().position(|word| word.contains('\0')) {
+            return Err(Invalid::new(format!("command[{wrong}]"), "a word cannot contain NUL"));
         }
         if self.command.first().is_some_and(String::is_empty) {
             return Err(Invalid::new("command[0]", "the program's name is empty"));
@@ -399,6 +406,10 @@ mod tests {
         assert_eq!(refused(|w| w.stop_grace_seconds = 3601), "stop_grace_seconds");
         assert_eq!(refused(|w| w.idle_timeout_seconds = Some(u64::MAX)), "idle_timeout_seconds");
         assert_eq!(refused(|w| w.command = vec![String::new()]), "command[0]");
+        assert_eq!(refused(|w| w.command = vec!["a".into(), "x".repeat(128 << 10)]), "command[1]");
+        assert_eq!(refused(|w| w.command = vec!["a".into(), "b\0".into()]), "command[1]");
+        assert_eq!(refused(|w| w.command = vec!["x".repeat(1000); 66]), "command");
+        assert_eq!(refused(|w| w.env = [("A".into(), "{user}".repeat(5000))].into()), "env.A");
         assert_eq!(refused(|w| w.volumes = vec![mount("/etc", "/host")]), "volumes[0].name");
         assert_eq!(refused(|w| w.volumes = vec![mount("home-{user}", "/a/../b")]), "volumes[0].path");
         assert_eq!(refused(|w| w.volumes = vec![mount("home-{user}", "/proc/x")]), "volumes[0].path");

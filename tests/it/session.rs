@@ -129,6 +129,23 @@ fn a_command_that_exits_is_shown_with_its_exit_code() {
 }
 
 #[test]
+fn the_longest_environment_that_a_workspace_may_have_starts() {
+    let agent = Agent::start(ROOMY);
+    // With users of 128 bytes this is 8 bytes below the kernel's 128 KiB, with the name, `=` and NUL.
+    let templates = json!({"BIG": format!("{}{}", "{user}".repeat(1023), "x".repeat(115))});
+    let plain = (0..27).map(|i| (format!("V{i}"), json!("x".repeat(32 << 10))));
+    let mut env: serde_json::Map<String, Value> = plain.collect();
+    env.extend(templates.as_object().unwrap().clone());
+    agent.workspace("big", "echo ${#BIG} $V26 | wc -c; exec sleep 600", &json!({"env": env}));
+    let session = agent.running("big", &"u".repeat(128));
+    let lengths = format!("{}\n", "131059 ".len() + (32 << 10) + "\n".len());
+    until("the command has it", || agent.get(&path(&session, "/logs")).text() == lengths);
+    env.insert("BIG".to_owned(), json!("{user}".repeat(1024)));
+    let request = json!({"workspace": "big", "user": "alice", "env": {"BIG": env["BIG"]}});
+    agent.post("/v1/sessions", &request).refused(422, "invalid");
+}
+
+#[test]
 fn logs_are_kept_followed_and_cut() {
     let agent = Agent::start(ROOMY);
     let go = agent.directory().join("go");
