@@ -387,5 +387,5 @@ fn log_change(before: Option<&SessionProfile>, now: &SessionProfile, by: Option<
     }
     let reason = now.end_reason.map(|reason| reason.as_str());
     let by = by.map(tracing::field::display);
-    tracing::info!(session = %now.id, user = %now.user, workspace = %now.workspace, state = %now.state, reason, by, "session changed");
+    tracing::info!(session = %now.id, user = now.user.as_str(), workspace = %now.workspace, state = %now.state, reason, by, "session changed");
 }

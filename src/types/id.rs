@@ -8,7 +8,11 @@ use std::sync::Arc;
 use data_encoding::Encoding;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use utoipa::ToSchema;
+use unicode_normalization::UnicodeNormalization;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::schema;
 
 /// RFC 4648 base32 in lower case without padding: safe in DNS labels, container names and URLs.
 static BASE32: std::sync::LazyLock<Encoding> = std::sync::LazyLock::new(|| {
@@ -185,29 +189,90 @@ impl FromStr for Name {
     }
 }
 
-/// The user of a session, as the API's caller states it: 1 to 128 of letters, digits and `. _ @ + - \`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
-#[schema(value_type = String, pattern = r"^[A-Za-z0-9._@+\\-]{1,128}$", max_length = 128, example = "alice@example.com")]
+/// The user of a session, as the API's caller and its identity provider name it: 1 to 256 printable characters, such as
+/// `auth0|5f7c`, `Jörg Müller` or `CORP\alice`.
+///
+/// The text is normalised to NFC, so that one name has one text however it is typed. Nothing else of it changes: names
+/// that differ in case are two users. A blank at an end is an error and is not cut off: to the identity provider it may
+/// be another user, and in a table it looks like the same one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct User(Arc<str>);
 name!(User);
 
 impl User {
-    pub const MAX_LEN: usize = 128;
+    /// Characters. The subject of OpenID Connect has 255 at most, a persistent name of SAML 256.
+    pub const MAX_LEN: usize = 256;
+    /// Bytes: a character has four at most.
+    pub const MAX_BYTES: usize = 4 * Self::MAX_LEN;
 }
 
 impl FromStr for User {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let fine = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'@' | b'+' | b'-' | b'\\');
-        if (1..=Self::MAX_LEN).contains(&text.len()) && text.bytes().all(fine) {
-            return Ok(Self(text.into()));
-        }
-        let shown: String = text.chars().take(Self::MAX_LEN).collect();
+        // No more than one character above the bound is normalised or shown.
+        let name: String = text.nfc().take(Self::MAX_LEN + 1).collect();
+        let wrong = if name.is_empty() || name.chars().count() > Self::MAX_LEN {
+            None
+        } else if let Some(odd) = name.chars().find(|c| !is_printable(*c)) {
+            Some(format!("U+{:04X} is not printable", u32::from(odd)))
+        } else if name.starts_with(' ') || name.ends_with(' ') {
+            Some("it begins or ends with a blank".to_owned())
+        } else {
+            return Ok(Self(name.into()));
+        };
+        let wrong = wrong.map_or_else(String::new, |wrong| format!(": {wrong}"));
+        let shown: String = name.chars().map(shown).collect();
         Err(format!(
-            "`{shown}` is not a user; expected 1 to {} characters of letters, digits and . _ @ + - \\",
+            "`{shown}` is not a user{wrong}; expected 1 to {} printable characters, with no blank at an end",
             Self::MAX_LEN
         ))
     }
+}
+
+/// A character as an error shows it.
+fn shown(c: char) -> String {
+    if is_printable(c) { c.to_string() } else { c.escape_unicode().to_string() }
+}
+
+impl PartialSchema for User {
+    fn schema() -> RefOr<Schema> {
+        schema::user().into()
+    }
+}
+impl ToSchema for User {}
+
+/// Characters of which no text of ours may consist: those that control, that are invisible, that are blanks other than
+/// the space, or that have no meaning of their own. By [`User`]'s pattern in the API these are ranges, in order.
+pub(super) const UNPRINTABLE: &[(char, char)] = &[
+    ('\0', '\u{1f}'),
+    ('\u{7f}', '\u{a0}'),
+    ('\u{ad}', '\u{ad}'),
+    ('\u{34f}', '\u{34f}'),
+    ('\u{61c}', '\u{61c}'),
+    ('\u{115f}', '\u{1160}'),
+    ('\u{1680}', '\u{1680}'),
+    ('\u{17b4}', '\u{17b5}'),
+    ('\u{180b}', '\u{180f}'),
+    ('\u{2000}', '\u{200f}'),
+    ('\u{2028}', '\u{202f}'),
+    ('\u{205f}', '\u{206f}'),
+    ('\u{3000}', '\u{3000}'),
+    ('\u{3164}', '\u{3164}'),
+    ('\u{e000}', '\u{f8ff}'), // private use
+    ('\u{fdd0}', '\u{fdef}'),
+    ('\u{fe00}', '\u{fe0f}'),
+    ('\u{feff}', '\u{feff}'),
+    ('\u{ffa0}', '\u{ffa0}'),
+    ('\u{fff0}', '\u{ffff}'), // with the mark of a character that could not be decoded
+    ('\u{1bca0}', '\u{1bca3}'),
+    ('\u{1d173}', '\u{1d17a}'),
+    ('\u{e0000}', '\u{10ffff}'), // tags, variation selectors, private use
+];
+
+/// Whether the character may be part of a name that people read in tables: Unicode's default ignorable characters, white
+/// space but the space, controls and private use may not.
+pub fn is_printable(c: char) -> bool {
+    !UNPRINTABLE.iter().any(|(first, last)| (*first..=*last).contains(&c))
 }
 
 /// The order of leaders: ballots compare by term first, then by node.
@@ -219,6 +284,8 @@ pub struct Ballot {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -258,12 +325,69 @@ mod tests {
     }
 
     #[test]
-    fn users_are_login_names_and_mail_addresses() {
-        for good in ["alice", "alice@example.com", r"CORP\alice", "a+b"] {
-            assert!(good.parse::<User>().is_ok(), "{good}");
+    fn users_are_named_as_identity_providers_name_them() {
+        for good in [
+            "alice",
+            "alice@example.com",
+            r"CORP\alice",
+            "a+b",
+            "auth0|5f7c8ec7c33c6c004bbafe82",
+            "google-oauth2|103547991597142817347",
+            "https://idp.example.com/u/1?x=y#z",
+            "CN=Jörg Müller,OU=Köln,DC=example",
+            "Zoë  van der Berg",
+            "O'Neil \"the\" {user}",
+            "李小龙",
+            "Владимир",
+            "..",
+            &"a".repeat(256),
+            &"漢".repeat(256),
+        ] {
+            assert_eq!(good.parse::<User>().map(|user| user.to_string()), Ok(good.to_owned()));
         }
-        for bad in ["", "a b", "{user}", "a/b", "a\n", &"a".repeat(129)] {
-            assert!(bad.parse::<User>().is_err(), "{bad}");
+        for (bad, told) in [
+            ("", "expected 1 to 256 printable characters"),
+            ("a\n", "U+000A is not printable"),
+            ("a\u{1b}[2J", "U+001B is not printable"),
+            ("a\u{200b}b", "U+200B is not printable"),
+            ("\u{202e}ecila", "U+202E is not printable"),
+            ("a\u{a0}b", "U+00A0 is not printable"),
+            ("a\u{fffd}", "U+FFFD is not printable"),
+            (" a", "begins or ends with a blank"),
+            ("a ", "begins or ends with a blank"),
+            (&"a".repeat(257), "expected 1 to 256"),
+        ] {
+            let error = bad.parse::<User>().unwrap_err();
+            assert!(error.contains(told) && error.chars().all(is_printable), "{bad:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn one_name_is_one_user_however_it_is_typed() {
+        let user = |text: &str| text.parse::<User>().unwrap();
+        assert_eq!(user("Jo\u{308}rg"), user("J\u{f6}rg"));
+        assert_eq!(user("\u{212b}ngstrom"), user("\u{c5}ngstrom"));
+        assert_eq!(user(&"u\u{308}".repeat(256)).as_str().chars().count(), 256, "the bound counts what is kept");
+        for (one, other) in [("Alice", "alice"), ("\u{fb01}n", "fin"), ("a b", "a  b")] {
+            assert_ne!(user(one), user(other), "these are two users");
+        }
+    }
+
+    #[test]
+    fn unprintable_characters_are_listed_in_order_and_each_once() {
+        assert!(UNPRINTABLE.iter().all(|(first, last)| first <= last));
+        assert!(UNPRINTABLE.windows(2).all(|pair| pair[0].1 < pair[1].0));
+        let of_unicode = |c: &char| c.is_control() || (c.is_whitespace() && *c != ' ');
+        assert!(('\0'..=char::MAX).filter(of_unicode).all(|c| !is_printable(c)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_user_that_is_shown_is_parsed_as_the_same_user(text in "\\PC{0,40}") {
+            if let Ok(user) = text.parse::<User>() {
+                prop_assert_eq!(user.as_str().parse::<User>(), Ok(user.clone()));
+                prop_assert!(user.as_str().len() <= User::MAX_BYTES);
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ mod profile;
 mod resources;
 #[cfg(test)]
 pub(crate) mod sample;
-mod schema;
+pub mod schema;
 mod session;
 pub mod template;
 mod text;
@@ -31,7 +31,7 @@ pub use actor::Actor;
 pub use amount::{Bytes, Cores};
 pub use cluster::{ClusterMode, OnUnknown, Strategy};
 pub use error::{ErrorBody, ErrorCode, ErrorDetail, NodeReason, Reason};
-pub use id::{Ballot, Name, NodeId, SessionId, User};
+pub use id::{Ballot, Name, NodeId, SessionId, User, is_printable};
 pub use invalid::Invalid;
 pub use node::{
     Condition, ConditionKind, Disk, Drain, DrainRequest, Figures, Gpu, GpuSharing, Labels, LabelsPatch, Node,

@@ -5,7 +5,37 @@
 
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
 
-use super::Bytes;
+use super::id::UNPRINTABLE;
+use super::{Bytes, User};
+
+/// `User::from_str`
+pub(super) fn user() -> Schema {
+    let plain = printable(" ");
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("The user of a session, as an identity provider names it. Normalised to NFC."))
+        .pattern(Some(format!("^{plain}({any}{{0,254}}{plain})?$", any = printable(""))))
+        .max_length(Some(User::MAX_LEN))
+        .examples(["alice@example.com"])
+        .into()
+}
+
+/// `VolumeName`: a template with users in it, so of the same characters.
+pub fn volume_name(max: usize) -> Schema {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(format!("^{}{{1,{max}}}$", printable(""))))
+        .max_length(Some(max))
+        .examples(["home-alice@example.com"])
+        .into()
+}
+
+/// The class of the characters that `is_printable` accepts, but these.
+fn printable(but: &str) -> String {
+    let escape = |c: char| if c.is_ascii() { format!("\\x{:02x}", u32::from(c)) } else { c.to_string() };
+    let ranges = UNPRINTABLE.iter().map(|(first, last)| format!("{}-{}", escape(*first), escape(*last)));
+    format!("[^{but}{}]", ranges.collect::<String>())
+}
 
 /// `check_env`
 pub(super) fn env() -> Schema {
@@ -111,4 +141,29 @@ fn nullable(schema: Schema) -> Schema {
 
 fn null() -> Schema {
     ObjectBuilder::new().schema_type(Type::Null).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::string::string_regex;
+    use utoipa::openapi::schema::Object;
+
+    use super::*;
+
+    fn pattern(schema: Schema) -> String {
+        let Schema::Object(Object { pattern: Some(pattern), .. }) = schema else { panic!("a pattern is expected") };
+        // The library that generates texts knows no anchors.
+        pattern.trim_start_matches('^').trim_end_matches('$').to_owned()
+    }
+
+    #[test]
+    fn a_text_of_the_pattern_of_users_is_a_user() {
+        let texts = string_regex(&pattern(user())).unwrap();
+        proptest!(|(text in texts)| {
+            // Few characters become several ones when they are normalised.
+            let is_user = text.parse::<User>();
+            prop_assert!(is_user.is_ok() || text.chars().count() > 80, "{:?}: {:?}", text, is_user);
+        });
+    }
 }

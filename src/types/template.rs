@@ -32,7 +32,7 @@ impl Placeholder {
     /// Bytes of what may stand for it at most.
     const fn longest(self) -> usize {
         match self {
-            Self::User => User::MAX_LEN,
+            Self::User => User::MAX_BYTES,
             Self::Workspace => Name::MAX_LEN,
             Self::Session => SessionId::LEN,
             Self::Secret => SECRET_LEN,
@@ -104,8 +104,8 @@ mod tests {
     #[test]
     fn the_longest_text_has_the_longest_values() {
         let all = "{user}{workspace}{session}{secret}";
-        assert_eq!(longest(all), User::MAX_LEN + Name::MAX_LEN + SessionId::LEN + SECRET_LEN);
-        assert_eq!(longest("a{user}b"), User::MAX_LEN + 2);
+        assert_eq!(longest(all), User::MAX_BYTES + Name::MAX_LEN + SessionId::LEN + SECRET_LEN);
+        assert_eq!(longest("a{user}b"), User::MAX_BYTES + 2);
         assert_eq!(longest("{other}"), 7);
     }
 

@@ -113,8 +113,8 @@ mod tests {
         let env = |value: &str| check_env(&BTreeMap::from([("AB".to_owned(), value.to_owned())]));
         assert_eq!(env(&"x".repeat(MAX_ENV_VALUE)), Ok(()));
         // The kernel counts `AB=`, the longest users, and the NUL.
-        let users = (MAX_VARIABLE - 4) / User::MAX_LEN;
-        let rest = MAX_VARIABLE - 4 - users * User::MAX_LEN;
+        let users = (MAX_VARIABLE - 4) / User::MAX_BYTES;
+        let rest = MAX_VARIABLE - 4 - users * User::MAX_BYTES;
         let value = |rest: usize| format!("{}{}", "{user}".repeat(users), "x".repeat(rest));
         assert_eq!(env(&value(rest)), Ok(()));
         let refused = env(&value(rest + 1)).unwrap_err();

@@ -131,16 +131,16 @@ fn a_command_that_exits_is_shown_with_its_exit_code() {
 #[test]
 fn the_longest_environment_that_a_workspace_may_have_starts() {
     let agent = Agent::start(ROOMY);
-    // With users of 128 bytes this is 8 bytes below the kernel's 128 KiB, with the name, `=` and NUL.
-    let templates = json!({"BIG": format!("{}{}", "{user}".repeat(1023), "x".repeat(115))});
+    // With users of 1024 bytes this is 1 byte below the kernel's 128 KiB, with the name, `=` and NUL.
+    let templates = json!({"BIG": format!("{}{}", "{user}".repeat(127), "x".repeat(1018))});
     let plain = (0..27).map(|i| (format!("V{i}"), json!("x".repeat(32 << 10))));
     let mut env: serde_json::Map<String, Value> = plain.collect();
     env.extend(templates.as_object().unwrap().clone());
     agent.workspace("big", "echo ${#BIG} $V26 | wc -c; exec sleep 600", &json!({"env": env}));
-    let session = agent.running("big", &"u".repeat(128));
-    let lengths = format!("{}\n", "131059 ".len() + (32 << 10) + "\n".len());
+    let session = agent.running("big", &"\u{1f600}".repeat(256));
+    let lengths = format!("{}\n", "131066 ".len() + (32 << 10) + "\n".len());
     until("the command has it", || agent.get(&path(&session, "/logs")).text() == lengths);
-    env.insert("BIG".to_owned(), json!("{user}".repeat(1024)));
+    env.insert("BIG".to_owned(), json!("{user}".repeat(128)));
     let request = json!({"workspace": "big", "user": "alice", "env": {"BIG": env["BIG"]}});
     agent.post("/v1/sessions", &request).refused(422, "invalid");
 }
@@ -424,6 +424,37 @@ fn a_disabled_node_admits_nothing_and_stops_nothing() {
     assert_eq!(agent.session(id(&first))["state"], "running");
     agent.cli(&["node", "enable", "one"]).ok();
     agent.running("shell", "bob");
+}
+
+#[test]
+fn users_are_named_as_identity_providers_name_them() {
+    let mut agent = Agent::prepare(&format!("{ROOMY}\nlimits = {{ max_sessions_per_user = 2 }}"));
+    agent.up();
+    let home = json!({"volumes": [{"name": "home-{user}", "path": "/home"}], "env": {"WHO": "{user}"}});
+    agent.workspace("shell", "echo \"$WHO\"; for v in $(env | grep ^OSTLER_VOLUME_ | cut -d= -f2-); do touch \"$v/mine\"; ls \"$v\" | wc -l; done; exec sleep 600", &home);
+    let long = "ä".repeat(256);
+    let users = ["auth0|5f7c8ec7", "Jörg Müller", "jörg müller", "CN=a,O=b/c", "{secret}", "..", "漢字", &long];
+    for user in users {
+        let session = agent.running("shell", user);
+        assert_eq!(session["user"], user);
+        until("it has a volume of its own", || agent.get(&path(&session, "/logs")).text() == format!("{user}\n1\n"));
+        let listed = agent.cli(&["session", "ls", "--user", user, "-o", "json"]).json();
+        assert_eq!(ids(&listed), [id(&session)]);
+        assert!(agent.cli(&["session", "ls"]).ok().contains(user));
+    }
+    assert!(agent.log().contains("user=\"Jörg Müller\" workspace="), "no user can write a field of the log");
+    let volumes = agent.get("/v1/nodes/self/volumes").expect(200)["items"].clone();
+    assert_eq!(volumes.as_array().unwrap().len(), users.len(), "{volumes}");
+    // Typed in another way it is the same user, also for the quota.
+    agent.running("shell", "Jo\u{308}rg Mu\u{308}ller");
+    agent.create("shell", "J\u{f6}rg M\u{fc}ller").refused(429, "quota_exceeded");
+    for session in agent.sessions(false) {
+        agent.delete(&path(&session, "?wait=true")).expect(200);
+    }
+    for user in users {
+        agent.cli(&["volume", "rm", "self", &format!("home-{user}")]).ok();
+    }
+    assert_eq!(agent.get("/v1/nodes/self/volumes").expect(200)["items"], json!([]));
 }
 
 #[test]

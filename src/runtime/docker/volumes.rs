@@ -4,12 +4,11 @@ use std::collections::HashMap;
 
 use bollard::models::{Volume, VolumeCreateRequest};
 use bollard::query_parameters::{ListVolumesOptionsBuilder, RemoveVolumeOptions};
-use data_encoding::HEXLOWER;
 
 use super::Error;
 use super::container::LABEL_CLUSTER;
 use super::engine::{CHANGE, Engine, LOOK};
-use crate::runtime::volume_name::escape_name;
+use crate::runtime::volume_name::bounded_name;
 use crate::types::Name;
 
 /// The name as the template gave it.
@@ -17,8 +16,6 @@ const LABEL_VOLUME: &str = "ostler.volume";
 /// Bytes of an escaped name at most. The engine names a directory like the volume, and file systems allow 255
 /// bytes, so this leaves room for the cluster's name.
 const MAX_ESCAPED: usize = 180;
-/// How many bytes of a longer name are kept before its digest.
-const READABLE: usize = 100;
 
 /// Creates the volume if it is absent, and returns the engine's name for it.
 pub(super) async fn ensure(engine: &Engine, cluster: &Name, name: &str) -> Result<String, Error> {
@@ -84,13 +81,7 @@ fn check_ours(cluster: &Name, name: &str, volume: &Volume) -> Result<(), Error> 
 }
 
 fn volume_name(cluster: &Name, name: &str) -> String {
-    let escaped = escape_name(name);
-    if escaped.len() <= MAX_ESCAPED {
-        return format!("ostler-{cluster}.{escaped}");
-    }
-    let digest = ring::digest::digest(&ring::digest::SHA256, name.as_bytes());
-    // Escaping never writes `_h`, so no other name equals this one.
-    format!("ostler-{cluster}.{}_h{}", &escaped[..READABLE], HEXLOWER.encode(digest.as_ref()))
+    format!("ostler-{cluster}.{}", bounded_name(name, MAX_ESCAPED))
 }
 
 #[cfg(test)]

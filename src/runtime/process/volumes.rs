@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::account::Account;
 use super::directory::{destroy, make_directory};
 use super::{ensure_directory, environment, unavailable};
-use crate::runtime::volume_name::{escape_name, unescape_name};
+use crate::runtime::volume_name::{bounded_name, unescape_name};
 use crate::runtime::{Error, Mount};
 
 /// Bytes of the longest file name.
@@ -30,7 +30,7 @@ impl Volumes {
     /// Creates those of these volumes that do not exist.
     ///
     /// # Errors
-    /// [`Error::Refused`] if a name is too long or the sessions' account cannot reach the volumes.
+    /// [`Error::Refused`] if a name is empty or the sessions' account cannot reach the volumes.
     pub(super) fn ensure(&self, mounts: &[Mount]) -> Result<(), Error> {
         if mounts.is_empty() {
             return Ok(());
@@ -47,6 +47,9 @@ impl Volumes {
         if path.exists() {
             return Ok(());
         }
+        if unescape_name(&path_name(&path)).is_none() {
+            fs::write(self.note(&path), name).map_err(unavailable)?;
+        }
         let give = |()| self.account.as_ref().map_or(Ok(()), |account| account.give(&path));
         match make_directory(&path, 0o700).and_then(give) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(unavailable(e)),
@@ -57,7 +60,7 @@ impl Volumes {
     /// The volumes' directories, by the variables that name them to the command.
     ///
     /// # Errors
-    /// [`Error::Refused`] if a name is too long.
+    /// [`Error::Refused`] if a name is empty.
     pub(super) fn variables(&self, mounts: &[Mount]) -> Result<BTreeMap<String, PathBuf>, Error> {
         mounts.iter().map(|m| Ok((environment::volume_variable(&m.name), self.path(&m.name)?))).collect()
     }
@@ -65,7 +68,8 @@ impl Volumes {
     pub(super) fn names(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
-            names.extend(unescape_name(&entry?.file_name().to_string_lossy()));
+            let path = entry?.path();
+            names.extend(unescape_name(&path_name(&path)).or_else(|| self.noted(&path)));
         }
         names.sort_unstable();
         Ok(names)
@@ -78,18 +82,34 @@ impl Volumes {
         if !path.exists() {
             return Err(Error::NotFound(name.to_owned()));
         }
-        destroy(&path).map_err(unavailable)
+        destroy(&path).map_err(unavailable)?;
+        match fs::remove_file(self.note(&path)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(unavailable(e)),
+            _ => Ok(()),
+        }
     }
 
     fn path(&self, name: &str) -> Result<PathBuf, Error> {
-        let escaped = escape_name(name);
-        if escaped.is_empty() || escaped.len() > MAX_NAME {
-            let expected =
-                format!("expected 1 to {MAX_NAME} bytes, where all but a-z, 0-9, `.` and `-` count three times");
-            return Err(Error::Refused(format!("volume name `{name}` is empty or too long; {expected}")));
+        if name.is_empty() {
+            return Err(Error::Refused("the name of a volume is empty".to_owned()));
         }
-        Ok(self.directory.join(escaped))
+        Ok(self.directory.join(bounded_name(name, MAX_NAME)))
     }
+
+    /// The file with the name of a volume that is too long for its directory's name. No directory begins with a dot.
+    fn note(&self, volume: &Path) -> PathBuf {
+        self.directory.join(format!(".{}", path_name(volume)))
+    }
+
+    /// The name of a volume, from its note.
+    fn noted(&self, volume: &Path) -> Option<String> {
+        let name = fs::read_to_string(self.note(volume)).ok()?;
+        (bounded_name(&name, MAX_NAME) == path_name(volume)).then_some(name)
+    }
+}
+
+fn path_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -110,7 +130,19 @@ mod tests {
         assert_eq!(volumes.remove("b"), Err(Error::NotFound("b".to_owned())));
         volumes.remove("..").unwrap();
         assert_eq!(volumes.names().unwrap(), ["home-Alice@x"]);
-        let too_long = volumes.ensure(&[mount(&"A".repeat(86))]);
-        assert!(matches!(too_long, Err(Error::Refused(_))), "{too_long:?}");
+        assert!(matches!(volumes.ensure(&[mount("")]), Err(Error::Refused(_))));
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_for_a_directory_is_kept_beside_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let volumes = Volumes::open(parent.path().join("volumes"), 0o700, None).unwrap();
+        let (one, other) = ("Ä".repeat(100), format!("{}ä", "Ä".repeat(99)));
+        volumes.ensure(&[mount(&one), mount(&other), mount(&one)]).unwrap();
+        assert_eq!(volumes.names().unwrap(), [one.clone(), other.clone()]);
+        volumes.remove(&one).unwrap();
+        assert_eq!(volumes.names().unwrap(), std::slice::from_ref(&other));
+        volumes.remove(&other).unwrap();
+        assert_eq!(fs::read_dir(parent.path().join("volumes")).unwrap().count(), 0);
     }
 }

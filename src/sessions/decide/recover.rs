@@ -187,7 +187,7 @@ impl Registry {
         }
         // Its runner reports its state; until then it may run.
         live.status.state = SessionState::Starting;
-        tracing::warn!(session = %found.session, user = %found.user, "adopted a container that has no record");
+        tracing::warn!(session = %found.session, user = found.user.as_str(), "adopted a container that has no record");
         self.insert(Record::Live(Box::new(live)));
         self.rebuild();
     }

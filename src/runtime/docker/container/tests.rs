@@ -49,7 +49,7 @@ fn port() -> impl Strategy<Value = PortBinding> {
 prop_compose! {
     fn launch()(
         key in hostile(),
-        user in "[A-Za-z0-9._@+\\\\-]{1,20}",
+        user in "[A-Za-z|ö][A-Za-z0-9._@+|{} ö\\\\-]{0,18}[A-Za-z|ö]",
         image in proptest::option::of(hostile()),
         command in proptest::collection::vec(hostile(), 0..4),
         env in proptest::collection::btree_map(hostile(), hostile(), 0..5),
