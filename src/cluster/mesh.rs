@@ -138,12 +138,12 @@ impl Hosts for Mesh {
             }
             HostCall::Find { session, fingerprint } => {
                 let found = self.ask(host, message::Find { session, fingerprint }, None, QUICK).await?;
-                Ok(HostAnswer::Find(found))
+                Ok(HostAnswer::Find(Box::new(found)))
             }
             HostCall::Claim { ballot, session } => {
                 let claimed = self.ask(host, message::Claim { ballot, session }, None, ADMIT_WITHIN).await?;
                 Ok(HostAnswer::Claim(match claimed {
-                    Ok(claimed) => Ok(claimed),
+                    Ok(claimed) => Ok(Box::new(claimed)),
                     Err(AdmitError::Stale(stale)) => Err(sessions::Error::Stale(stale)),
                     Err(AdmitError::Refused(error)) => Err(error),
                 }))

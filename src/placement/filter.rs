@@ -49,7 +49,7 @@ pub fn explain(host: &HostFigures<'_>, wanted: &Workspace, reason: Reason) -> No
 pub const fn runs(kind: RuntimeKind, wanted: &Workspace) -> bool {
     match kind {
         RuntimeKind::Docker => wanted.image.is_some(),
-        RuntimeKind::Process => !wanted.command.is_empty(),
+        RuntimeKind::Process => !wanted.command.is_empty() || !wanted.entrypoint.is_empty(),
     }
 }
 

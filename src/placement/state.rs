@@ -75,8 +75,8 @@ pub enum HostCall {
 pub enum HostAnswer {
     Report(Result<Box<HostReport>, Stale>),
     Admit(Offered),
-    Find(Result<Option<Session>, sessions::Error>),
-    Claim(Result<Claimed, sessions::Error>),
+    Find(Box<Result<Option<Session>, sessions::Error>>),
+    Claim(Result<Box<Claimed>, sessions::Error>),
     /// The call was made. It has no answer to read.
     Done,
 }
@@ -297,8 +297,8 @@ impl<R> Placement<R> {
                 Err(stale) => self.not_reported(host, ballot, have, &stale, now),
             },
             (Some(Purpose::Placing(id)), HostAnswer::Admit(outcome)) => self.offered(id, outcome, now),
-            (Some(Purpose::Placing(id)), HostAnswer::Find(found)) => self.found(id, Some(found), now),
-            (Some(Purpose::Placing(id)), HostAnswer::Claim(Ok(claimed))) => self.claimed(id, claimed, now),
+            (Some(Purpose::Placing(id)), HostAnswer::Find(found)) => self.found(id, Some(*found), now),
+            (Some(Purpose::Placing(id)), HostAnswer::Claim(Ok(claimed))) => self.claimed(id, *claimed, now),
             (Some(Purpose::Placing(id)), HostAnswer::Claim(Err(error))) => self.not_claimed(id, &error),
             (Some(Purpose::Placing(id)), HostAnswer::Done) => self.forget_move(id),
             _ => {}

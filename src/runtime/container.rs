@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Bytes, Name, NodeId, Protocol, PullPolicy, Resources, SessionId, Timestamp, User};
+use crate::types::{Bytes, Init, Name, NodeId, Protocol, PullPolicy, Resources, SessionId, Timestamp, User};
 
 /// The observed state of a container; the wanted state is the lifecycle's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,12 +104,22 @@ pub struct Launch {
     pub workspace: Name,
     pub image: Option<String>,
     pub pull: PullPolicy,
+    #[serde(default)]
+    pub entrypoint: Vec<String>,
     pub command: Vec<String>,
+    #[serde(default)]
+    pub run_as: Option<String>,
+    #[serde(default)]
+    pub init: Init,
     pub env: BTreeMap<String, String>,
     pub resources: Resources,
     pub gpu_uuids: Vec<String>,
     pub ports: Vec<PortBinding>,
     pub volumes: Vec<Mount>,
+    #[serde(default)]
+    pub tmpfs: Vec<String>,
+    #[serde(default)]
+    pub read_only: bool,
     pub shm: Bytes,
     /// How long its processes have to end by themselves before they are killed.
     #[serde(default)]

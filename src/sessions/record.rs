@@ -310,7 +310,10 @@ impl Live {
             workspace: workspace.name.clone(),
             image: workspace.image.clone(),
             pull: workspace.pull,
+            entrypoint: workspace.entrypoint.clone(),
             command: workspace.command.clone(),
+            run_as: workspace.run_as.clone(),
+            init: workspace.init,
             env,
             resources: workspace.resources(),
             gpu_uuids: self.status.gpu_uuids.clone(),
@@ -318,6 +321,8 @@ impl Live {
             volumes: volumes
                 .map(|v| Mount { name: fill(&v.name), path: v.path.clone(), read_only: v.read_only })
                 .collect(),
+            tmpfs: workspace.tmpfs.clone(),
+            read_only: workspace.read_only,
             shm: workspace.shm_bytes,
             stop_grace: Duration::from_secs(workspace.stop_grace_seconds),
             network: workspace.network.clone(),

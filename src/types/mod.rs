@@ -50,7 +50,7 @@ pub use time::{BootInstant, Deadline, Moment, Period, Timestamp};
 pub use token::{ApiToken, ApiTokenRequest, NewApiToken, Role};
 pub use token_text::{MAX_TOKEN_INPUT, NotPlain, token_text};
 pub use volume::Volume;
-pub use workspace::{GpuCapability, OnHostRestart, Port, PullPolicy, VolumeMount, Workspace};
+pub use workspace::{GpuCapability, Init, OnHostRestart, Port, PullPolicy, VolumeMount, Workspace};
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]

@@ -73,10 +73,26 @@ fn label_map(value: Schema, description: &str) -> Schema {
         .into()
 }
 
-/// `Workspace::check_command`
 pub(super) fn command() -> Schema {
+    words("Replaces the command of the image; its entry point stays.")
+}
+
+pub(super) fn entrypoint() -> Schema {
+    words("Replaces the entry point of the image, and its command as well.")
+}
+
+/// `check_mount_path`
+pub(super) fn tmpfs() -> Schema {
+    let path = r"^/(?!(proc|sys|dev)(/|$))(?!\.{1,2}(/|$))[^/:,\x00]+(/(?!\.{1,2}(/|$))[^/:,\x00]+)*$";
+    let told =
+        "Paths of the container that are kept in memory, empty at each start. They count as the session's memory.";
+    ArrayBuilder::new().description(Some(told)).items(text(path)).max_items(Some(16)).unique_items(true).into()
+}
+
+/// `check_words`
+fn words(description: &str) -> Schema {
     ArrayBuilder::new()
-        .description(Some("Replaces the command of the image; its entry point stays."))
+        .description(Some(description))
         .prefix_items([text(r"^[^\x00]+$")])
         .items(text(r"^[^\x00]*$"))
         .max_items(Some(256))

@@ -15,6 +15,9 @@ const MAX_COMMAND_WORDS: usize = 256;
 /// Bytes of a command's words together. Linux accepts 128 KiB of a single one (`MAX_ARG_STRLEN`).
 const MAX_COMMAND_BYTES: usize = 64 * 1024;
 const MAX_PORTS: usize = 32;
+const MAX_TMPFS: usize = 16;
+/// Characters of a user's or group's name in a container, as Linux has them.
+const MAX_ACCOUNT: usize = 32;
 const MAX_VOLUMES: usize = 16;
 const MAX_PATH: usize = 1024;
 const MAX_VOLUME_TEMPLATE: usize = 128;
@@ -40,6 +43,18 @@ pub enum PullPolicy {
     Always,
 }
 words!(PullPolicy { Missing => "missing", Daily => "daily", Always => "always" });
+
+/// Whether a process of the engine's is the session's init: it passes signals on and reaps processes without a parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// On, unless the entry point is an init itself, such as that of s6-overlay, systemd, tini or dumb-init.
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+words!(Init { Auto => "auto", On => "on", Off => "off" });
 
 /// What the host does with a running session after the host or its engine restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
@@ -113,10 +128,20 @@ pub struct Workspace {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 512, pattern = "^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")]
     pub image: Option<String>,
+    /// Replaces the entry point of the image, and its command as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(schema_with = schema::entrypoint, required = false)]
+    pub entrypoint: Vec<String>,
     /// Replaces the command of the image; its entry point stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(schema_with = schema::command, required = false)]
     pub command: Vec<String>,
+    /// The user in the container, as `user`, `user:group` or their numbers. Without it, the image's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 65, pattern = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,31})?$")]
+    pub run_as: Option<String>,
+    #[serde(default)]
+    pub init: Init,
     #[schema(schema_with = schema::session_cores)]
     pub cores: Cores,
     #[schema(schema_with = schema::session_memory)]
@@ -134,6 +159,13 @@ pub struct Workspace {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 16)]
     pub volumes: Vec<VolumeMount>,
+    /// Paths of the container that are kept in memory, empty at each start. They count as the session's memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(schema_with = schema::tmpfs, required = false)]
+    pub tmpfs: Vec<String>,
+    /// Nothing but volumes and `tmpfs` can be written.
+    #[serde(default)]
+    pub read_only: bool,
     /// Labels that a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = schema::labels, required = false)]
@@ -184,13 +216,18 @@ impl Workspace {
             name,
             description: String::new(),
             image: None,
+            entrypoint: Vec::new(),
             command: Vec::new(),
+            run_as: None,
+            init: Init::default(),
             cores,
             memory_bytes: memory,
             gpus: 0,
             ports: Vec::new(),
             env: BTreeMap::new(),
             volumes: Vec::new(),
+            tmpfs: Vec::new(),
+            read_only: false,
             constraints: Labels::new(),
             network: None,
             gpu_capabilities: default_gpu_capabilities(),
@@ -228,10 +265,12 @@ impl Workspace {
         }
         if let Some(image) = &self.image {
             check_image(image)?;
-        } else if self.command.is_empty() {
+        } else if self.command.is_empty() && self.entrypoint.is_empty() {
             return Err(Invalid::new("image", "a workspace needs an image or, for the process runtime, a command"));
         }
-        self.check_command()?;
+        check_words("entrypoint", &self.entrypoint)?;
+        check_words("command", &self.command)?;
+        self.run_as.as_deref().map_or(Ok(()), check_run_as)?;
         check_cores(self.cores)?;
         check_memory(self.memory_bytes)?;
         check_gpus(self.gpus)?;
@@ -248,27 +287,6 @@ impl Workspace {
             return Err(Invalid::new("stop_grace_seconds", expected));
         }
         check_spans(self.ttl_seconds, self.idle_timeout_seconds)
-    }
-
-    fn check_command(&self) -> Result<(), Invalid> {
-        // The bound of all words is half of what the kernel accepts of one.
-        if let Some(long) = self.command.iter().position(|word| word.len() > MAX_COMMAND_BYTES) {
-            let told = format!("{} bytes; expected at most {MAX_COMMAND_BYTES}", self.command[long].len());
-            return Err(Invalid::new(format!("command[{long}]"), told));
-        }
-        let bytes: usize = self.command.iter().map(String::len).sum();
-        if self.command.len() > MAX_COMMAND_WORDS || bytes > MAX_COMMAND_BYTES {
-            let told = format!("{} words and {bytes} bytes", self.command.len());
-            let bound = format!("expected at most {MAX_COMMAND_WORDS} words and {MAX_COMMAND_BYTES} bytes");
-            return Err(Invalid::new("command", format!("{told}; {bound}")));
-        }
-        if let Some(wrong) = self.command.iter().position(|word| word.contains('\0')) {
-            return Err(Invalid::new(format!("command[{wrong}]"), "a word cannot contain NUL"));
-        }
-        if self.command.first().is_some_and(String::is_empty) {
-            return Err(Invalid::new("command[0]", "the program's name is empty"));
-        }
-        Ok(())
     }
 
     fn check_ports(&self) -> Result<(), Invalid> {
@@ -292,11 +310,21 @@ impl Workspace {
         if self.volumes.len() > MAX_VOLUMES {
             return Err(Invalid::new("volumes", format!("{} volumes; at most {MAX_VOLUMES}", self.volumes.len())));
         }
+        if self.tmpfs.len() > MAX_TMPFS {
+            return Err(Invalid::new("tmpfs", format!("{} paths; at most {MAX_TMPFS}", self.tmpfs.len())));
+        }
         let mut paths = BTreeSet::new();
         for (i, volume) in self.volumes.iter().enumerate() {
             volume.validate().map_err(|e| e.within(format!("volumes[{i}]")))?;
             if !paths.insert(&volume.path) {
                 return Err(Invalid::new(format!("volumes[{i}].path"), format!("{} is mounted twice", volume.path)));
+            }
+        }
+        for (i, path) in self.tmpfs.iter().enumerate() {
+            let wrong = |reason: String| Invalid::new(format!("tmpfs[{i}]"), reason);
+            check_mount_path(path).map_err(|expected| wrong(expected.to_owned()))?;
+            if !paths.insert(path) {
+                return Err(wrong(format!("{path} is mounted twice")));
             }
         }
         Ok(())
@@ -311,17 +339,60 @@ impl VolumeMount {
                 "expected a name of a-z, 0-9, `.`, `_`, `-` that may contain {user} and {workspace}; no host path";
             return Err(Invalid::new("name", expected));
         }
-        let components: Vec<&str> = self.path.split('/').skip(1).collect();
-        let absolute = self.path.starts_with('/') && self.path.len() <= MAX_PATH;
-        let clean = !components.iter().any(|c| c.is_empty() || matches!(*c, "." | ".."))
-            && !self.path.contains(['\0', ':', ',']);
-        let reserved = matches!(components.first(), Some(&("proc" | "sys" | "dev")));
-        if !absolute || !clean || reserved {
-            let expected = "expected an absolute path inside the container, not under /proc, /sys or /dev";
-            return Err(Invalid::new("path", expected));
-        }
-        Ok(())
+        check_mount_path(&self.path).map_err(|expected| Invalid::new("path", expected))
     }
+}
+
+/// Checks a path of the container that something is mounted at, or says what is expected.
+fn check_mount_path(path: &str) -> Result<(), &'static str> {
+    let components: Vec<&str> = path.split('/').skip(1).collect();
+    let absolute = path.starts_with('/') && path.len() <= MAX_PATH;
+    let clean =
+        !components.iter().any(|c| c.is_empty() || matches!(*c, "." | "..")) && !path.contains(['\0', ':', ',']);
+    let reserved = matches!(components.first(), Some(&("proc" | "sys" | "dev")));
+    if absolute && clean && !reserved {
+        return Ok(());
+    }
+    Err("expected an absolute path inside the container, not under /proc, /sys or /dev")
+}
+
+/// Checks a command or an entry point.
+fn check_words(field: &str, words: &[String]) -> Result<(), Invalid> {
+    // The bound of all words is half of what the kernel accepts of one.
+    if let Some(long) = words.iter().position(|word| word.len() > MAX_COMMAND_BYTES) {
+        let told = format!("{} bytes; expected at most {MAX_COMMAND_BYTES}", words[long].len());
+        return Err(Invalid::new(format!("{field}[{long}]"), told));
+    }
+    let bytes: usize = words.iter().map(String::len).sum();
+    if words.len() > MAX_COMMAND_WORDS || bytes > MAX_COMMAND_BYTES {
+        let told = format!("{} words and {bytes} bytes", words.len());
+        let bound = format!("expected at most {MAX_COMMAND_WORDS} words and {MAX_COMMAND_BYTES} bytes");
+        return Err(Invalid::new(field, format!("{told}; {bound}")));
+    }
+    if let Some(wrong) = words.iter().position(|word| word.contains('\0')) {
+        return Err(Invalid::new(format!("{field}[{wrong}]"), "a word cannot contain NUL"));
+    }
+    if words.first().is_some_and(String::is_empty) {
+        return Err(Invalid::new(format!("{field}[0]"), "the program's name is empty"));
+    }
+    Ok(())
+}
+
+fn check_run_as(account: &str) -> Result<(), Invalid> {
+    let name = |text: &str| {
+        let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+        let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        starts && text.len() <= MAX_ACCOUNT && text.chars().all(fine)
+    };
+    let (user, group) = account.split_once(':').map_or((account, None), |(user, group)| (user, Some(group)));
+    if name(user) && group.is_none_or(name) {
+        return Ok(());
+    }
+    let expected = format!(
+        "`{}` is not a user of a container; expected user or user:group, as names or numbers",
+        account.escape_debug()
+    );
+    Err(Invalid::new("run_as", expected))
 }
 
 /// Checks an image reference loosely: it rejects what no registry accepts, and leaves the rest to Docker.
@@ -404,6 +475,12 @@ mod tests {
         assert_eq!(refused(|w| w.ports = vec![port, port]), "ports[1]");
         assert_eq!(refused(|w| w.ttl_seconds = Some(0)), "ttl_seconds");
         assert_eq!(refused(|w| w.stop_grace_seconds = 3601), "stop_grace_seconds");
+        assert_eq!(refused(|w| w.entrypoint = vec![String::new()]), "entrypoint[0]");
+        for odd in ["", "a b", "a:", ":a", "a:b:c", "-x", &"a".repeat(33)] {
+            assert_eq!(refused(|w| w.run_as = Some(odd.to_owned())), "run_as", "{odd}");
+        }
+        assert_eq!(refused(|w| w.tmpfs = vec!["run".to_owned()]), "tmpfs[0]");
+        assert_eq!(refused(|w| w.tmpfs = vec!["/run".to_owned(), "/run".to_owned()]), "tmpfs[1]");
         assert_eq!(refused(|w| w.idle_timeout_seconds = Some(u64::MAX)), "idle_timeout_seconds");
         assert_eq!(refused(|w| w.command = vec![String::new()]), "command[0]");
         assert_eq!(refused(|w| w.command = vec!["a".into(), "x".repeat(128 << 10)]), "command[1]");

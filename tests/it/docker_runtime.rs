@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use ostler::runtime::docker::{Config, DockerRuntime};
 use ostler::runtime::{Container, Error, Event, Health, Launch, LogsRequest, Mount, Oom, PortBinding, Runtime};
-use ostler::types::{Bytes, Cores, Protocol, PullPolicy};
+use ostler::types::{Bytes, Cores, Init, Protocol, PullPolicy};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -590,4 +590,36 @@ async fn images_come_from_a_registry() {
     let newer = ensure(PullPolicy::Always).await;
     drop(registry);
     assert_eq!(ensure(PullPolicy::Always).await, newer, "the local image is used when the registry does not answer");
+}
+
+#[tokio::test]
+async fn a_launch_says_who_runs_what_and_where_it_may_write() {
+    let Some(lab) = Lab::open("a_launch_says_who_runs_what_and_where_it_may_write") else { return };
+    let script = "id -u; touch /x 2>/dev/null || echo read only; touch /scratch/y && echo written; echo $$";
+    let mut launch = lab.launch("program", "");
+    launch.entrypoint = ["sh", "-c"].map(str::to_owned).to_vec();
+    launch.command = vec![script.to_owned()];
+    launch.run_as = Some("nobody:65534".to_owned());
+    (launch.read_only, launch.tmpfs, launch.init) = (true, vec!["/scratch".to_owned()], Init::Off);
+    assert_eq!(output(&lab, &launch).await, "65534\nread only\nwritten\n1\n");
+}
+
+#[tokio::test]
+async fn an_image_that_brings_an_init_and_a_volume_runs_unchanged_and_leaves_nothing() {
+    const TEST: &str = "an_image_that_brings_an_init_and_a_volume_runs_unchanged_and_leaves_nothing";
+    let Some(lab) = Lab::open(TEST) else { return };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "#!/bin/sh\n[ $$ = 1 ] || exit 100\nexec \"$@\"\n").unwrap();
+    std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let (made, image) = (format!("ostler-{}-made", lab.cluster), format!("ostler-{}:init", lab.cluster));
+    docker(&["create", "--name", &made, &lab.image]);
+    docker(&["cp", file.path().to_str().unwrap(), &format!("{made}:/init")]);
+    docker(&["commit", "--change", r#"ENTRYPOINT ["/init"]"#, "--change", "VOLUME /data", &made, &image]);
+    docker(&["rm", &made]);
+    let mut launch = lab.launch("init", "echo fine");
+    launch.image = Some(image);
+    assert_eq!(output(&lab, &launch).await, "fine\n");
+    let volume = lab.inspect(&launch.session, "{{range .Mounts}}{{.Name}}{{end}}");
+    lab.runtime.remove(&(&launch.session).into()).await.unwrap();
+    assert!(!docker(&["volume", "ls", "--quiet"]).contains(&volume), "volume {volume} is left");
 }

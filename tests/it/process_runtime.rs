@@ -13,7 +13,7 @@ use ostler::runtime::process::{Config, ProcessRuntime};
 use ostler::runtime::{
     Container, Error, Event, Exit, Health, Launch, LogsRequest, Mount, Oom, PortBinding, Run, Runtime, Target,
 };
-use ostler::types::{Bytes, Cores, Name, NodeId, Protocol, PullPolicy, Resources, RuntimeKind, SessionId};
+use ostler::types::{Bytes, Cores, Init, Name, NodeId, Protocol, PullPolicy, Resources, RuntimeKind, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -65,6 +65,11 @@ impl Host {
             volumes: Vec::new(),
             shm: Bytes::mib(64),
             stop_grace: Duration::from_secs(10),
+            entrypoint: Vec::new(),
+            run_as: None,
+            init: Init::Auto,
+            tmpfs: Vec::new(),
+            read_only: false,
             network: None,
         }
     }
@@ -255,13 +260,13 @@ async fn a_command_that_cannot_be_run_says_why() {
         launch.command = vec![program.to_owned()];
         host.runtime.create(&launch).await.unwrap();
         let refused = host.runtime.start(&(&launch.session).into()).await;
-        assert!(matches!(&refused, Err(Error::Refused(why)) if why.contains(program)), "{refused:?}");
+        assert!(matches!(&refused, Err(Error::Start { message, .. }) if message.contains(program)), "{refused:?}");
         assert_eq!(host.exit(&launch.session).await.code, code, "{program}");
         assert!(host.log(&launch.session).await.contains(program));
     }
     let mut launch = host.launch("none", "");
     launch.command.clear();
-    assert!(matches!(host.runtime.create(&launch).await, Err(Error::Refused(_))));
+    assert!(matches!(host.runtime.create(&launch).await, Err(Error::Start { .. })));
     assert_eq!(host.observe(&launch.session).await, Container::Absent);
 }
 

@@ -357,7 +357,7 @@ impl Cluster {
                 if life.snapshot.sessions.contains_key(&session) {
                     self.way_in(to, Request::Find(session, fingerprint, Back::Call(from)));
                 } else {
-                    self.answer_leader(to, from, HostAnswer::Find(Ok(None)));
+                    self.answer_leader(to, from, HostAnswer::Find(Box::new(Ok(None))));
                 }
             }
             Call::Command { session, command } => self.way_in(

@@ -123,10 +123,10 @@ impl Cluster {
                 self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Admit(outcome))));
             }
             Turned::Find(Back::Call(caller), found) => {
-                self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Find(found))));
+                self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Find(Box::new(found)))));
             }
             Turned::Claim(Back::Call(caller), claimed) => {
-                self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Claim(claimed))));
+                self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Claim(claimed.map(Box::new)))));
             }
             Turned::Command(Back::Call(caller), _) => self.answer(i, caller, Answer::Command),
             Turned::Fence(Back::Report { caller, ballot, have }, fenced) => match fenced {

@@ -11,7 +11,7 @@ use crate::cli::client::Call;
 use crate::cli::failure::Failure;
 use crate::cli::route::Route;
 use crate::types::{
-    Bytes, Cores, GpuCapability, Name, OnHostRestart, Period, Port, Protocol, PullPolicy, VolumeMount, Workspace,
+    Bytes, Cores, GpuCapability, Init, Name, OnHostRestart, Period, Port, Protocol, PullPolicy, VolumeMount, Workspace,
 };
 
 /// Add a workspace to the catalogue.
@@ -105,6 +105,21 @@ struct FieldArgs {
     /// What happens to its sessions when their host restarts.
     #[arg(long, value_parser = one_of::<OnHostRestart>(OnHostRestart::ALL.iter().map(|word| word.as_str())))]
     on_host_restart: Option<OnHostRestart>,
+    /// Whether a process of the engine's is the init of its sessions; auto: unless the image brings one.
+    #[arg(long, value_parser = one_of::<Init>(Init::ALL.iter().map(|word| word.as_str())))]
+    init: Option<Init>,
+    /// The user in the container, as user or user:group. Default: the image's.
+    #[arg(long, value_name = "USER[:GROUP]")]
+    run_as: Option<String>,
+    /// The program that replaces the image's entry point. Its arguments are the command.
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Only volumes and --tmpfs can be written.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    read_only: Option<bool>,
+    /// A path of the container that is kept in memory, empty at each start. May be repeated.
+    #[arg(long, value_name = "PATH")]
+    tmpfs: Vec<String>,
     /// The command, after `--`.
     #[arg(last = true)]
     command: Vec<String>,
@@ -147,6 +162,13 @@ impl FieldArgs {
         set_if(&mut workspace.pull, self.pull);
         set_if(&mut workspace.prepull, self.prepull);
         set_if(&mut workspace.on_host_restart, self.on_host_restart);
+        set_if(&mut workspace.init, self.init);
+        workspace.run_as = self.run_as.clone().or(workspace.run_as.take());
+        set_if(&mut workspace.entrypoint, self.entrypoint.clone().map(|program| vec![program]));
+        set_if(&mut workspace.read_only, self.read_only);
+        if !self.tmpfs.is_empty() {
+            workspace.tmpfs.clone_from(&self.tmpfs);
+        }
         set_if(&mut workspace.stop_grace_seconds, self.stop_grace.map(Period::as_secs));
         // 0 removes the limit.
         let span = |period: Period| Some(period.as_secs()).filter(|seconds| *seconds > 0);

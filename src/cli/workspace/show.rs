@@ -44,6 +44,11 @@ pub(super) fn describe(workspace: &Workspace) -> String {
         ("prepull", yes_no(workspace.prepull).to_owned()),
         ("ttl", span(workspace.ttl_seconds)),
         ("idle timeout", span(workspace.idle_timeout_seconds)),
+        ("entry point", joined(&workspace.entrypoint)),
+        ("run as", or_none(workspace.run_as.as_ref())),
+        ("init", workspace.init.to_string()),
+        ("read only", yes_no(workspace.read_only).to_owned()),
+        ("tmpfs", joined(&workspace.tmpfs)),
         ("stop grace", Period::secs(workspace.stop_grace_seconds).to_string()),
         ("on host restart", workspace.on_host_restart.to_string()),
     ])

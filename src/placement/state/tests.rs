@@ -50,7 +50,7 @@ fn claimed(key: &str, claim: u32, tried: &[usize]) -> HostAnswer {
         secret: None,
         by: None,
     };
-    HostAnswer::Claim(Ok(Claimed { asked, claim }))
+    HostAnswer::Claim(Ok(Box::new(Claimed { asked, claim })))
 }
 
 fn no_answer() -> Unanswered {
@@ -261,7 +261,7 @@ fn a_host_is_asked_three_times_for_a_session_that_it_reported() {
     for _ in 0..3 {
         let (call, host, what) = leader.order();
         assert_eq!((host, &what), (id(0), &find));
-        leader.placement.answered(call, HostAnswer::Find(Ok(None)), NOW);
+        leader.placement.answered(call, HostAnswer::Find(Box::new(Ok(None))), NOW);
     }
     assert_eq!(leader.answer(), (1, Err(Error::Changing)));
 

@@ -7,7 +7,7 @@ use super::engine::Failure;
 use crate::runtime::{Error, Fault};
 
 /// What the engine and its OCI runtime say of a command that no host can execute.
-const BAD_COMMANDS: [&str; 8] = [
+const BAD_COMMANDS: [&str; 9] = [
     "No command specified",
     "no command specified",
     "executable file not found",
@@ -16,6 +16,7 @@ const BAD_COMMANDS: [&str; 8] = [
     "exec format error",
     "is a directory: unknown",
     "unable to find user",
+    "unable to find group",
 ];
 /// What a registry says of an image that it does not have. Some do not tell it from one that may not be pulled.
 const NO_SUCH_IMAGE: [&str; 6] = [
@@ -59,6 +60,15 @@ pub(super) fn of_network(failure: Failure) -> Error {
     match failure {
         Failure::Said { status: 503, message } => Error::Unavailable(message),
         Failure::Said { message, .. } => network(message),
+        lost @ Failure::Lost(_) => lost.into(),
+    }
+}
+
+/// Why a volume was not made.
+pub(super) fn of_volume(failure: Failure) -> Error {
+    match failure {
+        Failure::Said { status: 503, message } => Error::Unavailable(message),
+        Failure::Said { message, .. } => Error::start(Fault::Host, format!("cannot create a volume: {message}")),
         lost @ Failure::Lost(_) => lost.into(),
     }
 }
@@ -141,6 +151,8 @@ mod tests {
             );
         }
         assert_eq!(fault(&of_create(said(400, "No command specified"))), Fault::Workspace);
+        let group = "unable to find group desk: no matching entries in group file";
+        assert_eq!(fault(&of_start(said(400, group))), Fault::Workspace);
     }
 
     #[test]
@@ -151,6 +163,7 @@ mod tests {
         assert!(error.to_string().starts_with("a port of the session is already in use"));
         assert_eq!(fault(&of_start(said(500, "no space left on device"))), Fault::Host);
         assert_eq!(fault(&of_create(said(409, "something else"))), Fault::Host);
+        assert_eq!(fault(&of_volume(said(404, "plugin not found"))), Fault::Host);
         for failure in [said(404, "network ostler-lab not found"), said(404, "plugin \"x\" not found")] {
             assert_eq!(fault(&of_network(failure)), Fault::Network);
         }
@@ -164,7 +177,8 @@ mod tests {
         assert!(matches!(of_start(said(404, "No such container: x")), Error::NotFound(_)));
         assert_eq!(fault(&of_create(said(404, "No such image: x:1"))), Fault::Image);
         let lost = || Failure::Lost("silence".to_owned());
-        for error in [of_start(lost()), of_create(lost()), of_network(lost()), of_pull("x", lost())] {
+        for error in [of_start(lost()), of_create(lost()), of_network(lost()), of_volume(lost()), of_pull("x", lost())]
+        {
             assert!(matches!(error, Error::Unavailable(_)));
         }
     }

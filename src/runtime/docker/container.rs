@@ -14,7 +14,7 @@ use bollard::models::{
 use super::{Config, CpuMode, Error, ending};
 use crate::runtime::container::Renamed;
 use crate::runtime::{Container, Exit, Fault, Found, Launch, PortBinding, Run};
-use crate::types::{Bytes, Cores, Name, Resources, SessionId, Timestamp};
+use crate::types::{Bytes, Cores, Init, Name, Resources, SessionId, Timestamp};
 
 pub(super) const LABEL_CLUSTER: &str = "ostler.cluster";
 pub(super) const LABEL_NODE: &str = "ostler.node";
@@ -27,6 +27,9 @@ const LABEL_GPUS: &str = "ostler.gpus";
 /// Comma separated, empty where there are none.
 const LABEL_GPU_UUIDS: &str = "ostler.gpu_uuids";
 
+/// The names of inits: of s6-overlay, systemd and those that images bring to reap processes.
+const INITS: [&str; 8] =
+    ["init", "s6-svscan", "systemd", "tini", "tini-static", "dumb-init", "docker-init", "catatonit"];
 /// Processes and threads of one session at most. A desktop with a browser runs some hundreds; a fork bomb ends here.
 const PIDS: i64 = 4096;
 /// A session's log on disk is at most `LOG_FILES` of this size.
@@ -56,6 +59,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) network: &'a str,
     /// The engine's volume for each of the launch's mounts, in the same order.
     pub(super) volumes: &'a [String],
+    /// Whether the entry point is an init itself.
+    pub(super) brings_init: bool,
     /// How many cores the engine has. It refuses a quota above them, which would limit nothing.
     pub(super) engine_cores: Cores,
 }
@@ -71,6 +76,8 @@ pub(super) fn body(config: &Config, launch: &Launch, around: &Surroundings<'_>) 
     Ok(ContainerCreateBody {
         hostname: Some(launch.session.as_str().chars().take(HOSTNAME_LEN).collect()),
         image: Some(image),
+        entrypoint: (!launch.entrypoint.is_empty()).then(|| launch.entrypoint.clone()),
+        user: launch.run_as.clone(),
         cmd: (!launch.command.is_empty()).then(|| launch.command.clone()),
         env: Some(env(launch)?),
         labels: Some(labels(config, launch)),
@@ -80,7 +87,13 @@ pub(super) fn body(config: &Config, launch: &Launch, around: &Surroundings<'_>) 
             memory_swap: Some(SWAP_WITHOUT_LIMIT),
             pids_limit: Some(PIDS),
             shm_size: Some(signed(launch.shm.get())),
-            init: Some(true),
+            init: Some(match launch.init {
+                Init::Auto => !around.brings_init,
+                Init::On => true,
+                Init::Off => false,
+            }),
+            readonly_rootfs: Some(launch.read_only),
+            tmpfs: Some(launch.tmpfs.iter().map(|path| (path.clone(), String::new())).collect()),
             restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
             log_config: Some(log_config()),
             network_mode: Some(around.network.to_owned()),
@@ -93,6 +106,12 @@ pub(super) fn body(config: &Config, launch: &Launch, around: &Surroundings<'_>) 
         }),
         ..ContainerCreateBody::default()
     })
+}
+
+/// Whether this is the command line of an init, which must be the container's first process, or wants to be.
+pub(super) fn is_init(words: &[String]) -> bool {
+    let program = words.first().map(|word| word.rsplit('/').next().unwrap_or(word));
+    program.is_some_and(|program| INITS.contains(&program))
 }
 
 /// A host configuration that limits the CPU and does nothing else.

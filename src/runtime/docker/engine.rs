@@ -124,10 +124,13 @@ impl Engine {
         Ok(connection)
     }
 
-    /// What the engine reports about itself now, if it still answers.
+    /// Asks the engine again what it reports about itself, if it still answers: its cores and memory can change.
     pub(super) async fn renew(&self, docker: &Docker) -> Result<EngineInfo, Failure> {
         self.within("ping", CONNECT, docker.ping()).await?;
-        Ok(self.describe(docker).await?.0)
+        let (info, engine_time) = self.describe(docker).await?;
+        let connection = Connection { docker: docker.clone(), info: info.clone(), engine_time };
+        *self.current() = Some(Arc::new(connection));
+        Ok(info)
     }
 
     /// What the engine reports about itself, and its clock.

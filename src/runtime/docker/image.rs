@@ -153,6 +153,20 @@ impl Images {
         pull
     }
 
+    /// The words that a container of the launch executes first: its entry point, or its command without one.
+    /// Empty if the image cannot be inspected: the creation that follows says what is wrong.
+    pub(super) async fn command_line(&self, launch: &Launch) -> Vec<String> {
+        if !launch.entrypoint.is_empty() {
+            return launch.entrypoint.clone();
+        }
+        let name = launch.image.as_deref().unwrap_or_default();
+        let seen = self.engine.ask("inspect image", LOOK, |docker| async move { docker.inspect_image(name).await });
+        let Ok(inspected) = seen.await else { return Vec::new() };
+        let config = inspected.config.unwrap_or_default();
+        let command = || if launch.command.is_empty() { config.cmd } else { Some(launch.command.clone()) };
+        config.entrypoint.filter(|words| !words.is_empty()).or_else(command).unwrap_or_default()
+    }
+
     /// Which of these texts name an image that the engine has.
     pub(super) async fn present(&self, texts: &[String]) -> Result<BTreeSet<String>, Error> {
         if texts.is_empty() {

@@ -19,7 +19,7 @@ use super::container::{self, LABEL_CLUSTER, LABEL_SESSION, Surroundings};
 use super::engine::{CHANGE, Failure, LOOK};
 use super::{DockerRuntime, blame, volumes};
 use crate::runtime::{Container, Error, Fault, Found, Launch, Target};
-use crate::types::SessionId;
+use crate::types::{Init, SessionId};
 
 /// How long a stop may take after the grace period: the engine kills, then takes down process, network and file system.
 const AFTER_GRACE: Duration = Duration::from_secs(30);
@@ -139,7 +139,8 @@ impl DockerRuntime {
             volumes.push(volumes::ensure(&self.engine, &self.config.cluster, &mount.name).await?);
         }
         let engine_cores = self.engine.connection().await?.info.cores;
-        let around = Surroundings { network: &network, volumes: &volumes, engine_cores };
+        let brings_init = launch.init == Init::Auto && container::is_init(&self.images.command_line(launch).await);
+        let around = Surroundings { network: &network, volumes: &volumes, brings_init, engine_cores };
         let body = container::body(&self.config, launch, &around)?;
         let name = container::container_name(&self.config.cluster, &launch.session);
         let options = CreateContainerOptionsBuilder::default().name(&name).build();

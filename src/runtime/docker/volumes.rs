@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use bollard::models::{Volume, VolumeCreateRequest};
 use bollard::query_parameters::{ListVolumesOptionsBuilder, RemoveVolumeOptions};
 
-use super::Error;
 use super::container::LABEL_CLUSTER;
 use super::engine::{CHANGE, Engine, LOOK};
+use super::{Error, blame};
 use crate::runtime::volume_name::bounded_name;
 use crate::types::Name;
 
@@ -28,8 +28,8 @@ pub(super) async fn ensure(engine: &Engine, cluster: &Name, name: &str) -> Resul
         ..VolumeCreateRequest::default()
     };
     // If the volume exists, the engine returns it.
-    let volume =
-        engine.ask("create volume", CHANGE, |docker| async move { docker.create_volume(request).await }).await?;
+    let volume = engine.ask("create volume", CHANGE, |docker| async move { docker.create_volume(request).await });
+    let volume = volume.await.map_err(blame::of_volume)?;
     check_ours(cluster, name, &volume)?;
     Ok(volume.name)
 }

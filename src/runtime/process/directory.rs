@@ -290,7 +290,7 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::types::{Bytes, Cores, PullPolicy, Resources};
+    use crate::types::{Bytes, Cores, Init, PullPolicy, Resources};
 
     pub(in super::super) fn identity() -> Identity {
         let cluster: Name = "c".parse().unwrap();
@@ -309,6 +309,11 @@ pub(super) mod tests {
                 volumes: Vec::new(),
                 shm: Bytes::mib(64),
                 stop_grace: std::time::Duration::from_secs(10),
+                entrypoint: Vec::new(),
+                run_as: None,
+                init: Init::Auto,
+                tmpfs: Vec::new(),
+                read_only: false,
                 network: None,
             },
             cluster,

@@ -141,6 +141,8 @@ impl Inner {
     }
 
     fn create(&self, launch: &Launch) -> Result<String, Error> {
+        let mut launch = launch.clone();
+        launch.command.splice(0..0, std::mem::take(&mut launch.entrypoint));
         if launch.command.is_empty() {
             return Err(Error::start(Fault::Workspace, "the process runtime needs a command"));
         }
@@ -149,11 +151,11 @@ impl Inner {
             cluster: self.config.cluster.clone(),
             node: self.config.node,
             created_at: self.clock.now().wall,
-            launch: launch.clone(),
+            launch,
         };
-        let session = self.session(&launch.session);
-        session.directory.create(&identity, self.account.as_ref()).map_err(unavailable)?;
-        Ok(launch.session.to_string())
+        let id = identity.launch.session;
+        self.session(&id).directory.create(&identity, self.account.as_ref()).map_err(unavailable)?;
+        Ok(id.to_string())
     }
 
     fn remove_volume(&self, name: &str) -> Result<(), Error> {

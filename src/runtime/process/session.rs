@@ -97,7 +97,8 @@ impl Session {
     /// Whether the command was started, or why not; `None` until the shim has written it.
     pub(super) fn start_outcome(&self) -> io::Result<Option<Result<(), (Fault, String)>>> {
         if let Some(ending) = self.directory.ending()? {
-            let fault = if matches!(ending.code, NOT_FOUND | NOT_EXECUTABLE) { Fault::Workspace } else { Fault::Host };
+            // Whether a program that is there may be executed depends on this host's `runtime.process_user`.
+            let fault = if ending.code == NOT_FOUND { Fault::Workspace } else { Fault::Host };
             return Ok(Some(ending.never_ran.map_or(Ok(()), |why| Err((fault, why)))));
         }
         Ok(self.directory.state()?.map(|_| Ok(())))

@@ -260,3 +260,27 @@ fn an_image_of_another_platform_is_refused_before_a_run() {
     assert!(message.contains(&format!("linux/{other}")) && message.contains(&own), "{message}");
     assert_eq!(condition(&agent, "failing_starts"), None);
 }
+
+#[test]
+fn the_figures_follow_the_engine_both_ways() {
+    let Some(lab) = Lab::open("the_figures_follow_the_engine_both_ways") else { return };
+    let has = docker(&["info", "--format", "{{.NCPU}}"]);
+    if has.len() != 1 {
+        return crate::support::skip("the_figures_follow_the_engine_both_ways", "an engine with fewer than 10 cores");
+    }
+    let relay = EngineRelay::start();
+    let agent = relayed(&lab, &relay, "");
+    let cores = |agent: &Agent| agent.node()["resources"]["cores"]["physical"].as_f64();
+    assert_eq!(cores(&agent), has.parse().ok());
+    add(&agent, &lab, "large", FOREVER, &json!({"cores": 2, "memory_bytes": 16 << 20}));
+    let now = format!("\"NCPU\":{has}").leak();
+    relay.on("GET", "/info", Fault::Rewrite(now, "\"NCPU\":9"));
+    until("cores that were added are offered", || cores(&agent) == Some(9.0));
+    let session = id(&agent.running("large", "alice"));
+    relay.mend();
+    relay.on("GET", "/info", Fault::Rewrite(now, "\"NCPU\":1"));
+    until("cores that are gone are not offered", || cores(&agent) == Some(1.0));
+    until("a condition says so", || condition(&agent, "overcommitted").is_some());
+    agent.until_state(&session, "running");
+    agent.create("large", "bob").refused(422, "exceeds_physical");
+}

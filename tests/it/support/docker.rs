@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use ostler::runtime::docker::{Config, CpuMode, DEFAULT_CAPABILITIES, DockerRuntime};
 use ostler::runtime::{Container, Error, Launch, Runtime};
-use ostler::types::{Bytes, Cores, Name, NodeId, PullPolicy, Resources, SessionId};
+use ostler::types::{Bytes, Cores, Init, Name, NodeId, PullPolicy, Resources, SessionId};
 use tokio::io::copy_bidirectional;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -66,6 +66,11 @@ impl Lab {
             volumes: Vec::new(),
             shm: Bytes::mib(16),
             stop_grace: Duration::from_secs(10),
+            entrypoint: Vec::new(),
+            run_as: None,
+            init: Init::Auto,
+            tmpfs: Vec::new(),
+            read_only: false,
             network: None,
         }
     }

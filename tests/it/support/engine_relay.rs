@@ -21,6 +21,8 @@ pub(crate) enum Fault {
     Hang,
     /// The engine's answer is this status and message, and nothing is done.
     Answer(u16, &'static str),
+    /// In the engine's answer, the first text becomes the second, which must be as long.
+    Rewrite(&'static str, &'static str),
 }
 
 #[derive(Default)]
@@ -99,7 +101,8 @@ fn serve(mut client: UnixStream, engine: &Path, state: &Mutex<State>) -> io::Res
     let mut words = head.split(' ');
     let (method, path) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
     state.lock().unwrap().calls.push(format!("{method} {path}"));
-    match fault_of(state, &method, &path) {
+    let fault = fault_of(state, &method, &path);
+    match fault {
         Some(Fault::Answer(status, message)) => {
             let body = serde_json::json!({ "message": message }).to_string();
             let head = format!("HTTP/1.1 {status} Fault\r\nContent-Type: application/json\r\nConnection: close\r\n");
@@ -111,7 +114,7 @@ fn serve(mut client: UnixStream, engine: &Path, state: &Mutex<State>) -> io::Res
             }
             return Ok(());
         }
-        None => {}
+        Some(Fault::Rewrite(..)) | None => {}
     }
     let mut upstream = UnixStream::connect(engine)?;
     // One call a connection, so that every head is seen.
@@ -124,7 +127,14 @@ fn serve(mut client: UnixStream, engine: &Path, state: &Mutex<State>) -> io::Res
         let _ = io::copy(&mut from_client, &mut to_engine);
         to_engine.shutdown(Shutdown::Both)
     });
-    io::copy(&mut upstream, &mut client)?;
+    if let Some(Fault::Rewrite(from, to)) = fault {
+        let mut answer = Vec::new();
+        upstream.read_to_end(&mut answer)?;
+        let answer = String::from_utf8(answer).map_err(io::Error::other)?.replace(from, to);
+        client.write_all(answer.as_bytes())?;
+    } else {
+        io::copy(&mut upstream, &mut client)?;
+    }
     client.shutdown(Shutdown::Both)
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::runtime::{Mount, Oom};
-use crate::types::{Protocol, PullPolicy};
+use crate::types::{Init, Protocol, PullPolicy};
 
 fn config(cpu_mode: CpuMode) -> Config {
     Config {
@@ -46,6 +46,11 @@ fn port() -> impl Strategy<Value = PortBinding> {
     })
 }
 
+fn program() -> impl Strategy<Value = (Vec<String>, Option<String>, Vec<String>)> {
+    let words = || proptest::collection::vec(hostile(), 0..3);
+    (words(), proptest::option::of(hostile()), words())
+}
+
 prop_compose! {
     fn launch()(
         key in hostile(),
@@ -58,6 +63,8 @@ prop_compose! {
         ports in proptest::collection::vec(port(), 0..4),
         volumes in proptest::collection::vec((hostile(), hostile(), any::<bool>()), 0..3),
         network in proptest::option::of("[a-z0-9]{1,8}|host"),
+        (entrypoint, run_as, tmpfs) in program(),
+        read_only in any::<bool>(),
     ) -> Launch {
         Launch {
             session: SessionId::of_key(&"lab".parse().unwrap(), &key),
@@ -76,18 +83,24 @@ prop_compose! {
                 .collect(),
             shm: Bytes::new(shm),
             stop_grace: Duration::from_secs(10),
+            entrypoint,
+            run_as,
+            init: Init::Auto,
+            tmpfs,
+            read_only,
             network: network.map(|name| name.parse().unwrap()),
         }
     }
 }
 
 fn around<'a>(volumes: &'a [String]) -> Surroundings<'a> {
-    Surroundings { network: "ostler-lab", volumes, engine_cores: Cores::whole(8) }
+    Surroundings { network: "ostler-lab", volumes, brings_init: false, engine_cores: Cores::whole(8) }
 }
 
 /// Every leaf of a JSON document with its path. `[]` stands for any element, `*` for the key of a map.
 fn leaves(path: &str, value: &Value, into: &mut Vec<(String, Value)>) {
-    const MAPS: [&str; 4] = ["Labels", "ExposedPorts", "HostConfig.PortBindings", "HostConfig.LogConfig.Config"];
+    const MAPS: [&str; 5] =
+        ["Labels", "ExposedPorts", "HostConfig.PortBindings", "HostConfig.LogConfig.Config", "HostConfig.Tmpfs"];
     match value {
         Value::Object(map) => {
             for (key, value) in map {
@@ -106,7 +119,7 @@ fn allowed(config: &Config, volumes: &[String], path: &str, value: &Value) -> bo
     let text = value.as_str().unwrap_or_default();
     match path {
         // The caller's free choice: it is text inside the container, and nothing else.
-        "Image" | "Cmd[]" | "HostConfig.Mounts[].Target" | "Labels.*" => value.is_string(),
+        "Image" | "Entrypoint[]" | "Cmd[]" | "User" | "HostConfig.Mounts[].Target" | "Labels.*" => value.is_string(),
         "Env[]" => value.is_string() && !text.starts_with('='),
         "Hostname" => text.len() == HOSTNAME_LEN && text.bytes().all(|b| b.is_ascii_alphanumeric()),
         // Limits, always set.
@@ -117,7 +130,9 @@ fn allowed(config: &Config, volumes: &[String], path: &str, value: &Value) -> bo
         "HostConfig.PidsLimit" => *value == PIDS,
         "HostConfig.LogConfig.Type" => text == "json-file",
         "HostConfig.LogConfig.Config.*" => [LOG_FILE_SIZE, LOG_FILES].contains(&text),
-        "HostConfig.Init" => *value == true,
+        "HostConfig.Init" | "HostConfig.ReadonlyRootfs" => value.is_boolean(),
+        // The engine's own options for it: no devices, no programs with other users' rights.
+        "HostConfig.Tmpfs.*" => text.is_empty(),
         "HostConfig.RestartPolicy.Name" => text == "no",
         // Confinement.
         "HostConfig.CapDrop[]" => text == "ALL",
@@ -227,6 +242,11 @@ fn some_launch() -> Launch {
         volumes: Vec::new(),
         shm: Bytes::mib(64),
         stop_grace: Duration::from_secs(10),
+        entrypoint: Vec::new(),
+        run_as: None,
+        init: Init::Auto,
+        tmpfs: Vec::new(),
+        read_only: false,
         network: None,
     }
 }
@@ -243,6 +263,24 @@ fn a_quota_never_exceeds_the_engine_and_shares_are_per_core() {
     assert_eq!(cpu(CpuMode::Quota, Cores::whole(12)), (Some(8_000_000_000), None));
     assert_eq!(cpu(CpuMode::Shares, Cores::from_milli(1500)), (None, Some(1536)));
     assert_eq!(cpu(CpuMode::Shares, Cores::from_milli(1)), (None, Some(2)));
+}
+
+#[test]
+fn the_engines_init_is_off_where_the_image_brings_one() {
+    let init = |init, brings_init| {
+        let launch = Launch { init, ..some_launch() };
+        let around = Surroundings { brings_init, ..around(&[]) };
+        body(&config(CpuMode::Quota), &launch, &around).unwrap().host_config.unwrap().init
+    };
+    assert_eq!([init(Init::Auto, false), init(Init::Auto, true)], [Some(true), Some(false)]);
+    assert_eq!([init(Init::On, true), init(Init::Off, false)], [Some(true), Some(false)]);
+    let is = |words: &[&str]| is_init(&words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>());
+    for words in [&["/init"][..], &["/usr/bin/tini", "--", "/start"], &["/lib/systemd/systemd"], &["dumb-init", "x"]] {
+        assert!(is(words), "{words:?}");
+    }
+    for words in [&[][..], &["/dockerstartup/vnc_startup.sh", "/init"], &["/bin/sh", "-c", "init"], &["/initialise"]] {
+        assert!(!is(words), "{words:?}");
+    }
 }
 
 #[test]
