@@ -47,6 +47,11 @@ impl FromStr for LabelChange {
     }
 }
 
+/// A number of things.
+pub(super) fn count(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("expected a whole number from 0 to {}", u32::MAX))
+}
+
 /// Accepts the names of an enum's values, and lists them in help and completions.
 pub(super) fn one_of<T>(words: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
 where

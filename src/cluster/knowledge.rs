@@ -168,20 +168,25 @@ fn selects(filter: &SessionFilter, seen: &Listed<'_>) -> bool {
 
 /// The index of the node that `wanted` names. A name comes before "self" and ids, so that no id can hide a name.
 pub(super) fn find_node(nodes: &[Node], this: &NodeId, wanted: &str) -> Result<usize, Error> {
+    let ambiguous = |found: &[usize]| {
+        let mut ids: Vec<NodeId> = found.iter().map(|&i| nodes[i].id).collect();
+        ids.sort_unstable_by_key(NodeId::to_string);
+        Error::AmbiguousNode { wanted: wanted.to_owned(), ids }
+    };
     let by_name: Vec<usize> = (0..nodes.len()).filter(|&i| nodes[i].name.as_str() == wanted).collect();
     match by_name.as_slice() {
         [found] => return Ok(*found),
         [] => {}
-        _ => return Err(Error::AmbiguousNode(wanted.to_owned())),
+        several => return Err(ambiguous(several)),
     }
     if let Some(found) = nodes.iter().position(|node| node.id == *this).filter(|_| wanted == "self") {
         return Ok(found);
     }
-    let mut by_id = (0..nodes.len()).filter(|&i| nodes[i].id.as_str().starts_with(wanted));
-    match (by_id.next(), by_id.next()) {
-        (Some(found), None) => Ok(found),
-        (None, _) => Err(Error::NoNode(wanted.to_owned())),
-        (Some(_), Some(_)) => Err(Error::AmbiguousNode(wanted.to_owned())),
+    let by_id: Vec<usize> = (0..nodes.len()).filter(|&i| nodes[i].id.as_str().starts_with(wanted)).collect();
+    match by_id.as_slice() {
+        [found] => Ok(*found),
+        [] => Err(Error::NoNode(wanted.to_owned())),
+        several => Err(ambiguous(several)),
     }
 }
 
@@ -350,11 +355,22 @@ mod tests {
         for (wanted, name) in [("one", "one"), (OWN, "one"), ("aac", "two"), ("self", "one")] {
             assert_eq!(found(&nodes, wanted), Ok(name.to_owned()), "{wanted}");
         }
-        assert_eq!(found(&nodes, "aa"), Err(Error::AmbiguousNode("aa".to_owned())));
+        let ambiguous = |wanted: &str, ids: &[&str]| {
+            let ids = ids.iter().map(|id| id.parse().unwrap()).collect();
+            Err(Error::AmbiguousNode { wanted: wanted.to_owned(), ids })
+        };
+        assert_eq!(found(&nodes, "aa"), ambiguous("aa", &[OWN, OTHER]));
         assert_eq!(found(&nodes, "three"), Err(Error::NoNode("three".to_owned())));
         let twins = [sample::node("one", OWN), sample::node("one", OTHER)];
-        assert_eq!(found(&twins, "one"), Err(Error::AmbiguousNode("one".to_owned())));
+        assert_eq!(found(&twins, "one"), ambiguous("one", &[OWN, OTHER]));
+        let told = found(&twins, "one").unwrap_err().to_string();
+        let ids =
+            format!("`one` is 2 nodes, with the ids {OWN} and {OTHER}; name one by its id or a unique prefix of it");
+        assert_eq!(told, ids);
         assert_eq!(found(&twins, OTHER), Ok("one".to_owned()), "their ids tell them apart");
+        let many: Vec<Node> = (0..20).map(|n| Node { id: NodeId::from_bytes([n; 10]), ..twins[0].clone() }).collect();
+        let told = found(&many, "one").unwrap_err().to_string();
+        assert!(told.starts_with("`one` is 20 nodes") && told.contains(" and 12 more; name one by its id"), "{told}");
     }
 
     #[test]

@@ -71,8 +71,9 @@ pub enum Error {
     AmbiguousSession { prefix: String, first: String, second: String },
     #[error("no node {0}")]
     NoNode(String),
-    #[error("more than one node has this name, or an id that begins so: {0}")]
-    AmbiguousNode(String),
+    /// The ids are sorted.
+    #[error("`{wanted}` is {} nodes, with the ids {}; name one by its id or a unique prefix of it", ids.len(), listed(ids))]
+    AmbiguousNode { wanted: String, ids: Vec<NodeId> },
     #[error("node {node} cannot be reached: {cause}")]
     Unreachable {
         node: String,
@@ -102,6 +103,19 @@ pub enum Error {
     },
     #[error("the cluster has no leader now, or its leader cannot be reached")]
     NoLeader,
+}
+
+/// Ids that an error lists at most: an id in a long list is found with `ostler node ls` rather than here.
+const MAX_LISTED: usize = 8;
+
+/// `a, b and c`, or the first ones and how many more there are.
+fn listed(ids: &[NodeId]) -> String {
+    let mut words: Vec<String> = ids.iter().take(MAX_LISTED).map(NodeId::to_string).collect();
+    if let Some(more) = ids.len().checked_sub(MAX_LISTED).filter(|more| *more > 0) {
+        words.push(format!("{more} more"));
+    }
+    let last = words.pop().unwrap_or_default();
+    if words.is_empty() { last } else { format!("{} and {last}", words.join(", ")) }
 }
 
 /// Why it is not known what became of a request.

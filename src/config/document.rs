@@ -8,6 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{Place, Problem};
+use crate::types::other_language;
 
 /// Characters of a written value that a message shows at most.
 const MAX_SHOWN: usize = 60;
@@ -32,6 +33,11 @@ impl<'t> Document<'t> {
         let (root, errors) = DeTable::parse_recoverable(text);
         if errors.is_empty() {
             return Ok(Self { text, root: root.into_inner(), known: Vec::new(), problems: Problems::default() });
+        }
+        if let Some(other) = other_language(text) {
+            let message =
+                format!("this is {other}; expected TOML, for example: [http] and below it: socket = \"/run/x.sock\"");
+            return Err(vec![Problem { place: Place::Line(1), key: String::new(), message }]);
         }
         let mut problems: Vec<Problem> = errors.iter().map(|error| syntax(text, error)).collect();
         // One mistake can cause several errors on its line; the first of them names the mistake.

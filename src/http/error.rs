@@ -118,7 +118,7 @@ impl From<cluster::Error> for Refusal {
             Error::Node(error) => error.into(),
             Error::Catalogue(error) => error.into(),
             Error::NoSession(_) | Error::NoNode(_) => Self::not_found(message),
-            Error::AmbiguousSession { .. } | Error::AmbiguousNode(_) | Error::Alive(_) | Error::HostAlive(_) => {
+            Error::AmbiguousSession { .. } | Error::AmbiguousNode { .. } | Error::Alive(_) | Error::HostAlive(_) => {
                 Self::new(ErrorCode::Conflict, message)
             }
             Error::NotForgotten { .. } => Self::new(STORE, message),

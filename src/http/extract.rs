@@ -12,13 +12,13 @@ use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
-use serde_json::{Number, Value};
+use utoipa::ToSchema;
 
 use super::error::Refusal;
 use super::unique::Unique;
 use crate::types::{
-    ApiTokenRequest, DrainRequest, ErrorCode, ExtendRequest, Invalid, KeepaliveRequest, SessionRequest, SettingsPatch,
-    Workspace,
+    self, ApiTokenRequest, DrainRequest, ErrorCode, ExtendRequest, Invalid, KeepaliveRequest, SessionRequest,
+    SettingsPatch, Workspace,
 };
 
 /// Bytes of a body at most. A typical workspace has a few KiB.
@@ -31,7 +31,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Json<T>(pub(super) T);
 
 /// A body of the API.
-pub(super) trait Checked: DeserializeOwned {
+pub(super) trait Checked: DeserializeOwned + ToSchema {
     /// Checks the bounds that decoding does not check.
     fn check(&self) -> Result<(), Invalid>;
 }
@@ -103,33 +103,9 @@ async fn read(body: Body) -> Result<Bytes, Refusal> {
 fn decode<T: Checked>(body: &[u8]) -> Result<T, Refusal> {
     let Unique(json) =
         serde_json::from_slice(body).map_err(|error| Refusal::malformed(format!("the body is not JSON: {error}")))?;
-    // Serde would read a list as the fields of an object in order, which no caller should rely on.
-    if json.is_array() {
-        return Err(Invalid::new("", "the body is a list; expected an object").into());
-    }
-    let value: T = serde_path_to_error::deserialize(whole(json)).map_err(|error| {
-        let path = error.path().to_string();
-        Invalid::new(if path == "." { String::new() } else { path }, error.inner().to_string())
-    })?;
+    let value: T = types::decode(json)?;
     value.check()?;
     Ok(value)
-}
-
-/// Converts whole numbers to integers: in JSON 60.0 and 60 are the same number, but serde rejects 60.0 as an integer.
-fn whole(json: Value) -> Value {
-    match json {
-        Value::Number(number) => Value::Number(integer(&number).map_or(number, Number::from)),
-        Value::Array(items) => Value::Array(items.into_iter().map(whole).collect()),
-        Value::Object(fields) => Value::Object(fields.into_iter().map(|(name, value)| (name, whole(value))).collect()),
-        other => other,
-    }
-}
-
-fn integer(number: &Number) -> Option<i64> {
-    /// 2^53. Above it an f64 does not represent every integer, so the caller's number is ambiguous.
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    let float = number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0 && float.abs() <= EXACT)?;
-    format!("{float:.0}").parse().ok()
 }
 
 /// The query string. All types of queries deny unknown fields, so that an unknown parameter is an error.
@@ -149,10 +125,26 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
             Ok(axum::extract::Query(value)) => Ok(Self(value)),
             Err(rejection) => {
                 let detail = rejection.source().map_or_else(|| rejection.body_text(), ToString::to_string);
-                Err(Refusal::malformed(format!("query parameter {detail}")))
+                Err(Refusal::malformed(format!("query parameter {}", in_words(detail))))
             }
         }
     }
+}
+
+/// What the libraries say of a text that is not a value, in words of the API.
+const WORDS: [(&str, &str); 8] = [
+    ("invalid digit found in string", "expected a whole number"),
+    ("cannot parse integer from empty string", "expected a whole number"),
+    ("number too large to fit in target type", "too large a number"),
+    ("number too small to fit in target type", "too small a number"),
+    ("provided string was not `true` or `false`", "expected true or false"),
+    ("unknown variant", "unknown value"),
+    ("unknown field", "unknown parameter"),
+    ("duplicate field", "given twice:"),
+];
+
+fn in_words(detail: String) -> String {
+    WORDS.iter().fold(detail, |detail, (theirs, ours)| detail.replacen(theirs, ours, 1))
 }
 
 /// The parameters in the path.
@@ -191,13 +183,19 @@ mod tests {
     struct Parameters {
         #[serde(default)]
         limit: Option<u16>,
+        #[serde(default)]
+        all: bool,
+        state: Option<crate::types::SessionState>,
     }
 
     fn router() -> Router {
         Router::new()
             .route("/drain", post(|body: Option<Json<DrainRequest>>| async move { body.is_some().to_string() }))
             .route("/workspace", post(|Json(w): Json<Workspace>| async move { w.name.to_string() }))
-            .route("/query", get(|Query(q): Query<Parameters>| async move { format!("{:?}", q.limit) }))
+            .route(
+                "/query",
+                get(|Query(q): Query<Parameters>| async move { format!("{:?}", (q.limit, q.all, q.state)) }),
+            )
             .route("/path/{name}", get(|Path(name): Path<Name>| async move { name.to_string() }))
     }
 
@@ -237,24 +235,15 @@ mod tests {
                 r#"{"name":"a","image":"b","cores":1,"memory_bytes":"64M","ports":[{"container_port":0}]}"#,
                 "ports[0].container_port: 0 is not a port",
             ),
-            (r#"{"name":"a","cores":1}"#, "missing field `memory_bytes`"),
-            (r#"{"name":"a","privileged":true}"#, "unknown field `privileged`, expected one of `name`"),
-            (r#"["a"]"#, "expected an object"),
-            ("null", "invalid type: null"),
+            (r#"{"name":"a","cores":1}"#, "memory_bytes: missing; expected a whole number of at least 6291456, or "),
+            (r#"{"name":"a","privileged":true}"#, "privileged: unknown field; expected one of command, constraints, "),
+            (r#"["a"]"#, "the body is a list; expected an object {command, constraints, "),
+            ("null", "the body is null; expected an object {command, "),
         ] {
             let (status, error) = post_json(body).await;
             assert_eq!((status, error.code), (422, ErrorCode::Invalid), "{body}");
             assert!(error.message.contains(told), "{body}: {}", error.message);
         }
-    }
-
-    #[test]
-    fn a_whole_number_in_any_notation_is_an_integer() {
-        let seconds = |text: &str| {
-            decode::<ExtendRequest>(format!(r#"{{"ttl_seconds":{text}}}"#).as_bytes()).map(|r| r.ttl_seconds).ok()
-        };
-        assert_eq!((seconds("60.0"), seconds("6e1"), seconds("60")), (Some(60), Some(60), Some(60)));
-        assert_eq!((seconds("60.5"), seconds("-0.0"), seconds("1e300")), (None, None, None));
     }
 
     #[tokio::test]
@@ -281,9 +270,14 @@ mod tests {
         let get = async |uri: &str| send(Request::get(uri), Body::empty()).await;
         assert_eq!(get("/query?limit=3").await.status(), 200);
         for (uri, told) in [
-            ("/query?limit=x", "limit"),
-            ("/query?limits=1", "unknown field `limits`"),
-            ("/query?limit=1&limit=2", "duplicate field `limit`"),
+            ("/query?limit=x", "limit: expected a whole number"),
+            ("/query?limit=-1", "limit: expected a whole number"),
+            ("/query?limit=", "limit: expected a whole number"),
+            ("/query?limit=99999999", "limit: too large a number"),
+            ("/query?all=x", "all: expected true or false"),
+            ("/query?state=x", "state: unknown value `x`, expected one of `pending`, "),
+            ("/query?limits=1", "unknown parameter `limits`, expected one of `limit`, "),
+            ("/query?limit=1&limit=2", "given twice: `limit`"),
             ("/path/A", "`A` is not a name"),
             ("/path/%FF", "UTF-8"),
         ] {

@@ -143,6 +143,11 @@ fn refusal(operation: &mut Operation, status: u16, description: &str) {
 mod tests {
     use super::*;
     use crate::http::access::OPERATIONS;
+    use crate::http::extract::Checked;
+    use crate::types::{
+        self, ApiTokenRequest, DrainRequest, ExtendRequest, KeepaliveRequest, SessionRequest, SettingsPatch, Workspace,
+    };
+    use serde_json::{Value, json};
     use std::collections::BTreeSet;
 
     #[test]
@@ -197,6 +202,146 @@ mod tests {
                 serde_json::Value::Array(items) => waiting.extend(items),
                 _ => {}
             }
+        }
+    }
+
+    /// Decodes and checks a body as its operation does.
+    fn refusal_of<T: Checked>(json: &Value) -> Option<String> {
+        types::decode::<T>(json.clone()).and_then(|body| body.check()).err().map(|invalid| invalid.to_string())
+    }
+
+    type RefusalOf = fn(&Value) -> Option<String>;
+
+    /// Every body of the API: its name, how it is decoded, and one with every field.
+    fn bodies() -> Vec<(&'static str, RefusalOf, Value)> {
+        let session = json!({
+            "workspace": "desktop", "user": "alice", "cores": 1, "memory_bytes": "1GiB", "gpus": 0, "env": {"A": "1"},
+            "ttl_seconds": 60, "idle_timeout_seconds": 60, "constraints": {"rack": "3"},
+        });
+        let workspace = json!({
+            "name": "desktop", "description": "d", "image": "busybox", "command": ["sh", "-c"], "cores": 1,
+            "memory_bytes": "1GiB", "gpus": 0, "ports": [{"container_port": 80, "protocol": "tcp"}], "env": {"A": "1"},
+            "volumes": [{"name": "home", "path": "/home", "read_only": false, "roam": false}],
+            "constraints": {"rack": "3"}, "network": "lan", "gpu_capabilities": ["compute"], "shm_bytes": "64M",
+            "pull": "daily", "prepull": false, "ttl_seconds": 60, "idle_timeout_seconds": 60,
+            "on_host_restart": "start", "entrypoint": ["/init"], "run_as": "1000", "init": "auto", "read_only": false,
+            "tmpfs": ["/run"], "stop_grace_seconds": 10,
+        });
+        let settings = json!({
+            "enabled": true, "prune": "off", "cores_override": 1, "memory_override_bytes": "1GiB", "gpus_override": 0,
+            "gpu_sharing": "any", "labels": {"rack": "3"},
+        });
+        let drain = json!({"deadline_seconds": 60, "stop_sessions": false, "message": "m"});
+        let token = json!({"role": "read", "name": "ci", "expires_in_seconds": 60});
+        vec![
+            ("ApiTokenRequest", refusal_of::<ApiTokenRequest>, token),
+            ("DrainRequest", refusal_of::<DrainRequest>, drain),
+            ("ExtendRequest", refusal_of::<ExtendRequest>, json!({"ttl_seconds": 60})),
+            ("KeepaliveRequest", refusal_of::<KeepaliveRequest>, json!({"by": "alice"})),
+            ("SessionRequest", refusal_of::<SessionRequest>, session),
+            ("SettingsPatch", refusal_of::<SettingsPatch>, settings),
+            ("Workspace", refusal_of::<Workspace>, workspace),
+        ]
+    }
+
+    /// The places of a value and of everything in it: as a JSON pointer, and as an error writes it.
+    fn places(value: &Value, pointer: &str, place: &str, all: &mut Vec<(String, String)>) {
+        all.push((pointer.to_owned(), place.to_owned()));
+        for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+            places(item, &format!("{pointer}/{index}"), &format!("{place}[{index}]"), all);
+        }
+        for (key, field) in value.as_object().into_iter().flatten() {
+            let dot = if place.is_empty() { "" } else { "." };
+            places(field, &format!("{pointer}/{key}"), &format!("{place}{dot}{key}"), all);
+        }
+    }
+
+    /// The message in words that a user of the API knows, at this place or in the value there.
+    fn assert_plain(message: &str, place: &str) {
+        const RUST: [&str; 28] = [
+            "u8",
+            "u16",
+            "u32",
+            "u64",
+            "usize",
+            "i8",
+            "i16",
+            "i32",
+            "i64",
+            "f32",
+            "f64",
+            "bool",
+            "str",
+            "struct",
+            "enum",
+            "variant",
+            "map",
+            "sequence",
+            "tuple",
+            "newtype",
+            "unit",
+            "Option",
+            "Some",
+            "None",
+            "serde",
+            "identifier",
+            "key",
+            "parse",
+        ];
+        assert!(message.starts_with(if place.is_empty() { "the body is " } else { place }), "{place}: {message}");
+        let mut words = message.split(|c: char| !c.is_alphanumeric() && c != '_');
+        assert!(words.all(|word| !RUST.contains(&word)), "{place}: {message}");
+        assert!(!message.contains("invalid type") && !message.contains("invalid value"), "{place}: {message}");
+    }
+
+    #[test]
+    fn an_error_of_any_field_of_any_body_names_it_in_words_of_the_api() {
+        let wrong = json!([
+            null, true, -1, 0, 1.5, 1e300, u64::MAX, "", "\u{0}", "a b", [], [null], [[]], {}, {"": null},
+            {"x": {"y": []}}
+        ]);
+        for (name, refusal_of, sample) in bodies() {
+            assert_eq!(refusal_of(&sample), None, "{name}");
+            let mut all = Vec::new();
+            places(&sample, "", "", &mut all);
+            for (pointer, place) in all {
+                let mut refusals = 0;
+                for value in wrong.as_array().unwrap() {
+                    let mut body = sample.clone();
+                    *body.pointer_mut(&pointer).unwrap() = value.clone();
+                    if let Some(message) = refusal_of(&body).filter(|_| !value.is_object() || !place.is_empty()) {
+                        assert_plain(&message, &place);
+                        refusals += 1;
+                    }
+                }
+                assert!(refusals >= 5, "{name} {place}: only {refusals} wrong values are refused");
+                let mut body = sample.clone();
+                if let Some(Value::Object(fields)) = body.pointer_mut(&pointer) {
+                    fields.insert("bogus".to_owned(), json!([1]));
+                    let dot = if place.is_empty() { "" } else { "." };
+                    assert_plain(&refusal_of(&body).unwrap(), &format!("{place}{dot}bogus"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_body_has_a_sample_with_all_its_fields() {
+        let json: Value = serde_json::from_slice(&DOCUMENT).unwrap();
+        let mut described = BTreeSet::new();
+        for operation in json["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap().values())
+        {
+            let schema = operation["requestBody"]["content"]["application/json"]["schema"].to_string();
+            described.extend(
+                schema.split("#/components/schemas/").nth(1).map(|rest| rest.split('"').next().unwrap().to_owned()),
+            );
+        }
+        assert_eq!(described, bodies().into_iter().map(|(name, ..)| name.to_owned()).collect());
+        for (name, _, sample) in bodies() {
+            let schema = &json["components"]["schemas"][name];
+            let fields = schema["properties"].as_object().or_else(|| schema["allOf"][0]["properties"].as_object());
+            let fields: Vec<&String> = fields.unwrap().keys().collect();
+            assert_eq!(sample.as_object().unwrap().keys().collect::<Vec<_>>(), fields, "{name}");
         }
     }
 }

@@ -7,9 +7,11 @@
 mod actor;
 mod amount;
 mod cluster;
+mod decode;
 mod error;
 mod id;
 mod invalid;
+mod language;
 mod node;
 mod placement;
 mod platform;
@@ -30,9 +32,11 @@ mod workspace;
 pub use actor::Actor;
 pub use amount::{Bytes, Cores};
 pub use cluster::{ClusterMode, OnUnknown, Strategy};
+pub use decode::decode;
 pub use error::{ErrorBody, ErrorCode, ErrorDetail, NodeReason, Reason};
 pub use id::{Ballot, Name, NodeId, SessionId, User, is_printable};
 pub use invalid::Invalid;
+pub use language::other_language;
 pub use node::{
     Condition, ConditionKind, Disk, Drain, DrainRequest, Figures, Gpu, GpuSharing, Labels, LabelsPatch, Node,
     NodeResources, NodeState, Prune, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,

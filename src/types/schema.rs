@@ -126,7 +126,7 @@ fn cores(description: &str, least: f64, most: f64) -> Schema {
 /// `check_memory`
 pub(super) fn session_memory() -> Schema {
     let size = text("^([1-9][0-9]{1,5}[Mm]|[1-9][0-9]{0,5}[Gg])([Ii]?[Bb])?$");
-    OneOfBuilder::new().item(bytes(Bytes::mib(6), Bytes::MAX)).item(size).into()
+    OneOfBuilder::new().item(bytes(Bytes::mib(6), Bytes::MAX)).item(size.examples(["4GiB"])).into()
 }
 
 pub(super) fn session_memory_or_null() -> Schema {
@@ -136,7 +136,7 @@ pub(super) fn session_memory_or_null() -> Schema {
 /// The bounds of `SettingsPatch::validate`.
 pub(super) fn memory_override() -> Schema {
     let size = text("^(0|[1-9][0-9]{0,5}[KMGkmg]([Ii]?[Bb])?)$");
-    OneOfBuilder::new().item(bytes(Bytes::ZERO, Bytes::gib(1 << 20))).item(size).item(null()).into()
+    OneOfBuilder::new().item(bytes(Bytes::ZERO, Bytes::gib(1 << 20))).item(size.examples(["4GiB"])).item(null()).into()
 }
 
 fn bytes(least: Bytes, most: Bytes) -> Schema {

@@ -87,7 +87,7 @@ words!(GpuCapability {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Port {
-    #[schema(minimum = 1, maximum = 65535)]
+    #[schema(minimum = 1, maximum = 65535, example = 8080)]
     pub container_port: u16,
     #[serde(default)]
     pub protocol: Protocol,

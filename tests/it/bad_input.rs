@@ -168,7 +168,12 @@ fn invalid_bodies_are_rejected() {
         add(json!({"memory_bytes": 0}), "memory_bytes"),
         add(json!({"gpus": 4_294_967_296_u64}), "gpus"),
         add(json!({"ports": [{"container_port": 0}]}), "ports[0].container_port"),
-        add(json!({"ports": [{"container_port": 65_536}]}), "ports[0].container_port"),
+        add(
+            json!({"ports": [{"container_port": 65_536}]}),
+            "ports[0].container_port: 65536; expected a whole number from 1 to 65535, as 8080",
+        ),
+        add(json!({"ports": [80]}), "ports[0]: 80; expected an object {container_port, protocol}"),
+        add(json!({"ports": [[80, "tcp"]]}), "ports[0]: a list; expected an object {container_port, protocol}"),
         add(json!({"ports": [{"container_port": 80}, {"container_port": 80}]}), "ports[1]"),
         add(json!({"ports": [{"container_port": 80, "protocol": "sctp"}]}), "ports[0].protocol"),
         add(json!({"ports": [{"container_port": 80, "host_port": 22}]}), "host_port"),
@@ -418,6 +423,11 @@ fn invalid_command_lines_are_rejected() {
             3,
             "volumes[0].name",
         ),
+        (
+            vec!["workspace", "add", "x", "--cores", "1", "--memory", "1GiB", "--image", "b", "--gpus", "two"],
+            2,
+            "expected a whole number from 0 to ",
+        ),
         (vec!["token", "api", "create", "--role", "root"], 2, "root"),
         (vec!["token", "api", "revoke", "abcd2345"], 1, "abcd2345"),
         (vec!["volume", "rm", "one", "nothing"], 1, "nothing"),
@@ -441,6 +451,8 @@ fn invalid_configurations_are_rejected() {
     let mut wrong = Vec::new();
     for (text, told) in [
         ("[http\nlisten = 1", vec![":1:"]),
+        ("http:\n  listen: 127.0.0.1:7481\n", vec![":1: this is YAML; expected TOML"]),
+        (r#"{"http": {"listen": "127.0.0.1:7481"}}"#, vec![":1: this is JSON; expected TOML"]),
         ("[http]\nlisten = '127.0.0.1:7481'\nlisten = '127.0.0.1:7482'", vec!["listen"]),
         ("[http]\nlisen = '127.0.0.1:7481'", vec![":2:", "lisen", "listen"]),
         ("[htp]\nlisten = '127.0.0.1:7481'", vec![":1:", "htp", "[http]"]),

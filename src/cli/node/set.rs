@@ -3,7 +3,7 @@
 use clap::Args;
 use hyper::Method;
 
-use crate::cli::arguments::one_of;
+use crate::cli::arguments::{count, one_of};
 use crate::cli::client::{Answer, Call, Client};
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
@@ -45,7 +45,7 @@ struct SettingArgs {
     #[arg(long, value_name = "SIZE")]
     memory_override: Option<Bytes>,
     /// Offer this many GPUs, shared among sessions; 0 removes the override.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = count)]
     gpus_override: Option<u32>,
     /// Which images the node will remove by itself. The setting is stored and shown, but no image is removed yet.
     #[arg(long, value_parser = one_of::<Prune>(Prune::ALL.iter().map(|prune| prune.as_str())))]

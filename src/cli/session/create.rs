@@ -7,7 +7,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::sleep;
 
 use crate::cli::Context;
-use crate::cli::arguments::{Pair, map};
+use crate::cli::arguments::{Pair, count, map};
 use crate::cli::client::{Answer, Call, Client};
 use crate::cli::failure::Failure;
 use crate::cli::output::Body;
@@ -50,7 +50,7 @@ pub(in crate::cli) struct CreateArgs {
     #[arg(long, value_name = "SIZE")]
     memory: Option<Bytes>,
     /// Number of GPUs, each a separate device.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = count)]
     gpus: Option<u32>,
     /// Set an environment variable, in addition to the workspace's or in place of one.
     #[arg(short, long, value_name = "KEY=VALUE")]

@@ -4,6 +4,7 @@ use clap::Args;
 use http_body_util::BodyExt;
 
 use crate::cli::Context;
+use crate::cli::arguments::count;
 use crate::cli::failure::Failure;
 use crate::cli::route::Route;
 
@@ -18,7 +19,7 @@ pub(in crate::cli) struct LogsArgs {
     #[arg(short, long)]
     follow: bool,
     /// Print only this many last lines [default: all that are kept].
-    #[arg(long, value_name = "LINES")]
+    #[arg(long, value_name = "LINES", value_parser = count)]
     tail: Option<u32>,
 }
 

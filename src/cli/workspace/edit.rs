@@ -6,7 +6,7 @@ use clap::Args;
 use hyper::Method;
 
 use crate::cli::Context;
-use crate::cli::arguments::{Pair, map, one_of};
+use crate::cli::arguments::{Pair, count, map, one_of};
 use crate::cli::client::Call;
 use crate::cli::failure::Failure;
 use crate::cli::route::Route;
@@ -62,7 +62,7 @@ struct FieldArgs {
     #[arg(long)]
     image: Option<String>,
     /// Number of GPUs of each of its sessions.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = count)]
     gpus: Option<u32>,
     /// GPU driver capabilities of its sessions. The value is stored and shown, but no GPU is handed over yet.
     #[arg(long, value_delimiter = ',', value_name = "CAPABILITY",

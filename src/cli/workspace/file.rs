@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::cli::failure::Failure;
-use crate::types::{Bytes, Workspace};
+use crate::types::{Bytes, Workspace, decode, other_language};
 
 /// The format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +34,7 @@ impl Language {
 /// # Errors
 /// [`Failure::Failed`] for a text that cannot be parsed, [`Failure::Refused`] for invalid values.
 pub(super) fn read(text: &str, language: Language) -> Result<Vec<Workspace>, Failure> {
-    let whole: Value = parse(text, language).map_err(Failure::Failed)?;
+    let whole = parse(text, language).map_err(Failure::Failed)?;
     let (path, items) = match whole {
         Value::Array(items) => ("", items),
         Value::Object(mut fields) => match ["workspace", "items"].iter().find(|key| fields.contains_key(**key)) {
@@ -79,9 +78,14 @@ fn check_alone<'a>(list: &str, mut keys: impl Iterator<Item = &'a String>) -> Re
     }
 }
 
-fn parse<T: DeserializeOwned>(text: &str, language: Language) -> Result<T, String> {
+fn parse(text: &str, language: Language) -> Result<Value, String> {
     match language {
-        Language::Toml => toml::from_str(text).map_err(|e| e.to_string()),
+        Language::Toml => toml::from_str(text).map_err(|e| match other_language(text) {
+            Some(other) => {
+                format!("this is {other}, and is read as TOML; give a file whose name ends in {}", other.ending())
+            }
+            None => e.to_string(),
+        }),
         Language::Json => serde_json::from_str(text).map_err(|e| e.to_string()),
         Language::Yaml => serde_yaml_ng::from_str(text).map_err(|e| e.to_string()),
     }
@@ -90,8 +94,7 @@ fn parse<T: DeserializeOwned>(text: &str, language: Language) -> Result<T, Strin
 fn workspace(value: Value, place: Option<String>) -> Result<Workspace, Failure> {
     let name = value.get("name").and_then(Value::as_str).map(str::to_owned).or(place);
     let prefix = name.map(|name| format!("{name}: ")).unwrap_or_default();
-    let read: Workspace =
-        serde_path_to_error::deserialize(value).map_err(|e| Failure::Failed(format!("{prefix}{e}")))?;
+    let read: Workspace = decode(value).map_err(|invalid| Failure::Failed(format!("{prefix}{invalid}")))?;
     read.validate().map_err(|invalid| Failure::Refused(format!("{prefix}{invalid}")))?;
     Ok(read)
 }
@@ -173,7 +176,20 @@ mod tests {
         assert!(failure("[[workspace]]\ncores = 1").to_string().starts_with("workspace[0]: "));
         assert!(failure(&format!("{DESKTOP}\n[[workspace]]\nname = \"x\"")).to_string().contains("beside `workspace`"));
         assert!(failure("name = ").to_string().contains("line 1"));
+        let port = failure("name = \"x\"\nimage = \"a\"\ncores = 1\nmemory_bytes = \"1G\"\nports = [80]").to_string();
+        assert_eq!(port, "x: ports[0]: 80; expected an object {container_port, protocol}");
         assert!(failure(&format!("privileged = true\n{DESKTOP}")).to_string().contains("privileged"));
+    }
+
+    #[test]
+    fn yaml_and_json_in_place_of_toml_are_recognised() {
+        for (text, language, ending) in
+            [("name: x\ncores: 1\n", "YAML", ".yaml"), ("{\"name\": \"x\"}", "JSON", ".json")]
+        {
+            let told = read(text, Language::Toml).unwrap_err().to_string();
+            let expected = format!("this is {language}, and is read as TOML; give a file whose name ends in {ending}");
+            assert_eq!(told, expected);
+        }
     }
 
     #[test]
