@@ -135,4 +135,21 @@ pub struct Mount {
     pub name: String,
     pub path: String,
     pub read_only: bool,
+    /// The user whose volume it is, if the template contains the user. Under two templates, or with two workspaces, the
+    /// volumes of two users could have one name; the runtime gives a volume to the user that it was created for.
+    #[serde(default)]
+    pub user: Option<User>,
+}
+
+impl Mount {
+    /// Checks that a volume created for `owner` may be mounted.
+    pub(super) fn check_owner(&self, owner: Option<&str>) -> Result<(), String> {
+        match (owner, &self.user) {
+            (Some(owner), Some(user)) if owner != user.as_str() => Err(format!(
+                "volume {} belongs to user {owner}, not to {user}; change the volume's name in the workspace",
+                self.name
+            )),
+            _ => Ok(()),
+        }
+    }
 }

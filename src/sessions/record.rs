@@ -319,7 +319,12 @@ impl Live {
             gpu_uuids: self.status.gpu_uuids.clone(),
             ports: self.ports.clone(),
             volumes: volumes
-                .map(|v| Mount { name: fill(&v.name), path: v.path.clone(), read_only: v.read_only })
+                .map(|v| Mount {
+                    name: fill(&v.name),
+                    path: v.path.clone(),
+                    read_only: v.read_only,
+                    user: v.name.contains(Placeholder::User.as_str()).then(|| user.clone()),
+                })
                 .collect(),
             tmpfs: workspace.tmpfs.clone(),
             read_only: workspace.read_only,
@@ -473,6 +478,7 @@ mod tests {
         }];
         let launch = live.launch();
         assert_eq!(launch.env["A"], format!("alice:{}:s3cret:{{other}}", live.origin.id));
-        assert_eq!(launch.volumes[0].name, "home-alice-desktop");
+        let mount = &launch.volumes[0];
+        assert_eq!((mount.name.as_str(), mount.user.as_ref()), ("home-alice-desktop", Some(&launch.user)));
     }
 }

@@ -388,7 +388,7 @@ async fn sessions_are_found_again_by_their_labels() {
 async fn a_volume_outlives_its_session() {
     let Some(lab) = Lab::open("a_volume_outlives_its_session") else { return };
     let volume = "home-Alice@example.com";
-    let mount = Mount { name: volume.to_owned(), path: "/home/alice".to_owned(), read_only: false };
+    let mount = Mount { name: volume.to_owned(), path: "/home/alice".to_owned(), read_only: false, user: None };
     let mut write = lab.launch("write", "echo mine > /home/alice/file");
     write.volumes = vec![mount.clone()];
     output(&lab, &write).await;
@@ -412,7 +412,7 @@ async fn a_foreign_volume_is_neither_used_nor_removed() {
     let name = format!("ostler-{}.home", lab.cluster);
     docker(&["volume", "create", &name]);
     let mut launch = lab.launch("k", "true");
-    launch.volumes = vec![Mount { name: "home".to_owned(), path: "/home/x".to_owned(), read_only: false }];
+    launch.volumes = vec![Mount { name: "home".to_owned(), path: "/home/x".to_owned(), read_only: false, user: None }];
     assert!(matches!(lab.runtime.create(&launch).await, Err(Error::Refused(_))));
     assert!(matches!(lab.runtime.remove_volume("home").await, Err(Error::Refused(_))));
     assert_eq!(lab.runtime.volumes().await, Ok(Vec::new()));

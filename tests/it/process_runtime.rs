@@ -344,7 +344,7 @@ async fn a_data_directory_that_sessions_cannot_traverse_has_no_volumes() {
     host.exit(&session).await;
     assert_eq!(host.log(&session).await, "written\n");
     let mut launch = host.launch("volume", "true");
-    launch.volumes = vec![Mount { name: "v".to_owned(), path: "/v".to_owned(), read_only: false }];
+    launch.volumes = vec![Mount { name: "v".to_owned(), path: "/v".to_owned(), read_only: false, user: None }];
     let refused = host.runtime.create(&launch).await;
     let data = host.directory.path().to_str().unwrap();
     assert!(matches!(&refused, Err(Error::Refused(why)) if why.ends_with(data)), "{refused:?}");
@@ -680,7 +680,7 @@ fn groups_named(part: &str) -> usize {
 async fn a_volume_outlives_its_sessions() {
     let host = Host::new();
     let mut writer = host.launch("writer", "echo kept >$OSTLER_VOLUME_HOME_ALICE_X/file");
-    let mount = Mount { name: "home-alice@x".to_owned(), path: "/home".to_owned(), read_only: false };
+    let mount = Mount { name: "home-alice@x".to_owned(), path: "/home".to_owned(), read_only: false, user: None };
     writer.volumes = vec![mount.clone()];
     let session = host.run(&writer).await;
     assert_eq!(host.exit(&session).await.code, 0, "{}", host.log(&session).await);

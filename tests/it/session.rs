@@ -458,6 +458,21 @@ fn users_are_named_as_identity_providers_name_them() {
 }
 
 #[test]
+fn a_volume_is_never_given_to_another_user() {
+    let agent = Agent::start(ROOMY);
+    let volumes = json!({"volumes": [{"name": "{user}-{workspace}", "path": "/home"}]});
+    agent.workspace("c", SERVE, &volumes);
+    agent.workspace("b-c", SERVE, &volumes);
+    agent.running("c", "a-b");
+    // The name of this one's volume is the same text.
+    let other = agent.create("b-c", "a").expect(202);
+    let other = agent.until_state(id(&other), "failed");
+    let told = other["message"].as_str().unwrap();
+    assert!(told.contains("volume a-b-c belongs to user a-b, not to a; change the volume's name"), "{told}");
+    agent.running("c", "a-b");
+}
+
+#[test]
 fn named_volumes_belong_to_a_user_and_outlive_sessions() {
     let agent = Agent::start(ROOMY);
     let volumes = json!({"volumes": [{"name": "home-{user}", "path": "/home"}]});

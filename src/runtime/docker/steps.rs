@@ -136,7 +136,7 @@ impl DockerRuntime {
         let network = self.networks.ensure(&self.engine, launch.network.as_ref()).await?;
         let mut volumes = Vec::with_capacity(launch.volumes.len());
         for mount in &launch.volumes {
-            volumes.push(volumes::ensure(&self.engine, &self.config.cluster, &mount.name).await?);
+            volumes.push(volumes::ensure(&self.engine, &self.config.cluster, mount).await?);
         }
         let engine_cores = self.engine.connection().await?.info.cores;
         let brings_init = launch.init == Init::Auto && container::is_init(&self.images.command_line(launch).await);

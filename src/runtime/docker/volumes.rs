@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use bollard::models::{Volume, VolumeCreateRequest};
 use bollard::query_parameters::{ListVolumesOptionsBuilder, RemoveVolumeOptions};
 
-use super::container::LABEL_CLUSTER;
+use super::container::{LABEL_CLUSTER, LABEL_USER};
 use super::engine::{CHANGE, Engine, LOOK};
 use super::{Error, blame};
+use crate::runtime::Mount;
 use crate::runtime::volume_name::bounded_name;
 use crate::types::Name;
 
@@ -18,20 +19,27 @@ const LABEL_VOLUME: &str = "ostler.volume";
 const MAX_ESCAPED: usize = 180;
 
 /// Creates the volume if it is absent, and returns the engine's name for it.
-pub(super) async fn ensure(engine: &Engine, cluster: &Name, name: &str) -> Result<String, Error> {
-    let request = VolumeCreateRequest {
-        name: Some(volume_name(cluster, name)),
-        labels: Some(HashMap::from([
-            (LABEL_CLUSTER.to_owned(), cluster.to_string()),
-            (LABEL_VOLUME.to_owned(), name.to_owned()),
-        ])),
-        ..VolumeCreateRequest::default()
-    };
-    // If the volume exists, the engine returns it.
+pub(super) async fn ensure(engine: &Engine, cluster: &Name, mount: &Mount) -> Result<String, Error> {
+    let request = request(cluster, mount);
+    // If the volume exists, the engine returns it as it is.
     let volume = engine.ask("create volume", CHANGE, |docker| async move { docker.create_volume(request).await });
     let volume = volume.await.map_err(blame::of_volume)?;
-    check_ours(cluster, name, &volume)?;
+    check_mountable(cluster, mount, &volume)?;
     Ok(volume.name)
+}
+
+fn request(cluster: &Name, mount: &Mount) -> VolumeCreateRequest {
+    let mut labels =
+        HashMap::from([(LABEL_CLUSTER.to_owned(), cluster.to_string()), (LABEL_VOLUME.to_owned(), mount.name.clone())]);
+    labels.extend(mount.user.iter().map(|user| (LABEL_USER.to_owned(), user.to_string())));
+    let name = Some(volume_name(cluster, &mount.name));
+    VolumeCreateRequest { name, labels: Some(labels), ..VolumeCreateRequest::default() }
+}
+
+/// Checks that the volume is ours and was not created for another user.
+fn check_mountable(cluster: &Name, mount: &Mount, volume: &Volume) -> Result<(), Error> {
+    check_ours(cluster, &mount.name, volume)?;
+    mount.check_owner(volume.labels.get(LABEL_USER).map(String::as_str)).map_err(Error::Refused)
 }
 
 /// The names of the cluster's volumes, as templates gave them.
@@ -95,6 +103,24 @@ mod tests {
         assert!(long.len() <= 255, "{}", long.len());
         assert_ne!(long, volume_name(&cluster, &"@".repeat(255)));
         assert_eq!(volume_name(&"lab".parse().unwrap(), "home-Bob"), "ostler-lab.home-_42ob");
+    }
+
+    #[test]
+    fn a_volume_is_labelled_with_its_user_and_mounted_for_no_other() {
+        let cluster: Name = "lab".parse().unwrap();
+        let mount = |user: Option<&str>| {
+            let user = user.map(|user| user.parse().unwrap());
+            Mount { name: "home-a-b".to_owned(), path: "/home".to_owned(), read_only: false, user }
+        };
+        let volume = |mount: &Mount| {
+            let VolumeCreateRequest { name, labels, .. } = request(&cluster, mount);
+            let (name, labels) = (name.unwrap(), labels.unwrap());
+            Volume { name, labels, driver: "local".to_owned(), ..Volume::default() }
+        };
+        let (a, b, shared) = (mount(Some("Jörg")), mount(Some("a")), mount(None));
+        let mounted = |mount: &Mount, of: &Mount| check_mountable(&cluster, mount, &volume(of)).is_ok();
+        assert!(mounted(&a, &a) && mounted(&a, &shared) && mounted(&shared, &a));
+        assert!(!mounted(&a, &b) && !mounted(&b, &a));
     }
 
     #[test]

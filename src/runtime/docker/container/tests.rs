@@ -79,7 +79,7 @@ prop_compose! {
             ports,
             volumes: volumes
                 .into_iter()
-                .map(|(name, path, read_only)| Mount { name, path, read_only })
+                .map(|(name, path, read_only)| Mount { name, path, read_only, user: None })
                 .collect(),
             shm: Bytes::new(shm),
             stop_grace: Duration::from_secs(10),
