@@ -72,7 +72,11 @@ pub enum Error {
     #[error("no node {0}")]
     NoNode(String),
     /// The ids are sorted.
-    #[error("`{wanted}` is {} nodes, with the ids {}; name one by its id or a unique prefix of it", ids.len(), listed(ids))]
+    #[error(
+        "`{wanted}` is {} nodes, with the ids {}; name one by its id or a unique prefix of it",
+        ids.len(),
+        listed(ids)
+    )]
     AmbiguousNode { wanted: String, ids: Vec<NodeId> },
     #[error("node {node} cannot be reached: {cause}")]
     Unreachable {

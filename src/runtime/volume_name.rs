@@ -21,8 +21,8 @@ pub(super) fn escape_name(name: &str) -> String {
 /// How many bytes of a name that is too long are kept before its digest.
 const READABLE: usize = 100;
 
-/// The escaped name if it has at most `most` bytes, and otherwise its beginning with a digest of the name. Different names
-/// give different texts here, too, also on file systems that do not distinguish upper and lower case.
+/// The escaped name if it has at most `most` bytes, and otherwise its beginning with a digest of the name. Different
+/// names give different texts here, too, also on file systems that do not distinguish upper and lower case.
 pub(super) fn bounded_name(name: &str, most: usize) -> String {
     let escaped = escape_name(name);
     if escaped.len() <= most {
@@ -95,7 +95,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn two_users_never_share_a_volume(one in user(), other in user(), most in prop_oneof![Just(180_usize), Just(255)]) {
+        fn two_users_never_share_a_volume(
+            one in user(), other in user(), most in prop_oneof![Just(180_usize), Just(255)],
+        ) {
             let volume = |user: &User| bounded_name(&format!("home-{user}"), most);
             let (a, b) = (volume(&one), volume(&other));
             prop_assert_eq!(one == other, a == b);

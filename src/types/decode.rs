@@ -41,8 +41,8 @@ pub fn decode<T: DeserializeOwned + ToSchema>(json: Value) -> Result<T, Invalid>
     })
 }
 
-/// The place of a list where no type of a request has one: instead of the whole, or in another list. serde would read it
-/// as the fields of an object in order, which no caller should rely on.
+/// The place of a list where no type of a request has one: instead of the whole, or in another list. serde would read
+/// it as the fields of an object in order, which no caller should rely on.
 fn misplaced_list(json: &Value) -> Option<Vec<Segment>> {
     if json.is_array() {
         return Some(Vec::new());

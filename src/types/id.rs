@@ -241,8 +241,8 @@ impl PartialSchema for User {
 }
 impl ToSchema for User {}
 
-/// Characters of which no text of ours may consist: those that control, that are invisible, that are blanks other than
-/// the space, or that have no meaning of their own. By [`User`]'s pattern in the API these are ranges, in order.
+/// Ranges of characters, in order, that no name may contain: those that control, that are invisible, that are blanks
+/// other than the space, or that have no meaning of their own. The API's pattern of users is made from them.
 pub(super) const UNPRINTABLE: &[(char, char)] = &[
     ('\0', '\u{1f}'),
     ('\u{7f}', '\u{a0}'),
@@ -269,8 +269,8 @@ pub(super) const UNPRINTABLE: &[(char, char)] = &[
     ('\u{e0000}', '\u{10ffff}'), // tags, variation selectors, private use
 ];
 
-/// Whether the character may be part of a name that people read in tables: Unicode's default ignorable characters, white
-/// space but the space, controls and private use may not.
+/// Whether the character may be part of a name that people read in tables. Controls, white space other than the space,
+/// Unicode's default ignorable characters and those for private use may not.
 pub fn is_printable(c: char) -> bool {
     !UNPRINTABLE.iter().any(|(first, last)| (*first..=*last).contains(&c))
 }

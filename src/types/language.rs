@@ -28,8 +28,8 @@ impl fmt::Display for OtherLanguage {
     }
 }
 
-/// The language of a text that is not TOML: JSON or YAML if it is an object or a list in it, `None` if it is neither. Of
-/// a single line YAML makes nearly anything.
+/// The language of a text that is not TOML: JSON or YAML if it is an object or a list there, `None` if it is neither. A
+/// plain text does not count, since nearly every line is one in YAML.
 pub fn other_language(text: &str) -> Option<OtherLanguage> {
     let is_structured = |value: &serde_json::Value| value.is_object() || value.is_array();
     if serde_json::from_str(text).as_ref().is_ok_and(is_structured) {

@@ -431,7 +431,9 @@ fn users_are_named_as_identity_providers_name_them() {
     let mut agent = Agent::prepare(&format!("{ROOMY}\nlimits = {{ max_sessions_per_user = 2 }}"));
     agent.up();
     let home = json!({"volumes": [{"name": "home-{user}", "path": "/home"}], "env": {"WHO": "{user}"}});
-    agent.workspace("shell", "echo \"$WHO\"; for v in $(env | grep ^OSTLER_VOLUME_ | cut -d= -f2-); do touch \"$v/mine\"; ls \"$v\" | wc -l; done; exec sleep 600", &home);
+    let script = "echo \"$WHO\"; for v in $(env | grep ^OSTLER_VOLUME_ | cut -d= -f2-); do touch \"$v/mine\"; \
+                  ls \"$v\" | wc -l; done; exec sleep 600";
+    agent.workspace("shell", script, &home);
     let long = "ä".repeat(256);
     let users = ["auth0|5f7c8ec7", "Jörg Müller", "jörg müller", "CN=a,O=b/c", "{secret}", "..", "漢字", &long];
     for user in users {
