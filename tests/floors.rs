@@ -58,6 +58,7 @@ const CORES: &[&str] = &[
     "sessions/decide",
     "sessions/feed",
     "sessions/lifecycle",
+    "sessions/meter",
     "sessions/record",
     "sessions/runner",
     "sessions/state",
@@ -71,6 +72,8 @@ const IMPURE: &[&str] =
 /// Libraries, and the only files that may use each.
 const ADAPTERS: &[(&str, &[&str])] = &[
     ("bollard", &["runtime/docker"]),
+    ("netlink_packet_core", &["runtime/connections"]),
+    ("netlink_packet_netfilter", &["runtime/connections"]),
     ("axum", &["http"]),
     ("utoipa_axum", &["http"]),
     ("prometheus_client", &["http/metrics"]),

@@ -15,6 +15,8 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
+
 use crate::http;
 use crate::runtime::docker;
 pub use edit::{EditError, add_seed};
@@ -85,6 +87,8 @@ pub struct Runtime {
     pub publish_address: IpAddr,
     /// The range of ostler's own network; `None`: the engine chooses one.
     pub network_subnet: Option<docker::Subnet>,
+    /// The clients whose connections to a session do not count as its use.
+    pub idle_ignore: Vec<IpNet>,
     /// The user that the process runtime runs commands as when the agent runs as root.
     pub process_user: String,
 }
@@ -181,6 +185,7 @@ impl Default for Runtime {
             cap_allow: cap_allow.map(str::to_owned).to_vec(),
             publish_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             network_subnet: None,
+            idle_ignore: Vec::new(),
             process_user: "nobody".to_owned(),
         }
     }

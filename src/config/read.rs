@@ -127,6 +127,7 @@ fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environm
         cap_allow: document.take_list("runtime.cap_allow", value::capability).unwrap_or(default.cap_allow),
         publish_address: document.take("runtime.publish_address", value::address).unwrap_or(default.publish_address),
         network_subnet: document.take("runtime.network_subnet", value::subnet).or(default.network_subnet),
+        idle_ignore: document.take_list("runtime.idle_ignore", value::clients).unwrap_or(default.idle_ignore),
         process_user: document.take("runtime.process_user", value::login).unwrap_or(default.process_user),
     }
 }

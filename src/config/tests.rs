@@ -86,6 +86,7 @@ fn every_kind_of_value_is_read() {
         port_range = "30000 - 30009"
         publish_address = "::1"
         network_subnet = "10.80.0.0/16"
+        idle_ignore = ["10.0.0.9", "10.1.2.3/16", "2001:db8::/32"]
         [limits]
         keep_ended = "1h30m"
         min_free_disk = 0
@@ -179,6 +180,8 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
     ("[http]\nlisten = \"127.0.0.1:20001\"", 2, "http.listen", "in runtime.port_range, 20000-29999"),
     ("[runtime]\npublish_address = \"0.0.0.0:80\"", 2, "runtime.publish_address", "without a port"),
     ("[runtime]\nnetwork_subnet = \"10.80.0.1/16\"", 2, "runtime.network_subnet", "write 10.80.0.0/16"),
+    ("[runtime]\nidle_ignore = [\"10.0.0.9\", \"monitor\"]", 2, "runtime.idle_ignore[1]", "for example 10.0.0.5 or"),
+    ("[runtime]\nidle_ignore = [10]", 2, "runtime.idle_ignore[0]", "expected an address"),
     ("[runtime]\nendpoint_host = \"http://x\"", 2, "runtime.endpoint_host", "without scheme"),
     ("[runtime]\nprocess_user = \"root\"", 2, "runtime.process_user", "cannot run as root"),
     ("[limits]\nmax_sessions_per_user = -1", 2, "limits.max_sessions_per_user", "-1: expected a whole number"),

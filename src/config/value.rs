@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::MESH_PORT;
@@ -181,6 +182,13 @@ pub(super) fn address(value: &Value<'_>) -> Result<IpAddr, String> {
 
 pub(super) fn subnet(value: &Value<'_>) -> Result<Subnet, String> {
     value.as_str().ok_or_else(|| "expected a range of addresses, for example 10.80.0.0/16".to_owned())?.parse()
+}
+
+/// An address, or a range of addresses. Bits of the range behind its prefix are dropped.
+pub(super) fn clients(value: &Value<'_>) -> Result<IpNet, String> {
+    let text = value.as_str().unwrap_or_default();
+    let range = text.parse().map(|range: IpNet| range.trunc()).or_else(|_| text.parse().map(|one: IpAddr| one.into()));
+    range.map_err(|_| "expected an address or a range of addresses, for example 10.0.0.5 or 10.0.0.0/24".to_owned())
 }
 
 pub(super) fn path(value: &Value<'_>) -> Result<PathBuf, String> {

@@ -24,6 +24,7 @@ pub(super) fn open(base: &Base) -> Result<Arc<dyn Runtime>> {
             cap_allow: config.runtime.cap_allow.clone(),
             publish_address: config.runtime.publish_address,
             network_subnet: config.runtime.network_subnet,
+            idle_ignore: config.runtime.idle_ignore.clone(),
         })?),
         RuntimeKind::Process => {
             let (cores, memory) = capacity::probe::host_bounds();
@@ -35,6 +36,7 @@ pub(super) fn open(base: &Base) -> Result<Arc<dyn Runtime>> {
                 shim: this_program()?,
                 cores,
                 memory,
+                idle_ignore: config.runtime.idle_ignore.clone(),
             })?))
         }
     }

@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
-    Container, EngineInfo, Error, Event, Exit, Found, Health, Launch, LogStream, LogsRequest, Run, Runtime, Target,
+    Connected, Container, EngineInfo, Error, Event, Exit, Found, Health, Launch, LogStream, LogsRequest, PortBinding,
+    Run, Runtime, Target,
 };
 use crate::types::{Bytes, Cores, NodeId, RuntimeKind, SessionId, Timestamp};
 
@@ -39,6 +40,7 @@ struct State {
     /// The next call of this name panics.
     panic: Option<&'static str>,
     calls: Vec<&'static str>,
+    connected: Connected,
 }
 
 /// Whether a call is held before or after it takes effect.
@@ -126,6 +128,11 @@ impl FakeEngine {
     pub(crate) async fn vanish(&self, session: &SessionId) {
         self.state().containers.remove(session);
         self.say(Event::Changed(*session)).await;
+    }
+
+    /// Whether anybody is connected to the ports of the sessions; at first nobody is.
+    pub(crate) fn set_connected(&self, connected: Connected) {
+        self.state().connected = connected;
     }
 
     pub(crate) fn go_down(&self) {
@@ -293,8 +300,8 @@ impl Runtime for FakeEngine {
         Ok(Box::pin(futures_util::stream::empty()))
     }
 
-    async fn traffic(&self, _: &Target) -> Result<Option<u64>, Error> {
-        Ok(None)
+    async fn connected(&self, _: &Target, _: &[PortBinding]) -> Result<Connected, Error> {
+        Ok(self.state().connected)
     }
 
     async fn present(&self, _: &[String]) -> Result<BTreeSet<String>, Error> {

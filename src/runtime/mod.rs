@@ -4,6 +4,7 @@
 //! A runtime does one step per call and reports what it sees. It does not decide
 //! which step is next: the [lifecycle](crate::sessions::lifecycle) does.
 
+pub mod connections;
 pub mod container;
 pub mod docker;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::types::{Bytes, Cores, Platform, RuntimeKind, SessionId};
 
+pub use connections::Connections;
 pub use container::{Container, Exit, Found, Launch, Mount, Oom, PortBinding, Run};
 pub use fault::Fault;
 
@@ -73,8 +75,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// The container's output, oldest first.
     async fn logs(&self, target: &Target, request: LogsRequest) -> Result<LogStream, Error>;
 
-    /// Bytes sent and received on the session's network since it started; `None` if the runtime cannot count them.
-    async fn traffic(&self, target: &Target) -> Result<Option<u64>, Error>;
+    /// Whether anybody is connected to the session's published ports.
+    async fn connected(&self, target: &Target, ports: &[PortBinding]) -> Result<Connected, Error>;
 
     /// The named volumes of this cluster on this host, by the names that templates gave them.
     async fn volumes(&self) -> Result<Vec<String>, Error>;
@@ -96,6 +98,20 @@ impl From<&SessionId> for Target {
     fn from(session: &SessionId) -> Self {
         Self { session: *session, container_id: None }
     }
+}
+
+/// Whether anybody is connected to a session's published ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Connected {
+    /// Somebody is, or was within the last seconds.
+    Yes,
+    #[default]
+    No,
+    /// It cannot be seen on this host, or the session publishes no port.
+    Unknown {
+        /// Bytes sent and received on the session's network since it started; `None` if they are not counted.
+        bytes: Option<u64>,
+    },
 }
 
 pub type LogStream = BoxStream<'static, io::Result<Chunk>>;

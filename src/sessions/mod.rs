@@ -10,6 +10,7 @@ pub mod decide;
 mod feed;
 mod journal;
 pub mod lifecycle;
+mod meter;
 mod record;
 pub mod runner;
 mod runners;

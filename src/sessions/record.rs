@@ -192,10 +192,14 @@ impl Record {
     }
 
     /// What everybody sees of it that changes while nothing happens.
-    pub fn activity(&self) -> SessionActivity {
+    pub fn activity(&self, now: Moment) -> SessionActivity {
         let status = self.status();
-        let progress = status.message.clone().filter(|_| status.is_pulled());
-        SessionActivity { last_activity_at: status.last_activity_at, progress }
+        let idle = self.live().filter(|live| live.is_in_use() && live.wish != Wish::Stop).and_then(|live| live.idle);
+        SessionActivity {
+            last_activity_at: status.last_activity_at,
+            idle_ends_at: idle.map(|idle| idle.shown(now)),
+            progress: status.message.clone().filter(|_| status.is_pulled()),
+        }
     }
 }
 
@@ -203,8 +207,9 @@ impl Live {
     /// A session that was just admitted, with nothing handed out to it yet.
     pub fn admitted(admit: &super::Admit, now: Moment) -> Self {
         let Asked { user, fingerprint, workspace, attempt, tried, platform, secret, by } = admit.asked.clone();
-        let deadline = |secs: Option<u64>| secs.map(|secs| Deadline::after(now, Duration::from_secs(secs)));
-        let (ttl, idle) = (deadline(workspace.ttl_seconds), deadline(workspace.idle_timeout_seconds));
+        let deadline = |span: Option<Duration>| span.map(|span| Deadline::after(now, span));
+        let (ttl, idle) =
+            (deadline(workspace.ttl_seconds.map(Duration::from_secs)), deadline(workspace.idle_timeout()));
         let origin = Origin {
             id: admit.session,
             user,
@@ -274,6 +279,11 @@ impl Live {
             retention: None,
             ended_at: None,
         }
+    }
+
+    /// Whether it runs, or is paused.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self.status.state, SessionState::Running | SessionState::Paused)
     }
 
     /// What a runner is to work towards; `None` where there is nothing to do. `unseen`: it is not known whether the
@@ -457,9 +467,9 @@ mod tests {
             (live.status.state, live.status.message) = (state, Some(message.to_owned()));
             let record = Record::Live(Box::new(live.clone()));
             let profile = record.profile(&"one".parse().unwrap(), &NodeId::from_bytes([1; 10]), "host", now);
-            let shown = crate::types::Session::of(&profile, Some(&record.activity())).message;
+            let shown = crate::types::Session::of(&profile, Some(&record.activity(START))).message;
             assert_eq!(shown.as_deref(), Some(message));
-            (profile.message, record.activity().progress)
+            (profile.message, record.activity(START).progress)
         };
         assert_eq!(seen(SessionState::Pulling, "43 %"), (None, Some("43 %".to_owned())));
         assert_eq!(seen(SessionState::Failed, "no such image"), (Some("no such image".to_owned()), None));

@@ -8,12 +8,16 @@ use std::time::Duration;
 
 use super::decide::Report;
 use super::lifecycle::{self, Order, Step, Wish};
+use super::meter::Meter;
 use crate::runtime::container::{Container, Launch};
-use crate::runtime::{Error, Fault};
+use crate::runtime::{Connected, Error, Fault};
 
 /// The first and the longest wait before a failed step is tried again.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
+
+/// How often a session with an idle timeout is looked at.
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often in a row the engine may answer that it cannot do a step of a start, before the start has failed: about 6 s.
 const MAX_FAILURES: u32 = 6;
@@ -25,8 +29,18 @@ pub struct Work {
     pub launch: Arc<Launch>,
     /// The recorded id of its container; `None` where none was recorded.
     pub container_id: Option<String>,
-    /// Whether its network traffic counts as activity.
-    pub watch_traffic: bool,
+    pub watch: Watch,
+}
+
+/// Whether its runner looks if the session is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// It has no idle timeout, or does not run.
+    Off,
+    /// At intervals.
+    On,
+    /// At once as well: its idle timeout is over unless it is used now.
+    IdleIsDue,
 }
 
 /// One operation of the engine.
@@ -52,9 +66,9 @@ pub enum Action {
     EnsureImage,
     /// Report this to the owner, and return whether the owner accepted it: [`Outcome::Told`].
     Tell(Report),
-    /// Wait for new work or a nudge, and return [`Outcome::Woken`]. If `watch_traffic`, also read the traffic at
-    /// intervals and return [`Outcome::Traffic`].
-    Rest { watch_traffic: bool },
+    /// Wait for new work or a nudge, and return [`Outcome::Woken`]. After `look`, if that comes first, ask whether
+    /// anybody is connected, and return [`Outcome::Looked`].
+    Rest { look: Option<Duration> },
     /// Wait for new work or a nudge, at most for `after`, and return [`Outcome::Woken`].
     Retry { after: Duration },
 }
@@ -68,8 +82,8 @@ pub enum Outcome {
     /// Whether the owner has accepted the report.
     Told(bool),
     Woken,
-    /// Bytes over the session's network since it started. `None`: the engine cannot say.
-    Traffic(Option<u64>),
+    /// Whether anybody is connected; `None`: the engine does not answer.
+    Looked(Option<Connected>),
 }
 
 /// What the engine did.
@@ -97,8 +111,8 @@ pub struct Runner {
     retry: Duration,
     /// Steps that failed since the last one that did not.
     failures: u32,
-    /// The last traffic that was read in this rest.
-    traffic: Option<u64>,
+    /// What its network carried, where connections cannot be seen.
+    meter: Meter,
 }
 
 /// The action in progress.
@@ -128,7 +142,7 @@ enum Next {
 impl Runner {
     /// `known`: the container, if it is known; this saves the first observation of a new session.
     pub const fn new(work: Work, known: Option<Container>) -> Self {
-        Self { work, at: At::Deciding, known, retry: FIRST_RETRY, failures: 0, traffic: None }
+        Self { work, at: At::Deciding, known, retry: FIRST_RETRY, failures: 0, meter: Meter::new() }
     }
 
     /// The first action.
@@ -153,14 +167,14 @@ impl Runner {
                 self.decide_on(work)
             }
             (At::TellingProgress(Next::Create), _) => self.act(Op::Create),
-            (At::TellingProgress(Next::Rest), _) => self.rest(),
+            (At::TellingProgress(Next::Rest), _) if work == self.work => self.rest_for(LOOK_INTERVAL),
             (At::TellingProgress(Next::Retry), _) => {
                 let after = self.retry;
                 self.retry = (self.retry * 2).min(LONGEST_RETRY);
                 self.at = At::Retrying;
                 Action::Retry { after }
             }
-            (At::Resting, Outcome::Traffic(traffic)) => self.saw_traffic(traffic),
+            (At::Resting, Outcome::Looked(connected)) if work == self.work => self.looked(connected),
             _ => self.decide_on(work),
         }
     }
@@ -188,9 +202,9 @@ impl Runner {
             }
             Step::LookAgain(why) => self.tell(Report::Unseen(why), Next::Retry),
             Step::Wait => {
-                self.traffic = None;
                 self.retry = FIRST_RETRY;
-                self.rest()
+                let idle_is_due = self.work.watch == Watch::IdleIsDue;
+                self.rest_for(if idle_is_due { Duration::ZERO } else { LOOK_INTERVAL })
             }
         }
     }
@@ -205,9 +219,10 @@ impl Runner {
         Action::Tell(report)
     }
 
-    fn rest(&mut self) -> Action {
+    /// Rests, and looks whether the session is used after this time.
+    fn rest_for(&mut self, pause: Duration) -> Action {
         self.at = At::Resting;
-        Action::Rest { watch_traffic: self.work.watch_traffic }
+        Action::Rest { look: (self.work.watch != Watch::Off).then_some(pause) }
     }
 
     fn done(&mut self, done: Done, work: Work) -> Action {
@@ -246,11 +261,18 @@ impl Runner {
         }
     }
 
-    fn saw_traffic(&mut self, now: Option<u64>) -> Action {
-        let Some(now) = now else { return self.rest() };
-        match self.traffic.replace(now) {
-            Some(before) if before != now => self.tell(Report::Active, Next::Rest),
-            _ => self.rest(),
+    fn looked(&mut self, connected: Option<Connected>) -> Action {
+        let used = match connected {
+            Some(Connected::Yes) => Some(true),
+            // Only a keepalive tells of the use of a session whose bytes are not counted.
+            Some(Connected::No | Connected::Unknown { bytes: None }) => Some(false),
+            Some(Connected::Unknown { bytes: Some(bytes) }) => self.meter.read(bytes),
+            None => None,
+        };
+        match used {
+            Some(true) => self.tell(Report::Active, Next::Rest),
+            Some(false) if self.work.watch == Watch::IdleIsDue => self.tell(Report::Idle, Next::Rest),
+            _ => self.rest_for(LOOK_INTERVAL),
         }
     }
 }
@@ -261,6 +283,7 @@ mod tests {
     use crate::runtime::container::{Exit, Run};
     use crate::sessions::decide::testing::new_live;
     use crate::sessions::lifecycle::Sight;
+    use crate::sessions::meter;
 
     fn work(wish: Wish) -> Work {
         let mut live = new_live("k");
@@ -269,7 +292,7 @@ mod tests {
             order: live.order(false).unwrap(),
             launch: Arc::new(live.launch()),
             container_id: None,
-            watch_traffic: false,
+            watch: Watch::Off,
         }
     }
 
@@ -383,21 +406,60 @@ mod tests {
         assert_eq!(runner.next(broken(), work(Wish::Run)), failed);
     }
 
-    #[test]
-    fn traffic_that_moves_is_activity() {
+    /// A session that runs, and its work.
+    fn at_rest(watch: Watch) -> (Runner, Work) {
         let run = Run("1".to_owned());
         let mut running = work(Wish::Run);
         running.order.run = Some(run.clone());
-        running.watch_traffic = true;
-        let rests = Action::Rest { watch_traffic: true };
-        let mut runner = Runner::new(running.clone(), Some(Container::Running(run)));
-        assert_eq!(runner.begin(), rests);
-        let mut traffic = |bytes| runner.next(Outcome::Traffic(bytes), running.clone());
-        assert_eq!(traffic(Some(10)), rests, "there is nothing to compare it with");
-        assert_eq!(traffic(Some(10)), rests);
-        assert_eq!(traffic(None), rests);
-        assert_eq!(traffic(Some(11)), Action::Tell(Report::Active));
-        assert_eq!(runner.next(Outcome::Told(true), running.clone()), rests);
+        running.watch = watch;
+        (Runner::new(running.clone(), Some(Container::Running(run))), running)
+    }
+
+    const LOOKS_LATER: Action = Action::Rest { look: Some(LOOK_INTERVAL) };
+    const LOOKS_NOW: Action = Action::Rest { look: Some(Duration::ZERO) };
+
+    #[test]
+    fn a_connection_is_use_and_without_an_idle_timeout_nobody_looks() {
+        let (mut runner, _) = at_rest(Watch::Off);
+        assert_eq!(runner.begin(), Action::Rest { look: None });
+
+        let (mut runner, running) = at_rest(Watch::On);
+        assert_eq!(runner.begin(), LOOKS_LATER);
+        let mut looked = |connected| runner.next(Outcome::Looked(connected), running.clone());
+        assert_eq!(looked(Some(Connected::No)), LOOKS_LATER);
+        assert_eq!(looked(None), LOOKS_LATER);
+        assert_eq!(looked(Some(Connected::Yes)), Action::Tell(Report::Active));
+        assert_eq!(runner.next(Outcome::Told(true), running.clone()), LOOKS_LATER);
         assert_eq!(runner.next(Outcome::Woken, running), Action::Do(Op::Observe));
+    }
+
+    #[test]
+    fn an_idle_timeout_ends_a_session_only_after_a_look_that_found_nobody() {
+        let (mut runner, due) = at_rest(Watch::IdleIsDue);
+        assert_eq!(runner.begin(), LOOKS_NOW);
+        let mut next = |outcome| runner.next(outcome, due.clone());
+        assert_eq!(next(Outcome::Looked(None)), LOOKS_LATER, "an engine that does not answer says nothing");
+        let bytes = |bytes| Outcome::Looked(Some(Connected::Unknown { bytes: Some(bytes) }));
+        assert_eq!(next(bytes(0)), LOOKS_LATER, "not counted for long enough");
+        assert_eq!(next(bytes(meter::USE_BYTES)), Action::Tell(Report::Active));
+        assert_eq!(next(Outcome::Told(true)), LOOKS_LATER);
+        assert_eq!(next(Outcome::Looked(Some(Connected::No))), Action::Tell(Report::Idle));
+        assert_eq!(next(Outcome::Told(true)), LOOKS_LATER);
+        assert_eq!(next(Outcome::Looked(Some(Connected::Unknown { bytes: None }))), Action::Tell(Report::Idle));
+    }
+
+    #[test]
+    fn work_that_changes_during_a_look_or_its_report_is_not_lost() {
+        let stop = || Work { watch: Watch::Off, ..work(Wish::Stop) };
+        let (mut runner, _) = at_rest(Watch::On);
+        runner.begin();
+        assert_eq!(runner.next(Outcome::Looked(Some(Connected::Yes)), stop()), Action::Do(Op::Observe));
+
+        let (mut runner, due) = at_rest(Watch::IdleIsDue);
+        runner.begin();
+        assert_eq!(runner.next(Outcome::Looked(Some(Connected::No)), due), Action::Tell(Report::Idle));
+        assert_eq!(runner.next(Outcome::Told(true), stop()), Action::Do(Op::Observe));
+        let running = saw(Container::Running(Run("1".to_owned())));
+        assert_eq!(runner.next(running, stop()), Action::Do(Op::Stop));
     }
 }

@@ -13,8 +13,6 @@ use super::state::Order;
 use crate::runtime::{Container, Error, Runtime, Target};
 use crate::types::SessionId;
 
-/// How often the traffic of a session with an idle timeout is read.
-const TRAFFIC_INTERVAL: Duration = Duration::from_secs(10);
 /// Progress texts that wait for the runner. Further ones are dropped.
 const PROGRESS_QUEUE: usize = 4;
 /// How long a runner waits after a report that the owner did not accept: the journal cannot be written, or the daemon
@@ -120,7 +118,7 @@ impl Course {
                 Action::EnsureImage => self.ensure_image(runner.work()).await,
                 Action::Do(op) => Outcome::Did(self.act(op, runner.work()).await),
                 Action::Tell(report) => Outcome::Told(self.tell(report).await),
-                Action::Rest { watch_traffic } => self.rest(watch_traffic, runner.work()).await,
+                Action::Rest { look } => self.rest(look, runner.work()).await,
                 Action::Retry { after } => self.retry(after).await,
             };
             let Some(work) = self.newest() else { return };
@@ -170,13 +168,13 @@ impl Course {
     }
 
     /// Waits until there may be something to do.
-    async fn rest(&mut self, watch_traffic: bool, work: &Work) -> Outcome {
+    async fn rest(&mut self, look: Option<Duration>, work: &Work) -> Outcome {
         let target = self.target(work);
         tokio::select! {
             _ = self.work.changed() => Outcome::Woken,
             () = self.nudge.notified() => Outcome::Woken,
-            () = tokio::time::sleep(TRAFFIC_INTERVAL), if watch_traffic => {
-                Outcome::Traffic(self.runtime.traffic(&target).await.ok().flatten())
+            () = tokio::time::sleep(look.unwrap_or_default()), if look.is_some() => {
+                Outcome::Looked(self.runtime.connected(&target, &work.launch.ports).await.ok())
             }
         }
     }

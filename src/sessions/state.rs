@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::decide::{Context, EngineState, Registry, Report};
 use super::feed::{Feed, Standing};
 use super::record::Record;
-use super::runner::Work;
+use super::runner::{Watch, Work};
 use super::{Admit, Admitted, Claimed, Command, Config, Error, Snapshot};
 use crate::election::Stale;
 use crate::runtime;
@@ -269,7 +269,7 @@ impl<R: Reply> Sessions<R> {
                 self.feed.forget(id);
                 continue;
             };
-            let (session, activity) = (self.profile(record, cx), record.activity());
+            let (session, activity) = (self.profile(record, cx), record.activity(cx.now));
             log_change(before.as_deref(), &session, actors.get(id));
             self.feed.note(before.as_deref(), &session, Standing::of(record));
             if activity_before.as_ref() != Some(&activity) {
@@ -278,7 +278,7 @@ impl<R: Reply> Sessions<R> {
             self.published.insert(*id, Arc::new(session));
             self.activities.insert(*id, activity);
         }
-        let orders = changed.iter().map(|id| self.order(id)).collect();
+        let orders = changed.iter().map(|id| self.order(id, cx)).collect();
         self.fresh.clear();
         (Some(Arc::new(self.summary(cx))), orders)
     }
@@ -304,12 +304,16 @@ impl<R: Reply> Sessions<R> {
         }
     }
 
-    fn order(&self, session: &SessionId) -> Order {
+    fn order(&self, session: &SessionId, cx: &Context<'_>) -> Order {
         let work = self.registry.record(session).and_then(Record::live).and_then(|live| {
-            let watch_traffic = live.idle.is_some() && live.status.state == SessionState::Running;
+            let watch = match live.idle.filter(|_| live.is_in_use()) {
+                None => Watch::Off,
+                Some(idle) if idle.is_due(cx.now) => Watch::IdleIsDue,
+                Some(_) => Watch::On,
+            };
             let order = live.order(self.registry.is_out_of_sight(session))?;
             let container_id = live.status.container_id.clone();
-            Some(Work { order, launch: Arc::new(live.launch()), container_id, watch_traffic })
+            Some(Work { order, launch: Arc::new(live.launch()), container_id, watch })
         });
         Order { session: *session, work, fresh: self.fresh.contains(session) }
     }
@@ -346,7 +350,7 @@ impl<R: Reply> Sessions<R> {
 
     fn session(&self, id: &SessionId, cx: &Context<'_>) -> Result<Session, Error> {
         let record = self.known(id)?;
-        Ok(Session::of(&self.profile(record, cx), Some(&record.activity())))
+        Ok(Session::of(&self.profile(record, cx), Some(&record.activity(cx.now))))
     }
 
     fn profile(&self, record: &Record, cx: &Context<'_>) -> SessionProfile {

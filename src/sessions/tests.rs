@@ -12,6 +12,7 @@ use super::*;
 use crate::capacity;
 use crate::clock::Clock;
 use crate::node::ClusterSigns;
+use crate::runtime::Connected;
 use crate::runtime::fake::{FakeEngine, STEPS, When};
 use crate::types::{Actor, Cores, EndReason, SessionState};
 
@@ -353,4 +354,26 @@ async fn a_session_keeps_the_actor_who_asked_for_it() {
     daemon.kill().await;
     let (_journal, records) = Journal::open(world.directory.path(), START.wall).unwrap();
     assert_eq!(records[0].origin().created_by, Some(ci), "the actor that stopped it did not create it");
+}
+
+#[tokio::test]
+async fn an_idle_session_is_stopped_and_one_that_is_used_is_not() {
+    let world = World::new();
+    let daemon = world.start().await;
+    let workspace = Workspace { idle_timeout_seconds: Some(30), ..workspace() };
+    daemon.handle.admit(offer("k", workspace)).await.unwrap();
+    daemon.until_state("k", SessionState::Running).await;
+
+    world.engine.set_connected(Connected::Yes);
+    world.clock.advance(Duration::from_secs(31));
+    let (id, used) = (id("k"), world.clock.now().wall);
+    let snapshot = daemon.until("used", |s| s.activities.get(&id).is_some_and(|a| a.last_activity_at == used)).await;
+    assert_eq!(snapshot.sessions[&id].state, SessionState::Running);
+    assert_eq!(snapshot.document(&id).unwrap().expires_at, Some(used.plus(Duration::from_secs(30))));
+
+    world.engine.set_connected(Connected::No);
+    world.clock.advance(Duration::from_secs(31));
+    daemon.until_state("k", SessionState::Stopped).await;
+    let ended = daemon.handle.snapshot().document(&id).unwrap();
+    assert_eq!((ended.end_reason, ended.expires_at), (Some(EndReason::IdleExpired), None));
 }

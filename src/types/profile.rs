@@ -100,6 +100,9 @@ pub struct SessionProfile {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionActivity {
     pub last_activity_at: Timestamp,
+    /// When its idle timeout ends it unless it is used before; `None`: never.
+    #[serde(default)]
+    pub idle_ends_at: Option<Timestamp>,
     /// The progress of the image pull, while it runs.
     pub progress: Option<String>,
 }

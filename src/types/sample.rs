@@ -75,5 +75,5 @@ pub(crate) fn session_profile(key: &str, workspace: &str, user: &str, state: Ses
 }
 
 pub(crate) fn activity() -> SessionActivity {
-    SessionActivity { last_activity_at: Timestamp::default(), progress: None }
+    SessionActivity { last_activity_at: Timestamp::default(), idle_ends_at: None, progress: None }
 }

@@ -122,7 +122,8 @@ pub struct Session {
     pub endpoints: Vec<Endpoint>,
     pub created_at: Timestamp,
     pub last_activity_at: Timestamp,
-    /// When its TTL ends it; `null`: never.
+    /// When it ends by itself: at the end of its TTL, or before, if nobody uses it until its idle timeout is over;
+    /// `null`: never.
     pub expires_at: Option<Timestamp>,
     /// The `by` of the last keepalive.
     pub kept_alive_by: Option<String>,
@@ -159,7 +160,10 @@ impl Session {
             endpoints: profile.endpoints.clone(),
             created_at: profile.created_at,
             last_activity_at: activity.map_or(profile.created_at, |activity| activity.last_activity_at),
-            expires_at: profile.expires_at,
+            expires_at: [profile.expires_at, activity.and_then(|activity| activity.idle_ends_at)]
+                .into_iter()
+                .flatten()
+                .min(),
             kept_alive_by: profile.kept_alive_by.clone(),
             end_reason: profile.end_reason,
             exit_code: profile.exit_code,

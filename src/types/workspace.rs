@@ -1,6 +1,7 @@
 //! Workspaces: the catalogue entries from which sessions are created.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -239,6 +240,11 @@ impl Workspace {
             stop_grace_seconds: default_stop_grace(),
             on_host_restart: OnHostRestart::default(),
         }
+    }
+
+    /// How long a session may be unused before it is stopped.
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        self.idle_timeout_seconds.map(Duration::from_secs)
     }
 
     pub const fn resources(&self) -> Resources {

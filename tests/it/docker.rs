@@ -5,6 +5,7 @@
 mod ends;
 mod engine;
 mod faults;
+mod idle;
 mod limits;
 mod own_engine;
 mod pull;

@@ -272,6 +272,7 @@ async fn clear_processes(plan: &Plan, agent: Agent<'_>) -> Result<(), Error> {
         shim: plan.program.clone(),
         cores: Cores::ZERO,
         memory: Bytes::ZERO,
+        idle_ignore: Vec::new(),
     });
     let runtime = opened.map_err(|e| Error::Unavailable(e.to_string()))?;
     until_empty(1, async || {

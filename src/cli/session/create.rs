@@ -58,7 +58,7 @@ pub(in crate::cli) struct CreateArgs {
     /// Remove the session after this time, for example 8h.
     #[arg(long, value_name = "PERIOD")]
     ttl: Option<Period>,
-    /// Stop the session after it was idle for this time, for example 30m.
+    /// Stop the session once nobody was connected to its ports or kept it alive for this time, for example 30m.
     #[arg(long, value_name = "PERIOD")]
     idle_timeout: Option<Period>,
     /// A label that the node must have.

@@ -96,7 +96,7 @@ struct FieldArgs {
     /// Remove its sessions after this time, for example 8h; 0s: never.
     #[arg(long, value_name = "PERIOD")]
     ttl: Option<Period>,
-    /// Stop its sessions after they were idle for this time, for example 30m; 0s: never.
+    /// Stop a session once nobody was connected to its ports or kept it alive for this time, for example 30m; 0s: never.
     #[arg(long, value_name = "PERIOD")]
     idle_timeout: Option<Period>,
     /// How long its sessions have to end by themselves when they are stopped, for example 2m; then they are killed.

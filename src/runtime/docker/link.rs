@@ -194,6 +194,7 @@ mod tests {
             cap_allow: Vec::new(),
             publish_address: "127.0.0.1".parse().unwrap(),
             network_subnet: None,
+            idle_ignore: Vec::new(),
         };
         let session = SessionId::of_key(&config.cluster, "k");
         let about = |cluster: &str, node: &str, session: &str| {

@@ -33,10 +33,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
-use super::{Container, Error, Event, Found, Health, Launch, LogStream, LogsRequest, Runtime, Target};
+use super::connections::{Connections, Seen};
+use super::{
+    Connected, Container, Error, Event, Found, Health, Launch, LogStream, LogsRequest, PortBinding, Runtime, Target,
+};
 use crate::types::{Name, NodeId, RuntimeKind};
 pub use subnet::Subnet;
 pub use visit::Visit;
@@ -60,6 +64,8 @@ pub struct Config {
     pub publish_address: IpAddr,
     /// The range of ostler's own network; `None`: the engine chooses one.
     pub network_subnet: Option<Subnet>,
+    /// The clients whose connections to a session do not count as its use.
+    pub idle_ignore: Vec<IpNet>,
 }
 
 /// How cores limit a container.
@@ -99,6 +105,7 @@ pub struct DockerRuntime {
     networks: network::Networks,
     sights: sights::Sights,
     health: watch::Sender<Health>,
+    connections: Arc<Connections>,
 }
 
 impl DockerRuntime {
@@ -117,6 +124,7 @@ impl DockerRuntime {
             networks: network::Networks::new(&config),
             sights: sights::Sights::default(),
             health: watch::Sender::new(Health::Unknown),
+            connections: Connections::new(config.idle_ignore.clone()),
             config,
             engine,
         }))
@@ -189,8 +197,12 @@ impl Runtime for DockerRuntime {
         Ok(logs::stream(&connection, &own.id, request))
     }
 
-    async fn traffic(&self, target: &Target) -> Result<Option<u64>, Error> {
-        self.network_bytes(target).await
+    async fn connected(&self, target: &Target, ports: &[PortBinding]) -> Result<Connected, Error> {
+        match self.connections.to(ports).await {
+            Seen::Connected => Ok(Connected::Yes),
+            Seen::Nobody { tracked: true } if !ports.is_empty() => Ok(Connected::No),
+            Seen::Nobody { .. } => Ok(Connected::Unknown { bytes: self.network_bytes(target).await? }),
+        }
     }
 
     async fn present(&self, images: &[String]) -> Result<BTreeSet<String>, Error> {
@@ -219,6 +231,7 @@ mod tests {
             cap_allow: DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
             publish_address: "127.0.0.1".parse().unwrap(),
             network_subnet: None,
+            idle_ignore: Vec::new(),
         }
     }
 

@@ -1,24 +1,20 @@
 //! The range of addresses of a network. Pure.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use ipnet::IpNet;
 
 /// The smallest range that holds a gateway and some sessions, as a prefix length.
 const MAX_PREFIX: [u8; 2] = [29, 120];
 
 /// A range of addresses, as `10.80.0.0/16`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Subnet {
-    network: IpAddr,
-    prefix: u8,
-}
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subnet(IpNet);
 
 impl Subnet {
     pub const fn is_ipv6(&self) -> bool {
-        self.network.is_ipv6()
+        matches!(self.0, IpNet::V6(_))
     }
 }
 
@@ -28,32 +24,22 @@ impl FromStr for Subnet {
     /// # Errors
     /// What is expected, for people.
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || "expected a range of addresses, for example 10.80.0.0/16".to_owned();
-        let (network, prefix) = text.split_once('/').ok_or_else(expected)?;
-        let (network, prefix): (IpAddr, u8) = network.parse().ok().zip(prefix.parse().ok()).ok_or_else(expected)?;
-        let most = MAX_PREFIX[usize::from(network.is_ipv6())];
-        if prefix == 0 || prefix > most {
+        let expected = "expected a range of addresses, for example 10.80.0.0/16";
+        let range: IpNet = text.parse().map_err(|_| expected.to_owned())?;
+        let most = MAX_PREFIX[usize::from(matches!(range, IpNet::V6(_)))];
+        if range.prefix_len() == 0 || range.prefix_len() > most {
             return Err(format!("expected a prefix length of 1 to {most}"));
         }
-        let first = first_of(network, prefix);
-        if network != first {
-            return Err(format!("the range begins at another address: write {first}/{prefix}"));
+        if range != range.trunc() {
+            return Err(format!("the range begins at another address: write {}", range.trunc()));
         }
-        Ok(Self { network, prefix })
-    }
-}
-
-/// The first address of the range that has this address. `prefix` is not 0.
-fn first_of(address: IpAddr, prefix: u8) -> IpAddr {
-    match address {
-        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() & (u32::MAX << (32 - u32::from(prefix)))).into(),
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << (128 - u32::from(prefix)))).into(),
+        Ok(Self(range))
     }
 }
 
 impl fmt::Display for Subnet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.network, self.prefix)
+        self.0.fmt(f)
     }
 }
 

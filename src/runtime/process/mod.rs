@@ -36,11 +36,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use ipnet::IpNet;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
 
+use super::connections::{Connections, Seen};
 use super::{
-    Container, EngineInfo, Error, Event, Fault, Found, Health, Launch, LogStream, LogsRequest, Runtime, Target,
+    Connected, Container, EngineInfo, Error, Event, Fault, Found, Health, Launch, LogStream, LogsRequest, PortBinding,
+    Runtime, Target,
 };
 use crate::clock::Clock;
 use crate::types::{Bytes, Cores, Name, NodeId, Platform, RuntimeKind, SessionId};
@@ -70,6 +73,8 @@ pub struct Config {
     /// The cores and memory of this host that sessions can use, as probed.
     pub cores: Cores,
     pub memory: Bytes,
+    /// The clients whose connections to a session do not count as its use.
+    pub idle_ignore: Vec<IpNet>,
 }
 
 /// Runs sessions as processes of this host.
@@ -86,6 +91,7 @@ struct Inner {
     volumes: Volumes,
     watcher: Watcher,
     health: watch::Sender<Health>,
+    connections: Arc<Connections>,
 }
 
 impl ProcessRuntime {
@@ -110,7 +116,8 @@ impl ProcessRuntime {
         let cgroups = Cgroups::probe(&format!("ostler-{}-{}-trial", config.cluster, config.node));
         let health = watch::Sender::new(Health::Up(describe(&config, &cgroups)));
         let (clock, watcher) = (Clock::system()?, Watcher::new());
-        Ok(Self { inner: Arc::new(Inner { config, clock, account, cgroups, volumes, watcher, health }) })
+        let connections = Connections::new(config.idle_ignore.clone());
+        Ok(Self { inner: Arc::new(Inner { config, clock, account, cgroups, volumes, watcher, health, connections }) })
     }
 
     fn session(&self, id: &SessionId) -> Session {
@@ -254,8 +261,13 @@ impl Runtime for ProcessRuntime {
         Ok(futures_util::stream::try_unfold((output, follow), read_on).boxed())
     }
 
-    async fn traffic(&self, _target: &Target) -> Result<Option<u64>, Error> {
-        Ok(None)
+    async fn connected(&self, _: &Target, ports: &[PortBinding]) -> Result<Connected, Error> {
+        // A process has no network of its own whose bytes could be counted.
+        Ok(match self.inner.connections.to(ports).await {
+            Seen::Connected => Connected::Yes,
+            Seen::Nobody { .. } if ports.is_empty() => Connected::Unknown { bytes: None },
+            Seen::Nobody { .. } => Connected::No,
+        })
     }
 
     async fn present(&self, _: &[String]) -> Result<BTreeSet<String>, Error> {

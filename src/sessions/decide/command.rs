@@ -155,9 +155,7 @@ impl Live {
     /// It is used: its idle time starts again.
     pub(super) fn note_activity(&mut self, cx: &Context<'_>) {
         self.status.last_activity_at = cx.now.wall;
-        if let Some(secs) = self.origin.workspace.idle_timeout_seconds {
-            self.idle = Some(Deadline::after(cx.now, Duration::from_secs(secs)));
-        }
+        self.idle = self.origin.workspace.idle_timeout().map(|span| Deadline::after(cx.now, span));
     }
 }
 

@@ -1,19 +1,22 @@
 //! What deadlines end.
 
+use std::collections::BTreeMap;
+
 use super::{Context, Registry};
 use crate::sessions::lifecycle::Wish;
 use crate::sessions::record::Record;
-use crate::types::{Deadline, EndReason, SessionId, SessionState};
+use crate::types::{Deadline, EndReason, SessionId};
 
 impl Registry {
-    /// Ends every session whose ttl, idle time, retention or drain is over, and forgets tombstones that are due. Returns
-    /// true if a trouble of the host is over.
+    /// Ends every session whose ttl, retention or drain is over, and forgets tombstones that are due. One whose idle
+    /// timeout is over gets an order to look whether it is used now. Returns true if a trouble of the host is over.
     pub fn expire(&mut self, cx: &Context<'_>) -> bool {
         let due = |deadline: Option<Deadline>| deadline.is_some_and(|deadline| deadline.is_due(cx.now));
         let mut forgotten: Vec<SessionId> = Vec::new();
         let mut removed = Vec::new();
         let mut stopped = Vec::new();
         let mut given_up = Vec::new();
+        let mut idle_due = BTreeMap::new();
         for (id, record) in &self.records {
             let live = match record {
                 Record::Live(live) => live,
@@ -39,16 +42,18 @@ impl Registry {
                     removed.push((*id, live.status.end_reason.unwrap_or(EndReason::UserStopped)));
                 }
             } else if live.wish != Wish::Stop {
-                let in_use = matches!(live.status.state, SessionState::Running | SessionState::Paused);
                 if drain_ends_sessions(cx) {
                     stopped.push((*id, EndReason::Drained));
-                } else if in_use && due(live.idle) {
-                    stopped.push((*id, EndReason::IdleExpired));
+                } else if let Some(idle) = live.idle.filter(|idle| live.is_in_use() && idle.is_due(cx.now)) {
+                    idle_due.insert(*id, idle);
                 } else if not_placed_in_time {
                     given_up.push(*id);
                 }
             }
         }
+        self.unpublished
+            .extend(idle_due.iter().filter(|(id, idle)| self.idle_due.get(id) != Some(idle)).map(|(id, _)| *id));
+        self.idle_due = idle_due;
         for id in forgotten {
             self.forget(&id);
         }
@@ -67,14 +72,16 @@ impl Registry {
         self.troubles.expire(cx.now.boot)
     }
 
-    /// Counts every deadline from this boot, so that from now on only the boot clock decides.
+    /// Counts every deadline from this boot, so that from now on only the boot clock decides. Idle times begin anew:
+    /// nobody saw whether the sessions were used while the agent did not run.
     pub fn rebase_deadlines(&mut self, cx: &Context<'_>) {
         for (id, record) in &mut self.records {
             match record {
                 Record::Live(live) => {
-                    for deadline in [&mut live.ttl, &mut live.idle, &mut live.retention] {
+                    for deadline in [&mut live.ttl, &mut live.retention] {
                         *deadline = deadline.map(|deadline| deadline.rebased(cx.now));
                     }
+                    live.idle = live.origin.workspace.idle_timeout().map(|span| Deadline::after(cx.now, span));
                     if let Some(unplaced) = &mut live.unplaced {
                         unplaced.until = unplaced.until.rebased(cx.now);
                     }

@@ -22,7 +22,7 @@ use super::{Config, Error};
 use crate::election::Stale;
 use crate::ledger::{Capacity, Ledger, Ports, Refusal, Reservation};
 use crate::node;
-use crate::types::{Ballot, Bytes, EndReason, Moment, Name, NodeId, NodeReason, Reason, SessionId};
+use crate::types::{Ballot, Bytes, Deadline, EndReason, Moment, Name, NodeId, NodeReason, Reason, SessionId};
 
 pub use elsewhere::{MAX_ATTEMPTS, Unplaced};
 pub use listing::{Oddities, Oddity};
@@ -68,6 +68,8 @@ pub struct Registry {
     is_listed: bool,
     /// Sessions of which it is not known what they do.
     out_of_sight: BTreeMap<SessionId, Unseen>,
+    /// Sessions whose idle time is over, and when it ended: their runners were told to look whether they are used.
+    idle_due: BTreeMap<SessionId, Deadline>,
     /// What the last list had that the operator should know.
     oddities: Oddities,
     /// The records as they were before the changes that are not yet on disk.
@@ -98,6 +100,7 @@ impl Registry {
             engine_lost_at: None,
             is_listed: false,
             out_of_sight: BTreeMap::new(),
+            idle_due: BTreeMap::new(),
             oddities: Oddities::default(),
             undo: BTreeMap::new(),
             unwritten: BTreeSet::new(),
@@ -256,7 +259,7 @@ impl Registry {
         live.status.end_reason = Some(reason);
         live.status.state = live.status.ended_state();
         if !retention.0.is_zero() {
-            live.retention = Some(crate::types::Deadline::after(cx.now, retention.0));
+            live.retention = Some(Deadline::after(cx.now, retention.0));
         }
         Ok(live)
     }

@@ -6,7 +6,7 @@ use crate::runtime::container::{Exit, Oom, Run};
 use crate::sessions::Error;
 use crate::sessions::lifecycle::{Sight, Wish};
 use crate::sessions::record::{Live, Record};
-use crate::types::{Bytes, Deadline, EndReason, OnHostRestart, SessionId, SessionState};
+use crate::types::{Bytes, Deadline, EndReason, OnHostRestart, Period, SessionId, SessionState};
 
 /// 128 + SIGKILL: how a run ends that did not end within its stop grace.
 const KILLED: i64 = 137;
@@ -32,8 +32,10 @@ pub enum Report {
     Unreachable(String),
     /// The engine does not say what the container does. Nothing is known, so no state changes.
     Unseen(String),
-    /// There was traffic on its network.
+    /// It is used.
     Active,
+    /// It is not used.
+    Idle,
 }
 
 impl Registry {
@@ -48,6 +50,7 @@ impl Registry {
                 self.unseen(session, why);
                 Ok(())
             }
+            Report::Idle => self.idle(session, cx),
             Report::NotStarted(fault, message) => self.not_started(session, &fault, message, cx),
             passing => {
                 self.note(session, passing, cx);
@@ -86,6 +89,16 @@ impl Registry {
             Report::Active => live.note_activity(cx),
             _ => {}
         }
+    }
+
+    /// Stops a session that nobody uses, unless its idle time began anew since its runner was told to look.
+    fn idle(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
+        let live = self.live(session)?;
+        let is_due = live.idle.is_some_and(|idle| idle.is_due(cx.now));
+        if is_due && live.is_in_use() && matches!(live.wish, Wish::Run | Wish::Pause) {
+            self.stop(session, EndReason::IdleExpired)?;
+        }
+        Ok(())
     }
 
     fn is_pulled(&self, session: &SessionId) -> bool {
@@ -161,9 +174,7 @@ impl Registry {
             live.run = Some(exit.run.clone());
             live.status.exit_code = Some(exit.code);
         }
-        let killed = exit.is_some_and(|exit| exit.code == KILLED);
-        let grace = live.origin.workspace.stop_grace_seconds;
-        live.status.message = killed.then(|| format!("killed: it did not end within its {grace} s of stop grace"));
+        live.status.message = how_it_stopped(live, exit);
         if live.wish == Wish::Remove {
             live.reserved = false;
             self.ledger.release(session);
@@ -253,6 +264,21 @@ fn how_it_ended(exit: &Exit, memory: Bytes) -> Option<String> {
     let child =
         format!("; the kernel had killed one of its processes, because it used more than its {memory} of memory");
     Some(if exit.oom == Oom::Child { ended + &child } else { ended })
+}
+
+/// How a run ended that was asked to, for people; `None`: well, and as a person wanted.
+fn how_it_stopped(live: &Live, exit: Option<&Exit>) -> Option<String> {
+    let workspace = &live.origin.workspace;
+    let idle = live.status.end_reason == Some(EndReason::IdleExpired);
+    let idle = workspace
+        .idle_timeout()
+        .filter(|_| idle)
+        .map(|span| format!("idle for {}: nobody used its published ports, and nobody kept it alive", Period(span)));
+    let killed = exit.is_some_and(|exit| exit.code == KILLED);
+    let killed =
+        killed.then(|| format!("killed: it did not end within its {} s of stop grace", workspace.stop_grace_seconds));
+    let parts: Vec<String> = idle.into_iter().chain(killed).collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// Whether the sight answers the present wish. A sight that was sent before the wish changed is out of date: the runner

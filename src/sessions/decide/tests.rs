@@ -295,8 +295,12 @@ fn time_ends_sessions() {
     pass(&mut host, 29);
     assert_eq!(state(&host, "k").0, SessionState::Running, "a keepalive begins the idle time anew");
     pass(&mut host, 1);
+    assert_eq!(state(&host, "k").0, SessionState::Running, "it may be used now: its runner looks first");
+    host.decide(|registry, cx| registry.report(&id("k"), Report::Idle, cx));
     assert_eq!(state(&host, "k"), (SessionState::Stopping, Some(EndReason::IdleExpired)));
     saw(&mut host, "k", Sight::Stopped(Some(exit(1, 143))));
+    let message = live(&host, "k").status.message.clone().unwrap();
+    assert!(message.starts_with("idle for 30s: "), "{message}");
     pass(&mut host, 1);
     assert_eq!(live(&host, "k").wish, Wish::Remove, "the ttl ends a stopped one too");
     assert_eq!(state(&host, "k").1, Some(EndReason::IdleExpired));
@@ -341,9 +345,56 @@ fn a_secret_is_drawn_only_for_a_session_that_wants_one_and_has_none() {
 fn a_session_that_stops_already_keeps_the_reason() {
     let mut host = running("k", Workspace { idle_timeout_seconds: Some(30), ..workspace() });
     host.now = host.now.plus(Duration::from_secs(30));
-    host.decide(|registry, cx| registry.expire(cx));
+    host.decide(|registry, cx| registry.report(&id("k"), Report::Idle, cx));
     command(&mut host, "k", Command::Stop).unwrap();
     assert_eq!(state(&host, "k"), (SessionState::Stopping, Some(EndReason::IdleExpired)));
+}
+
+#[test]
+fn an_idle_timeout_ends_only_what_is_still_due() {
+    let idle = |host: &mut Host| host.decide(|registry, cx| registry.report(&id("k"), Report::Idle, cx));
+    let mut host = running("k", Workspace { idle_timeout_seconds: Some(30), ..workspace() });
+    host.now = host.now.plus(Duration::from_secs(30));
+    command(&mut host, "k", Command::Keepalive { by: "bob".parse().unwrap() }).unwrap();
+    idle(&mut host);
+    assert_eq!(state(&host, "k").0, SessionState::Running, "kept alive while the runner looked");
+
+    host.now = host.now.plus(Duration::from_secs(3600));
+    host.decide(|registry, cx| registry.rebase_deadlines(cx));
+    idle(&mut host);
+    assert_eq!(state(&host, "k").0, SessionState::Running, "nobody saw whether it was used while the agent was away");
+    host.now = host.now.plus(Duration::from_secs(30));
+    idle(&mut host);
+    assert_eq!(state(&host, "k"), (SessionState::Stopping, Some(EndReason::IdleExpired)));
+}
+
+#[test]
+fn a_session_whose_idle_timeout_is_over_is_told_to_look_once() {
+    let mut host = running("k", Workspace { idle_timeout_seconds: Some(30), ..workspace() });
+    let due = |host: &mut Host, secs| {
+        host.now = host.now.plus(Duration::from_secs(secs));
+        host.registry.take_unpublished();
+        host.decide(|registry, cx| registry.expire(cx));
+        host.registry.take_unpublished().contains(&id("k"))
+    };
+    assert!(!due(&mut host, 29));
+    assert!(due(&mut host, 1));
+    assert!(!due(&mut host, 1), "its order is the same");
+    host.decide(|registry, cx| registry.report(&id("k"), Report::Active, cx));
+    assert!(!due(&mut host, 29));
+    assert!(due(&mut host, 1));
+}
+
+#[test]
+fn the_idle_end_is_shown_before_it_comes() {
+    let mut host = running("k", Workspace { ttl_seconds: Some(3600), idle_timeout_seconds: Some(30), ..workspace() });
+    let shown = |host: &Host| host.registry.record(&id("k")).unwrap().activity(host.now).idle_ends_at;
+    assert_eq!(shown(&host), Some(host.now.wall.plus(Duration::from_secs(30))));
+    host.now = host.now.plus(Duration::from_secs(10));
+    host.decide(|registry, cx| registry.report(&id("k"), Report::Active, cx));
+    assert_eq!(shown(&host), Some(host.now.wall.plus(Duration::from_secs(30))));
+    command(&mut host, "k", Command::Stop).unwrap();
+    assert_eq!(shown(&host), None);
 }
 
 #[test]

@@ -137,6 +137,7 @@ pub(crate) fn config(cluster: &Name) -> Config {
         cap_allow: DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
         publish_address: "127.0.0.1".parse().unwrap(),
         network_subnet: None,
+        idle_ignore: Vec::new(),
     }
 }
 

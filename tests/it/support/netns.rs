@@ -122,6 +122,6 @@ fn ip(arguments: &str) {
 }
 
 /// Whether a command, its arguments separated by spaces, succeeds.
-fn run(program: &str, arguments: &str) -> bool {
+pub(crate) fn run(program: &str, arguments: &str) -> bool {
     Command::new(program).args(arguments.split(' ')).output().is_ok_and(|output| output.status.success())
 }

@@ -20,6 +20,7 @@ fn config(cpu_mode: CpuMode) -> Config {
         cap_allow: super::super::DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
         publish_address: "127.0.0.1".parse().unwrap(),
         network_subnet: None,
+        idle_ignore: Vec::new(),
     }
 }
 

@@ -31,7 +31,7 @@ fn a_running_session_does_not_show_that_the_engine_is_lost() {
 }
 
 #[test]
-fn traffic_is_activity() {
+fn a_session_that_is_used_is_active() {
     let mut host = running("k", workspace());
     host.now = host.now.plus(std::time::Duration::from_secs(5));
     tell(&mut host, Report::Active);
