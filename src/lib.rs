@@ -18,6 +18,7 @@ pub mod net;
 pub mod node;
 pub mod observe;
 pub mod placement;
+pub mod retry;
 pub mod runtime;
 pub mod sessions;
 pub mod store;

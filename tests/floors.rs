@@ -17,7 +17,7 @@ use syn::visit::{self, Visit};
 /// The parts, floor by floor. A part may import from lower floors only, so no two parts can form a cycle.
 const FLOORS: &[&[&str]] = &[
     &["types"],
-    &["clock", "identity", "logging", "store"],
+    &["clock", "identity", "logging", "retry", "store"],
     &["election", "runtime"],
     &["capacity", "gossip"],
     &["catalogue", "ledger", "node"],

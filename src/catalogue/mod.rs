@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, timeout_at};
 
 use crate::election::Leadership;
+use crate::retry::Pauses;
 use crate::types::{
     Actor, ApiToken, ApiTokenRequest, Ballot, Deadline, Invalid, Moment, Name, NewApiToken, NodeId, Timestamp,
     Workspace,
@@ -290,14 +291,10 @@ impl Handle {
     async fn replicate(&self, entry: Entry) -> Result<(), Error> {
         let Some(reign) = self.leadership.borrow().reign.clone() else { return Err(Error::NoLeader) };
         let mut asked = JoinSet::new();
-        for node in reign.electorate.iter().filter(|node| **node != self.me) {
-            let (replicas, node, entry) = (Arc::clone(&self.replicas), *node, entry.clone());
-            asked.spawn(async move {
-                let kept = replicas.keep(&node, vec![entry]).await;
-                kept.inspect_err(|error| tracing::debug!(%node, %error, "a node has not stored an entry")).is_ok()
-            });
-        }
         let deadline = Instant::now() + ACKNOWLEDGED_WITHIN;
+        for node in reign.electorate.iter().filter(|node| **node != self.me) {
+            asked.spawn(keep_on(Arc::clone(&self.replicas), *node, entry.clone(), deadline));
+        }
         let mut acknowledged = 1; // this node's own disk
         while acknowledged < reign.needed
             && let Ok(Some(kept)) = timeout_at(deadline, asked.join_next()).await
@@ -316,5 +313,20 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| Error::Stopping)?;
         answer.await.unwrap_or(Err(Error::Stopping))
+    }
+}
+
+/// Sends the entry to one node, and again until the deadline if the node does not store it: it may not be connected
+/// yet, or restarts. Returns whether the entry is on its disk.
+async fn keep_on(replicas: Arc<dyn Replicas>, node: NodeId, entry: Entry, deadline: Instant) -> bool {
+    let mut pauses = Pauses::until(deadline);
+    loop {
+        match replicas.keep(&node, vec![entry.clone()]).await {
+            Ok(()) => return true,
+            Err(error) => tracing::debug!(%node, %error, "a node has not stored an entry"),
+        }
+        if !pauses.pass().await {
+            return false;
+        }
     }
 }

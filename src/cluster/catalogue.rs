@@ -1,7 +1,10 @@
 //! The catalogue: every node reads its own copy, and the leader writes it.
 
+use tokio::time::Instant;
+
 use super::{Cluster, Error, QUICK, Routed};
 use crate::catalogue::{Edit, Edited, Snapshot};
+use crate::retry::Pauses;
 use crate::types::Actor;
 use crate::wire::message::{self, Compare};
 
@@ -23,11 +26,19 @@ impl Cluster {
     /// Copies newer entries from the leader, so that a caller reads its own change on this node. A majority has the
     /// change whether or not this succeeds.
     async fn catch_up(&self) {
-        let Some(leader) = self.leadership().leader else { return };
-        let versions = self.host().catalogue.snapshot().contents.versions();
-        if let Ok(difference) = self.mesh.call(&leader, Compare(versions), None, QUICK).await
-            && let Err(error) = self.host().catalogue.keep(difference.newer).await
-        {
+        let mut pauses = Pauses::until(Instant::now() + QUICK);
+        let difference = loop {
+            let versions = self.host().catalogue.snapshot().contents.versions();
+            if let Some(leader) = self.leadership().leader
+                && let Ok(difference) = self.mesh.call(&leader, Compare(versions), None, QUICK).await
+            {
+                break difference;
+            }
+            if !pauses.pass().await {
+                return;
+            }
+        };
+        if let Err(error) = self.host().catalogue.keep(difference.newer).await {
             tracing::warn!(%error, "a change of the catalogue is not stored on this node yet");
         }
     }

@@ -256,19 +256,16 @@ async fn hold(
     wait: Wait,
     timeout: Duration,
 ) -> Option<Remembered> {
-    let wanted = sessions.wait_for(|snapshot| is_met(wait, snapshot, id));
+    let wanted = sessions.wait_for(|snapshot| is_over(wait, snapshot, id));
     // An error means that the daemon is stopping: the last snapshot is the answer.
     let _ = tokio::time::timeout(timeout, wanted).await;
     let snapshot = sessions.borrow();
     Some(Remembered { session: snapshot.document(id)?, gone: snapshot.gone.contains(id) })
 }
 
-fn is_met(wait: Wait, snapshot: &Snapshot, id: &SessionId) -> bool {
+fn is_over(wait: Wait, snapshot: &Snapshot, id: &SessionId) -> bool {
     let Some(session) = snapshot.sessions.get(id).filter(|_| !snapshot.gone.contains(id)) else { return true };
-    match wait {
-        Wait::Until(state) => session.state == state || session.state.has_ended(),
-        Wait::UntilGone => false,
-    }
+    wait.is_over(session.state, false)
 }
 
 #[cfg(test)]
@@ -292,7 +289,7 @@ mod tests {
         use SessionState::{Failed, Paused, Running, Starting, Stopped};
         let met = |state, gone, wait: Wait| {
             let (snapshot, id) = snapshot(state, gone);
-            is_met(wait, &snapshot, &id)
+            is_over(wait, &snapshot, &id)
         };
         assert!(met(Running, false, Wait::Until(Running)));
         assert!(met(Failed, false, Wait::Until(Running)));

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::election::Leadership;
 use crate::gossip::ClusterView;
+use crate::retry::Pauses;
 use crate::types::{Actor, Name, NodeId, NodeState, SessionId};
 use crate::wire::message::{Led, NotPassed, Pass, Passed};
 use crate::wire::{Call, Envelope};
@@ -51,8 +52,9 @@ const SLOW: Duration = Duration::from_secs(15);
 const HEARD_WITHIN: Duration = Duration::from_millis(1500);
 /// Nodes that are asked to pass a request on, in one round at most.
 const MAX_PASSES: usize = 8;
-/// The pause before a leader that did not answer is asked again. It ends early if the leader changes.
-const AGAIN: Duration = Duration::from_millis(50);
+/// How long a request waits for a connection to a host that gossip does not know to be silent: longer than the nodes of
+/// a new cluster take to connect, and shorter than a person waits for a host that has just died.
+const HOST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a request was not done. Nothing changed, except where the variant says so.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -201,18 +203,17 @@ impl Cluster {
         named.or_else(|| Some(self.mesh.net()?.hello_of(node)?.name.clone()))
     }
 
-    /// Calls one node, this one included. The call changes nothing.
-    async fn on<C: Call>(&self, node: &NodeId, call: C, within: Duration) -> Result<Routed<C::Answer>, Error>
+    /// Calls one node, this one included. The call changes nothing. Waits up to [`HOST_PATIENCE`] for a connection.
+    async fn on<C: Call + Clone>(&self, node: &NodeId, call: C, within: Duration) -> Result<Routed<C::Answer>, Error>
     where
         Host: Serves<C>,
     {
         const { assert!(!C::CHANGES, "a change has an actor") };
-        let answer = self.mesh.ask(node, call, None, within).await.map_err(|error| self.unanswered(error))?;
-        Ok(self.routed(node, answer))
+        delivered(|| self.on_once(node, call.clone(), None, within), || self.is_silent(node)).await
     }
 
-    /// Calls one node, this one included. The call changes something.
-    async fn change_on<C: Call>(
+    /// Calls one node, this one included. The call changes something. Waits up to [`HOST_PATIENCE`] for a connection.
+    async fn change_on<C: Call + Clone>(
         &self,
         node: &NodeId,
         call: C,
@@ -222,8 +223,27 @@ impl Cluster {
     where
         Host: Serves<C>,
     {
-        let answer = self.mesh.ask(node, call, Some(by), within).await.map_err(|error| self.unanswered(error))?;
+        delivered(|| self.on_once(node, call.clone(), Some(by), within), || self.is_silent(node)).await
+    }
+
+    /// Calls one node, this one included, once: for callers that have another answer, or ask again themselves.
+    async fn on_once<C: Call>(
+        &self,
+        node: &NodeId,
+        call: C,
+        by: Option<&Actor>,
+        within: Duration,
+    ) -> Result<Routed<C::Answer>, Error>
+    where
+        Host: Serves<C>,
+    {
+        let answer = self.mesh.ask(node, call, by, within).await.map_err(|error| self.unanswered(error))?;
         Ok(self.routed(node, answer))
+    }
+
+    /// Whether gossip has noticed that the node does not answer any more.
+    fn is_silent(&self, node: &NodeId) -> bool {
+        self.leader.view.borrow().members.get(node).is_some_and(|member| member.state != NodeState::Alive)
     }
 
     /// Calls the leader, which may be this node. The call changes nothing. Waits up to `patience` for a leader.
@@ -264,7 +284,7 @@ impl Cluster {
         T: DeserializeOwned,
     {
         let (begun, mut leadership) = (Instant::now(), self.leader.leadership.clone());
-        let deadline = begun + patience;
+        let mut pauses = Pauses::until(begun + patience);
         let mut named = None;
         loop {
             let known = leadership.borrow_and_update().leader;
@@ -289,15 +309,18 @@ impl Cluster {
                     Some(Err(_)) | None => {}
                 }
             }
-            if Instant::now() >= deadline {
+            if pauses.left().is_zero() {
                 return Err(match last {
                     Error::Unreachable { .. } => Error::NoLeader,
                     error => error,
                 });
             }
             if named.is_none() {
-                let news = async { leadership.changed().await.is_ok() };
-                let _ = tokio::time::timeout_at(deadline.min(Instant::now() + AGAIN), news).await;
+                // News of a leader end the pause.
+                tokio::select! {
+                    _ = pauses.pass() => {}
+                    Ok(()) = leadership.changed() => {}
+                }
             }
         }
     }
@@ -393,6 +416,58 @@ impl Cluster {
     }
 }
 
+/// Repeats a call that was not delivered for up to [`HOST_PATIENCE`], as long as its node may only be not connected yet.
+/// A call that may have been delivered is never repeated.
+async fn delivered<T, F>(mut call: impl FnMut() -> F, is_silent: impl Fn() -> bool) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut pauses = Pauses::until(Instant::now() + HOST_PATIENCE);
+    loop {
+        let answered = call().await;
+        let is_final = !matches!(answered, Err(Error::Unreachable { .. })) || is_silent();
+        if is_final || !pauses.pass().await {
+            return answered;
+        }
+    }
+}
+
 /// The leader and the nodes, as [`Cluster`] and its parts read them.
 pub(crate) type LeadershipWatch = watch::Receiver<Arc<Leadership>>;
 pub(crate) type ViewWatch = watch::Receiver<Arc<ClusterView>>;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    fn unreachable() -> Result<(), Error> {
+        Err(Error::Unreachable { node: "n1".to_owned(), cause: net::Cause::NoAddress })
+    }
+
+    fn no_answer() -> Result<(), Error> {
+        Err(Error::NoAnswer { node: "n1".to_owned(), cause: Silence::Deposed })
+    }
+
+    /// The answer to the caller, if the node answers like this, and how many answers were not asked for.
+    async fn answered<const N: usize>(answers: [Result<(), Error>; N], silent: bool) -> (Result<(), Error>, usize) {
+        let mut answers = VecDeque::from(answers);
+        let answer = delivered(|| std::future::ready(answers.pop_front().unwrap()), || silent).await;
+        (answer, answers.len())
+    }
+
+    #[tokio::test]
+    async fn a_call_to_a_node_that_is_not_connected_yet_is_repeated() {
+        assert_eq!(answered([unreachable(), unreachable(), Ok(())], false).await, (Ok(()), 0));
+        assert_eq!(answered([unreachable(), no_answer(), Ok(())], false).await, (no_answer(), 1), "it may be done");
+        assert_eq!(answered([unreachable(), Ok(())], true).await, (unreachable(), 1), "the node is known to be silent");
+    }
+
+    #[tokio::test]
+    async fn a_call_is_not_repeated_for_ever() {
+        let begun = Instant::now();
+        assert_eq!(delivered(|| std::future::ready(unreachable()), || false).await, unreachable());
+        assert!(begun.elapsed() >= HOST_PATIENCE, "after {:?}", begun.elapsed());
+    }
+}

@@ -18,7 +18,7 @@ impl Cluster {
     /// The node with this name, id or prefix of an id, by its own answer. If it does not answer, as it was last seen.
     pub async fn node(&self, wanted: &Name) -> Result<Routed<Node>, Error> {
         let known = self.known(wanted).await?;
-        match self.on(&known.id, Describe, QUICK).await {
+        match self.on_once(&known.id, Describe, None, QUICK).await {
             Ok(described) => Ok(described.map(|node| self.seen(node))),
             Err(_) => Ok(Routed { answer: known, by: None }),
         }
@@ -72,7 +72,7 @@ impl Cluster {
         Host: Serves<C>,
     {
         // A node that answers is alive, whatever gossip says.
-        if self.on::<Describe>(node, Describe, QUICK).await.is_ok() {
+        if self.on_once::<Describe>(node, Describe, None, QUICK).await.is_ok() {
             return Err(NotForgotten::Alive);
         }
         let (view, leader) = (self.view(), self.leadership().leader);

@@ -8,8 +8,9 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
-use super::{Cluster, Error, LEADER_PATIENCE, QUICK, READ_PATIENCE, Routed, SLOW};
+use super::{Cluster, Error, LEADER_PATIENCE, QUICK, READ_PATIENCE, Routed, SLOW, delivered};
 use crate::placement;
+use crate::retry::Pauses;
 use crate::sessions::{Admitted, Command, LogsRequest};
 use crate::types::{
     Actor, Explanation, List, Node, NodeState, Plan, Remembered, Session, SessionFilter, SessionId, SessionRequest,
@@ -100,32 +101,51 @@ impl Cluster {
         Ok(Routed { answer: answer?, by })
     }
 
-    /// The session, once `wait` is met or the timeout is over. If its host does not answer, or has no record of it any
-    /// more, the session as it was.
+    /// The session, once `wait` is over or the timeout has passed. A host that does not answer is asked again until
+    /// then, unless an operator has removed it or its session. After the timeout the session as it was last known.
     pub async fn hold(&self, session: Session, wait: Wait, timeout: Duration) -> Remembered {
-        let deadline = Instant::now() + timeout;
-        let mut held = self.hold_there(session, wait, timeout).await;
-        // A session that its host could not start continues on another host.
-        while held.gone
-            && matches!(wait, Wait::Until(_))
-            && let Ok(Routed { answer: found, .. }) = self.session(held.session.id.as_str()).await
-            && !found.gone
-            && found.session.node_id != held.session.node_id
-        {
-            let left = deadline.saturating_duration_since(Instant::now());
-            held = self.hold_there(found.session, wait, left).await;
+        let mut pauses = Pauses::until(Instant::now() + timeout);
+        let mut last = Remembered { session, gone: false };
+        loop {
+            match self.hold_there(&last.session, wait, pauses.left()).await {
+                Ok(held) if held.gone && matches!(wait, Wait::Until(_)) => match self.moved(&held).await {
+                    Some(moved) => last = moved,
+                    None => return held,
+                },
+                Ok(held) if wait.is_over(held.session.state, held.gone) => return held,
+                // The host stops, or the time is up.
+                Ok(held) => last = held,
+                Err(_) => {
+                    let found = self.session(last.session.id.as_str()).await;
+                    last = found.map_or(last, |found| found.answer);
+                    // Others may know the session as it was before a command that its host has answered. So only
+                    // the wanted state counts here, and not any end.
+                    if wait.is_reached(last.session.state, last.gone)
+                        || self.view().has_forgotten(&last.session.node_id, &last.session.id)
+                    {
+                        return last;
+                    }
+                }
+            }
+            if !pauses.pass().await {
+                return last;
+            }
         }
-        held
     }
 
-    async fn hold_there(&self, session: Session, wait: Wait, timeout: Duration) -> Remembered {
+    /// One wait on the session's host.
+    async fn hold_there(&self, session: &Session, wait: Wait, timeout: Duration) -> Result<Remembered, Error> {
         let timeout_millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let hold = Hold { session: session.id, wait, timeout_millis };
-        match self.on(&session.node_id, hold, timeout + HOLD_MARGIN).await {
-            Ok(Routed { answer: Some(remembered), .. }) => remembered,
-            Ok(Routed { answer: None, .. }) => Remembered { session, gone: true },
-            Err(_) => Remembered { session, gone: false },
-        }
+        let held = self.on_once(&session.node_id, hold, None, timeout + HOLD_MARGIN).await?.answer;
+        // The host has no record of it any more.
+        Ok(held.unwrap_or_else(|| Remembered { session: session.clone(), gone: true }))
+    }
+
+    /// The session on another host, if its host could not start it.
+    async fn moved(&self, held: &Remembered) -> Option<Remembered> {
+        let found = self.session(held.session.id.as_str()).await.ok()?.answer;
+        (!found.gone && found.session.node_id != held.session.node_id).then_some(found)
     }
 
     /// The session's random secret, if its workspace uses one.
@@ -155,7 +175,9 @@ impl Cluster {
             }
         };
         let logs = Logs { session: session.id, request };
-        let (answer, lines) = net.call_stream(host, logs, None, SLOW).await.map_err(|error| self.unanswered(error))?;
+        let call =
+            async || net.call_stream(host, logs.clone(), None, SLOW).await.map_err(|error| self.unanswered(error));
+        let (answer, lines) = delivered(call, || self.is_silent(host)).await?;
         answer?;
         Ok(self.routed(host, lines.boxed()))
     }

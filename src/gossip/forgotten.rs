@@ -64,6 +64,11 @@ impl Forgotten {
         self.0.get(id).is_some_and(|life| matches!(life.what, What::All))
     }
 
+    /// The nodes that are removed as a whole.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &NodeId> {
+        self.0.keys().filter(|id| self.has_node(id))
+    }
+
     /// The removed sessions of a node.
     pub(super) fn sessions_of(&self, id: &NodeId) -> Option<&BTreeSet<SessionId>> {
         match &self.0.get(id)?.what {

@@ -107,10 +107,19 @@ pub struct ClusterView {
     pub members: BTreeMap<NodeId, Arc<Member>>,
     /// By node, its sessions that an operator removed because the node will not return.
     pub forgotten: BTreeMap<NodeId, BTreeSet<SessionId>>,
+    /// The nodes that an operator removed because they will not return.
+    pub removed: BTreeSet<NodeId>,
     /// The address of another live node with this node's id.
     pub duplicate: Option<SocketAddr>,
     /// There are seeds or known nodes, and none of them has ever been heard.
     pub alone: bool,
+}
+
+impl ClusterView {
+    /// Whether an operator removed the node, or only this session of it: nothing is heard of the session any more.
+    pub fn has_forgotten(&self, node: &NodeId, session: &SessionId) -> bool {
+        self.removed.contains(node) || self.forgotten.get(node).is_some_and(|sessions| sessions.contains(session))
+    }
 }
 
 /// Another node.

@@ -94,7 +94,8 @@ impl Membership {
         self.evict();
         let duplicate = self.duplicate(entries, now).map(|twin| twin.address);
         let forgotten = self.forgotten.sessions().map(|(id, sessions)| (*id, sessions.clone())).collect();
-        ClusterView { members: self.members.clone(), forgotten, duplicate, alone: self.is_alone(now) }
+        let removed = self.forgotten.nodes().copied().collect();
+        ClusterView { members: self.members.clone(), forgotten, removed, duplicate, alone: self.is_alone(now) }
     }
 
     /// Whether other nodes are expected, none has answered yet, and it is too early to count as alone.

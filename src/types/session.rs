@@ -303,6 +303,21 @@ pub enum Wait {
     UntilGone,
 }
 
+impl Wait {
+    /// Whether nothing is left to wait for. `gone`: its container is destroyed.
+    pub fn is_over(self, state: SessionState, gone: bool) -> bool {
+        match self {
+            Self::Until(wanted) => gone || state == wanted || state.has_ended(),
+            Self::UntilGone => gone,
+        }
+    }
+
+    /// Whether the session is as wanted, or will never be: its container is destroyed.
+    pub fn is_reached(self, state: SessionState, gone: bool) -> bool {
+        gone || self == Self::Until(state)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 
 mod anywhere;
 pub(crate) mod faults;
+mod held;
 mod membership;
 mod replication;
 

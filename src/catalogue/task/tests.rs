@@ -51,6 +51,8 @@ struct Network(Arc<Mutex<Wires>>);
 struct Wires {
     nodes: BTreeMap<NodeId, Handle>,
     cut: BTreeSet<NodeId>,
+    /// Calls that did not reach their node.
+    lost: u32,
 }
 
 impl Network {
@@ -74,10 +76,11 @@ struct Wire {
 
 impl Wire {
     fn to(&self, node: &NodeId) -> Result<Handle, ReplicaError> {
-        let wires = self.network.wires();
+        let mut wires = self.network.wires();
         let cut = |node| wires.cut.contains(node);
-        let reached = wires.nodes.get(node).filter(|_| !cut(node) && !cut(&self.from));
-        reached.cloned().ok_or_else(|| ReplicaError::Unanswered("no answer".into()))
+        let reached = wires.nodes.get(node).filter(|_| !cut(node) && !cut(&self.from)).cloned();
+        wires.lost += u32::from(reached.is_none());
+        reached.ok_or_else(|| ReplicaError::Unanswered("no answer".into()))
     }
 }
 
@@ -330,6 +333,25 @@ async fn a_node_that_starts_gets_the_changes_that_it_missed_from_the_leader() {
     other.follows(1);
     other.has("synced", |snapshot| snapshot.synced).await;
     assert_eq!(other.workspaces(), leader.workspaces());
+}
+
+#[tokio::test]
+async fn an_edit_waits_for_nodes_that_are_not_connected_yet() {
+    let network = Network::default();
+    let nodes = [1, 2, 3].map(|n| Catalogue::start(n, &network));
+    nodes[0].leads(1, &[1, 2, 3], 2);
+    network.cut(2);
+    network.cut(3);
+    let handle = nodes[0].handle.clone();
+    let edit = tokio::spawn(async move { handle.edit(put("a", 1), root()).await });
+    let both_lost = async {
+        while network.wires().lost < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, both_lost).await.unwrap();
+    network.mend();
+    assert_eq!(edit.await.unwrap(), Ok(Edited::Put { new: true }));
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use crate::cli::client::{Answer, Call, Client};
 use crate::cli::failure::Failure;
 use crate::cli::progress::Progress;
 use crate::cli::route::Route;
+use crate::cli::table::one_line;
 use crate::cli::{Context, Failures};
 use crate::types::{ExtendRequest, KeepaliveRequest, Period, Session, SessionState, User};
 
@@ -114,24 +115,31 @@ pub(super) async fn remove(args: &RmArgs, context: &Context) -> Result<(), Failu
     each(&args.ids.ids, "removing", context, removing).await
 }
 
-/// Repeats the request while the node answers 202: the session is not removed yet.
+/// Repeats the request while the node answers 202: the session is not removed yet. Once the removal is accepted, a node
+/// that cannot be reached for a moment does not end the wait.
 async fn remove_and_wait(client: &Client, id: &str, timeout: Period) -> Result<Answer, Failure> {
     let begun = Instant::now();
     let mut full_id = id.to_owned();
+    let mut accepted = false;
     loop {
         let left = timeout.0.saturating_sub(begun.elapsed()).min(MAX_HOLD);
         let hold = Period::secs(left.as_secs().max(1));
         let route = Route::new(&["sessions", &full_id]).with("wait", true).with("timeout", hold);
-        let answer = client.send(Call::delete(route).waiting(hold.0)).await?;
-        if answer.status != StatusCode::ACCEPTED {
-            return Ok(answer);
-        }
-        let session: Session = answer.read()?;
+        let doing = match client.send(Call::delete(route).waiting(hold.0)).await {
+            Ok(answer) if answer.status != StatusCode::ACCEPTED => return Ok(answer),
+            Ok(answer) => {
+                let session: Session = answer.read()?;
+                // By the next request a prefix of the id may match another session.
+                full_id = session.id.to_string();
+                accepted = true;
+                session.state.to_string()
+            }
+            Err(failure) if accepted && failure.is_unreachable() => one_line(&failure.to_string()),
+            Err(failure) => return Err(failure),
+        };
         if begun.elapsed() >= timeout.0 {
-            return Err(not_in_time(id, timeout, session.state.as_str()));
+            return Err(not_in_time(id, timeout, &doing));
         }
-        // By the next request a prefix of the id may match another session.
-        full_id = session.id.to_string();
         // A node that is shutting down answers without a wait.
         sleep(POLL).await;
     }

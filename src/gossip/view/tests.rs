@@ -196,12 +196,15 @@ fn a_forgotten_node_is_back_only_once_it_is_heard_for_long_enough() {
     membership.look(&[entry(1, true)], moment(0));
     membership.look(&[entry(1, false)], moment(1));
     assert!(membership.forget(&id(1)).is_some() && membership.forget(&id(1)).is_none());
-    assert!(membership.look(&[entry(1, false)], moment(2)).members.is_empty());
+    let view = membership.look(&[entry(1, false)], moment(2));
+    assert!(view.members.is_empty() && view.has_forgotten(&id(1), &session(1, 0).id));
     for second in 3..33 {
         let view = membership.look(&[entry(1, true)], moment(second));
         assert!(view.members.is_empty(), "after {second} s it may be an old heartbeat");
     }
-    assert_eq!(state(&membership.look(&[entry(1, true)], moment(33)), 1), NodeState::Alive);
+    let view = membership.look(&[entry(1, true)], moment(33));
+    assert_eq!(state(&view, 1), NodeState::Alive);
+    assert!(!view.has_forgotten(&id(1), &session(1, 0).id));
 }
 
 #[test]
@@ -227,6 +230,7 @@ fn a_forgotten_session_is_back_with_its_host() {
         let view = membership.look(&[entry(1, second % 20 < 15)], moment(second));
         assert!(view.members[&id(1)].sessions.keys().eq(&sessions[1..]), "after {second} s");
         assert_eq!(view.forgotten, [(id(1), [sessions[0]].into())].into());
+        assert!(view.has_forgotten(&id(1), &sessions[0]) && !view.has_forgotten(&id(1), &sessions[1]));
     }
     let next = Entry { incarnation: 6, ..entry(1, true) };
     let view = membership.look(&[next], moment(100));

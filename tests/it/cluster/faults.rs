@@ -35,7 +35,7 @@ pub(crate) fn persist(agent: &Agent, key: &str) -> Value {
 }
 
 /// Adds a workspace whose sessions only this node admits.
-fn held_to(cluster: &Cluster, name: &str, node: usize) {
+pub(super) fn held_to(cluster: &Cluster, name: &str, node: usize) {
     let label = json!({"labels": {name: "yes"}});
     cluster.nodes[node].patch(&format!("/v1/nodes/n{node}"), &label).expect(200);
     cluster.nodes[node].workspace(name, FOREVER, &json!({"cores": 0.1, "constraints": {name: "yes"}}));
