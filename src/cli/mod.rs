@@ -70,6 +70,7 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "a process parses one")]
 enum Command {
     Agent(agent::AgentArgs),
     Init(init::InitArgs),

@@ -265,7 +265,7 @@ async fn hold(
 
 fn is_over(wait: Wait, snapshot: &Snapshot, id: &SessionId) -> bool {
     let Some(session) = snapshot.sessions.get(id).filter(|_| !snapshot.gone.contains(id)) else { return true };
-    wait.is_over(session.state, false)
+    wait.is_over(session.state, session.ready_at.is_some(), false)
 }
 
 #[cfg(test)]

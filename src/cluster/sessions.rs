@@ -108,11 +108,13 @@ impl Cluster {
         let mut last = Remembered { session, gone: false };
         loop {
             match self.hold_there(&last.session, wait, pauses.left()).await {
-                Ok(held) if held.gone && matches!(wait, Wait::Until(_)) => match self.moved(&held).await {
+                Ok(held) if held.gone && wait != Wait::UntilGone => match self.moved(&held).await {
                     Some(moved) => last = moved,
                     None => return held,
                 },
-                Ok(held) if wait.is_over(held.session.state, held.gone) => return held,
+                Ok(held) if wait.is_over(held.session.state, held.session.ready_at.is_some(), held.gone) => {
+                    return held;
+                }
                 // The host stops, or the time is up.
                 Ok(held) => last = held,
                 Err(_) => {
@@ -120,7 +122,7 @@ impl Cluster {
                     last = found.map_or(last, |found| found.answer);
                     // Others may know the session as it was before a command that its host has answered. So only
                     // the wanted state counts here, and not any end.
-                    if wait.is_reached(last.session.state, last.gone)
+                    if wait.is_reached(last.session.state, last.session.ready_at.is_some(), last.gone)
                         || self.view().has_forgotten(&last.session.node_id, &last.session.id)
                     {
                         return last;

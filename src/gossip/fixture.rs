@@ -56,6 +56,8 @@ pub(super) fn session(n: u8, which: u32) -> Arc<SessionProfile> {
         gpu_uuids: Vec::new(),
         endpoints: Vec::new(),
         created_at,
+        ready_at: None,
+        health: None,
         expires_at: None,
         kept_alive_by: None,
         end_reason: None,

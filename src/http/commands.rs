@@ -10,11 +10,11 @@ use super::error::Refusal;
 use super::extract::{Json, Path, Query};
 use super::routed::Served;
 use super::sessions::{SessionPath, find, held};
-use super::wait::WaitQuery;
+use super::wait::{WaitFor, WaitQuery};
 use super::{App, Shared};
 use crate::cluster::Routed;
 use crate::sessions::Command;
-use crate::types::{Actor, ErrorBody, ExtendRequest, KeepaliveRequest, Session, Wait};
+use crate::types::{Actor, ErrorBody, ExtendRequest, KeepaliveRequest, Session};
 
 type Accepted = Result<Served<(StatusCode, Answer<Session>)>, Refusal>;
 
@@ -122,8 +122,8 @@ async fn command(app: &App, path: &SessionPath, command: Command, query: WaitQue
     let until = query.timeout.end();
     let known = find(app, path).await?.answer.session;
     let Routed { answer: mut session, by } = app.api.cluster.command(&known, command, by).await?;
-    if let Some(state) = query.wait {
-        session = held(app, session, Wait::Until(state), until).await.session;
+    if let Some(WaitFor(wait)) = query.wait {
+        session = held(app, session, wait, until).await.session;
     }
     Ok(Served(Routed { answer: (StatusCode::ACCEPTED, Answer(session)), by }))
 }

@@ -18,7 +18,7 @@ use super::page::{Cursor, Limit};
 use super::router;
 use super::sessions::SessionPrefix;
 use super::volumes::VolumeName;
-use super::wait::Timeout;
+use super::wait::{Timeout, WaitFor};
 use crate::types::ErrorBody;
 
 /// The name of the only security scheme.
@@ -34,7 +34,7 @@ static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
         title = "ostler",
         description = "Containerised workspaces on a fleet of hosts. Every node answers requests for the whole cluster."
     ),
-    components(schemas(ErrorBody, Cursor, Limit, SessionPrefix, Timeout, VolumeName))
+    components(schemas(ErrorBody, Cursor, Limit, SessionPrefix, Timeout, VolumeName, WaitFor))
 )]
 struct Frame;
 
@@ -226,6 +226,7 @@ mod tests {
             "pull": "daily", "prepull": false, "ttl_seconds": 60, "idle_timeout_seconds": 60,
             "on_host_restart": "start", "entrypoint": ["/init"], "run_as": "1000", "init": "auto", "read_only": false,
             "tmpfs": ["/run"], "stop_grace_seconds": 10,
+            "ready": {"port": 80, "path": "/health", "timeout_seconds": 30},
         });
         let settings = json!({
             "enabled": true, "prune": "off", "cores_override": 1, "memory_override_bytes": "1GiB", "gpus_override": 0,
@@ -288,7 +289,10 @@ mod tests {
             "key",
             "parse",
         ];
-        assert!(message.starts_with(if place.is_empty() { "the body is " } else { place }), "{place}: {message}");
+        // `ready` names one of the ports: without them, its own port is the wrong one.
+        let named =
+            if message.starts_with("ready.port: ") && place.starts_with("ports") { "ready.port" } else { place };
+        assert!(message.starts_with(if named.is_empty() { "the body is " } else { named }), "{place}: {message}");
         let mut words = message.split(|c: char| !c.is_alphanumeric() && c != '_');
         assert!(words.all(|word| !RUST.contains(&word)), "{place}: {message}");
         assert!(!message.contains("invalid type") && !message.contains("invalid value"), "{place}: {message}");

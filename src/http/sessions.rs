@@ -14,7 +14,7 @@ use super::error::Refusal;
 use super::extract::{Json, NoParameters, Path, Query};
 use super::page::{Cursor, Limit};
 use super::routed::Served;
-use super::wait::{Timeout, WaitQuery};
+use super::wait::{Timeout, WaitFor, WaitQuery};
 use super::{App, Shared};
 use crate::cluster::Routed;
 use crate::sessions::{Command, LogsRequest};
@@ -91,8 +91,9 @@ pub(super) struct CreateQuery {
     /// Only answer where the session would be placed, without creating it.
     #[serde(default)]
     dry_run: bool,
-    /// Delay the answer until the session is in this state, or has ended, or `timeout` has passed.
-    wait: Option<SessionState>,
+    /// Delay the answer until the session is in this state, or can be used (`ready`), or has ended, or `timeout` has
+    /// passed.
+    wait: Option<WaitFor>,
     /// How long to delay the answer, counted from the request, for example `90s` or `2m`. Longer values count as ten
     /// minutes. The default is below the 60 s after which most reverse proxies give up.
     #[serde(default)]
@@ -181,9 +182,9 @@ pub(super) async fn create(
     let Routed { answer: placed, by } = app.api.cluster.place(request, key, &by).await?;
     let status = if placed.replayed { StatusCode::OK } else { StatusCode::ACCEPTED };
     let mut session = placed.session;
-    if let Some(state) = query.wait {
+    if let Some(WaitFor(wait)) = query.wait {
         let secret = session.secret.take();
-        session = Session { secret, ..held(&app, session, Wait::Until(state), until).await.session };
+        session = Session { secret, ..held(&app, session, wait, until).await.session };
     }
     let path = HeaderValue::try_from(format!("/v1/sessions/{}", session.id)).expect("an id is ASCII");
     let answer = (status, [(header::LOCATION, path)], Answer(Created::Session(Box::new(session))));
@@ -203,8 +204,8 @@ pub(super) async fn show(
 ) -> Result<Served<Answer<Session>>, Refusal> {
     let until = query.timeout.end();
     let Routed { answer: Remembered { mut session, .. }, by } = find(&app, &path).await?;
-    if let Some(state) = query.wait {
-        session = held(&app, session, Wait::Until(state), until).await.session;
+    if let Some(WaitFor(wait)) = query.wait {
+        session = held(&app, session, wait, until).await.session;
     }
     Ok(Served(Routed { answer: Answer(session), by }))
 }

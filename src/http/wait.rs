@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use tokio::time::Instant;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::cluster::MAX_HOLD;
-use crate::types::{Period, SessionState};
+use crate::types::{Period, SessionState, Wait};
 
 /// How long an answer waits by default. nginx and most load balancers give up after 60 s without an answer, and a host
 /// that does not answer adds a few seconds.
@@ -22,13 +24,40 @@ const MAX_DIGITS: usize = 4;
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WaitQuery {
-    /// Delay the answer until the session is in this state, or has ended, or `timeout` has passed.
-    pub(super) wait: Option<SessionState>,
+    /// Delay the answer until the session is in this state, or can be used (`ready`), or has ended, or `timeout` has
+    /// passed.
+    pub(super) wait: Option<WaitFor>,
     /// How long to delay the answer, counted from the request, for example `90s` or `2m`. Longer values count as ten
     /// minutes. The default is below the 60 s after which most reverse proxies give up.
     #[serde(default)]
     pub(super) timeout: Timeout,
 }
+
+/// What a request may wait for: a state of the session, or `ready`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WaitFor(pub(super) Wait);
+
+const READY: &str = "ready";
+
+impl<'de> Deserialize<'de> for WaitFor {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        if text == READY {
+            return Ok(Self(Wait::Ready));
+        }
+        let state = text.parse::<SessionState>();
+        state.map(|state| Self(Wait::Until(state))).map_err(|e| serde::de::Error::custom(format!("{e}, {READY}")))
+    }
+}
+
+impl PartialSchema for WaitFor {
+    fn schema() -> RefOr<Schema> {
+        let words = SessionState::ALL.iter().map(|state| state.as_str()).chain([READY]);
+        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).into()
+    }
+}
+
+impl ToSchema for WaitFor {}
 
 /// How long an answer waits at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
@@ -62,7 +91,6 @@ impl Timeout {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use utoipa::PartialSchema;
 
     fn timeout(text: &str) -> Option<Duration> {
         serde_json::from_value::<Timeout>(text.into()).ok().map(|Timeout(span)| span)
@@ -77,6 +105,15 @@ mod tests {
         for bad in ["", "60", "-1s", "1.5s", "1w", "99999s", "1s1s1s1s1s1s1s1s"] {
             assert_eq!(timeout(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_wait_is_for_a_state_or_for_ready() {
+        let read = |text: &str| serde_json::from_value::<WaitFor>(text.into()).map(|WaitFor(wait)| wait);
+        assert_eq!(read("ready").unwrap(), Wait::Ready);
+        assert_eq!(read("running").unwrap(), Wait::Until(SessionState::Running));
+        let error = read("up").unwrap_err().to_string();
+        assert!(error.ends_with("unknown, ready"), "{error}");
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Bytes, Init, Name, NodeId, Protocol, PullPolicy, Resources, SessionId, Timestamp, User};
+use crate::types::{
+    Bytes, HealthStatus, Init, Name, NodeId, Protocol, PullPolicy, Resources, SessionId, Timestamp, User,
+};
 
 /// The observed state of a container; the wanted state is the lifecycle's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +20,21 @@ pub enum Container {
     Exited(Exit),
     /// The engine removes it, or tried to and could not, as this text says. It does not run and cannot be started.
     Removing(String),
+}
+
+/// A container as it was observed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    pub container: Container,
+    /// What the health check of its image found; `None`: the image has none, or the container does not run.
+    pub health: Option<HealthStatus>,
+}
+
+impl From<Container> for Observed {
+    /// A container whose image has no health check.
+    fn from(container: Container) -> Self {
+        Self { container, health: None }
+    }
 }
 
 /// Identifies one start of a container: the engine's start time, or the shim's boot id, pid and start time.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use async_trait::async_trait;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
-    Connected, Container, EngineInfo, Error, Event, Exit, Found, Health, Launch, LogStream, LogsRequest, PortBinding,
-    Run, Runtime, Target,
+    Connected, Container, EngineInfo, Error, Event, Exit, Found, Health, Launch, LogStream, LogsRequest, Observed,
+    PortBinding, Run, Runtime, Target,
 };
 use crate::types::{Bytes, Cores, NodeId, RuntimeKind, SessionId, Timestamp};
 
@@ -242,11 +243,13 @@ impl Runtime for FakeEngine {
         Ok(state.containers.iter().map(found).collect())
     }
 
-    async fn observe(&self, target: &Target) -> Result<Container, Error> {
+    async fn observe(&self, target: &Target) -> Result<Observed, Error> {
         if !self.health.borrow().is_up() {
             return Err(Error::Unavailable("no answer".to_owned()));
         }
-        Ok(self.state().containers.get(&target.session).map_or(Container::Absent, |(_, container)| container.clone()))
+        let state = self.state();
+        let seen = state.containers.get(&target.session).map_or(Container::Absent, |(_, container)| container.clone());
+        Ok(seen.into())
     }
 
     async fn ensure_image(&self, _: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error> {
@@ -298,6 +301,10 @@ impl Runtime for FakeEngine {
 
     async fn logs(&self, _: &Target, _: LogsRequest) -> Result<LogStream, Error> {
         Ok(Box::pin(futures_util::stream::empty()))
+    }
+
+    fn published_at(&self) -> IpAddr {
+        Ipv4Addr::LOCALHOST.into()
     }
 
     async fn connected(&self, _: &Target, _: &[PortBinding]) -> Result<Connected, Error> {

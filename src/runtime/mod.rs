@@ -15,6 +15,7 @@ mod volume_name;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use crate::types::{Bytes, Cores, Platform, RuntimeKind, SessionId};
 
 pub use connections::Connections;
-pub use container::{Container, Exit, Found, Launch, Mount, Oom, PortBinding, Run};
+pub use container::{Container, Exit, Found, Launch, Mount, Observed, Oom, PortBinding, Run};
 pub use fault::Fault;
 
 /// The steps of a session that a runtime can take. Every call has its own deadline:
@@ -46,7 +47,7 @@ pub trait Runtime: Send + Sync + 'static {
     /// mistake. A container that the engine lists and does not describe is in the list, without its state.
     async fn list(&self) -> Result<Vec<Found>, Error>;
 
-    async fn observe(&self, target: &Target) -> Result<Container, Error>;
+    async fn observe(&self, target: &Target) -> Result<Observed, Error>;
 
     /// Makes the image available as the launch's pull policy says. Returns its digest, if it has one.
     /// Sends the progress to `progress` as text for people.
@@ -74,6 +75,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// The container's output, oldest first.
     async fn logs(&self, target: &Target, request: LogsRequest) -> Result<LogStream, Error>;
+
+    /// The address of this host at which the published ports of sessions answer.
+    fn published_at(&self) -> IpAddr;
 
     /// Whether anybody is connected to the session's published ports.
     async fn connected(&self, target: &Target, ports: &[PortBinding]) -> Result<Connected, Error>;

@@ -11,6 +11,7 @@ mod feed;
 mod journal;
 pub mod lifecycle;
 mod meter;
+mod probe;
 mod record;
 pub mod runner;
 mod runners;

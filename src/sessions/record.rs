@@ -9,11 +9,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::Asked;
 use super::decide::Unplaced;
 use super::lifecycle::{Order, Wish};
+use super::runner::Probe;
 use crate::runtime::container::{Found, Launch, Mount, PortBinding, Run};
 use crate::types::template::{self, Placeholder};
 use crate::types::{
-    Actor, Ballot, BootInstant, Deadline, EndReason, Endpoint, Moment, Name, NodeId, NodeVerdict, Platform,
-    SessionActivity, SessionId, SessionProfile, SessionState, Timestamp, User, Workspace,
+    Actor, Ballot, BootInstant, Deadline, EndReason, Endpoint, HealthStatus, Moment, Name, NodeId, NodeVerdict,
+    Platform, Protocol, SessionActivity, SessionId, SessionProfile, SessionState, Timestamp, User, Workspace,
 };
 
 /// A session as its host remembers it. Stored as JSON, with the fields of all its parts side by side: fields may be
@@ -108,6 +109,11 @@ pub struct Status {
     pub gpu_uuids: Vec<String>,
     pub container_id: Option<String>,
     pub image_digest: Option<String>,
+    /// Since when it can be used.
+    #[serde(default)]
+    pub ready_at: Option<Timestamp>,
+    #[serde(default)]
+    pub health: Option<HealthStatus>,
     pub last_activity_at: Timestamp,
     pub kept_alive_by: Option<String>,
     pub end_reason: Option<EndReason>,
@@ -182,6 +188,8 @@ impl Record {
             gpu_uuids: status.gpu_uuids.clone(),
             endpoints: live.map(|live| live.endpoints(endpoint_host)).unwrap_or_default(),
             created_at: origin.created_at,
+            ready_at: status.ready_at,
+            health: status.health,
             expires_at: live.and_then(|live| live.ttl).map(|ttl| ttl.shown(now)),
             kept_alive_by: status.kept_alive_by.clone(),
             end_reason: status.end_reason,
@@ -286,6 +294,19 @@ impl Live {
         matches!(self.status.state, SessionState::Running | SessionState::Paused)
     }
 
+    /// What its runner is to probe until it can be used.
+    pub fn probe(&self) -> Option<Probe> {
+        let waits = self.status.state == SessionState::Running && self.status.ready_at.is_none();
+        let ready = self.origin.workspace.ready.as_ref().filter(|_| waits)?;
+        let is_probed = |port: &&PortBinding| port.container_port == ready.port && port.protocol == Protocol::Tcp;
+        Some(Probe {
+            container_port: ready.port,
+            host_port: self.ports.iter().find(is_probed)?.host_port,
+            path: ready.path.clone(),
+            patience: Duration::from_secs(ready.timeout_seconds),
+        })
+    }
+
     /// What a runner is to work towards; `None` where there is nothing to do. `unseen`: it is not known whether the
     /// session still runs.
     pub fn order(&self, unseen: bool) -> Option<Order> {
@@ -376,6 +397,8 @@ impl Status {
             gpu_uuids: Vec::new(),
             container_id: None,
             image_digest: None,
+            ready_at: None,
+            health: None,
             last_activity_at,
             kept_alive_by: None,
             end_reason: None,

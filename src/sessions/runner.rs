@@ -10,7 +10,8 @@ use super::decide::Report;
 use super::lifecycle::{self, Order, Step, Wish};
 use super::meter::Meter;
 use crate::runtime::container::{Container, Launch};
-use crate::runtime::{Connected, Error, Fault};
+use crate::runtime::{Connected, Error, Fault, Observed};
+use crate::types::HealthStatus;
 
 /// The first and the longest wait before a failed step is tried again.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -30,6 +31,19 @@ pub struct Work {
     /// The recorded id of its container; `None` where none was recorded.
     pub container_id: Option<String>,
     pub watch: Watch,
+    /// What to probe until the session can be used.
+    pub probe: Option<Probe>,
+}
+
+/// How to find out that a session can be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    pub container_port: u16,
+    pub host_port: u16,
+    /// `None`: a connection is enough.
+    pub path: Option<String>,
+    /// How long it may take before the session is late.
+    pub patience: Duration,
 }
 
 /// Whether its runner looks if the session is used.
@@ -67,7 +81,8 @@ pub enum Action {
     /// Report this to the owner, and return whether the owner accepted it: [`Outcome::Told`].
     Tell(Report),
     /// Wait for new work or a nudge, and return [`Outcome::Woken`]. After `look`, if that comes first, ask whether
-    /// anybody is connected, and return [`Outcome::Looked`].
+    /// anybody is connected, and return [`Outcome::Looked`]. If the work has a probe, return [`Outcome::Probed`] as soon
+    /// as it has news.
     Rest { look: Option<Duration> },
     /// Wait for new work or a nudge, at most for `after`, and return [`Outcome::Woken`].
     Retry { after: Duration },
@@ -84,12 +99,14 @@ pub enum Outcome {
     Woken,
     /// Whether anybody is connected; `None`: the engine does not answer.
     Looked(Option<Connected>),
+    /// The session can be used; or it cannot yet, and is late.
+    Probed(Result<(), String>),
 }
 
 /// What the engine did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Done {
-    Saw(Container),
+    Saw(Observed),
     ImageIsHere {
         digest: Option<String>,
     },
@@ -113,6 +130,8 @@ pub struct Runner {
     failures: u32,
     /// What its network carried, where connections cannot be seen.
     meter: Meter,
+    /// What the health check of its image found, as last reported and as last seen.
+    health: [Option<HealthStatus>; 2],
 }
 
 /// The action in progress.
@@ -142,7 +161,7 @@ enum Next {
 impl Runner {
     /// `known`: the container, if it is known; this saves the first observation of a new session.
     pub const fn new(work: Work, known: Option<Container>) -> Self {
-        Self { work, at: At::Deciding, known, retry: FIRST_RETRY, failures: 0, meter: Meter::new() }
+        Self { work, at: At::Deciding, known, retry: FIRST_RETRY, failures: 0, meter: Meter::new(), health: [None; 2] }
     }
 
     /// The first action.
@@ -175,6 +194,9 @@ impl Runner {
                 Action::Retry { after }
             }
             (At::Resting, Outcome::Looked(connected)) if work == self.work => self.looked(connected),
+            (At::Resting, Outcome::Probed(outcome)) if work == self.work => {
+                self.tell(outcome.map_or_else(Report::NotReady, |()| Report::Ready), Next::Rest)
+            }
             _ => self.decide_on(work),
         }
     }
@@ -201,6 +223,11 @@ impl Runner {
                 Action::Tell(Report::Saw(sight))
             }
             Step::LookAgain(why) => self.tell(Report::Unseen(why), Next::Retry),
+            Step::Wait if self.health[0] != self.health[1] => {
+                self.health[0] = self.health[1];
+                self.known = Some(container);
+                self.tell(Report::Health(self.health[1]), Next::Look)
+            }
             Step::Wait => {
                 self.retry = FIRST_RETRY;
                 let idle_is_due = self.work.watch == Watch::IdleIsDue;
@@ -232,7 +259,10 @@ impl Runner {
             self.failures = 0;
         }
         match done {
-            Done::Saw(container) => self.known = Some(container),
+            Done::Saw(Observed { container, health }) => {
+                self.known = Some(container);
+                self.health[1] = health;
+            }
             // The old work stays until the container is created: a change of the wish is seen before it starts.
             Done::ImageIsHere { digest } => return self.tell(Report::Starting { image_digest: digest }, Next::Create),
             Done::Created { container_id } => {
@@ -293,11 +323,12 @@ mod tests {
             launch: Arc::new(live.launch()),
             container_id: None,
             watch: Watch::Off,
+            probe: None,
         }
     }
 
     fn saw(container: Container) -> Outcome {
-        Outcome::Did(Ok(Done::Saw(container)))
+        Outcome::Did(Ok(Done::Saw(container.into())))
     }
 
     #[test]
@@ -446,6 +477,28 @@ mod tests {
         assert_eq!(next(Outcome::Looked(Some(Connected::No))), Action::Tell(Report::Idle));
         assert_eq!(next(Outcome::Told(true)), LOOKS_LATER);
         assert_eq!(next(Outcome::Looked(Some(Connected::Unknown { bytes: None }))), Action::Tell(Report::Idle));
+    }
+
+    #[test]
+    fn news_of_readiness_and_health_are_told_once() {
+        let (mut runner, resting) = at_rest(Watch::Off);
+        assert_eq!(runner.begin(), Action::Rest { look: None });
+        let mut next = |outcome| runner.next(outcome, resting.clone());
+        let why = || "refused".to_owned();
+        assert_eq!(next(Outcome::Probed(Err(why()))), Action::Tell(Report::NotReady(why())));
+        assert_eq!(next(Outcome::Told(true)), Action::Rest { look: None });
+        assert_eq!(next(Outcome::Probed(Ok(()))), Action::Tell(Report::Ready));
+        assert_eq!(next(Outcome::Told(true)), Action::Rest { look: None });
+
+        let mut seen = |health| {
+            assert_eq!(next(Outcome::Woken), Action::Do(Op::Observe));
+            let container = Container::Running(Run("1".to_owned()));
+            next(Outcome::Did(Ok(Done::Saw(Observed { container, health }))))
+        };
+        assert_eq!(seen(None), Action::Rest { look: None });
+        let sick = Some(HealthStatus::Unhealthy);
+        assert_eq!(seen(sick), Action::Tell(Report::Health(sick)));
+        assert_eq!(next(Outcome::Told(true)), Action::Rest { look: None });
     }
 
     #[test]

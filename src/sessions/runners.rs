@@ -8,6 +8,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::decide::Report;
+use super::probe::Prober;
 use super::runner::{Action, Done, Op, Outcome, Runner, Work};
 use super::state::Order;
 use crate::runtime::{Container, Error, Runtime, Target};
@@ -74,6 +75,7 @@ impl Runners {
             reports: self.reports.clone(),
             work: receiver,
             nudge: Arc::clone(&nudge),
+            prober: Prober::new(),
         };
         self.tasks.spawn(course.run(fresh.then_some(Container::Absent)));
         self.links.insert(session, Link { work: sender, nudge });
@@ -105,6 +107,7 @@ struct Course {
     work: watch::Receiver<Option<Work>>,
     /// The container may have changed.
     nudge: Arc<Notify>,
+    prober: Prober,
 }
 
 impl Course {
@@ -170,9 +173,17 @@ impl Course {
     /// Waits until there may be something to do.
     async fn rest(&mut self, look: Option<Duration>, work: &Work) -> Outcome {
         let target = self.target(work);
+        let address = self.runtime.published_at();
+        let probed = async {
+            match &work.probe {
+                Some(probe) => self.prober.news(work.order.run.as_ref(), probe, address).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.work.changed() => Outcome::Woken,
             () = self.nudge.notified() => Outcome::Woken,
+            news = probed => Outcome::Probed(news),
             () = tokio::time::sleep(look.unwrap_or_default()), if look.is_some() => {
                 Outcome::Looked(self.runtime.connected(&target, &work.launch.ports).await.ok())
             }

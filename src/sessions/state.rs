@@ -57,6 +57,7 @@ pub enum Input<R: Reply> {
 }
 
 /// An answer, and where its caller waits.
+#[expect(clippy::large_enum_variant, reason = "there is one for the time of one turn")]
 pub enum Answer<R: Reply> {
     Find(R::To<Result<Option<Session>, Error>>, Result<Option<Session>, Error>),
     Admit(R::To<Result<Admitted, Error>>, Result<Admitted, Error>),
@@ -313,7 +314,7 @@ impl<R: Reply> Sessions<R> {
             };
             let order = live.order(self.registry.is_out_of_sight(session))?;
             let container_id = live.status.container_id.clone();
-            Some(Work { order, launch: Arc::new(live.launch()), container_id, watch })
+            Some(Work { order, launch: Arc::new(live.launch()), container_id, watch, probe: live.probe() })
         });
         Order { session: *session, work, fresh: self.fresh.contains(session) }
     }

@@ -46,15 +46,15 @@ pub use platform::Platform;
 pub use profile::{GpuProfile, GpuUsage, NodeProfile, NodeUsage, SessionActivity, SessionProfile};
 pub use resources::{Dimension, Resources};
 pub use session::{
-    EndReason, Endpoint, ExtendRequest, KeepaliveRequest, Protocol, Remembered, Session, SessionFilter, SessionRequest,
-    SessionState, Wait,
+    EndReason, Endpoint, ExtendRequest, HealthStatus, KeepaliveRequest, Protocol, Remembered, Session, SessionFilter,
+    SessionRequest, SessionState, Wait,
 };
 pub use text::check_env;
 pub use time::{BootInstant, Deadline, Moment, Period, Timestamp};
 pub use token::{ApiToken, ApiTokenRequest, NewApiToken, Role};
 pub use token_text::{MAX_TOKEN_INPUT, NotPlain, token_text};
 pub use volume::Volume;
-pub use workspace::{GpuCapability, Init, OnHostRestart, Port, PullPolicy, VolumeMount, Workspace};
+pub use workspace::{GpuCapability, Init, OnHostRestart, Port, PullPolicy, Ready, VolumeMount, Workspace};
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bytes, Condition, Cores, Disk, Drain, EndReason, Endpoint, Name, NodeId, Resources, RuntimeStatus, SessionId,
-    SessionState, Settings, Swap, Timestamp, User,
+    Bytes, Condition, Cores, Disk, Drain, EndReason, Endpoint, HealthStatus, Name, NodeId, Resources, RuntimeStatus,
+    SessionId, SessionState, Settings, Swap, Timestamp, User,
 };
 
 /// What a node is and has, as its host reports it. Equal profiles mean that nothing happened.
@@ -87,6 +87,8 @@ pub struct SessionProfile {
     pub gpu_uuids: Vec<String>,
     pub endpoints: Vec<Endpoint>,
     pub created_at: Timestamp,
+    pub ready_at: Option<Timestamp>,
+    pub health: Option<HealthStatus>,
     pub expires_at: Option<Timestamp>,
     pub kept_alive_by: Option<String>,
     pub end_reason: Option<EndReason>,

@@ -65,6 +65,8 @@ pub(crate) fn session_profile(key: &str, workspace: &str, user: &str, state: Ses
         gpu_uuids: Vec::new(),
         endpoints: Vec::new(),
         created_at: Timestamp::default(),
+        ready_at: None,
+        health: None,
         expires_at: None,
         kept_alive_by: None,
         end_reason: None,

@@ -82,6 +82,17 @@ words!(EndReason {
     Duplicate => "duplicate",
 });
 
+/// What the health check of a session's image found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthStatus {
+    /// Its start period is not over.
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+words!(HealthStatus { Starting => "starting", Healthy => "healthy", Unhealthy => "unhealthy" });
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
@@ -121,6 +132,10 @@ pub struct Session {
     pub gpu_uuids: Vec<String>,
     pub endpoints: Vec<Endpoint>,
     pub created_at: Timestamp,
+    /// Since when it can be used, as the `ready` of its workspace finds out; `null`: not yet, or it does not run.
+    pub ready_at: Option<Timestamp>,
+    /// What the image's health check found; `null`: the image has none. It ends no session.
+    pub health: Option<HealthStatus>,
     pub last_activity_at: Timestamp,
     /// When it ends by itself: at the end of its TTL, or before, if nobody uses it until its idle timeout is over;
     /// `null`: never.
@@ -159,6 +174,8 @@ impl Session {
             gpu_uuids: profile.gpu_uuids.clone(),
             endpoints: profile.endpoints.clone(),
             created_at: profile.created_at,
+            ready_at: profile.ready_at,
+            health: profile.health,
             last_activity_at: activity.map_or(profile.created_at, |activity| activity.last_activity_at),
             expires_at: [profile.expires_at, activity.and_then(|activity| activity.idle_ends_at)]
                 .into_iter()
@@ -299,22 +316,25 @@ pub struct SessionFilter {
 pub enum Wait {
     /// The session is in this state; or it is over, and will not reach the state by itself.
     Until(SessionState),
+    /// The session can be used; or it is over.
+    Ready,
     /// The session's container is destroyed.
     UntilGone,
 }
 
 impl Wait {
-    /// Whether nothing is left to wait for. `gone`: its container is destroyed.
-    pub fn is_over(self, state: SessionState, gone: bool) -> bool {
-        match self {
-            Self::Until(wanted) => gone || state == wanted || state.has_ended(),
-            Self::UntilGone => gone,
-        }
+    /// Whether nothing is left to wait for. `ready`: the session can be used. `gone`: its container is destroyed.
+    pub fn is_over(self, state: SessionState, ready: bool, gone: bool) -> bool {
+        self.is_reached(state, ready, gone) || (self != Self::UntilGone && state.has_ended())
     }
 
     /// Whether the session is as wanted, or will never be: its container is destroyed.
-    pub fn is_reached(self, state: SessionState, gone: bool) -> bool {
-        gone || self == Self::Until(state)
+    pub fn is_reached(self, state: SessionState, ready: bool, gone: bool) -> bool {
+        gone || match self {
+            Self::Until(wanted) => state == wanted,
+            Self::Ready => ready,
+            Self::UntilGone => false,
+        }
     }
 }
 

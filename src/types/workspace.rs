@@ -24,6 +24,8 @@ const MAX_PATH: usize = 1024;
 const MAX_VOLUME_TEMPLATE: usize = 128;
 /// Seconds. A profile of some GiB is saved within an hour; a stop that takes longer would look like one that hangs.
 const MAX_STOP_GRACE: u64 = 3600;
+/// Seconds. What takes longer than an hour to start hangs.
+const MAX_READY_TIMEOUT: u64 = 3600;
 /// Docker rejects a container with less than 6 MiB.
 const MIN_MEMORY: Bytes = Bytes::mib(6);
 /// The smallest share of a core that a CPU quota with a period of 100 ms expresses.
@@ -94,6 +96,23 @@ pub struct Port {
     pub protocol: Protocol,
 }
 
+/// How the host finds out that a session can be used: it connects to a port of the session until that succeeds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Ready {
+    /// A TCP port of the workspace.
+    #[schema(minimum = 1, maximum = 65535, example = 8080)]
+    pub port: u16,
+    /// A path that answers over HTTP with a status of 2xx, 3xx or 401. Without one, a connection is enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 1024, pattern = "^/[!-~]*$")]
+    pub path: Option<String>,
+    /// After this time the session's message says why it is not ready. The host goes on trying.
+    #[serde(default = "default_ready_timeout")]
+    #[schema(minimum = 1, maximum = 3600)]
+    pub timeout_seconds: u64,
+}
+
 /// A named volume in the container. Never a path of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -153,6 +172,9 @@ pub struct Workspace {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 32)]
     pub ports: Vec<Port>,
+    /// When a session can be used. Without it, as soon as it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<Ready>,
     /// Values may contain `{user}`, `{session}` and `{secret}`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = schema::env, required = false)]
@@ -206,6 +228,11 @@ const fn default_stop_grace() -> u64 {
     10
 }
 
+/// A desktop is up within a minute.
+const fn default_ready_timeout() -> u64 {
+    60
+}
+
 const fn default_shm() -> Bytes {
     Bytes::mib(512)
 }
@@ -225,6 +252,7 @@ impl Workspace {
             memory_bytes: memory,
             gpus: 0,
             ports: Vec::new(),
+            ready: None,
             env: BTreeMap::new(),
             volumes: Vec::new(),
             tmpfs: Vec::new(),
@@ -281,6 +309,7 @@ impl Workspace {
         check_memory(self.memory_bytes)?;
         check_gpus(self.gpus)?;
         self.check_ports()?;
+        self.ready.as_ref().map_or(Ok(()), |ready| ready.validate(&self.ports).map_err(|e| e.within("ready")))?;
         check_env(&self.env)?;
         self.check_volumes()?;
         check_labels("constraints", &self.constraints)?;
@@ -332,6 +361,31 @@ impl Workspace {
             if !paths.insert(path) {
                 return Err(wrong(format!("{path} is mounted twice")));
             }
+        }
+        Ok(())
+    }
+}
+
+impl Ready {
+    /// A probe of a port over TCP, with the default timeout.
+    pub const fn on(port: u16) -> Self {
+        Self { port, path: None, timeout_seconds: default_ready_timeout() }
+    }
+
+    fn validate(&self, ports: &[Port]) -> Result<(), Invalid> {
+        if !ports.contains(&Port { container_port: self.port, protocol: Protocol::Tcp }) {
+            let expected = format!("{} is not a TCP port of the workspace; expected one of its ports", self.port);
+            return Err(Invalid::new("port", expected));
+        }
+        let is_path = |path: &String| path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic());
+        if self.path.as_ref().is_some_and(|path| path.len() > MAX_PATH || !is_path(path)) {
+            let expected = format!("expected a path such as /health, of at most {MAX_PATH} printable ASCII characters");
+            return Err(Invalid::new("path", expected));
+        }
+        if !(1..=MAX_READY_TIMEOUT).contains(&self.timeout_seconds) {
+            let expected =
+                format!("{} is out of range; expected 1 to {MAX_READY_TIMEOUT} seconds", self.timeout_seconds);
+            return Err(Invalid::new("timeout_seconds", expected));
         }
         Ok(())
     }
@@ -479,6 +533,17 @@ mod tests {
         assert_eq!(refused(|w| w.gpus = 100_000), "gpus");
         assert_eq!(refused(|w| w.ports = vec![Port { container_port: 0, ..port }]), "ports[0].container_port");
         assert_eq!(refused(|w| w.ports = vec![port, port]), "ports[1]");
+        let ready = |change: fn(&mut Ready)| {
+            refused(|w| {
+                let mut ready = Ready::on(80);
+                change(&mut ready);
+                (w.ports, w.ready) = (vec![port], Some(ready));
+            })
+        };
+        assert_eq!(ready(|ready| ready.port = 81), "ready.port");
+        assert_eq!(ready(|ready| ready.path = Some("health".to_owned())), "ready.path");
+        assert_eq!(ready(|ready| ready.path = Some("/a b".to_owned())), "ready.path");
+        assert_eq!(ready(|ready| ready.timeout_seconds = 0), "ready.timeout_seconds");
         assert_eq!(refused(|w| w.ttl_seconds = Some(0)), "ttl_seconds");
         assert_eq!(refused(|w| w.stop_grace_seconds = 3601), "stop_grace_seconds");
         assert_eq!(refused(|w| w.entrypoint = vec![String::new()]), "entrypoint[0]");

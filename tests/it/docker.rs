@@ -9,6 +9,7 @@ mod idle;
 mod limits;
 mod own_engine;
 mod pull;
+mod ready;
 mod recovery;
 mod storm;
 mod strangers;

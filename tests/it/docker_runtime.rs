@@ -31,13 +31,13 @@ async fn a_session_goes_through_its_states_within_its_limits() {
     let Some(lab) = Lab::open("a_session_goes_through_its_states_within_its_limits") else { return };
     let launch = lab.launch("life", "trap 'exit 7' TERM; while true; do sleep 0.1; done");
     let (session, runtime) = (&launch.session, &lab.runtime);
-    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Absent));
+    assert_eq!(runtime.observe(&session.into()).await.map(|seen| seen.container), Ok(Container::Absent));
 
     let digest = runtime.ensure_image(&launch, mpsc::channel(1).0).await.unwrap();
     assert!(digest.unwrap().starts_with("sha256:"));
     let id = runtime.create(&launch).await.unwrap();
     assert_eq!(runtime.create(&launch).await, Ok(id), "creating is idempotent");
-    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Created));
+    assert_eq!(runtime.observe(&session.into()).await.map(|seen| seen.container), Ok(Container::Created));
     let limits = "{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.ShmSize}} \
                   {{.HostConfig.LogConfig.Type}} {{index .Config.Labels \"ostler.cores_milli\"}}";
     assert_eq!(lab.inspect(session, limits), "500000000 33554432 4096 16777216 json-file 500");
@@ -47,14 +47,19 @@ async fn a_session_goes_through_its_states_within_its_limits() {
     let Container::Running(first) = lab.until(session, running).await else { unreachable!() };
     runtime.pause(&session.into()).await.unwrap();
     runtime.pause(&session.into()).await.unwrap();
-    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Paused(first.clone())));
+    assert_eq!(runtime.observe(&session.into()).await.map(|seen| seen.container), Ok(Container::Paused(first.clone())));
     runtime.resume(&session.into()).await.unwrap();
     runtime.resume(&session.into()).await.unwrap();
-    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Running(first.clone())));
+    assert_eq!(
+        runtime.observe(&session.into()).await.map(|seen| seen.container),
+        Ok(Container::Running(first.clone()))
+    );
 
     runtime.stop(&session.into(), Duration::from_secs(10)).await.unwrap();
     runtime.stop(&session.into(), Duration::from_secs(10)).await.unwrap();
-    let Container::Exited(exit) = runtime.observe(&session.into()).await.unwrap() else { panic!("it still runs") };
+    let Container::Exited(exit) = runtime.observe(&session.into()).await.map(|seen| seen.container).unwrap() else {
+        panic!("it still runs")
+    };
     assert_eq!((exit.code, exit.oom, &exit.run), (7, Oom::Nothing, &first));
     assert!(exit.finished_at.is_some());
 
@@ -63,7 +68,7 @@ async fn a_session_goes_through_its_states_within_its_limits() {
     assert_ne!(first, second, "the two runs have different ids");
     runtime.remove(&session.into()).await.unwrap();
     runtime.remove(&session.into()).await.unwrap();
-    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Absent));
+    assert_eq!(runtime.observe(&session.into()).await.map(|seen| seen.container), Ok(Container::Absent));
     assert!(matches!(runtime.start(&session.into()).await, Err(Error::NotFound(_))));
 }
 
@@ -75,12 +80,12 @@ async fn a_paused_session_can_be_stopped_and_removed() {
     lab.run(&launch).await.unwrap();
     runtime.pause(&session.into()).await.unwrap();
     runtime.stop(&session.into(), Duration::from_secs(10)).await.unwrap();
-    let stopped = runtime.observe(&session.into()).await.unwrap();
+    let stopped = runtime.observe(&session.into()).await.map(|seen| seen.container).unwrap();
     assert!(matches!(&stopped, Container::Exited(exit) if exit.code == 7), "{stopped:?}");
     runtime.start(&session.into()).await.unwrap();
     runtime.pause(&session.into()).await.unwrap();
     runtime.remove(&session.into()).await.unwrap();
-    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Absent));
+    assert_eq!(runtime.observe(&session.into()).await.map(|seen| seen.container), Ok(Container::Absent));
 }
 
 /// Runs the session to its end and returns its output.
@@ -339,7 +344,11 @@ async fn a_foreign_container_is_left_alone() {
     assert_eq!(runtime.remove(&session.into()).await, Ok(()));
     assert_eq!(lab.inspect(session, "{{.Id}} {{.State.Status}}"), format!("{id} running"));
     assert_eq!(runtime.list().await, Ok(Vec::new()));
-    assert_eq!(runtime.observe(&session.into()).await, Ok(Container::Absent), "the session has no container");
+    assert_eq!(
+        runtime.observe(&session.into()).await.map(|seen| seen.container),
+        Ok(Container::Absent),
+        "the session has no container"
+    );
     quietly(&["rm", "--force", &name]);
 }
 
@@ -350,11 +359,11 @@ async fn another_nodes_container_is_seen_and_not_touched() {
     lab.runtime.create(&launch).await.unwrap();
     let other = Config { node: "aaaaaaaaaaaaaaaa".parse().unwrap(), ..config(&lab.cluster) };
     let other = DockerRuntime::new(other).unwrap();
-    assert_eq!(other.observe(&(&launch.session).into()).await, Ok(Container::Absent));
+    assert_eq!(other.observe(&(&launch.session).into()).await.map(|seen| seen.container), Ok(Container::Absent));
     assert_eq!(other.remove(&(&launch.session).into()).await, Ok(()));
     let found = other.list().await.unwrap();
     assert_eq!(found.iter().map(|found| found.node.as_str()).collect::<Vec<_>>(), [docker::NODE]);
-    assert_eq!(lab.runtime.observe(&(&launch.session).into()).await, Ok(Container::Created));
+    assert_eq!(lab.runtime.observe(&(&launch.session).into()).await.map(|seen| seen.container), Ok(Container::Created));
 }
 
 #[tokio::test]
@@ -380,7 +389,10 @@ async fn sessions_are_found_again_by_their_labels() {
     assert_eq!((adopted.resources, &adopted.gpu_uuids), (running.resources, &running.gpu_uuids));
     assert_eq!(adopted.ports, running.ports);
     assert_eq!(adopted.ports[0].host_port, port);
-    assert_eq!(adopted.container, Some(lab.runtime.observe(&(&running.session).into()).await.unwrap()));
+    assert_eq!(
+        adopted.container,
+        Some(lab.runtime.observe(&(&running.session).into()).await.map(|seen| seen.container).unwrap())
+    );
     assert!(adopted.created_at.millis() > 0);
     assert_eq!(of(&created).container, Some(Container::Created));
     assert!(matches!(&of(&ended).container, Some(Container::Exited(exit)) if exit.code == 3));

@@ -86,7 +86,7 @@ impl Host {
     }
 
     async fn observe(&self, session: &SessionId) -> Container {
-        self.runtime.observe(&session.into()).await.unwrap()
+        self.runtime.observe(&session.into()).await.unwrap().container
     }
 
     async fn exit(&self, session: &SessionId) -> Exit {

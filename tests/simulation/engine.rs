@@ -34,7 +34,7 @@ impl Engine {
         match op {
             Op::Observe => {
                 let seen = self.containers.get(session).map_or(Container::Absent, |(_, container)| container.clone());
-                return Ok(Done::Saw(seen));
+                return Ok(Done::Saw(seen.into()));
             }
             Op::Create => {
                 // Creating is idempotent: an existing container of the session is the answer.

@@ -96,7 +96,7 @@ pub(super) async fn start(args: &StartArgs, context: &Context) -> Result<(), Fai
     let starting = async |client: &Client, id: &str, progress: &Progress| {
         let mut answer = client.send(Call::post(Route::new(&["sessions", id, "start"]))).await?;
         if !no_wait {
-            (_, answer.body) = until(Goal::Running, client, id, timeout, progress).await?;
+            (_, answer.body) = until(Goal::Ready, client, id, timeout, progress).await?;
         }
         Ok(answer)
     };

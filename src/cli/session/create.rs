@@ -26,7 +26,7 @@ use super::wait::{Goal, until};
 const RETRIES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// Create a session from a workspace, and wait until it runs.
+/// Create a session from a workspace, and wait until it can be used.
 ///
 /// Prints the session's id, its endpoints and its secret, if it has one. Values that are not given
 /// come from the workspace. The request carries an idempotency key, so that a retry never creates a
@@ -90,7 +90,7 @@ pub(super) async fn run(args: &CreateArgs, context: &Context) -> Result<(), Fail
     context.out.note(format!("Session {} is on {}.", made.id, made.node));
     let id = made.id.as_str();
     let progress = Progress::start("pending");
-    let (mut session, body) = until(Goal::Running, &client, id, args.wait.timeout, &progress).await?;
+    let (mut session, body) = until(Goal::Ready, &client, id, args.wait.timeout, &progress).await?;
     drop(progress);
     session.secret = match made.secret {
         // The answer to a repeated request, 200, does not hold the secret.

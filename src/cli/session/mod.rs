@@ -83,7 +83,8 @@ pub(super) fn example() -> crate::types::Session {
         "image_digest":null,"node":"host-a","node_id":"k3f7q2m5x6a4b7c2","container_id":"c0ffee","state":"running",
         "cores":2,"memory_bytes":2147483648,"gpus":0,"gpu_uuids":[],
         "endpoints":[{"container_port":6901,"host":"10.0.0.1","host_port":32001,"protocol":"tcp"}],
-        "created_at":"2026-01-31T11:00:00Z","last_activity_at":"2026-01-31T11:30:00Z",
+        "created_at":"2026-01-31T11:00:00Z","ready_at":"2026-01-31T11:00:05Z","health":null,
+        "last_activity_at":"2026-01-31T11:30:00Z",
         "expires_at":"2026-01-31T14:00:00Z","kept_alive_by":null,"end_reason":null,"exit_code":null,
         "message":null,"attempt":1}"#;
     serde_json::from_str(json).unwrap()

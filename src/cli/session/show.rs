@@ -61,6 +61,8 @@ fn describe(session: &Session, now: Timestamp) -> String {
         ("node", format!("{} ({})", session.node, session.node_id)),
         ("container", or_none(session.container_id.as_ref())),
         ("state", state(session)),
+        ("ready", session.ready_at.map_or_else(|| NONE.to_owned(), |at| format!("{} ago", age(at, now)))),
+        ("health", or_none(session.health)),
         ("message", session.message.as_deref().map_or_else(|| NONE.to_owned(), one_line)),
         ("exit code", or_none(session.exit_code)),
         ("cores", session.cores.to_string()),
@@ -92,6 +94,8 @@ mod tests {
   node         host-a (k3f7q2m5x6a4b7c2)
   container    c0ffee
   state        running
+  ready        59m ago
+  health       -
   message      pulling 40 %
   exit code    -
   cores        2

@@ -1,4 +1,4 @@
-//! Waits until a session is running or has ended.
+//! Waits until a session can be used or has ended.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ pub(super) const POLL: Duration = Duration::from_millis(300);
 /// The state to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Goal {
-    Running,
+    /// It can be used.
+    Ready,
     /// Its reservation is released.
     Ended,
 }
@@ -80,10 +81,13 @@ fn judge(goal: Goal, session: &Session) -> Verdict {
     let Session { id, state, message, end_reason, .. } = session;
     let message = message.as_deref().map(|message| format!(": {}", one_line(message))).unwrap_or_default();
     match (goal, state) {
-        (Goal::Running, SessionState::Running | SessionState::Paused) => Verdict::Reached,
+        (Goal::Ready, SessionState::Running | SessionState::Paused) if session.ready_at.is_some() => Verdict::Reached,
+        (Goal::Ready, SessionState::Running) => {
+            Verdict::Wait(format!("running on {}, not ready{message}", session.node))
+        }
         // A command that has exited already did run.
-        (Goal::Running, SessionState::Stopped) if *end_reason == Some(EndReason::Exited) => Verdict::Reached,
-        (Goal::Running, SessionState::Stopped | SessionState::Failed) => {
+        (Goal::Ready, SessionState::Stopped) if *end_reason == Some(EndReason::Exited) => Verdict::Reached,
+        (Goal::Ready, SessionState::Stopped | SessionState::Failed) => {
             let reason = end_reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
             Verdict::Failed(format!("session {id} {state}{reason}{message}"))
         }
@@ -102,10 +106,12 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_for_running_ends_when_the_session_runs_or_cannot_run() {
-        let at = |state, end_reason, message| at(Goal::Running, state, end_reason, message);
+    fn a_wait_for_ready_ends_when_the_session_can_be_used_or_cannot_run() {
+        let at = |state, end_reason, message| at(Goal::Ready, state, end_reason, message);
         assert_eq!(at(SessionState::Running, None, None), Verdict::Reached);
         assert_eq!(at(SessionState::Stopped, Some(EndReason::Exited), None), Verdict::Reached);
+        let starting = Session { ready_at: None, ..example() };
+        assert_eq!(judge(Goal::Ready, &starting), Verdict::Wait("running on host-a, not ready".into()));
         assert_eq!(
             at(SessionState::Pulling, None, Some("3 of 9\n")),
             Verdict::Wait("pulling on host-a: 3 of 9".into())

@@ -11,7 +11,8 @@ use crate::cli::client::Call;
 use crate::cli::failure::Failure;
 use crate::cli::route::Route;
 use crate::types::{
-    Bytes, Cores, GpuCapability, Init, Name, OnHostRestart, Period, Port, Protocol, PullPolicy, VolumeMount, Workspace,
+    Bytes, Cores, GpuCapability, Init, Name, OnHostRestart, Period, Port, Protocol, PullPolicy, Ready, VolumeMount,
+    Workspace,
 };
 
 /// Add a workspace to the catalogue.
@@ -71,6 +72,13 @@ struct FieldArgs {
     /// A port that its sessions listen on, for example 6901 or 53/udp.
     #[arg(long, value_name = "PORT[/PROTOCOL]")]
     port: Vec<PortArg>,
+    /// Its sessions can be used once this port accepts connections or, with a path, answers over HTTP. `--port` must have
+    /// the port, too.
+    #[arg(long, value_name = "PORT[/PATH]")]
+    ready: Option<ReadyArg>,
+    /// How long its sessions may take until they are ready, for example 2m; then they say why they are not.
+    #[arg(long, value_name = "PERIOD", requires = "ready")]
+    ready_timeout: Option<Period>,
     /// An environment variable; {user}, {session} and {secret} in its value are replaced.
     #[arg(short, long, value_name = "KEY=VALUE")]
     env: Vec<Pair>,
@@ -129,6 +137,9 @@ struct FieldArgs {
 struct PortArg(Port);
 
 #[derive(Debug, Clone)]
+struct ReadyArg(Ready);
+
+#[derive(Debug, Clone)]
 struct VolumeArg(VolumeMount);
 
 pub(super) async fn add(args: &AddArgs, context: &Context) -> Result<(), Failure> {
@@ -183,6 +194,10 @@ impl FieldArgs {
         set_if(&mut workspace.command, some_list(&self.command));
         set_if(&mut workspace.gpu_capabilities, some_list(&self.gpu_capability));
         set_if(&mut workspace.ports, some_list(&self.port).map(|ports| ports.iter().map(|port| port.0).collect()));
+        if let Some(ReadyArg(ready)) = &self.ready {
+            let timeout_seconds = self.ready_timeout.map_or(ready.timeout_seconds, Period::as_secs);
+            workspace.ready = Some(Ready { timeout_seconds, ..ready.clone() });
+        }
         let volumes = some_list(&self.volume);
         set_if(&mut workspace.volumes, volumes.map(|volumes| volumes.into_iter().map(|volume| volume.0).collect()));
     }
@@ -205,6 +220,17 @@ impl FromStr for PortArg {
         let container_port = number.parse().ok().filter(|port| *port > 0);
         let container_port = container_port.ok_or_else(|| format!("`{number}` is not a port; expected 1 to 65535"))?;
         Ok(Self(Port { container_port, protocol: protocol.parse::<Protocol>()? }))
+    }
+}
+
+impl FromStr for ReadyArg {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (port, path) = text.find('/').map_or((text, None), |at| (&text[..at], Some(text[at..].to_owned())));
+        let port = port.parse().ok().filter(|port| *port > 0);
+        let port =
+            port.ok_or_else(|| format!("`{text}` is not a port or PORT/PATH; expected for example 8080/health"))?;
+        Ok(Self(Ready { path, ..Ready::on(port) }))
     }
 }
 
@@ -247,7 +273,7 @@ mod tests {
     fn flags_become_a_workspace() {
         let line = "ostler workspace add w --cores 2 --memory 2GiB --image busybox --port 6901 --port 53/udp \
                     --env A={secret} --volume home-{user}:/home:ro --gpu-capability compute,utility --prepull \
-                    --ttl 8h -- sh -c true";
+                    --ready 6901/ok/x --ready-timeout 2m --ttl 8h -- sh -c true";
         let mut workspace = Workspace::new("w".parse().unwrap(), Cores::whole(2), Bytes::gib(2));
         fields(&line.split_whitespace().collect::<Vec<_>>().join(" ")).change(&mut workspace);
         assert_eq!(workspace.validate(), Ok(()));
@@ -256,6 +282,8 @@ mod tests {
         assert_eq!(workspace.gpu_capabilities, [GpuCapability::Compute, GpuCapability::Utility]);
         assert!(workspace.prepull && workspace.volumes[0].read_only && !workspace.volumes[0].roam);
         assert_eq!(workspace.ttl_seconds, Some(28_800));
+        let ready = Ready { port: 6901, path: Some("/ok/x".to_owned()), timeout_seconds: 120 };
+        assert_eq!(workspace.ready, Some(ready));
     }
 
     #[test]
@@ -275,6 +303,9 @@ mod tests {
     fn invalid_ports_and_volumes_are_rejected() {
         for wrong in ["0", "65536", "x", "80/sctp", "-1"] {
             assert!(wrong.parse::<PortArg>().is_err(), "{wrong}");
+        }
+        for wrong in ["", "/health", "0", "x/health"] {
+            assert!(wrong.parse::<ReadyArg>().is_err(), "{wrong}");
         }
         for wrong in ["home", "home:/h:rx", ""] {
             assert!(wrong.parse::<VolumeArg>().is_err(), "{wrong}");

@@ -1,7 +1,7 @@
 //! The text of `ostler workspace ls` and `show`. Pure.
 
 use crate::cli::table::{NONE, fields, joined, one_line, or_none, table, yes_no};
-use crate::types::{Period, Port, VolumeMount, Workspace};
+use crate::types::{Period, Port, Ready, VolumeMount, Workspace};
 
 pub(super) fn describe_all(workspaces: &[Workspace]) -> String {
     let rows = workspaces.iter().map(|workspace| {
@@ -36,6 +36,7 @@ pub(super) fn describe(workspace: &Workspace) -> String {
         ("gpu capabilities", joined(&workspace.gpu_capabilities)),
         ("shared memory", workspace.shm_bytes.to_string()),
         ("ports", joined(workspace.ports.iter().map(port))),
+        ("ready", or_none(workspace.ready.as_ref().map(ready))),
         ("env", joined(workspace.env.iter().map(pairs))),
         ("volumes", joined(workspace.volumes.iter().map(volume))),
         ("constraints", joined(workspace.constraints.iter().map(pairs))),
@@ -56,6 +57,11 @@ pub(super) fn describe(workspace: &Workspace) -> String {
 
 fn port(port: &Port) -> String {
     format!("{}/{}", port.container_port, port.protocol)
+}
+
+fn ready(ready: &Ready) -> String {
+    let timeout = Period::secs(ready.timeout_seconds);
+    format!("{}{} within {timeout}", ready.port, ready.path.as_deref().unwrap_or_default())
 }
 
 fn volume(volume: &VolumeMount) -> String {

@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerSummary,
-    HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType, PortBinding as EnginePort, PortMap, PortSummary,
-    RestartPolicy, RestartPolicyNameEnum,
+    HealthStatusEnum, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType, PortBinding as EnginePort,
+    PortMap, PortSummary, RestartPolicy, RestartPolicyNameEnum,
 };
 
 use super::{Config, CpuMode, Error, ending};
 use crate::runtime::container::Renamed;
 use crate::runtime::{Container, Exit, Fault, Found, Launch, PortBinding, Run};
-use crate::types::{Bytes, Cores, Init, Name, Resources, SessionId, Timestamp};
+use crate::types::{Bytes, Cores, HealthStatus, Init, Name, Resources, SessionId, Timestamp};
 
 pub(super) const LABEL_CLUSTER: &str = "ostler.cluster";
 pub(super) const LABEL_NODE: &str = "ostler.node";
@@ -304,6 +304,17 @@ pub(super) fn state(inspected: &ContainerInspectResponse) -> Container {
             "its container is dead: another program began to remove it, and the engine could not".to_owned(),
         ),
         Some(ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::EMPTY) | None => Container::Created,
+    }
+}
+
+/// What the health check of the image found, while the container runs.
+pub(super) fn health(inspected: &ContainerInspectResponse) -> Option<HealthStatus> {
+    let state = inspected.state.as_ref().filter(|state| state.running == Some(true))?;
+    match state.health.as_ref()?.status? {
+        HealthStatusEnum::STARTING => Some(HealthStatus::Starting),
+        HealthStatusEnum::HEALTHY => Some(HealthStatus::Healthy),
+        HealthStatusEnum::UNHEALTHY => Some(HealthStatus::Unhealthy),
+        HealthStatusEnum::NONE | HealthStatusEnum::EMPTY => None,
     }
 }
 

@@ -23,8 +23,10 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 const PING: Duration = Duration::from_secs(30);
 /// How often everything is listed: the engine can drop events without saying so.
 const RELIST: Duration = Duration::from_secs(60);
-/// The events that change a container. Health checks and `exec` are left out: they come every second.
-const ACTIONS: [&str; 9] = ["die", "start", "oom", "pause", "unpause", "destroy", "stop", "kill", "rename"];
+/// The events that change a container. `exec` is left out: it comes with every health check. The engine takes each for
+/// the beginning of an event's name where `health_status` is among them, since a status follows it.
+const ACTIONS: [&str; 10] =
+    ["die", "start", "oom", "pause", "unpause", "destroy", "stop", "kill", "rename", "health_status"];
 /// The least time between two subscriptions to the events, so that a proxy that ends each at once costs little.
 const RESUBSCRIBE: Duration = Duration::from_secs(1);
 

@@ -28,7 +28,7 @@ mod volumes;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::connections::{Connections, Seen};
 use super::{
-    Connected, Container, Error, Event, Found, Health, Launch, LogStream, LogsRequest, PortBinding, Runtime, Target,
+    Connected, Error, Event, Found, Health, Launch, LogStream, LogsRequest, Observed, PortBinding, Runtime, Target,
 };
 use crate::types::{Name, NodeId, RuntimeKind};
 pub use subnet::Subnet;
@@ -159,7 +159,7 @@ impl Runtime for DockerRuntime {
         self.list_containers().await
     }
 
-    async fn observe(&self, target: &Target) -> Result<Container, Error> {
+    async fn observe(&self, target: &Target) -> Result<Observed, Error> {
         self.observe_container(target).await
     }
 
@@ -195,6 +195,14 @@ impl Runtime for DockerRuntime {
         let own = self.existing(target).await?;
         let connection = self.engine.connection().await?;
         Ok(logs::stream(&connection, &own.id, request))
+    }
+
+    fn published_at(&self) -> IpAddr {
+        match self.config.publish_address {
+            IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            address => address,
+        }
     }
 
     async fn connected(&self, target: &Target, ports: &[PortBinding]) -> Result<Connected, Error> {

@@ -51,7 +51,7 @@ mod tests {
     }
 
     fn own(id: &str) -> Own {
-        Own { id: id.to_owned(), state: Container::Created, network: None }
+        Own { id: id.to_owned(), state: Container::Created, health: None, network: None }
     }
 
     #[test]

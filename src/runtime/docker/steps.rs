@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use super::container::{self, LABEL_CLUSTER, LABEL_SESSION, Surroundings};
 use super::engine::{CHANGE, Failure, LOOK};
 use super::{DockerRuntime, blame, volumes};
-use crate::runtime::{Container, Error, Fault, Found, Launch, Target};
-use crate::types::{Init, SessionId};
+use crate::runtime::{Container, Error, Fault, Found, Launch, Observed, Target};
+use crate::types::{HealthStatus, Init, SessionId};
 
 /// How long a stop may take after the grace period: the engine kills, then takes down process, network and file system.
 const AFTER_GRACE: Duration = Duration::from_secs(30);
@@ -38,6 +38,7 @@ const LISTED_LOOK: Duration = Duration::from_secs(5);
 pub(super) struct Own {
     pub(super) id: String,
     pub(super) state: Container,
+    pub(super) health: Option<HealthStatus>,
     pub(super) network: Option<String>,
 }
 
@@ -45,6 +46,7 @@ impl Own {
     fn of(id: String, inspected: ContainerInspectResponse) -> Self {
         Self {
             state: container::state(&inspected),
+            health: container::health(&inspected),
             network: inspected.host_config.and_then(|host| host.network_mode),
             id: inspected.id.unwrap_or(id),
         }
@@ -53,14 +55,14 @@ impl Own {
 
 impl DockerRuntime {
     /// The state of the session's container.
-    pub(super) async fn observe_container(&self, target: &Target) -> Result<Container, Error> {
-        let Some(mut own) = self.own(target).await? else { return Ok(Container::Absent) };
+    pub(super) async fn observe_container(&self, target: &Target) -> Result<Observed, Error> {
+        let Some(mut own) = self.own(target).await? else { return Ok(Container::Absent.into()) };
         if let Container::Exited(exit) = &mut own.state {
             self.complete(&own.id, exit).await;
         }
-        let state = own.state.clone();
+        let observed = Observed { container: own.state.clone(), health: own.health };
         self.sights.keep(&target.session, own, Instant::now());
-        Ok(state)
+        Ok(observed)
     }
 
     /// The session's container, if there is one: the one of the recorded id, else the first with the session's labels.
@@ -150,7 +152,8 @@ impl DockerRuntime {
             .await;
         match created {
             Ok(created) => {
-                let own = Own { id: created.id.clone(), state: Container::Created, network: Some(network) };
+                let own =
+                    Own { id: created.id.clone(), state: Container::Created, health: None, network: Some(network) };
                 self.sights.keep(&launch.session, own, Instant::now());
                 Ok(created.id)
             }

@@ -30,6 +30,7 @@ use std::collections::BTreeSet;
 use std::env::consts;
 use std::fs;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,8 +43,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::connections::{Connections, Seen};
 use super::{
-    Connected, Container, EngineInfo, Error, Event, Fault, Found, Health, Launch, LogStream, LogsRequest, PortBinding,
-    Runtime, Target,
+    Connected, Container, EngineInfo, Error, Event, Fault, Found, Health, Launch, LogStream, LogsRequest, Observed,
+    PortBinding, Runtime, Target,
 };
 use crate::clock::Clock;
 use crate::types::{Bytes, Cores, Name, NodeId, Platform, RuntimeKind, SessionId};
@@ -215,8 +216,8 @@ impl Runtime for ProcessRuntime {
         Ok(found)
     }
 
-    async fn observe(&self, target: &Target) -> Result<Container, Error> {
-        self.inner.observe(&target.session).await
+    async fn observe(&self, target: &Target) -> Result<Observed, Error> {
+        self.inner.observe(&target.session).await.map(Observed::from)
     }
 
     async fn ensure_image(&self, _launch: &Launch, _progress: mpsc::Sender<String>) -> Result<Option<String>, Error> {
@@ -259,6 +260,10 @@ impl Runtime for ProcessRuntime {
         let output = blocking(move || output::Output::open(&path, request.tail).map_err(unavailable)).await?;
         let follow = request.follow.then_some(reader);
         Ok(futures_util::stream::try_unfold((output, follow), read_on).boxed())
+    }
+
+    fn published_at(&self) -> IpAddr {
+        Ipv4Addr::LOCALHOST.into()
     }
 
     async fn connected(&self, _: &Target, ports: &[PortBinding]) -> Result<Connected, Error> {

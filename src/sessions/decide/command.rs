@@ -105,6 +105,8 @@ impl Registry {
         live.boot_id = cx.now.boot_id;
         live.previous_run = live.run.take().or_else(|| live.previous_run.take());
         live.retention = None;
+        live.status.ready_at = None;
+        live.status.health = None;
         live.status.state = SessionState::Starting;
         live.status.end_reason = None;
         live.status.exit_code = None;

@@ -256,6 +256,8 @@ impl Registry {
         live.reserved = false;
         live.unplaced = None;
         live.ended_at = Some(cx.now.boot);
+        live.status.ready_at = None;
+        live.status.health = None;
         live.status.end_reason = Some(reason);
         live.status.state = live.status.ended_state();
         if !retention.0.is_zero() {

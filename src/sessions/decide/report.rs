@@ -6,7 +6,7 @@ use crate::runtime::container::{Exit, Oom, Run};
 use crate::sessions::Error;
 use crate::sessions::lifecycle::{Sight, Wish};
 use crate::sessions::record::{Live, Record};
-use crate::types::{Bytes, Deadline, EndReason, OnHostRestart, Period, SessionId, SessionState};
+use crate::types::{Bytes, Deadline, EndReason, HealthStatus, OnHostRestart, Period, SessionId, SessionState};
 
 /// 128 + SIGKILL: how a run ends that did not end within its stop grace.
 const KILLED: i64 = 137;
@@ -32,6 +32,12 @@ pub enum Report {
     Unreachable(String),
     /// The engine does not say what the container does. Nothing is known, so no state changes.
     Unseen(String),
+    /// It can be used.
+    Ready,
+    /// It cannot be used yet, and its time for that is over, as the text says.
+    NotReady(String),
+    /// The health check of its image found this; `None`: there is none.
+    Health(Option<HealthStatus>),
     /// It is used.
     Active,
     /// It is not used.
@@ -50,6 +56,7 @@ impl Registry {
                 self.unseen(session, why);
                 Ok(())
             }
+            Report::Ready => self.ready(session, cx),
             Report::Idle => self.idle(session, cx),
             Report::NotStarted(fault, message) => self.not_started(session, &fault, message, cx),
             passing => {
@@ -86,9 +93,24 @@ impl Registry {
             Report::Unreachable(message) if !matches!(status.state, SessionState::Running | SessionState::Paused) => {
                 status.message = Some(message);
             }
+            Report::NotReady(why) if status.state == SessionState::Running && status.ready_at.is_none() => {
+                let patience = live.origin.workspace.ready.as_ref().map_or(0, |ready| ready.timeout_seconds);
+                status.message = Some(format!("not ready after {}: {why}", Period::secs(patience)));
+            }
+            Report::Health(health) if !status.state.has_ended() => status.health = health,
             Report::Active => live.note_activity(cx),
             _ => {}
         }
+    }
+
+    fn ready(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
+        let status = &self.live(session)?.status;
+        if status.state == SessionState::Running && status.ready_at.is_none() {
+            let status = &mut self.change(session)?.status;
+            status.ready_at = Some(cx.now.wall);
+            status.message = None;
+        }
+        Ok(())
     }
 
     /// Stops a session that nobody uses, unless its idle time began anew since its runner was told to look.
@@ -139,6 +161,9 @@ impl Registry {
         live.engine_epoch = epoch;
         if live.run.is_none() {
             live.note_activity(cx);
+        }
+        if live.run.as_ref() != Some(&run) {
+            live.status.ready_at = live.origin.workspace.ready.is_none().then_some(cx.now.wall);
         }
         live.run = Some(run);
         live.boot_id = cx.now.boot_id;

@@ -23,9 +23,9 @@ pub(crate) const SOCKET: &str = "unix:///var/run/docker.sock";
 pub(crate) const NODE: &str = "k3f7q2m5x6a4b7c2";
 /// A static busybox, to make images without a registry.
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 24] = [
+const APPLETS: [&str; 25] = [
     "sh", "cat", "chown", "cut", "echo", "grep", "httpd", "id", "kill", "ls", "mkdir", "nc", "printf", "rm", "seq",
-    "sleep", "stat", "su", "tail", "touch", "true", "whoami", "head", "yes",
+    "sleep", "stat", "su", "tail", "test", "touch", "true", "whoami", "head", "yes",
 ];
 
 /// The engine, and a cluster on it for one test. Dropping it removes everything that the cluster created.
@@ -84,7 +84,7 @@ impl Lab {
     pub(crate) async fn until(&self, session: &SessionId, wanted: impl Fn(&Container) -> bool) -> Container {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let container = self.runtime.observe(&session.into()).await.unwrap();
+            let container = self.runtime.observe(&session.into()).await.map(|seen| seen.container).unwrap();
             if wanted(&container) {
                 return container;
             }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::sessions::Command;
 use crate::sessions::decide::testing::{Host, admit, command, exit, id, live, running, saw, state, workspace};
-use crate::types::Platform;
+use crate::types::{Platform, Port, Protocol, Ready, Workspace};
 
 fn tell(host: &mut Host, report: Report) {
     host.decide(|registry, cx| registry.report(&id("k"), report, cx));
@@ -36,6 +36,36 @@ fn a_session_that_is_used_is_active() {
     host.now = host.now.plus(std::time::Duration::from_secs(5));
     tell(&mut host, Report::Active);
     assert_eq!(live(&host, "k").status.last_activity_at, host.now.wall);
+}
+
+#[test]
+fn a_session_is_ready_when_it_runs_unless_its_workspace_probes_it() {
+    let host = running("k", workspace());
+    assert_eq!(live(&host, "k").status.ready_at, Some(host.now.wall));
+    assert_eq!(live(&host, "k").probe(), None);
+
+    let ports = vec![Port { container_port: 8080, protocol: Protocol::Tcp }];
+    let mut host = running("k", Workspace { ports, ready: Some(Ready::on(8080)), ..workspace() });
+    let probe = live(&host, "k").probe().unwrap();
+    assert_eq!((probe.container_port, probe.host_port), (8080, live(&host, "k").ports[0].host_port));
+    tell(&mut host, Report::NotReady("nothing listens".to_owned()));
+    let status = &live(&host, "k").status;
+    assert_eq!((status.message.as_deref(), status.ready_at), (Some("not ready after 1m: nothing listens"), None));
+    tell(&mut host, Report::Ready);
+    let status = &live(&host, "k").status;
+    assert_eq!((status.message.as_deref(), status.ready_at), (None, Some(host.now.wall)));
+    assert_eq!(live(&host, "k").probe(), None);
+}
+
+#[test]
+fn readiness_and_health_end_with_the_run() {
+    let mut host = running("k", workspace());
+    tell(&mut host, Report::Health(Some(HealthStatus::Unhealthy)));
+    assert_eq!(live(&host, "k").status.health, Some(HealthStatus::Unhealthy));
+    tell(&mut host, Report::Saw(Sight::Ended(Exit::new(Run("1".to_owned()), 0))));
+    let status = &live(&host, "k").status;
+    assert!(status.state.has_ended());
+    assert_eq!((status.ready_at, status.health), (None, None));
 }
 
 fn not_started(host: &mut Host, key: &str, fault: Fault) {
