@@ -21,6 +21,7 @@ pub mod placement;
 pub mod retry;
 pub mod runtime;
 pub mod sessions;
+pub mod socket;
 pub mod store;
 pub mod types;
 pub mod wire;

@@ -17,7 +17,7 @@ use syn::visit::{self, Visit};
 /// The parts, floor by floor. A part may import from lower floors only, so no two parts can form a cycle.
 const FLOORS: &[&[&str]] = &[
     &["types"],
-    &["clock", "identity", "logging", "retry", "store"],
+    &["clock", "identity", "logging", "retry", "socket", "store"],
     &["election", "runtime"],
     &["capacity", "gossip"],
     &["catalogue", "ledger", "node"],
@@ -79,6 +79,7 @@ const ADAPTERS: &[(&str, &[&str])] = &[
     ("prometheus_client", &["http/metrics"]),
     ("redb", &["store"]),
     ("quinn", &["net"]),
+    ("quinn_proto", &["net"]),
     ("rcgen", &["identity"]),
     ("argon2", &["identity"]),
     ("webpki", &["identity"]),

@@ -50,7 +50,7 @@ pub(super) async fn join(
     };
     let reset_key =
         net::reset_key(&config.data_dir.join("reset-key")).context("the mesh's reset key cannot be kept")?;
-    Ok(Some(Net::bind(config.cluster.listen, hello, &reset_key, credentials, directory)?))
+    Ok(Some(Net::bind(config.cluster.listen, hello, &reset_key, credentials, base.clock.clone(), directory)?))
 }
 
 /// Answers the calls of peers from now on. It comes before gossip: a node that hears of this one may call it at once.

@@ -130,9 +130,9 @@ pub async fn serve(config: Config, api: Api, shutdown: watch::Receiver<bool>) ->
         return Err(Error::Unprotected(config.listen));
     }
     let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
-    let (tcp, listen) = bind("http.listen", config.listen).await?;
+    let (tcp, listen) = bind("http.listen", config.listen)?;
     let status = match config.status_listen {
-        Some(address) => Some(bind("http.status_listen", address).await?),
+        Some(address) => Some(bind("http.status_listen", address)?),
         None => None,
     };
     let socket = socket::bind(&config.socket).await?;
@@ -156,9 +156,9 @@ impl Bound {
     }
 }
 
-async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
     let wrong = |source| Error::Listen { key, address, source };
-    let tcp = TcpListener::bind(address).await.map_err(wrong)?;
+    let tcp = crate::socket::tcp(key, address).and_then(TcpListener::from_std).map_err(wrong)?;
     let bound = tcp.local_addr().map_err(wrong)?;
     Ok((tcp, bound))
 }

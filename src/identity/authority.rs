@@ -24,8 +24,8 @@ const KEY_LABEL: &[u8] = b"ostler certificate authority, Ed25519, v1";
 const PKCS8_PREFIX: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 /// The validity of certificates, so wide that no host's clock is outside.
-const FIRST_YEAR: i32 = 2000;
-const LAST_YEAR: i32 = 4000;
+pub(super) const FIRST_YEAR: i32 = 2000;
+pub(super) const LAST_YEAR: i32 = 4000;
 /// Bytes of the public key's hash in the key id.
 const KEY_ID_BYTES: usize = 8;
 

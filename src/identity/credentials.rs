@@ -6,8 +6,9 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 
-use super::authority::{Authority, SERVER_NAME};
+use super::authority::{Authority, FIRST_YEAR, LAST_YEAR, SERVER_NAME};
 use super::{KeyError, Token};
 use crate::types::{Name, NodeId};
 
@@ -24,6 +25,8 @@ pub struct Credentials {
 impl Credentials {
     /// The server name of every node in handshakes.
     pub const SERVER_NAME: &str = SERVER_NAME;
+    /// The years at whose beginnings the validity of every certificate begins and ends.
+    pub const VALID_YEARS: (i32, i32) = (FIRST_YEAR, LAST_YEAR);
 
     /// `protocol`: the name of what is spoken over these connections, as ALPN has it. Takes some 50 ms: for a thread
     /// that may block.
@@ -31,6 +34,20 @@ impl Credentials {
     /// # Errors
     /// The system has no random numbers, or the TLS library refuses what it is given.
     pub fn new(token: &Token, cluster: &Name, node: &NodeId, protocol: &[u8]) -> Result<Self, KeyError> {
+        Self::with_clock(token, cluster, node, protocol, Arc::new(DefaultTimeProvider))
+    }
+
+    /// The same, with the clock that certificates are verified by.
+    ///
+    /// # Errors
+    /// The system has no random numbers, or the TLS library refuses what it is given.
+    pub(crate) fn with_clock(
+        token: &Token,
+        cluster: &Name,
+        node: &NodeId,
+        protocol: &[u8],
+        clock: Arc<dyn TimeProvider>,
+    ) -> Result<Self, KeyError> {
         let authority = Authority::derive(token, cluster)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
@@ -40,7 +57,7 @@ impl Credentials {
 
         let refused = |e: &dyn std::fmt::Display| KeyError(e.to_string());
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
-        let mut server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        let mut server = rustls::ServerConfig::builder_with_details(Arc::clone(&provider), Arc::clone(&clock))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(clients.build().map_err(|e| refused(&e))?)
             .with_single_cert(vec![certificate.clone()], key.clone_key())?;
@@ -49,7 +66,7 @@ impl Credentials {
         server.send_tls13_tickets = 0;
 
         let servers = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
-        let mut client = rustls::ClientConfig::builder_with_provider(provider)
+        let mut client = rustls::ClientConfig::builder_with_details(provider, clock)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_webpki_verifier(servers.build().map_err(|e| refused(&e))?)
             .with_client_auth_cert(vec![certificate], key)?;

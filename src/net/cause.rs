@@ -3,14 +3,21 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use quinn::{ConnectError, ConnectionError, ReadExactError, TransportErrorCode, VarInt, WriteError};
+use quinn::{ConnectError, ConnectionError, ReadExactError, VarInt, WriteError};
 
+use super::path::FULL;
 use super::pool::{NOT_WANTED, TWIN};
-use crate::types::{Name, NodeId};
+use crate::identity::Credentials;
+use crate::types::{Name, NodeId, Timestamp};
 use crate::wire::codec;
 
 /// The TLS alerts among QUIC's error codes (RFC 9001, §4.8).
 const ALERTS: std::ops::Range<u64> = 0x100..0x200;
+/// The alert of a certificate that is not valid at the time of the verifier's clock (RFC 8446, §6.2).
+const CERTIFICATE_EXPIRED: u64 = 0x100 + 45;
+/// What the TLS library writes before the time of the verifier's clock, in Unix seconds. The peer sends it as the
+/// reason of the alert.
+const VERIFIED_AT: &str = "verification time ";
 
 /// Why there is no connection, or no answer over it. Whether the peer did anything is said by the
 /// [`Error`](super::Error) that has it.
@@ -28,6 +35,13 @@ pub enum Cause {
     /// The handshake and the hello took too long.
     #[error("no answer")]
     NoHello,
+    /// The peer answers, but no datagram of the size that QUIC needs arrives.
+    #[error("the path to {} carries only datagrams of less than {FULL} bytes; raise its MTU to 1280 or more", .0)]
+    NarrowPath(SocketAddr),
+    #[error("another token or another cluster")]
+    OtherToken,
+    #[error(transparent)]
+    WrongClock(#[from] WrongClock),
     #[error(transparent)]
     Unwanted(#[from] Unwanted),
     #[error("the TLS configuration has no cipher suite for QUIC")]
@@ -70,6 +84,25 @@ pub enum Unwanted {
     EarlierLife,
 }
 
+/// A clock outside of the years in which certificates of the mesh are valid: one that was never set. Days are as
+/// `2026-01-31`, in UTC.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WrongClock {
+    #[error("the clock of this host shows {here}: set it; {}", validity())]
+    Here { here: String },
+    /// `there` is "another year" if the peer does not say what its clock shows.
+    #[error(
+        "the clock of that host shows {there}, and the clock of this host {here}: set the clock there; {}",
+        validity()
+    )]
+    There { there: String, here: String },
+}
+
+fn validity() -> String {
+    let (first, last) = Credentials::VALID_YEARS;
+    format!("certificates of the mesh are valid from {first} to {last}")
+}
+
 impl Cause {
     /// The code that a connection is closed with for this cause.
     pub(super) const fn code(&self) -> VarInt {
@@ -78,20 +111,62 @@ impl Cause {
             _ => NOT_WANTED,
         }
     }
+
+    /// Whether it does not pass by itself: somebody must change a token, a clock or a network.
+    pub const fn needs_operator(&self) -> bool {
+        matches!(self, Self::NarrowPath(_) | Self::OtherToken | Self::WrongClock(_))
+    }
+
+    /// The cause behind a connection that TLS refused. `now`: what the clock of this host shows.
+    pub(super) fn explained(self, now: Timestamp) -> Self {
+        let Self::Connection(error) = &self else { return self };
+        let (alert, is_here, reason) = match error {
+            ConnectionError::TransportError(error) => (u64::from(error.code), true, error.reason.clone()),
+            ConnectionError::ConnectionClosed(closed) => {
+                (u64::from(closed.error_code), false, String::from_utf8_lossy(&closed.reason).into_owned())
+            }
+            ConnectionError::TimedOut => return Self::NoHello,
+            _ => return self,
+        };
+        let here = || now.day();
+        match (alert, is_here) {
+            (CERTIFICATE_EXPIRED, true) => WrongClock::Here { here: here() }.into(),
+            (CERTIFICATE_EXPIRED, false) => WrongClock::There { there: verified_at(&reason), here: here() }.into(),
+            _ if ALERTS.contains(&alert) => Self::OtherToken,
+            _ => self,
+        }
+    }
 }
 
-/// Tells a wrong token from a silent host.
+/// The day on which a peer verified a certificate, from the reason that it gives for its alert.
+fn verified_at(reason: &str) -> String {
+    let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
+    let seconds = reason.split_once(VERIFIED_AT).and_then(|(_, rest)| digits(rest).parse::<i64>().ok());
+    let millis = seconds.and_then(|seconds| seconds.checked_mul(1000));
+    millis.map_or_else(|| "another year".to_owned(), |millis| Timestamp::from_millis(millis).day())
+}
+
+/// The reason that the peer gives, where it closed the connection.
 fn describe(error: &ConnectionError) -> String {
-    let is_alert = |code: TransportErrorCode| ALERTS.contains(&u64::from(code));
     match error {
-        ConnectionError::TransportError(error) if is_alert(error.code) => "another token or another cluster".to_owned(),
-        ConnectionError::ConnectionClosed(closed) if is_alert(closed.error_code) => {
-            "another token or another cluster".to_owned()
-        }
         ConnectionError::ApplicationClosed(closed) if [NOT_WANTED, TWIN].contains(&closed.error_code) => {
             String::from_utf8_lossy(&closed.reason).into_owned()
         }
-        ConnectionError::TimedOut => "no answer".to_owned(),
         error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_of_a_peer_is_read_from_its_reason() {
+        // As the TLS library words it; `tests` has a handshake that fails so.
+        let reason = "invalid peer certificate: certificate not valid yet: verification time 86400 (UNIX), but …";
+        assert_eq!(verified_at(reason), "1970-01-02");
+        for other in ["", "verification time", "verification time 99999999999999999999 (UNIX)"] {
+            assert_eq!(verified_at(other), "another year", "{other}");
+        }
     }
 }

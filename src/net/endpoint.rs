@@ -1,8 +1,9 @@
 //! The endpoint: bound once, for both roles, client and server.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,11 +12,13 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::{EndpointConfig, TransportConfig, VarInt};
+use quinn_proto::RandomConnectionIdGenerator;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, watch};
 
 use super::pool::Pool;
 use super::{Cause, Hello, Serve, server};
+use crate::clock::Clock;
 use crate::gossip::Directory;
 use crate::identity::Credentials;
 
@@ -55,6 +58,7 @@ pub(super) type Gossip = (SocketAddr, Vec<u8>);
 pub(super) struct Inner {
     pub(super) endpoint: quinn::Endpoint,
     pub(super) me: Hello,
+    pub(super) clock: Clock,
     pub(super) credentials: watch::Receiver<Arc<Credentials>>,
     pub(super) directory: watch::Receiver<Arc<Directory>>,
     pub(super) pool: Pool,
@@ -76,18 +80,25 @@ impl Net {
         me: Hello,
         reset_key: &[u8; 64],
         credentials: watch::Receiver<Arc<Credentials>>,
+        clock: Clock,
         directory: watch::Receiver<Arc<Directory>>,
     ) -> Result<Self, BindError> {
         let server = server_config(&credentials.borrow())?;
-        let socket = socket(listen).map_err(|source| BindError::Listen { address: listen, source })?;
+        let socket = crate::socket::udp("cluster.listen", listen)
+            .map_err(|source| BindError::Listen { address: listen, source })?;
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key);
+        let mut config = EndpointConfig::new(Arc::new(key));
+        // quinn's own ids carry a mark of this start of the endpoint, and packets with other ids get no stateless reset:
+        // neither those of a connection to the last start, nor those that probe a path.
+        config.cid_generator(|| Box::<RandomConnectionIdGenerator>::default());
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint = quinn::Endpoint::new(EndpointConfig::new(Arc::new(key)), Some(server), socket, runtime)
+        let endpoint = quinn::Endpoint::new(config, Some(server), socket, runtime)
             .map_err(|source| BindError::Listen { address: listen, source })?;
         let (gossip, gossip_inbox) = mpsc::channel(GOSSIP_QUEUE);
         Ok(Self(Arc::new(Inner {
             endpoint,
             me,
+            clock,
             credentials,
             directory,
             pool: Pool::default(),
@@ -119,6 +130,11 @@ impl Net {
         self.0.duplicate.subscribe()
     }
 
+    /// Why addresses could not be reached lately, most of them tried again since. An address that was reached is gone.
+    pub fn failures(&self) -> BTreeMap<SocketAddr, Cause> {
+        self.0.pool.failures()
+    }
+
     /// Number of refused connections: a wrong token, another cluster, another protocol.
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
@@ -148,16 +164,6 @@ pub fn reset_key(file: &Path) -> io::Result<[u8; RESET_KEY]> {
     let mut written = options.write(true).create(true).truncate(true).mode(RESET_KEY_MODE).open(file)?;
     written.write_all(&key)?;
     Ok(key)
-}
-
-/// Binds the socket. If `listen` is every IPv6 address and the host has no IPv6, binds every IPv4 address.
-fn socket(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
-    match std::net::UdpSocket::bind(listen) {
-        Err(error) if listen.ip().is_unspecified() && listen.is_ipv6() => {
-            std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, listen.port())).map_err(|_| error)
-        }
-        bound => bound,
-    }
 }
 
 pub(super) fn server_config(credentials: &Credentials) -> Result<quinn::ServerConfig, BindError> {

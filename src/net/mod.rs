@@ -9,6 +9,7 @@ mod client;
 mod endpoint;
 mod frame;
 pub mod gossip;
+mod path;
 mod pool;
 mod server;
 #[cfg(test)]
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{ClusterMode, Name, NodeId};
 use crate::wire::Envelope;
 
-pub use cause::{Cause, Unwanted};
+pub use cause::{Cause, Unwanted, WrongClock};
 pub use endpoint::{BindError, Net, reset_key};
 
 /// A node's first message on a connection: what it says about itself.

@@ -1,7 +1,7 @@
 //! The open connections: one per node, dialled by either side.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use quinn::{Connection, ConnectionError, VarInt};
 use tokio::time::{Instant, timeout};
 
 use super::endpoint::{Inner, client_config};
+use super::path::Prober;
 use super::{Cause, Hello, Unwanted, frame, server};
 use crate::identity::{Credentials, node_of};
 use crate::types::NodeId;
@@ -20,6 +21,9 @@ use crate::types::NodeId;
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(2);
 /// How long a failed address is not dialled again: callers get the same error meanwhile.
 const FAILED_FOR: Duration = Duration::from_millis(200);
+/// How long the failure of an address is shown after the last try: gossip tries what it wants to reach every few
+/// seconds.
+const SHOWN_FOR: Duration = Duration::from_secs(30);
 /// Addresses whose failures are remembered at most.
 const MAX_FAILED: usize = 4096;
 /// The code that closes a connection to a node that this one refuses.
@@ -82,6 +86,7 @@ impl Pool {
             }
             known.connection.close(REPLACED, b"replaced");
         }
+        lock(&self.failed).remove(&address_of(&link.connection));
         links.nodes.insert(address_of(&link.connection), node);
         links.by_node.insert(node, link);
         Ok(())
@@ -106,8 +111,14 @@ impl Pool {
         (at.elapsed() < FAILED_FOR).then(|| cause.clone())
     }
 
+    pub(super) fn failures(&self) -> BTreeMap<SocketAddr, Cause> {
+        let failed = lock(&self.failed);
+        let shown = failed.iter().filter(|(_, (at, _))| at.elapsed() < SHOWN_FOR);
+        shown.map(|(address, (_, cause))| (*address, cause.clone())).collect()
+    }
+
     /// Notes a failure. True where it is not the same as last time: then it is worth a line in the log.
-    fn note_failure(&self, address: SocketAddr, cause: &Cause) -> bool {
+    pub(super) fn note_failure(&self, address: SocketAddr, cause: &Cause) -> bool {
         let mut failed = lock(&self.failed);
         if failed.len() >= MAX_FAILED {
             failed.retain(|_, (at, _)| at.elapsed() < FAILED_FOR);
@@ -171,14 +182,27 @@ impl Inner {
     }
 
     pub(super) async fn dial(self: Arc<Self>, address: SocketAddr) -> Result<Link, Cause> {
-        let dialled = timeout(HANDSHAKE, self.clone().shake_hands(address)).await;
-        let dialled = dialled.unwrap_or(Err(Cause::NoHello));
+        let dialled = self.try_dial(address).await.map_err(|cause| cause.explained(self.clock.now().wall));
         if let Err(cause) = &dialled
             && self.pool.note_failure(address, cause)
         {
             tracing::warn!(%address, reason = %cause, "a node cannot be reached");
         }
         dialled
+    }
+
+    async fn try_dial(self: &Arc<Self>, address: SocketAddr) -> Result<Link, Cause> {
+        let from = self.endpoint.local_addr().map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |own| own.ip());
+        let mut prober = Prober::new(from, address);
+        let dialled = tokio::select! {
+            dialled = timeout(HANDSHAKE, Arc::clone(self).shake_hands(address)) => dialled,
+            never = prober.run() => match never {},
+        };
+        match dialled {
+            Ok(dialled) => dialled,
+            Err(_) if prober.is_narrow() => Err(Cause::NarrowPath(address)),
+            Err(_) => Err(Cause::NoHello),
+        }
     }
 
     async fn shake_hands(self: Arc<Self>, address: SocketAddr) -> Result<Link, Cause> {

@@ -9,22 +9,42 @@ use std::time::Duration;
 use chitchat::ChitchatMessage;
 use chitchat::transport::Transport;
 use futures_util::TryStreamExt;
+use rustls::pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::gossip::GossipTransport;
 use super::*;
+use crate::clock::Clock;
 use crate::election;
 use crate::gossip::Directory;
 use crate::identity::{Credentials, Token};
 use crate::sessions::LogsRequest;
-use crate::types::{Ballot, SessionId, sample};
+use crate::types::{Ballot, BootInstant, Moment, SessionId, Timestamp, sample};
 use crate::wire::{Call, Envelope, PROTOCOL, Request, message};
 
 /// More than any call here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 const TOKEN: &str = "hT2vq0Kx9sLwZc4bNfYp7RmDgUe1JaXo5iVtEk8ySHQ";
 const OTHER_TOKEN: &str = "B6nWz3QmUo1fXsKc8JrLyTd0vGhPe5iAa9VtEk2YxHM";
+
+/// A day in 2026, in Unix seconds.
+const NOW: u64 = 1_780_000_000;
+
+/// A clock that always shows this time, in Unix seconds.
+#[derive(Debug)]
+struct Shows(u64);
+
+impl rustls::time_provider::TimeProvider for Shows {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.0)))
+    }
+}
+
+fn wall(seconds: u64) -> Clock {
+    let wall = Timestamp::from_millis(i64::try_from(seconds).unwrap() * 1000);
+    Clock::manual(Moment { wall, boot: BootInstant::from_millis(0), boot_id: 1 })
+}
 
 fn id(n: u8) -> NodeId {
     NodeId::from_bytes([n; 10])
@@ -37,6 +57,8 @@ struct Identity {
     cluster: &'static str,
     node: u8,
     incarnation: u64,
+    /// What the clock shows that its TLS verifies certificates by, in Unix seconds.
+    clock: u64,
     reset_key: [u8; 64],
 }
 
@@ -46,6 +68,7 @@ fn node(n: u8) -> Identity {
         cluster: "c",
         node: n,
         incarnation: 1,
+        clock: NOW,
         reset_key: [n; 64],
     }
 }
@@ -76,7 +99,8 @@ impl Node {
 
     fn start_at(identity: &Identity, listen: SocketAddr) -> Result<Self, BindError> {
         let cluster: Name = identity.cluster.parse().unwrap();
-        let credentials = Credentials::new(&identity.token, &cluster, &id(identity.node), PROTOCOL).unwrap();
+        let (node, clock) = (id(identity.node), Arc::new(Shows(identity.clock)));
+        let credentials = Credentials::with_clock(&identity.token, &cluster, &node, PROTOCOL, clock).unwrap();
         let hello = Hello {
             cluster,
             node: id(identity.node),
@@ -87,7 +111,7 @@ impl Node {
         };
         let (directory, known) = watch::channel(Arc::default());
         let credentials = watch::channel(Arc::new(credentials)).1;
-        let net = Net::bind(listen, hello, &identity.reset_key, credentials, known)?;
+        let net = Net::bind(listen, hello, &identity.reset_key, credentials, wall(identity.clock), known)?;
         let served = Arc::new(Desk::default());
         net.serve(served.clone());
         Ok(Self { net, directory, served })
@@ -242,6 +266,46 @@ async fn a_node_with_another_token_or_cluster_exchanges_no_request() {
         }
         assert!(one.net.hello_of(&id(2)).is_none());
     }
+}
+
+#[tokio::test]
+async fn a_clock_that_was_never_set_is_not_taken_for_another_token() {
+    let (one, two) = (Node::start(&node(1)), Node::start(&Identity { clock: 86_400, ..node(2) }));
+    one.knows(2, two.address());
+    two.knows(1, one.address());
+    let refused = async |from: &Node, to| match from.asks(to).await {
+        Err(Error::Unreachable { cause, .. }) => cause.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let there = refused(&one, 2).await;
+    assert!(there.starts_with("the clock of that host shows 1970-01-02, and the clock of this host 2026-"), "{there}");
+    let here = refused(&two, 1).await;
+    assert!(here.starts_with("the clock of this host shows 1970-01-02: set it"), "{here}");
+    assert!(one.net.failures()[&two.address()].needs_operator());
+}
+
+#[tokio::test]
+async fn an_endpoint_answers_datagrams_of_forgotten_connections_whatever_their_size() {
+    let node = Node::start(&node(1));
+    let mut prober = path::Prober::new(Ipv4Addr::LOCALHOST.into(), node.address());
+    let probed = timeout(PATIENCE, async {
+        tokio::select! {
+            never = prober.run() => match never {},
+            () = tokio::time::sleep(Duration::from_secs(2)) => {}
+        }
+    });
+    probed.await.unwrap();
+    let evidence = prober.evidence;
+    assert!(evidence.small_answers > 1 && evidence.full_answers > 1, "{evidence:?}");
+}
+
+#[tokio::test]
+async fn an_address_that_answers_again_has_no_failure() {
+    let (one, two) = pair();
+    one.net.0.pool.note_failure(two.address(), &Cause::OtherToken);
+    assert_eq!(one.net.failures().len(), 1);
+    one.asks_until_answered(2).await;
+    assert!(one.net.failures().is_empty());
 }
 
 #[tokio::test]

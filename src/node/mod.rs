@@ -54,6 +54,8 @@ pub struct ClusterSigns {
     pub duplicate: Option<String>,
     /// That no seed has ever answered, and why; `None` if one has.
     pub alone: Option<String>,
+    /// The nodes that cannot be reached until the operator does something, each with its address and the reason.
+    pub failing: Vec<String>,
     /// Nodes with a different mode.
     pub mode_mismatch: Vec<Name>,
     /// Catalogue entries that were changed on both sides of a partition.

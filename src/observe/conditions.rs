@@ -109,6 +109,7 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::LowDisk, low_disk(report, min_free_disk)),
         (ConditionKind::DuplicateNodeId, duplicate(cluster)),
         (ConditionKind::AloneWithSeeds, cluster.alone.clone()),
+        (ConditionKind::MeshFailing, failing(cluster)),
         (ConditionKind::ModeMismatch, mode_mismatch(cluster)),
         (ConditionKind::WorkspaceConflict, conflicts(cluster)),
         (ConditionKind::DevFigures, dev_figures(report)),
@@ -124,6 +125,11 @@ fn duplicate(cluster: &ClusterSigns) -> Option<String> {
         "the agent at {other} has the same node id: one data directory is a copy of the other; \
          stop one of the two agents and remove its data directory"
     ))
+}
+
+fn failing(cluster: &ClusterSigns) -> Option<String> {
+    let nodes = cluster.failing.join("; ");
+    (!nodes.is_empty()).then(|| format!("cannot reach {nodes}"))
 }
 
 fn mode_mismatch(cluster: &ClusterSigns) -> Option<String> {
@@ -388,6 +394,7 @@ mod tests {
         let signs = ClusterSigns {
             duplicate: Some("192.0.2.1:7482".to_owned()),
             alone: Some("no answer from seed:7482".to_owned()),
+            failing: vec!["192.0.2.9:7480: another token".to_owned()],
             mode_mismatch: vec!["a".parse().unwrap(), "b".parse().unwrap()],
             conflicts: vec!["workspace desktop".to_owned()],
         };
@@ -395,11 +402,13 @@ mod tests {
         let expected = [
             ConditionKind::DuplicateNodeId,
             ConditionKind::AloneWithSeeds,
+            ConditionKind::MeshFailing,
             ConditionKind::ModeMismatch,
             ConditionKind::WorkspaceConflict,
         ];
         assert_eq!(kinds(&found), expected);
-        for ((_, message), part) in found.iter().zip(["192.0.2.1:7482", "seed:7482", " a, b", "workspace desktop"]) {
+        let parts = ["192.0.2.1:7482", "seed:7482", "192.0.2.9:7480: another token", " a, b", "workspace desktop"];
+        for ((_, message), part) in found.iter().zip(parts) {
             assert!(message.contains(part), "{message}");
         }
     }

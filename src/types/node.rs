@@ -308,6 +308,9 @@ pub enum ConditionKind {
     DuplicateNodeId,
     /// Seeds are configured, and no other node has ever answered.
     AloneWithSeeds,
+    /// A node cannot be reached for a cause that does not pass by itself: another token, a clock that was never set, or
+    /// a path too narrow for QUIC.
+    MeshFailing,
     /// Other nodes have a different `cluster.mode` or `cluster.expected_nodes`: this node does not count their votes.
     ModeMismatch,
     /// Catalogue entries were changed on both sides of a partition: one of the two changes is lost.
@@ -331,6 +334,7 @@ words!(ConditionKind {
     LowDisk => "low_disk",
     DuplicateNodeId => "duplicate_node_id",
     AloneWithSeeds => "alone_with_seeds",
+    MeshFailing => "mesh_failing",
     ModeMismatch => "mode_mismatch",
     WorkspaceConflict => "workspace_conflict",
     DevFigures => "dev_figures",

@@ -21,6 +21,12 @@ impl Timestamp {
         self.0
     }
 
+    /// The day in UTC, as `2026-01-31`.
+    pub fn day(self) -> String {
+        let text = self.to_string();
+        text.split_once('T').map_or_else(|| text.clone(), |(day, _)| day.to_owned())
+    }
+
     pub fn plus(self, span: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
     }

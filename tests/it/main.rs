@@ -17,6 +17,7 @@ mod metrics;
 mod netns;
 mod process_runtime;
 mod proxy;
+mod reach;
 mod relay;
 mod schemathesis;
 mod session;

@@ -1,5 +1,6 @@
 //! Hosts on a network that can be cut: network namespaces of this machine.
 
+use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -7,7 +8,7 @@ use super::agent::Agent;
 use super::cluster::{Cluster, Mesh};
 
 /// The port of every host's mesh.
-const MESH_PORT: u16 = 7000;
+pub(crate) const MESH_PORT: u16 = 7000;
 
 /// Namespaces joined by a switch. The switch has its own namespace, so nothing shows in this machine's own network.
 /// Dropping it removes them.
@@ -63,6 +64,33 @@ impl Network {
         }
     }
 
+    /// Sets a sysctl of a host, such as `net.ipv6.bindv6only`.
+    pub(crate) fn set(&self, host: usize, sysctl: &str, value: &str) {
+        let path = format!("/proc/sys/{}", sysctl.replace('.', "/"));
+        let (path, value) = (path.as_str(), value.to_owned());
+        self.inside(host, || std::fs::write(path, value).unwrap_or_else(|e| panic!("{path}: {e}")));
+    }
+
+    /// From now on the host's link carries packets of so many bytes at most.
+    pub(crate) fn narrow(&self, host: usize, mtu: u32) {
+        ip(&format!("-n {} link set n{host} mtu {mtu}", self.switch));
+        ip(&format!("-n {} link set eth0 mtu {mtu}", self.hosts[host]));
+    }
+
+    /// Does something in the network of a host.
+    pub(crate) fn inside<T: Send>(&self, host: usize, act: impl FnOnce() -> T + Send) -> T {
+        let path = format!("/run/netns/{}", self.hosts[host]);
+        std::thread::scope(|scope| {
+            let entered = scope.spawn(|| {
+                let namespace = std::fs::File::open(path).unwrap();
+                let kind = rustix::thread::LinkNameSpaceType::Network;
+                rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(kind)).unwrap();
+                act()
+            });
+            entered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// All packets pass again.
     pub(crate) fn heal(&self) {
         for host in &self.hosts {
@@ -89,16 +117,26 @@ impl Hosts {
     /// Starts the agents, and waits until they have found each other and follow one leader. `None`, after printing
     /// SKIPPED, if namespaces cannot be created here.
     pub(crate) fn start(test: &str, size: usize, extra: &str) -> Option<Self> {
+        let mut hosts = Self::prepare(test, size, extra)?;
+        hosts.up();
+        Some(hosts)
+    }
+
+    /// The same, not started yet.
+    pub(crate) fn prepare(test: &str, size: usize, extra: &str) -> Option<Self> {
         let network = Network::lay(test, size)?;
         let meshes = (0..size).map(|i| Mesh::at(format!("{}:{MESH_PORT}", address(i)))).collect();
         let mut cluster = Cluster::prepare_at(meshes, extra);
         for (agent, namespace) in cluster.nodes.iter_mut().zip(&network.hosts) {
             agent.live_in(namespace);
         }
-        cluster.nodes.iter_mut().for_each(Agent::up);
-        let hosts = Self { cluster, network };
-        hosts.cluster.settled();
-        Some(hosts)
+        Some(Self { cluster, network })
+    }
+
+    /// Starts the agents, and waits until they have found each other and follow one leader.
+    pub(crate) fn up(&mut self) {
+        self.cluster.nodes.iter_mut().for_each(Agent::up);
+        self.cluster.settled();
     }
 }
 
