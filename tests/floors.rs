@@ -38,6 +38,7 @@ const CORES: &[&str] = &[
     "types",
     "ledger",
     "capacity/effective",
+    "capacity/room",
     "catalogue/merge",
     "election/state",
     "gossip/forgotten",

@@ -5,6 +5,7 @@
 
 pub mod effective;
 pub mod probe;
+pub mod room;
 pub mod task;
 
 use std::path::PathBuf;
@@ -23,8 +24,8 @@ pub const INTERVAL: Duration = Duration::from_secs(5);
 pub struct Config {
     pub runtime: RuntimeKind,
     pub dev: DevFigures,
-    /// Where disk is measured if the engine names no path of this host: the data directory.
-    pub fallback_disk: PathBuf,
+    /// The data directory: its file system is measured beside that of the engine's images.
+    pub data_dir: PathBuf,
     /// [`INTERVAL`], except in tests.
     pub interval: Duration,
 }
@@ -45,7 +46,9 @@ pub struct Report {
     /// The GPUs that sessions can use, in the driver's order.
     pub gpus: Vec<GpuDevice>,
     pub utilized: Option<Utilized>,
-    pub disk: Option<Disk>,
+    /// The file systems of the images and of the data directory, each once. The first is that of the images, if the
+    /// engine names a path of this host.
+    pub disks: Vec<Disk>,
     pub swap: Option<Swap>,
     /// Load averages of 1, 5 and 15 minutes.
     pub load: Option<[f64; 3]>,

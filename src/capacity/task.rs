@@ -20,8 +20,8 @@ const MAX_DEV_GPUS: u32 = 1024;
 pub fn spawn(config: Config, mut health: watch::Receiver<Health>, clock: Clock) -> (Handle, JoinHandle<()>) {
     let engine = told(&health.borrow_and_update());
     let mut sampler = host::Sampler::new();
-    let disks = disks(&config, engine.as_ref());
-    let reading = Reading { disk: first_disk(&disks), ..Reading::take(&mut sampler, config.runtime, clock.now().wall) };
+    let paths = paths(&config, engine.as_ref());
+    let reading = Reading { disks: disk::all(&paths), ..Reading::take(&mut sampler, config.runtime, clock.now().wall) };
     let (publish, report) = watch::channel(Arc::new(compose(&config, engine.as_ref(), &reading)));
     let owner = Owner { config, engine, reading, clock, publish };
     (Handle::new(report), tokio::spawn(owner.run(sampler, health)))
@@ -74,8 +74,8 @@ impl Owner {
     }
 
     async fn read_disk(&mut self) -> Result<(), JoinError> {
-        let disks = disks(&self.config, self.engine.as_ref());
-        self.reading.disk = spawn_blocking(move || first_disk(&disks)).await?;
+        let paths = paths(&self.config, self.engine.as_ref());
+        self.reading.disks = spawn_blocking(move || disk::all(&paths)).await?;
         Ok(())
     }
 }
@@ -85,7 +85,7 @@ impl Owner {
 struct Reading {
     host: host::Sample,
     bounds: cgroup::Bounds,
-    disk: Option<Disk>,
+    disks: Vec<Disk>,
     at: Timestamp,
 }
 
@@ -96,7 +96,7 @@ impl Reading {
             RuntimeKind::Docker => cgroup::Bounds::default(),
             RuntimeKind::Process => cgroup::own(),
         };
-        Self { host: sampler.sample(), bounds, disk: None, at: now }
+        Self { host: sampler.sample(), bounds, disks: Vec::new(), at: now }
     }
 }
 
@@ -108,14 +108,10 @@ fn told(health: &Health) -> Option<EngineInfo> {
     }
 }
 
-/// The paths to measure disk at: the engine's images, then the data directory. The first that can be measured counts.
-fn disks(config: &Config, engine: Option<&EngineInfo>) -> Vec<PathBuf> {
+/// The paths to measure disks at: the engine's images and the data directory.
+fn paths(config: &Config, engine: Option<&EngineInfo>) -> Vec<PathBuf> {
     let images = engine.and_then(|engine| engine.data_root.clone());
-    images.into_iter().chain([config.fallback_disk.clone()]).collect()
-}
-
-fn first_disk(paths: &[PathBuf]) -> Option<Disk> {
-    paths.iter().find_map(|path| disk::of(path))
+    images.into_iter().chain([config.data_dir.clone()]).collect()
 }
 
 /// Combines a reading and the engine's figures into a report.
@@ -135,7 +131,7 @@ fn compose(config: &Config, engine: Option<&EngineInfo>, reading: &Reading) -> R
         physical: Resources::new(dev.physical_cores.unwrap_or(cores), dev.physical_memory.unwrap_or(memory), gpu_count),
         gpus,
         utilized: known.then_some(Utilized { cores: host.cores_used, memory: host.memory_used, at: reading.at }),
-        disk: reading.disk.clone(),
+        disks: reading.disks.clone(),
         swap: host.swap.clone(),
         load: host.load,
         dev: dev.physical_cores.is_some() || dev.physical_memory.is_some() || dev.physical_gpus.is_some(),
@@ -158,7 +154,7 @@ mod tests {
     use crate::types::{BootInstant, Bytes, Cores, Moment};
 
     fn config(runtime: RuntimeKind) -> Config {
-        Config { runtime, dev: DevFigures::default(), fallback_disk: "/".into(), interval: Duration::from_secs(3600) }
+        Config { runtime, dev: DevFigures::default(), data_dir: "/".into(), interval: Duration::from_secs(3600) }
     }
 
     fn engine() -> EngineInfo {
@@ -176,7 +172,7 @@ mod tests {
     fn reading() -> Reading {
         let host = host::Sample { cores: Cores::whole(8), memory: Bytes::gib(8), ..host::Sample::default() };
         let bounds = cgroup::Bounds { cores: Some(Cores::whole(2)), memory: Some(Bytes::gib(16)) };
-        Reading { host, bounds, disk: None, at: Timestamp::from_millis(5) }
+        Reading { host, bounds, disks: Vec::new(), at: Timestamp::from_millis(5) }
     }
 
     fn physical(config: &Config, engine: Option<&EngineInfo>) -> Resources {
@@ -217,13 +213,13 @@ mod tests {
         let (say, health) = watch::channel(Health::Unknown);
         let (handle, owner) = spawn(config(RuntimeKind::Docker), health, Clock::manual(start));
         assert!(handle.report().physical.memory > Bytes::ZERO);
-        assert_eq!(handle.report().disk.as_ref().unwrap().path, "/");
+        assert_eq!(handle.report().disks[0].path, "/");
 
         let mut reports = handle.watch();
-        let images = tempfile::tempdir().unwrap();
-        say.send_replace(Health::Up(EngineInfo { data_root: Some(images.path().to_owned()), ..engine() }));
+        let images = std::path::Path::new("/proc");
+        say.send_replace(Health::Up(EngineInfo { data_root: Some(images.to_owned()), ..engine() }));
         let report = reports.wait_for(|r| r.physical.cores == Cores::whole(3)).await.unwrap().clone();
-        assert_eq!(report.disk.as_ref().unwrap().path, images.path().display().to_string());
+        assert_eq!(report.disks.iter().map(|disk| disk.path.as_str()).collect::<Vec<_>>(), ["/proc", "/"]);
 
         reports.mark_unchanged();
         say.send_replace(Health::Down { message: "gone".to_owned() });

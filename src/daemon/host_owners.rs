@@ -49,7 +49,7 @@ impl Start {
         let config = capacity::Config {
             runtime: runtime.kind(),
             dev: self.base.config.dev,
-            fallback_disk: self.base.config.data_dir.clone(),
+            data_dir: self.base.config.data_dir.clone(),
             interval: capacity::INTERVAL,
         };
         let started = capacity::task::spawn(config, runtime.health(), self.base.clock.clone());

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
-    Bytes, ClusterMode, Cores, Disk, GpuUsage, NodeId, NodeProfile, NodeUsage, SessionId, SessionProfile, Timestamp,
+    Bytes, ClusterMode, Cores, Disk, GpuUsage, Inodes, NodeId, NodeProfile, NodeUsage, SessionId, SessionProfile,
+    Timestamp,
 };
 
 /// Bytes of one value at most. A value above 64 KiB would never spread, and would block every later key.
@@ -80,6 +81,7 @@ impl Load {
             free_bytes: rounded_down(disk.free_bytes, DISK_STEP),
             path: disk.path.clone(),
             total_bytes: disk.total_bytes,
+            inodes: disk.inodes.map(in_percent),
         });
         let gpu = |gpu: &GpuUsage| GpuUsage {
             memory_used_bytes: gpu.memory_used_bytes.map(|memory| rounded_down(memory, MEMORY_STEP)),
@@ -216,6 +218,12 @@ const fn rounded_down(bytes: Bytes, step: u64) -> Bytes {
     Bytes::new(bytes.get() / step * step)
 }
 
+/// Free inodes in whole percents, so that a new file does not change what is published.
+fn in_percent(inodes: Inodes) -> Inodes {
+    let step = (inodes.total / 100).max(1);
+    Inodes { free: inodes.free / step * step, ..inodes }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -254,7 +262,7 @@ mod tests {
     fn a_reader_gets_what_was_published() {
         let mut published = published(1, 3);
         Arc::make_mut(&mut published.profile).gpus = vec![gpu(0)];
-        let disk = |free_bytes| Disk { path: "/".to_owned(), total_bytes: Bytes::gib(100), free_bytes };
+        let disk = |free_bytes| Disk { path: "/".to_owned(), total_bytes: Bytes::gib(100), free_bytes, inodes: None };
         published.usage = NodeUsage {
             at: Timestamp::from_millis(5000),
             cores: Some(Cores::from_milli(1234)),

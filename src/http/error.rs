@@ -265,7 +265,7 @@ fn describe(refused: &NodeReason) -> String {
         Reason::DuplicateNodeId => "another live node has the same node id",
         Reason::SessionLimit => "the node has limits.max_sessions_per_node sessions",
         Reason::NoPorts => "runtime.port_range has too few free ports",
-        Reason::LowDisk => "the node has less free disk than limits.min_free_disk",
+        Reason::LowDisk => "the node has less free disk than limits.min_free_disk, or too few free inodes",
     };
     let figures = refused.dimension.zip(refused.requested).map(|(dimension, requested)| {
         let (name, limit) = match refused.reason {

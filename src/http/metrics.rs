@@ -17,7 +17,7 @@ use super::extract::{NoParameters, Query};
 use crate::election::Leadership;
 use crate::gossip::ClusterView;
 use crate::sessions::Snapshot;
-use crate::types::{Bytes, ConditionKind, Cores, Disk, ErrorCode, Gpu, Node, NodeState, SessionState, Swap};
+use crate::types::{Bytes, ConditionKind, Cores, Disk, ErrorCode, Gpu, Inodes, Node, NodeState, SessionState, Swap};
 
 /// The answer depends on this header of the request.
 const VARY: (header::HeaderName, HeaderValue) = (header::VARY, HeaderValue::from_static("accept"));
@@ -149,6 +149,16 @@ impl Exposition {
             "node_disk_free_bytes",
             "Free space on the file system of the images",
             disk(|disk| disk.free_bytes),
+        );
+        let inodes = |figure: fn(&Inodes) -> u64| {
+            let inodes = node.disk.as_ref().and_then(|disk| disk.inodes.as_ref());
+            inodes.map(|inodes| figure(inodes) as f64)
+        };
+        self.single("node_disk_inodes", "Inodes of the file system of the images", inodes(|inodes| inodes.total));
+        self.single(
+            "node_disk_inodes_free",
+            "Free inodes of the file system of the images",
+            inodes(|inodes| inodes.free),
         );
         let swap = |figure: fn(&Swap) -> Bytes| node.swap.as_ref().map(|swap| number(figure(swap)));
         self.single("node_swap_total_bytes", "Size of the swap space", swap(|swap| swap.total_bytes));
@@ -340,7 +350,12 @@ mod tests {
         node.resources.cores.utilized = Some(Cores::whole(1));
         node.resources.cores.utilized_at = Some(Timestamp::from_millis(1500));
         node.resources.memory_bytes.utilized = Some(Bytes::gib(1));
-        node.disk = Some(Disk { path: "/".into(), total_bytes: Bytes::gib(2), free_bytes: Bytes::gib(1) });
+        node.disk = Some(Disk {
+            path: "/".into(),
+            total_bytes: Bytes::gib(2),
+            free_bytes: Bytes::gib(1),
+            inodes: Some(Inodes { total: 9, free: 8 }),
+        });
         node.swap = Some(Swap { total_bytes: Bytes::gib(2), used_bytes: Bytes::gib(1) });
         node.gpus[0].power_watts = Some(200.0);
         let text = encoded(&node, Format::Prometheus);
@@ -349,7 +364,7 @@ mod tests {
                      node_cores_used node_memory_physical_bytes node_memory_effective_bytes \
                      node_memory_allocated_bytes node_memory_used_bytes node_gpus_physical \
                      node_gpu_slots_effective node_gpu_slots_allocated node_measured_timestamp_seconds \
-                     node_disk_total_bytes node_disk_free_bytes node_swap_total_bytes node_swap_used_bytes \
+                     node_disk_total_bytes node_disk_free_bytes node_disk_inodes node_disk_inodes_free node_swap_total_bytes node_swap_used_bytes \
                      node_enabled node_draining runtime_up node_condition nodes election_term leader_known \
                      node_leader sessions sessions_reserved start_failures_in_a_row gpu_info gpu_slots \
                      gpu_slots_used gpu_cordoned gpu_memory_total_bytes gpu_memory_used_bytes \

@@ -144,7 +144,12 @@ pub(crate) mod fixture {
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
             gpus: Vec::new(),
             utilized: None,
-            disk: Some(Disk { path: "/".to_owned(), total_bytes: Bytes::gib(100), free_bytes: Bytes::gib(50) }),
+            disks: vec![Disk {
+                path: "/".to_owned(),
+                total_bytes: Bytes::gib(100),
+                free_bytes: Bytes::gib(50),
+                inodes: None,
+            }],
             swap: Some(Swap { total_bytes: Bytes::gib(2), used_bytes: Bytes::ZERO }),
             load: None,
             dev: false,

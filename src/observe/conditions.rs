@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 
 use crate::capacity::Report;
 use crate::capacity::effective::effective;
+use crate::capacity::room::{MIN_FREE_INODES_PERCENT, Shortage, shortage};
 use crate::clock::Clock;
 use crate::node::{ClusterSigns, State};
 use crate::runtime::Health;
@@ -263,13 +264,17 @@ fn failing_starts(in_a_row: u32) -> Option<String> {
 }
 
 fn low_disk(report: &Report, min_free: Bytes) -> Option<String> {
-    let disk = report.disk.as_ref()?;
-    (disk.free_bytes < min_free).then(|| {
-        format!(
-            "{} is free on {}, less than limits.min_free_disk ({min_free}): the node admits no session; \
+    Some(match shortage(&report.disks, min_free)? {
+        Shortage::Bytes { disk, least } => format!(
+            "{} is free on {}, less than limits.min_free_disk ({least}): the node admits no session; \
              free disk space",
             disk.free_bytes, disk.path
-        )
+        ),
+        Shortage::Inodes { disk, inodes, least } => format!(
+            "{} of {} inodes are free on {}, less than {MIN_FREE_INODES_PERCENT} % ({least}): \
+             the node admits no session; remove files, or make the file system with more inodes",
+            inodes.free, inodes.total, disk.path
+        ),
     })
 }
 
@@ -298,7 +303,7 @@ mod tests {
     use super::*;
     use crate::node::fixture;
     use crate::runtime::EngineInfo;
-    use crate::types::{Cores, Disk};
+    use crate::types::{Cores, Disk, Inodes};
 
     /// The conditions that hold after a change to a host without conditions.
     fn found(change: impl FnOnce(&mut Report, &mut State, &mut Snapshot, &mut Health)) -> Vec<(ConditionKind, String)> {
@@ -416,7 +421,7 @@ mod tests {
     #[test]
     fn disk_journal_starts_and_dev_figures_are_conditions() {
         let found = found(|report, _, sessions, _| {
-            report.disk = Some(Disk { path: "/d".to_owned(), total_bytes: Bytes::gib(9), free_bytes: Bytes::gib(1) });
+            report.disks = vec![disk(Bytes::gib(1), 1000)];
             report.dev = true;
             sessions.journal_rebuilt = Some("moved aside".to_owned());
             sessions.failing_starts = FAILING_STARTS;
@@ -428,6 +433,18 @@ mod tests {
             ConditionKind::DevFigures,
         ];
         assert_eq!(kinds(&found), expected);
+    }
+
+    fn disk(free_bytes: Bytes, free_inodes: u64) -> Disk {
+        let inodes = Some(Inodes { total: 1000, free: free_inodes });
+        Disk { path: "/d".to_owned(), total_bytes: Bytes::gib(9), free_bytes, inodes }
+    }
+
+    #[test]
+    fn a_disk_without_inodes_is_named_as_that() {
+        let found = found(|report, _, _, _| report.disks = vec![disk(Bytes::gib(9), 3)]);
+        assert_eq!(kinds(&found), [ConditionKind::LowDisk]);
+        assert!(found[0].1.starts_with("3 of 1000 inodes are free on /d, less than 2 % (20)"), "{}", found[0].1);
     }
 
     #[test]

@@ -177,9 +177,9 @@ mod tests {
             Utilized { cores: Some(Cores::from_milli(reading.into())), memory: None, at: owners.clock.now().wall };
         owners.report.send_modify(|report| {
             let free_bytes = Bytes::new(reading.into());
-            let disk = Some(Disk { path: "/".to_owned(), total_bytes: Bytes::gib(100), free_bytes });
+            let disks = vec![Disk { path: "/".to_owned(), total_bytes: Bytes::gib(100), free_bytes, inodes: None }];
             let load = Some([f64::from(reading); 3]);
-            *report = Arc::new(Report { utilized: Some(utilized), disk, load, ..fixture::report() });
+            *report = Arc::new(Report { utilized: Some(utilized), disks, load, ..fixture::report() });
         });
     }
 

@@ -52,7 +52,7 @@ pub fn usage(report: &Report) -> NodeUsage {
         at: report.utilized.map(|used| used.at).unwrap_or_default(),
         cores: report.utilized.and_then(|used| used.cores),
         memory_bytes: report.utilized.and_then(|used| used.memory),
-        disk: report.disk.clone(),
+        disk: report.disks.first().cloned(),
         swap: report.swap.clone(),
         load: report.load,
         gpus: BTreeMap::new(),

@@ -290,7 +290,7 @@ impl Surroundings {
             node: &node,
             capacity,
             duplicated: self.signs.borrow().duplicate.is_some(),
-            disk_free: report.disk.as_ref().map(|disk| disk.free_bytes),
+            disks: &report.disks,
             port_usable: &port_usable,
             draw_secret: &draw_secret,
         })

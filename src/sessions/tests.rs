@@ -49,7 +49,7 @@ impl World {
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
             gpus: Vec::new(),
             utilized: None,
-            disk: None,
+            disks: Vec::new(),
             swap: None,
             load: None,
             dev: false,

@@ -51,7 +51,7 @@ pub struct NodeReason {
     pub reason: Reason,
     /// The resource that is short; `null` if the reason is not a resource.
     pub dimension: Option<Dimension>,
-    /// Figures in the dimension's unit: cores, bytes, devices, sessions or ports.
+    /// Figures in the dimension's unit: cores, bytes, devices, sessions, ports or inodes.
     pub requested: Option<f64>,
     pub available: Option<f64>,
     pub physical: Option<f64>,
@@ -98,6 +98,6 @@ pub enum Reason {
     SessionLimit,
     /// `runtime.port_range` has too few free ports.
     NoPorts,
-    /// Less disk is free than `limits.min_free_disk`.
+    /// Less disk is free than `limits.min_free_disk`, or too few inodes.
     LowDisk,
 }

@@ -38,7 +38,7 @@ pub use id::{Ballot, Name, NodeId, SessionId, User, is_printable};
 pub use invalid::Invalid;
 pub use language::other_language;
 pub use node::{
-    Condition, ConditionKind, Disk, Drain, DrainRequest, Figures, Gpu, GpuSharing, Labels, LabelsPatch, Node,
+    Condition, ConditionKind, Disk, Drain, DrainRequest, Figures, Gpu, GpuSharing, Inodes, Labels, LabelsPatch, Node,
     NodeResources, NodeState, Prune, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,
 };
 pub use placement::{Explanation, NodeVerdict, Plan};

@@ -223,12 +223,23 @@ pub struct NodeResources {
     pub gpus: Figures<u32>,
 }
 
-/// The file system that holds the images.
+/// A file system that holds the images or the agent's data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Disk {
     pub path: String,
     pub total_bytes: Bytes,
+    /// Free for every user, without the blocks that are reserved for root.
     pub free_bytes: Bytes,
+    /// `null` if the file system has no fixed number of inodes, as btrfs.
+    #[serde(default)]
+    pub inodes: Option<Inodes>,
+}
+
+/// The inodes of a file system: each file and directory takes one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Inodes {
+    pub total: u64,
+    pub free: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -302,7 +313,7 @@ pub enum ConditionKind {
     RegistryFailing,
     /// The last sessions all failed to start on this node.
     FailingStarts,
-    /// Less disk is free than `limits.min_free_disk`: the node admits no session.
+    /// Less disk is free than `limits.min_free_disk`, or few inodes: the node admits no session.
     LowDisk,
     /// Another live node has this node's id, as after a copy of its disk: the node admits no session.
     DuplicateNodeId,

@@ -54,7 +54,7 @@ impl Resources {
             Dimension::Cores => Some(self.cores.milli() as f64 / 1000.0),
             Dimension::MemoryBytes => Some(self.memory.get() as f64),
             Dimension::Gpus => Some(f64::from(self.gpus)),
-            Dimension::Sessions | Dimension::Ports | Dimension::DiskBytes => None,
+            Dimension::Sessions | Dimension::Ports | Dimension::DiskBytes | Dimension::DiskInodes => None,
         }
     }
 }
@@ -69,6 +69,7 @@ pub enum Dimension {
     Sessions,
     Ports,
     DiskBytes,
+    DiskInodes,
 }
 
 impl Dimension {
@@ -80,6 +81,7 @@ impl Dimension {
             Self::Cores => counted(figure, "core"),
             Self::MemoryBytes => format!("{} of memory", Bytes::new(whole)),
             Self::DiskBytes => format!("{} of disk", Bytes::new(whole)),
+            Self::DiskInodes => counted(figure, "inode"),
             Self::Gpus => counted(figure, "GPU"),
             Self::Sessions => counted(figure, "session"),
             Self::Ports => counted(figure, "port"),

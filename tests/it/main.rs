@@ -9,6 +9,7 @@ mod catalogue;
 mod cluster;
 mod crash;
 mod demo;
+mod disk;
 mod docker;
 mod docker_runtime;
 mod found;

@@ -120,7 +120,7 @@ impl Host {
             physical,
             gpus: devices.collect(),
             utilized: None,
-            disk: None,
+            disks: Vec::new(),
             swap: None,
             load: None,
             dev: false,
@@ -228,7 +228,7 @@ impl Host {
             node: &self.state,
             capacity,
             duplicated: false,
-            disk_free: None,
+            disks: &[],
             port_usable: &|_| true,
             draw_secret: &|| "s3cret".to_owned(),
         })

@@ -24,10 +24,11 @@ pub(super) fn describe(node: &Node, terminal: &Terminal, now: Timestamp) -> Stri
 
 fn facts(node: &Node, terminal: &Terminal, now: Timestamp) -> String {
     let load = node.load.map(|[one, five, fifteen]| format!("{one:.2} {five:.2} {fifteen:.2}"));
-    let disk = node
-        .disk
-        .as_ref()
-        .map(|disk| format!("{} free of {} at {}", disk.free_bytes, disk.total_bytes, one_line(&disk.path)));
+    let disk = node.disk.as_ref().map(|disk| {
+        let inodes = disk.inodes.map(|inodes| format!(", {} of {} inodes free", inodes.free, inodes.total));
+        let inodes = inodes.unwrap_or_default();
+        format!("{} free of {} at {}{inodes}", disk.free_bytes, disk.total_bytes, one_line(&disk.path))
+    });
     let swap = node.swap.as_ref().map(|swap| format!("{} of {} used", swap.used_bytes, swap.total_bytes));
     fields(&[
         ("id", node.id.to_string()),

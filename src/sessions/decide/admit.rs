@@ -1,6 +1,7 @@
 //! Admission: whether this host takes a session.
 
 use super::{Context, Registry};
+use crate::capacity::room::{Shortage, shortage};
 use crate::ledger::Refusal;
 use crate::runtime::container::PortBinding;
 use crate::sessions::record::{Live, Record};
@@ -75,18 +76,13 @@ impl Registry {
     }
 
     fn check_disk(&self, cx: &Context<'_>) -> Result<(), Error> {
-        let least = self.config.min_free_disk;
-        let Some(free) = cx.disk_free.filter(|free| *free < least) else { return Ok(()) };
-        Err(self.refusal(
-            cx,
-            Refusal {
-                reason: Reason::LowDisk,
-                dimension: Dimension::DiskBytes,
-                requested: least.get() as f64,
-                available: free.get() as f64,
-                physical: None,
-            },
-        ))
+        let (dimension, requested, available) = match shortage(cx.disks, self.config.min_free_disk) {
+            None => return Ok(()),
+            Some(Shortage::Bytes { disk, least }) => (Dimension::DiskBytes, least.get(), disk.free_bytes.get()),
+            Some(Shortage::Inodes { inodes, least, .. }) => (Dimension::DiskInodes, least, inodes.free),
+        };
+        let (requested, available) = (requested as f64, available as f64);
+        Err(self.refusal(cx, Refusal { reason: Reason::LowDisk, dimension, requested, available, physical: None }))
     }
 
     fn check_node_limit(&self, cx: &Context<'_>) -> Result<(), Error> {

@@ -22,7 +22,7 @@ use super::{Config, Error};
 use crate::election::Stale;
 use crate::ledger::{Capacity, Ledger, Ports, Refusal, Reservation};
 use crate::node;
-use crate::types::{Ballot, Bytes, Deadline, EndReason, Moment, Name, NodeId, NodeReason, Reason, SessionId};
+use crate::types::{Ballot, Deadline, Disk, EndReason, Moment, Name, NodeId, NodeReason, Reason, SessionId};
 
 pub use elsewhere::{MAX_ATTEMPTS, Unplaced};
 pub use listing::{Oddities, Oddity};
@@ -41,8 +41,8 @@ pub struct Context<'a> {
     pub capacity: Capacity<'a>,
     /// Another live node has this node's id: one of the two is a copy.
     pub duplicated: bool,
-    /// Free where images live; `None`: not known.
-    pub disk_free: Option<Bytes>,
+    /// The file systems of the images and of the data directory, as far as they are known.
+    pub disks: &'a [Disk],
     pub port_usable: &'a dyn Fn(u16) -> bool,
     pub draw_secret: &'a dyn Fn() -> String,
 }

@@ -8,7 +8,7 @@ use crate::sessions::lifecycle::Sight;
 use crate::sessions::record::{Live, Record};
 use crate::sessions::{Admit, Asked, Command, Config, Error};
 use crate::types::{
-    Actor, Ballot, BootInstant, Bytes, Cores, EndReason, Moment, Name, NodeId, Period, Port, Protocol, Resources,
+    Actor, Ballot, BootInstant, Bytes, Cores, Disk, EndReason, Moment, Name, NodeId, Period, Port, Protocol, Resources,
     SessionId, SessionRequest, SessionState, Settings, Timestamp, Workspace,
 };
 
@@ -92,7 +92,7 @@ pub(super) struct Host {
     pub(super) node: node::State,
     pub(super) physical: Resources,
     pub(super) gpus: Vec<String>,
-    pub(super) disk_free: Option<Bytes>,
+    pub(super) disks: Vec<Disk>,
 }
 
 impl Host {
@@ -109,7 +109,7 @@ impl Host {
             node: node_state(),
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
             gpus: Vec::new(),
-            disk_free: None,
+            disks: Vec::new(),
         }
     }
 
@@ -132,7 +132,7 @@ impl Host {
             node: &self.node,
             capacity,
             duplicated: false,
-            disk_free: self.disk_free,
+            disks: &self.disks,
             port_usable: &|_| true,
             draw_secret: &|| "s3cret".to_owned(),
         };

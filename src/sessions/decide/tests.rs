@@ -12,7 +12,9 @@ use crate::runtime::Fault;
 use crate::runtime::container::{Container, Exit, Oom};
 use crate::sessions::lifecycle::{Sight, Wish};
 use crate::sessions::{Admit, Asked, Claimed, Command, Error};
-use crate::types::{Bytes, Cores, Deadline, OnHostRestart, Resources, SessionState, Workspace};
+use crate::types::{
+    Bytes, Cores, Deadline, Dimension, Disk, Inodes, OnHostRestart, Resources, SessionState, Workspace,
+};
 
 fn refusal(result: Result<bool, Error>) -> Reason {
     let Err(Error::Refused(reason)) = result else { panic!("{result:?} is not a refusal") };
@@ -309,11 +311,24 @@ fn time_ends_sessions() {
 #[test]
 fn a_host_admits_only_while_enough_of_its_disk_is_free() {
     let least = Bytes::gib(10);
-    for (free, admits) in [(None, true), (Some(least), true), (Some(Bytes::new(least.get() - 1)), false)] {
+    let admitted = |disks: Vec<Disk>| {
         let mut host = Host::with(Config { min_free_disk: least, ..config() });
-        host.disk_free = free;
-        let admitted = admit(&mut host, "k", workspace());
-        assert_eq!(admitted.is_ok(), admits, "{free:?} free: {admitted:?}");
+        host.disks = disks;
+        admit(&mut host, "k", workspace())
+    };
+    let disk = |free_bytes: Bytes, free: u64| Disk {
+        path: "/d".to_owned(),
+        total_bytes: Bytes::gib(100),
+        free_bytes,
+        inodes: Some(Inodes { total: 1000, free }),
+    };
+    assert_eq!(admitted(Vec::new()), Ok(false), "what is not known is not short");
+    assert_eq!(admitted(vec![disk(least, 20)]), Ok(false));
+    for (short, dimension) in
+        [(disk(Bytes::new(least.get() - 1), 1000), Dimension::DiskBytes), (disk(least, 19), Dimension::DiskInodes)]
+    {
+        let Err(Error::Refused(reason)) = admitted(vec![disk(least, 1000), short]) else { panic!("it is refused") };
+        assert_eq!((reason.reason, reason.dimension), (Reason::LowDisk, Some(dimension)));
     }
 }
 
