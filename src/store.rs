@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +22,11 @@ const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
 /// afterwards.
 const CACHE_BYTES: usize = 256 << 10;
 
+/// Bytes that can be written once a full data directory has room again: more than a transaction of a few sessions takes.
+const ROOM_BYTES: usize = 1 << 20;
+/// The file that tries whether they can.
+const ROOM_FILE: &str = ".room";
+
 /// Records may hold hashes of tokens: only the agent's user may read them.
 const FILE_MODE: u32 = 0o600;
 
@@ -37,6 +42,9 @@ pub enum Error {
     /// The file cannot be accessed. Its content may be intact, so it is not moved aside.
     #[error("{}: {reason}", .path.display())]
     Open { path: PathBuf, reason: String },
+    /// The file system, or the quota of the agent's user on it, is used up. Nothing changed.
+    #[error("data directory {} is full; free space on its file system", .0.display())]
+    Full(PathBuf),
     /// Nothing changed.
     #[error("{0}")]
     Write(String),
@@ -130,16 +138,59 @@ impl Store {
         self.shared.commit(changes)
     }
 
-    fn new(database: Database, reopen: Opener) -> Self {
-        let shared = Shared { reopen, database: Mutex::new(Some(database)) };
+    /// Whether the disk has room for a commit, found out by writing to it. For a store whose last commit failed as
+    /// [`Error::Full`].
+    pub async fn has_room(&self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || (shared.disk.try_room)().is_ok()).await.unwrap_or(false)
+    }
+
+    fn new(database: Database, disk: Medium) -> Self {
+        let shared = Shared { disk, database: Mutex::new(Some(database)) };
         Self { shared: Arc::new(shared), begun_anew: None }
     }
 }
 
-type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>;
+/// Where the file of a store is.
+struct Medium {
+    directory: PathBuf,
+    open: Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>,
+    /// Writes as much as [`ROOM_BYTES`], and removes it again.
+    try_room: Box<dyn Fn() -> io::Result<()> + Send + Sync>,
+}
+
+impl Medium {
+    fn at(path: PathBuf) -> Self {
+        let directory = path.parent().map(Path::to_owned).unwrap_or_default();
+        let room = directory.join(ROOM_FILE);
+        Self { directory, open: Box::new(move || open_database(&path)), try_room: Box::new(move || try_room(&room)) }
+    }
+
+    /// The error of a failed write.
+    fn failed(&self, error: redb::Error) -> Error {
+        match error {
+            redb::Error::Io(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                Error::Full(self.directory.clone())
+            }
+            error => Error::Write(error.to_string()),
+        }
+    }
+}
+
+fn try_room(file: &Path) -> io::Result<()> {
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(file)?;
+        file.write_all(&vec![0; ROOM_BYTES])?;
+        file.sync_data()
+    })();
+    match fs::remove_file(file) {
+        Err(e) if e.kind() != ErrorKind::NotFound => written.and(Err(e)),
+        _ => written,
+    }
+}
 
 struct Shared {
-    reopen: Opener,
+    disk: Medium,
     /// `None` after a failed commit: redb refuses every call until the file is opened again.
     /// The lock is taken on a blocking thread for one commit, and spans no await.
     database: Mutex<Option<Database>>,
@@ -156,9 +207,9 @@ impl Shared {
         let mut slot = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let database = match slot.take() {
             Some(database) => database,
-            None => (self.reopen)().map_err(|e| Error::Write(e.to_string()))?,
+            None => (self.disk.open)().map_err(|e| self.disk.failed(e.into()))?,
         };
-        write(&database, changes).map_err(|e| Error::Write(e.to_string()))?;
+        write(&database, changes).map_err(|e| self.disk.failed(e))?;
         *slot = Some(database);
         Ok(())
     }
@@ -189,8 +240,7 @@ fn try_open<T>(path: &Path, parse: &impl Fn(Records) -> Result<T, String>) -> Re
     let database = open_database(path).map_err(|e| judge(path, e.into()))?;
     let records = read(&database).map_err(|e| judge(path, e))?;
     let parsed = parse(records).map_err(Failure::Broken)?;
-    let path = path.to_owned();
-    Ok((Store::new(database, Box::new(move || open_database(&path))), parsed))
+    Ok((Store::new(database, Medium::at(path.to_owned())), parsed))
 }
 
 /// Creates the file if it is absent, so that it is private from the start and its name survives a crash.
@@ -277,7 +327,10 @@ pub(crate) mod failing {
         let disk = Disk { memory: Arc::new(InMemoryBackend::new()), switch: switch.clone() };
         let open = move || Builder::new().create_with_backend(disk.clone());
         let database = open().unwrap();
-        (Store::new(database, Box::new(open)), switch)
+        let room = switch.clone();
+        let medium =
+            Medium { directory: "/data".into(), open: Box::new(open), try_room: Box::new(move || room.check()) };
+        (Store::new(database, medium), switch)
     }
 
     #[derive(Debug, Clone)]
@@ -384,13 +437,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn trying_whether_there_is_room_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, _) = open(&directory.path().join("x.redb")).unwrap();
+        assert!(store.has_room().await);
+        assert_eq!(names(directory.path()), ["x.redb"]);
+    }
+
+    #[tokio::test]
     async fn a_failed_commit_changes_nothing_and_a_later_one_succeeds() {
         let (store, switch) = failing::store();
         store.commit(vec![Change::put("a", &1)]).await.unwrap();
         switch.set(true);
-        assert!(matches!(store.commit(vec![Change::put("a", &2)]).await, Err(Error::Write(_))));
-        assert!(store.commit(vec![Change::put("a", &3)]).await.is_err());
+        let full = Err(Error::Full("/data".into()));
+        assert_eq!(store.commit(vec![Change::put("a", &2)]).await, full);
+        assert_eq!(store.commit(vec![Change::put("a", &3)]).await, full);
+        assert!(!store.has_room().await);
         switch.set(false);
+        assert!(store.has_room().await);
         store.commit(vec![Change::put("b", &4)]).await.unwrap();
         let records = read(store.shared.database.lock().unwrap().as_ref().unwrap()).unwrap();
         assert_eq!(records, Records::from([("a".to_owned(), b"1".to_vec()), ("b".to_owned(), b"4".to_vec())]));

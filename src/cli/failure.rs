@@ -265,6 +265,7 @@ mod tests {
             requested: Some(2_147_483_648.0),
             available: Some(0.0),
             physical: Some(6_442_450_944.0),
+            message: None,
         };
         let body = ErrorBody {
             error: ErrorDetail {

@@ -137,7 +137,7 @@ impl From<placement::Error> for Refusal {
             Error::Invalid(invalid) => invalid.into(),
             Error::NoWorkspace(_) => Self::not_found(message),
             Error::ExceedsPhysical(nodes) => Self::new(ErrorCode::ExceedsPhysical, message).with_nodes(nodes),
-            Error::NoCapacity(nodes) => Self::new(ErrorCode::NoCapacity, message).with_nodes(nodes),
+            Error::NoCapacity(nodes) => Self::new(ErrorCode::NoCapacity, with_words(message, &nodes)).with_nodes(nodes),
             Error::Disabled(nodes) => Self::new(ErrorCode::NodeDisabled, message).with_nodes(nodes),
             Error::RuntimeUnavailable(nodes) => Self::new(ErrorCode::RuntimeUnavailable, message).with_nodes(nodes),
             Error::Host(error) => error.into(),
@@ -242,8 +242,15 @@ const fn code_of(reason: Reason) -> ErrorCode {
         | Reason::Platform
         | Reason::SessionLimit
         | Reason::NoPorts
+        | Reason::Journal
         | Reason::LowDisk => ErrorCode::NoCapacity,
     }
+}
+
+/// The message, with what the nodes say about their reasons.
+fn with_words(message: String, nodes: &[NodeReason]) -> String {
+    let said = nodes.iter().filter_map(|reason| Some(format!("{}: {}", reason.node, reason.message.as_ref()?)));
+    std::iter::once(message).chain(said).collect::<Vec<_>>().join("; ")
 }
 
 /// The message for the rejection by one host, with the figures that the host compared.
@@ -265,6 +272,7 @@ fn describe(refused: &NodeReason) -> String {
         Reason::DuplicateNodeId => "another live node has the same node id",
         Reason::SessionLimit => "the node has limits.max_sessions_per_node sessions",
         Reason::NoPorts => "runtime.port_range has too few free ports",
+        Reason::Journal => "the node cannot write its journal",
         Reason::LowDisk => "the node has less free disk than limits.min_free_disk, or too few free inodes",
     };
     let figures = refused.dimension.zip(refused.requested).map(|(dimension, requested)| {
@@ -310,7 +318,7 @@ mod tests {
     async fn every_503_has_retry_after() {
         let all = [
             read(sessions::Error::Busy).await,
-            read(sessions::Error::Journal("disk full".to_owned())).await,
+            read(sessions::Error::Journal("disk full".to_owned().into())).await,
             read(sessions::Error::Stopping).await,
             read(sessions::Error::Runtime(runtime::Error::Unavailable("no answer".to_owned()))).await,
             read(sessions::Error::Refused(Box::new(reason(Reason::Draining)))).await,

@@ -9,6 +9,7 @@ use super::error::Refusal;
 use super::extract::{NoParameters, Query};
 use super::{App, Shared};
 use crate::types::{ErrorBody, ErrorCode};
+use crate::{sessions, store};
 
 /// The answer of a healthy node.
 #[derive(Debug, Serialize, ToSchema)]
@@ -28,7 +29,7 @@ pub(super) async fn livez(_: Query<NoParameters>) -> Json<Health> {
 /// Readiness: the node has loaded its journal and accepts requests.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
     (status = 200, description = "the node accepts requests", body = Health),
-    (status = 503, description = "`node_unreachable`: the node is starting or stopping", body = ErrorBody),
+    (status = 503, description = "`node_unreachable`: the node is starting or stopping; `runtime_unavailable`: its data directory is full", body = ErrorBody),
 ))]
 pub(super) async fn readyz(State(app): Shared, _: Query<NoParameters>) -> Result<Json<Health>, Refusal> {
     ready(&app)
@@ -37,13 +38,17 @@ pub(super) async fn readyz(State(app): Shared, _: Query<NoParameters>) -> Result
 /// An alias of `/readyz`.
 #[utoipa::path(get, path = "/healthz", tag = "health", responses(
     (status = 200, description = "the node accepts requests", body = Health),
-    (status = 503, description = "`node_unreachable`: the node is starting or stopping", body = ErrorBody),
+    (status = 503, description = "`node_unreachable`: the node is starting or stopping; `runtime_unavailable`: its data directory is full", body = ErrorBody),
 ))]
 pub(super) async fn healthz(State(app): Shared, _: Query<NoParameters>) -> Result<Json<Health>, Refusal> {
     ready(&app)
 }
 
 fn ready(app: &App) -> Result<Json<Health>, Refusal> {
+    if let Some(directory) = &app.api.cluster.host().sessions.snapshot().data_dir_full {
+        let error = sessions::Error::Journal(store::Error::Full(directory.clone()).into());
+        return Err(error.into());
+    }
     if *app.api.ready.borrow() && !*app.stopping.borrow() {
         return Ok(OK);
     }

@@ -52,6 +52,7 @@ impl Refusal {
             requested: Some(self.requested),
             available: Some(self.available),
             physical: self.physical,
+            message: None,
         }
     }
 }

@@ -102,6 +102,7 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::RuntimeUnavailable, runtime_unavailable(health)),
         (ConditionKind::LimitsNotEnforced, limits_not_enforced(health)),
         (ConditionKind::JournalRebuilt, sessions.journal_rebuilt.clone()),
+        (ConditionKind::DataDirectoryFull, data_dir_full(sessions)),
         (ConditionKind::ContainerRenamed, renamed(&sessions.oddities.renamed)),
         (ConditionKind::StrayContainers, strays(&sessions.oddities)),
         (ConditionKind::NetworkFailing, trouble(sessions.troubles.network.as_ref())),
@@ -213,6 +214,14 @@ fn limits_not_enforced(health: &Health) -> Option<String> {
         }
         _ => None,
     }
+}
+
+fn data_dir_full(sessions: &Snapshot) -> Option<String> {
+    let directory = sessions.data_dir_full.as_ref()?;
+    Some(format!(
+        "data directory {} is full: the node admits no session and stores no change; free space on its file system",
+        directory.display()
+    ))
 }
 
 /// Names the first [`MAX_NAMED`] of `odd`, and says how many more there are.
@@ -425,9 +434,11 @@ mod tests {
             report.dev = true;
             sessions.journal_rebuilt = Some("moved aside".to_owned());
             sessions.failing_starts = FAILING_STARTS;
+            sessions.data_dir_full = Some("/var/lib/ostler".into());
         });
         let expected = [
             ConditionKind::JournalRebuilt,
+            ConditionKind::DataDirectoryFull,
             ConditionKind::FailingStarts,
             ConditionKind::LowDisk,
             ConditionKind::DevFigures,

@@ -85,15 +85,21 @@ impl Offer {
                 self.move_on()
             }
             // The host cannot write its journal, its engine fails, or it is busy: another host may admit it.
-            sessions::Error::Journal(_) | sessions::Error::Runtime(_) => self.refused(Reason::RuntimeUnavailable),
+            sessions::Error::Journal(cause) => self.refused_since(Reason::Journal, Some(cause.to_string())),
+            sessions::Error::Runtime(_) => self.refused(Reason::RuntimeUnavailable),
             sessions::Error::Busy => self.refused(Reason::Unreachable),
             error => Step::Done(Box::new(Err(Error::Host(error)))),
         }
     }
 
     fn refused(&mut self, reason: Reason) -> Step {
+        self.refused_since(reason, None)
+    }
+
+    /// `message`: what the host says.
+    fn refused_since(&mut self, reason: Reason, message: Option<String>) -> Step {
         if let Some(host) = self.candidates.front() {
-            let reason = NodeReason::plain(host.name.clone(), reason);
+            let reason = NodeReason { message, ..NodeReason::plain(host.name.clone(), reason) };
             self.note(&reason);
             self.refusals.push(reason);
         }
@@ -194,7 +200,7 @@ mod tests {
     fn a_host_that_certainly_does_not_have_the_session_is_not_asked_twice() {
         let mut offer = Offer::new(offers(4), NOW);
         offer.begin();
-        let (busy, journal) = (sessions::Error::Busy, sessions::Error::Journal(String::new()));
+        let (busy, journal) = (sessions::Error::Busy, sessions::Error::Journal(String::new().into()));
         let outcomes = [Offered::Unreachable, Offered::Refused(busy), Offered::Refused(journal)];
         let asked = outcomes.map(|outcome| asked(&offer.offered(outcome, NOW)).name.to_string());
         assert_eq!(asked, ["n1", "n2", "n3"]);
@@ -222,7 +228,7 @@ mod tests {
         let mut offer = Offer::new(Offers { uncertain: true, ..offers(1) }, NOW);
         let host = asked(&offer.begin());
         for outcome in
-            [Offered::Unreachable, Offered::Refused(sessions::Error::Journal(String::new())), Offered::Unknown]
+            [Offered::Unreachable, Offered::Refused(sessions::Error::Journal(String::new().into())), Offered::Unknown]
         {
             assert_eq!(asked(&offer.offered(outcome, NOW)), host);
         }

@@ -42,6 +42,11 @@ impl Journal {
         self.0.commit(changes).await
     }
 
+    /// Whether the disk has room again for a commit.
+    pub(super) async fn has_room(&self) -> bool {
+        self.0.has_room().await
+    }
+
     #[cfg(test)]
     pub(super) fn failing() -> (Self, crate::store::failing::Switch) {
         let (store, switch) = crate::store::failing::store();

@@ -27,6 +27,7 @@ pub use journal::Journal;
 pub use record::{Live, Origin, Record, Status, Tombstone};
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::election;
 use crate::ledger::PortRange;
 use crate::runtime::{self, LogStream, Runtime, Target};
+use crate::store;
 use crate::types::{
     Actor, Ballot, Bytes, Explanation, Name, NodeId, NodeReason, NodeVerdict, Period, Platform, Resources, Session,
     SessionActivity, SessionId, SessionProfile, User, Workspace,
@@ -147,7 +149,7 @@ pub enum Error {
     #[error("port {port} of session {session} is in use by another program on its host; try again once it is free")]
     PortInUse { session: SessionId, port: u16 },
     #[error("the journal cannot be written: {0}")]
-    Journal(String),
+    Journal(#[source] store::Cause),
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
     /// The owner has ended: the daemon is stopping. What became of the request is not known.
@@ -171,6 +173,8 @@ pub struct Snapshot {
     pub gpu_slots_used: BTreeMap<String, u32>,
     /// The journal could not be read at start and was rebuilt from labels.
     pub journal_rebuilt: Option<String>,
+    /// The journal cannot be written since this directory, the agent's data directory, is full.
+    pub data_dir_full: Option<PathBuf>,
     /// Starts in a row that failed on this host.
     pub failing_starts: u32,
     /// Containers of the engine that the operator should know of.

@@ -6,6 +6,7 @@
 //! does it on virtual time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use super::{Admit, Admitted, Claimed, Command, Config, Error, Snapshot};
 use crate::election::Stale;
 use crate::runtime;
 use crate::runtime::container::Found;
+use crate::store::{self, Cause};
 use crate::types::{
     Actor, Ballot, BootInstant, Explanation, Name, NodeId, Session, SessionActivity, SessionId, SessionProfile,
     SessionState,
@@ -52,6 +54,8 @@ pub enum Input<R: Reply> {
     /// Whether the engine answers.
     Health(EngineState),
     Tick,
+    /// The data directory was full, and has room again.
+    Room,
     /// A runner has failed: every session that needs a runner and has none gets a new one.
     RunnerFailed,
 }
@@ -135,6 +139,7 @@ pub struct Sessions<R: Reply> {
     publish_all: bool,
     nudge_all: bool,
     journal_rebuilt: Option<String>,
+    data_dir_full: Option<PathBuf>,
     started: BootInstant,
     ready: bool,
 }
@@ -156,6 +161,7 @@ impl<R: Reply> Sessions<R> {
             publish_all: true,
             nudge_all: false,
             journal_rebuilt,
+            data_dir_full: None,
             started: cx.now.boot,
             ready: false,
         }
@@ -184,6 +190,7 @@ impl<R: Reply> Sessions<R> {
                 self.publish_all |= self.registry.expire(cx);
                 self.ready |= cx.now.boot.since(self.started) >= READY_AFTER;
             }
+            Input::Room => self.note_full(None),
             Input::RunnerFailed => self.publish_all = true,
         }
     }
@@ -236,12 +243,19 @@ impl<R: Reply> Sessions<R> {
 
     /// Ends the turn. `written` says whether the changes, if any, are on disk. If they are not, the whole turn is
     /// rolled back.
-    pub fn finish(&mut self, written: Result<(), String>, cx: &Context<'_>) -> Turn<R> {
-        let written = written.map_err(Error::Journal);
+    pub fn finish(&mut self, written: Result<(), Error>, cx: &Context<'_>) -> Turn<R> {
         if self.registry.must_commit() {
             match &written {
-                Ok(()) => self.registry.committed(),
-                Err(_) => self.registry.roll_back(),
+                Ok(()) => {
+                    self.registry.committed();
+                    self.note_full(None);
+                }
+                Err(error) => {
+                    self.registry.roll_back();
+                    if let Error::Journal(Cause::Here(store::Error::Full(directory))) = error {
+                        self.note_full(Some(directory.clone()));
+                    }
+                }
             }
         }
         let (snapshot, orders) = self.publish(cx);
@@ -253,6 +267,16 @@ impl<R: Reply> Sessions<R> {
             ready: self.ready,
             answers: pending.into_iter().map(|pending| self.answer(pending, &written, cx)).collect(),
         }
+    }
+
+    /// Whether the last change was refused by a full data directory.
+    pub const fn is_full(&self) -> bool {
+        self.data_dir_full.is_some()
+    }
+
+    fn note_full(&mut self, directory: Option<PathBuf>) {
+        self.publish_all |= self.data_dir_full != directory;
+        self.data_dir_full = directory;
     }
 
     fn publish(&mut self, cx: &Context<'_>) -> (Option<Arc<Snapshot>>, Vec<Order>) {
@@ -298,6 +322,7 @@ impl<R: Reply> Sessions<R> {
             allocated: self.registry.ledger().allocated(),
             gpu_slots_used: cx.capacity.gpus.iter().map(slots).collect(),
             journal_rebuilt: self.journal_rebuilt.clone(),
+            data_dir_full: self.data_dir_full.clone(),
             failing_starts: self.registry.failing_starts(),
             oddities: self.registry.oddities().clone(),
             troubles: self.registry.troubles().clone(),

@@ -17,7 +17,7 @@ use super::journal::Journal;
 use super::record::Record;
 use super::runners::{Envelope, Runners};
 use super::state::{Answer, Input, Reply, Request, Sessions, Start, Turn};
-use super::{Config, Handle, QUEUE, Snapshot};
+use super::{Config, Error, Handle, QUEUE, Snapshot};
 use crate::clock::Clock;
 use crate::ledger::Capacity;
 use crate::runtime::{Error as RuntimeError, Event, Found, Health, Runtime};
@@ -182,7 +182,7 @@ impl Owner {
                         continue;
                     }
                 },
-                _ = tick.tick() => Incoming::Input(Input::Tick),
+                _ = tick.tick() => Incoming::Input(self.tick().await),
             };
             let mut inputs = match first {
                 Incoming::Input(input) => vec![input],
@@ -206,6 +206,15 @@ impl Owner {
         }
     }
 
+    /// Deadlines are due or, after a full data directory refused a change, there is room again.
+    async fn tick(&self) -> Input<Channels> {
+        if self.sessions.is_full() && self.journal.has_room().await {
+            tracing::info!("the data directory has room again");
+            return Input::Room;
+        }
+        Input::Tick
+    }
+
     /// Decides, persists, publishes, gives orders and replies, in this order.
     async fn turn(&mut self, inputs: Vec<Input<Channels>>) {
         for input in inputs {
@@ -216,7 +225,7 @@ impl Owner {
             let commit = self.journal.commit(changes);
             if let Err(error) = commit.await {
                 tracing::error!(%error, "cannot write the journal; nothing changed");
-                written = Err(error.to_string());
+                written = Err(Error::Journal(error.into()));
             }
         }
         let Turn { snapshot, orders, nudge_all, ready, answers } =

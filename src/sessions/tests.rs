@@ -292,10 +292,14 @@ async fn a_disk_that_is_full_makes_no_session() {
     let (journal, switch) = Journal::failing();
     let daemon = world.start_with(journal, Vec::new()).await;
     switch.set(true);
-    assert!(matches!(daemon.create("k").await, Err(Error::Journal(_))));
+    let refused = daemon.create("k").await.unwrap_err();
+    assert!(refused.to_string().contains("data directory /data is full"), "{refused}");
     assert!(daemon.handle.snapshot().sessions.is_empty());
     assert_eq!(world.engine.calls("image"), 0);
+    let mut snapshot = daemon.handle.watch();
+    assert!(snapshot.borrow_and_update().data_dir_full.is_some());
     switch.set(false);
+    snapshot.wait_for(|snapshot| snapshot.data_dir_full.is_none()).await.unwrap();
     assert!(!daemon.create("k").await.unwrap().replayed);
     daemon.until_state("k", SessionState::Running).await;
 }

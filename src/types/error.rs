@@ -55,12 +55,15 @@ pub struct NodeReason {
     pub requested: Option<f64>,
     pub available: Option<f64>,
     pub physical: Option<f64>,
+    /// What the node says about it; `null` if the reason and the figures say all.
+    #[serde(default)]
+    pub message: Option<String>,
 }
 
 impl NodeReason {
     /// A reason without figures.
     pub const fn plain(node: Name, reason: Reason) -> Self {
-        Self { node, reason, dimension: None, requested: None, available: None, physical: None }
+        Self { node, reason, dimension: None, requested: None, available: None, physical: None, message: None }
     }
 }
 
@@ -98,6 +101,8 @@ pub enum Reason {
     SessionLimit,
     /// `runtime.port_range` has too few free ports.
     NoPorts,
+    /// The node cannot write its journal, for example because its data directory is full.
+    Journal,
     /// Less disk is free than `limits.min_free_disk`, or too few inodes.
     LowDisk,
 }

@@ -303,6 +303,8 @@ pub enum ConditionKind {
     LimitsNotEnforced,
     /// The journal of sessions could not be read. The agent moved it aside and rebuilt it from container labels.
     JournalRebuilt,
+    /// The data directory is full: the node admits no session and stores no change.
+    DataDirectoryFull,
     /// Another program renamed the containers of sessions. They stay the sessions' containers.
     ContainerRenamed,
     /// Containers have the labels of sessions and are not their containers: they may use what the node offers.
@@ -337,6 +339,7 @@ words!(ConditionKind {
     RuntimeUnavailable => "runtime_unavailable",
     LimitsNotEnforced => "limits_not_enforced",
     JournalRebuilt => "journal_rebuilt",
+    DataDirectoryFull => "data_directory_full",
     ContainerRenamed => "container_renamed",
     StrayContainers => "stray_containers",
     NetworkFailing => "network_failing",

@@ -123,7 +123,7 @@ fn no_room_now_and_too_large_for_every_node_are_different_errors() {
     assert!((1..=3600).contains(&seconds), "{seconds}");
     let error = full.refused(503, "no_capacity");
     assert_eq!(error["retryable"], true);
-    let expected = json!([{"node": "one", "reason": "no_capacity", "dimension": "cores", "requested": 4.0, "available": 2.0, "physical": 6.0}]);
+    let expected = json!([{"node": "one", "reason": "no_capacity", "dimension": "cores", "requested": 4.0, "available": 2.0, "physical": 6.0, "message": null}]);
     assert_eq!(error["nodes"], expected);
 
     // An override does not make the host any larger for one session.

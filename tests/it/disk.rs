@@ -42,3 +42,34 @@ fn a_data_directory_without_inodes_admits_nothing_until_some_are_free() {
     agent.running("w", "bob");
     assert_eq!(agent.session(session["id"].as_str().unwrap())["state"], "running");
 }
+
+#[test]
+fn a_full_data_directory_is_named_and_works_again_without_a_restart() {
+    let name = "a_full_data_directory_is_named_and_works_again_without_a_restart";
+    let Some(disk) = SmallDisk::mount(name, "size=32m") else { return };
+    let agent = on(&disk, "0");
+    agent.workspace("w", "sleep 600", &json!({"cores": 0.1}));
+    let session = agent.running("w", "alice");
+    let full = format!("data directory {} is full", disk.path().display());
+    disk.fill();
+    // Free pages of the journal's file take some sessions more.
+    let mut refusal = None;
+    until("a session is refused", || {
+        let answer = agent.create("w", "bob");
+        refusal = (answer.status != 202).then(|| answer.refused(503, "no_capacity"));
+        refusal.is_some()
+    });
+    let refusal = refusal.unwrap();
+    assert!(refusal["message"].as_str().unwrap().contains(&full), "{refusal}");
+    assert_eq!(refusal["nodes"][0]["reason"], "journal", "{refusal}");
+    until("it is a condition", || condition(&agent, "data_directory_full").is_some_and(|text| text.contains(&full)));
+    assert_eq!(condition(&agent, "runtime_unavailable"), None, "the engine answers");
+    let ready = agent.get("/readyz").refused(503, "runtime_unavailable");
+    assert!(ready["message"].as_str().unwrap().contains(&full), "{ready}");
+    agent.get("/livez").expect(200);
+    assert_eq!(agent.session(session["id"].as_str().unwrap())["state"], "running");
+    disk.free();
+    until("it ends", || condition(&agent, "data_directory_full").is_none());
+    agent.get("/readyz").expect(200);
+    agent.running("w", "carol");
+}

@@ -64,7 +64,7 @@ impl Cluster {
                 return self.crash(i);
             }
             if host.journal_fails {
-                written = Err("no space".to_owned());
+                written = Err(sessions::Error::Journal("no space".to_owned().into()));
             } else {
                 self.write(i, changes);
             }

@@ -65,6 +65,7 @@ mod tests {
             requested: Some(8.5),
             available: Some(2.0),
             physical: Some(6.0),
+            message: None,
         };
         vec![
             NodeVerdict { node: "a".parse().unwrap(), rank: None, refusal: Some(refusal) },

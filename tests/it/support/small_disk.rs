@@ -1,6 +1,7 @@
 //! A small file system of its own, which a test can fill.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -32,6 +33,13 @@ impl SmallDisk {
 
     fn filler(&self, i: usize) -> PathBuf {
         self.path().join(format!("filler-{i}"))
+    }
+
+    /// Takes all bytes that are left.
+    pub(crate) fn fill(&self) {
+        let mut file = File::options().create(true).append(true).open(self.filler(0)).unwrap();
+        let block = vec![0; 4096];
+        while file.write_all(&block).is_ok() {}
     }
 
     /// Creates files until only so many more could be.
