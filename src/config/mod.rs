@@ -59,7 +59,7 @@ pub struct Cluster {
     pub token_file: PathBuf,
     /// The UDP address that the mesh listens on.
     pub listen: SocketAddr,
-    /// The address that other nodes connect to; `None`: the source address of the route to the first seed.
+    /// The address that other nodes connect to; `None`: the node finds it, and follows its changes.
     pub advertise: Option<SocketAddr>,
     /// The nodes to contact first, as `host:port`.
     pub seeds: Vec<String>,

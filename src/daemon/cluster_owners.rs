@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tokio::sync::watch;
 
 use super::{Start, address};
@@ -72,13 +72,14 @@ impl Start {
         let config = gossip::Config {
             me: self.base.me,
             cluster: cluster.name.clone(),
-            advertise: address::advertised(cluster, net)?,
-            seeds: cluster.seeds.clone(),
+            bound: net.local_addr().context("the mesh's own address is not known")?,
+            route: address::source_towards,
+            places: watch::channel(gossip::Places { advertise: cluster.advertise, seeds: cluster.seeds.clone() }).1,
             mode: cluster.mode,
             interval: GOSSIP_EVERY,
         };
-        let (source, transport) = (published(host.clone(), cluster.mode), GossipTransport(net.clone()));
-        let started = gossip::task::spawn(config, &transport, source, roster, channels, self.base.clock.clone());
+        let (source, transport) = (published(host.clone(), cluster.mode), Arc::new(GossipTransport(net.clone())));
+        let started = gossip::task::spawn(config, transport, source, roster, channels, self.base.clock.clone());
         let gossip = self.owners.add("the owner of gossip", started.await?);
         // It is set this once.
         let _ = host.gossip.set(gossip.clone());

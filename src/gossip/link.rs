@@ -62,6 +62,7 @@ impl Link {
     /// Starts chitchat with these keys. It gossips with no node before [`Link::dial`] gives it an address.
     pub(super) async fn start(
         config: &Config,
+        address: SocketAddr,
         incarnation: u64,
         keys: BTreeMap<String, String>,
         transport: &dyn Transport,
@@ -75,10 +76,10 @@ impl Link {
             dead_node_grace_period: grace(DEAD_ROUNDS),
         };
         let chitchat = ChitchatConfig {
-            chitchat_id: ChitchatId::new(config.me.as_str(), incarnation, config.advertise),
+            chitchat_id: ChitchatId::new(config.me.as_str(), incarnation, address),
             cluster_id: config.cluster.to_string(),
             gossip_interval: config.interval,
-            listen_addr: config.advertise,
+            listen_addr: address,
             seed_nodes: Vec::new(), // with names here, chitchat would wait for a name server before it starts
             failure_detector_config,
             marked_for_deletion_grace_period: grace(DELETED_ROUNDS),
@@ -173,11 +174,12 @@ impl Link {
         async move { ended.await.map_or_else(|error| Ended::Failed(error.into()), |()| Ended::ShutDown) }
     }
 
-    /// Shuts chitchat down, and waits for its end.
-    pub(super) async fn shut_down(self) {
-        if let Err(error) = self.chitchat.shutdown().await {
-            tracing::debug!(error = %format!("{error:#}"), "gossip ended with an error");
-        }
+    /// Shuts chitchat down, and waits for its end. The transport is free afterwards.
+    pub(super) async fn end(&self) {
+        // This fails only if it has ended.
+        let _ = self.chitchat.initiate_shutdown();
+        let ended = self.ended().await;
+        tracing::debug!(%ended, "gossip was shut down");
     }
 }
 
@@ -196,12 +198,13 @@ mod tests {
         let config = Config {
             me: id(n),
             cluster: "c".parse().unwrap(),
-            advertise: SocketAddr::from(([127, 0, 0, 1], u16::from(n))),
-            seeds: Vec::new(),
+            bound: SocketAddr::from(([127, 0, 0, 1], u16::from(n))),
+            route: |_| None,
+            places: watch::channel(crate::gossip::Places::default()).1,
             mode: ClusterMode::Available,
             interval: ROUND,
         };
-        Link::start(&config, 1, keys::write(&published(n, 0)), transport).await.unwrap()
+        Link::start(&config, config.bound, 1, keys::write(&published(n, 0)), transport).await.unwrap()
     }
 
     /// The number of keys that chitchat keeps of each node, deleted ones included.

@@ -5,6 +5,7 @@
 //! does not answer. [`view`] turns the keys into what the other parts read. [`roster`] stores it, so that a node that starts
 //! finds the others without a seed. [`task`] owns all of it.
 
+mod address;
 mod forgotten;
 pub mod keys;
 mod link;
@@ -20,21 +21,34 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use address::Route;
+
 use crate::election;
 use crate::types::{
     Actor, ClusterMode, Name, NodeId, NodeProfile, NodeState, NodeUsage, SessionId, SessionProfile, Timestamp,
 };
 
+/// What the operator says of addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// The address at which the other nodes reach this one; `None`: this node finds it, and follows its changes.
+    pub advertise: Option<SocketAddr>,
+    /// The nodes to contact first, as `host:port`. Names are looked up again regularly.
+    pub seeds: Vec<String>,
+}
+
 /// The gossip's part of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Config {
     pub me: NodeId,
     /// Gossip of clusters with other names is ignored.
     pub cluster: Name,
-    /// The address at which the other nodes reach this one.
-    pub advertise: SocketAddr,
-    /// The nodes to contact first, as `host:port`. Names are looked up again regularly.
-    pub seeds: Vec<String>,
+    /// The address that the mesh's endpoint is bound to.
+    pub bound: SocketAddr,
+    /// How this node finds the address that it tells the others, if neither `places` nor `bound` says it.
+    pub route: Route,
+    /// What the operator says of addresses. A change is followed.
+    pub places: watch::Receiver<Places>,
     pub mode: ClusterMode,
     /// The time between two rounds of gossip. What a node publishes changes at most once per round.
     pub interval: Duration,

@@ -79,6 +79,13 @@ impl Roster {
         Self { store, written }
     }
 
+    /// Begins another life of this node, and returns its number, which is on disk then.
+    pub(super) async fn begin_life(&mut self, last: u64, now: Timestamp) -> Result<u64, Error> {
+        let incarnation = next_incarnation(last, now);
+        self.store.0.commit(vec![Change::put(INCARNATION, &incarnation)]).await?;
+        Ok(incarnation)
+    }
+
     /// Writes the nodes that joined, moved, left or were forgotten and, if `figures` is set, every node that changed.
     pub(super) async fn keep(&mut self, members: &BTreeMap<NodeId, Arc<Member>>, figures: bool) -> Result<(), Error> {
         let due = due(&self.written, members, figures);

@@ -1,7 +1,8 @@
 //! The owner of this node's knowledge of the other nodes.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::error::Error as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::address::{Told, advertised};
 use super::keys::{self, LEFT, LOAD, Published};
 use super::link::Link;
 use super::roster::{self, Roster, Stored};
@@ -40,6 +42,10 @@ const GOODBYE_TRIES: u32 = 3;
 const GOODBYE_ROUNDS: u32 = 10;
 const MAX_GOODBYE: Duration = Duration::from_secs(1);
 
+/// How long after a move the last view of the other nodes stays, unless one of them is heard before: gossip begins
+/// again, and no node is silent because this one has moved.
+const SETTLES_WITHIN: Duration = Duration::from_secs(5);
+
 /// Returns what this node publishes now.
 pub type Source = Arc<dyn Fn() -> Published + Send + Sync>;
 
@@ -49,26 +55,36 @@ pub type Source = Arc<dyn Fn() -> Published + Send + Sync>;
 /// # Errors
 /// The transport does not open.
 pub async fn spawn(
-    config: Config,
-    transport: &dyn Transport,
+    mut config: Config,
+    transport: Arc<dyn Transport>,
     source: Source,
     (store, stored): (roster::Store, Stored),
     channels: Channels,
     clock: Clock,
 ) -> Result<(Handle, JoinHandle<()>), StartError> {
-    let link = Link::start(&config, stored.incarnation, keys::write(&source()), transport).await?;
+    let places = config.places.borrow_and_update().clone();
+    let seeds = Seeds::new(&places.seeds);
+    let known: Vec<SocketAddr> = stored.nodes.values().map(|member| member.address).collect();
+    // Without any network, the loopback address stands for this node until there is one.
+    let address = advertised(&places, config.bound, &seeds.addresses(), &known, config.route)
+        .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, config.bound.port())));
+    let link = Link::start(&config, address, stored.incarnation, keys::write(&source()), &*transport).await?;
     let (requests, queue) = mpsc::channel(QUEUE);
     let owner = Owner {
-        seeds: Seeds::new(&config.seeds),
+        told: Told::new(address),
+        incarnation: stored.incarnation,
+        settles_until: None,
+        seeds,
         membership: Membership::new(
             config.me,
             stored.incarnation,
-            !config.seeds.is_empty(),
+            !places.seeds.is_empty(),
             stored.nodes.clone(),
             clock.now(),
         ),
         roster: Roster::new(store, stored.nodes),
         config,
+        transport,
         link,
         source,
         channels,
@@ -84,7 +100,13 @@ pub async fn spawn(
 
 struct Owner {
     config: Config,
+    transport: Arc<dyn Transport>,
     link: Link,
+    told: Told,
+    /// The number of this life of the node for gossip: it grows with each start and each move.
+    incarnation: u64,
+    /// After a move, until when the last view stays.
+    settles_until: Option<Instant>,
     seeds: Seeds,
     source: Source,
     membership: Membership,
@@ -124,6 +146,18 @@ impl Owner {
                     None => return,
                 },
                 _ = round.tick() => {
+                    match self.follow().await {
+                        Ok(false) => {}
+                        Ok(true) => {
+                            ended.set(self.link.ended());
+                            changes = self.link.changes().await;
+                        }
+                        Err(error) => {
+                            let reason = error.source().map(ToString::to_string);
+                            tracing::error!(reason, "gossip cannot begin again under the new address");
+                            return;
+                        }
+                    }
                     self.round().await;
                     changed = false;
                 }
@@ -134,6 +168,43 @@ impl Owner {
                 }
             }
         }
+    }
+
+    /// Follows the operator's changes of addresses, and the host's. True if this node has moved, with a new link.
+    async fn follow(&mut self) -> Result<bool, StartError> {
+        if self.config.places.has_changed().unwrap_or(false) {
+            let places = self.config.places.borrow_and_update().clone();
+            self.seeds = Seeds::new(&places.seeds);
+            self.membership.expect(!places.seeds.is_empty());
+        }
+        let places = self.config.places.borrow().clone();
+        let nodes: Vec<SocketAddr> = self.membership.members().values().map(|member| member.address).collect();
+        let found = advertised(&places, self.config.bound, &self.seeds.addresses(), &nodes, self.config.route);
+        match self.told.found(found) {
+            Some(address) => self.move_to(address).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Begins another life under a new address, as after a restart of the agent: others know a node's address by its
+    /// life. False if that cannot be written to disk; the next round tries again.
+    async fn move_to(&mut self, address: SocketAddr) -> Result<bool, StartError> {
+        let now = self.clock.now().wall;
+        let Ok(incarnation) = self.roster.begin_life(self.incarnation, now).await else { return Ok(false) };
+        tracing::info!(from = %self.told.address, to = %address, "the address of this node for other nodes has changed");
+        // The transport carries one gossip at a time.
+        self.link.end().await;
+        self.link =
+            Link::start(&self.config, address, incarnation, keys::write(&(self.source)()), &*self.transport).await?;
+        self.incarnation = incarnation;
+        self.membership.begin_life(incarnation);
+        self.told = Told::new(address);
+        self.settles_until = Some(Instant::now() + SETTLES_WITHIN);
+        // Others hear of it now, and not when it is their turn.
+        let live = self.live();
+        let all = live.into_iter().chain(self.seeds.addresses()).filter(|other| *other != address);
+        all.take(DIALS).for_each(|other| self.link.dial(other));
+        Ok(true)
     }
 
     async fn round(&mut self) {
@@ -160,6 +231,11 @@ impl Owner {
     async fn look(&mut self) {
         let entries = self.link.entries().await;
         self.looked = Instant::now();
+        let hears = entries.iter().any(|entry| entry.live && entry.id != self.config.me);
+        if self.settles_until.is_some_and(|until| !hears && self.looked < until) {
+            return;
+        }
+        self.settles_until = None;
         let now = self.clock.now();
         let view = self.membership.look(&entries, now);
         self.keep().await;
@@ -188,12 +264,12 @@ impl Owner {
 
     /// Gossips with seeds and known nodes that are not alive. This is how the end of a partition is noticed.
     fn dial(&mut self) {
-        let mut addresses = self.seeds.addresses();
+        let mut addresses: BTreeSet<SocketAddr> = self.seeds.addresses().into_iter().collect();
         let silent = |state| matches!(state, NodeState::Suspect | NodeState::Unknown);
         let members = self.membership.members().values();
         addresses.extend(members.filter(|member| silent(member.state)).map(|member| member.address));
         let live = self.live();
-        addresses.retain(|address| !live.contains(address) && *address != self.config.advertise);
+        addresses.retain(|address| !live.contains(address) && *address != self.told.address);
         let (all, tries) = (addresses.len(), addresses.len().min(DIALS));
         if all > 0 {
             addresses.iter().cycle().skip(self.dialled % all).take(tries).for_each(|address| self.link.dial(*address));
@@ -235,7 +311,7 @@ impl Owner {
                 tokio::time::sleep(goodbye / GOODBYE_TRIES).await;
             }
         }
-        self.link.shut_down().await;
+        self.link.end().await;
         drop(reply.send(Ok(())));
     }
 
@@ -247,7 +323,7 @@ impl Owner {
         let known = known.filter(|member| member.state != NodeState::Left).map(|member| member.address);
         let others: BTreeSet<SocketAddr> = known.chain(self.seeds.addresses()).collect();
         let others = others.difference(&live).copied();
-        let all = live.iter().copied().chain(others).filter(|address| *address != self.config.advertise);
+        let all = live.iter().copied().chain(others).filter(|address| *address != self.told.address);
         all.take(GOODBYES).collect()
     }
 }

@@ -75,6 +75,16 @@ impl Membership {
         }
     }
 
+    /// This node begins another life.
+    pub fn begin_life(&mut self, incarnation: u64) {
+        self.incarnation = incarnation;
+    }
+
+    /// Whether other nodes are expected, because there are seeds or nodes that were met.
+    pub fn expect(&mut self, has_seeds: bool) {
+        self.expects_others = has_seeds || !self.members.is_empty();
+    }
+
     /// The nodes as of the last look.
     pub fn members(&self) -> &BTreeMap<NodeId, Arc<Member>> {
         &self.members
@@ -87,7 +97,7 @@ impl Membership {
         }
         let newest = self.newest(entries, now.boot);
         self.heard_anybody |= !newest.is_empty();
-        self.note_silence(&newest, now);
+        self.note_silence(entries, &newest, now);
         let ids: BTreeSet<&NodeId> = newest.keys().copied().chain(self.members.keys()).collect();
         let look = |id: &NodeId| Some((*id, self.member(id, newest.get(id).copied())?));
         self.members = ids.into_iter().filter_map(look).collect();
@@ -143,9 +153,12 @@ impl Membership {
         newest
     }
 
-    fn note_silence(&mut self, newest: &BTreeMap<&NodeId, &Entry>, now: Moment) {
-        let here = |entry: &&Entry| entry.live && !entry.heard.left;
-        let live: BTreeSet<NodeId> = newest.values().copied().filter(here).map(|entry| entry.id).collect();
+    fn note_silence(&mut self, entries: &[Entry], newest: &BTreeMap<&NodeId, &Entry>, now: Moment) {
+        // A node that has just begun another life, as after a move, is alive by the last one until its new heartbeat is
+        // known.
+        let lives = |entry: &&Entry| entry.live && !entry.heard.left;
+        let stays = |entry: &&Entry| newest.get(&entry.id).is_some_and(|newest| !newest.heard.left);
+        let live: BTreeSet<NodeId> = entries.iter().filter(lives).filter(stays).map(|entry| entry.id).collect();
         let has_left = |id: &NodeId| newest.get(id).is_some_and(|entry| entry.heard.left);
         for id in self.live.difference(&live).filter(|id| !has_left(id)) {
             self.suspects.insert(*id, Silence { since: now.boot, patience: SUSPECT_FOR });

@@ -64,7 +64,7 @@ pub(super) struct Inner {
     pub(super) pool: Pool,
     pub(super) serve: OnceLock<Arc<dyn Serve>>,
     pub(super) gossip: mpsc::Sender<Gossip>,
-    /// `Some` until gossip starts and takes it. The lock is held for that only.
+    /// `Some` while gossip does not run. The lock is held for a move only.
     pub(super) gossip_inbox: Mutex<Option<mpsc::Receiver<Gossip>>>,
     pub(super) duplicate: watch::Sender<Option<SocketAddr>>,
     pub(super) refused: AtomicU64,

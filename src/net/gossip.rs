@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::Cause;
 use super::endpoint::{Gossip, Inner, Net};
+use super::pool::lock;
 
 /// Messages that wait for one peer at most: chitchat sends one per round, and older ones are of no use.
 const QUEUE: usize = 8;
@@ -33,15 +34,17 @@ const MAX_BLOCK: usize = 65_535;
 /// The fastest level: messages are small and repetitive.
 const COMPRESSION: i32 = 1;
 
-/// Gives chitchat its socket. It can be opened once.
+/// Gives chitchat its socket. It can be open once at a time. It is opened again when this host has another address:
+/// then connections that peers made to an address that is gone are closed.
 pub struct GossipTransport(pub Net);
 
 #[async_trait]
 impl Transport for GossipTransport {
     async fn open(&self, own: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
-        let inbox = self.0.0.gossip_inbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        let inbox = inbox.ok_or(Ended::Taken)?;
-        Ok(Box::new(GossipSocket { net: Arc::clone(&self.0.0), own, queues: HashMap::new(), inbox }))
+        let net = Arc::clone(&self.0.0);
+        let inbox = lock(&net.gossip_inbox).take().ok_or(Ended::Taken)?;
+        net.pool.close_stale();
+        Ok(Box::new(GossipSocket { net, own, queues: HashMap::new(), inbox: Some(inbox) }))
     }
 }
 
@@ -59,7 +62,14 @@ struct GossipSocket {
     /// This node's address for the others.
     own: SocketAddr,
     queues: HashMap<SocketAddr, mpsc::Sender<Vec<u8>>>,
-    inbox: mpsc::Receiver<Gossip>,
+    /// `Some` until the socket is dropped.
+    inbox: Option<mpsc::Receiver<Gossip>>,
+}
+
+impl Drop for GossipSocket {
+    fn drop(&mut self) {
+        *lock(&self.net.gossip_inbox) = self.inbox.take();
+    }
 }
 
 #[async_trait]
@@ -83,7 +93,8 @@ impl Socket for GossipSocket {
 
     async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
         loop {
-            let (from, compressed) = self.inbox.recv().await.ok_or(Ended::Closed)?;
+            let inbox = self.inbox.as_mut().ok_or(Ended::Closed)?;
+            let (from, compressed) = inbox.recv().await.ok_or(Ended::Closed)?;
             match decode(&compressed) {
                 Some(message) => return Ok((from, message)),
                 None => tracing::debug!(%from, "dropped an unreadable message of gossip"),

@@ -1,7 +1,8 @@
 //! The open connections: one per node, dialled by either side.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,6 +31,8 @@ const MAX_FAILED: usize = 4096;
 pub(super) const NOT_WANTED: VarInt = VarInt::from_u32(1);
 /// The code that closes a connection to an earlier start of an agent that has connected again.
 const REPLACED: VarInt = VarInt::from_u32(2);
+/// The code that closes a connection to an address that this host has no more.
+const MOVED: VarInt = VarInt::from_u32(5);
 /// The code of a connection to another agent with the same node id.
 pub(super) const TWIN: VarInt = VarInt::from_u32(4);
 
@@ -56,7 +59,7 @@ struct Links {
     nodes: HashMap<SocketAddr, NodeId>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -90,6 +93,14 @@ impl Pool {
         links.nodes.insert(address_of(&link.connection), node);
         links.by_node.insert(node, link);
         Ok(())
+    }
+
+    /// Closes the connections that peers have made to an address that this host has no more: nothing arrives on them.
+    pub(super) fn close_stale(&self) {
+        let is_stale = |link: &&Link| link.connection.local_ip().is_some_and(|ip| !is_here(ip));
+        for link in lock(&self.links).by_node.values().filter(is_stale) {
+            link.connection.close(MOVED, b"moved");
+        }
     }
 
     fn forget(&self, link: &Link) {
@@ -126,6 +137,12 @@ impl Pool {
         let before = failed.insert(address, (Instant::now(), cause.clone()));
         before.is_none_or(|(_, before)| before != *cause)
     }
+}
+
+/// Whether this host has the address.
+fn is_here(ip: IpAddr) -> bool {
+    let bound = UdpSocket::bind((ip.to_canonical(), 0));
+    bound.map_or_else(|error| error.kind() != io::ErrorKind::AddrNotAvailable, |_| true)
 }
 
 fn same(a: &Connection, b: &Connection) -> bool {

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // test helpers panic on failure, and print skipped tests
 
+mod addresses;
 mod bad_input;
 mod capacity;
 mod catalogue;

@@ -34,8 +34,11 @@ fn sees_no_node_dead(node: &Agent) -> bool {
 fn on_a_lossy_network_no_node_is_taken_for_dead_and_every_node_creates_sessions() {
     let listen: Vec<SocketAddr> = (0..3).map(|_| SocketAddr::from(([127, 0, 0, 1], free_port()))).collect();
     let relay = Relay::between(listen.clone(), BAD, SEED);
-    let mesh =
-        |(i, listen): (usize, &SocketAddr)| Mesh { listen: listen.to_string(), reached: relay.address(i).to_string() };
+    let mesh = |(i, listen): (usize, &SocketAddr)| Mesh {
+        listen: listen.to_string(),
+        reached: relay.address(i).to_string(),
+        finds_itself: false,
+    };
     let mut cluster = Cluster::prepare_at(listen.iter().enumerate().map(mesh).collect(), "");
     cluster.nodes.iter_mut().for_each(Agent::up);
     cluster.settled();

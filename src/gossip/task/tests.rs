@@ -8,7 +8,7 @@ use chitchat::transport::{ChannelTransport, Socket};
 use super::*;
 use crate::election::Members;
 use crate::gossip::fixture::{id, profile, published, session};
-use crate::gossip::{ClusterView, Directory, Member};
+use crate::gossip::{ClusterView, Directory, Member, Places};
 use crate::types::{Actor, BootInstant, ClusterMode, Moment, SessionState, Timestamp};
 
 const ROUND: Duration = Duration::from_millis(50);
@@ -21,6 +21,7 @@ struct Agent {
     handle: Handle,
     owner: JoinHandle<()>,
     said: Arc<Mutex<Published>>,
+    places: watch::Sender<Places>,
     directory: watch::Receiver<Arc<Directory>>,
     view: watch::Receiver<Arc<ClusterView>>,
     members: watch::Receiver<Arc<Members>>,
@@ -34,12 +35,17 @@ fn address(n: u8) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], u16::from(n)))
 }
 
-async fn start(n: u8, seeds: &[u8], transport: &dyn Transport, directory: &Path, clock: &Clock) -> Agent {
+async fn start(n: u8, seeds: &[u8], transport: &(impl Transport + Clone), directory: &Path, clock: &Clock) -> Agent {
+    let (places, places_seen) = watch::channel(Places {
+        advertise: Some(address(n)),
+        seeds: seeds.iter().map(|seed| address(*seed).to_string()).collect(),
+    });
     let config = Config {
         me: id(n),
         cluster: "c".parse().unwrap(),
-        advertise: address(n),
-        seeds: seeds.iter().map(|seed| address(*seed).to_string()).collect(),
+        bound: SocketAddr::from(([0, 0, 0, 0], u16::from(n))),
+        route: |_| None,
+        places: places_seen,
         mode: ClusterMode::Available,
         interval: ROUND,
     };
@@ -53,8 +59,9 @@ async fn start(n: u8, seeds: &[u8], transport: &dyn Transport, directory: &Path,
     let (say_members, members) = watch::channel(Arc::default());
     let channels = Channels { directory: say_directory, view: say_view, members: say_members };
     let kept = roster::Store::open(directory, clock.now().wall).unwrap();
-    let (handle, owner) = spawn(config, transport, source, kept, channels, clock.clone()).await.unwrap();
-    Agent { handle, owner, said, directory: directory_seen, view, members }
+    let (handle, owner) =
+        spawn(config, Arc::new(transport.clone()), source, kept, channels, clock.clone()).await.unwrap();
+    Agent { handle, owner, said, places, directory: directory_seen, view, members }
 }
 
 impl Agent {
@@ -238,7 +245,54 @@ async fn another_node_with_the_same_id_is_detected() {
     assert_eq!(view.duplicate, Some(address(1)));
 }
 
+#[tokio::test]
+async fn a_node_that_moves_is_heard_at_its_new_address_and_stays_alive() {
+    let (transport, clock) = (ChannelTransport::default(), clock());
+    let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut one = start(1, &[], &transport, directories[0].path(), &clock).await;
+    let mut two = start(2, &[1], &transport, directories[1].path(), &clock).await;
+    let before = one.sees_state(2, NodeState::Alive).await;
+    two.sees_state(1, NodeState::Alive).await;
+    let was_alive = tokio::spawn({
+        let mut view = two.view.clone();
+        async move {
+            view.wait_for(|view| view.members[&id(1)].state != NodeState::Alive).await.ok();
+        }
+    });
+
+    two.places.send_modify(|places| places.advertise = Some(address(7)));
+
+    let view = one.sees("the new address", |view| view.members[&id(2)].address == address(7)).await;
+    let after = &view.members[&id(2)];
+    assert_eq!(after.state, NodeState::Alive);
+    assert!(after.incarnation > before.incarnation);
+    assert_eq!(session_states(after), [SessionState::Running], "its sessions are not in doubt");
+    let (_, stored) = {
+        two.said.lock().unwrap().catalogue = "after the move".to_owned();
+        one.sees("what it says under the new address", |view| {
+            view.members[&id(2)].catalogue.as_deref() == Some("after the move")
+        })
+        .await;
+        assert!(!was_alive.is_finished(), "the others were not silent for it meanwhile");
+        was_alive.abort();
+        two.kill().await;
+        roster::Store::open(directories[1].path(), clock.now().wall).unwrap()
+    };
+    assert!(stored.incarnation > after.incarnation, "the next life has a later number");
+}
+
+#[tokio::test]
+async fn seeds_that_the_operator_adds_are_contacted() {
+    let (transport, clock) = (ChannelTransport::default(), clock());
+    let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut one = start(1, &[], &transport, directories[0].path(), &clock).await;
+    let _two = start(2, &[], &transport, directories[1].path(), &clock).await;
+    one.places.send_modify(|places| places.seeds = vec![address(2).to_string()]);
+    one.sees_state(2, NodeState::Alive).await;
+}
+
 /// A copy of a host, its id included: the address that it advertises is not its own.
+#[derive(Clone)]
 struct Transplanted {
     transport: ChannelTransport,
     to: SocketAddr,
@@ -252,6 +306,7 @@ impl Transport for Transplanted {
 }
 
 /// A transport that fails at once.
+#[derive(Clone)]
 struct Broken;
 
 #[async_trait]

@@ -135,10 +135,12 @@ fn the_latest_incarnation_counts() {
     membership.look(&[entry(1, true)], moment(0));
     let view = membership.look(&[later.clone(), entry(1, true)], moment(1));
     let member = &view.members[&id(1)];
-    assert_eq!((member.incarnation, member.address, member.state), (6, later.address, NodeState::Suspect));
+    assert_eq!((member.incarnation, member.address, member.state), (6, later.address, NodeState::Alive));
     assert!(member.profile.is_some(), "what was known stays until more is heard");
     assert_eq!(member.sessions.len(), 2);
-    let view = membership.look(&[entry(1, false)], moment(2));
+    let view = membership.look(&[later, entry(1, false)], moment(2));
+    assert_eq!(state(&view, 1), NodeState::Suspect, "no life of it has a heartbeat");
+    let view = membership.look(&[entry(1, false)], moment(3));
     assert_eq!(view.members[&id(1)].incarnation, 6, "an older life does not replace a later one");
 }
 

@@ -18,12 +18,14 @@ pub(crate) struct Mesh {
     pub(crate) listen: String,
     /// The address for the other nodes: what the node advertises.
     pub(crate) reached: String,
+    /// The node finds its address by itself; `reached` is its address at the start.
+    pub(crate) finds_itself: bool,
 }
 
 impl Mesh {
     /// A mesh that listens at the address where it is reached.
     pub(crate) fn at(address: String) -> Self {
-        Self { listen: address.clone(), reached: address }
+        Self { listen: address.clone(), reached: address, finds_itself: false }
     }
 }
 
@@ -77,11 +79,11 @@ impl Cluster {
         let mut all: toml::Table = toml::from_str(extra).unwrap();
         let own: toml::Table = toml::from_str(&format!(
             "node = {{ name = 'n{i}' }}\n\
-             cluster = {{ name = '{}', token_file = '{}', listen = '{}', advertise = '{}', seeds = [{}] }}",
+             cluster = {{ name = '{}', token_file = '{}', listen = '{}', {}seeds = [{}] }}",
             self.name,
             self.token_file().display(),
             self.meshes[i].listen,
-            self.mesh(i),
+            if self.meshes[i].finds_itself { String::new() } else { format!("advertise = '{}', ", self.mesh(i)) },
             seeds.join(", ")
         ))
         .unwrap();

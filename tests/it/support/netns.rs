@@ -77,6 +77,17 @@ impl Network {
         ip(&format!("-n {} link set eth0 mtu {mtu}", self.hosts[host]));
     }
 
+    /// From now on the host has another address.
+    pub(crate) fn move_to(&self, host: usize, address: &str) {
+        ip(&format!("-n {} address flush dev eth0", self.hosts[host]));
+        ip(&format!("-n {} address add {address}/24 dev eth0", self.hosts[host]));
+    }
+
+    /// Takes the host's link down or brings it up.
+    pub(crate) fn link(&self, host: usize, is_up: bool) {
+        ip(&format!("-n {} link set eth0 {}", self.hosts[host], if is_up { "up" } else { "down" }));
+    }
+
     /// Does something in the network of a host.
     pub(crate) fn inside<T: Send>(&self, host: usize, act: impl FnOnce() -> T + Send) -> T {
         let path = format!("/run/netns/{}", self.hosts[host]);
@@ -124,8 +135,21 @@ impl Hosts {
 
     /// The same, not started yet.
     pub(crate) fn prepare(test: &str, size: usize, extra: &str) -> Option<Self> {
+        Self::prepare_with(test, size, extra, |i| Mesh::at(format!("{}:{MESH_PORT}", address(i))))
+    }
+
+    /// The same, with agents that find their own addresses.
+    pub(crate) fn prepare_finding(test: &str, size: usize, extra: &str) -> Option<Self> {
+        Self::prepare_with(test, size, extra, |i| Mesh {
+            listen: format!("[::]:{MESH_PORT}"),
+            reached: format!("{}:{MESH_PORT}", address(i)),
+            finds_itself: true,
+        })
+    }
+
+    fn prepare_with(test: &str, size: usize, extra: &str, mesh: impl Fn(usize) -> Mesh) -> Option<Self> {
         let network = Network::lay(test, size)?;
-        let meshes = (0..size).map(|i| Mesh::at(format!("{}:{MESH_PORT}", address(i)))).collect();
+        let meshes = (0..size).map(mesh).collect();
         let mut cluster = Cluster::prepare_at(meshes, extra);
         for (agent, namespace) in cluster.nodes.iter_mut().zip(&network.hosts) {
             agent.live_in(namespace);
