@@ -87,11 +87,18 @@ impl Change {
     }
 }
 
+/// Why and where an existing file was moved aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MovedAside {
+    pub reason: String,
+    pub to: PathBuf,
+}
+
 /// An open store. It has one owner, which awaits each commit before it starts the next.
 #[derive(Debug)]
 pub struct Store {
     shared: Arc<Shared>,
-    begun_anew: Option<String>,
+    begun_anew: Option<MovedAside>,
 }
 
 impl Store {
@@ -110,8 +117,8 @@ impl Store {
                 let aside = move_aside(path, now).map_err(|e| unreachable_file(path, &e))?;
                 tracing::error!(store = %path.display(), %reason, moved_to = %aside.display(),
                     "cannot read the store: moved it aside and created a new one");
-                let message = format!("{}: {reason}; the file was moved to {}", path.display(), aside.display());
-                try_open(path, &parse).map(|(store, parsed)| (Self { begun_anew: Some(message), ..store }, parsed))
+                let moved = MovedAside { reason: format!("{}: {reason}", path.display()), to: aside };
+                try_open(path, &parse).map(|(store, parsed)| (Self { begun_anew: Some(moved), ..store }, parsed))
             }
             outcome => outcome,
         }
@@ -122,8 +129,8 @@ impl Store {
     }
 
     /// Why the existing file was moved aside, if it was.
-    pub fn begun_anew(&self) -> Option<&str> {
-        self.begun_anew.as_deref()
+    pub const fn begun_anew(&self) -> Option<&MovedAside> {
+        self.begun_anew.as_ref()
     }
 
     /// Writes all of the changes or none, and returns once they are on disk.

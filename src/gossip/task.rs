@@ -180,18 +180,29 @@ impl Owner {
         let places = self.config.places.borrow().clone();
         let nodes: Vec<SocketAddr> = self.membership.members().values().map(|member| member.address).collect();
         let found = advertised(&places, self.config.bound, &self.seeds.addresses(), &nodes, self.config.route);
-        match self.told.found(found) {
-            Some(address) => self.move_to(address).await,
-            None => Ok(false),
+        if let Some(address) = self.told.found(found) {
+            let from = self.told.address;
+            let moved = self.begin_life(address, self.incarnation).await?;
+            if moved {
+                tracing::info!(%from, to = %address, "the address of this node for other nodes has changed");
+            }
+            return Ok(moved);
         }
+        if let Some(later) = self.membership.outlived(self.clock.now()) {
+            let began = self.begin_life(self.told.address, later).await?;
+            if began {
+                tracing::info!("the other agent with this node's id is gone: this node makes itself known again");
+            }
+            return Ok(began);
+        }
+        Ok(false)
     }
 
-    /// Begins another life under a new address, as after a restart of the agent: others know a node's address by its
-    /// life. False if that cannot be written to disk; the next round tries again.
-    async fn move_to(&mut self, address: SocketAddr) -> Result<bool, StartError> {
+    /// Begins another life, as after a restart of the agent: others know a node's address by its life, and hear only
+    /// the latest one. `last`: the latest so far. False if that cannot be written to disk; the next round tries again.
+    async fn begin_life(&mut self, address: SocketAddr, last: u64) -> Result<bool, StartError> {
         let now = self.clock.now().wall;
-        let Ok(incarnation) = self.roster.begin_life(self.incarnation, now).await else { return Ok(false) };
-        tracing::info!(from = %self.told.address, to = %address, "the address of this node for other nodes has changed");
+        let Ok(incarnation) = self.roster.begin_life(last, now).await else { return Ok(false) };
         // The transport carries one gossip at a time.
         self.link.end().await;
         self.link =

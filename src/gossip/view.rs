@@ -40,6 +40,8 @@ pub struct Membership {
     suspects: BTreeMap<NodeId, Silence>,
     /// Since when an older life of this node has looked alive.
     twin_since: Option<BootInstant>,
+    /// The number of a later life with this node's id that has ended, and since when it is silent.
+    outlived: Option<(u64, BootInstant)>,
     forgotten: Forgotten,
     members: BTreeMap<NodeId, Arc<Member>>,
 }
@@ -70,6 +72,7 @@ impl Membership {
             live: BTreeSet::new(),
             suspects: BTreeMap::new(),
             twin_since: None,
+            outlived: None,
             forgotten: Forgotten::default(),
             members: known,
         }
@@ -77,7 +80,13 @@ impl Membership {
 
     /// This node begins another life.
     pub fn begin_life(&mut self, incarnation: u64) {
-        self.incarnation = incarnation;
+        (self.incarnation, self.outlived) = (incarnation, None);
+    }
+
+    /// The number of a later life with this node's id that has ended: of a copy of this host that was stopped. Others
+    /// hear this node again only if its life is later still.
+    pub fn outlived(&self, now: Moment) -> Option<u64> {
+        self.outlived.filter(|(_, since)| now.boot.since(*since) >= ECHO).map(|(incarnation, _)| incarnation)
     }
 
     /// Whether other nodes are expected, because there are seeds or nodes that were met.
@@ -103,6 +112,7 @@ impl Membership {
         self.members = ids.into_iter().filter_map(look).collect();
         self.evict();
         let duplicate = self.duplicate(entries, now).map(|twin| twin.address);
+        self.note_outlived(entries, now.boot);
         let forgotten = self.forgotten.sessions().map(|(id, sessions)| (*id, sessions.clone())).collect();
         let removed = self.forgotten.nodes().copied().collect();
         ClusterView { members: self.members.clone(), forgotten, removed, duplicate, alone: self.is_alone(now) }
@@ -245,6 +255,17 @@ impl Membership {
         let since = *self.twin_since.get_or_insert(now.boot);
         let certain = twin.incarnation >= self.incarnation || now.boot.since(since) >= ECHO;
         certain.then_some(twin)
+    }
+
+    fn note_outlived(&mut self, entries: &[Entry], now: BootInstant) {
+        let later = entries.iter().filter(|entry| entry.id == self.me && entry.incarnation > self.incarnation);
+        self.outlived = match later.max_by_key(|entry| entry.incarnation) {
+            Some(later) if later.heard.left || !later.live => match self.outlived {
+                Some((incarnation, since)) if incarnation == later.incarnation => Some((incarnation, since)),
+                _ => Some((later.incarnation, now)),
+            },
+            _ => None,
+        };
     }
 
     fn evict(&mut self) {

@@ -17,6 +17,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, watch};
 
 use super::pool::Pool;
+use super::twin::Twin;
 use super::{Cause, Hello, Serve, server};
 use crate::clock::Clock;
 use crate::gossip::Directory;
@@ -66,7 +67,7 @@ pub(super) struct Inner {
     pub(super) gossip: mpsc::Sender<Gossip>,
     /// `Some` while gossip does not run. The lock is held for a move only.
     pub(super) gossip_inbox: Mutex<Option<mpsc::Receiver<Gossip>>>,
-    pub(super) duplicate: watch::Sender<Option<SocketAddr>>,
+    pub(super) twin: Twin,
     pub(super) refused: AtomicU64,
 }
 
@@ -105,7 +106,7 @@ impl Net {
             serve: OnceLock::new(),
             gossip,
             gossip_inbox: Mutex::new(Some(gossip_inbox)),
-            duplicate: watch::Sender::new(None),
+            twin: Twin::default(),
             refused: AtomicU64::new(0),
         })))
     }
@@ -125,9 +126,9 @@ impl Net {
         self.0.endpoint.local_addr()
     }
 
-    /// The address of another agent that has this node's own id, if there is one.
+    /// The address of another live agent that has this node's own id, if there is one.
     pub fn duplicate(&self) -> watch::Receiver<Option<SocketAddr>> {
-        self.0.duplicate.subscribe()
+        self.0.twin.watch()
     }
 
     /// Why addresses could not be reached lately, most of them tried again since. An address that was reached is gone.

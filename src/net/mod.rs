@@ -14,6 +14,7 @@ mod pool;
 mod server;
 #[cfg(test)]
 mod tests;
+mod twin;
 
 use std::net::SocketAddr;
 

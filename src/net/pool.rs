@@ -234,7 +234,7 @@ impl Inner {
             hello.map_err(|cause| match connection.close_reason() {
                 Some(closed) => {
                     if closed_as(&closed, TWIN) {
-                        self.met_twin(&connection);
+                        self.met_twin(address_of(&connection));
                     }
                     closed.into()
                 }
@@ -264,7 +264,7 @@ impl Inner {
         }
     }
 
-    fn check(&self, connection: &Connection, hello: &Hello) -> Result<(), Unwanted> {
+    fn check(self: &Arc<Self>, connection: &Connection, hello: &Hello) -> Result<(), Unwanted> {
         if hello.cluster != self.me.cluster {
             return Err(Unwanted::OtherCluster(hello.cluster.clone()));
         }
@@ -277,12 +277,8 @@ impl Inner {
         if hello.incarnation == self.me.incarnation {
             return Err(Unwanted::Itself);
         }
-        self.met_twin(connection);
+        self.met_twin(address_of(connection));
         Err(Unwanted::Twin)
-    }
-
-    fn met_twin(&self, connection: &Connection) {
-        self.duplicate.send_replace(Some(address_of(connection)));
     }
 
     /// Forgets a connection that has ended.

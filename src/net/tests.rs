@@ -406,12 +406,19 @@ async fn of_two_connections_to_one_address_the_open_one_is_used() {
 
 #[tokio::test]
 async fn two_live_agents_with_one_id_notice() {
-    let (one, twin) = (Node::start(&node(1)), Node::start(&Identity { incarnation: 2, ..node(1) }));
-    one.knows(2, twin.address());
+    let (one, other) = (Node::start(&node(1)), Node::start(&Identity { incarnation: 2, ..node(1) }));
+    one.knows(2, other.address());
     let mut noticed = one.net.duplicate();
     assert!(one.asks(2).await.is_err());
     let seen = timeout(PATIENCE, noticed.wait_for(Option::is_some)).await.unwrap().unwrap();
-    assert_eq!(*seen, Some(twin.address()));
+    assert_eq!(*seen, Some(other.address()));
+    drop(seen);
+    let ended = timeout(twin::GONE_AFTER + Duration::from_secs(1), noticed.wait_for(Option::is_none)).await;
+    assert!(ended.map(|seen| *seen.unwrap()).is_err(), "the alarm stays while the other agent lives");
+    other.net.close().await;
+    drop(other);
+    let ended = timeout(PATIENCE, noticed.wait_for(Option::is_none)).await;
+    assert_eq!(*ended.expect("the alarm ends with its cause").unwrap(), None);
 }
 
 #[tokio::test]

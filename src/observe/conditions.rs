@@ -29,6 +29,8 @@ pub struct Inputs<'a> {
     pub sessions: &'a Snapshot,
     pub health: &'a Health,
     pub cluster: &'a ClusterSigns,
+    /// Whether the journal that could not be read is still there, set aside.
+    pub is_journal_aside: bool,
     /// `limits.min_free_disk`
     pub min_free_disk: Bytes,
 }
@@ -85,6 +87,7 @@ impl Watches {
             sessions,
             health: &health,
             cluster: &cluster,
+            is_journal_aside: sessions.journal_rebuilt.as_ref().is_some_and(|rebuilt| rebuilt.moved_to.exists()),
             min_free_disk: self.min_free_disk,
         })
     }
@@ -92,7 +95,7 @@ impl Watches {
 
 /// Every condition that holds, with its message for the operator.
 pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
-    let Inputs { report, node, sessions, health, cluster, min_free_disk } = inputs;
+    let Inputs { report, node, sessions, health, cluster, is_journal_aside, min_free_disk } = inputs;
     let offered = effective(report.physical, &node.settings);
     [
         (ConditionKind::Overcommitted, overcommitted(&sessions.allocated, &offered)),
@@ -101,7 +104,7 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::GpuSharingLimitsOverride, sharing_limits_override(report, node)),
         (ConditionKind::RuntimeUnavailable, runtime_unavailable(health)),
         (ConditionKind::LimitsNotEnforced, limits_not_enforced(health)),
-        (ConditionKind::JournalRebuilt, sessions.journal_rebuilt.clone()),
+        (ConditionKind::JournalRebuilt, journal_rebuilt(sessions, is_journal_aside)),
         (ConditionKind::DataDirectoryFull, data_dir_full(sessions)),
         (ConditionKind::ContainerRenamed, renamed(&sessions.oddities.renamed)),
         (ConditionKind::StrayContainers, strays(&sessions.oddities)),
@@ -119,6 +122,11 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
     .into_iter()
     .filter_map(|(kind, message)| Some((kind, message?)))
     .collect()
+}
+
+/// It ends once the operator has removed the file: until then somebody may want to look at it.
+fn journal_rebuilt(sessions: &Snapshot, is_aside: bool) -> Option<String> {
+    sessions.journal_rebuilt.as_ref().filter(|_| is_aside).map(|rebuilt| rebuilt.message.clone())
 }
 
 fn duplicate(cluster: &ClusterSigns) -> Option<String> {
@@ -312,6 +320,7 @@ mod tests {
     use super::*;
     use crate::node::fixture;
     use crate::runtime::EngineInfo;
+    use crate::sessions::Rebuilt;
     use crate::types::{Cores, Disk, Inodes};
 
     /// The conditions that hold after a change to a host without conditions.
@@ -333,7 +342,8 @@ mod tests {
         health: &Health,
         cluster: &ClusterSigns,
     ) -> Vec<(ConditionKind, String)> {
-        evaluate(Inputs { report, node, sessions, health, cluster, min_free_disk: Bytes::gib(5) })
+        let is_journal_aside = true;
+        evaluate(Inputs { report, node, sessions, health, cluster, is_journal_aside, min_free_disk: Bytes::gib(5) })
     }
 
     fn kinds(found: &[(ConditionKind, String)]) -> Vec<ConditionKind> {
@@ -432,7 +442,8 @@ mod tests {
         let found = found(|report, _, sessions, _| {
             report.disks = vec![disk(Bytes::gib(1), 1000)];
             report.dev = true;
-            sessions.journal_rebuilt = Some("moved aside".to_owned());
+            let message = "moved aside".to_owned();
+            sessions.journal_rebuilt = Some(Rebuilt { message, moved_to: "/d".into() });
             sessions.failing_starts = FAILING_STARTS;
             sessions.data_dir_full = Some("/var/lib/ostler".into());
         });

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::Rebuilt;
 use super::record::Record;
 use crate::store::{Change, Error, Records, Store};
 use crate::types::{SessionId, Timestamp};
@@ -24,9 +25,15 @@ impl Journal {
     }
 
     /// Why the journal was created anew, if it was.
-    pub(super) fn rebuilt(&self) -> Option<String> {
+    pub(super) fn rebuilt(&self) -> Option<Rebuilt> {
         let moved = self.0.begun_anew()?;
-        Some(format!("{moved} and is rebuilt from the labels of containers"))
+        let to = moved.to.display();
+        let message = format!(
+            "{}; the file was moved to {to}, and sessions are rebuilt from the labels of containers; check the \
+             sessions, then remove that file",
+            moved.reason
+        );
+        Some(Rebuilt { message, moved_to: moved.to.clone() })
     }
 
     /// Writes changed records, and removes those that are `None`, in one durable transaction.
@@ -91,6 +98,6 @@ mod tests {
         drop(journal);
         let (journal, records) = Journal::open(directory.path(), START.wall).unwrap();
         assert!(records.is_empty());
-        assert!(journal.rebuilt().unwrap().contains("session a"));
+        assert!(journal.rebuilt().unwrap().message.contains("session a"));
     }
 }

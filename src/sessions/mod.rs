@@ -157,6 +157,14 @@ pub enum Error {
     Stopping,
 }
 
+/// Why the journal was rebuilt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rebuilt {
+    pub message: String,
+    /// Where the journal that could not be read is now.
+    pub moved_to: std::path::PathBuf,
+}
+
 /// What everybody may read: every session of this host, and what they reserve.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
@@ -172,7 +180,7 @@ pub struct Snapshot {
     /// How many sessions hold each GPU.
     pub gpu_slots_used: BTreeMap<String, u32>,
     /// The journal could not be read at start and was rebuilt from labels.
-    pub journal_rebuilt: Option<String>,
+    pub journal_rebuilt: Option<Rebuilt>,
     /// The journal cannot be written since this directory, the agent's data directory, is full.
     pub data_dir_full: Option<PathBuf>,
     /// Starts in a row that failed on this host.

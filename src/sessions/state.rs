@@ -14,7 +14,7 @@ use super::decide::{Context, EngineState, Registry, Report};
 use super::feed::{Feed, Standing};
 use super::record::Record;
 use super::runner::{Watch, Work};
-use super::{Admit, Admitted, Claimed, Command, Config, Error, Snapshot};
+use super::{Admit, Admitted, Claimed, Command, Config, Error, Rebuilt, Snapshot};
 use crate::election::Stale;
 use crate::runtime;
 use crate::runtime::container::Found;
@@ -116,7 +116,7 @@ pub struct Start {
     /// The journal's records.
     pub records: Vec<Record>,
     /// Why the journal could not be read and was created anew.
-    pub journal_rebuilt: Option<String>,
+    pub journal_rebuilt: Option<Rebuilt>,
     /// The highest ballot on disk that this node has followed or voted for.
     pub fence: Option<Ballot>,
     /// The number of this start of the agent: it grows with every start.
@@ -138,7 +138,7 @@ pub struct Sessions<R: Reply> {
     /// Publish every session in this turn, not only those that changed.
     publish_all: bool,
     nudge_all: bool,
-    journal_rebuilt: Option<String>,
+    journal_rebuilt: Option<Rebuilt>,
     data_dir_full: Option<PathBuf>,
     started: BootInstant,
     ready: bool,

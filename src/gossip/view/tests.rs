@@ -156,6 +156,24 @@ fn of_two_entries_of_one_incarnation_the_live_one_counts() {
 }
 
 #[test]
+fn a_later_life_of_a_copy_counts_as_outlived_once_it_has_been_silent_for_long() {
+    let copy = |live| Entry { incarnation: 90, ..entry(0, live) };
+    let mut membership = membership();
+    let outlived = |membership: &mut Membership, entries: &[Entry], at| {
+        membership.look(entries, moment(at));
+        membership.outlived(moment(at))
+    };
+    assert_eq!(outlived(&mut membership, &[copy(false)], 0), None, "it may only have begun");
+    assert_eq!(outlived(&mut membership, &[copy(true)], 29), None);
+    assert_eq!(outlived(&mut membership, &[copy(false)], 40), None);
+    assert_eq!(outlived(&mut membership, &[copy(false)], 69), None);
+    assert_eq!(outlived(&mut membership, &[copy(false)], 70), Some(90));
+    membership.begin_life(91);
+    assert_eq!(outlived(&mut membership, &[copy(false)], 200), None);
+    assert_eq!(outlived(&mut membership, &[entry(0, false)], 300), None, "an earlier life of this node");
+}
+
+#[test]
 fn a_node_with_the_same_id_is_detected_and_a_previous_life_is_not_taken_for_one() {
     let twin = |incarnation, live| Entry { incarnation, ..entry(0, live) };
     let mut membership = membership();

@@ -55,7 +55,6 @@ pub struct Registry {
     records: BTreeMap<SessionId, Record>,
     ledger: Ledger,
     ports: Ports,
-    failing_starts: u32,
     troubles: Troubles,
     /// Offers under a lower ballot are rejected.
     fence: Option<Ballot>,
@@ -92,7 +91,6 @@ impl Registry {
             records,
             ledger: Ledger::default(),
             ports: Ports::default(),
-            failing_starts: 0,
             troubles: Troubles::default(),
             fence,
             engine_up: false,
@@ -152,7 +150,7 @@ impl Registry {
 
     /// Starts in a row that failed.
     pub const fn failing_starts(&self) -> u32 {
-        self.failing_starts
+        self.troubles.failing_starts
     }
 
     /// Whether a decision must be on disk before it is published or answered.

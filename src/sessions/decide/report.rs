@@ -155,7 +155,7 @@ impl Registry {
             // It was out of sight, and goes on.
             return Ok(());
         }
-        self.failing_starts = 0;
+        self.troubles.failing_starts = 0;
         let epoch = self.engine_epoch.clone();
         let live = self.change(session)?;
         live.engine_epoch = epoch;
@@ -243,7 +243,6 @@ impl Registry {
         }
         let may_go_elsewhere = fault.is_local() && live.may_go_elsewhere();
         let ended_before = live.ended_before.filter(|_| fault.is_local());
-        self.failing_starts = self.failing_starts.saturating_add(u32::from(fault.is_the_hosts()));
         self.troubles.note(fault, &message, cx.now.boot);
         if may_go_elsewhere {
             return self.set_aside(session, fault, message, cx);

@@ -15,6 +15,10 @@ pub struct Troubles {
     pub network: Option<Trouble>,
     /// A registry does not give images. It is over once an image is pulled.
     pub registry: Option<Trouble>,
+    /// Starts in a row that failed by the fault of this host.
+    pub failing_starts: u32,
+    /// When the last of them failed.
+    failed_at: BootInstant,
 }
 
 /// One failure.
@@ -32,13 +36,21 @@ impl Troubles {
             Fault::Registry => self.registry = trouble(),
             Fault::Workspace | Fault::Image | Fault::Platform { .. } | Fault::Host => {}
         }
+        if fault.is_the_hosts() {
+            (self.failing_starts, self.failed_at) = (self.failing_starts.saturating_add(1), at);
+        }
     }
 
     /// Forgets what was not met for long. Returns true if there was any.
     pub(super) fn expire(&mut self, now: BootInstant) -> bool {
         let is_over = |trouble: &mut Trouble| now.since(trouble.at) >= SHOWN_FOR;
         let over = [&mut self.network, &mut self.registry].map(|trouble| trouble.take_if(is_over).is_some());
-        over.contains(&true)
+        // Leaders offer sessions to this host last, so there may be no start to show that it is mended.
+        let mended = self.failing_starts > 0 && now.since(self.failed_at) >= SHOWN_FOR;
+        if mended {
+            self.failing_starts = 0;
+        }
+        mended || over.contains(&true)
     }
 }
 
@@ -50,7 +62,8 @@ mod tests {
     fn each_trouble_is_shown_until_it_was_not_met_for_ten_minutes() {
         let (mut troubles, at) = (Troubles::default(), BootInstant::from_millis);
         troubles.note(&Fault::Host, "disk", at(0));
-        assert_eq!(troubles, Troubles::default(), "a host's own fault counts as a failing start");
+        let counted = Troubles { failing_starts: 1, ..Troubles::default() };
+        assert_eq!(troubles, counted, "a host's own fault counts as a failing start");
         troubles.note(&Fault::Network, "full", at(0));
         troubles.note(&Fault::Registry, "429", at(1000));
         assert!(!troubles.expire(at(599_999)));

@@ -158,6 +158,13 @@ fn two_nodes_with_one_id_are_noticed_and_admit_nothing() {
             .iter()
             .any(|node| node.node()["conditions"].to_string().contains("duplicate_node_id"))
     });
+    // The one that stays recovers without a restart.
+    assert!(twin.sigterm().success());
+    std::fs::remove_dir_all(twin.data_dir()).unwrap();
+    until("the condition ends with its cause", || {
+        !cluster.nodes[1].node()["conditions"].to_string().contains("duplicate_node_id")
+    });
+    cluster.settled();
 }
 
 #[test]
