@@ -41,7 +41,7 @@ pub struct DevFigures {
 /// One reading of the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// What sessions can use.
+    /// What sessions can use. [Not every figure is known](Resources::known): not before the engine has reported it.
     pub physical: Resources,
     /// The GPUs that sessions can use, in the driver's order.
     pub gpus: Vec<GpuDevice>,

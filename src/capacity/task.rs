@@ -11,7 +11,7 @@ use super::probe::{cgroup, disk, host};
 use super::{Config, GpuDevice, Handle, Report, Utilized};
 use crate::clock::Clock;
 use crate::runtime::{EngineInfo, Health};
-use crate::types::{Disk, Resources, RuntimeKind, Timestamp};
+use crate::types::{Bytes, Cores, Disk, Resources, RuntimeKind, Timestamp};
 
 /// GPUs that `[dev]` can add at most; no host has more.
 const MAX_DEV_GPUS: u32 = 1024;
@@ -119,8 +119,8 @@ fn compose(config: &Config, engine: Option<&EngineInfo>, reading: &Reading) -> R
     let host = &reading.host;
     let (cores, memory) = match (config.runtime, engine) {
         (RuntimeKind::Docker, Some(engine)) => (engine.cores, engine.memory),
-        // Until the engine has reported its figures, the host's are the best estimate.
-        (RuntimeKind::Docker, None) => (host.cores, host.memory),
+        // What containers may use is known only from the engine, which may be in a smaller machine or cgroup.
+        (RuntimeKind::Docker, None) => (Cores::ZERO, Bytes::ZERO),
         (RuntimeKind::Process, _) => (reading.bounds.limit_cores(host.cores), reading.bounds.limit_memory(host.memory)),
     };
     let dev = &config.dev;
@@ -151,7 +151,7 @@ mod tests {
 
     use super::*;
     use crate::capacity::DevFigures;
-    use crate::types::{BootInstant, Bytes, Cores, Moment};
+    use crate::types::{BootInstant, Moment};
 
     fn config(runtime: RuntimeKind) -> Config {
         Config { runtime, dev: DevFigures::default(), data_dir: "/".into(), interval: Duration::from_secs(3600) }
@@ -183,7 +183,7 @@ mod tests {
     fn with_docker_the_engines_figures_count() {
         let config = config(RuntimeKind::Docker);
         assert_eq!(physical(&config, Some(&engine())), Resources::new(Cores::whole(3), Bytes::gib(3), 0));
-        assert_eq!(physical(&config, None), Resources::new(Cores::whole(8), Bytes::gib(8), 0));
+        assert_eq!(physical(&config, None), Resources::ZERO, "not known");
     }
 
     #[test]
@@ -212,7 +212,7 @@ mod tests {
         let start = Moment { wall: Timestamp::from_millis(1), boot: BootInstant::from_millis(1), boot_id: 1 };
         let (say, health) = watch::channel(Health::Unknown);
         let (handle, owner) = spawn(config(RuntimeKind::Docker), health, Clock::manual(start));
-        assert!(handle.report().physical.memory > Bytes::ZERO);
+        assert_eq!(handle.report().physical, Resources::ZERO, "the engine has not answered");
         assert_eq!(handle.report().disks[0].path, "/");
 
         let mut reports = handle.watch();

@@ -233,6 +233,7 @@ const fn code_of(reason: Reason) -> ErrorCode {
         Reason::Unreachable => ErrorCode::NodeUnreachable,
         Reason::RuntimeUnavailable => ErrorCode::RuntimeUnavailable,
         Reason::NoCapacity
+        | Reason::PhysicalUnknown
         | Reason::GpuSharing
         | Reason::Constraint
         | Reason::Network
@@ -257,6 +258,7 @@ fn with_words(message: String, nodes: &[NodeReason]) -> String {
 fn describe(refused: &NodeReason) -> String {
     let why = match refused.reason {
         Reason::ExceedsPhysical => "it requests more than the host has",
+        Reason::PhysicalUnknown => "the container engine has not reported what the host has",
         Reason::NoCapacity => "the host has no room beside its present sessions",
         Reason::GpuSharing => "gpu_sharing does not let this user share the GPUs",
         Reason::Disabled => "the node is disabled",

@@ -125,17 +125,17 @@ impl Exposition {
 
     fn resources(&mut self, node: &Node) {
         let (cores, memory, gpus) = (&node.resources.cores, &node.resources.memory_bytes, &node.resources.gpus);
-        self.single("node_cores_physical", "CPU cores of the host", decimal(cores.physical));
-        self.single("node_cores_effective", "CPU cores that the node offers", decimal(cores.effective));
+        self.single("node_cores_physical", "CPU cores of the host", cores.physical.map(decimal));
+        self.single("node_cores_effective", "CPU cores that the node offers", cores.offered().map(decimal));
         self.single("node_cores_allocated", "CPU cores that sessions reserve", decimal(cores.allocated));
         let used = cores.utilized.map(decimal);
         self.single("node_cores_used", "CPU cores in use, by all processes of the host", used);
-        self.single("node_memory_physical_bytes", "Memory of the host", number(memory.physical));
-        self.single("node_memory_effective_bytes", "Memory that the node offers", number(memory.effective));
+        self.single("node_memory_physical_bytes", "Memory of the host", memory.physical.map(number));
+        self.single("node_memory_effective_bytes", "Memory that the node offers", memory.offered().map(number));
         self.single("node_memory_allocated_bytes", "Memory that sessions reserve", number(memory.allocated));
         let used = memory.utilized.map(number);
         self.single("node_memory_used_bytes", "Memory in use, by all processes of the host", used);
-        self.single("node_gpus_physical", "GPUs of the host", f64::from(gpus.physical));
+        self.single("node_gpus_physical", "GPUs of the host", gpus.physical.map(f64::from));
         self.single("node_gpu_slots_effective", "GPU slots that the node offers", f64::from(gpus.effective));
         self.single("node_gpu_slots_allocated", "GPU slots that sessions reserve", f64::from(gpus.allocated));
         let measured = cores.utilized_at.or(memory.utilized_at).map(|at| at.millis() as f64 / 1000.0);
@@ -257,7 +257,7 @@ mod tests {
 
     fn node() -> Node {
         let mut node = sample::node("one", "aabb222222222222");
-        node.resources.cores.physical = Cores::whole(6);
+        node.resources.cores.physical = Some(Cores::whole(6));
         node.resources.cores.effective = Cores::whole(12);
         node.resources.cores.allocated = Cores::from_milli(2500);
         node.resources.cores.utilized = None;

@@ -62,7 +62,7 @@ impl Holders {
             reason,
             dimension: Dimension::Gpus,
             requested: f64::from(wanted),
-            available: allowed.len() as f64,
+            available: Some(allowed.len() as f64),
             physical: Some(f64::from(capacity.physical.gpus)),
         })
     }

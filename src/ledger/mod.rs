@@ -38,7 +38,8 @@ pub struct Refusal {
     pub reason: Reason,
     pub dimension: Dimension,
     pub requested: f64,
-    pub available: f64,
+    /// `None`: not known.
+    pub available: Option<f64>,
     pub physical: Option<f64>,
 }
 
@@ -50,7 +51,7 @@ impl Refusal {
             reason: self.reason,
             dimension: Some(self.dimension),
             requested: Some(self.requested),
-            available: Some(self.available),
+            available: self.available,
             physical: self.physical,
             message: None,
         }
@@ -79,12 +80,13 @@ pub fn fits(
 ) -> Result<(), Refusal> {
     let refusal = |reason, dimension| {
         let available = if reason == Reason::ExceedsPhysical { physical } else { effective.saturating_sub(allocated) };
+        let is_known = physical.known(dimension);
         Refusal {
             reason,
             dimension,
             requested: request.figure(dimension).unwrap_or_default(),
-            available: available.figure(dimension).unwrap_or_default(),
-            physical: physical.figure(dimension),
+            available: available.figure(dimension).filter(|_| is_known),
+            physical: physical.figure(dimension).filter(|_| is_known),
         }
     };
     lacks(request, allocated, physical, effective).map_or(Ok(()), |(reason, dimension)| Err(refusal(reason, dimension)))
@@ -98,7 +100,9 @@ pub fn lacks(
     effective: Resources,
 ) -> Option<(Reason, Dimension)> {
     if let Some(dimension) = request.exceeds(&physical) {
-        return Some((Reason::ExceedsPhysical, dimension));
+        // It may fit once the figure is known.
+        let reason = if physical.known(dimension) { Reason::ExceedsPhysical } else { Reason::PhysicalUnknown };
+        return Some((reason, dimension));
     }
     short(request, allocated, effective).map(|dimension| (Reason::NoCapacity, dimension))
 }

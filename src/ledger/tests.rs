@@ -115,11 +115,21 @@ fn a_refusal_shows_the_figures_that_were_compared() {
     host.admit("a", "alice", request(5, 1, 0)).unwrap();
     // More than the host has: its physical figure, however much is offered and free.
     let too_large = host.admit("b", "alice", request(7, 1, 0)).unwrap_err();
-    assert_eq!(shown(too_large), (Reason::ExceedsPhysical, 7.0, 6.0, Some(6.0)));
+    assert_eq!(shown(too_large), (Reason::ExceedsPhysical, 7.0, Some(6.0), Some(6.0)));
     // No room now: what is offered and not allocated.
     host.admit("c", "alice", request(5, 1, 0)).unwrap();
     let no_room = host.admit("d", "alice", request(3, 1, 0)).unwrap_err();
-    assert_eq!(shown(no_room), (Reason::NoCapacity, 3.0, 2.0, Some(6.0)));
+    assert_eq!(shown(no_room), (Reason::NoCapacity, 3.0, Some(2.0), Some(6.0)));
+}
+
+#[test]
+fn a_figure_that_is_not_known_admits_nothing_and_is_never_too_small() {
+    for unknown in [request(0, 6, 0), request(6, 0, 0), request(0, 0, 0)] {
+        // An override does not make physical known.
+        let mut host = Host::new(unknown, request(12, 12, 0));
+        let refusal = host.admit("a", "alice", request(1, 1, 0)).unwrap_err();
+        assert_eq!((refusal.reason, refusal.available, refusal.physical), (Reason::PhysicalUnknown, None, None));
+    }
 }
 
 #[test]

@@ -98,7 +98,7 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
     let Inputs { report, node, sessions, health, cluster, is_journal_aside, min_free_disk } = inputs;
     let offered = effective(report.physical, &node.settings);
     [
-        (ConditionKind::Overcommitted, overcommitted(&sessions.allocated, &offered)),
+        (ConditionKind::Overcommitted, overcommitted(&sessions.allocated, &offered, &report.physical)),
         (ConditionKind::MemoryOvercommitWithoutSwap, memory_without_swap(report, offered.memory)),
         (ConditionKind::GpuOverrideInactive, gpu_override_inactive(report, node)),
         (ConditionKind::GpuSharingLimitsOverride, sharing_limits_override(report, node)),
@@ -159,12 +159,12 @@ fn conflicts(cluster: &ClusterSigns) -> Option<String> {
 }
 
 /// For example `5 of 3 cores allocated`.
-fn overcommitted(allocated: &Resources, offered: &Resources) -> Option<String> {
+fn overcommitted(allocated: &Resources, offered: &Resources, physical: &Resources) -> Option<String> {
     let over: Vec<String> = [Dimension::Cores, Dimension::MemoryBytes, Dimension::Gpus]
         .into_iter()
         .filter_map(|dimension| {
             let (used, of) = (allocated.figure(dimension)?, offered.figure(dimension)?);
-            (used > of).then(|| overcommitted_in(dimension, allocated, used, of))
+            (used > of && physical.known(dimension)).then(|| overcommitted_in(dimension, allocated, used, of))
         })
         .collect();
     (!over.is_empty()).then(|| over.join(", "))
@@ -181,7 +181,8 @@ fn overcommitted_in(dimension: Dimension, allocated: &Resources, used: f64, of: 
 fn memory_without_swap(report: &Report, offered: Bytes) -> Option<String> {
     let swap = report.swap.as_ref().map_or(Bytes::ZERO, |Swap { total_bytes, .. }| *total_bytes);
     let held = report.physical.memory.saturating_add(swap);
-    (offered > held).then(|| {
+    let is_known = report.physical.known(Dimension::MemoryBytes);
+    (offered > held && is_known).then(|| {
         format!(
             "the node offers {offered} of memory, but RAM and swap hold {held}: the kernel may kill sessions that \
              use it; add swap or lower memory_override_bytes"
@@ -376,6 +377,16 @@ mod tests {
             node.settings.memory_override_bytes = Bytes::gib(7);
         });
         assert_eq!(kinds(&unknown), [ConditionKind::MemoryOvercommitWithoutSwap]);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_overcommitted() {
+        let found = found(|report, node, sessions, _| {
+            report.physical = Resources::ZERO;
+            node.settings.memory_override_bytes = Bytes::gib(64);
+            sessions.allocated = Resources::new(Cores::whole(5), Bytes::gib(6), 0);
+        });
+        assert_eq!(found, []);
     }
 
     #[test]

@@ -137,7 +137,7 @@ mod tests {
             sessions.allocated = Resources::new(Cores::whole(5), Bytes::gib(5), 0);
         });
         let cores = &node.resources.cores;
-        assert_eq!((cores.physical, cores.override_), (Cores::whole(6), Cores::whole(12)));
+        assert_eq!((cores.physical, cores.override_), (Some(Cores::whole(6)), Cores::whole(12)));
         assert_eq!((cores.allocated, cores.effective), (Cores::whole(5), Cores::whole(12)));
         assert_eq!(cores.available, Cores::whole(7));
         assert_eq!(node.resources.memory_bytes.available, Bytes::gib(1));
@@ -155,11 +155,14 @@ mod tests {
     #[test]
     fn unknown_figures_are_null() {
         let node = described(|report, _, _, _| {
+            report.physical.cores = Cores::ZERO;
             report.utilized =
                 Some(Utilized { cores: None, memory: Some(Bytes::gib(1)), at: Timestamp::from_millis(3) });
         });
         let json = serde_json::to_value(&node).unwrap();
         assert!(json["resources"]["cores"]["utilized"].is_null());
+        assert!(json["resources"]["cores"]["physical"].is_null());
+        assert_eq!(json["resources"]["gpus"]["physical"], 0);
         assert!(json["resources"]["cores"]["utilized_at"].is_null());
         assert_eq!(node.resources.memory_bytes.utilized_at, Some(Timestamp::from_millis(3)));
     }

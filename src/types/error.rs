@@ -73,6 +73,8 @@ impl NodeReason {
 pub enum Reason {
     /// The session needs more than the host has, and will never fit there.
     ExceedsPhysical,
+    /// What the host has is not known: its container engine has not reported it.
+    PhysicalUnknown,
     /// The session fits the host, but not beside the sessions that are there now.
     NoCapacity,
     /// GPUs have room, but `gpu_sharing` does not let this user share them.

@@ -7,8 +7,8 @@ use utoipa::ToSchema;
 
 use super::text::words;
 use super::{
-    Bytes, Cores, GpuProfile, GpuUsage, Invalid, Name, NodeId, NodeProfile, NodeUsage, Platform, SessionId, Timestamp,
-    schema,
+    Bytes, Cores, Dimension, GpuProfile, GpuUsage, Invalid, Name, NodeId, NodeProfile, NodeUsage, Platform, SessionId,
+    Timestamp, schema,
 };
 
 pub type Labels = BTreeMap<String, String>;
@@ -197,15 +197,22 @@ pub enum NodeState {
 }
 words!(NodeState { Alive => "alive", Suspect => "suspect", Unknown => "unknown", Left => "left" });
 
+impl<T: Copy + Default + PartialEq> Figures<T> {
+    /// What the node offers; `None` if neither an override nor physical says it.
+    pub fn offered(&self) -> Option<T> {
+        (self.physical.is_some() || self.effective != T::default()).then_some(self.effective)
+    }
+}
+
 /// The figures of one resource of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Figures<T> {
-    /// What the host has.
-    pub physical: T,
+    /// What the host has; `null` if it is not known, for example before the container engine has reported it.
+    pub physical: Option<T>,
     /// What the operator set to be offered instead; 0: no override.
     #[serde(rename = "override")]
     pub override_: T,
-    /// What the node offers: the override if it is not 0, else physical.
+    /// What the node offers: the override if it is not 0, else physical, or 0 if that is not known.
     pub effective: T,
     /// The sum of what the admitted sessions reserve.
     pub allocated: T,
@@ -470,7 +477,7 @@ impl NodeResources {
         let available = effective.saturating_sub(*allocated);
         Self {
             cores: Figures {
-                physical: physical.cores,
+                physical: physical.known(Dimension::Cores).then_some(physical.cores),
                 override_: settings.cores_override,
                 effective: effective.cores,
                 allocated: allocated.cores,
@@ -479,7 +486,7 @@ impl NodeResources {
                 utilized_at: usage.cores.map(|_| usage.at),
             },
             memory_bytes: Figures {
-                physical: physical.memory,
+                physical: physical.known(Dimension::MemoryBytes).then_some(physical.memory),
                 override_: settings.memory_override_bytes,
                 effective: effective.memory,
                 allocated: allocated.memory,
@@ -488,7 +495,7 @@ impl NodeResources {
                 utilized_at: usage.memory_bytes.map(|_| usage.at),
             },
             gpus: Figures {
-                physical: physical.gpus,
+                physical: Some(physical.gpus),
                 override_: settings.gpus_override,
                 effective: effective.gpus,
                 allocated: allocated.gpus,

@@ -19,7 +19,7 @@ pub struct NodeProfile {
     pub address: String,
     pub version: String,
     pub runtime: RuntimeStatus,
-    /// The resources that the host has.
+    /// The resources that the host has. [Not every figure is known](Resources::known).
     pub physical: Resources,
     /// The resources that the host offers: each override that is not 0, else the physical amount.
     pub effective: Resources,

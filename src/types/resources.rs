@@ -35,6 +35,16 @@ impl Resources {
         }
     }
 
+    /// Whether these physical figures have one of this dimension. Every host has cores and memory: 0 of them is a figure
+    /// that is not known.
+    pub const fn known(&self, dimension: Dimension) -> bool {
+        match dimension {
+            Dimension::Cores => !self.cores.is_zero(),
+            Dimension::MemoryBytes => !self.memory.is_zero(),
+            _ => true,
+        }
+    }
+
     /// The first dimension, in the order cores, memory, GPUs, in which `self` is more than `limit`.
     pub fn exceeds(&self, limit: &Self) -> Option<Dimension> {
         if self.cores > limit.cores {

@@ -239,7 +239,7 @@ async fn one_cluster(clients: &[Client]) {
 async fn leader_of_all(client: &Client, nodes: usize) -> Result<Option<Name>, Failure> {
     let list = client.list(Route::new(&["nodes"])).await?.read::<List<Node>>()?;
     let at_work = |node: &Node| {
-        node.state == NodeState::Alive && node.runtime.available && !node.resources.cores.physical.is_zero()
+        node.state == NodeState::Alive && node.runtime.available && node.resources.cores.physical.is_some()
     };
     if list.items.len() != nodes || !list.items.iter().all(at_work) {
         return Ok(None);

@@ -13,7 +13,7 @@ use crate::types::{Figures, List, Node, SettingsPatch};
 use super::client::Call;
 use super::failure::Failure;
 use super::route::Route;
-use super::table::{NONE, joined, table};
+use super::table::{NONE, joined, or_none, table};
 use super::terminal::Terminal;
 use super::{Context, Failures};
 use selection::Selection;
@@ -117,9 +117,9 @@ pub(super) fn describe(nodes: &[Node], terminal: &Terminal) -> String {
     table(&header, rows)
 }
 
-/// `5 of 12`: allocated, of effective.
-fn share<T: std::fmt::Display>(figures: &Figures<T>) -> String {
-    format!("{} of {}", figures.allocated, figures.effective)
+/// `5 of 12`: allocated, of what is offered; `5 of -` if that is not known.
+fn share<T: Copy + Default + PartialEq + std::fmt::Display>(figures: &Figures<T>) -> String {
+    format!("{} of {}", figures.allocated, or_none(figures.offered()))
 }
 
 /// Whether the operator lets the node admit new sessions.
@@ -169,7 +169,7 @@ mod tests {
         let leader = example();
         let mut other = Node { name: "b".parse().unwrap(), is_leader: false, enabled: false, ..example() };
         other.resources.gpus =
-            Figures { physical: 0, override_: 0, effective: 0, allocated: 0, ..other.resources.gpus };
+            Figures { physical: Some(0), override_: 0, effective: 0, allocated: 0, ..other.resources.gpus };
         other.conditions.clear();
         let expected = "\
 NAME       STATE   ACCEPTS    CORES     MEMORY           GPUS      SESSIONS   VERSION   CONDITIONS

@@ -51,7 +51,7 @@ pub(in crate::cli) fn resources(node: &Node, terminal: &Terminal) -> String {
     let mut lines = vec![terminal.bold("Resources")];
     lines.extend(bars("cores", "cores", &resources.cores, cores, terminal));
     lines.extend(bars("memory", "memory", &resources.memory_bytes, |memory: &Bytes| memory.get() as f64, terminal));
-    if resources.gpus.effective > 0 || resources.gpus.physical > 0 {
+    if resources.gpus.effective > 0 || resources.gpus.physical.is_some_and(|gpus| gpus > 0) {
         lines.extend(bars("gpus", "GPUs", &resources.gpus, |gpus: &u32| f64::from(*gpus), terminal));
     }
     if made_up {
@@ -64,24 +64,29 @@ pub(in crate::cli) fn resources(node: &Node, terminal: &Terminal) -> String {
 }
 
 /// Utilized and allocated, as shares of effective. If an override sets effective, physical too.
-fn bars<T: fmt::Display>(
+fn bars<T: Copy + Default + PartialEq + fmt::Display>(
     name: &str,
     unit: &str,
     figures: &Figures<T>,
     number: impl Fn(&T) -> f64,
     terminal: &Terminal,
 ) -> Vec<String> {
-    let effective = number(&figures.effective);
+    let Some(offered) = figures.offered() else {
+        let allocated = format!("{} {unit} allocated; {unit} of the host: unknown", figures.allocated);
+        return vec![format!("  {name:<8}{}  {allocated}", unknown(terminal))];
+    };
+    let effective = number(&offered);
     let (used, used_text) = match &figures.utilized {
         Some(utilized) => {
-            (bar(number(utilized), effective, terminal), format!("{utilized} of {} {unit} utilized", figures.effective))
+            (bar(number(utilized), effective, terminal), format!("{utilized} of {offered} {unit} utilized"))
         }
         None => (unknown(terminal), format!("{unit} utilized: unknown")),
     };
     let allocated = bar(number(&figures.allocated), effective, terminal);
     let overridden = number(&figures.override_) > 0.0;
-    let physical = if overridden { format!(" (physical {})", figures.physical) } else { String::new() };
-    let share = format!("{} of {} {unit} allocated{physical}", figures.allocated, figures.effective);
+    let physical = figures.physical.map_or_else(|| "unknown".to_owned(), |physical| physical.to_string());
+    let physical = if overridden { format!(" (physical {physical})") } else { String::new() };
+    let share = format!("{} of {offered} {unit} allocated{physical}", figures.allocated);
     let over = number(&figures.allocated) > effective;
     let share = if over { terminal.red(&share) } else { share };
     vec![format!("  {name:<8}{used}  {used_text}"), format!("  {:<8}{allocated}  {share}", "")]

@@ -81,7 +81,7 @@ impl Registry {
             Some(Shortage::Bytes { disk, least }) => (Dimension::DiskBytes, least.get(), disk.free_bytes.get()),
             Some(Shortage::Inodes { inodes, least, .. }) => (Dimension::DiskInodes, least, inodes.free),
         };
-        let (requested, available) = (requested as f64, available as f64);
+        let (requested, available) = (requested as f64, Some(available as f64));
         Err(self.refusal(cx, Refusal { reason: Reason::LowDisk, dimension, requested, available, physical: None }))
     }
 
@@ -97,7 +97,7 @@ impl Registry {
                 reason: Reason::SessionLimit,
                 dimension: Dimension::Sessions,
                 requested: 1.0,
-                available: 0.0,
+                available: Some(0.0),
                 physical: Some(f64::from(limit)),
             },
         ))
@@ -134,7 +134,7 @@ impl Registry {
                 reason: Reason::NoPorts,
                 dimension: Dimension::Ports,
                 requested: wanted as f64,
-                available: 0.0,
+                available: Some(0.0),
                 physical: Some(range.len() as f64),
             };
             return Err(self.refusal(cx, refusal));

@@ -284,3 +284,29 @@ fn the_figures_follow_the_engine_both_ways() {
     agent.until_state(&session, "running");
     agent.create("large", "bob").refused(422, "exceeds_physical");
 }
+
+#[test]
+fn figures_that_the_engine_does_not_tell_are_unknown_and_not_zero() {
+    let name = "figures_that_the_engine_does_not_tell_are_unknown_and_not_zero";
+    let Some(lab) = Lab::open(name) else { return };
+    let has = docker(&["info", "--format", "{{.NCPU}}"]);
+    if has.len() != 1 {
+        return crate::support::skip(name, "an engine with fewer than 10 cores");
+    }
+    let relay = EngineRelay::start();
+    relay.on("GET", "/info", Fault::Rewrite(format!("\"NCPU\":{has}").leak(), "\"NCPU\":0"));
+    let agent = relayed(&lab, &relay, "");
+    let physical = |agent: &Agent, resource: &str| agent.node()["resources"][resource]["physical"].clone();
+    until("the engine answers", || physical(&agent, "memory_bytes") != Value::Null);
+    assert_eq!(physical(&agent, "cores"), Value::Null);
+    let refused = agent.create("w", "alice").refused(503, "no_capacity");
+    let reason = &refused["nodes"][0];
+    assert_eq!((&reason["reason"], &reason["physical"]), (&json!("physical_unknown"), &Value::Null), "{refused}");
+    assert!(agent.cli(&["node", "ls"]).ok().contains("0 of -"));
+    assert!(agent.cli(&["node", "show", "self"]).ok().contains("cores of the host: unknown"));
+    let metrics = agent.get("/metrics").text();
+    assert!(!metrics.contains("ostler_node_cores_physical{") && !metrics.contains("ostler_node_cores_effective{"));
+    relay.mend();
+    until("the engine tells", || physical(&agent, "cores").as_f64() == has.parse().ok());
+    agent.running("w", "alice");
+}
