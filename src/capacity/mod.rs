@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use self::probe::cgroup::EngineBounds;
+
 use crate::types::{Bytes, Cores, Disk, Resources, RuntimeKind, Swap, Timestamp};
 
 /// How often the host is read. A reading takes 0.1 to 0.4 ms: less than 0.01 % of a core.
@@ -43,6 +45,8 @@ pub struct DevFigures {
 pub struct Report {
     /// What sessions can use. [Not every figure is known](Resources::known): not before the engine has reported it.
     pub physical: Resources,
+    /// What the container engine reported, and what bounds it; `None`: not known, or there is no engine.
+    pub engine: Option<EngineFigures>,
     /// The GPUs that sessions can use, in the driver's order.
     pub gpus: Vec<GpuDevice>,
     pub utilized: Option<Utilized>,
@@ -54,6 +58,14 @@ pub struct Report {
     pub load: Option<[f64; 3]>,
     /// At least one figure comes from `[dev]`.
     pub dev: bool,
+}
+
+/// What an engine reports of its host. It does not look at the cgroups that it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineFigures {
+    pub cores: Cores,
+    pub memory: Bytes,
+    pub bounds: EngineBounds,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

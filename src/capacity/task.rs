@@ -8,7 +8,7 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::probe::{cgroup, disk, host};
-use super::{Config, GpuDevice, Handle, Report, Utilized};
+use super::{Config, EngineFigures, GpuDevice, Handle, Report, Utilized};
 use crate::clock::Clock;
 use crate::runtime::{EngineInfo, Health};
 use crate::types::{Bytes, Cores, Disk, Resources, RuntimeKind, Timestamp};
@@ -20,8 +20,9 @@ const MAX_DEV_GPUS: u32 = 1024;
 pub fn spawn(config: Config, mut health: watch::Receiver<Health>, clock: Clock) -> (Handle, JoinHandle<()>) {
     let engine = told(&health.borrow_and_update());
     let mut sampler = host::Sampler::new();
-    let paths = paths(&config, engine.as_ref());
-    let reading = Reading { disks: disk::all(&paths), ..Reading::take(&mut sampler, config.runtime, clock.now().wall) };
+    let (disks, bounds) = around_engine(&config, engine.as_ref());
+    let now = clock.now().wall;
+    let reading = Reading { disks, engine: bounds, ..Reading::take(&mut sampler, config.runtime, now) };
     let (publish, report) = watch::channel(Arc::new(compose(&config, engine.as_ref(), &reading)));
     let owner = Owner { config, engine, reading, clock, publish };
     (Handle::new(report), tokio::spawn(owner.run(sampler, health)))
@@ -57,7 +58,7 @@ impl Owner {
                 _ = ticks.tick() => sampler = self.read_host(sampler).await?,
                 Ok(()) = health.changed() => self.engine = told(&health.borrow_and_update()).or(self.engine.take()),
             }
-            self.read_disk().await?;
+            self.read_around_engine().await?;
             self.publish.send_replace(Arc::new(compose(&self.config, self.engine.as_ref(), &self.reading)));
         }
     }
@@ -73,9 +74,10 @@ impl Owner {
         Ok(sampler)
     }
 
-    async fn read_disk(&mut self) -> Result<(), JoinError> {
-        let paths = paths(&self.config, self.engine.as_ref());
-        self.reading.disks = spawn_blocking(move || disk::all(&paths)).await?;
+    async fn read_around_engine(&mut self) -> Result<(), JoinError> {
+        let (config, engine) = (self.config.clone(), self.engine.clone());
+        let reading = spawn_blocking(move || around_engine(&config, engine.as_ref())).await?;
+        (self.reading.disks, self.reading.engine) = reading;
         Ok(())
     }
 }
@@ -85,18 +87,20 @@ impl Owner {
 struct Reading {
     host: host::Sample,
     bounds: cgroup::Bounds,
+    /// Nothing is known of the cgroups of an engine that is not a process of this host.
+    engine: cgroup::EngineBounds,
     disks: Vec<Disk>,
     at: Timestamp,
 }
 
 impl Reading {
-    /// A reading of everything but the disk.
+    /// A reading of everything that is not at the engine.
     fn take(sampler: &mut host::Sampler, runtime: RuntimeKind, now: Timestamp) -> Self {
         let bounds = match runtime {
             RuntimeKind::Docker => cgroup::Bounds::default(),
             RuntimeKind::Process => cgroup::own(),
         };
-        Self { host: sampler.sample(), bounds, disks: Vec::new(), at: now }
+        Self { host: sampler.sample(), bounds, engine: cgroup::EngineBounds::default(), disks: Vec::new(), at: now }
     }
 }
 
@@ -106,6 +110,12 @@ fn told(health: &Health) -> Option<EngineInfo> {
         Health::Up(info) => Some(info.clone()),
         Health::Unknown | Health::Down { .. } => None,
     }
+}
+
+/// The disks, and the bounds of the engine.
+fn around_engine(config: &Config, engine: Option<&EngineInfo>) -> (Vec<Disk>, cgroup::EngineBounds) {
+    let pid = engine.and_then(|engine| engine.pid);
+    (disk::all(&paths(config, engine)), pid.map(cgroup::of_engine).unwrap_or_default())
 }
 
 /// The paths to measure disks at: the engine's images and the data directory.
@@ -118,17 +128,23 @@ fn paths(config: &Config, engine: Option<&EngineInfo>) -> Vec<PathBuf> {
 fn compose(config: &Config, engine: Option<&EngineInfo>, reading: &Reading) -> Report {
     let host = &reading.host;
     let (cores, memory) = match (config.runtime, engine) {
-        (RuntimeKind::Docker, Some(engine)) => (engine.cores, engine.memory),
+        (RuntimeKind::Docker, Some(engine)) => {
+            let bounds = reading.engine.containers;
+            (bounds.limit_cores(engine.cores), bounds.limit_memory(engine.memory))
+        }
         // What containers may use is known only from the engine, which may be in a smaller machine or cgroup.
         (RuntimeKind::Docker, None) => (Cores::ZERO, Bytes::ZERO),
         (RuntimeKind::Process, _) => (reading.bounds.limit_cores(host.cores), reading.bounds.limit_memory(host.memory)),
     };
+    let figures =
+        |engine: &EngineInfo| EngineFigures { cores: engine.cores, memory: engine.memory, bounds: reading.engine };
     let dev = &config.dev;
     let gpus = dev_gpus(dev.physical_gpus.unwrap_or(0));
     let gpu_count = u32::try_from(gpus.len()).unwrap_or(u32::MAX);
     let known = host.cores_used.is_some() || host.memory_used.is_some();
     Report {
         physical: Resources::new(dev.physical_cores.unwrap_or(cores), dev.physical_memory.unwrap_or(memory), gpu_count),
+        engine: engine.filter(|_| config.runtime == RuntimeKind::Docker).map(figures),
         gpus,
         utilized: known.then_some(Utilized { cores: host.cores_used, memory: host.memory_used, at: reading.at }),
         disks: reading.disks.clone(),
@@ -166,13 +182,20 @@ mod tests {
             unenforced: Vec::new(),
             epoch: None,
             platform: None,
+            pid: None,
         }
     }
 
     fn reading() -> Reading {
         let host = host::Sample { cores: Cores::whole(8), memory: Bytes::gib(8), ..host::Sample::default() };
         let bounds = cgroup::Bounds { cores: Some(Cores::whole(2)), memory: Some(Bytes::gib(16)) };
-        Reading { host, bounds, disks: Vec::new(), at: Timestamp::from_millis(5) }
+        Reading {
+            host,
+            bounds,
+            engine: cgroup::EngineBounds::default(),
+            disks: Vec::new(),
+            at: Timestamp::from_millis(5),
+        }
     }
 
     fn physical(config: &Config, engine: Option<&EngineInfo>) -> Resources {
@@ -184,6 +207,16 @@ mod tests {
         let config = config(RuntimeKind::Docker);
         assert_eq!(physical(&config, Some(&engine())), Resources::new(Cores::whole(3), Bytes::gib(3), 0));
         assert_eq!(physical(&config, None), Resources::ZERO, "not known");
+    }
+
+    #[test]
+    fn with_docker_the_bounds_on_containers_count_and_those_on_the_engine_do_not() {
+        let bounds = |cores| cgroup::Bounds { cores: Some(Cores::whole(cores)), memory: None };
+        let engine_bounds = cgroup::EngineBounds { process: bounds(1), containers: bounds(2) };
+        let reading = Reading { engine: engine_bounds, ..reading() };
+        let report = compose(&config(RuntimeKind::Docker), Some(&engine()), &reading);
+        assert_eq!(report.physical, Resources::new(Cores::whole(2), Bytes::gib(3), 0));
+        assert_eq!(report.engine.unwrap().cores, Cores::whole(3), "what it reports");
     }
 
     #[test]

@@ -142,6 +142,7 @@ pub(crate) mod fixture {
     pub(crate) fn report() -> Report {
         Report {
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
+            engine: None,
             gpus: Vec::new(),
             utilized: None,
             disks: vec![Disk {

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::capacity::Report;
 use crate::capacity::effective::effective;
+use crate::capacity::probe::cgroup::Bounds;
 use crate::capacity::room::{MIN_FREE_INODES_PERCENT, Shortage, shortage};
+use crate::capacity::{EngineFigures, Report};
 use crate::clock::Clock;
 use crate::node::{ClusterSigns, State};
 use crate::runtime::Health;
@@ -103,6 +104,7 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::GpuOverrideInactive, gpu_override_inactive(report, node)),
         (ConditionKind::GpuSharingLimitsOverride, sharing_limits_override(report, node)),
         (ConditionKind::RuntimeUnavailable, runtime_unavailable(health)),
+        (ConditionKind::EngineLimited, engine_limited(report)),
         (ConditionKind::LimitsNotEnforced, limits_not_enforced(health)),
         (ConditionKind::JournalRebuilt, journal_rebuilt(sessions, is_journal_aside)),
         (ConditionKind::DataDirectoryFull, data_dir_full(sessions)),
@@ -216,6 +218,28 @@ fn runtime_unavailable(health: &Health) -> Option<String> {
     }
 }
 
+/// For example `the container engine reports 8 cores, and its cgroup allows 2 cores: the node offers no more`.
+fn engine_limited(report: &Report) -> Option<String> {
+    let EngineFigures { cores, memory, bounds } = report.engine?;
+    let limited = |bounds: Bounds| {
+        let (allowed_cores, allowed_memory) = (bounds.limit_cores(cores), bounds.limit_memory(memory));
+        let parts = [
+            (allowed_cores < cores).then(|| format!("{cores} cores, and its cgroup allows {allowed_cores}")),
+            (allowed_memory < memory).then(|| format!("{memory} of memory, and its cgroup allows {allowed_memory}")),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    };
+    if let Some(parts) = limited(bounds.containers) {
+        return Some(format!("the container engine reports {parts}: the node offers what the cgroup allows"));
+    }
+    let parts = limited(bounds.process)?;
+    Some(format!(
+        "the container engine reports {parts}: containers are outside of that cgroup, so the node offers what the \
+         engine reports, but the engine itself may be slow or be killed; raise the limits of its service"
+    ))
+}
+
 fn limits_not_enforced(health: &Health) -> Option<String> {
     match health {
         Health::Up(info) if !info.unenforced.is_empty() => {
@@ -319,6 +343,7 @@ fn log_changes(before: &[Condition], after: &[Condition]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capacity::probe::cgroup::EngineBounds;
     use crate::node::fixture;
     use crate::runtime::EngineInfo;
     use crate::sessions::Rebuilt;
@@ -418,10 +443,28 @@ mod tests {
                 unenforced: vec!["cores".to_owned(), "memory".to_owned()],
                 epoch: None,
                 platform: None,
+                pid: None,
             });
         });
         assert_eq!(kinds(&up), [ConditionKind::LimitsNotEnforced]);
         assert!(up[0].1.ends_with("cores, memory"), "{}", up[0].1);
+    }
+
+    #[test]
+    fn an_engine_in_a_smaller_cgroup_is_a_condition_with_both_figures() {
+        let bound = Bounds { cores: Some(Cores::whole(2)), memory: Some(Bytes::gib(64)) };
+        let message = |process, containers| {
+            let bounds = EngineBounds { process, containers };
+            let engine = EngineFigures { cores: Cores::whole(8), memory: Bytes::gib(8), bounds };
+            found(|report, _, _, _| report.engine = Some(engine)).pop()
+        };
+        assert_eq!(message(Bounds::default(), Bounds::default()), None);
+        let (kind, text) = message(bound, bound).unwrap();
+        assert_eq!(kind, ConditionKind::EngineLimited);
+        let both = "the container engine reports 8 cores, and its cgroup allows 2: ";
+        assert_eq!(text, format!("{both}the node offers what the cgroup allows"));
+        let (_, text) = message(bound, Bounds::default()).unwrap();
+        assert!(text.starts_with(both) && text.contains("raise the limits of its service"), "{text}");
     }
 
     #[test]

@@ -231,6 +231,7 @@ mod tests {
             unenforced: Vec::new(),
             epoch: None,
             platform: None,
+            pid: None,
         };
         let up = described(|_, _, _, health| *health = Health::Up(info)).runtime;
         assert_eq!((up.available, up.version.as_deref(), up.message), (true, Some("29.1"), None));

@@ -61,6 +61,7 @@ impl FakeEngine {
             unenforced: Vec::new(),
             epoch: None,
             platform: None,
+            pid: None,
         };
         Arc::new(Self {
             node,

@@ -159,6 +159,8 @@ pub struct EngineInfo {
     pub epoch: Option<String>,
     /// The platform of the images that it runs; `None`: it does not say.
     pub platform: Option<Platform>,
+    /// The id of its process; `None`: it is not known, or the runtime has no process of its own.
+    pub pid: Option<u32>,
 }
 
 /// A change that a runtime noticed without being asked.

@@ -47,6 +47,7 @@ impl World {
     async fn start_with(&self, journal: Journal, records: Vec<Record>) -> Daemon {
         let report = capacity::Report {
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
+            engine: None,
             gpus: Vec::new(),
             utilized: None,
             disks: Vec::new(),

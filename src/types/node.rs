@@ -306,6 +306,8 @@ pub enum ConditionKind {
     /// A GPU override is above the number of GPUs, and `gpu_sharing` keeps sessions from using all of it.
     GpuSharingLimitsOverride,
     RuntimeUnavailable,
+    /// The container engine is in a cgroup that allows less than it reports.
+    EngineLimited,
     /// The runtime cannot enforce all limits on this host.
     LimitsNotEnforced,
     /// The journal of sessions could not be read. The agent moved it aside and rebuilt it from container labels.
@@ -344,6 +346,7 @@ words!(ConditionKind {
     GpuOverrideInactive => "gpu_override_inactive",
     GpuSharingLimitsOverride => "gpu_sharing_limits_override",
     RuntimeUnavailable => "runtime_unavailable",
+    EngineLimited => "engine_limited",
     LimitsNotEnforced => "limits_not_enforced",
     JournalRebuilt => "journal_rebuilt",
     DataDirectoryFull => "data_directory_full",

@@ -117,6 +117,7 @@ impl Host {
             model: "simulated".to_owned(),
         });
         let report = capacity::Report {
+            engine: None,
             physical,
             gpus: devices.collect(),
             utilized: None,
@@ -255,6 +256,7 @@ impl Host {
                 unenforced: Vec::new(),
                 epoch: None,
                 platform: None,
+                pid: None,
             }),
             conditions: conditions.as_slice(),
             facts: &observe::Facts {

@@ -1,10 +1,13 @@
-//! The limits of the agent's own cgroup: CPU quota and memory limit, in version 1, 2 or both at once.
+//! The limits of cgroups: CPU quota, CPUs and memory limit, in version 1, 2 or both at once.
 //!
-//! They bound the sessions of the process runtime, which are children of the agent. Containers are not in
-//! the agent's cgroup.
+//! Those of the agent's own cgroup bound the sessions of the process runtime, which are children of the agent.
+//! Containers are not in the agent's cgroup, and not in that of their engine's process: the engine makes their cgroups at
+//! the top of the tree that it sees. On a host of its own that is the root, which has no limits. An engine in a
+//! container sees only the part below its container's cgroup, whose limits bound all of its containers.
 
 use std::path::{Path, PathBuf};
 
+use rustix::process::Pid;
 use rustix::thread::sched_getaffinity;
 
 use crate::types::{Bytes, Cores};
@@ -26,27 +29,71 @@ impl Bounds {
     }
 }
 
+/// The bounds on a container engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EngineBounds {
+    /// On its own process.
+    pub process: Bounds,
+    /// On all of its containers together.
+    pub containers: Bounds,
+}
+
 /// The bounds on this process, including the number of CPUs that it may run on.
 pub fn own() -> Bounds {
-    let groups = of_process(&|path| std::fs::read_to_string(path).ok());
-    Bounds { cores: groups.cores.into_iter().chain(allowed_cpus()).min(), ..groups }
+    of_process("self", &read_file).and_cpus(None)
 }
 
-fn allowed_cpus() -> Option<Cores> {
-    sched_getaffinity(None).ok().map(|cpus| Cores::whole(cpus.count()))
+/// The bounds on the engine with this process.
+pub fn of_engine(pid: u32) -> EngineBounds {
+    let process = of_process(&pid.to_string(), &read_file);
+    let affinity = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let process = if affinity.is_some() { process.and_cpus(affinity) } else { process };
+    EngineBounds { process, containers: of_containers(pid, &read_file) }
 }
 
-/// The limits of the cgroup and of all its ancestors apply, so the smallest one counts.
-fn of_process(read: &dyn Fn(&Path) -> Option<String>) -> Bounds {
-    let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+type Read<'a> = &'a dyn Fn(&Path) -> Option<String>;
+
+fn read_file(path: &Path) -> Option<String> {
+    std::fs::read_to_string(path).ok()
+}
+
+impl Bounds {
+    /// With the number of CPUs that a process may run on; `None`: this process.
+    fn and_cpus(self, process: Option<Pid>) -> Self {
+        let cpus = sched_getaffinity(process).ok().map(|cpus| Cores::whole(cpus.count()));
+        Self { cores: self.cores.into_iter().chain(cpus).min(), ..self }
+    }
+}
+
+/// The bounds on a process, by its directory in `/proc`.
+fn of_process(process: &str, read: Read<'_>) -> Bounds {
+    of_groups(&read(&Path::new("/proc").join(process).join("cgroup")).unwrap_or_default(), read)
+}
+
+/// The bounds on the containers of the engine with this process: those of the top of the cgroups that it sees.
+fn of_containers(engine: u32, read: Read<'_>) -> Bounds {
+    let mounts = read(&Path::new("/proc").join(engine.to_string()).join("mountinfo")).unwrap_or_default();
+    let top = |mount: Mount<'_>| match mount.version {
+        Version::One => format!("0:{}:{}\n", mount.options, mount.root),
+        Version::Two => format!("0::{}\n", mount.root),
+    };
+    of_groups(&mounts.lines().filter_map(Mount::parse).map(top).collect::<String>(), read)
+}
+
+/// The bounds of cgroups, in the form of `/proc/self/cgroup`. The limits of a cgroup and of all its ancestors apply, so
+/// the smallest one counts.
+fn of_groups(groups: &str, read: Read<'_>) -> Bounds {
     let mounts = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
     let directories = |controller: &'static str| {
-        mounts.lines().filter_map(Mount::parse).flat_map(|mount| mount.directories(controller, &groups)).collect()
+        mounts.lines().filter_map(Mount::parse).flat_map(|mount| mount.directories(controller, groups)).collect()
     };
     let cpu: Vec<(Version, PathBuf)> = directories("cpu");
+    let cpuset: Vec<(Version, PathBuf)> = directories("cpuset");
     let memory: Vec<(Version, PathBuf)> = directories("memory");
+    let quotas = cpu.iter().filter_map(|(version, directory)| quota(*version, directory, read));
+    let cpus = cpuset.iter().filter_map(|(version, directory)| cpus(*version, directory, read));
     Bounds {
-        cores: cpu.iter().filter_map(|(version, directory)| quota(*version, directory, read)).min(),
+        cores: quotas.chain(cpus).min(),
         memory: memory.iter().filter_map(|(version, directory)| memory_limit(*version, directory, read)).min(),
     }
 }
@@ -109,7 +156,7 @@ impl<'a> Mount<'a> {
     }
 }
 
-fn quota(version: Version, directory: &Path, read: &dyn Fn(&Path) -> Option<String>) -> Option<Cores> {
+fn quota(version: Version, directory: &Path, read: Read<'_>) -> Option<Cores> {
     let (quota, period) = match version {
         Version::One => (read(&directory.join("cpu.cfs_quota_us"))?, read(&directory.join("cpu.cfs_period_us"))?),
         Version::Two => {
@@ -123,7 +170,24 @@ fn quota(version: Version, directory: &Path, read: &dyn Fn(&Path) -> Option<Stri
     quota.saturating_mul(1000).checked_div(period).map(Cores::from_milli)
 }
 
-fn memory_limit(version: Version, directory: &Path, read: &dyn Fn(&Path) -> Option<String>) -> Option<Bytes> {
+/// The number of CPUs that the cgroup may run on.
+fn cpus(version: Version, directory: &Path, read: Read<'_>) -> Option<Cores> {
+    let file = match version {
+        Version::One => "cpuset.effective_cpus",
+        Version::Two => "cpuset.cpus.effective",
+    };
+    let list = read(&directory.join(file))?;
+    let ranges = list.trim().split(',').map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
+        last.checked_sub(first)?.checked_add(1)
+    });
+    // A list that is empty or malformed bounds nothing.
+    let count = ranges.sum::<Option<u32>>()?;
+    Some(Cores::whole(count))
+}
+
+fn memory_limit(version: Version, directory: &Path, read: Read<'_>) -> Option<Bytes> {
     // No limit is a number larger than any memory in version 1, and `max` in version 2.
     let file = match version {
         Version::One => "memory.limit_in_bytes",
@@ -144,7 +208,7 @@ mod tests {
     /// The bounds under a file system of these files.
     fn bounds(files: &[(&str, &str)]) -> Bounds {
         let files: BTreeMap<&Path, &str> = files.iter().map(|(path, text)| (Path::new(*path), *text)).collect();
-        of_process(&|path| files.get(path).map(|text| (*text).to_owned()))
+        of_process("self", &|path| files.get(path).map(|text| (*text).to_owned()))
     }
 
     fn expect(cores_milli: u64, memory: Bytes) -> Bounds {
@@ -228,6 +292,41 @@ mod tests {
         for group in ["0::/docker/4f\n", "0::/\n", "0::/../other\n"] {
             let found = bounds(&[files[0], files[1], ("/proc/self/cgroup", group), ("/proc/self/mountinfo", mount)]);
             assert_eq!(found, expect(2500, Bytes::gib(1)), "{group}");
+        }
+    }
+
+    #[test]
+    fn an_engine_and_its_containers_have_bounds_of_their_own() {
+        let of = |mounts: &str, group: &str, files: &[(&str, &str)]| {
+            let proc = [("/proc/self/mountinfo", V2), ("/proc/7/mountinfo", mounts), ("/proc/7/cgroup", group)];
+            let files: BTreeMap<&Path, &str> =
+                proc.iter().chain(files).map(|(path, text)| (Path::new(*path), *text)).collect();
+            let read = |path: &Path| files.get(path).map(|text| (*text).to_owned());
+            EngineBounds { process: of_process("7", &read), containers: of_containers(7, &read) }
+        };
+        let limited =
+            |directory: &str, memory: &'static str| (format!("/sys/fs/cgroup/{directory}/memory.max"), memory);
+        // A service with a limit: its containers are beside it.
+        let (path, memory) = limited("system.slice/docker.service", "1073741824\n");
+        let service = of(V2, "0::/system.slice/docker.service\n", &[(&path, memory)]);
+        assert_eq!(service.process, Bounds { cores: None, memory: Some(Bytes::gib(1)) });
+        assert_eq!(service.containers, Bounds::default());
+        // An engine in a container with a limit.
+        let nested = "99 90 0:23 /docker/4f /sys/fs/cgroup rw,nosuid - cgroup2 cgroup rw\n";
+        let (path, memory) = limited("docker/4f", "1073741824\n");
+        let cpus = ("/sys/fs/cgroup/docker/cpuset.cpus.effective", "0-1,3\n");
+        let inside = of(nested, "0::/docker/4f/init\n", &[(&path, memory), cpus]);
+        assert_eq!(inside.process, expect(3000, Bytes::gib(1)));
+        assert_eq!(inside.containers, expect(3000, Bytes::gib(1)));
+    }
+
+    #[test]
+    fn a_list_of_cpus_is_counted() {
+        let count = |list: &'static str| cpus(Version::One, Path::new("/"), &|_| Some(list.to_owned()));
+        assert_eq!(count("0-3,7\n"), Some(Cores::whole(5)));
+        assert_eq!(count("2\n"), Some(Cores::whole(1)));
+        for malformed in ["\n", "3-1\n", "all\n", "0-4294967295\n"] {
+            assert_eq!(count(malformed), None, "{malformed}");
         }
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bollard::models::SystemInfo;
 use bollard::query_parameters::InspectNetworkOptions;
 use bollard::{API_DEFAULT_VERSION, Docker, errors};
+use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use super::{CpuMode, Error};
@@ -24,6 +25,12 @@ pub(super) const LOOK: Duration = Duration::from_secs(10);
 pub(super) const CHANGE: Duration = Duration::from_secs(60);
 /// The network that the engine creates at each start.
 const DEFAULT_NETWORK: &str = "bridge";
+/// The process id of systemd.
+const INIT: u32 = 1;
+/// Where dockerd writes its process id.
+const PID_FILE: &str = "/run/docker.pid";
+/// The names of the processes of engines. At the socket may be a proxy instead, which says nothing of the engine.
+const ENGINES: [&str; 2] = ["dockerd", "podman"];
 /// The client library's own timeout. It is the same for all calls, so it is longer than every deadline here.
 const CLIENT_TIMEOUT_SECS: u64 = 365 * 24 * 3600;
 
@@ -139,6 +146,7 @@ impl Engine {
         let engine_time = said.system_time.as_deref().and_then(|time| time.parse().ok());
         let mut info = engine_info(said, self.cpu_mode).await;
         info.epoch = self.epoch(docker).await?;
+        info.pid = self.pid().await;
         Ok((info, engine_time))
     }
 
@@ -151,6 +159,17 @@ impl Engine {
             Err(Failure::Said { .. }) => Ok(None),
             Err(lost) => Err(lost),
         }
+    }
+
+    /// The engine's process, by the socket's other end. If systemd made the socket, that is systemd: then by the engine's
+    /// own file.
+    async fn pid(&self) -> Option<u32> {
+        let stream = UnixStream::connect(&self.socket).await.ok()?;
+        let peer = u32::try_from(stream.peer_cred().ok()?.pid()?).ok()?;
+        let pid =
+            if peer == INIT { tokio::fs::read_to_string(PID_FILE).await.ok()?.trim().parse().ok()? } else { peer };
+        let name = tokio::fs::read_to_string(format!("/proc/{pid}/comm")).await.ok()?;
+        ENGINES.contains(&name.trim()).then_some(pid)
     }
 
     /// Drops the connection, so that the next call makes a new one.
@@ -249,6 +268,7 @@ async fn engine_info(said: SystemInfo, cpu_mode: CpuMode) -> EngineInfo {
         unenforced,
         epoch: None,
         platform: platform(said.os_type, said.architecture),
+        pid: None,
     }
 }
 

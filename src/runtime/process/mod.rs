@@ -326,6 +326,7 @@ fn describe(config: &Config, cgroups: &Cgroups) -> EngineInfo {
         unenforced,
         epoch: None,
         platform: Some(Platform::new(consts::OS, consts::ARCH)),
+        pid: None,
     }
 }
 

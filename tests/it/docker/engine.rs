@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::own_engine::OwnEngine;
-use super::{FOREVER, add, command, configuration, container, id};
+use super::own_engine::{MemoryGroup, OwnEngine};
+use super::{FOREVER, add, command, condition, configuration, container, id};
 use crate::support::agent::{Agent, until};
 use crate::support::docker::Lab;
 
@@ -125,4 +125,23 @@ fn a_hanging_engine_ends_no_session_and_does_not_block_the_agent() {
     agent.until_state(&wanted, "stopped");
     agent.until_state(&id(&taken.expect(202)), "running");
     until("no condition", || !has_condition(&agent));
+}
+
+#[test]
+fn an_engine_in_a_smaller_cgroup_than_it_reports_is_a_condition() {
+    const TEST: &str = "an_engine_in_a_smaller_cgroup_than_it_reports_is_a_condition";
+    let Some(lab) = Lab::open(TEST) else { return };
+    // Dropped after the engine.
+    let Some(group) = MemoryGroup::make(TEST, 512 << 20) else { return };
+    let Some(engine) = OwnEngine::start(TEST, &lab) else { return };
+    let agent = Agent::start(&configuration(&lab, &engine.host()));
+    let physical = || agent.node()["resources"]["memory_bytes"]["physical"].as_u64();
+    until("the engine tells", || physical().is_some());
+    assert_eq!(condition(&agent, "engine_limited"), None);
+    let reported = physical();
+    group.take(engine.process());
+    until("the condition", || condition(&agent, "engine_limited").is_some());
+    let text = condition(&agent, "engine_limited").unwrap();
+    assert!(text.contains("of memory, and its cgroup allows 512 MiB"), "{text}");
+    assert_eq!(physical(), reported, "its containers are not in that cgroup");
 }

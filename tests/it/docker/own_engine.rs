@@ -100,11 +100,16 @@ impl OwnEngine {
     /// Sends a signal to the engine only.
     pub(super) fn signal(&self, signal: Signal) {
         let entrance = self.entrance.as_ref().expect("it runs").id();
-        kill_process(pid(only_child(entrance)), signal).unwrap();
+        kill_process(pid(self.process()), signal).unwrap();
         if signal == Signal::CONT {
             // `nsenter` stops with the engine that it waits for, but does not continue with it.
             kill_process(pid(entrance), signal).unwrap();
         }
+    }
+
+    /// The engine's process.
+    pub(super) fn process(&self) -> u32 {
+        only_child(self.entrance.as_ref().expect("it runs").id())
     }
 
     /// Ends the engine with this signal. On SIGTERM it stops its containers first.
@@ -151,4 +156,37 @@ fn only_child(parent: u32) -> u32 {
         !found.is_empty()
     });
     found[0]
+}
+
+/// A cgroup below the root with a limit of memory. Dropping it removes it: its processes must have ended before.
+pub(super) struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    /// `None`, after printing SKIPPED, if this process may make no cgroup with such a limit.
+    pub(super) fn make(test: &str, bytes: u64) -> Option<Self> {
+        let name = format!("ostler-test-{}", std::process::id());
+        // Version 1, then 2.
+        for (root, limit) in [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")] {
+            let group = Self(Path::new(root).join(&name));
+            if Path::new(root).join("cgroup.procs").exists() && fs::create_dir(&group.0).is_ok() {
+                let limit = group.0.join(limit);
+                if limit.exists() && fs::write(limit, bytes.to_string()).is_ok() {
+                    return Some(group);
+                }
+            }
+        }
+        crate::support::skip(test, "memory-cgroup");
+        None
+    }
+
+    /// Moves a process into it.
+    pub(super) fn take(&self, process: u32) {
+        fs::write(self.0.join("cgroup.procs"), process.to_string()).unwrap();
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
 }
