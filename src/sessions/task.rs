@@ -196,6 +196,11 @@ impl Owner {
                 }
                 Incoming::Closed => return,
             };
+            // What the engine says of itself comes before what was seen on it: an end is told apart from one that came
+            // with a restart of the engine.
+            if self.health.has_changed().unwrap_or(false) {
+                inputs.insert(0, Input::Health(state_of(&self.health.borrow_and_update())));
+            }
             while inputs.len() < TURN
                 && let Some(input) =
                     requests.try_recv().map(Input::Request).or_else(|_| reports.try_recv().map(Input::from)).ok()
