@@ -17,8 +17,9 @@ use crate::runtime::Run;
 
 /// The pause between two attempts: a desktop starts within seconds.
 const PAUSE: Duration = Duration::from_millis(500);
-/// The pause once the session is late.
-const LATE_PAUSE: Duration = Duration::from_secs(10);
+/// The pause once the session is late. The attempts are connections to its port, so that it counts as used until it is
+/// ready.
+const LATE_PAUSE: Duration = Duration::from_secs(2);
 /// How long one attempt may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a connection must stay open. The engine's proxy accepts every connection, and closes it at once if nothing
@@ -162,7 +163,7 @@ mod tests {
         let run = Run("1".to_owned());
         let why = prober.news(Some(&run), &late, LOCAL).await.unwrap_err();
         assert_eq!(why, "port 80: the connection was closed at once");
-        let again = timeout(PAUSE * 2, prober.news(Some(&run), &late, LOCAL)).await;
+        let again = timeout(LATE_PAUSE * 2, prober.news(Some(&run), &late, LOCAL)).await;
         assert!(again.is_err(), "{again:?}");
         let other = Run("2".to_owned());
         assert!(prober.news(Some(&other), &late, LOCAL).await.is_err(), "the next run is another");

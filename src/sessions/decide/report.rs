@@ -106,9 +106,10 @@ impl Registry {
     fn ready(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
         let status = &self.live(session)?.status;
         if status.state == SessionState::Running && status.ready_at.is_none() {
-            let status = &mut self.change(session)?.status;
-            status.ready_at = Some(cx.now.wall);
-            status.message = None;
+            let live = self.change(session)?;
+            live.note_activity(cx);
+            live.status.ready_at = Some(cx.now.wall);
+            live.status.message = None;
         }
         Ok(())
     }
