@@ -1,9 +1,14 @@
 //! The log: one line per event on standard error, where systemd and container engines collect it.
 
 use std::io::{self, IsTerminal};
+use std::sync::OnceLock;
 
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::{Registry, reload};
+
+/// The level of this process's log. A process has one log.
+static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,19 +34,32 @@ pub enum Error {
     /// The process already has a log, and keeps it.
     #[error("the log is already set up")]
     AlreadySet,
+    #[error("the log is not set up")]
+    NotSet,
 }
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// Sets up the log of this process. A second call is an error.
 pub fn init(config: &Config) -> Result<(), Error> {
-    let filter = filter(&config.level).map_err(Error::Level)?;
+    let (filter, level) = reload::Layer::new(filter(&config.level).map_err(Error::Level)?);
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours());
     let lines = match config.format {
         Format::Text => lines.boxed(),
         Format::Json => lines.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().map_err(|_| Error::AlreadySet)
+    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().map_err(|_| Error::AlreadySet)?;
+    LEVEL.set(level).map_err(|_| Error::AlreadySet)
+}
+
+/// Changes the level of this process's log.
+///
+/// # Errors
+/// The level is not valid, or there is no log.
+pub fn set_level(level: &str) -> Result<(), Error> {
+    let filter = filter(level).map_err(Error::Level)?;
+    let handle = LEVEL.get().ok_or(Error::NotSet)?;
+    handle.reload(filter).map_err(|_| Error::NotSet)
 }
 
 /// Parses a level. The error says what is expected.

@@ -13,11 +13,12 @@ use crate::observe::{Observed, Observer};
 use crate::placement::{Have, HostReport};
 use crate::sessions::Snapshot;
 use crate::types::{
-    Actor, Explanation, Node, NodeId, NodeProfile, Remembered, Session, SessionId, SessionState, Volume, Wait,
+    Actor, Explanation, Node, NodeId, NodeProfile, Refreshed, Remembered, Session, SessionId, SessionState, Volume,
+    Wait,
 };
 use crate::wire::message::{
     Admit, AdmitError, Claim, Command, Compare, Describe, Drain, Explain, Find, Forget, ForgetSession, Hold, Keep,
-    Patch, RemoveVolume, Report, Secret, Undrain, Volumes,
+    Patch, Refresh, RemoveVolume, Report, Secret, Undrain, Volumes,
 };
 use crate::{catalogue, election, gossip, node, sessions};
 
@@ -35,6 +36,8 @@ pub struct Host {
     /// This node's profile and usage.
     pub observer: Observer,
     pub settings: node::Handle,
+    /// Reads the configuration again.
+    pub refresh: node::refresh::Handle,
     pub sessions: sessions::Handle,
     pub catalogue: catalogue::Handle,
     pub election: election::Handle,
@@ -188,6 +191,13 @@ impl Serves<Undrain> for Host {
     async fn serve(&self, Undrain: Undrain, by: &Actor) -> Result<Node, node::Error> {
         self.settings.undrain(by.clone()).await?;
         Ok(self.changed().await)
+    }
+}
+
+#[async_trait]
+impl Serves<Refresh> for Host {
+    async fn serve(&self, Refresh: Refresh, by: &Actor) -> Result<Refreshed, node::Error> {
+        self.refresh.refresh(by.clone()).await
     }
 }
 

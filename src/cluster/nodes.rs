@@ -4,9 +4,11 @@ use super::knowledge::find_node;
 use super::rpc::Serves;
 use super::{Cluster, Error, Host, QUICK, READ_PATIENCE, Routed, SLOW};
 use crate::gossip;
-use crate::types::{Actor, DrainRequest, Name, Node, NodeId, NodeState, Session, SettingsPatch, Volume};
+use crate::types::{Actor, DrainRequest, Name, Node, NodeId, NodeState, Refreshed, Session, SettingsPatch, Volume};
 use crate::wire::Call;
-use crate::wire::message::{Describe, Drain, Forget, ForgetSession, Nodes, Patch, RemoveVolume, Undrain, Volumes};
+use crate::wire::message::{
+    Describe, Drain, Forget, ForgetSession, Nodes, Patch, Refresh, RemoveVolume, Undrain, Volumes,
+};
 
 impl Cluster {
     /// Every node of the cluster, as the leader sees them. Without a leader, as this node sees them.
@@ -40,6 +42,13 @@ impl Cluster {
         let id = self.resolve(wanted).await?;
         let changed = self.change_on(&id, Undrain, by, SLOW).await?;
         self.changed(changed)
+    }
+
+    /// Has a node read its configuration again.
+    pub async fn refresh(&self, wanted: &Name, by: &Actor) -> Result<Routed<Refreshed>, Error> {
+        let id = self.resolve(wanted).await?;
+        let Routed { answer, by } = self.change_on(&id, Refresh, by, SLOW).await?;
+        Ok(Routed { answer: answer?, by })
     }
 
     /// Makes every node forget a node that will not return, with the records of its sessions. If the node answers

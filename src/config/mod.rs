@@ -7,6 +7,7 @@ mod document;
 mod edit;
 mod problem;
 mod read;
+mod refresh;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -21,6 +22,7 @@ use crate::http;
 use crate::runtime::docker;
 pub use edit::{EditError, add_seed};
 pub use problem::{Error, Place, Problem};
+pub use refresh::TLS;
 
 use crate::capacity::DevFigures;
 use crate::ledger::PortRange;
@@ -207,6 +209,15 @@ impl Environment {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self { host_name: host_name(), docker_host: variable("DOCKER_HOST"), log_level: variable("OSTLER_LOG") }
     }
+}
+
+/// The name of every key.
+#[cfg(test)]
+fn known_keys() -> Vec<String> {
+    let environment = Environment { host_name: String::new(), docker_host: None, log_level: None };
+    let mut document = document::Document::parse("").expect("an empty text is TOML");
+    read::config(&mut document, Config::default(), true, &environment);
+    document.known().iter().map(ToString::to_string).collect()
 }
 
 fn host_name() -> String {

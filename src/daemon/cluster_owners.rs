@@ -13,7 +13,7 @@ use crate::net::Net;
 use crate::net::gossip::GossipTransport;
 use crate::node::ClusterSigns;
 use crate::placement::Placer;
-use crate::types::{ClusterMode, NodeId, OnUnknown};
+use crate::types::{ClusterMode, NodeId};
 use crate::{election, gossip, placement};
 
 /// Between two rounds of gossip. It is read once at start, and what it costs grows with the cluster.
@@ -44,11 +44,7 @@ impl Start {
         let view = self.watches.view.clone();
         let started = placement::task::spawn(placement::task::Parts {
             cluster: cluster.clone(),
-            config: placement::Config {
-                strategy: config.placement.strategy,
-                on_unknown: config.placement.on_unknown.unwrap_or(OnUnknown::of(config.cluster.mode)),
-                max_sessions_per_user: config.sessions.max_sessions_per_user,
-            },
+            config: self.followed.placement.clone(),
             leadership: leadership.clone(),
             view: view.clone(),
             hosts: Arc::new(hosts.clone()),
@@ -74,7 +70,7 @@ impl Start {
             cluster: cluster.name.clone(),
             bound: net.local_addr().context("the mesh's own address is not known")?,
             route: address::source_towards,
-            places: watch::channel(gossip::Places { advertise: cluster.advertise, seeds: cluster.seeds.clone() }).1,
+            places: self.followed.places.clone(),
             mode: cluster.mode,
             interval: GOSSIP_EVERY,
         };

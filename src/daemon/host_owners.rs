@@ -37,6 +37,7 @@ impl Start {
         Host {
             observer: self.observer(&ground, &sessions, conditions, images),
             settings: ground.node,
+            refresh: self.refresh.clone(),
             sessions,
             catalogue,
             election,
@@ -61,7 +62,7 @@ impl Start {
         (store, stored): (node::store::Store, node::store::Stored),
         capacity: capacity::Handle,
     ) -> node::Handle {
-        let config = self.base.config.node.clone();
+        let config = self.followed.node.clone();
         let started = node::task::spawn(config, store, stored, capacity, self.base.clock.clone());
         self.owners.add("the owner of this node's settings", started)
     }
@@ -73,7 +74,7 @@ impl Start {
         fence: Option<Ballot>,
     ) -> sessions::Handle {
         let started = sessions::task::spawn(sessions::task::Parts {
-            config: self.base.config.sessions.clone(),
+            config: self.followed.sessions.clone(),
             cluster: self.base.config.cluster.name.clone(),
             node_id: self.base.me,
             journal,
@@ -96,7 +97,7 @@ impl Start {
             sessions: sessions.watch(),
             health: ground.runtime.health(),
             cluster: self.watches.signs.clone(),
-            min_free_disk: self.base.config.sessions.min_free_disk,
+            limits: self.followed.sessions.clone(),
         };
         let (publish, conditions) = watch::channel(Arc::default());
         let task = conditions::spawn(watches, publish, self.base.clock.clone());

@@ -1,8 +1,5 @@
 //! This node's place in the mesh.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -12,21 +9,9 @@ use tokio::task::spawn_blocking;
 use super::{Base, VERSION};
 use crate::cluster::{Host, Leader, Peers, Rpc};
 use crate::gossip::Directory;
-use crate::identity::{self, Credentials, Token};
+use crate::identity::{Credentials, Token};
 use crate::net::{self, Hello, Net};
 use crate::wire;
-
-/// A token that is there must be a good one. One that is not there leaves the node alone.
-pub(super) fn token(file: &Path) -> Result<Option<Token>> {
-    match identity::read(file) {
-        Ok(token) => Ok(Some(token)),
-        Err(_) if fs::metadata(file).is_err_and(|e| e.kind() == ErrorKind::NotFound) => {
-            tracing::info!(file = %file.display(), "there is no cluster token: this node stays alone");
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
 
 /// Binds the endpoint, where there is a token. Until [`answer`], peers wait.
 pub(super) async fn join(

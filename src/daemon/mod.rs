@@ -6,6 +6,7 @@
 //! 1. `lock` claims the data directory, `stores` opens what is in it.
 //! 2. `engine` makes the runtime, `knots` the channels that are read before their owner starts, and `mesh` joins the
 //!    other nodes.
+//!    `live` publishes the part of the configuration that may change, which `refresh` owns.
 //! 3. `host_owners` starts the owners of this host, `cluster_owners` those of the cluster. The election starts before
 //!    both, since the catalogue follows its leader.
 //! 4. The HTTP API is bound last: whoever can connect finds all the owners there.
@@ -17,9 +18,11 @@ mod cluster_owners;
 mod engine;
 mod host_owners;
 mod knots;
+mod live;
 mod lock;
 mod mesh;
 mod owners;
+mod refresh;
 mod shutdown;
 mod stores;
 
@@ -30,26 +33,29 @@ use tokio::task::JoinHandle;
 use crate::clock::Clock;
 use crate::cluster::{Cluster, Mesh, Peers};
 use crate::config::Config;
-use crate::http::{self, Api};
-use crate::types::NodeId;
+use crate::http::{self, Api, Certificate};
+use crate::node;
+use crate::types::{Actor, NodeId};
 
 pub use engine::this_program;
+pub use refresh::Source;
 
 use knots::Watches;
+use live::Followed;
 use owners::Owners;
-use shutdown::{Shutdown, Signals};
+use shutdown::{Shutdown, Signals, Told};
 use stores::Stores;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Runs the agent until it is told to stop (SIGTERM or SIGINT) or one of its parts ends.
-/// Sessions go on without it.
+/// Runs the agent until it is told to stop (SIGTERM or SIGINT) or one of its parts ends. At SIGHUP it reads the
+/// configuration again, from `source`. Sessions go on without it.
 ///
 /// # Errors
 /// It could not be started, or a part ended unasked: systemd is to start it again.
-pub async fn run(config: Config, dev: bool) -> Result<()> {
+pub async fn run(config: Config, source: Source) -> Result<()> {
     let signals = Signals::listen()?;
-    let daemon = Daemon::build(config, dev).await?;
+    let daemon = Daemon::build(config, source).await?;
     let mut running = daemon.serve();
     let ended = running.until_the_end(signals).await;
 
@@ -65,13 +71,16 @@ pub async fn run(config: Config, dev: bool) -> Result<()> {
 struct Daemon {
     me: NodeId,
     api: http::Bound,
+    refresh: node::refresh::Handle,
     owners: Owners,
     shutdown: Shutdown,
 }
 
 /// The daemon while it serves.
 struct Running {
+    me: NodeId,
     api: JoinHandle<()>,
+    refresh: node::refresh::Handle,
     owners: Owners,
     shutdown: Shutdown,
 }
@@ -90,22 +99,32 @@ struct Start {
     base: Base,
     peers: Peers,
     watches: Watches,
+    followed: Followed,
+    refresh: node::refresh::Handle,
     owners: Owners,
 }
 
 impl Daemon {
-    async fn build(config: Config, dev: bool) -> Result<Self> {
+    async fn build(config: Config, source: Source) -> Result<Self> {
         let lock = lock::claim(&config).await?;
-        let token = mesh::token(&config.cluster.token_file)?;
+        let token = refresh::token(&config.cluster.token_file)?;
+        if token.is_none() {
+            let file = config.cluster.token_file.display();
+            tracing::info!(%file, "there is no cluster token: this node stays alone");
+        }
+        let certificate = config.http.tls.as_ref().map(Certificate::read).transpose()?;
         let clock = Clock::system().context("the boot clock cannot be read")?;
         let stores = Stores::open(&config.data_dir, clock.now().wall)?;
         let base = Base { config, me: stores.me(), incarnation: stores.incarnation(), clock };
 
         let runtime = engine::open(&base)?;
         let (watches, publishers) = knots::tie(token.is_some());
-        let net = mesh::join(&base, token, watches.directory.clone()).await?;
+        let net = mesh::join(&base, token.clone(), watches.directory.clone()).await?;
+        let (live, followed) = live::tie(&base.config, certificate.clone());
+        let (refresh, refreshes) = node::refresh::channel();
 
-        let mut start = Start { base, peers: Peers(net.clone()), watches, owners: Owners::default() };
+        let peers = Peers(net.clone());
+        let mut start = Start { base, peers, watches, followed, refresh, owners: Owners::default() };
         let election = start.election(stores.ballots);
         let host = start.host(stores.host, runtime, election.clone());
         let hosts = Mesh::new(start.base.me, host.clone(), start.peers.clone());
@@ -117,15 +136,20 @@ impl Daemon {
         }
         start.signs(net.clone(), &host, publishers.signs);
 
+        let files = refresh::Files { token, certificate };
+        let dev = source.dev;
+        let task = refresh::spawn(source, start.base.config.clone(), files, live, refreshes);
+        start.owners.add("the owner of the configuration", ((), task));
+
         let (stop, stopping) = watch::channel(false);
-        let api = bind(&start.base, dev, Cluster::new(hosts, leader), stopping).await?;
+        let api = bind(&start.base, start.followed.http, dev, Cluster::new(hosts, leader), stopping).await?;
         let shutdown = Shutdown { stop, election, gossip, net, _lock: lock };
-        Ok(Self { me: start.base.me, api, owners: start.owners, shutdown })
+        Ok(Self { me: start.base.me, api, refresh: start.refresh, owners: start.owners, shutdown })
     }
 
     /// Lets the callers in.
     fn serve(self) -> Running {
-        let Self { me, api, owners, shutdown } = self;
+        let Self { me, api, refresh, owners, shutdown } = self;
         tracing::info!(
             node = %me,
             version = VERSION,
@@ -135,25 +159,40 @@ impl Daemon {
             socket = %api.addresses.socket.display(),
             "the agent is up"
         );
-        Running { api: tokio::spawn(api.run()), owners, shutdown }
+        Running { me, api: tokio::spawn(api.run()), refresh, owners, shutdown }
     }
 }
 
 impl Running {
     /// Waits until the operator stops the agent: `None`; or until a part ends, which it names.
     async fn until_the_end(&mut self, mut signals: Signals) -> Option<&'static str> {
-        tokio::select! {
-            () = signals.stop() => None,
-            owner = self.owners.first_to_end() => Some(owner),
-            _ = &mut self.api => Some("the HTTP API"),
+        loop {
+            tokio::select! {
+                stops = signals.next() => match stops {
+                    Told::Stop => return None,
+                    Told::Refresh => {
+                        let (refresh, by) = (self.refresh.clone(), Actor::Node { id: self.me });
+                        // The owner logs what it did.
+                        tokio::spawn(async move { refresh.refresh(by).await });
+                    }
+                },
+                owner = self.owners.first_to_end() => return Some(owner),
+                _ = &mut self.api => return Some("the HTTP API"),
+            }
         }
     }
 }
 
 /// Binds the HTTP API: callers may connect, and wait until it is served.
-async fn bind(base: &Base, dev: bool, cluster: Cluster, stopping: watch::Receiver<bool>) -> Result<http::Bound> {
+async fn bind(
+    base: &Base,
+    followed: http::Followed,
+    dev: bool,
+    cluster: Cluster,
+    stopping: watch::Receiver<bool>,
+) -> Result<http::Bound> {
     let (name, mode) = (base.config.cluster.name.clone(), base.config.cluster.mode);
     let ready = cluster.host().sessions.ready();
     let api = Api { name, mode, cluster, clock: base.clock.clone(), ready, dev };
-    Ok(http::serve(base.config.http.clone(), api, stopping).await?)
+    Ok(http::serve(base.config.http.clone(), followed, api, stopping).await?)
 }

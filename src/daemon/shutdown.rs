@@ -15,10 +15,18 @@ use crate::{election, gossip};
 /// How long answers in progress may take once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// How the operator stops the agent.
+/// How the operator stops the agent, and has it read its configuration again.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
+}
+
+/// What a signal asks for.
+pub(super) enum Told {
+    Stop,
+    /// Read the configuration again.
+    Refresh,
 }
 
 /// What the stop needs of the running daemon.
@@ -33,16 +41,21 @@ pub(super) struct Shutdown {
 }
 
 impl Signals {
-    /// From now on a signal does not kill the process, and waits until [`Self::stop`] reads it.
+    /// From now on a signal does not kill the process, and waits until [`Self::next`] reads it.
     pub(super) fn listen() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
-    /// Returns at SIGTERM and at SIGINT.
-    pub(super) async fn stop(&mut self) {
+    /// Returns at SIGTERM and at SIGINT, which stop the agent, and at SIGHUP.
+    pub(super) async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Refresh,
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::types::{Actor, ErrorCode, Role};
 use crate::wire::Call;
 use crate::wire::message::{
     Command, Describe, Drain, DryRun, Edit, Explain, Forget, ForgetSession, Hold, Locate, Logs, Nodes, Patch, Place,
-    RemoveVolume, Secret, Sessions, Undrain, Volumes,
+    Refresh, RemoveVolume, Secret, Sessions, Undrain, Volumes,
 };
 
 /// What an operation requires of its caller.
@@ -86,6 +86,7 @@ pub(super) const OPERATIONS: &[(Method, &str, Ends)] = &[
     (Method::DELETE, "/v1/nodes/{node}", calls![Forget]),
     (Method::POST, "/v1/nodes/{node}/drain", calls![Drain]),
     (Method::DELETE, "/v1/nodes/{node}/drain", calls![Undrain]),
+    (Method::POST, "/v1/nodes/{node}/refresh", calls![Refresh]),
     (Method::GET, "/v1/nodes/{node}/volumes", calls![Volumes]),
     (Method::DELETE, "/v1/nodes/{node}/volumes/{name}", calls![RemoveVolume]),
     (Method::GET, "/v1/workspaces", Here(Needs(Read))),

@@ -200,7 +200,7 @@ impl From<node::Error> for Refusal {
         match error {
             Error::Invalid(invalid) => invalid.into(),
             Error::Declared { .. } => Self::new(ErrorCode::DeclaredSetting, message),
-            Error::NoGpu => Self::new(ErrorCode::Invalid, message),
+            Error::NoGpu | Error::Configuration(_) => Self::new(ErrorCode::Invalid, message),
             Error::Store(_) => Self::new(STORE, message),
             Error::Stopping => Self::new(ErrorCode::NodeUnreachable, message),
         }

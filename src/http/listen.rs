@@ -24,6 +24,7 @@ use tower::ServiceExt;
 use super::access::Peer;
 use super::head::HeadTimer;
 use super::socket::{Socket, is_admin};
+use super::tls::Certificate;
 
 /// Connections of one listener at most. Further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
@@ -69,7 +70,11 @@ impl Default for Limits {
 
 /// Where connections come from.
 pub(super) enum Listener {
-    Tcp { tcp: TcpListener, tls: Option<TlsAcceptor> },
+    Tcp {
+        tcp: TcpListener,
+        /// The certificate that each handshake begins with; it may be renewed.
+        tls: Option<watch::Receiver<Certificate>>,
+    },
     Socket(Socket),
 }
 
@@ -98,7 +103,8 @@ pub(super) async fn serve(listener: Listener, router: Router, limits: Limits, mu
             Some(_) = connections.join_next() => continue,
             next = next => next,
         };
-        let connection = Connection { router: router.clone(), tls: tls.clone(), limits, stopping: stopping.clone() };
+        let tls = tls.as_ref().map(|certificate| certificate.borrow().acceptor());
+        let connection = Connection { router: router.clone(), tls, limits, stopping: stopping.clone() };
         connections.spawn(connection.serve(accepted, permit));
     }
     // Dropped first, so that a successor can bind the address at once.
@@ -256,7 +262,7 @@ impl Drop for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::{sample, tls};
+    use crate::http::sample;
     use axum::routing::{get, post};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::task::JoinHandle;
@@ -280,7 +286,8 @@ mod tests {
         listening(limits, None).await
     }
 
-    async fn listening(limits: Limits, tls: Option<TlsAcceptor>) -> Served {
+    async fn listening(limits: Limits, certificate: Option<Certificate>) -> Served {
+        let tls = certificate.map(|certificate| watch::channel(certificate).1);
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = tcp.local_addr().unwrap();
         let router = Router::new()
@@ -394,7 +401,7 @@ mod tests {
 
     #[tokio::test]
     async fn tls_is_served_and_a_silent_handshake_times_out() {
-        let tls = tls::acceptor(&sample::certificate()).unwrap();
+        let tls = Certificate::read(&sample::certificate()).unwrap();
         let served = listening(Limits { handshake: Duration::from_millis(200), ..Limits::default() }, Some(tls)).await;
         let mut silent = TcpStream::connect(served.address).await.unwrap();
         let mut stream = TcpStream::connect(served.address).await.unwrap();

@@ -45,6 +45,7 @@ use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::types::{ClusterMode, Name};
 use listen::{Limits, Listener};
+pub use tls::Certificate;
 
 /// `[http]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +66,13 @@ pub struct Config {
 pub struct Tls {
     pub cert: PathBuf,
     pub key: PathBuf,
+}
+
+/// What of the configuration may change while the API is served.
+pub struct Followed {
+    pub allowed_hosts: watch::Receiver<Arc<[String]>>,
+    /// `None` if `http.listen` does not speak TLS: that does not change.
+    pub certificate: Option<watch::Receiver<Certificate>>,
 }
 
 /// What the API serves: the handles of the owners, and what everyone may read.
@@ -124,12 +132,17 @@ type Shared = axum::extract::State<Arc<App>>;
 /// Binds every listener. [`Bound::run`] serves the API until `shutdown` is true.
 ///
 /// # Errors
-/// An address or the socket is in use or not permitted, or the certificate is not readable.
-pub async fn serve(config: Config, api: Api, shutdown: watch::Receiver<bool>) -> Result<Bound, Error> {
-    if config.tls.is_none() && !config.listen.ip().to_canonical().is_loopback() {
+/// An address or the socket is in use or not permitted.
+pub async fn serve(
+    config: Config,
+    followed: Followed,
+    api: Api,
+    shutdown: watch::Receiver<bool>,
+) -> Result<Bound, Error> {
+    let tls = followed.certificate;
+    if tls.is_none() && !config.listen.ip().to_canonical().is_loopback() {
         return Err(Error::Unprotected(config.listen));
     }
-    let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
     let (tcp, listen) = bind("http.listen", config.listen)?;
     let status = match config.status_listen {
         Some(address) => Some(bind("http.status_listen", address)?),
@@ -140,7 +153,7 @@ pub async fn serve(config: Config, api: Api, shutdown: watch::Receiver<bool>) ->
     let status_listen = status.as_ref().map(|(_, address)| *address);
     let addresses = Addresses { listen, status_listen, socket: config.socket };
     let app = Arc::new(App { api, stopping: shutdown.clone() });
-    let api = router::api(Arc::clone(&app), config.allowed_hosts.into());
+    let api = router::api(Arc::clone(&app), followed.allowed_hosts);
     let mut listeners = vec![(Listener::Tcp { tcp, tls }, api.clone()), (Listener::Socket(socket), api)];
     if let Some((tcp, _)) = status {
         listeners.push((Listener::Tcp { tcp, tls: None }, router::status_only(app)));

@@ -10,7 +10,7 @@ use super::Shared;
 use super::error::Refusal;
 use super::extract::{Json, NoParameters, Path, Query};
 use super::routed::Served;
-use crate::types::{Actor, DrainRequest, ErrorBody, Gpu, List, Name, Node, SettingsPatch};
+use crate::types::{Actor, DrainRequest, ErrorBody, Gpu, List, Name, Node, Refreshed, SettingsPatch};
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -107,6 +107,24 @@ pub(super) async fn undrain(
     _: Query<NoParameters>,
 ) -> Result<Served<Answer<Node>>, Refusal> {
     Ok(Served(app.api.cluster.undrain(&path.node, &by).await?.map(Answer)))
+}
+
+/// Reads a node's configuration and the files that it names again, as SIGHUP does.
+///
+/// The answer names every key: what was applied, what needs a restart of the agent, and what is unchanged.
+#[utoipa::path(post, path = "/v1/nodes/{node}/refresh", tag = "nodes", operation_id = "refresh_node", params(NodePath), responses(
+    (status = 200, description = "what was done", body = Refreshed),
+    (status = 409, description = "`conflict`: more than one node id has this prefix", body = ErrorBody),
+    (status = 422, description = "`invalid`: the configuration or one of its files is not valid, and nothing changed", body = ErrorBody),
+    (status = 503, description = "`node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn refresh(
+    State(app): Shared,
+    Extension(by): Extension<Actor>,
+    Path(path): Path<NodePath>,
+    _: Query<NoParameters>,
+) -> Result<Served<Answer<Refreshed>>, Refusal> {
+    Ok(Served(app.api.cluster.refresh(&path.node, &by).await?.map(Answer)))
 }
 
 /// Lists the GPUs of the cluster.

@@ -12,13 +12,14 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use tokio::sync::watch;
 
 use super::access::{Access, Peer, access};
 use super::error::Refusal;
 use crate::types::ErrorCode;
 
 /// `http.allowed_hosts`: names, with or without a port, in addition to loopback and the listener's address.
-pub(super) type AllowedHosts = Arc<[String]>;
+pub(super) type AllowedHosts = watch::Receiver<Arc<[String]>>;
 
 /// Rejects requests that a foreign web page may have sent. No page can reach the unix socket, and open operations
 /// answer every caller.
@@ -34,7 +35,7 @@ pub(super) async fn same_site(
         && !is_open
     {
         let host = host_of(&request)?;
-        check_host(&host, local, &allowed)?;
+        check_host(&host, local, &allowed.borrow())?;
         check_origin(&host, request.method(), request.headers())?;
     }
     Ok(next.run(request).await)

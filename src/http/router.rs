@@ -35,6 +35,7 @@ pub(super) fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::show, nodes::set, nodes::remove))
         .routes(routes!(nodes::drain, nodes::undrain))
+        .routes(routes!(nodes::refresh))
         .routes(routes!(volumes::list))
         .routes(routes!(volumes::remove))
         .routes(routes!(workspaces::list, workspaces::add))
@@ -151,7 +152,8 @@ mod tests {
             .route("/v1/nodes", get(panics));
         let actor = || Actor::Token { id: "abcdefgh".to_owned(), name: "ci".parse().unwrap() };
         let caller_of: CallerOf = Arc::new(move |token| Some(Caller { actor: actor(), role: token.parse().ok()? }));
-        guarded(routes, caller_of, Arc::from(["ostler.example.com".to_owned()]))
+        let allowed = Arc::from(["ostler.example.com".to_owned()]);
+        guarded(routes, caller_of, tokio::sync::watch::channel(allowed).1)
     }
 
     async fn panics() -> &'static str {

@@ -89,8 +89,8 @@ impl Net {
             .map_err(|source| BindError::Listen { address: listen, source })?;
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key);
         let mut config = EndpointConfig::new(Arc::new(key));
-        // quinn's own ids carry a mark of this start of the endpoint, and packets with other ids get no stateless reset:
-        // neither those of a connection to the last start, nor those that probe a path.
+        // quinn's own ids carry a mark of this start of the endpoint, and packets with other ids get no stateless
+        // reset: neither those of a connection to the last start, nor those that probe a path.
         config.cid_generator(|| Box::<RandomConnectionIdGenerator>::default());
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint = quinn::Endpoint::new(config, Some(server), socket, runtime)

@@ -1,5 +1,6 @@
 //! This node: its identity, its settings and its drain.
 
+pub mod refresh;
 pub mod settings;
 pub mod store;
 pub mod task;
@@ -75,6 +76,9 @@ pub enum Error {
     NoGpu,
     #[error("cannot write the node's store: {0}")]
     Store(String),
+    /// The configuration, or a file that it names, is not valid.
+    #[error("{0}")]
+    Configuration(String),
     #[error("the daemon is stopping")]
     Stopping,
 }

@@ -16,27 +16,33 @@ use crate::types::{Actor, Deadline, DrainRequest, GpuSharing, Settings, Settings
 /// write to disk.
 const QUEUE: usize = 64;
 
-/// Starts the owner. It ends when the last [`Handle`] is gone.
+/// Starts the owner. It ends when the last [`Handle`] is gone. It follows the declared settings of `config`.
 pub fn spawn(
-    config: Config,
+    mut watched_config: watch::Receiver<Config>,
     store: Store,
     stored: Stored,
     capacity: capacity::Handle,
     clock: Clock,
 ) -> (Handle, JoinHandle<()>) {
+    let config = watched_config.borrow_and_update().clone();
     let in_force = settings::in_force(&stored.chosen, &config.declared);
     caution(&Settings::default(), &in_force);
     let state = State {
         id: stored.id,
         name: config.name.clone(),
         settings: in_force,
-        declared: config.declared.fields().into_iter().map(str::to_owned).collect(),
+        declared: declared(&config),
         drain: stored.drain,
     };
     let (requests, queue) = mpsc::channel(QUEUE);
     let (publish, watched) = watch::channel(Arc::new(state.clone()));
     let owner = Owner { config, store, chosen: stored.chosen, state, capacity, clock, publish };
-    (Handle { requests, state: watched }, tokio::spawn(owner.run(queue)))
+    (Handle { requests, state: watched }, tokio::spawn(owner.run(queue, watched_config)))
+}
+
+/// The names of the declared settings.
+fn declared(config: &Config) -> Vec<String> {
+    config.declared.fields().into_iter().map(str::to_owned).collect()
 }
 
 struct Owner {
@@ -51,16 +57,40 @@ struct Owner {
 }
 
 impl Owner {
-    async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Request>, mut config: watch::Receiver<Config>) {
         self.rebase_drain().await;
-        while let Some(request) = queue.recv().await {
-            // The caller may have gone: the change is made or rejected all the same.
-            match request {
-                Request::Patch(patch, by, reply) => drop(reply.send(self.patch(&patch, &by).await)),
-                Request::Drain(drain, by, reply) => drop(reply.send(self.drain(drain, &by).await)),
-                Request::Undrain(by, reply) => drop(reply.send(self.undrain(&by).await)),
+        loop {
+            tokio::select! {
+                // A request that follows a change of the configuration finds it in force.
+                biased;
+                Ok(()) = config.changed() => {
+                    let config = config.borrow_and_update().clone();
+                    self.declare(config);
+                }
+                request = queue.recv() => match request {
+                    Some(request) => self.answer(request).await,
+                    None => return,
+                },
             }
         }
+    }
+
+    async fn answer(&mut self, request: Request) {
+        // The caller may have gone: the change is made or rejected all the same.
+        match request {
+            Request::Patch(patch, by, reply) => drop(reply.send(self.patch(&patch, &by).await)),
+            Request::Drain(drain, by, reply) => drop(reply.send(self.drain(drain, &by).await)),
+            Request::Undrain(by, reply) => drop(reply.send(self.undrain(&by).await)),
+        }
+    }
+
+    /// Takes over the settings that the configuration declares now. Those that it declares no more are the chosen ones
+    /// again.
+    fn declare(&mut self, config: Config) {
+        let in_force = settings::in_force(&self.chosen, &config.declared);
+        caution(&self.state.settings, &in_force);
+        (self.state.settings, self.state.declared, self.config) = (in_force, declared(&config), config);
+        self.publish();
     }
 
     async fn patch(&mut self, patch: &SettingsPatch, by: &Actor) -> Result<Settings, Error> {
@@ -156,7 +186,7 @@ mod tests {
 
     fn start(directory: &Path, declared: &str, clock: &Clock) -> (Handle, JoinHandle<()>) {
         let (store, stored) = Store::open(directory, Some("m"), clock.now().wall).unwrap();
-        spawn(config(declared), store, stored, capacity(0), clock.clone())
+        spawn(watch::channel(config(declared)).1, store, stored, capacity(0), clock.clone())
     }
 
     async fn stop(started: (Handle, JoinHandle<()>)) {
@@ -193,6 +223,27 @@ mod tests {
         assert!(second.0.state().accepts());
         stop(second).await;
         assert_eq!(start(directory.path(), "{}", &clock).0.state().drain, None);
+    }
+
+    #[tokio::test]
+    async fn settings_that_the_configuration_declares_later_are_in_force_until_it_does_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(moment());
+        let (store, stored) = Store::open(directory.path(), Some("m"), clock.now().wall).unwrap();
+        let (declare, declared) = watch::channel(config("{}"));
+        let (node, _owner) = spawn(declared, store, stored, capacity(0), clock);
+        node.patch(patch(r#"{"cores_override":12}"#), root()).await.unwrap();
+
+        declare.send_replace(config(r#"{"cores_override":8}"#));
+        let mut seen = node.watch();
+        let state = seen.wait_for(|state| state.settings.cores_override == Cores::whole(8)).await.unwrap().clone();
+        assert_eq!(state.declared, ["cores_override"]);
+        let refused = node.patch(patch(r#"{"cores_override":9}"#), root()).await;
+        assert!(matches!(refused, Err(Error::Declared { .. })), "{refused:?}");
+
+        declare.send_replace(config("{}"));
+        seen.wait_for(|state| state.settings.cores_override == Cores::whole(12)).await.unwrap();
+        assert!(node.state().declared.is_empty());
     }
 
     #[tokio::test]
@@ -258,7 +309,7 @@ mod tests {
         let (store, switch) = Store::failing();
         let id = "k3f7q2m5x6a4b7c2".parse().unwrap();
         let stored = Stored { id, chosen: Settings::default(), drain: None };
-        let (node, _owner) = spawn(config("{}"), store, stored, capacity(1), Clock::manual(moment()));
+        let (node, _owner) = spawn(watch::channel(config("{}")).1, store, stored, capacity(1), Clock::manual(moment()));
         let before = node.state();
         switch.set(true);
         assert!(matches!(node.patch(patch(r#"{"gpus_override":2}"#), root()).await, Err(Error::Store(_))));

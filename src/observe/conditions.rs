@@ -13,7 +13,7 @@ use crate::capacity::{EngineFigures, Report};
 use crate::clock::Clock;
 use crate::node::{ClusterSigns, State};
 use crate::runtime::Health;
-use crate::sessions::{FAILING_STARTS, Oddities, Oddity, Snapshot, Trouble};
+use crate::sessions::{self, FAILING_STARTS, Oddities, Oddity, Snapshot, Trouble};
 use crate::types::{Bytes, Condition, ConditionKind, Dimension, GpuSharing, Resources, Swap, Timestamp};
 
 /// The least time between two evaluations, so that a burst of sessions changes the conditions once.
@@ -44,8 +44,7 @@ pub struct Watches {
     pub sessions: watch::Receiver<Arc<Snapshot>>,
     pub health: watch::Receiver<Health>,
     pub cluster: watch::Receiver<Arc<ClusterSigns>>,
-    /// `limits.min_free_disk`
-    pub min_free_disk: Bytes,
+    pub limits: watch::Receiver<sessions::Config>,
 }
 
 /// Starts the owner. It ends when the conditions have no reader any more.
@@ -69,6 +68,7 @@ async fn run(mut watches: Watches, publish: watch::Sender<Arc<Vec<Condition>>>, 
             Ok(()) = watches.sessions.changed() => {}
             Ok(()) = watches.health.changed() => {}
             Ok(()) = watches.cluster.changed() => {}
+            Ok(()) = watches.limits.changed() => {}
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -81,6 +81,7 @@ impl Watches {
         let node = self.node.borrow_and_update().clone();
         let health = self.health.borrow_and_update().clone();
         let cluster = self.cluster.borrow_and_update().clone();
+        let min_free_disk = self.limits.borrow_and_update().min_free_disk;
         let (report, node, sessions) = (&*report, &*node, &*sessions);
         evaluate(Inputs {
             report,
@@ -89,7 +90,7 @@ impl Watches {
             health: &health,
             cluster: &cluster,
             is_journal_aside: sessions.journal_rebuilt.as_ref().is_some_and(|rebuilt| rebuilt.moved_to.exists()),
-            min_free_disk: self.min_free_disk,
+            min_free_disk,
         })
     }
 }
@@ -344,10 +345,11 @@ fn log_changes(before: &[Condition], after: &[Condition]) {
 mod tests {
     use super::*;
     use crate::capacity::probe::cgroup::EngineBounds;
+    use crate::ledger::PortRange;
     use crate::node::fixture;
     use crate::runtime::EngineInfo;
     use crate::sessions::Rebuilt;
-    use crate::types::{Cores, Disk, Inodes};
+    use crate::types::{Cores, Disk, Inodes, Period};
 
     /// The conditions that hold after a change to a host without conditions.
     fn found(change: impl FnOnce(&mut Report, &mut State, &mut Snapshot, &mut Health)) -> Vec<(ConditionKind, String)> {
@@ -535,6 +537,19 @@ mod tests {
         assert_eq!(carry(&cleared, low("1"), at(40))[0].since, at(40));
     }
 
+    fn limits() -> sessions::Config {
+        sessions::Config {
+            max_sessions_per_user: 0,
+            max_sessions_per_node: 0,
+            keep_ended: Period::secs(60),
+            stopped_retention: Period::secs(60),
+            min_free_disk: Bytes::ZERO,
+            port_range: PortRange { first: 20_000, last: 20_009 },
+            networks: Vec::new(),
+            endpoint_host: "localhost".to_owned(),
+        }
+    }
+
     #[tokio::test]
     async fn the_owner_evaluates_again_on_every_watch() {
         let (say_report, report) = watch::channel(Arc::new(fixture::report()));
@@ -543,7 +558,8 @@ mod tests {
         let (say_health, health) = watch::channel(Health::Unknown);
         let (publish, mut conditions) = watch::channel(Arc::new(Vec::new()));
         let (say_cluster, cluster) = watch::channel(Arc::new(ClusterSigns::default()));
-        let watches = Watches { report, node, sessions, health, cluster, min_free_disk: Bytes::ZERO };
+        let (say_limits, limits) = watch::channel(limits());
+        let watches = Watches { report, node, sessions, health, cluster, limits };
         let owner = spawn(watches, publish, Clock::manual(fixture::moment()));
 
         say_health.send_replace(Health::Down { message: "no answer".to_owned() });
@@ -556,9 +572,11 @@ mod tests {
         conditions.wait_for(|held| held.len() == 4).await.unwrap();
         say_cluster.send_modify(|signs| Arc::make_mut(signs).alone = Some("nobody".to_owned()));
         conditions.wait_for(|held| held.len() == 5).await.unwrap();
-        drop((say_report, say_node, say_sessions, say_cluster));
+        say_limits.send_modify(|limits| limits.min_free_disk = Bytes::gib(99));
+        conditions.wait_for(|held| held.len() == 6).await.unwrap();
+        drop((say_report, say_node, say_sessions, say_cluster, say_limits));
         say_health.send_replace(Health::Unknown);
-        conditions.wait_for(|held| held.len() == 4).await.unwrap();
+        conditions.wait_for(|held| held.len() == 5).await.unwrap();
 
         drop(conditions);
         owner.await.unwrap();

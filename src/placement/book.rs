@@ -88,6 +88,11 @@ impl Book {
         Self { config, index: Index::default(), flights: Flights::default(), silent: BTreeMap::new() }
     }
 
+    /// Follows a change of the configuration. It decides what comes.
+    pub const fn set_config(&mut self, config: Config) {
+        self.config = config;
+    }
+
     pub const fn index(&self) -> &Index {
         &self.index
     }

@@ -177,6 +177,11 @@ enum Timer {
 }
 
 impl<R> Placement<R> {
+    /// Follows a change of the configuration. It decides what comes.
+    pub const fn set_config(&mut self, config: Config) {
+        self.book.set_config(config);
+    }
+
     pub fn new(cluster: Name, config: Config) -> Self {
         Self {
             cluster,

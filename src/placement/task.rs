@@ -62,7 +62,8 @@ impl Handle {
 /// What the owner is made of.
 pub struct Parts {
     pub cluster: Name,
-    pub config: Config,
+    /// Its changes are followed.
+    pub config: watch::Receiver<Config>,
     pub leadership: watch::Receiver<Arc<Leadership>>,
     pub view: watch::Receiver<Arc<ClusterView>>,
     pub hosts: Arc<dyn Hosts>,
@@ -73,15 +74,25 @@ pub struct Parts {
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
     let (requests, queue) = mpsc::channel(QUEUE);
     let (publish, fleet) = watch::channel(Arc::default());
-    let Parts { cluster, config, leadership, view, hosts, clock } = parts;
-    let placement = Placement::new(cluster, config);
-    let owner =
-        Owner { placement, leadership, view, hosts, clock, calls: JoinSet::new(), numbers: HashMap::new(), publish };
+    let Parts { cluster, mut config, leadership, view, hosts, clock } = parts;
+    let placement = Placement::new(cluster, *config.borrow_and_update());
+    let owner = Owner {
+        placement,
+        config,
+        leadership,
+        view,
+        hosts,
+        clock,
+        calls: JoinSet::new(),
+        numbers: HashMap::new(),
+        publish,
+    };
     (Handle { requests, fleet }, tokio::spawn(owner.run(queue)))
 }
 
 struct Owner {
     placement: Placement<Reply<Admitted>>,
+    config: watch::Receiver<Config>,
     leadership: watch::Receiver<Arc<Leadership>>,
     view: watch::Receiver<Arc<ClusterView>>,
     hosts: Arc<dyn Hosts>,
@@ -118,6 +129,10 @@ impl Owner {
                     while let Some(ended) = self.calls.try_join_next_with_id() {
                         self.answered(ended);
                     }
+                }
+                Ok(()) = self.config.changed() => {
+                    let config = *self.config.borrow_and_update();
+                    self.placement.set_config(config);
                 }
                 changed = self.leadership.changed(), if election_runs => {
                     election_runs = changed.is_ok();

@@ -51,6 +51,8 @@ pub enum Input<R: Reply> {
     Report(SessionId, Report, R::To<bool>),
     /// Every container of the engine, which was asked at this time.
     Listed(BootInstant, Result<Vec<Found>, runtime::Error>),
+    /// The configuration has changed.
+    Config(Box<Config>),
     /// Whether the engine answers.
     Health(EngineState),
     Tick,
@@ -180,6 +182,7 @@ impl<R: Reply> Sessions<R> {
                 self.registry.report(&session, report, cx);
                 self.pending.push(Pending::Report(reply));
             }
+            Input::Config(config) => self.registry.set_config(*config),
             Input::Listed(since, listed) => self.reconcile(listed, since, cx),
             Input::Health(engine) => {
                 let news = self.registry.engine_is(&engine, cx);

@@ -39,7 +39,8 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// What the owner is made of.
 pub struct Parts {
-    pub config: Config,
+    /// Its changes are followed.
+    pub config: watch::Receiver<Config>,
     pub cluster: Name,
     pub node_id: NodeId,
     pub journal: Journal,
@@ -91,6 +92,7 @@ impl Answer<Channels> {
 
 struct Owner {
     sessions: Sessions<Channels>,
+    config: watch::Receiver<Config>,
     journal: Journal,
     runners: Runners,
     runtime: Arc<dyn Runtime>,
@@ -123,8 +125,9 @@ impl Owner {
     ) -> Self {
         let surroundings =
             Surroundings { node: parts.node, capacity: parts.capacity, signs: parts.signs, clock: parts.clock };
+        let mut config = parts.config;
         let start = Start {
-            config: parts.config,
+            config: config.borrow_and_update().clone(),
             cluster: parts.cluster,
             node: parts.node_id,
             records: parts.records,
@@ -134,6 +137,7 @@ impl Owner {
         };
         Self {
             sessions: surroundings.with_context(|cx| Sessions::new(start, cx)),
+            config,
             journal: parts.journal,
             runners: Runners::new(Arc::clone(&parts.runtime), reporter),
             health: parts.runtime.health(),
@@ -165,6 +169,9 @@ impl Owner {
                 Some(report) = reports.recv() => Incoming::Input(report.into()),
                 Some(event) = events.recv() => Incoming::Event(event),
                 Some((since, found)) = listed.recv() => Incoming::Input(Input::Listed(since, found)),
+                Ok(()) = self.config.changed() => {
+                    Incoming::Input(Input::Config(Box::new(self.config.borrow_and_update().clone())))
+                }
                 Ok(()) = self.health.changed() => {
                     Incoming::Input(Input::Health(state_of(&self.health.borrow_and_update())))
                 }

@@ -59,7 +59,7 @@ impl World {
         let (capacity, capacity_watch) = watch::channel(Arc::new(report));
         let (signs, signs_watch) = watch::channel(Arc::default());
         let (handle, task) = task::spawn(task::Parts {
-            config: config(),
+            config: watch::channel(config()).1,
             cluster: cluster(),
             node_id: node_id(),
             journal,

@@ -39,7 +39,7 @@ pub use invalid::Invalid;
 pub use language::other_language;
 pub use node::{
     Condition, ConditionKind, Disk, Drain, DrainRequest, Figures, Gpu, GpuSharing, Inodes, Labels, LabelsPatch, Node,
-    NodeResources, NodeState, Prune, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,
+    NodeResources, NodeState, Prune, Refreshed, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,
 };
 pub use placement::{Explanation, NodeVerdict, Plan};
 pub use platform::Platform;

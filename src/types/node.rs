@@ -372,6 +372,16 @@ pub struct Condition {
     pub since: Timestamp,
 }
 
+/// What reading the configuration again did, key by key.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Refreshed {
+    /// Keys whose value or file has changed, and is in force now.
+    pub applied: Vec<String>,
+    /// Keys whose value or file has changed, and takes effect with the next start of the agent.
+    pub needs_restart: Vec<String>,
+    pub unchanged: Vec<String>,
+}
+
 /// A request to drain a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -7,8 +7,8 @@ use super::codec::{self, Format};
 use super::envelope::Envelope;
 use crate::sessions::LogsRequest;
 use crate::types::{
-    Actor, Ballot, DrainRequest, Explanation, List, Node, NodeId, Plan, Remembered, Role, Session, SessionFilter,
-    SessionId, SessionRequest, SettingsPatch, Volume, Wait,
+    Actor, Ballot, DrainRequest, Explanation, List, Node, NodeId, Plan, Refreshed, Remembered, Role, Session,
+    SessionFilter, SessionId, SessionRequest, SettingsPatch, Volume, Wait,
 };
 use crate::{catalogue, election, gossip, node, placement, sessions};
 
@@ -107,6 +107,8 @@ macro_rules! calls {
             Pass(Node, Member, reads, Postcard): Pass => Result<Passed, NotPassed>;
             /// Like `Forget`, for one session.
             ForgetSession(Host, Operate, changes, Json): ForgetSession => Result<(), gossip::Error>;
+            /// Read the configuration and its files again.
+            Refresh(Host, Admin, changes, Json): Refresh => Result<Refreshed, node::Error>;
         }
     };
 }
@@ -361,6 +363,9 @@ pub struct Drain(pub DrainRequest);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Undrain;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Refresh;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Volumes;

@@ -20,6 +20,7 @@ mod netns;
 mod process_runtime;
 mod proxy;
 mod reach;
+mod refresh;
 mod relay;
 mod schemathesis;
 mod session;

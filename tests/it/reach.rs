@@ -1,5 +1,5 @@
-//! What keeps nodes from reaching each other, on real agents, each on its own host: addresses of one family only, a path
-//! too narrow for QUIC, and a clock that was never set.
+//! What keeps nodes from reaching each other, on real agents, each on its own host: addresses of one family only, a
+//! path too narrow for QUIC, and a clock that was never set.
 
 use crate::support::agent::{Agent, until};
 use crate::support::foreign_host;
@@ -66,7 +66,7 @@ fn a_kernel_without_ipv6_gets_ipv4_and_a_warning() {
 fn a_path_too_narrow_for_quic_is_not_taken_for_a_dead_node() {
     let name = "a_path_too_narrow_for_quic_is_not_taken_for_a_dead_node";
     let Some(mut hosts) = Hosts::prepare(name, 3, "") else { return };
-    // The first host's own interface is narrow; to the second, datagrams vanish behind its interface; the third is dead.
+    // The first host's own interface is narrow; the second's datagrams vanish behind its interface; the third is dead.
     hosts.network.narrow(0, 1100);
     for node in &mut hosts.cluster.nodes[..2] {
         node.up();

@@ -2,6 +2,7 @@
 
 mod drain;
 mod label;
+mod refresh;
 mod selection;
 mod set;
 mod show;
@@ -36,6 +37,7 @@ pub(super) enum NodeCommand {
     /// End the drain of nodes. This does not change whether they are enabled.
     Undrain(SelectArgs),
     Label(label::LabelArgs),
+    Refresh(refresh::RefreshArgs),
     /// Remove nodes that will not return, and what the cluster knows of their sessions.
     ///
     /// Every node that is alive forgets them. A removed node that contacts the cluster again is added again.
@@ -78,6 +80,7 @@ pub(super) async fn run(command: &NodeCommand, context: &Context) -> Result<(), 
         NodeCommand::Drain(args) => drain::run(args, context).await,
         NodeCommand::Undrain(args) => drain::end(&args.selection, context).await,
         NodeCommand::Label(args) => label::run(args, context).await,
+        NodeCommand::Refresh(args) => refresh::run(args, context).await,
         NodeCommand::Rm(args) => remove(args, context).await,
     }
 }

@@ -26,6 +26,13 @@ pub(super) struct Selection {
 pub(super) struct Selector(Labels);
 
 impl Selection {
+    /// The nodes with these names or with all of these labels; without either, the node that answers.
+    pub(super) fn or_self(nodes: &[String], selector: Option<&Selector>) -> Self {
+        let is_self = nodes.is_empty() && selector.is_none();
+        let nodes = if is_self { vec!["self".to_owned()] } else { nodes.to_vec() };
+        Self { nodes, selector: selector.cloned() }
+    }
+
     /// The names of the selected nodes, as given on the command line or as the cluster lists them.
     ///
     /// # Errors

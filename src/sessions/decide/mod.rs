@@ -138,6 +138,11 @@ impl Registry {
         &self.ledger
     }
 
+    /// Follows a change of the configuration. It decides what comes, and nothing that is here.
+    pub fn set_config(&mut self, config: Config) {
+        self.config = config;
+    }
+
     /// What the last list of the engine had that the operator should know.
     pub const fn oddities(&self) -> &Oddities {
         &self.oddities

@@ -179,6 +179,11 @@ impl Agent {
         rustix::process::Pid::from_child(self.child.as_ref().expect("it runs"))
     }
 
+    /// Sends the agent SIGHUP, as `systemctl reload` does.
+    pub(crate) fn sighup(&self) {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::HUP).unwrap();
+    }
+
     /// Freezes the agent's process with SIGSTOP, or lets it continue with SIGCONT.
     pub(crate) fn freeze(&self, freeze: bool) {
         let signal = if freeze { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };

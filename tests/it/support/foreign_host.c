@@ -1,7 +1,7 @@
 /* Hosts that this machine cannot be: one without IPv6, and one whose clock was never set.
  *
- * As a program, `no-ipv6 PROGRAM ARGUMENTS…` runs a program to which the kernel gives no socket of IPv6. As a library to
- * preload, it sets back the wall clock that a program reads. */
+ * As a program, `no-ipv6 PROGRAM ARGUMENTS…` runs a program to which the kernel gives no socket of IPv6. As a library
+ * to preload, it sets back the wall clock that a program reads. */
 
 #define _GNU_SOURCE
 #include <errno.h>
