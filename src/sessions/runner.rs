@@ -130,8 +130,10 @@ pub struct Runner {
     failures: u32,
     /// What its network carried, where connections cannot be seen.
     meter: Meter,
-    /// What the health check of its image found, as last reported and as last seen.
-    health: [Option<HealthStatus>; 2],
+    /// What the health check of its image found, as last seen.
+    health: Option<HealthStatus>,
+    /// The same, as last reported.
+    reported_health: Option<HealthStatus>,
 }
 
 /// The action in progress.
@@ -161,7 +163,16 @@ enum Next {
 impl Runner {
     /// `known`: the container, if it is known; this saves the first observation of a new session.
     pub const fn new(work: Work, known: Option<Container>) -> Self {
-        Self { work, at: At::Deciding, known, retry: FIRST_RETRY, failures: 0, meter: Meter::new(), health: [None; 2] }
+        Self {
+            work,
+            at: At::Deciding,
+            known,
+            retry: FIRST_RETRY,
+            failures: 0,
+            meter: Meter::new(),
+            health: None,
+            reported_health: None,
+        }
     }
 
     /// The first action.
@@ -223,10 +234,10 @@ impl Runner {
                 Action::Tell(Report::Saw(sight))
             }
             Step::LookAgain(why) => self.tell(Report::Unseen(why), Next::Retry),
-            Step::Wait if self.health[0] != self.health[1] => {
-                self.health[0] = self.health[1];
+            Step::Wait if self.health != self.reported_health => {
+                self.reported_health = self.health;
                 self.known = Some(container);
-                self.tell(Report::Health(self.health[1]), Next::Look)
+                self.tell(Report::Health(self.health), Next::Look)
             }
             Step::Wait => {
                 self.retry = FIRST_RETRY;
@@ -261,7 +272,7 @@ impl Runner {
         match done {
             Done::Saw(Observed { container, health }) => {
                 self.known = Some(container);
-                self.health[1] = health;
+                self.health = health;
             }
             // The old work stays until the container is created: a change of the wish is seen before it starts.
             Done::ImageIsHere { digest } => return self.tell(Report::Starting { image_digest: digest }, Next::Create),

@@ -98,3 +98,6 @@ fn drain_ends_sessions(cx: &Context<'_>) -> bool {
     let Some(drain) = &cx.node.drain else { return false };
     drain.stop_sessions && drain.deadline.is_none_or(|deadline| deadline.is_due(cx.now))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,238 @@
+use super::*;
+use crate::capacity::probe::cgroup::EngineBounds;
+use crate::ledger::PortRange;
+use crate::node::fixture;
+use crate::runtime::EngineInfo;
+use crate::sessions::Rebuilt;
+use crate::types::{Cores, Disk, Inodes, Period};
+
+/// The conditions that hold after a change to a host without conditions.
+fn found(change: impl FnOnce(&mut Report, &mut State, &mut Snapshot, &mut Health)) -> Vec<(ConditionKind, String)> {
+    let (mut report, mut node, mut sessions) = (fixture::report(), fixture::state(), Snapshot::default());
+    let mut health = Health::Unknown;
+    change(&mut report, &mut node, &mut sessions, &mut health);
+    found_of(&report, &node, &sessions, &health, &ClusterSigns::default())
+}
+
+fn found_in_cluster(signs: &ClusterSigns) -> Vec<(ConditionKind, String)> {
+    found_of(&fixture::report(), &fixture::state(), &Snapshot::default(), &Health::Unknown, signs)
+}
+
+fn found_of(
+    report: &Report,
+    node: &State,
+    sessions: &Snapshot,
+    health: &Health,
+    cluster: &ClusterSigns,
+) -> Vec<(ConditionKind, String)> {
+    let is_journal_aside = true;
+    evaluate(Inputs { report, node, sessions, health, cluster, is_journal_aside, min_free_disk: Bytes::gib(5) })
+}
+
+fn kinds(found: &[(ConditionKind, String)]) -> Vec<ConditionKind> {
+    found.iter().map(|(kind, _)| *kind).collect()
+}
+
+#[test]
+fn a_host_at_rest_has_no_condition() {
+    assert_eq!(found(|_, _, _, _| {}), []);
+}
+
+#[test]
+fn an_override_below_what_is_allocated_is_overcommitted() {
+    let found = found(|_, node, sessions, _| {
+        node.settings.cores_override = Cores::whole(3);
+        node.settings.memory_override_bytes = Bytes::gib(4);
+        sessions.allocated = Resources::new(Cores::whole(5), Bytes::gib(6), 0);
+    });
+    let message = "5 of 3 cores allocated, 6 GiB of 4 GiB of memory allocated".to_owned();
+    assert_eq!(found, [(ConditionKind::Overcommitted, message)]);
+}
+
+#[test]
+fn memory_beyond_ram_and_swap_is_overcommitted() {
+    let with = |gib| kinds(&found(|_, node, _, _| node.settings.memory_override_bytes = Bytes::gib(gib)));
+    assert_eq!(with(8), [], "6 GiB of RAM and 2 GiB of swap");
+    assert_eq!(with(9), [ConditionKind::MemoryOvercommitWithoutSwap]);
+    let unknown = found(|report, node, _, _| {
+        report.swap = None;
+        node.settings.memory_override_bytes = Bytes::gib(7);
+    });
+    assert_eq!(kinds(&unknown), [ConditionKind::MemoryOvercommitWithoutSwap]);
+}
+
+#[test]
+fn what_is_not_known_is_not_overcommitted() {
+    let found = found(|report, node, sessions, _| {
+        report.physical = Resources::ZERO;
+        node.settings.memory_override_bytes = Bytes::gib(64);
+        sessions.allocated = Resources::new(Cores::whole(5), Bytes::gib(6), 0);
+    });
+    assert_eq!(found, []);
+}
+
+#[test]
+fn a_gpu_override_without_effect_is_a_condition() {
+    let with = |physical, override_, sharing| {
+        kinds(&found(|report, node, _, _| {
+            report.physical.gpus = physical;
+            node.settings.gpus_override = override_;
+            node.settings.gpu_sharing = sharing;
+        }))
+    };
+    assert_eq!(with(0, 2, GpuSharing::Any), [ConditionKind::GpuOverrideInactive]);
+    assert_eq!(with(1, 2, GpuSharing::SameUser), [ConditionKind::GpuSharingLimitsOverride]);
+    assert_eq!(with(1, 2, GpuSharing::Any), []);
+    assert_eq!(with(2, 2, GpuSharing::None), []);
+    assert_eq!(with(2, 1, GpuSharing::None), []);
+}
+
+#[test]
+fn a_runtime_that_is_down_or_enforces_no_limits_is_a_condition() {
+    let down = found(|_, _, _, health| *health = Health::Down { message: "no answer".to_owned() });
+    assert_eq!(down, [(ConditionKind::RuntimeUnavailable, "no answer".to_owned())]);
+    let up = found(|_, _, _, health| {
+        *health = Health::Up(EngineInfo {
+            version: "1".to_owned(),
+            cores: Cores::whole(6),
+            memory: Bytes::gib(6),
+            data_root: None,
+            unenforced: vec!["cores".to_owned(), "memory".to_owned()],
+            epoch: None,
+            platform: None,
+            pid: None,
+        });
+    });
+    assert_eq!(kinds(&up), [ConditionKind::LimitsNotEnforced]);
+    assert!(up[0].1.ends_with("cores, memory"), "{}", up[0].1);
+}
+
+#[test]
+fn an_engine_in_a_smaller_cgroup_is_a_condition_with_both_figures() {
+    let bound = Bounds { cores: Some(Cores::whole(2)), memory: Some(Bytes::gib(64)) };
+    let message = |process, containers| {
+        let bounds = EngineBounds { process, containers };
+        let engine = EngineFigures { cores: Cores::whole(8), memory: Bytes::gib(8), bounds };
+        found(|report, _, _, _| report.engine = Some(engine)).pop()
+    };
+    assert_eq!(message(Bounds::default(), Bounds::default()), None);
+    let (kind, text) = message(bound, bound).unwrap();
+    assert_eq!(kind, ConditionKind::EngineLimited);
+    let both = "the container engine reports 8 cores, and its cgroup allows 2: ";
+    assert_eq!(text, format!("{both}the node offers what the cgroup allows"));
+    let (_, text) = message(bound, Bounds::default()).unwrap();
+    assert!(text.starts_with(both) && text.contains("raise the limits of its service"), "{text}");
+}
+
+#[test]
+fn signs_of_the_cluster_are_conditions() {
+    let signs = ClusterSigns {
+        duplicate: Some("192.0.2.1:7482".to_owned()),
+        alone: Some("no answer from seed:7482".to_owned()),
+        failing: vec!["192.0.2.9:7480: another token".to_owned()],
+        mode_mismatch: vec!["a".parse().unwrap(), "b".parse().unwrap()],
+        conflicts: vec!["workspace desktop".to_owned()],
+    };
+    let found = found_in_cluster(&signs);
+    let expected = [
+        ConditionKind::DuplicateNodeId,
+        ConditionKind::AloneWithSeeds,
+        ConditionKind::MeshFailing,
+        ConditionKind::ModeMismatch,
+        ConditionKind::WorkspaceConflict,
+    ];
+    assert_eq!(kinds(&found), expected);
+    let parts = ["192.0.2.1:7482", "seed:7482", "192.0.2.9:7480: another token", " a, b", "workspace desktop"];
+    for ((_, message), part) in found.iter().zip(parts) {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn disk_journal_starts_and_dev_figures_are_conditions() {
+    let found = found(|report, _, sessions, _| {
+        report.disks = vec![disk(Bytes::gib(1), 1000)];
+        report.dev = true;
+        let message = "moved aside".to_owned();
+        sessions.journal_rebuilt = Some(Rebuilt { message, moved_to: "/d".into() });
+        sessions.failing_starts = FAILING_STARTS;
+        sessions.data_dir_full = Some("/var/lib/ostler".into());
+    });
+    let expected = [
+        ConditionKind::JournalRebuilt,
+        ConditionKind::DataDirectoryFull,
+        ConditionKind::FailingStarts,
+        ConditionKind::LowDisk,
+        ConditionKind::DevFigures,
+    ];
+    assert_eq!(kinds(&found), expected);
+}
+
+fn disk(free_bytes: Bytes, free_inodes: u64) -> Disk {
+    let inodes = Some(Inodes { total: 1000, free: free_inodes });
+    Disk { path: "/d".to_owned(), total_bytes: Bytes::gib(9), free_bytes, inodes }
+}
+
+#[test]
+fn a_disk_without_inodes_is_named_as_that() {
+    let found = found(|report, _, _, _| report.disks = vec![disk(Bytes::gib(9), 3)]);
+    assert_eq!(kinds(&found), [ConditionKind::LowDisk]);
+    assert!(found[0].1.starts_with("3 of 1000 inodes are free on /d, less than 2 % (20)"), "{}", found[0].1);
+}
+
+#[test]
+fn a_condition_keeps_its_start_until_it_is_cleared() {
+    let at = Timestamp::from_millis;
+    let low = |text: &str| vec![(ConditionKind::LowDisk, text.to_owned())];
+    let first = carry(&[], low("1"), at(10));
+    let second = carry(&first, low("2"), at(20));
+    assert_eq!((second[0].since, second[0].message.as_str()), (at(10), "2"));
+    let cleared = carry(&second, Vec::new(), at(30));
+    assert_eq!(cleared, []);
+    assert_eq!(carry(&cleared, low("1"), at(40))[0].since, at(40));
+}
+
+fn limits() -> sessions::Config {
+    sessions::Config {
+        max_sessions_per_user: 0,
+        max_sessions_per_node: 0,
+        keep_ended: Period::secs(60),
+        stopped_retention: Period::secs(60),
+        min_free_disk: Bytes::ZERO,
+        port_range: PortRange { first: 20_000, last: 20_009 },
+        networks: Vec::new(),
+        endpoint_host: "localhost".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn the_owner_evaluates_again_on_every_watch() {
+    let (say_report, report) = watch::channel(Arc::new(fixture::report()));
+    let (say_node, node) = watch::channel(Arc::new(fixture::state()));
+    let (say_sessions, sessions) = watch::channel(Arc::new(Snapshot::default()));
+    let (say_health, health) = watch::channel(Health::Unknown);
+    let (publish, mut conditions) = watch::channel(Arc::new(Vec::new()));
+    let (say_cluster, cluster) = watch::channel(Arc::new(ClusterSigns::default()));
+    let (say_limits, limits) = watch::channel(limits());
+    let watches = Watches { report, node, sessions, health, cluster, limits };
+    let owner = spawn(watches, publish, Clock::manual(fixture::moment()));
+
+    say_health.send_replace(Health::Down { message: "no answer".to_owned() });
+    conditions.wait_for(|held| held.len() == 1).await.unwrap();
+    say_report.send_modify(|report| Arc::make_mut(report).dev = true);
+    conditions.wait_for(|held| held.len() == 2).await.unwrap();
+    say_sessions.send_modify(|sessions| Arc::make_mut(sessions).failing_starts = 9);
+    conditions.wait_for(|held| held.len() == 3).await.unwrap();
+    say_node.send_modify(|node| Arc::make_mut(node).settings.gpus_override = 1);
+    conditions.wait_for(|held| held.len() == 4).await.unwrap();
+    say_cluster.send_modify(|signs| Arc::make_mut(signs).alone = Some("nobody".to_owned()));
+    conditions.wait_for(|held| held.len() == 5).await.unwrap();
+    say_limits.send_modify(|limits| limits.min_free_disk = Bytes::gib(99));
+    conditions.wait_for(|held| held.len() == 6).await.unwrap();
+    drop((say_report, say_node, say_sessions, say_cluster, say_limits));
+    say_health.send_replace(Health::Unknown);
+    conditions.wait_for(|held| held.len() == 5).await.unwrap();
+
+    drop(conditions);
+    owner.await.unwrap();
+}
