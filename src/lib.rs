@@ -10,6 +10,7 @@ pub mod config;
 pub mod daemon;
 pub mod election;
 pub mod gossip;
+pub mod gpu;
 pub mod http;
 pub mod identity;
 pub mod ledger;

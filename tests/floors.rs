@@ -18,7 +18,8 @@ use syn::visit::{self, Visit};
 const FLOORS: &[&[&str]] = &[
     &["types"],
     &["clock", "identity", "logging", "retry", "socket", "store"],
-    &["election", "runtime"],
+    &["election", "gpu"],
+    &["runtime"],
     &["capacity", "gossip"],
     &["catalogue", "ledger", "node"],
     &["sessions"],
@@ -41,6 +42,8 @@ const CORES: &[&str] = &[
     "capacity/room",
     "catalogue/merge",
     "election/state",
+    "gpu/answer",
+    "gpu/device",
     "gossip/forgotten",
     "gossip/keys",
     "gossip/view",

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use self::probe::cgroup::EngineBounds;
 
+use crate::gpu;
 use crate::types::{Bytes, Cores, Disk, Resources, RuntimeKind, Swap, Timestamp};
 
 /// How often the host is read. A reading takes 0.1 to 0.4 ms: less than 0.01 % of a core.
@@ -47,8 +48,8 @@ pub struct Report {
     pub physical: Resources,
     /// What the container engine reported, and what bounds it; `None`: not known, or there is no engine.
     pub engine: Option<EngineFigures>,
-    /// The GPUs that sessions can use, in the driver's order.
-    pub gpus: Vec<GpuDevice>,
+    /// The GPUs; with `[dev]`, fictitious ones.
+    pub gpus: Arc<gpu::Snapshot>,
     pub utilized: Option<Utilized>,
     /// The file systems of the images and of the data directory, each once. The first is that of the images, if the
     /// engine names a path of this host.
@@ -66,13 +67,6 @@ pub struct EngineFigures {
     pub cores: Cores,
     pub memory: Bytes,
     pub bounds: EngineBounds,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GpuDevice {
-    pub uuid: String,
-    pub index: u32,
-    pub model: String,
 }
 
 /// What is in use now, by sessions and all other processes. `None`: not known.

@@ -8,8 +8,9 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::probe::{cgroup, disk, host};
-use super::{Config, EngineFigures, GpuDevice, Handle, Report, Utilized};
+use super::{Config, EngineFigures, Handle, Report, Utilized};
 use crate::clock::Clock;
+use crate::gpu;
 use crate::runtime::{EngineInfo, Health};
 use crate::types::{Bytes, Cores, Disk, Resources, RuntimeKind, Timestamp};
 
@@ -17,29 +18,41 @@ use crate::types::{Bytes, Cores, Disk, Resources, RuntimeKind, Timestamp};
 const MAX_DEV_GPUS: u32 = 1024;
 
 /// Starts the owner. The first report exists when this returns. The owner ends when its last reader is dropped.
-pub fn spawn(config: Config, mut health: watch::Receiver<Health>, clock: Clock) -> (Handle, JoinHandle<()>) {
+pub fn spawn(
+    config: Config,
+    mut health: watch::Receiver<Health>,
+    mut gpus: watch::Receiver<Arc<gpu::Snapshot>>,
+    clock: Clock,
+) -> (Handle, JoinHandle<()>) {
     let engine = told(&health.borrow_and_update());
+    let devices = devices(&config, gpus.borrow_and_update().clone());
     let mut sampler = host::Sampler::new();
     let (disks, bounds) = around_engine(&config, engine.as_ref());
     let now = clock.now().wall;
     let reading = Reading { disks, engine: bounds, ..Reading::take(&mut sampler, config.runtime, now) };
-    let (publish, report) = watch::channel(Arc::new(compose(&config, engine.as_ref(), &reading)));
-    let owner = Owner { config, engine, reading, clock, publish };
-    (Handle::new(report), tokio::spawn(owner.run(sampler, health)))
+    let (publish, report) = watch::channel(Arc::new(compose(&config, engine.as_ref(), &devices, &reading)));
+    let owner = Owner { config, engine, devices, reading, clock, publish };
+    (Handle::new(report), tokio::spawn(owner.run(sampler, health, gpus)))
 }
 
 struct Owner {
     config: Config,
     /// What the engine last reported about itself: the figures stay valid while it does not answer.
     engine: Option<EngineInfo>,
+    devices: Arc<gpu::Snapshot>,
     reading: Reading,
     clock: Clock,
     publish: watch::Sender<Arc<Report>>,
 }
 
 impl Owner {
-    async fn run(mut self, sampler: host::Sampler, health: watch::Receiver<Health>) {
-        if let Err(e) = self.follow(sampler, health).await {
+    async fn run(
+        mut self,
+        sampler: host::Sampler,
+        health: watch::Receiver<Health>,
+        gpus: watch::Receiver<Arc<gpu::Snapshot>>,
+    ) {
+        if let Err(e) = self.follow(sampler, health, gpus).await {
             tracing::error!(error = %e, "reading the host failed");
         }
     }
@@ -48,6 +61,7 @@ impl Owner {
         &mut self,
         mut sampler: host::Sampler,
         mut health: watch::Receiver<Health>,
+        mut gpus: watch::Receiver<Arc<gpu::Snapshot>>,
     ) -> Result<(), JoinError> {
         let mut ticks = interval(self.config.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -55,12 +69,22 @@ impl Owner {
         loop {
             tokio::select! {
                 () = self.publish.closed() => return Ok(()),
+                Ok(()) = gpus.changed() => {
+                    self.devices = devices(&self.config, gpus.borrow_and_update().clone());
+                    self.publish();
+                    continue;
+                }
                 _ = ticks.tick() => sampler = self.read_host(sampler).await?,
                 Ok(()) = health.changed() => self.engine = told(&health.borrow_and_update()).or(self.engine.take()),
             }
             self.read_around_engine().await?;
-            self.publish.send_replace(Arc::new(compose(&self.config, self.engine.as_ref(), &self.reading)));
+            self.publish();
         }
+    }
+
+    fn publish(&self) {
+        let report = compose(&self.config, self.engine.as_ref(), &self.devices, &self.reading);
+        self.publish.send_replace(Arc::new(report));
     }
 
     async fn read_host(&mut self, mut sampler: host::Sampler) -> Result<host::Sampler, JoinError> {
@@ -125,7 +149,7 @@ fn paths(config: &Config, engine: Option<&EngineInfo>) -> Vec<PathBuf> {
 }
 
 /// Combines a reading and the engine's figures into a report.
-fn compose(config: &Config, engine: Option<&EngineInfo>, reading: &Reading) -> Report {
+fn compose(config: &Config, engine: Option<&EngineInfo>, devices: &Arc<gpu::Snapshot>, reading: &Reading) -> Report {
     let host = &reading.host;
     let (cores, memory) = match (config.runtime, engine) {
         (RuntimeKind::Docker, Some(engine)) => {
@@ -139,13 +163,12 @@ fn compose(config: &Config, engine: Option<&EngineInfo>, reading: &Reading) -> R
     let figures =
         |engine: &EngineInfo| EngineFigures { cores: engine.cores, memory: engine.memory, bounds: reading.engine };
     let dev = &config.dev;
-    let gpus = dev_gpus(dev.physical_gpus.unwrap_or(0));
-    let gpu_count = u32::try_from(gpus.len()).unwrap_or(u32::MAX);
+    let gpu_count = u32::try_from(devices.devices.len()).unwrap_or(u32::MAX);
     let known = host.cores_used.is_some() || host.memory_used.is_some();
     Report {
         physical: Resources::new(dev.physical_cores.unwrap_or(cores), dev.physical_memory.unwrap_or(memory), gpu_count),
         engine: engine.filter(|_| config.runtime == RuntimeKind::Docker).map(figures),
-        gpus,
+        gpus: Arc::clone(devices),
         utilized: known.then_some(Utilized { cores: host.cores_used, memory: host.memory_used, at: reading.at }),
         disks: reading.disks.clone(),
         swap: host.swap.clone(),
@@ -154,11 +177,12 @@ fn compose(config: &Config, engine: Option<&EngineInfo>, reading: &Reading) -> R
     }
 }
 
-/// Fictitious GPUs, to try placement with. They have no device.
-fn dev_gpus(count: u32) -> Vec<GpuDevice> {
-    (0..count.min(MAX_DEV_GPUS))
-        .map(|index| GpuDevice { uuid: format!("GPU-dev-{index}"), index, model: "dev".to_owned() })
-        .collect()
+/// The GPUs of this host or, with `[dev]`, fictitious ones that have no device.
+fn devices(config: &Config, found: Arc<gpu::Snapshot>) -> Arc<gpu::Snapshot> {
+    match config.dev.physical_gpus {
+        None => found,
+        Some(count) => Arc::new(gpu::Snapshot::fictitious(count.min(MAX_DEV_GPUS))),
+    }
 }
 
 #[cfg(test)]
@@ -198,8 +222,16 @@ mod tests {
         }
     }
 
+    fn no_gpus() -> watch::Receiver<Arc<gpu::Snapshot>> {
+        watch::channel(Arc::default()).1
+    }
+
+    fn found(config: &Config) -> Arc<gpu::Snapshot> {
+        devices(config, Arc::default())
+    }
+
     fn physical(config: &Config, engine: Option<&EngineInfo>) -> Resources {
-        compose(config, engine, &reading()).physical
+        compose(config, engine, &found(config), &reading()).physical
     }
 
     #[test]
@@ -214,7 +246,7 @@ mod tests {
         let bounds = |cores| cgroup::Bounds { cores: Some(Cores::whole(cores)), memory: None };
         let engine_bounds = cgroup::EngineBounds { process: bounds(1), containers: bounds(2) };
         let reading = Reading { engine: engine_bounds, ..reading() };
-        let report = compose(&config(RuntimeKind::Docker), Some(&engine()), &reading);
+        let report = compose(&config(RuntimeKind::Docker), Some(&engine()), &Arc::default(), &reading);
         assert_eq!(report.physical, Resources::new(Cores::whole(2), Bytes::gib(3), 0));
         assert_eq!(report.engine.unwrap().cores, Cores::whole(3), "what it reports");
     }
@@ -229,22 +261,23 @@ mod tests {
     fn dev_figures_replace_the_probed_ones() {
         let dev = DevFigures { physical_cores: Some(Cores::whole(6)), physical_gpus: Some(2), ..DevFigures::default() };
         let config = Config { dev, ..config(RuntimeKind::Docker) };
-        let report = compose(&config, Some(&engine()), &reading());
+        let report = compose(&config, Some(&engine()), &found(&config), &reading());
         assert_eq!(report.physical, Resources::new(Cores::whole(6), Bytes::gib(3), 2));
-        assert_eq!(report.gpus[1], GpuDevice { uuid: "GPU-dev-1".to_owned(), index: 1, model: "dev".to_owned() });
+        let second = &report.gpus.devices[1];
+        assert_eq!((second.uuid.as_str(), second.index, second.model.as_str()), ("GPU-dev-0001", 1, "dev"));
         assert!(report.dev);
     }
 
     #[test]
     fn a_figure_that_was_not_measured_is_none() {
-        assert_eq!(compose(&config(RuntimeKind::Docker), None, &reading()).utilized, None);
+        assert_eq!(compose(&config(RuntimeKind::Docker), None, &Arc::default(), &reading()).utilized, None);
     }
 
     #[tokio::test]
     async fn the_report_follows_the_engine_and_keeps_its_last_figures() {
         let start = Moment { wall: Timestamp::from_millis(1), boot: BootInstant::from_millis(1), boot_id: 1 };
         let (say, health) = watch::channel(Health::Unknown);
-        let (handle, owner) = spawn(config(RuntimeKind::Docker), health, Clock::manual(start));
+        let (handle, owner) = spawn(config(RuntimeKind::Docker), health, no_gpus(), Clock::manual(start));
         assert_eq!(handle.report().physical, Resources::ZERO, "the engine has not answered");
         assert_eq!(handle.report().disks[0].path, "/");
 
@@ -269,7 +302,7 @@ mod tests {
         let (_say, health) = watch::channel(Health::Unknown);
         let clock = Clock::manual(start);
         let config = Config { interval: Duration::from_millis(1), ..config(RuntimeKind::Process) };
-        let (handle, _owner) = spawn(config, health, clock.clone());
+        let (handle, _owner) = spawn(config, health, no_gpus(), clock.clone());
         clock.advance(Duration::from_millis(50));
         let later = Timestamp::from_millis(51);
         let sampled = |r: &Arc<Report>| r.utilized.is_some_and(|u| u.at == later && u.cores.is_some());

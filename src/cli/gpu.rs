@@ -56,19 +56,26 @@ pub(super) fn memory(gpu: &Gpu) -> String {
 /// The device's health, and whether it is cordoned.
 pub(super) fn health(gpu: &Gpu) -> String {
     let cordoned = if gpu.cordoned { ", cordoned" } else { "" };
-    format!("{}{cordoned}", one_line(&gpu.health))
+    format!("{}{cordoned}", gpu.health)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{Bytes, GpuProfile, GpuUsage, sample};
 
     #[test]
     fn an_unknown_measurement_is_shown_as_a_dash() {
-        let json = r#"{"uuid":"GPU-1","index":0,"node":"a","model":"L4","memory_total_bytes":25769803776,
-            "memory_used_bytes":null,"utilization_percent":null,"temperature_celsius":41.6,"power_watts":null,
-            "health":"ok","slots":10,"slots_used":3,"cordoned":true}"#;
-        let gpu: Gpu = serde_json::from_str(json).unwrap();
+        let profile = GpuProfile {
+            model: "L4".to_owned(),
+            memory_total_bytes: Some(Bytes::gib(24)),
+            slots: 10,
+            slots_used: 3,
+            cordoned: true,
+            ..sample::gpu("GPU-1", 0)
+        };
+        let usage = GpuUsage { temperature_celsius: Some(41.6), ..GpuUsage::default() };
+        let gpu = Gpu::of(&profile, &"a".parse().unwrap(), Some(&usage));
         let expected = "\
 NODE   GPU   MODEL   UUID    MEMORY   BUSY   TEMP    POWER   SLOTS     HEALTH
 a      0     L4      GPU-1   24 GiB   -      42 °C   -       3 of 10   ok, cordoned";

@@ -53,7 +53,8 @@ impl Start {
             data_dir: self.base.config.data_dir.clone(),
             interval: capacity::INTERVAL,
         };
-        let started = capacity::task::spawn(config, runtime.health(), self.base.clock.clone());
+        let started =
+            capacity::task::spawn(config, runtime.health(), watch::channel(Arc::default()).1, self.base.clock.clone());
         self.owners.add("the owner of capacity", started)
     }
 

@@ -37,6 +37,10 @@ const CORES_STEP_MILLI: u64 = 100;
 const MEMORY_STEP: u64 = 64 << 20;
 /// Free disk is rounded down to this step, 1 GiB.
 const DISK_STEP: u64 = 1 << 30;
+/// Memory of a GPU is rounded down to this step, 256 MiB; its load to 5 %, its power to 5 W, its temperature to 1 °C.
+const GPU_MEMORY_STEP: u64 = 256 << 20;
+const GPU_UTILIZATION_STEP: f64 = 5.0;
+const GPU_POWER_STEP: f64 = 5.0;
 
 /// What a node publishes.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,18 +87,12 @@ impl Load {
             total_bytes: disk.total_bytes,
             inodes: disk.inodes.map(in_percent),
         });
-        let gpu = |gpu: &GpuUsage| GpuUsage {
-            memory_used_bytes: gpu.memory_used_bytes.map(|memory| rounded_down(memory, MEMORY_STEP)),
-            utilization_percent: gpu.utilization_percent.map(f64::round),
-            temperature_celsius: gpu.temperature_celsius.map(f64::round),
-            power_watts: gpu.power_watts.map(f64::round),
-        };
         is_known.then(|| Self {
             at: *at,
             cores: cores.map(in_tenths),
             memory_bytes: memory_bytes.map(|memory| rounded_down(memory, MEMORY_STEP)),
             disk,
-            gpus: gpus.iter().map(|(uuid, usage)| (uuid.clone(), gpu(usage))).collect(),
+            gpus: gpus.iter().map(|(uuid, usage)| (uuid.clone(), rounded_gpu(usage))).collect(),
         })
     }
 
@@ -218,6 +216,20 @@ const fn rounded_down(bytes: Bytes, step: u64) -> Bytes {
     Bytes::new(bytes.get() / step * step)
 }
 
+fn rounded_gpu(gpu: &GpuUsage) -> GpuUsage {
+    let in_steps = |figure: Option<f64>, step: f64| figure.map(|figure| (figure / step).round() * step);
+    let memory = |memory: Option<Bytes>| memory.map(|memory| rounded_down(memory, GPU_MEMORY_STEP));
+    GpuUsage {
+        at: gpu.at,
+        memory_used_bytes: memory(gpu.memory_used_bytes),
+        memory_foreign_bytes: memory(gpu.memory_foreign_bytes),
+        utilization_percent: in_steps(gpu.utilization_percent, GPU_UTILIZATION_STEP),
+        temperature_celsius: in_steps(gpu.temperature_celsius, 1.0),
+        power_watts: in_steps(gpu.power_watts, GPU_POWER_STEP),
+        throttling: gpu.throttling.clone(),
+    }
+}
+
 /// Free inodes in whole percents, so that a new file does not change what is published.
 fn in_percent(inodes: Inodes) -> Inodes {
     let step = (inodes.total / 100).max(1);
@@ -230,31 +242,25 @@ mod tests {
 
     use super::*;
     use crate::gossip::fixture::{id, profile, published, session};
-    use crate::types::{Condition, ConditionKind, Drain, GpuProfile, SessionState};
+    use crate::types::{Condition, ConditionKind, Drain, GpuProfile, SessionState, sample};
 
     fn heard(id: &NodeId, keys: &BTreeMap<String, String>) -> Heard {
         read(id, keys.iter().map(|(key, value)| (key.as_str(), value.as_str())))
     }
 
     fn gpu(index: u32) -> GpuProfile {
-        GpuProfile {
-            uuid: format!("GPU-{index:036}"),
-            index,
-            model: "a model".to_owned(),
-            memory_total_bytes: Some(Bytes::gib(80)),
-            health: "ok".to_owned(),
-            slots: 1,
-            slots_used: 0,
-            cordoned: false,
-        }
+        sample::gpu(&format!("GPU-{index:036}"), index)
     }
 
     fn gpu_usage() -> GpuUsage {
         GpuUsage {
+            at: Some(Timestamp::from_millis(4000)),
             memory_used_bytes: Some(Bytes::new(Bytes::gib(3).get() + 1)),
-            utilization_percent: Some(1.4),
+            memory_foreign_bytes: None,
+            utilization_percent: Some(23.4),
             temperature_celsius: Some(40.6),
-            power_watts: Some(100.0),
+            power_watts: Some(101.0),
+            throttling: Some(vec!["thermal".to_owned()]),
         }
     }
 
@@ -276,9 +282,10 @@ mod tests {
         assert_eq!(heard.profile, Some(published.profile));
         let rounded = GpuUsage {
             memory_used_bytes: Some(Bytes::gib(3)),
-            utilization_percent: Some(1.0),
+            utilization_percent: Some(25.0),
             temperature_celsius: Some(41.0),
             power_watts: Some(100.0),
+            ..gpu_usage()
         };
         let usage = NodeUsage {
             cores: Some(Cores::from_milli(1200)),

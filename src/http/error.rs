@@ -235,6 +235,8 @@ const fn code_of(reason: Reason) -> ErrorCode {
         Reason::NoCapacity
         | Reason::PhysicalUnknown
         | Reason::GpuSharing
+        | Reason::GpuMemoryUnknown
+        | Reason::GpuClass
         | Reason::Constraint
         | Reason::Network
         | Reason::Runtime
@@ -261,6 +263,8 @@ fn describe(refused: &NodeReason) -> String {
         Reason::PhysicalUnknown => "the container engine has not reported what the host has",
         Reason::NoCapacity => "the host has no room beside its present sessions",
         Reason::GpuSharing => "gpu_sharing does not let this user share the GPUs",
+        Reason::GpuMemoryUnknown => "how much memory its GPUs have is not known, and gpu_memory_bytes requires it",
+        Reason::GpuClass => "its GPUs are not of the workspace's gpu_class",
         Reason::Disabled => "the node is disabled",
         Reason::Draining => "the node is draining",
         Reason::Constraint => "the node lacks labels that the constraints require",

@@ -251,7 +251,7 @@ fn count(items: impl IntoIterator) -> f64 {
 mod tests {
     use super::*;
     use crate::gossip::Member;
-    use crate::types::{Ballot, ClusterMode, NodeUsage, Timestamp, sample};
+    use crate::types::{Ballot, ClusterMode, GpuProfile, GpuUsage, NodeUsage, Timestamp, sample};
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
@@ -261,21 +261,20 @@ mod tests {
         node.resources.cores.effective = Cores::whole(12);
         node.resources.cores.allocated = Cores::from_milli(2500);
         node.resources.cores.utilized = None;
-        node.gpus = vec![Gpu {
-            uuid: "GPU-1".to_owned(),
-            index: 0,
-            node: node.name.clone(),
+        let profile = GpuProfile {
             model: "A \"quoted\" model".to_owned(),
             memory_total_bytes: Some(Bytes::gib(24)),
+            slots: 4,
+            slots_used: 1,
+            ..sample::gpu("GPU-1", 0)
+        };
+        let usage = GpuUsage {
             memory_used_bytes: Some(Bytes::gib(1)),
             utilization_percent: Some(12.5),
             temperature_celsius: Some(60.0),
-            power_watts: None,
-            health: "ok".to_owned(),
-            slots: 4,
-            slots_used: 1,
-            cordoned: false,
-        }];
+            ..GpuUsage::default()
+        };
+        node.gpus = vec![Gpu::of(&profile, &node.name, Some(&usage))];
         node
     }
 

@@ -134,6 +134,8 @@ impl Handle {
 /// A small host, for tests.
 #[cfg(test)]
 pub(crate) mod fixture {
+    use std::sync::Arc;
+
     use super::State;
     use crate::capacity::Report;
     use crate::types::{BootInstant, Bytes, Cores, Disk, Moment, Resources, Settings, Swap, Timestamp};
@@ -147,7 +149,7 @@ pub(crate) mod fixture {
         Report {
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
             engine: None,
-            gpus: Vec::new(),
+            gpus: Arc::default(),
             utilized: None,
             disks: vec![Disk {
                 path: "/".to_owned(),

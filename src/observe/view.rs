@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::Facts;
+use crate::capacity::Report;
 use crate::capacity::effective::{effective, slots_per_device};
-use crate::capacity::{self, Report};
+use crate::gpu::Device;
 use crate::node::{DrainState, State};
 use crate::runtime::Health;
 use crate::sessions::Snapshot;
 use crate::types::{
-    Condition, Drain, GpuProfile, Moment, NodeProfile, NodeUsage, RuntimeKind, RuntimeStatus, Timestamp,
+    Bytes, Condition, Drain, GpuHealth, GpuProfile, GpuRelease, GpuState, Moment, NodeProfile, NodeUsage, RuntimeKind,
+    RuntimeStatus, Timestamp,
 };
 
 /// Everything that a node's profile is built from.
@@ -61,17 +63,25 @@ pub fn usage(report: &Report) -> NodeUsage {
 
 fn gpus(report: &Report, offered: u32, sessions: &Snapshot) -> Vec<GpuProfile> {
     let slots = slots_per_device(report.physical.gpus, offered);
-    let describe = |(device, slots): (&capacity::GpuDevice, u32)| GpuProfile {
+    let describe = |(device, slots): (&Device, u32)| GpuProfile {
         uuid: device.uuid.clone(),
         index: device.index,
         model: device.model.clone(),
-        memory_total_bytes: None,
-        health: "ok".to_owned(),
+        class: device.class.clone(),
+        pci_address: device.pci_address.clone(),
+        mig_parent: device.mig_parent.clone(),
+        memory_total_bytes: device.memory_total,
+        memory_declared_bytes: Bytes::ZERO,
+        health: GpuHealth::Ok,
+        state: GpuState::Ok,
+        message: None,
+        release: GpuRelease::Unproven,
         slots,
         slots_used: sessions.gpu_slots_used.get(&device.uuid).copied().unwrap_or(0),
-        cordoned: false,
+        holder: None,
+        cordoned: device.cordoned,
     };
-    report.gpus.iter().zip(slots).map(describe).collect()
+    report.gpus.devices.iter().zip(slots).map(describe).collect()
 }
 
 fn runtime_status(kind: RuntimeKind, health: &Health) -> RuntimeStatus {
@@ -104,10 +114,12 @@ fn describe_drain(drain: &DrainState, sessions: &Snapshot, now: Moment) -> Drain
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
-    use crate::capacity::{GpuDevice, Utilized};
+    use crate::capacity::Utilized;
+    use crate::gpu;
     use crate::node::fixture;
     use crate::runtime::EngineInfo;
     use crate::types::{Bytes, Cores, Deadline, Node, NodeState, Resources, SessionId, Sighting};
@@ -169,12 +181,11 @@ mod tests {
 
     #[test]
     fn gpus_show_their_slots() {
-        let device = |index| GpuDevice { uuid: format!("GPU-{index}"), index, model: "dev".to_owned() };
         let node = described(|report, state, sessions, _| {
             report.physical.gpus = 2;
-            report.gpus = vec![device(0), device(1)];
+            report.gpus = Arc::new(gpu::Snapshot::fictitious(2));
             state.settings.gpus_override = 5;
-            sessions.gpu_slots_used.insert("GPU-1".to_owned(), 2);
+            sessions.gpu_slots_used.insert("GPU-dev-0001".to_owned(), 2);
         });
         let slots: Vec<_> = node.gpus.iter().map(|gpu| (gpu.slots, gpu.slots_used)).collect();
         assert_eq!(slots, [(3, 0), (2, 2)]);

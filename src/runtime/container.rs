@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
-    Bytes, HealthStatus, Init, Name, NodeId, Protocol, PullPolicy, Resources, SessionId, Timestamp, User,
+    Bytes, GpuCapability, HealthStatus, Init, Name, NodeId, Protocol, PullPolicy, Resources, SessionId, Timestamp, User,
 };
 
 /// The observed state of a container; the wanted state is the lifecycle's.
@@ -83,6 +83,8 @@ pub struct Found {
     pub workspace: Name,
     pub resources: Resources,
     pub gpu_uuids: Vec<String>,
+    /// What it declared of each GPU's memory.
+    pub gpu_memory: Option<Bytes>,
     pub image: Option<String>,
     pub ports: Vec<PortBinding>,
     pub created_at: Timestamp,
@@ -131,6 +133,11 @@ pub struct Launch {
     pub env: BTreeMap<String, String>,
     pub resources: Resources,
     pub gpu_uuids: Vec<String>,
+    #[serde(default)]
+    pub gpu_capabilities: Vec<GpuCapability>,
+    /// Declared for each GPU; `None`: nothing.
+    #[serde(default)]
+    pub gpu_memory: Option<Bytes>,
     pub ports: Vec<PortBinding>,
     pub volumes: Vec<Mount>,
     #[serde(default)]

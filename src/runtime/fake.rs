@@ -236,6 +236,7 @@ impl Runtime for FakeEngine {
             workspace: launch.workspace.clone(),
             resources: launch.resources,
             gpu_uuids: launch.gpu_uuids.clone(),
+            gpu_memory: launch.gpu_memory,
             image: launch.image.clone(),
             ports: launch.ports.clone(),
             created_at: Timestamp::default(),

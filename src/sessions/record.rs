@@ -238,6 +238,7 @@ impl Live {
     pub fn adopted(found: &Found, ballot: Ballot, now: Moment) -> Self {
         let mut workspace = Workspace::new(found.workspace.clone(), found.resources.cores, found.resources.memory);
         workspace.gpus = found.resources.gpus;
+        workspace.gpu_memory_bytes = found.gpu_memory;
         workspace.image.clone_from(&found.image);
         let origin = Origin {
             id: found.session,
@@ -348,6 +349,8 @@ impl Live {
             env,
             resources: workspace.resources(),
             gpu_uuids: self.status.gpu_uuids.clone(),
+            gpu_capabilities: workspace.gpu_capabilities.clone(),
+            gpu_memory: workspace.gpu_memory_bytes,
             ports: self.ports.clone(),
             volumes: volumes
                 .map(|v| Mount {

@@ -299,7 +299,7 @@ impl Surroundings {
     fn with_context<T>(&self, decide: impl FnOnce(&Context<'_>) -> T) -> T {
         let node = self.node.borrow().clone();
         let report = self.capacity.borrow().clone();
-        let gpus: Vec<String> = report.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
+        let gpus: Vec<String> = report.gpus.devices.iter().map(|gpu| gpu.uuid.clone()).collect();
         let capacity = Capacity {
             physical: report.physical,
             effective: capacity::effective::effective(report.physical, &node.settings),

@@ -48,7 +48,7 @@ impl World {
         let report = capacity::Report {
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
             engine: None,
-            gpus: Vec::new(),
+            gpus: Arc::default(),
             utilized: None,
             disks: Vec::new(),
             swap: None,

@@ -79,6 +79,10 @@ pub enum Reason {
     NoCapacity,
     /// GPUs have room, but `gpu_sharing` does not let this user share them.
     GpuSharing,
+    /// The session's workspace says how much GPU memory it needs, and how much a GPU of the node has is not known.
+    GpuMemoryUnknown,
+    /// The node's GPUs are of another class than the workspace's `gpu_class`.
+    GpuClass,
     Disabled,
     Draining,
     /// The node lacks a label that the session requires.

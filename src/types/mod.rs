@@ -9,6 +9,7 @@ mod amount;
 mod cluster;
 mod decode;
 mod error;
+mod gpu;
 mod id;
 mod invalid;
 mod language;
@@ -34,16 +35,17 @@ pub use amount::{Bytes, Cores};
 pub use cluster::{ClusterMode, OnUnknown, Strategy};
 pub use decode::decode;
 pub use error::{ErrorBody, ErrorCode, ErrorDetail, NodeReason, Reason};
+pub use gpu::{Gpu, GpuHealth, GpuMemoryEnforced, GpuProfile, GpuRelease, GpuSharing, GpuState, GpuUsage};
 pub use id::{Ballot, Name, NodeId, SessionId, User, is_printable};
 pub use invalid::Invalid;
 pub use language::other_language;
 pub use node::{
-    Condition, ConditionKind, Disk, Drain, DrainRequest, Figures, Gpu, GpuSharing, Inodes, Labels, LabelsPatch, Node,
-    NodeResources, NodeState, Prune, Refreshed, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,
+    Condition, ConditionKind, Disk, Drain, DrainRequest, Figures, Inodes, Labels, LabelsPatch, Node, NodeResources,
+    NodeState, Prune, Refreshed, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,
 };
 pub use placement::{Explanation, NodeVerdict, Plan};
 pub use platform::Platform;
-pub use profile::{GpuProfile, GpuUsage, NodeProfile, NodeUsage, SessionActivity, SessionProfile};
+pub use profile::{NodeProfile, NodeUsage, SessionActivity, SessionProfile};
 pub use resources::{Dimension, Resources};
 pub use session::{
     EndReason, Endpoint, ExtendRequest, HealthStatus, KeepaliveRequest, Protocol, Remembered, Session, SessionFilter,

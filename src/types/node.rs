@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::text::words;
 use super::{
-    Bytes, Cores, Dimension, GpuProfile, GpuUsage, Invalid, Name, NodeId, NodeProfile, NodeUsage, Platform, SessionId,
+    Bytes, Cores, Dimension, Gpu, GpuSharing, Invalid, Name, NodeId, NodeProfile, NodeUsage, Platform, SessionId,
     Timestamp, schema,
 };
 
@@ -32,20 +32,6 @@ pub enum Prune {
     Aggressive,
 }
 words!(Prune { Off => "off", Normal => "normal", Aggressive => "aggressive" });
-
-/// Which sessions may share one GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum GpuSharing {
-    /// None: one session per device.
-    None,
-    /// Sessions of one user.
-    #[default]
-    SameUser,
-    /// Any sessions. Isolation between users on one GPU is not well established.
-    Any,
-}
-words!(GpuSharing { None => "none", SameUser => "same_user", Any => "any" });
 
 /// The settings of a node. An override of 0 means no override.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -255,24 +241,6 @@ pub struct Swap {
     pub used_bytes: Bytes,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Gpu {
-    pub uuid: String,
-    pub index: u32,
-    pub node: Name,
-    pub model: String,
-    pub memory_total_bytes: Option<Bytes>,
-    pub memory_used_bytes: Option<Bytes>,
-    pub utilization_percent: Option<f64>,
-    pub temperature_celsius: Option<f64>,
-    pub power_watts: Option<f64>,
-    pub health: String,
-    /// How many sessions may hold the device at once under the override.
-    pub slots: u32,
-    pub slots_used: u32,
-    pub cordoned: bool,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RuntimeKind {
@@ -303,6 +271,30 @@ pub enum ConditionKind {
     MemoryOvercommitWithoutSwap,
     /// `gpus_override` is set, but the host has no GPU.
     GpuOverrideInactive,
+    /// GPUs that were there since the host booted are not found any more. Sessions on them go on as far as they can.
+    GpuLost,
+    /// GPUs reported a fault that needs a reset or a repair: they take no new sessions.
+    GpuFailing,
+    /// Processes of sessions that have ended are still on GPUs: they take no new sessions.
+    GpuQuarantined,
+    /// GPUs are hotter than `gpu.max_temperature_celsius`: they take no new sessions.
+    GpuHot,
+    /// Processes that are not of ostler's sessions use much of the memory of GPUs: they take no new sessions.
+    GpuForeignUse,
+    /// Sessions use more GPU memory than their workspace's `gpu_memory_bytes`.
+    GpuMemoryExceeded,
+    /// The NVIDIA driver does not answer.
+    GpuDriverHung,
+    /// NVIDIA's library and kernel module are of different versions.
+    GpuDriverMismatch,
+    /// The NVIDIA driver is too old to report memory and processes.
+    GpuDriverOld,
+    /// A GPU is in MIG mode, and its instances cannot be given to sessions.
+    MigUnsupported,
+    /// The container engine cannot give GPUs to containers: the node offers none.
+    GpuRuntimeMissing,
+    /// A `systemctl daemon-reload` may cut running sessions off their GPUs.
+    GpuReloadHazard,
     /// A GPU override is above the number of GPUs, and `gpu_sharing` keeps sessions from using all of it.
     GpuSharingLimitsOverride,
     RuntimeUnavailable,
@@ -344,6 +336,18 @@ words!(ConditionKind {
     Overcommitted => "overcommitted",
     MemoryOvercommitWithoutSwap => "memory_overcommit_without_swap",
     GpuOverrideInactive => "gpu_override_inactive",
+    GpuLost => "gpu_lost",
+    GpuFailing => "gpu_failing",
+    GpuQuarantined => "gpu_quarantined",
+    GpuHot => "gpu_hot",
+    GpuForeignUse => "gpu_foreign_use",
+    GpuMemoryExceeded => "gpu_memory_exceeded",
+    GpuDriverHung => "gpu_driver_hung",
+    GpuDriverMismatch => "gpu_driver_mismatch",
+    GpuDriverOld => "gpu_driver_old",
+    MigUnsupported => "mig_unsupported",
+    GpuRuntimeMissing => "gpu_runtime_missing",
+    GpuReloadHazard => "gpu_reload_hazard",
     GpuSharingLimitsOverride => "gpu_sharing_limits_override",
     RuntimeUnavailable => "runtime_unavailable",
     EngineLimited => "engine_limited",
@@ -516,27 +520,6 @@ impl NodeResources {
                 utilized: None,
                 utilized_at: None,
             },
-        }
-    }
-}
-
-impl Gpu {
-    fn of(gpu: &GpuProfile, node: &Name, usage: Option<&GpuUsage>) -> Self {
-        let usage = usage.copied().unwrap_or_default();
-        Self {
-            uuid: gpu.uuid.clone(),
-            index: gpu.index,
-            node: node.clone(),
-            model: gpu.model.clone(),
-            memory_total_bytes: gpu.memory_total_bytes,
-            memory_used_bytes: usage.memory_used_bytes,
-            utilization_percent: usage.utilization_percent,
-            temperature_celsius: usage.temperature_celsius,
-            power_watts: usage.power_watts,
-            health: gpu.health.clone(),
-            slots: gpu.slots,
-            slots_used: gpu.slots_used,
-            cordoned: gpu.cordoned,
         }
     }
 }

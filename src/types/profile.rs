@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bytes, Condition, Cores, Disk, Drain, EndReason, Endpoint, HealthStatus, Name, NodeId, Resources, RuntimeStatus,
-    SessionId, SessionState, Settings, Swap, Timestamp, User,
+    Bytes, Condition, Cores, Disk, Drain, EndReason, Endpoint, GpuProfile, GpuUsage, HealthStatus, Name, NodeId,
+    Resources, RuntimeStatus, SessionId, SessionState, Settings, Swap, Timestamp, User,
 };
 
 /// What a node is and has, as its host reports it. Equal profiles mean that nothing happened.
@@ -34,19 +34,6 @@ pub struct NodeProfile {
     pub conditions: Vec<Condition>,
 }
 
-/// A GPU without its measurements.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GpuProfile {
-    pub uuid: String,
-    pub index: u32,
-    pub model: String,
-    pub memory_total_bytes: Option<Bytes>,
-    pub health: String,
-    pub slots: u32,
-    pub slots_used: u32,
-    pub cordoned: bool,
-}
-
 /// The measurements of a node, other processes of the host included. `None`: not known.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct NodeUsage {
@@ -60,15 +47,6 @@ pub struct NodeUsage {
     pub load: Option<[f64; 3]>,
     /// By the GPU's UUID.
     pub gpus: BTreeMap<String, GpuUsage>,
-}
-
-/// The measurements of a GPU. `None`: not known.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct GpuUsage {
-    pub memory_used_bytes: Option<Bytes>,
-    pub utilization_percent: Option<f64>,
-    pub temperature_celsius: Option<f64>,
-    pub power_watts: Option<f64>,
 }
 
 /// What a session is, as its host reports it. Equal profiles mean that nothing happened.

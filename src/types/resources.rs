@@ -64,7 +64,11 @@ impl Resources {
             Dimension::Cores => Some(self.cores.milli() as f64 / 1000.0),
             Dimension::MemoryBytes => Some(self.memory.get() as f64),
             Dimension::Gpus => Some(f64::from(self.gpus)),
-            Dimension::Sessions | Dimension::Ports | Dimension::DiskBytes | Dimension::DiskInodes => None,
+            Dimension::GpuMemoryBytes
+            | Dimension::Sessions
+            | Dimension::Ports
+            | Dimension::DiskBytes
+            | Dimension::DiskInodes => None,
         }
     }
 }
@@ -76,6 +80,8 @@ pub enum Dimension {
     Cores,
     MemoryBytes,
     Gpus,
+    /// Memory of each GPU of the session.
+    GpuMemoryBytes,
     Sessions,
     Ports,
     DiskBytes,
@@ -90,6 +96,7 @@ impl Dimension {
         match self {
             Self::Cores => counted(figure, "core"),
             Self::MemoryBytes => format!("{} of memory", Bytes::new(whole)),
+            Self::GpuMemoryBytes => format!("{} of GPU memory", Bytes::new(whole)),
             Self::DiskBytes => format!("{} of disk", Bytes::new(whole)),
             Self::DiskInodes => counted(figure, "inode"),
             Self::Gpus => counted(figure, "GPU"),

@@ -1,9 +1,32 @@
 //! A node and sessions for tests.
 
 use super::{
-    Bytes, Cores, Node, NodeProfile, NodeState, NodeUsage, Resources, RuntimeKind, RuntimeStatus, Session,
-    SessionActivity, SessionId, SessionProfile, SessionState, Settings, Sighting, Timestamp,
+    Bytes, Cores, GpuHealth, GpuProfile, GpuRelease, GpuState, Node, NodeProfile, NodeState, NodeUsage, Resources,
+    RuntimeKind, RuntimeStatus, Session, SessionActivity, SessionId, SessionProfile, SessionState, Settings, Sighting,
+    Timestamp,
 };
+
+/// A GPU that nobody uses.
+pub(crate) fn gpu(uuid: &str, index: u32) -> GpuProfile {
+    GpuProfile {
+        uuid: uuid.to_owned(),
+        index,
+        model: "a model".to_owned(),
+        class: "nvidia.com/gpu".to_owned(),
+        pci_address: Some("0000:1a:00.0".to_owned()),
+        mig_parent: None,
+        memory_total_bytes: Some(Bytes::gib(80)),
+        memory_declared_bytes: Bytes::ZERO,
+        health: GpuHealth::Ok,
+        state: GpuState::Ok,
+        message: None,
+        release: GpuRelease::Proven,
+        slots: 1,
+        slots_used: 0,
+        holder: None,
+        cordoned: false,
+    }
+}
 
 /// An idle node of four cores and 4 GiB.
 pub(crate) fn profile(name: &str, id: &str) -> NodeProfile {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::gpu::check_gpu_class;
 use super::node::check_labels;
 use super::text::words;
 use super::{Bytes, Cores, Invalid, Labels, Name, Period, Protocol, Resources, SessionRequest, check_env, schema};
@@ -77,6 +78,8 @@ pub enum GpuCapability {
     Graphics,
     Video,
     Display,
+    /// 32-bit libraries.
+    Compat32,
 }
 words!(GpuCapability {
     Compute => "compute",
@@ -84,6 +87,7 @@ words!(GpuCapability {
     Graphics => "graphics",
     Video => "video",
     Display => "display",
+    Compat32 => "compat32",
 });
 
 /// A port that the workspace listens on inside its container.
@@ -198,6 +202,15 @@ pub struct Workspace {
     pub network: Option<Name>,
     #[serde(default = "default_gpu_capabilities")]
     pub gpu_capabilities: Vec<GpuCapability>,
+    /// Memory that a session needs on each of its GPUs. The node admits the session where so much is neither declared
+    /// by others nor in use; it does not limit the session to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::session_memory_or_null, required = false)]
+    pub gpu_memory_bytes: Option<Bytes>,
+    /// The class of GPUs that it needs, as `amd.com/gpu`. Without it, NVIDIA's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 63, pattern = r"^[a-z0-9][a-z0-9.-]*/[a-z0-9][a-z0-9._-]*$")]
+    pub gpu_class: Option<String>,
     #[serde(default = "default_shm")]
     pub shm_bytes: Bytes,
     #[serde(default)]
@@ -260,6 +273,8 @@ impl Workspace {
             constraints: Labels::new(),
             network: None,
             gpu_capabilities: default_gpu_capabilities(),
+            gpu_memory_bytes: None,
+            gpu_class: None,
             shm_bytes: default_shm(),
             pull: PullPolicy::default(),
             prepull: false,
@@ -308,6 +323,8 @@ impl Workspace {
         check_cores(self.cores)?;
         check_memory(self.memory_bytes)?;
         check_gpus(self.gpus)?;
+        self.gpu_memory_bytes.map_or(Ok(()), check_gpu_memory)?;
+        self.gpu_class.as_deref().map_or(Ok(()), |class| check_gpu_class("gpu_class", class))?;
         self.check_ports()?;
         self.ready.as_ref().map_or(Ok(()), |ready| ready.validate(&self.ports).map_err(|e| e.within("ready")))?;
         check_env(&self.env)?;
@@ -485,6 +502,10 @@ pub(super) fn check_gpus(gpus: u32) -> Result<(), Invalid> {
         return Err(Invalid::new("gpus", format!("{gpus} is out of range; expected at most {MAX_GPUS} GPUs")));
     }
     Ok(())
+}
+
+fn check_gpu_memory(memory: Bytes) -> Result<(), Invalid> {
+    check_memory(memory).map_err(|e| Invalid::new("gpu_memory_bytes", e.message))
 }
 
 pub(super) fn check_spans(ttl: Option<u64>, idle: Option<u64>) -> Result<(), Invalid> {

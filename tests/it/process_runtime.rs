@@ -62,6 +62,8 @@ impl Host {
             env: BTreeMap::new(),
             resources: Resources::new(Cores::whole(1), Bytes::mib(256), 0),
             gpu_uuids: Vec::new(),
+            gpu_capabilities: Vec::new(),
+            gpu_memory: None,
             ports: Vec::new(),
             volumes: Vec::new(),
             shm: Bytes::mib(64),

@@ -93,6 +93,7 @@ impl Engine {
             workspace: launch.workspace.clone(),
             resources: launch.resources,
             gpu_uuids: launch.gpu_uuids.clone(),
+            gpu_memory: launch.gpu_memory,
             image: launch.image.clone(),
             ports: launch.ports.clone(),
             created_at: Timestamp::default(),

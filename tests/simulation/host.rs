@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use ostler::capacity::{self, GpuDevice, effective};
+use ostler::capacity::{self, effective};
 use ostler::gossip::ClusterView;
+use ostler::gpu;
 use ostler::ledger::{Capacity, PortRange};
 use ostler::observe::{self, view};
 use ostler::runtime::{EngineInfo, Health};
@@ -110,16 +111,13 @@ pub(crate) struct Watcher {
 
 impl Host {
     pub(crate) fn new(index: usize, id: NodeId, physical: Resources) -> Self {
-        let gpus: Vec<String> = (0..physical.gpus).map(|gpu| format!("gpu-{index}-{gpu}")).collect();
-        let devices = gpus.iter().zip(0..).map(|(uuid, index)| GpuDevice {
-            uuid: uuid.clone(),
-            index,
-            model: "simulated".to_owned(),
-        });
+        let device = |gpu: u32| gpu::Device::new(format!("gpu-{index}-{gpu}"), gpu, "simulated".to_owned());
+        let devices: Vec<gpu::Device> = (0..physical.gpus).map(device).collect();
+        let gpus: Vec<String> = devices.iter().map(|gpu| gpu.uuid.clone()).collect();
         let report = capacity::Report {
             engine: None,
             physical,
-            gpus: devices.collect(),
+            gpus: Arc::new(gpu::Snapshot { devices, ..gpu::Snapshot::default() }),
             utilized: None,
             disks: Vec::new(),
             swap: None,

@@ -24,6 +24,8 @@ pub(super) const LABEL_USER: &str = "ostler.user";
 const LABEL_CORES: &str = "ostler.cores_milli";
 const LABEL_MEMORY: &str = "ostler.memory_bytes";
 const LABEL_GPUS: &str = "ostler.gpus";
+/// What each GPU's memory was declared as, in bytes; 0: nothing.
+const LABEL_GPU_MEMORY: &str = "ostler.gpu_memory_bytes";
 /// Comma separated, empty where there are none.
 const LABEL_GPU_UUIDS: &str = "ostler.gpu_uuids";
 
@@ -158,6 +160,7 @@ fn labels(config: &Config, launch: &Launch) -> HashMap<String, String> {
         (LABEL_CORES, launch.resources.cores.milli().to_string()),
         (LABEL_MEMORY, launch.resources.memory.get().to_string()),
         (LABEL_GPUS, launch.resources.gpus.to_string()),
+        (LABEL_GPU_MEMORY, launch.gpu_memory.unwrap_or_default().get().to_string()),
         (LABEL_GPU_UUIDS, launch.gpu_uuids.join(",")),
     ];
     labels.map(|(key, value)| (key.to_owned(), value)).into()
@@ -226,6 +229,7 @@ pub(super) fn found(cluster: &Name, listed: &ContainerSummary) -> Result<Found, 
         workspace: parsed(listed, LABEL_WORKSPACE)?,
         resources: Resources::new(cores, memory, parsed(listed, LABEL_GPUS)?),
         gpu_uuids: uuids.unwrap_or_default().split(',').filter(|uuid| !uuid.is_empty()).map(str::to_owned).collect(),
+        gpu_memory: gpu_memory(listed),
         image: listed.image.clone(),
         ports: open_ports(listed),
         created_at: Timestamp::from_millis(listed.created.unwrap_or_default().saturating_mul(1000)),
@@ -249,6 +253,12 @@ fn parsed<T: std::str::FromStr>(listed: &ContainerSummary, key: &str) -> Result<
     let labels = listed.labels.as_ref();
     let text = labels.and_then(|labels| labels.get(key)).ok_or_else(|| format!("it has no label {key}"))?;
     text.parse().map_err(|_| format!("its label {key} is `{}`", text.escape_debug()))
+}
+
+/// Containers of older versions have no such label.
+fn gpu_memory(listed: &ContainerSummary) -> Option<Bytes> {
+    let bytes: u64 = parsed(listed, LABEL_GPU_MEMORY).ok()?;
+    (bytes > 0).then_some(Bytes::new(bytes))
 }
 
 /// The ports that the container publishes while it runs.

@@ -305,6 +305,8 @@ pub(super) mod tests {
                 env: BTreeMap::from([("PASSWORD".to_owned(), "secret".to_owned())]),
                 resources: Resources::new(Cores::whole(1), Bytes::mib(64), 0),
                 gpu_uuids: Vec::new(),
+                gpu_capabilities: Vec::new(),
+                gpu_memory: None,
                 ports: Vec::new(),
                 volumes: Vec::new(),
                 shm: Bytes::mib(64),

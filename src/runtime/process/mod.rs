@@ -341,6 +341,7 @@ fn describe_session(identity: Identity, container: Option<Container>) -> Found {
         workspace: launch.workspace,
         resources: launch.resources,
         gpu_uuids: launch.gpu_uuids,
+        gpu_memory: launch.gpu_memory,
         image: launch.image,
         ports: launch.ports,
         created_at,

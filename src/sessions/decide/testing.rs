@@ -199,6 +199,7 @@ pub(super) fn found(key: &str, node: NodeId, container: Container) -> Found {
         workspace: "desktop".parse().unwrap(),
         resources: Resources::new(Cores::whole(2), Bytes::gib(1), 0),
         gpu_uuids: Vec::new(),
+        gpu_memory: None,
         image: Some("desktop:1".to_owned()),
         ports: Vec::new(),
         created_at: START.wall,

@@ -40,7 +40,7 @@ fn a_session_has_its_limits_and_answers_on_its_endpoint() {
     let labels = json!({
         "ostler.cluster": lab.cluster, "ostler.node": session["node_id"], "ostler.session": session["id"],
         "ostler.workspace": "web", "ostler.user": "Alice@example.com", "ostler.cores_milli": "250",
-        "ostler.memory_bytes": (64 << 20).to_string(), "ostler.gpus": "0", "ostler.gpu_uuids": "",
+        "ostler.memory_bytes": (64 << 20).to_string(), "ostler.gpus": "0", "ostler.gpu_uuids": "", "ostler.gpu_memory_bytes": "0",
     });
     assert_eq!(seen["Config"]["Labels"], labels);
     let env = seen["Config"]["Env"].as_array().unwrap();

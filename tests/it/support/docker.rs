@@ -62,6 +62,8 @@ impl Lab {
             env: BTreeMap::new(),
             resources: Resources::new(Cores::from_milli(500), Bytes::mib(32), 0),
             gpu_uuids: Vec::new(),
+            gpu_capabilities: Vec::new(),
+            gpu_memory: None,
             ports: Vec::new(),
             volumes: Vec::new(),
             shm: Bytes::mib(16),

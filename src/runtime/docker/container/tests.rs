@@ -77,6 +77,8 @@ prop_compose! {
             env,
             resources: Resources::new(Cores::from_milli(cores), Bytes::new(memory), gpus),
             gpu_uuids,
+            gpu_capabilities: Vec::new(),
+            gpu_memory: None,
             ports,
             volumes: volumes
                 .into_iter()
@@ -172,7 +174,7 @@ proptest! {
         let ours: BTreeSet<&str> = json["Labels"].as_object().unwrap().keys().map(String::as_str).collect();
         prop_assert_eq!(ours, BTreeSet::from([
             LABEL_CLUSTER, LABEL_NODE, LABEL_SESSION, LABEL_WORKSPACE, LABEL_USER, LABEL_CORES, LABEL_MEMORY,
-            LABEL_GPUS, LABEL_GPU_UUIDS,
+            LABEL_GPUS, LABEL_GPU_MEMORY, LABEL_GPU_UUIDS,
         ]));
         prop_assert_eq!(&json["Labels"][LABEL_SESSION], launch.session.as_str());
         let env: Vec<&str> = json["Env"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
@@ -239,6 +241,8 @@ fn some_launch() -> Launch {
         env: BTreeMap::new(),
         resources: Resources::new(Cores::from_milli(1500), Bytes::mib(64), 0),
         gpu_uuids: Vec::new(),
+        gpu_capabilities: Vec::new(),
+        gpu_memory: None,
         ports: Vec::new(),
         volumes: Vec::new(),
         shm: Bytes::mib(64),
