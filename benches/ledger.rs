@@ -5,8 +5,9 @@
 use std::hint::black_box;
 
 use divan::{Bencher, counter::ItemsCount};
-use ostler::ledger::{Capacity, Ledger};
-use ostler::types::{Bytes, Cores, GpuSharing, Name, Resources, SessionId, User};
+use ostler::ledger::gpus::Offered;
+use ostler::ledger::{Capacity, Ledger, Request};
+use ostler::types::{Bytes, Cores, GpuSharing, GpuState, NVIDIA_CLASS, Name, Resources, SessionId, User};
 
 /// Sessions that hold a reservation while one more is admitted and released.
 const HELD: [usize; 3] = [0, 100, 1000];
@@ -45,17 +46,35 @@ fn bare_arithmetic(bencher: Bencher<'_, '_>) {
     });
 }
 
+fn asks(user: &User, gpus: u32) -> Request<'_> {
+    let resources = black_box(request(gpus));
+    Request { user, resources, gpu_memory: None, gpu_class: NVIDIA_CLASS, same_gpus: None }
+}
+
 fn measure(bencher: Bencher<'_, '_>, held: usize, gpus: u32) {
-    let devices: Vec<String> = (0..GPUS).map(|index| format!("GPU-{index}")).collect();
-    let capacity = Capacity { physical: host(), effective: offered(), gpus: &devices, gpu_sharing: GpuSharing::Any };
+    let device = |index| Offered {
+        uuid: format!("GPU-{index}"),
+        class: NVIDIA_CLASS.to_owned(),
+        state: GpuState::Ok,
+        slots: SLOTS_PER_GPU,
+        memory: None,
+    };
+    let devices: Vec<Offered> = (0..GPUS).map(device).collect();
+    let capacity = Capacity {
+        physical: host(),
+        effective: offered(),
+        gpus: &devices,
+        gpu_sharing: GpuSharing::Any,
+        gpus_withheld: None,
+    };
     let mut ledger = Ledger::default();
     for n in 0..held {
-        let admitted = ledger.admit(&session(n), &user(n % USERS), request(gpus), None, &capacity);
+        let admitted = ledger.admit(&session(n), asks(&user(n % USERS), gpus), &capacity);
         admitted.expect("there is room for every held session");
     }
     let (session, user) = (session(held), user(held % USERS));
     bencher.counter(ItemsCount::new(1_u32)).bench_local(|| {
-        let admitted = ledger.admit(black_box(&session), &user, black_box(request(gpus)), None, &capacity);
+        let admitted = ledger.admit(black_box(&session), asks(&user, gpus), &capacity);
         black_box(admitted.expect("there is room for one more"));
         ledger.release(black_box(&session))
     });

@@ -100,8 +100,16 @@ fn book_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
 fn measure_plan(bencher: Bencher<'_, '_>, nodes: usize, workspace: &Workspace) {
     let fleet = fleet(nodes);
     let session = SessionId::of_key(&name("bench"), "key");
-    let wanted =
-        Wanted { session: &session, workspace, strategy: Strategy::Spread, pinned: None, tried: &[], platform: None };
+    let user: ostler::types::User = "bench".parse().expect("a good user");
+    let wanted = Wanted {
+        session: &session,
+        user: &user,
+        workspace,
+        strategy: Strategy::Spread,
+        pinned: None,
+        tried: &[],
+        platform: None,
+    };
     let host = |node| HostFigures { node, in_flight: Resources::ZERO, heard: true, has_image: false };
     bencher
         .counter(ItemsCount::new(1_u32))

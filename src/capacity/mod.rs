@@ -50,6 +50,8 @@ pub struct Report {
     pub engine: Option<EngineFigures>,
     /// The GPUs; with `[dev]`, fictitious ones.
     pub gpus: Arc<gpu::Snapshot>,
+    /// Why no GPU can be given to sessions now, for people; `None`: each device says for itself.
+    pub gpus_withheld: Option<String>,
     pub utilized: Option<Utilized>,
     /// The file systems of the images and of the data directory, each once. The first is that of the images, if the
     /// engine names a path of this host.

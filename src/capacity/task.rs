@@ -169,6 +169,7 @@ fn compose(config: &Config, engine: Option<&EngineInfo>, devices: &Arc<gpu::Snap
         physical: Resources::new(dev.physical_cores.unwrap_or(cores), dev.physical_memory.unwrap_or(memory), gpu_count),
         engine: engine.filter(|_| config.runtime == RuntimeKind::Docker).map(figures),
         gpus: Arc::clone(devices),
+        gpus_withheld: devices.withheld.clone(),
         utilized: known.then_some(Utilized { cores: host.cores_used, memory: host.memory_used, at: reading.at }),
         disks: reading.disks.clone(),
         swap: host.swap.clone(),

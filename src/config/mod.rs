@@ -160,6 +160,7 @@ impl Config {
                 keep_ended: Period::secs(24 * 3600),
                 stopped_retention: Period::secs(7 * 24 * 3600),
                 min_free_disk: Bytes::gib(1),
+                max_foreign_gpu_memory: Bytes::gib(1),
                 port_range: PortRange { first: 20_000, last: 29_999 },
                 networks: Vec::new(),
                 endpoint_host: if value::is_host(host_name) { host_name.to_owned() } else { "localhost".to_owned() },

@@ -85,6 +85,7 @@ impl Start {
             runtime: Arc::clone(&ground.runtime),
             node: ground.node.watch(),
             capacity: ground.capacity.watch(),
+            look_at_gpus: Arc::default(),
             signs: self.watches.signs.clone(),
             clock: self.base.clock.clone(),
         });

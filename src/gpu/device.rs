@@ -2,10 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Bytes, Timestamp};
-
-/// The class of NVIDIA's GPUs, as the container device interface (CDI) names it.
-pub const NVIDIA: &str = "nvidia.com/gpu";
+use crate::types::{Bytes, NVIDIA_CLASS, Timestamp};
 
 /// The versions that NVML reports of itself and its driver.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -28,7 +25,7 @@ pub struct Device {
     /// As the kernel writes it: `0000:1a:00.0`.
     pub pci_address: Option<String>,
     pub model: String,
-    /// The CDI class, [`NVIDIA`] unless `gpu.class` says otherwise.
+    /// The CDI class, [`NVIDIA_CLASS`] unless `gpu.class` says otherwise.
     pub class: String,
     /// The UUID of the GPU that this is a MIG instance of.
     pub mig_parent: Option<String>,
@@ -142,7 +139,7 @@ impl Device {
             minor: None,
             pci_address: None,
             model,
-            class: NVIDIA.to_owned(),
+            class: NVIDIA_CLASS.to_owned(),
             mig_parent: None,
             memory_total: None,
             presence: Presence::Present,

@@ -4,12 +4,12 @@
 //! holds the only [`Ledger`] that decides; figures elsewhere are hints.
 //! It is rebuilt from the journal at start, so it is not stored.
 
-mod gpus;
+pub mod gpus;
 mod ports;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use crate::types::{Dimension, GpuSharing, Name, NodeReason, Reason, Resources, SessionId, User};
+use crate::types::{Bytes, Dimension, GpuSharing, GpuState, Name, NodeReason, Reason, Resources, SessionId, User};
 
 pub use ports::{PortRange, Ports};
 
@@ -17,10 +17,25 @@ pub use ports::{PortRange, Ports};
 #[derive(Debug, Clone, Copy)]
 pub struct Capacity<'a> {
     pub physical: Resources,
+    /// Of GPUs, every slot, as if all devices took sessions.
     pub effective: Resources,
-    /// The devices, by UUID, in the driver's order.
-    pub gpus: &'a [String],
+    /// The devices known since this boot, in the order of their UUIDs.
+    pub gpus: &'a [gpus::Offered],
     pub gpu_sharing: GpuSharing,
+    /// Why no device takes sessions now, for people; `None`: each device's state says.
+    pub gpus_withheld: Option<&'a str>,
+}
+
+/// What a session asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    pub user: &'a User,
+    pub resources: Resources,
+    /// Memory that it declares of each GPU.
+    pub gpu_memory: Option<Bytes>,
+    pub gpu_class: &'a str,
+    /// The GPUs that it had before: only these will do.
+    pub same_gpus: Option<&'a [String]>,
 }
 
 /// What one session holds.
@@ -30,10 +45,12 @@ pub struct Reservation {
     pub resources: Resources,
     /// Distinct devices, as many as `resources.gpus`.
     pub gpus: Vec<String>,
+    /// What it declares of the memory of each.
+    pub gpu_memory: Bytes,
 }
 
 /// Why a session does not fit, with the figures that were compared.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Refusal {
     pub reason: Reason,
     pub dimension: Dimension,
@@ -41,11 +58,13 @@ pub struct Refusal {
     /// `None`: not known.
     pub available: Option<f64>,
     pub physical: Option<f64>,
+    /// What the figures do not say, for people.
+    pub message: Option<String>,
 }
 
 impl Refusal {
     /// The refusal as this node's reason.
-    pub const fn on(self, node: Name) -> NodeReason {
+    pub fn on(self, node: Name) -> NodeReason {
         NodeReason {
             node,
             reason: self.reason,
@@ -53,7 +72,7 @@ impl Refusal {
             requested: Some(self.requested),
             available: self.available,
             physical: self.physical,
-            message: None,
+            message: self.message,
         }
     }
 }
@@ -64,6 +83,8 @@ pub struct Ledger {
     reservations: HashMap<SessionId, Reservation>,
     allocated: Resources,
     gpus: gpus::Holders,
+    /// GPUs of sessions that have ended, which are not known to be free of their processes.
+    leaving: BTreeMap<SessionId, Reservation>,
     users: HashMap<User, u32>,
 }
 
@@ -87,6 +108,7 @@ pub fn fits(
             requested: request.figure(dimension).unwrap_or_default(),
             available: available.figure(dimension).filter(|_| is_known),
             physical: physical.figure(dimension).filter(|_| is_known),
+            message: None,
         }
     };
     lacks(request, allocated, physical, effective).map_or(Ok(()), |(reason, dimension)| Err(refusal(reason, dimension)))
@@ -121,40 +143,88 @@ fn short(request: Resources, allocated: Resources, effective: Resources) -> Opti
 
 impl Ledger {
     /// Reserves what the session asks for and returns its GPUs, or says what is short and changes nothing.
-    /// With `same_gpus`, only those devices are considered.
     ///
-    /// A session that already holds a reservation keeps it and gets the same answer.
+    /// A session that already holds a reservation keeps it and gets the same answer. One that is [leaving](Self::restore_leaving)
+    /// its GPUs may have them again.
     pub fn admit(
         &mut self,
         session: &SessionId,
-        user: &User,
-        request: Resources,
-        same_gpus: Option<&[String]>,
+        request: Request<'_>,
         capacity: &Capacity<'_>,
     ) -> Result<Vec<String>, Refusal> {
         if let Some(held) = self.reservations.get(session) {
             return Ok(held.gpus.clone());
         }
-        fits(request, self.allocated, capacity.physical, capacity.effective)?;
-        let gpus = self.gpus.choose(user, request.gpus, same_gpus, capacity)?;
-        self.restore(*session, Reservation { user: user.clone(), resources: request, gpus: gpus.clone() });
-        Ok(gpus)
+        let leaving = self.free_gpus(session);
+        match self.choose(request, capacity) {
+            Ok(gpus) => {
+                let gpu_memory = request.gpu_memory.unwrap_or_default();
+                let (user, resources) = (request.user.clone(), request.resources);
+                self.restore(*session, Reservation { user, resources, gpus: gpus.clone(), gpu_memory });
+                Ok(gpus)
+            }
+            Err(refusal) => {
+                if let Some(leaving) = leaving {
+                    self.restore_leaving(*session, leaving);
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    fn choose(&self, request: Request<'_>, capacity: &Capacity<'_>) -> Result<Vec<String>, Refusal> {
+        let Request { user, resources, gpu_memory: memory, gpu_class: class, same_gpus: same } = request;
+        let effective = Resources { gpus: self.offered_gpus(capacity), ..capacity.effective };
+        let wish = gpus::Wish { count: resources.gpus, memory, class, same };
+        let sums = fits(resources, self.allocated, capacity.physical, effective);
+        let gpus = gpus::choose(&self.gpus.candidates(capacity.gpus), user, wish, capacity.gpu_sharing);
+        // What can never be is said before what is only not possible now.
+        let refusals = [sums.err(), gpus.as_ref().err().cloned()];
+        let refusals = || refusals.iter().flatten();
+        match refusals().find(|refusal| refusal.reason.is_for_good()).or_else(|| refusals().next()) {
+            Some(refusal) => Err(Refusal { message: why_no_gpu(refusal, capacity), ..refusal.clone() }),
+            None => Ok(gpus.unwrap_or_default().into_iter().map(str::to_owned).collect()),
+        }
+    }
+
+    /// The GPU slots that the host [offers](gpus::offered).
+    pub fn offered_gpus(&self, capacity: &Capacity<'_>) -> u32 {
+        let usable = |state: GpuState| state.is_usable() && capacity.gpus_withheld.is_none();
+        gpus::offered(
+            capacity.gpus.iter().map(|device| (usable(device.state), device.slots, self.gpus.slots_used(&device.uuid))),
+        )
     }
 
     /// Enters a reservation that was admitted before, whatever the host offers now.
     pub fn restore(&mut self, session: SessionId, reservation: Reservation) {
         self.release(&session);
-        self.allocated = self.allocated.saturating_add(reservation.resources);
-        self.gpus.take(&reservation.user, &reservation.gpus);
+        self.hold(&reservation);
         *self.users.entry(reservation.user.clone()).or_default() += 1;
         self.reservations.insert(session, reservation);
+    }
+
+    /// Enters GPUs that a session which has ended may still be on: they stay its own until [`Self::free_gpus`].
+    pub fn restore_leaving(&mut self, session: SessionId, mut leaving: Reservation) {
+        self.free_gpus(&session);
+        leaving.resources =
+            Resources { gpus: u32::try_from(leaving.gpus.len()).unwrap_or(u32::MAX), ..Resources::ZERO };
+        if !leaving.gpus.is_empty() {
+            self.hold(&leaving);
+            self.leaving.insert(session, leaving);
+        }
+    }
+
+    /// Releases the GPUs that the session is leaving, and returns them; `None` if there are none.
+    pub fn free_gpus(&mut self, session: &SessionId) -> Option<Reservation> {
+        let leaving = self.leaving.remove(session)?;
+        self.let_go(&leaving);
+        Some(leaving)
     }
 
     /// Releases what the session holds and returns it; `None` if it holds nothing.
     pub fn release(&mut self, session: &SessionId) -> Option<Reservation> {
         let reservation = self.reservations.remove(session)?;
-        self.allocated = self.allocated.saturating_sub(reservation.resources);
-        self.gpus.give_back(&reservation.user, &reservation.gpus);
+        self.let_go(&reservation);
         if let Some(count) = self.users.get_mut(&reservation.user) {
             *count -= 1;
             if *count == 0 {
@@ -164,6 +234,17 @@ impl Ledger {
         Some(reservation)
     }
 
+    fn hold(&mut self, reservation: &Reservation) {
+        self.allocated = self.allocated.saturating_add(reservation.resources);
+        self.gpus.take(&reservation.user, &reservation.gpus, reservation.gpu_memory);
+    }
+
+    fn let_go(&mut self, reservation: &Reservation) {
+        self.allocated = self.allocated.saturating_sub(reservation.resources);
+        self.gpus.give_back(&reservation.user, &reservation.gpus, reservation.gpu_memory);
+    }
+
+    /// What sessions reserve together, with the GPUs that ended ones are leaving.
     pub const fn allocated(&self) -> Resources {
         self.allocated
     }
@@ -182,10 +263,25 @@ impl Ledger {
         self.users.get(user).copied().unwrap_or(0)
     }
 
-    /// How many sessions hold this GPU.
-    pub fn gpu_slots_used(&self, uuid: &str) -> u32 {
-        self.gpus.slots_used(uuid)
+    /// What sessions hold of this GPU.
+    pub fn gpu_held(&self, uuid: &str) -> gpus::Held {
+        self.gpus.held(uuid)
     }
+
+    /// The sessions that have ended and may still be on their GPUs.
+    pub fn leaving(&self) -> impl Iterator<Item = &SessionId> {
+        self.leaving.keys()
+    }
+}
+
+/// What the figures of a refusal for GPUs do not say.
+fn why_no_gpu(refusal: &Refusal, capacity: &Capacity<'_>) -> Option<String> {
+    let is_for_now = refusal.reason == Reason::NoCapacity && refusal.dimension == Dimension::Gpus;
+    let why = || {
+        let states = || gpus::why_not(capacity.gpus.iter().map(|device| &device.state));
+        capacity.gpus_withheld.map(str::to_owned).or_else(states)
+    };
+    is_for_now.then(why).flatten()
 }
 
 #[cfg(test)]

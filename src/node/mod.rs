@@ -150,6 +150,7 @@ pub(crate) mod fixture {
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
             engine: None,
             gpus: Arc::default(),
+            gpus_withheld: None,
             utilized: None,
             disks: vec![Disk {
                 path: "/".to_owned(),

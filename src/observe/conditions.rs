@@ -13,7 +13,7 @@ use crate::capacity::{EngineFigures, Report};
 use crate::clock::Clock;
 use crate::node::{ClusterSigns, State};
 use crate::runtime::Health;
-use crate::sessions::{self, FAILING_STARTS, Oddities, Oddity, Snapshot, Trouble};
+use crate::sessions::{self, Exceeded, FAILING_STARTS, GpuUse, Oddities, Oddity, Snapshot, Trouble};
 use crate::types::{Bytes, Condition, ConditionKind, Dimension, GpuSharing, Resources, Swap, Timestamp};
 
 /// The least time between two evaluations, so that a burst of sessions changes the conditions once.
@@ -103,6 +103,9 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::Overcommitted, overcommitted(&sessions.allocated, &offered, &report.physical)),
         (ConditionKind::MemoryOvercommitWithoutSwap, memory_without_swap(report, offered.memory)),
         (ConditionKind::GpuOverrideInactive, gpu_override_inactive(report, node)),
+        (ConditionKind::GpuQuarantined, on_gpus(sessions, |used| used.quarantined.as_ref())),
+        (ConditionKind::GpuForeignUse, on_gpus(sessions, |used| used.foreign_use.as_ref())),
+        (ConditionKind::GpuMemoryExceeded, memory_exceeded(&sessions.gpu_memory_exceeded)),
         (ConditionKind::GpuSharingLimitsOverride, sharing_limits_override(report, node)),
         (ConditionKind::RuntimeUnavailable, runtime_unavailable(health)),
         (ConditionKind::EngineLimited, engine_limited(report)),
@@ -199,6 +202,23 @@ fn gpu_override_inactive(report: &Report, node: &State) -> Option<String> {
         .then(|| format!("gpus_override is {override_}, but this host has no GPU: the node offers none"))
 }
 
+/// Names the GPUs of which the owner of sessions says so. They take no sessions.
+fn on_gpus(sessions: &Snapshot, why: impl Fn(&GpuUse) -> Option<&String>) -> Option<String> {
+    let gpus = sessions.gpus.iter().filter_map(|(uuid, used)| Some(format!("GPU {uuid}: {}", why(used)?)));
+    let named = listed(gpus.collect())?;
+    Some(format!("no new sessions on {named}"))
+}
+
+/// For example `session … uses 9 GiB of GPU …, and its workspace declares 8 GiB`.
+fn memory_exceeded(exceeded: &[Exceeded]) -> Option<String> {
+    let told = |over: &Exceeded| {
+        let Exceeded { session, gpu, declared, used } = over;
+        format!("session {session} uses {used} of the memory of GPU {gpu}, and its workspace declares {declared}")
+    };
+    let named = listed(exceeded.iter().map(told).collect())?;
+    Some(format!("{named}; raise gpu_memory_bytes of the workspace, or stop the session"))
+}
+
 fn sharing_limits_override(report: &Report, node: &State) -> Option<String> {
     let (override_, physical) = (node.settings.gpus_override, report.physical.gpus);
     let sharing = node.settings.gpu_sharing;
@@ -260,12 +280,17 @@ fn data_dir_full(sessions: &Snapshot) -> Option<String> {
 
 /// Names the first [`MAX_NAMED`] of `odd`, and says how many more there are.
 fn named(odd: &[&Oddity], name: impl Fn(&Oddity) -> String) -> Option<String> {
-    let mut names: Vec<String> = odd.iter().take(MAX_NAMED).map(|odd| name(odd)).collect();
-    match odd.len().checked_sub(MAX_NAMED) {
-        Some(more) if more > 0 => names.push(format!("and {more} more")),
-        _ => {}
+    listed(odd.iter().map(|odd| name(odd)).collect())
+}
+
+/// The first [`MAX_NAMED`] texts, and how many more there are; `None` for an empty list.
+fn listed(mut texts: Vec<String>) -> Option<String> {
+    let more = texts.len().saturating_sub(MAX_NAMED);
+    texts.truncate(MAX_NAMED);
+    if more > 0 {
+        texts.push(format!("and {more} more"));
     }
-    (!names.is_empty()).then(|| names.join("; "))
+    (!texts.is_empty()).then(|| texts.join("; "))
 }
 
 fn renamed(odd: &[Oddity]) -> Option<String> {

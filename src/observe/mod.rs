@@ -103,7 +103,7 @@ impl Observer {
 
     /// The last measurement of this node.
     pub fn usage(&self) -> NodeUsage {
-        view::usage(&self.sources.report.borrow())
+        view::usage(&self.sources.report.borrow(), &self.sources.sessions.borrow())
     }
 
     /// The time of this host's wall clock.

@@ -1,17 +1,17 @@
 //! Builds the profile and the usage of this node.
 
-use std::collections::BTreeMap;
-
 use super::Facts;
 use crate::capacity::Report;
 use crate::capacity::effective::{effective, slots_per_device};
-use crate::gpu::Device;
+use crate::gpu::device::{Presence, Reading};
+use crate::gpu::{Device, Driver};
+use crate::ledger::gpus::{judge, offered};
 use crate::node::{DrainState, State};
 use crate::runtime::Health;
-use crate::sessions::Snapshot;
+use crate::sessions::{GpuUse, Snapshot};
 use crate::types::{
-    Bytes, Condition, Drain, GpuHealth, GpuProfile, GpuRelease, GpuState, Moment, NodeProfile, NodeUsage, RuntimeKind,
-    RuntimeStatus, Timestamp,
+    Condition, Drain, GpuHealth, GpuProfile, GpuRelease, GpuUsage, Moment, NodeProfile, NodeUsage, Resources,
+    RuntimeKind, RuntimeStatus, Timestamp,
 };
 
 /// Everything that a node's profile is built from.
@@ -29,7 +29,9 @@ pub struct Inputs<'a> {
 /// What the node is and has.
 pub fn profile(inputs: Inputs<'_>) -> NodeProfile {
     let Inputs { state, report, sessions, health, conditions, facts, now } = inputs;
-    let effective = effective(report.physical, &state.settings);
+    let slots = effective(report.physical, &state.settings);
+    let gpus = gpus(report, slots.gpus, sessions);
+    let effective = Resources { gpus: offered_gpus(&gpus, report), ..slots };
     NodeProfile {
         id: state.id,
         name: state.name.clone(),
@@ -39,7 +41,7 @@ pub fn profile(inputs: Inputs<'_>) -> NodeProfile {
         physical: report.physical,
         effective,
         allocated: sessions.allocated,
-        gpus: gpus(report, effective.gpus, sessions),
+        gpus,
         sessions: u32::try_from(sessions.reserved.len()).unwrap_or(u32::MAX),
         settings: state.settings.clone(),
         declared_settings: state.declared.clone(),
@@ -48,8 +50,9 @@ pub fn profile(inputs: Inputs<'_>) -> NodeProfile {
     }
 }
 
-/// The usage of the node. GPUs are not measured yet.
-pub fn usage(report: &Report) -> NodeUsage {
+/// The usage of the node.
+pub fn usage(report: &Report, sessions: &Snapshot) -> NodeUsage {
+    let gpu = |device: &Device| (device.uuid.clone(), gpu_usage(device, sessions.gpus.get(&device.uuid)));
     NodeUsage {
         at: report.utilized.map(|used| used.at).unwrap_or_default(),
         cores: report.utilized.and_then(|used| used.cores),
@@ -57,31 +60,65 @@ pub fn usage(report: &Report) -> NodeUsage {
         disk: report.disks.first().cloned(),
         swap: report.swap.clone(),
         load: report.load,
-        gpus: BTreeMap::new(),
+        gpus: report.gpus.devices.iter().map(gpu).collect(),
     }
 }
 
-fn gpus(report: &Report, offered: u32, sessions: &Snapshot) -> Vec<GpuProfile> {
-    let slots = slots_per_device(report.physical.gpus, offered);
-    let describe = |(device, slots): (&Device, u32)| GpuProfile {
-        uuid: device.uuid.clone(),
-        index: device.index,
-        model: device.model.clone(),
-        class: device.class.clone(),
-        pci_address: device.pci_address.clone(),
-        mig_parent: device.mig_parent.clone(),
-        memory_total_bytes: device.memory_total,
-        memory_declared_bytes: Bytes::ZERO,
-        health: GpuHealth::Ok,
-        state: GpuState::Ok,
-        message: None,
-        release: GpuRelease::Unproven,
-        slots,
-        slots_used: sessions.gpu_slots_used.get(&device.uuid).copied().unwrap_or(0),
-        holder: None,
-        cordoned: device.cordoned,
+fn offered_gpus(gpus: &[GpuProfile], report: &Report) -> u32 {
+    let usable = |gpu: &GpuProfile| gpu.state.is_usable() && report.gpus_withheld.is_none();
+    offered(gpus.iter().map(|gpu| (usable(gpu), gpu.slots, gpu.slots_used)))
+}
+
+fn gpus(report: &Report, slots: u32, sessions: &Snapshot) -> Vec<GpuProfile> {
+    let each = slots_per_device(report.physical.gpus, slots);
+    let nothing = GpuUse::default();
+    let describe = |(device, slots): (&Device, u32)| {
+        let used = sessions.gpus.get(&device.uuid).unwrap_or(&nothing);
+        let (state, message) = judge(device, used.quarantined.as_deref(), used.foreign_use.as_deref());
+        GpuProfile {
+            uuid: device.uuid.clone(),
+            index: device.index,
+            model: device.model.clone(),
+            class: device.class.clone(),
+            pci_address: device.pci_address.clone(),
+            mig_parent: device.mig_parent.clone(),
+            memory_total_bytes: device.memory_total,
+            memory_declared_bytes: used.held.declared,
+            health: health(device, &report.gpus.driver),
+            state,
+            message,
+            release: if device.processes.is_some() { GpuRelease::Proven } else { GpuRelease::Unproven },
+            slots,
+            slots_used: used.held.slots,
+            holder: used.held.holder.clone(),
+            cordoned: device.cordoned,
+        }
     };
-    report.gpus.devices.iter().zip(slots).map(describe).collect()
+    report.gpus.devices.iter().zip(each).map(describe).collect()
+}
+
+fn health(device: &Device, driver: &Driver) -> GpuHealth {
+    match (&device.presence, &device.failing, driver) {
+        (Presence::Lost { .. }, _, _) => GpuHealth::Lost,
+        (_, Some(_), _) => GpuHealth::Failing,
+        // Devices of `[dev]` have no driver.
+        (_, None, Driver::Up(_) | Driver::Unknown) => GpuHealth::Ok,
+        _ => GpuHealth::Unknown,
+    }
+}
+
+fn gpu_usage(device: &Device, used: Option<&GpuUse>) -> GpuUsage {
+    let Reading { memory_used, utilization_percent, temperature_celsius, power_watts, throttling, .. } =
+        device.reading.clone();
+    GpuUsage {
+        at: device.read_at,
+        memory_used_bytes: memory_used,
+        memory_foreign_bytes: used.and_then(|used| used.foreign),
+        utilization_percent,
+        temperature_celsius,
+        power_watts,
+        throttling,
+    }
 }
 
 fn runtime_status(kind: RuntimeKind, health: &Health) -> RuntimeStatus {
@@ -120,6 +157,7 @@ mod tests {
     use super::*;
     use crate::capacity::Utilized;
     use crate::gpu;
+    use crate::ledger::gpus::Held;
     use crate::node::fixture;
     use crate::runtime::EngineInfo;
     use crate::types::{Bytes, Cores, Deadline, Node, NodeState, Resources, SessionId, Sighting};
@@ -139,7 +177,7 @@ mod tests {
             now: fixture::moment(),
         });
         let seen = Sighting { state: NodeState::Alive, is_leader: false, last_seen: fixture::moment().wall };
-        Node::of(&profile, &usage(&report), seen)
+        Node::of(&profile, &usage(&report, &sessions), seen)
     }
 
     #[test]
@@ -185,7 +223,8 @@ mod tests {
             report.physical.gpus = 2;
             report.gpus = Arc::new(gpu::Snapshot::fictitious(2));
             state.settings.gpus_override = 5;
-            sessions.gpu_slots_used.insert("GPU-dev-0001".to_owned(), 2);
+            let held = Held { slots: 2, ..Held::default() };
+            sessions.gpus.insert("GPU-dev-0001".to_owned(), GpuUse { held, ..GpuUse::default() });
         });
         let slots: Vec<_> = node.gpus.iter().map(|gpu| (gpu.slots, gpu.slots_used)).collect();
         assert_eq!(slots, [(3, 0), (2, 2)]);

@@ -314,7 +314,7 @@ impl Book {
         let pinned = self.pinned(user, workspace);
         let Found { tried, platform } = found;
         let (strategy, pinned) = (self.config.strategy, pinned.as_ref());
-        let wanted = Wanted { session, workspace, strategy, pinned, tried, platform };
+        let wanted = Wanted { session, user, workspace, strategy, pinned, tried, platform };
         let mut offers = plan(hosts, wanted);
         // A node that was only heard of may be large enough: nobody can say that it is not.
         let nameless =

@@ -1,7 +1,10 @@
 //! Whether a node could admit a session, as far as the leader knows. Each rule gives its reason.
 
-use crate::ledger;
-use crate::types::{NodeProfile, NodeReason, Platform, Reason, Resources, RuntimeKind, Workspace};
+use crate::ledger::gpus::{self, Candidate, Memory, Wish};
+use crate::ledger::{self, Refusal};
+use crate::types::{
+    Bytes, Dimension, GpuProfile, NodeProfile, NodeReason, Platform, Reason, Resources, RuntimeKind, User, Workspace,
+};
 
 /// A host, as the plan reads it.
 #[derive(Debug, Clone, Copy)]
@@ -17,11 +20,12 @@ pub struct HostFigures<'a> {
 
 /// The first reason why the node would not take the session. What can never be is said before what is only not
 /// possible now: "it is too large" must not hide behind "it is disabled".
-pub fn refusal(host: &HostFigures<'_>, wanted: &Workspace) -> Option<Reason> {
+pub fn refusal(host: &HostFigures<'_>, wanted: &Workspace, user: &User) -> Option<Reason> {
     let node = host.node;
     let short = short(host, wanted.resources());
-    if short == Some(Reason::ExceedsPhysical) {
-        return short;
+    let no_gpu = choose_gpus(node, wanted, user).err().map(|refusal| refusal.reason);
+    if let Some(reason) = [short, no_gpu].into_iter().flatten().find(|reason| reason.is_for_good()) {
+        return Some(reason);
     }
     let rules = [
         (has_labels(node, wanted), Reason::Constraint),
@@ -31,17 +35,51 @@ pub fn refusal(host: &HostFigures<'_>, wanted: &Workspace) -> Option<Reason> {
         (host.heard, Reason::Unreachable),
         (node.runtime.available, Reason::RuntimeUnavailable),
     ];
-    rules.into_iter().find(|(holds, _)| !holds).map(|(_, reason)| reason).or(short)
+    rules.into_iter().find(|(holds, _)| !holds).map(|(_, reason)| reason).or(short).or(no_gpu)
 }
 
 /// The refusal with the node's name, and with the figures where it is about room. Of many nodes that refuse, few are
 /// told to anybody: only those are explained.
-pub fn explain(host: &HostFigures<'_>, wanted: &Workspace, reason: Reason) -> NodeReason {
+pub fn explain(host: &HostFigures<'_>, wanted: &Workspace, user: &User, reason: Reason) -> NodeReason {
     let name = host.node.name.clone();
     let [request, allocated, physical, effective] = figures(host, wanted.resources());
-    match ledger::fits(request, allocated, physical, effective) {
-        Err(refusal) if refusal.reason == reason => refusal.on(name),
-        _ => NodeReason::plain(name, reason),
+    let refusals =
+        [ledger::fits(request, allocated, physical, effective).err(), choose_gpus(host.node, wanted, user).err()];
+    match refusals.into_iter().flatten().find(|refusal| refusal.reason == reason) {
+        Some(refusal) => Refusal { message: why_no_gpu(&refusal, host.node), ..refusal }.on(name),
+        None => NodeReason::plain(name, reason),
+    }
+}
+
+/// What the figures of a refusal for GPUs do not say.
+fn why_no_gpu(refusal: &Refusal, node: &NodeProfile) -> Option<String> {
+    let is_for_now = refusal.reason == Reason::NoCapacity && refusal.dimension == Dimension::Gpus;
+    is_for_now.then(|| gpus::why_not(node.gpus.iter().map(|gpu| &gpu.state))).flatten()
+}
+
+/// The devices that the node would give to a session, by the same rules as the node. What is free of their memory now
+/// only the node knows.
+fn choose_gpus(node: &NodeProfile, wanted: &Workspace, user: &User) -> Result<(), Refusal> {
+    if wanted.gpus == 0 {
+        return Ok(());
+    }
+    let (memory, class) = (wanted.gpu_memory_bytes, wanted.gpu_class());
+    let wish = Wish { count: wanted.gpus, memory, class, same: None };
+    let devices: Vec<Candidate<'_>> = node.gpus.iter().map(candidate).collect();
+    gpus::choose(&devices, user, wish, node.settings.gpu_sharing).map(drop)
+}
+
+fn candidate(gpu: &GpuProfile) -> Candidate<'_> {
+    let memory = gpu.memory_total_bytes;
+    Candidate {
+        uuid: &gpu.uuid,
+        class: &gpu.class,
+        state: gpu.state,
+        slots: gpu.slots,
+        used: gpu.slots_used,
+        holder: gpu.holder.as_ref(),
+        declared: gpu.memory_declared_bytes,
+        memory: memory.map(|total| Memory { total, free: total, foreign: Bytes::ZERO }),
     }
 }
 

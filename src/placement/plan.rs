@@ -4,7 +4,7 @@ use super::Error;
 use super::filter::{self, HostFigures};
 use super::score::{Rank, Ties, Worth, worth};
 use crate::types::{
-    Name, NodeId, NodeProfile, NodeReason, NodeVerdict, Plan, Platform, Reason, SessionId, Strategy, Workspace,
+    Name, NodeId, NodeProfile, NodeReason, NodeVerdict, Plan, Platform, Reason, SessionId, Strategy, User, Workspace,
 };
 
 /// Candidates of one plan. If so many hosts reject, the cluster has changed and the plan is out of date.
@@ -35,6 +35,7 @@ pub struct Candidate {
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted<'a> {
     pub session: &'a SessionId,
+    pub user: &'a User,
     pub workspace: &'a Workspace,
     pub strategy: Strategy,
     /// The node that has its volumes.
@@ -54,7 +55,7 @@ pub fn plan<'a>(hosts: impl Iterator<Item = HostFigures<'a>>, wanted: Wanted<'_>
         let id = &host.node.id;
         let plain = |holds: bool, reason| holds.then_some(reason);
         let refused = plain(wanted.tried.contains(id), Reason::StartFailed)
-            .or_else(|| filter::refusal(&host, wanted.workspace))
+            .or_else(|| filter::refusal(&host, wanted.workspace, wanted.user))
             .or_else(|| plain(!filter::runs_platform(host.node, wanted.platform), Reason::Platform))
             .or_else(|| plain(wanted.pinned.is_some_and(|pinned| pinned != id), Reason::Volume));
         if let Some(refused) = refused {
@@ -67,7 +68,7 @@ pub fn plan<'a>(hosts: impl Iterator<Item = HostFigures<'a>>, wanted: Wanted<'_>
         }
     }
     let named = if best.0.is_empty() { MAX_REASONS } else { MAX_VERDICTS };
-    let refusals = refusals.explained(wanted.workspace, named);
+    let refusals = refusals.explained(wanted, named);
     Offers { candidates: best.candidates(), refusals, uncertain: false }
 }
 
@@ -108,11 +109,11 @@ impl<'a> Refusals<'a> {
         }
     }
 
-    fn explained(self, wanted: &Workspace, most: usize) -> Vec<NodeReason> {
+    fn explained(self, wanted: Wanted<'_>, most: usize) -> Vec<NodeReason> {
         let mut reasons = Vec::new();
         let kept = self.kept.iter().enumerate();
         let kept = kept.filter(|(i, (_, reason))| is_new(&mut reasons, *reason) || *i < most);
-        kept.map(|(_, (host, reason))| filter::explain(host, wanted, *reason)).collect()
+        kept.map(|(_, (host, reason))| filter::explain(host, wanted.workspace, wanted.user, *reason)).collect()
     }
 }
 
@@ -174,7 +175,8 @@ struct Kinds {
 impl Kinds {
     fn of(reasons: &[NodeReason]) -> Self {
         // A node that can never admit the session does not count when the other nodes share one reason.
-        let never = [Reason::ExceedsPhysical, Reason::Constraint, Reason::Runtime];
+        let never =
+            [Reason::ExceedsPhysical, Reason::GpuClass, Reason::GpuMemoryUnknown, Reason::Constraint, Reason::Runtime];
         let rest = || reasons.iter().filter(|reason| !never.contains(&reason.reason));
         let rest_all = |these: &[Reason]| rest().next().is_some() && rest().all(|r| these.contains(&r.reason));
         Self {
@@ -187,8 +189,13 @@ impl Kinds {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
-    use crate::types::{Bytes, Condition, ConditionKind, Cores, Dimension, Resources, Settings, Timestamp, sample};
+    use crate::types::{
+        Bytes, Condition, ConditionKind, Cores, Dimension, GpuProfile, GpuSharing, GpuState, Resources, Settings,
+        Timestamp, sample,
+    };
 
     const FIRST: &str = "aabb222222222222";
     const SECOND: &str = "aacc222222222222";
@@ -220,8 +227,11 @@ mod tests {
         wanted
     }
 
+    static ALICE: LazyLock<User> = LazyLock::new(|| "alice".parse().unwrap());
+
     fn asked<'a>(session: &'a SessionId, workspace: &'a Workspace) -> Wanted<'a> {
-        Wanted { session, workspace, strategy: Strategy::Spread, pinned: None, tried: &[], platform: None }
+        let user = &*ALICE;
+        Wanted { session, user, workspace, strategy: Strategy::Spread, pinned: None, tried: &[], platform: None }
     }
 
     fn heard(node: &NodeProfile) -> HostFigures<'_> {
@@ -322,6 +332,7 @@ mod tests {
         let mut with_gpus = a(8, 0);
         with_gpus.physical.gpus = 2;
         with_gpus.effective.gpus = 2;
+        with_gpus.gpus = vec![sample::gpu("GPU-1", 0), sample::gpu("GPU-2", 1)];
         assert_eq!(best(&[with_gpus.clone(), b(8, 7)], &wanted(1)), "b");
         let on_a_gpu = Workspace { gpus: 1, ..wanted(1) };
         assert_eq!(best(&[with_gpus, b(8, 0)], &on_a_gpu), "a");
@@ -330,6 +341,39 @@ mod tests {
         let condition = Condition { kind, since: Timestamp::default(), message: String::new() };
         let broken = NodeProfile { conditions: vec![condition], ..a(8, 0) };
         assert_eq!(best(&[broken, b(8, 7)], &wanted(1)), "b");
+    }
+
+    /// A node with one GPU of two slots, one of them held by bob.
+    fn with_gpu(name: &str, id: &str, change: impl FnOnce(&mut GpuProfile)) -> NodeProfile {
+        let mut gpu =
+            GpuProfile { slots: 2, slots_used: 1, holder: Some("bob".parse().unwrap()), ..sample::gpu("GPU-1", 0) };
+        change(&mut gpu);
+        let mut node = node(name, id, 8, 0);
+        (node.physical.gpus, node.effective.gpus, node.allocated.gpus) = (1, 2, 1);
+        NodeProfile { gpus: vec![gpu], ..node }
+    }
+
+    #[test]
+    fn a_gpu_that_cannot_be_had_is_refused_without_an_offer_by_the_rule_that_the_host_has() {
+        let on_a_gpu = Workspace { gpus: 1, ..wanted(1) };
+        let reason = |node: NodeProfile| {
+            let refusal = offers(&[node], &on_a_gpu).refusals.into_iter().next();
+            refusal.map(|refusal| (refusal.reason, refusal.message))
+        };
+        let taken = with_gpu("a", FIRST, |_| {});
+        assert_eq!(reason(taken.clone()), Some((Reason::GpuSharing, None)), "alice does not share with bob");
+        let any = Settings { gpu_sharing: GpuSharing::Any, ..Settings::default() };
+        assert_eq!(reason(NodeProfile { settings: any, ..taken }), None);
+        assert_eq!(reason(with_gpu("a", FIRST, |gpu| gpu.holder = Some("alice".parse().unwrap()))), None);
+        let hot = with_gpu("a", FIRST, |gpu| (gpu.slots_used, gpu.state) = (0, GpuState::Hot));
+        assert_eq!(reason(hot), Some((Reason::NoCapacity, Some("1 of 1 GPU is hot".to_owned()))));
+        let amd = with_gpu("a", FIRST, |gpu| gpu.class = "amd.com/gpu".to_owned());
+        assert_eq!(reason(amd), Some((Reason::GpuClass, None)));
+        // What can never be is said before that the node is disabled.
+        let small = Workspace { gpu_memory_bytes: Some(Bytes::gib(81)), ..on_a_gpu.clone() };
+        let refusal = offers(&[disabled(with_gpu("a", FIRST, |_| {}))], &small).refusals.remove(0);
+        assert_eq!((refusal.reason, refusal.dimension), (Reason::ExceedsPhysical, Some(Dimension::GpuMemoryBytes)));
+        assert!(matches!(nobody_takes(&[with_gpu("a", FIRST, |_| {})], &small), Error::ExceedsPhysical(_)));
     }
 
     #[test]

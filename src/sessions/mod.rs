@@ -21,7 +21,7 @@ pub mod task;
 mod tests;
 
 pub use crate::runtime::LogsRequest;
-pub use decide::{FAILING_STARTS, MAX_ATTEMPTS, Oddities, Oddity, Trouble, Troubles, Unplaced};
+pub use decide::{Exceeded, FAILING_STARTS, GpuUse, MAX_ATTEMPTS, Oddities, Oddity, Trouble, Troubles, Unplaced};
 pub use feed::{Feed, Standing};
 pub use journal::Journal;
 pub use record::{Live, Origin, Record, Status, Tombstone};
@@ -60,6 +60,8 @@ pub struct Config {
     pub stopped_retention: Period,
     /// Nothing is admitted while less than this is free where images live.
     pub min_free_disk: Bytes,
+    /// Nothing is admitted on a GPU of which processes that are not of sessions use more memory.
+    pub max_foreign_gpu_memory: Bytes,
     /// Host ports to hand out, both ends included.
     pub port_range: PortRange,
     /// The networks, besides ostler's own, that a workspace may name.
@@ -177,8 +179,10 @@ pub struct Snapshot {
     /// The sessions that hold a reservation.
     pub reserved: std::collections::BTreeSet<SessionId>,
     pub allocated: Resources,
-    /// How many sessions hold each GPU.
-    pub gpu_slots_used: BTreeMap<String, u32>,
+    /// What sessions do on each GPU that is known, by its UUID.
+    pub gpus: BTreeMap<String, GpuUse>,
+    /// The sessions that use more memory of a GPU than they declared.
+    pub gpu_memory_exceeded: Vec<Exceeded>,
     /// The journal could not be read at start and was rebuilt from labels.
     pub journal_rebuilt: Option<Rebuilt>,
     /// The journal cannot be written since this directory, the agent's data directory, is full.

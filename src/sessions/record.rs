@@ -7,7 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Asked;
-use super::decide::Unplaced;
+use super::decide::{Leaving, Unplaced};
 use super::lifecycle::{Order, Wish};
 use super::runner::Probe;
 use crate::runtime::container::{Found, Launch, Mount, PortBinding, Run};
@@ -119,6 +119,9 @@ pub struct Status {
     pub end_reason: Option<EndReason>,
     pub exit_code: Option<i64>,
     pub message: Option<String>,
+    /// GPUs that it may still be on although it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpus_leaving: Option<Leaving>,
 }
 
 impl<'de> Deserialize<'de> for Record {
@@ -148,6 +151,13 @@ impl Record {
         match self {
             Self::Live(live) => &live.status,
             Self::Tombstone(tombstone) => &tombstone.status,
+        }
+    }
+
+    pub(super) const fn status_mut(&mut self) -> &mut Status {
+        match self {
+            Self::Live(live) => &mut live.status,
+            Self::Tombstone(tombstone) => &mut tombstone.status,
         }
     }
 
@@ -407,6 +417,7 @@ impl Status {
             end_reason: None,
             exit_code: None,
             message: None,
+            gpus_leaving: None,
         }
     }
 

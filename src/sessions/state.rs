@@ -56,6 +56,8 @@ pub enum Input<R: Reply> {
     /// Whether the engine answers.
     Health(EngineState),
     Tick,
+    /// The host was read again.
+    HostRead,
     /// The data directory was full, and has room again.
     Room,
     /// A runner has failed: every session that needs a runner and has none gets a new one.
@@ -92,6 +94,8 @@ pub struct Turn<R: Reply> {
     pub orders: Vec<Order>,
     /// Every runner observes its container again.
     pub nudge_all: bool,
+    /// The driver is to be asked which processes are on the GPUs.
+    pub look_at_gpus: bool,
     /// Journal and engine have been reconciled once, or the wait for the engine is over.
     pub ready: bool,
     pub answers: Vec<Answer<R>>,
@@ -191,8 +195,10 @@ impl<R: Reply> Sessions<R> {
             }
             Input::Tick => {
                 self.publish_all |= self.registry.expire(cx);
+                self.publish_all |= self.registry.gpus_seen(cx);
                 self.ready |= cx.now.boot.since(self.started) >= READY_AFTER;
             }
+            Input::HostRead => self.publish_all |= self.registry.gpus_seen(cx),
             Input::Room => self.note_full(None),
             Input::RunnerFailed => self.publish_all = true,
         }
@@ -267,6 +273,7 @@ impl<R: Reply> Sessions<R> {
             snapshot,
             orders,
             nudge_all: std::mem::take(&mut self.nudge_all),
+            look_at_gpus: self.registry.is_leaving_gpus(cx),
             ready: self.ready,
             answers: pending.into_iter().map(|pending| self.answer(pending, &written, cx)).collect(),
         }
@@ -316,14 +323,14 @@ impl<R: Reply> Sessions<R> {
             let records = self.registry.records().filter(|record| holds(record));
             records.map(|record| record.origin().id).collect()
         };
-        let slots = |gpu: &String| (gpu.clone(), self.registry.ledger().gpu_slots_used(gpu));
         Snapshot {
             sessions: self.published.clone(),
             activities: self.activities.clone(),
             gone: ids(|record| record.live().is_none()),
             reserved: ids(Record::is_reserved),
             allocated: self.registry.ledger().allocated(),
-            gpu_slots_used: cx.capacity.gpus.iter().map(slots).collect(),
+            gpus: self.registry.gpu_uses(cx),
+            gpu_memory_exceeded: self.registry.gpu_memory_exceeded(cx),
             journal_rebuilt: self.journal_rebuilt.clone(),
             data_dir_full: self.data_dir_full.clone(),
             failing_starts: self.registry.failing_starts(),
@@ -388,6 +395,12 @@ impl<R: Reply> Sessions<R> {
             profile.state = SessionState::Unknown;
             let why = self.registry.why_unseen(&profile.id).map(str::to_owned);
             profile.message = why.or(profile.message);
+        }
+        let lost: Vec<&str> = self.registry.lost_gpus(record).collect();
+        if !lost.is_empty() {
+            let lost =
+                format!("gpu_lost: GPU {} is not found any more; the session goes on without it", lost.join(", "));
+            profile.message.get_or_insert(lost);
         }
         profile
     }

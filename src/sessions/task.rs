@@ -19,7 +19,6 @@ use super::runners::{Envelope, Runners};
 use super::state::{Answer, Input, Reply, Request, Sessions, Start, Turn};
 use super::{Config, Error, Handle, QUEUE, Snapshot};
 use crate::clock::Clock;
-use crate::ledger::Capacity;
 use crate::runtime::{Error as RuntimeError, Event, Found, Health, Runtime};
 use crate::types::template::SECRET_BYTES;
 use crate::types::{Ballot, BootInstant, Name, NodeId};
@@ -52,6 +51,8 @@ pub struct Parts {
     pub runtime: Arc<dyn Runtime>,
     pub node: watch::Receiver<Arc<node::State>>,
     pub capacity: watch::Receiver<Arc<capacity::Report>>,
+    /// Told that the driver is to be asked which processes are on the GPUs.
+    pub look_at_gpus: Arc<Notify>,
     pub signs: watch::Receiver<Arc<node::ClusterSigns>>,
     pub clock: Clock,
 }
@@ -98,6 +99,7 @@ struct Owner {
     runtime: Arc<dyn Runtime>,
     health: watch::Receiver<Health>,
     surroundings: Surroundings,
+    look_at_gpus: Arc<Notify>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     ready: watch::Sender<bool>,
 }
@@ -143,6 +145,7 @@ impl Owner {
             health: parts.runtime.health(),
             runtime: parts.runtime,
             surroundings,
+            look_at_gpus: parts.look_at_gpus,
             snapshot,
             ready,
         }
@@ -174,6 +177,10 @@ impl Owner {
                 }
                 Ok(()) = self.health.changed() => {
                     Incoming::Input(Input::Health(state_of(&self.health.borrow_and_update())))
+                }
+                Ok(()) = self.surroundings.capacity.changed() => {
+                    self.surroundings.capacity.mark_unchanged();
+                    Incoming::Input(Input::HostRead)
                 }
                 Some(ended) = self.runners.ended() => match ended {
                     Ok(()) => continue,
@@ -240,13 +247,16 @@ impl Owner {
                 written = Err(Error::Journal(error.into()));
             }
         }
-        let Turn { snapshot, orders, nudge_all, ready, answers } =
+        let Turn { snapshot, orders, nudge_all, look_at_gpus, ready, answers } =
             self.surroundings.with_context(|cx| self.sessions.finish(written, cx));
         for order in orders {
             self.runners.direct(order);
         }
         if let Some(snapshot) = snapshot {
             self.snapshot.send_replace(snapshot);
+        }
+        if look_at_gpus {
+            self.look_at_gpus.notify_one();
         }
         if nudge_all {
             self.runners.nudge_all();
@@ -299,19 +309,11 @@ impl Surroundings {
     fn with_context<T>(&self, decide: impl FnOnce(&Context<'_>) -> T) -> T {
         let node = self.node.borrow().clone();
         let report = self.capacity.borrow().clone();
-        let gpus: Vec<String> = report.gpus.devices.iter().map(|gpu| gpu.uuid.clone()).collect();
-        let capacity = Capacity {
-            physical: report.physical,
-            effective: capacity::effective::effective(report.physical, &node.settings),
-            gpus: &gpus,
-            gpu_sharing: node.settings.gpu_sharing,
-        };
         decide(&Context {
             now: self.clock.now(),
             node: &node,
-            capacity,
+            report: &report,
             duplicated: self.signs.borrow().duplicate.is_some(),
-            disks: &report.disks,
             port_usable: &port_usable,
             draw_secret: &draw_secret,
         })

@@ -49,6 +49,7 @@ impl World {
             physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
             engine: None,
             gpus: Arc::default(),
+            gpus_withheld: None,
             utilized: None,
             disks: Vec::new(),
             swap: None,
@@ -69,6 +70,7 @@ impl World {
             runtime: self.engine.clone(),
             node: node_watch,
             capacity: capacity_watch,
+            look_at_gpus: Arc::default(),
             signs: signs_watch,
             clock: self.clock.clone(),
         });

@@ -67,6 +67,13 @@ impl NodeReason {
     }
 }
 
+impl Reason {
+    /// Whether a resource of the node would have to change before it could ever take the session.
+    pub const fn is_for_good(self) -> bool {
+        matches!(self, Self::ExceedsPhysical | Self::GpuClass | Self::GpuMemoryUnknown)
+    }
+}
+
 /// Why a node cannot take a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

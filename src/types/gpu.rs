@@ -6,6 +6,8 @@ use utoipa::ToSchema;
 use super::text::words;
 use super::{Bytes, Invalid, Name, Timestamp, User};
 
+/// The class of NVIDIA's GPUs, as the container device interface (CDI) names it.
+pub const NVIDIA_CLASS: &str = "nvidia.com/gpu";
 /// The characters of a class at most.
 pub(super) const MAX_GPU_CLASS: usize = 63;
 
@@ -25,7 +27,7 @@ words!(GpuSharing { None => "none", SameUser => "same_user", Any => "any" });
 
 /// Whether a GPU takes sessions, and if not, why: the first that holds, in this order. Only `asleep` and `ok` take
 /// sessions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GpuState {
     /// It was there since the host booted, and is not found any more.

@@ -35,7 +35,9 @@ pub use amount::{Bytes, Cores};
 pub use cluster::{ClusterMode, OnUnknown, Strategy};
 pub use decode::decode;
 pub use error::{ErrorBody, ErrorCode, ErrorDetail, NodeReason, Reason};
-pub use gpu::{Gpu, GpuHealth, GpuMemoryEnforced, GpuProfile, GpuRelease, GpuSharing, GpuState, GpuUsage};
+pub use gpu::{
+    Gpu, GpuHealth, GpuMemoryEnforced, GpuProfile, GpuRelease, GpuSharing, GpuState, GpuUsage, NVIDIA_CLASS,
+};
 pub use id::{Ballot, Name, NodeId, SessionId, User, is_printable};
 pub use invalid::Invalid;
 pub use language::other_language;

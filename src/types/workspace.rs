@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::gpu::check_gpu_class;
+use super::gpu::{NVIDIA_CLASS, check_gpu_class};
 use super::node::check_labels;
 use super::text::words;
 use super::{Bytes, Cores, Invalid, Labels, Name, Period, Protocol, Resources, SessionRequest, check_env, schema};
@@ -288,6 +288,11 @@ impl Workspace {
     /// How long a session may be unused before it is stopped.
     pub fn idle_timeout(&self) -> Option<Duration> {
         self.idle_timeout_seconds.map(Duration::from_secs)
+    }
+
+    /// The class of the GPUs that it needs.
+    pub fn gpu_class(&self) -> &str {
+        self.gpu_class.as_deref().unwrap_or(NVIDIA_CLASS)
     }
 
     pub const fn resources(&self) -> Resources {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ostler::capacity::{self, effective};
 use ostler::gossip::ClusterView;
 use ostler::gpu;
-use ostler::ledger::{Capacity, PortRange};
+use ostler::ledger::PortRange;
 use ostler::observe::{self, view};
 use ostler::runtime::{EngineInfo, Health};
 use ostler::sessions::decide::{Context, EngineState, FAILING_STARTS, Registry};
@@ -38,7 +38,6 @@ pub(crate) struct Host {
     /// Its name and its settings, as on disk.
     pub(crate) state: node::State,
     pub(crate) report: capacity::Report,
-    gpus: Vec<String>,
     /// The journal of sessions, as the agent would read it.
     pub(crate) disk: BTreeMap<SessionId, Record>,
     pub(crate) journal_fails: bool,
@@ -113,11 +112,11 @@ impl Host {
     pub(crate) fn new(index: usize, id: NodeId, physical: Resources) -> Self {
         let device = |gpu: u32| gpu::Device::new(format!("gpu-{index}-{gpu}"), gpu, "simulated".to_owned());
         let devices: Vec<gpu::Device> = (0..physical.gpus).map(device).collect();
-        let gpus: Vec<String> = devices.iter().map(|gpu| gpu.uuid.clone()).collect();
         let report = capacity::Report {
             engine: None,
             physical,
             gpus: Arc::new(gpu::Snapshot { devices, ..gpu::Snapshot::default() }),
+            gpus_withheld: None,
             utilized: None,
             disks: Vec::new(),
             swap: None,
@@ -137,6 +136,7 @@ impl Host {
             keep_ended: Period::secs(24 * 3600),
             stopped_retention: Period::secs(8),
             min_free_disk: Bytes::ZERO,
+            max_foreign_gpu_memory: Bytes::gib(1),
             port_range: PORTS,
             networks: Vec::new(),
             endpoint_host: "host".to_owned(),
@@ -145,7 +145,6 @@ impl Host {
             id,
             state,
             report,
-            gpus,
             disk: BTreeMap::new(),
             journal_fails: false,
             crashes: None,
@@ -216,18 +215,11 @@ impl Host {
     }
 
     fn with_context<T>(&self, now: Moment, decide: impl FnOnce(&Context<'_>) -> T) -> T {
-        let capacity = Capacity {
-            physical: self.report.physical,
-            effective: self.effective(),
-            gpus: &self.gpus,
-            gpu_sharing: self.state.settings.gpu_sharing,
-        };
         decide(&Context {
             now,
             node: &self.state,
-            capacity,
+            report: &self.report,
             duplicated: false,
-            disks: &[],
             port_usable: &|_| true,
             draw_secret: &|| "s3cret".to_owned(),
         })

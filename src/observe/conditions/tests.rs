@@ -199,6 +199,7 @@ fn limits() -> sessions::Config {
         keep_ended: Period::secs(60),
         stopped_retention: Period::secs(60),
         min_free_disk: Bytes::ZERO,
+        max_foreign_gpu_memory: Bytes::gib(1),
         port_range: PortRange { first: 20_000, last: 20_009 },
         networks: Vec::new(),
         endpoint_host: "localhost".to_owned(),

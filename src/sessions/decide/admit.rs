@@ -2,11 +2,11 @@
 
 use super::{Context, Registry};
 use crate::capacity::room::{Shortage, shortage};
-use crate::ledger::Refusal;
+use crate::ledger::{Capacity, Refusal, Request};
 use crate::runtime::container::PortBinding;
 use crate::sessions::record::{Live, Record};
 use crate::sessions::{Admit, Error};
-use crate::types::{Dimension, Name, Reason, Resources, SessionId, User, Workspace};
+use crate::types::{Dimension, Name, Reason, SessionId, User, Workspace};
 
 impl Registry {
     /// Admits the session, or says why not and changes nothing. Returns true if the key was used for the same request
@@ -27,7 +27,7 @@ impl Registry {
 
         let mut live = Live::admitted(admit, cx.now);
         live.ports = self.assign_ports(&admit.session, &admit.asked.workspace, cx)?;
-        match self.reserve(&admit.session, user, admit.asked.workspace.resources(), None, cx) {
+        match self.reserve(&admit.session, user, &admit.asked.workspace, None, cx) {
             Ok(gpus) => live.status.gpu_uuids = gpus,
             Err(refused) => {
                 self.ports.release(&admit.session);
@@ -76,13 +76,16 @@ impl Registry {
     }
 
     fn check_disk(&self, cx: &Context<'_>) -> Result<(), Error> {
-        let (dimension, requested, available) = match shortage(cx.disks, self.config.min_free_disk) {
+        let (dimension, requested, available) = match shortage(&cx.report.disks, self.config.min_free_disk) {
             None => return Ok(()),
             Some(Shortage::Bytes { disk, least }) => (Dimension::DiskBytes, least.get(), disk.free_bytes.get()),
             Some(Shortage::Inodes { inodes, least, .. }) => (Dimension::DiskInodes, least, inodes.free),
         };
         let (requested, available) = (requested as f64, Some(available as f64));
-        Err(self.refusal(cx, Refusal { reason: Reason::LowDisk, dimension, requested, available, physical: None }))
+        Err(self.refusal(
+            cx,
+            Refusal { reason: Reason::LowDisk, dimension, requested, available, physical: None, message: None },
+        ))
     }
 
     fn check_node_limit(&self, cx: &Context<'_>) -> Result<(), Error> {
@@ -99,6 +102,7 @@ impl Registry {
                 requested: 1.0,
                 available: Some(0.0),
                 physical: Some(f64::from(limit)),
+                message: None,
             },
         ))
     }
@@ -114,11 +118,26 @@ impl Registry {
         &mut self,
         session: &SessionId,
         user: &User,
-        resources: Resources,
+        workspace: &Workspace,
         same_gpus: Option<&[String]>,
         cx: &Context<'_>,
     ) -> Result<Vec<String>, Error> {
-        let admitted = self.ledger.admit(session, user, resources, same_gpus, &cx.capacity);
+        let gpus = if workspace.gpus > 0 { self.offered_gpus(cx) } else { Vec::new() };
+        let capacity = Capacity {
+            physical: cx.report.physical,
+            effective: cx.effective(),
+            gpus: &gpus,
+            gpu_sharing: cx.node.settings.gpu_sharing,
+            gpus_withheld: cx.report.gpus_withheld.as_deref(),
+        };
+        let request = Request {
+            user,
+            resources: workspace.resources(),
+            gpu_memory: workspace.gpu_memory_bytes,
+            gpu_class: workspace.gpu_class(),
+            same_gpus,
+        };
+        let admitted = self.ledger.admit(session, request, &capacity);
         admitted.map_err(|refusal| self.refusal(cx, refusal))
     }
 
@@ -136,6 +155,7 @@ impl Registry {
                 requested: wanted as f64,
                 available: Some(0.0),
                 physical: Some(range.len() as f64),
+                message: None,
             };
             return Err(self.refusal(cx, refusal));
         };

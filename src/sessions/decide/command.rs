@@ -85,9 +85,9 @@ impl Registry {
     /// Reserves what a session that ended had, on the same GPUs.
     pub(super) fn reserve_again(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
         let live = self.live(session)?;
-        let (user, resources) = (live.origin.user.clone(), live.origin.workspace.resources());
-        let gpus = live.status.gpu_uuids.clone();
-        self.reserve(session, &user, resources, Some(&gpus), cx)?;
+        let (user, workspace, gpus) =
+            (live.origin.user.clone(), live.origin.workspace.clone(), live.status.gpu_uuids.clone());
+        self.reserve(session, &user, &workspace, Some(&gpus), cx)?;
         Ok(())
     }
 
@@ -102,6 +102,7 @@ impl Registry {
         live.ended_before = Some(ended_by);
         live.wish = Wish::Run;
         live.reserved = true;
+        live.status.gpus_leaving = None;
         live.boot_id = cx.now.boot_id;
         live.previous_run = live.run.take().or_else(|| live.previous_run.take());
         live.retention = None;

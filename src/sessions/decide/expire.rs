@@ -21,7 +21,8 @@ impl Registry {
             let live = match record {
                 Record::Live(live) => live,
                 Record::Tombstone(tombstone) => {
-                    if due(Some(tombstone.forget)) {
+                    // What is left on a GPU stays known until it has gone.
+                    if due(Some(tombstone.forget)) && tombstone.status.gpus_leaving.is_none() {
                         forgotten.push(*id);
                     }
                     continue;
@@ -76,6 +77,9 @@ impl Registry {
     /// nobody saw whether the sessions were used while the agent did not run.
     pub fn rebase_deadlines(&mut self, cx: &Context<'_>) {
         for (id, record) in &mut self.records {
+            if let Some(leaving) = &mut record.status_mut().gpus_leaving {
+                leaving.since = cx.now.boot;
+            }
             match record {
                 Record::Live(live) => {
                     for deadline in [&mut live.ttl, &mut live.retention] {

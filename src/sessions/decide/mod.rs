@@ -5,6 +5,7 @@ mod admit;
 mod command;
 mod elsewhere;
 mod expire;
+mod gpus;
 mod listing;
 mod recover;
 mod report;
@@ -19,12 +20,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::recover::Unseen;
 use super::record::{Live, Record};
 use super::{Config, Error};
+use crate::capacity::Report as HostReport;
+use crate::capacity::effective::effective;
 use crate::election::Stale;
-use crate::ledger::{Capacity, Ledger, Ports, Refusal, Reservation};
+use crate::ledger::{Ledger, Ports, Refusal, Reservation};
 use crate::node;
-use crate::types::{Ballot, Deadline, Disk, EndReason, Moment, Name, NodeId, NodeReason, Reason, SessionId};
+use crate::types::{Ballot, Deadline, EndReason, Moment, Name, NodeId, NodeReason, Reason, Resources, SessionId};
 
 pub use elsewhere::{MAX_ATTEMPTS, Unplaced};
+pub use gpus::{Exceeded, GpuUse, Leaving};
 pub use listing::{Oddities, Oddity};
 pub use recover::EngineState;
 pub use report::Report;
@@ -38,13 +42,19 @@ pub const FAILING_STARTS: u32 = 3;
 pub struct Context<'a> {
     pub now: Moment,
     pub node: &'a node::State,
-    pub capacity: Capacity<'a>,
+    /// What was last read of this host.
+    pub report: &'a HostReport,
     /// Another live node has this node's id: one of the two is a copy.
     pub duplicated: bool,
-    /// The file systems of the images and of the data directory, as far as they are known.
-    pub disks: &'a [Disk],
     pub port_usable: &'a dyn Fn(u16) -> bool,
     pub draw_secret: &'a dyn Fn() -> String,
+}
+
+impl Context<'_> {
+    /// What the host offers; of GPUs, every slot, as if all devices took sessions.
+    pub fn effective(&self) -> Resources {
+        effective(self.report.physical, &self.node.settings)
+    }
 }
 
 /// Every record, and what they hold together.
@@ -71,6 +81,8 @@ pub struct Registry {
     idle_due: BTreeMap<SessionId, Deadline>,
     /// What the last list had that the operator should know.
     oddities: Oddities,
+    /// What the driver last said of the processes on the GPUs.
+    seen: gpus::Seen,
     /// The records as they were before the changes that are not yet on disk.
     undo: BTreeMap<SessionId, Option<Record>>,
     /// Records that differ from what is on disk. Those that are not in `undo` can wait.
@@ -100,6 +112,7 @@ impl Registry {
             out_of_sight: BTreeMap::new(),
             idle_due: BTreeMap::new(),
             oddities: Oddities::default(),
+            seen: gpus::Seen::default(),
             undo: BTreeMap::new(),
             unwritten: BTreeSet::new(),
         };
@@ -195,16 +208,16 @@ impl Registry {
     fn rebuild(&mut self) {
         self.ledger = Ledger::default();
         self.ports = Ports::default();
-        for Live { origin, status, reserved, ports, .. } in self.records.values().filter_map(Record::live) {
-            if *reserved {
-                let reservation = Reservation {
-                    user: origin.user.clone(),
-                    resources: origin.workspace.resources(),
-                    gpus: status.gpu_uuids.clone(),
-                };
-                self.ledger.restore(origin.id, reservation);
+        for (id, record) in &self.records {
+            if let Some(leaving) = &record.status().gpus_leaving {
+                self.ledger.restore_leaving(*id, record.gpus_only(leaving.gpus.clone()));
             }
-            self.ports.restore(origin.id, ports.iter().map(|port| port.host_port).collect());
+            let Some(live) = record.live() else { continue };
+            if live.reserved {
+                let gpus = record.gpus_only(live.status.gpu_uuids.clone());
+                self.ledger.restore(*id, Reservation { resources: live.origin.workspace.resources(), ..gpus });
+            }
+            self.ports.restore(*id, live.ports.iter().map(|port| port.host_port).collect());
         }
     }
 
@@ -220,11 +233,17 @@ impl Registry {
 
     /// A session to change durably: the change is on disk before it is published or answered.
     fn change(&mut self, session: &SessionId) -> Result<&mut Live, Error> {
-        let record = self.records.get_mut(session).ok_or(Error::NotFound(*session))?;
+        let record = self.change_record(session).ok_or(Error::NotFound(*session))?;
+        record.live_mut().ok_or_else(|| removed(session))
+    }
+
+    /// Like [`Self::change`], of a tombstone too; `None` where the session is not remembered.
+    fn change_record(&mut self, session: &SessionId) -> Option<&mut Record> {
+        let record = self.records.get_mut(session)?;
         self.undo.entry(*session).or_insert_with(|| Some(record.clone()));
         self.unwritten.insert(*session);
         self.unpublished.insert(*session);
-        record.live_mut().ok_or_else(|| removed(session))
+        Some(record)
     }
 
     /// A session to change without a write of its own: progress and activity, written with the next durable change.
@@ -245,6 +264,7 @@ impl Registry {
 
     fn forget(&mut self, session: &SessionId) {
         if let Some(record) = self.records.remove(session) {
+            self.ledger.free_gpus(session);
             self.undo.entry(*session).or_insert(Some(record));
             self.unwritten.insert(*session);
             self.unpublished.insert(*session);
@@ -253,7 +273,7 @@ impl Registry {
 
     /// The session is over, and its reservation is free. To be called only after the runtime confirmed the end.
     fn end(&mut self, session: &SessionId, reason: EndReason, cx: &Context<'_>) -> Result<&mut Live, Error> {
-        self.ledger.release(session);
+        self.release(session, cx)?;
         let retention = self.config.stopped_retention;
         let live = self.change(session)?;
         live.reserved = false;

@@ -203,8 +203,7 @@ impl Registry {
         live.status.message = how_it_stopped(live, exit);
         if live.wish == Wish::Remove {
             live.reserved = false;
-            self.ledger.release(session);
-            return Ok(());
+            return self.release(session, cx);
         }
         let reason = live.status.end_reason.unwrap_or(EndReason::UserStopped);
         self.end(session, reason, cx)?;
@@ -221,7 +220,7 @@ impl Registry {
     }
 
     fn gone(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
-        self.ledger.release(session);
+        self.release(session, cx)?;
         self.ports.release(session);
         let forget = Deadline::after(cx.now, self.config.keep_ended.0);
         let tombstone = self.live(session)?.to_tombstone(forget);

@@ -1,14 +1,15 @@
 //! A host to decide on, for tests.
 
 use super::{Context, Registry, Report};
-use crate::ledger::{Capacity, PortRange};
+use crate::capacity;
+use crate::ledger::PortRange;
 use crate::node;
 use crate::runtime::container::{Container, Exit, Found, Run};
 use crate::sessions::lifecycle::Sight;
 use crate::sessions::record::{Live, Record};
 use crate::sessions::{Admit, Asked, Command, Config, Error};
 use crate::types::{
-    Actor, Ballot, BootInstant, Bytes, Cores, Disk, EndReason, Moment, Name, NodeId, Period, Port, Protocol, Resources,
+    Actor, Ballot, BootInstant, Bytes, Cores, EndReason, Moment, Name, NodeId, Period, Port, Protocol, Resources,
     SessionId, SessionRequest, SessionState, Settings, Timestamp, Workspace,
 };
 
@@ -19,6 +20,7 @@ pub(in crate::sessions) fn config() -> Config {
         keep_ended: Period::secs(3600),
         stopped_retention: Period::secs(600),
         min_free_disk: Bytes::ZERO,
+        max_foreign_gpu_memory: Bytes::gib(1),
         port_range: PortRange { first: 20_000, last: 20_099 },
         networks: Vec::new(),
         endpoint_host: "host".to_owned(),
@@ -90,9 +92,7 @@ pub(super) struct Host {
     pub(super) registry: Registry,
     pub(super) now: Moment,
     pub(super) node: node::State,
-    pub(super) physical: Resources,
-    pub(super) gpus: Vec<String>,
-    pub(super) disks: Vec<Disk>,
+    pub(super) report: capacity::Report,
 }
 
 impl Host {
@@ -107,9 +107,7 @@ impl Host {
             registry,
             now: START,
             node: node_state(),
-            physical: Resources::new(Cores::whole(6), Bytes::gib(6), 0),
-            gpus: Vec::new(),
-            disks: Vec::new(),
+            report: capacity::Report { disks: Vec::new(), swap: None, ..node::fixture::report() },
         }
     }
 
@@ -121,18 +119,11 @@ impl Host {
     }
 
     pub(super) fn decide_unwritten<T>(&mut self, decide: impl FnOnce(&mut Registry, &Context<'_>) -> T) -> T {
-        let capacity = Capacity {
-            physical: self.physical,
-            effective: crate::capacity::effective::effective(self.physical, &self.node.settings),
-            gpus: &self.gpus,
-            gpu_sharing: self.node.settings.gpu_sharing,
-        };
         let cx = Context {
             now: self.now,
             node: &self.node,
-            capacity,
+            report: &self.report,
             duplicated: false,
-            disks: &self.disks,
             port_usable: &|_| true,
             draw_secret: &|| "s3cret".to_owned(),
         };

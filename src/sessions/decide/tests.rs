@@ -289,7 +289,7 @@ fn a_host_admits_only_while_enough_of_its_disk_is_free() {
     let least = Bytes::gib(10);
     let admitted = |disks: Vec<Disk>| {
         let mut host = Host::with(Config { min_free_disk: least, ..config() });
-        host.disks = disks;
+        host.report.disks = disks;
         admit(&mut host, "k", workspace())
     };
     let disk = |free_bytes: Bytes, free: u64| Disk {
