@@ -158,7 +158,9 @@ fn sessions(document: &mut Document<'_>, default: sessions::Config) -> sessions:
             .take("limits.stopped_retention", value::period)
             .unwrap_or(default.stopped_retention),
         min_free_disk: document.take("limits.min_free_disk", value::bytes).unwrap_or(default.min_free_disk),
-        max_foreign_gpu_memory: crate::types::Bytes::gib(1),
+        max_foreign_gpu_memory: document
+            .take("gpu.max_foreign_memory", value::bytes)
+            .unwrap_or(default.max_foreign_gpu_memory),
         port_range: document.take("runtime.port_range", value::port_range).unwrap_or(default.port_range),
         networks: document.take_list("runtime.networks", value::network).unwrap_or(default.networks),
         endpoint_host: document.take("runtime.endpoint_host", value::host).unwrap_or(default.endpoint_host),

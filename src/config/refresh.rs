@@ -71,6 +71,7 @@ const KEYS: &[Key] = &keys! {
     refresh "limits.keep_ended" => sessions.keep_ended;
     refresh "limits.stopped_retention" => sessions.stopped_retention;
     refresh "limits.min_free_disk" => sessions.min_free_disk;
+    refresh "gpu.max_foreign_memory" => sessions.max_foreign_gpu_memory;
     refresh "log.level" => log.level;
     restart "log.format" => log.format;
     restart "dev.physical_cores" => dev.physical_cores;

@@ -90,6 +90,8 @@ fn every_kind_of_value_is_read() {
         [limits]
         keep_ended = "1h30m"
         min_free_disk = 0
+        [gpu]
+        max_foreign_memory = "2GiB"
         [log]
         level = "warn,ostler=debug"
         format = "json"
@@ -114,6 +116,7 @@ fn every_kind_of_value_is_read() {
     assert_eq!(config.sessions.port_range, PortRange { first: 30_000, last: 30_009 });
     assert_eq!(config.sessions.keep_ended, Period::secs(5400));
     assert!(config.sessions.min_free_disk.is_zero());
+    assert_eq!(config.sessions.max_foreign_gpu_memory, Bytes::gib(2));
     assert_eq!((config.log.level.as_str(), config.log.format), ("warn,ostler=debug", logging::Format::Json));
 }
 

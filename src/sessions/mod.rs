@@ -60,7 +60,7 @@ pub struct Config {
     pub stopped_retention: Period,
     /// Nothing is admitted while less than this is free where images live.
     pub min_free_disk: Bytes,
-    /// Nothing is admitted on a GPU of which processes that are not of sessions use more memory.
+    /// `gpu.max_foreign_memory`: a GPU takes no sessions while processes that are not of sessions use more of its memory.
     pub max_foreign_gpu_memory: Bytes,
     /// Host ports to hand out, both ends included.
     pub port_range: PortRange,
