@@ -161,6 +161,7 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
     ("[settings]\nmemory_override = \"2048TiB\"", 2, "settings.memory_override", "out of range"),
     ("[settings]\ngpus_override = 1.5", 2, "settings.gpus_override", "1.5: expected a whole number"),
     ("[settings]\ngpus_override = 1025", 2, "settings.gpus_override", "out of range"),
+    ("[gpu]\nmax_foreign_memory = \"4X\"", 2, "gpu.max_foreign_memory", "\"4X\": expected a size"),
     ("[settings]\nlabels = 3", 2, "settings.labels", "expected a table"),
     ("[settings.labels]\na = \"1\"\nb = 2", 3, "settings.labels.b", "2: expected a string"),
     ("[settings.labels]\nexample.com = \"1\"", 2, "settings.labels.example", "needs quotes"),

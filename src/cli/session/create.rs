@@ -13,6 +13,7 @@ use crate::cli::failure::Failure;
 use crate::cli::output::Body;
 use crate::cli::progress::Progress;
 use crate::cli::route::Route;
+use crate::cli::table::one_line;
 use crate::types::{Bytes, Cores, Name, Period, Plan, Session, SessionRequest, User};
 
 use super::WaitArgs;
@@ -28,7 +29,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
 /// Create a session from a workspace, and wait until it can be used.
 ///
-/// Prints the session's id, its endpoints and its secret, if it has one. Values that are not given
+/// Prints the session's id, its endpoints, its GPUs and its secret, if it has one. Values that are not given
 /// come from the workspace. The request carries an idempotency key, so that a retry never creates a
 /// second session.
 #[derive(Debug, Args)]
@@ -166,7 +167,7 @@ async fn dry_run(client: &Client, request: &SessionRequest, context: &Context) -
     if plan.node.is_some() { Ok(()) } else { Err(Failure::Refused("no node would admit the session".to_owned())) }
 }
 
-/// The id alone on the first line, for scripts; below it the endpoints and the secret.
+/// The id alone on the first line, for scripts; below it the endpoints, the GPUs and the secret.
 fn describe(session: &Session) -> String {
     let mut lines = vec![session.id.to_string()];
     lines.extend(
@@ -175,6 +176,7 @@ fn describe(session: &Session) -> String {
             .iter()
             .map(|endpoint| format!("  {}/{} at {}", endpoint.container_port, endpoint.protocol, address(endpoint))),
     );
+    lines.extend(session.gpu_uuids.iter().map(|uuid| format!("  GPU {}", one_line(uuid))));
     lines.extend(session.secret.iter().map(|secret| format!("  secret {secret}")));
     lines.join("\n")
 }
@@ -223,8 +225,10 @@ mod tests {
 
     #[test]
     fn a_new_session_says_how_to_reach_it() {
-        let session = Session { secret: Some("s3cret".to_owned()), ..example() };
-        let expected = "mfrggzdfmztwq2lknnwg23tpob\n  6901/tcp at 10.0.0.1:32001\n  secret s3cret";
+        let gpu_uuids = vec!["GPU-1".to_owned(), "GPU-2".to_owned()];
+        let session = Session { secret: Some("s3cret".to_owned()), gpu_uuids, ..example() };
+        let expected =
+            "mfrggzdfmztwq2lknnwg23tpob\n  6901/tcp at 10.0.0.1:32001\n  GPU GPU-1\n  GPU GPU-2\n  secret s3cret";
         assert_eq!(describe(&session), expected);
     }
 }

@@ -22,7 +22,8 @@ use crate::types::{
 #[command(after_help = "Examples:
   ostler workspace add desktop --image kasmweb/desktop:1.16.0 --cores 2 --memory 2GiB --port 6901 \\
       --env VNC_PW={secret} --volume home-{user}:/home/kasm-user
-  ostler workspace add training --image pytorch/pytorch --cores 8 --memory 32GiB --gpus 1 -- python train.py")]
+  ostler workspace add training --image pytorch/pytorch --cores 8 --memory 32GiB --gpus 1 \\
+      --gpu-memory 16GiB -- python train.py")]
 pub(in crate::cli) struct AddArgs {
     /// Name of the workspace.
     name: Name,
@@ -65,7 +66,15 @@ struct FieldArgs {
     /// Number of GPUs of each of its sessions.
     #[arg(long, value_name = "COUNT", value_parser = count)]
     gpus: Option<u32>,
-    /// GPU driver capabilities of its sessions. The value is stored and shown, but no GPU is handed over yet.
+    /// Memory that each of its sessions needs on each of its GPUs, as 8GiB; 0: not declared. A session is not limited to
+    /// it.
+    #[arg(long, value_name = "SIZE")]
+    gpu_memory: Option<Bytes>,
+    /// The class of its sessions' GPUs, for example amd.com/gpu. Default: NVIDIA's.
+    #[arg(long, value_name = "CLASS")]
+    gpu_class: Option<String>,
+    /// GPU driver capabilities of its sessions: what the driver is asked to bring into the container. With CDI, the driver
+    /// brings all.
     #[arg(long, value_delimiter = ',', value_name = "CAPABILITY",
           value_parser = one_of::<GpuCapability>(GpuCapability::ALL.iter().map(|capability| capability.as_str())))]
     gpu_capability: Vec<GpuCapability>,
@@ -168,6 +177,10 @@ impl FieldArgs {
         set_if(&mut workspace.description, self.description.clone());
         workspace.image = self.image.clone().or(workspace.image.take());
         set_if(&mut workspace.gpus, self.gpus);
+        // 0 removes the declaration.
+        let declared = |memory: Bytes| Some(memory).filter(|memory| !memory.is_zero());
+        set_if(&mut workspace.gpu_memory_bytes, self.gpu_memory.map(declared));
+        workspace.gpu_class = self.gpu_class.clone().or(workspace.gpu_class.take());
         workspace.network = self.network.clone().or(workspace.network.take());
         set_if(&mut workspace.shm_bytes, self.shm);
         set_if(&mut workspace.pull, self.pull);
@@ -272,14 +285,17 @@ mod tests {
     #[test]
     fn flags_become_a_workspace() {
         let line = "ostler workspace add w --cores 2 --memory 2GiB --image busybox --port 6901 --port 53/udp \
-                    --env A={secret} --volume home-{user}:/home:ro --gpu-capability compute,utility --prepull \
+                    --env A={secret} --volume home-{user}:/home:ro --gpu-capability compute,compat32 --prepull \
+                    --gpus 1 --gpu-memory 8GiB --gpu-class amd.com/gpu \
                     --ready 6901/ok/x --ready-timeout 2m --ttl 8h -- sh -c true";
         let mut workspace = Workspace::new("w".parse().unwrap(), Cores::whole(2), Bytes::gib(2));
         fields(&line.split_whitespace().collect::<Vec<_>>().join(" ")).change(&mut workspace);
         assert_eq!(workspace.validate(), Ok(()));
         assert_eq!(workspace.command, ["sh", "-c", "true"]);
         assert_eq!(workspace.ports[1], Port { container_port: 53, protocol: Protocol::Udp });
-        assert_eq!(workspace.gpu_capabilities, [GpuCapability::Compute, GpuCapability::Utility]);
+        assert_eq!(workspace.gpu_capabilities, [GpuCapability::Compute, GpuCapability::Compat32]);
+        assert_eq!(workspace.gpu_memory_bytes, Some(Bytes::gib(8)));
+        assert_eq!(workspace.gpu_class.as_deref(), Some("amd.com/gpu"));
         assert!(workspace.prepull && workspace.volumes[0].read_only && !workspace.volumes[0].roam);
         assert_eq!(workspace.ttl_seconds, Some(28_800));
         let ready = Ready { port: 6901, path: Some("/ok/x".to_owned()), timeout_seconds: 120 };
@@ -289,12 +305,13 @@ mod tests {
     #[test]
     fn what_is_not_given_stays() {
         let mut workspace = Workspace::new("w".parse().unwrap(), Cores::whole(2), Bytes::gib(2));
-        fields("ostler workspace add w --cores 1 --memory 1G --image a --env A=1 --ttl 1h --prepull")
+        fields("ostler workspace add w --cores 1 --memory 1G --image a --env A=1 --ttl 1h --prepull --gpu-memory 1G")
             .change(&mut workspace);
         let before = workspace.clone();
         fields("ostler workspace set w").change(&mut workspace);
         assert_eq!(workspace, before);
-        fields("ostler workspace set w --ttl 0s --env B=2 --prepull false").change(&mut workspace);
+        fields("ostler workspace set w --ttl 0s --env B=2 --prepull false --gpu-memory 0").change(&mut workspace);
+        assert_eq!((before.gpu_memory_bytes, workspace.gpu_memory_bytes), (Some(Bytes::gib(1)), None));
         assert_eq!((workspace.ttl_seconds, workspace.prepull, workspace.env.len()), (None, false, 1));
         assert_eq!(workspace.image, before.image);
     }

@@ -58,7 +58,9 @@ pub(in crate::cli) fn export(workspaces: &[Workspace]) -> Result<String, Failure
     let mut text = String::new();
     for workspace in workspaces {
         let mut table = toml::Table::try_from(workspace).map_err(|e| wrong(&e))?;
-        for (field, bytes) in [("memory_bytes", workspace.memory_bytes), ("shm_bytes", workspace.shm_bytes)] {
+        let gpu_memory = workspace.gpu_memory_bytes.map(|bytes| ("gpu_memory_bytes", bytes));
+        let sizes = [("memory_bytes", workspace.memory_bytes), ("shm_bytes", workspace.shm_bytes)];
+        for (field, bytes) in sizes.into_iter().chain(gpu_memory) {
             table.insert(field.to_owned(), toml::Value::String(exact_size(bytes)));
         }
         let list = toml::Table::from_iter([("workspace".to_owned(), toml::Value::Array(vec![table.into()]))]);
@@ -137,6 +139,8 @@ mod tests {
         workspace.constraints.insert("topology/rack".to_owned(), "3".to_owned());
         workspace.network = Some("lan".parse().unwrap());
         workspace.gpu_capabilities = vec![GpuCapability::Compute];
+        workspace.gpu_memory_bytes = Some(Bytes::gib(8));
+        workspace.gpu_class = Some("amd.com/gpu".to_owned());
         workspace.pull = PullPolicy::Always;
         workspace.idle_timeout_seconds = Some(60);
         workspace
@@ -162,7 +166,8 @@ mod tests {
         small.memory_bytes = Bytes::new(6_291_457);
         let all = vec![full(), small];
         assert_eq!(read(&export(&all).unwrap(), Language::Toml).unwrap(), all);
-        assert!(export(&all).unwrap().contains("memory_bytes = \"4GiB\""));
+        let text = export(&all).unwrap();
+        assert!(text.contains("\nmemory_bytes = \"4GiB\"") && text.contains("gpu_memory_bytes = \"8GiB\""), "{text}");
         assert_eq!(export(&[]).unwrap(), "");
     }
 

@@ -33,6 +33,8 @@ pub(super) fn describe(workspace: &Workspace) -> String {
         ("cores", workspace.cores.to_string()),
         ("memory", workspace.memory_bytes.to_string()),
         ("gpus", workspace.gpus.to_string()),
+        ("gpu memory", or_none(workspace.gpu_memory_bytes)),
+        ("gpu class", or_none(workspace.gpu_class.as_ref())),
         ("gpu capabilities", joined(&workspace.gpu_capabilities)),
         ("shared memory", workspace.shm_bytes.to_string()),
         ("ports", joined(workspace.ports.iter().map(port))),
@@ -86,6 +88,7 @@ mod tests {
             roam: true,
         }];
         workspace.ttl_seconds = Some(28_800);
+        workspace.gpu_memory_bytes = Some(Bytes::gib(8));
         workspace
     }
 
@@ -102,5 +105,6 @@ desktop   kasmweb/desktop:1   2.5     2 GiB    0      6901/tcp";
         let shown = describe(&desktop());
         assert!(shown.contains("\n  volumes           home-{user}:/home/kasm-user:ro:roam\n"), "{shown}");
         assert!(shown.contains("\n  ttl               8h\n"), "{shown}");
+        assert!(shown.contains("\n  gpu memory        8 GiB\n  gpu class         -\n"), "{shown}");
     }
 }
