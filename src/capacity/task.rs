@@ -14,9 +14,6 @@ use crate::gpu;
 use crate::runtime::{EngineInfo, Health};
 use crate::types::{Bytes, Cores, Disk, Resources, RuntimeKind, Timestamp};
 
-/// GPUs that `[dev]` can add at most; no host has more.
-const MAX_DEV_GPUS: u32 = 1024;
-
 /// Starts the owner. The first report exists when this returns. The owner ends when its last reader is dropped.
 pub fn spawn(
     config: Config,
@@ -25,7 +22,7 @@ pub fn spawn(
     clock: Clock,
 ) -> (Handle, JoinHandle<()>) {
     let engine = told(&health.borrow_and_update());
-    let devices = devices(&config, gpus.borrow_and_update().clone());
+    let devices = gpus.borrow_and_update().clone();
     let mut sampler = host::Sampler::new();
     let (disks, bounds) = around_engine(&config, engine.as_ref());
     let now = clock.now().wall;
@@ -70,7 +67,7 @@ impl Owner {
             tokio::select! {
                 () = self.publish.closed() => return Ok(()),
                 Ok(()) = gpus.changed() => {
-                    self.devices = devices(&self.config, gpus.borrow_and_update().clone());
+                    self.devices = gpus.borrow_and_update().clone();
                     self.publish();
                     continue;
                 }
@@ -178,14 +175,6 @@ fn compose(config: &Config, engine: Option<&EngineInfo>, devices: &Arc<gpu::Snap
     }
 }
 
-/// The GPUs of this host or, with `[dev]`, fictitious ones that have no device.
-fn devices(config: &Config, found: Arc<gpu::Snapshot>) -> Arc<gpu::Snapshot> {
-    match config.dev.physical_gpus {
-        None => found,
-        Some(count) => Arc::new(gpu::Snapshot::fictitious(count.min(MAX_DEV_GPUS))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -227,12 +216,8 @@ mod tests {
         watch::channel(Arc::default()).1
     }
 
-    fn found(config: &Config) -> Arc<gpu::Snapshot> {
-        devices(config, Arc::default())
-    }
-
     fn physical(config: &Config, engine: Option<&EngineInfo>) -> Resources {
-        compose(config, engine, &found(config), &reading()).physical
+        compose(config, engine, &Arc::default(), &reading()).physical
     }
 
     #[test]
@@ -262,7 +247,7 @@ mod tests {
     fn dev_figures_replace_the_probed_ones() {
         let dev = DevFigures { physical_cores: Some(Cores::whole(6)), physical_gpus: Some(2), ..DevFigures::default() };
         let config = Config { dev, ..config(RuntimeKind::Docker) };
-        let report = compose(&config, Some(&engine()), &found(&config), &reading());
+        let report = compose(&config, Some(&engine()), &Arc::new(gpu::Snapshot::fictitious(2)), &reading());
         assert_eq!(report.physical, Resources::new(Cores::whole(6), Bytes::gib(3), 2));
         let second = &report.gpus.devices[1];
         assert_eq!((second.uuid.as_str(), second.index, second.model.as_str()), ("GPU-dev-0001", 1, "dev"));

@@ -94,7 +94,7 @@ enum Command {
     /// Create and manage sessions.
     #[command(subcommand)]
     Session(session::SessionCommand),
-    /// List the GPUs of the cluster.
+    /// List the GPUs of the cluster, and keep sessions off them.
     #[command(subcommand)]
     Gpu(gpu::GpuCommand),
     /// Create and revoke tokens.

@@ -13,14 +13,14 @@ use crate::observe::{Observed, Observer};
 use crate::placement::{Have, HostReport};
 use crate::sessions::Snapshot;
 use crate::types::{
-    Actor, Explanation, Node, NodeId, NodeProfile, Refreshed, Remembered, Session, SessionId, SessionState, Volume,
-    Wait,
+    Actor, Explanation, Gpu, GpuProfile, GpuState, Node, NodeId, NodeProfile, Refreshed, Remembered, Session,
+    SessionId, SessionState, Volume, Wait,
 };
 use crate::wire::message::{
-    Admit, AdmitError, Claim, Command, Compare, Describe, Drain, Explain, Find, Forget, ForgetSession, Hold, Keep,
-    Patch, Refresh, RemoveVolume, Report, Secret, Undrain, Volumes,
+    Admit, AdmitError, ChangeGpu, Claim, Command, Compare, Describe, Drain, Explain, Find, Forget, ForgetSession, Hold,
+    Keep, Patch, Refresh, RemoveVolume, Report, Secret, Undrain, Volumes,
 };
-use crate::{catalogue, election, gossip, node, sessions};
+use crate::{catalogue, election, gossip, gpu, node, sessions};
 
 /// How long a report waits for a change.
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
@@ -36,6 +36,7 @@ pub struct Host {
     /// This node's profile and usage.
     pub observer: Observer,
     pub settings: node::Handle,
+    pub gpus: gpu::Handle,
     /// Reads the configuration again.
     pub refresh: node::refresh::Handle,
     pub sessions: sessions::Handle,
@@ -69,6 +70,21 @@ impl Host {
             // A node without a cluster knows no other node.
             None => Err(gossip::Error::NotFound(node)),
         }
+    }
+
+    /// Returns once this host's profile shows the change of the GPU, or after [`KNOWN_WITHIN`]: what the owner of the
+    /// GPUs publishes reaches the profile by way of other owners.
+    async fn shows(&self, uuid: &str, change: gpu::Command) {
+        let shown = async {
+            loop {
+                let Observed { version, profile, .. } = self.observer.observed();
+                if is_shown(change, profile.gpus.iter().find(|gpu| gpu.uuid == uuid)) {
+                    return;
+                }
+                self.observer.differs_from(Some(version)).await;
+            }
+        };
+        let _ = tokio::time::timeout(KNOWN_WITHIN, shown).await;
     }
 
     /// This node after a change.
@@ -202,6 +218,16 @@ impl Serves<Refresh> for Host {
 }
 
 #[async_trait]
+impl Serves<ChangeGpu> for Host {
+    async fn serve(&self, ChangeGpu { uuid, command }: ChangeGpu, by: &Actor) -> Result<Option<Gpu>, gpu::Error> {
+        self.gpus.command(&uuid, command, by.clone()).await?;
+        self.shows(&uuid, command).await;
+        let changed = self.changed().await;
+        Ok(changed.gpus.into_iter().find(|gpu| gpu.uuid == uuid))
+    }
+}
+
+#[async_trait]
 impl Serves<Volumes> for Host {
     async fn serve(&self, Volumes: Volumes, _: &Actor) -> Result<Vec<Volume>, sessions::Error> {
         let names = self.sessions.runtime().volumes().await?;
@@ -278,6 +304,16 @@ fn is_over(wait: Wait, snapshot: &Snapshot, id: &SessionId) -> bool {
     wait.is_over(session.state, session.ready_at.is_some(), false)
 }
 
+/// Whether a GPU, as the profile has it, is as the change wants it.
+fn is_shown(change: gpu::Command, gpu: Option<&GpuProfile>) -> bool {
+    match change {
+        gpu::Command::Cordon => gpu.is_none_or(|gpu| gpu.cordoned),
+        // An uncordon also gives a device that was failing another chance.
+        gpu::Command::Uncordon => gpu.is_none_or(|gpu| !gpu.cordoned && gpu.state != GpuState::Failing),
+        gpu::Command::Forget => gpu.is_none(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,5 +363,17 @@ mod tests {
         let (_sessions, watching) = watch::channel(starting);
         let late = hold(watching, &id, Wait::Until(SessionState::Running), Duration::ZERO).await;
         assert_eq!(late.unwrap().session.state, SessionState::Starting);
+    }
+
+    #[test]
+    fn a_change_of_a_gpu_is_shown_once_its_profile_has_it() {
+        use gpu::Command::{Cordon, Forget, Uncordon};
+        let gpu = |cordoned, state| GpuProfile { cordoned, state, ..sample::gpu("GPU-1", 0) };
+        let shown = |change, cordoned, state| is_shown(change, Some(&gpu(cordoned, state)));
+        assert!(shown(Cordon, true, GpuState::Lost) && !shown(Cordon, false, GpuState::Ok));
+        assert!(shown(Uncordon, false, GpuState::Ok) && !shown(Uncordon, true, GpuState::Cordoned));
+        assert!(!shown(Uncordon, false, GpuState::Failing), "it gets another chance");
+        assert!(!shown(Forget, false, GpuState::Lost));
+        assert!([Cordon, Uncordon, Forget].into_iter().all(|change| is_shown(change, None)));
     }
 }

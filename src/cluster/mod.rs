@@ -6,6 +6,7 @@
 //! leader. The actor goes with every change to the owner that makes it.
 
 mod catalogue;
+mod gpus;
 mod host;
 pub mod images;
 mod knowledge;
@@ -30,8 +31,9 @@ use crate::retry::Pauses;
 use crate::types::{Actor, Name, NodeId, NodeState, SessionId};
 use crate::wire::message::{Led, NotPassed, Pass, Passed};
 use crate::wire::{Call, Envelope};
-use crate::{gossip, net, node, placement};
+use crate::{gossip, gpu, net, node, placement};
 
+pub use gpus::GpuFilter;
 pub use host::{Host, MAX_HOLD};
 pub use leader::Leader;
 pub use mesh::{Mesh, Peers};
@@ -80,6 +82,13 @@ pub enum Error {
         listed(ids)
     )]
     AmbiguousNode { wanted: String, ids: Vec<NodeId> },
+    #[error("no GPU of the cluster has the UUID {0} or one that begins with it; run: ostler gpu ls")]
+    NoGpu(String),
+    /// `found`: each GPU and its node.
+    #[error("`{wanted}` is {} GPUs: {}; name one by its whole UUID", found.len(), listed(found))]
+    AmbiguousGpu { wanted: String, found: Vec<String> },
+    #[error(transparent)]
+    Gpu(#[from] gpu::Error),
     #[error("node {node} cannot be reached: {cause}")]
     Unreachable {
         node: String,
@@ -111,12 +120,13 @@ pub enum Error {
     NoLeader,
 }
 
-/// Ids that an error lists at most: an id in a long list is found with `ostler node ls` rather than here.
+/// Ids that an error lists at most: an id in a long list is found with `ostler node ls` or `ostler gpu ls` rather than
+/// here.
 const MAX_LISTED: usize = 8;
 
 /// `a, b and c`, or the first ones and how many more there are.
-fn listed(ids: &[NodeId]) -> String {
-    let mut words: Vec<String> = ids.iter().take(MAX_LISTED).map(NodeId::to_string).collect();
+fn listed(ids: &[impl ToString]) -> String {
+    let mut words: Vec<String> = ids.iter().take(MAX_LISTED).map(ToString::to_string).collect();
     if let Some(more) = ids.len().checked_sub(MAX_LISTED).filter(|more| *more > 0) {
         words.push(format!("{more} more"));
     }

@@ -12,7 +12,7 @@ use crate::observe::{self, Observer, conditions};
 use crate::runtime::Runtime;
 use crate::sessions::{Journal, Record};
 use crate::types::{Ballot, Condition};
-use crate::{capacity, catalogue, election, node, sessions};
+use crate::{capacity, catalogue, election, gpu, node, sessions};
 
 type Conditions = watch::Receiver<Arc<Vec<Condition>>>;
 type Images = watch::Receiver<Arc<BTreeSet<String>>>;
@@ -27,7 +27,8 @@ struct Ground {
 impl Start {
     /// Starts the owners of this host. Each reads the snapshots of those before it.
     pub(super) fn host(&mut self, stores: HostStores, runtime: Arc<dyn Runtime>, election: election::Handle) -> Host {
-        let capacity = self.capacity(&*runtime);
+        let gpus = self.gpus();
+        let capacity = self.capacity(&*runtime, &gpus);
         let node = self.node(stores.node, capacity.clone());
         let ground = Ground { runtime, capacity, node };
         let sessions = self.sessions(&ground, stores.journal, stores.fence);
@@ -37,6 +38,7 @@ impl Start {
         Host {
             observer: self.observer(&ground, &sessions, conditions, images),
             settings: ground.node,
+            gpus,
             refresh: self.refresh.clone(),
             sessions,
             catalogue,
@@ -46,15 +48,19 @@ impl Start {
         }
     }
 
-    fn capacity(&mut self, runtime: &dyn Runtime) -> capacity::Handle {
+    fn gpus(&mut self) -> gpu::Handle {
+        let started = gpu::fictitious::spawn(self.base.config.dev.physical_gpus.unwrap_or(0));
+        self.owners.add("the owner of the GPUs", started)
+    }
+
+    fn capacity(&mut self, runtime: &dyn Runtime, gpus: &gpu::Handle) -> capacity::Handle {
         let config = capacity::Config {
             runtime: runtime.kind(),
             dev: self.base.config.dev,
             data_dir: self.base.config.data_dir.clone(),
             interval: capacity::INTERVAL,
         };
-        let started =
-            capacity::task::spawn(config, runtime.health(), watch::channel(Arc::default()).1, self.base.clock.clone());
+        let started = capacity::task::spawn(config, runtime.health(), gpus.watch(), self.base.clock.clone());
         self.owners.add("the owner of capacity", started)
     }
 

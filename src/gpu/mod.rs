@@ -7,6 +7,7 @@
 
 pub mod answer;
 pub mod device;
+pub mod fictitious;
 
 use std::path::PathBuf;
 use std::sync::Arc;

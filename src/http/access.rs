@@ -12,8 +12,8 @@ use super::error::Refusal;
 use crate::types::{Actor, ErrorCode, Role};
 use crate::wire::Call;
 use crate::wire::message::{
-    Command, Describe, Drain, DryRun, Edit, Explain, Forget, ForgetSession, Hold, Locate, Logs, Nodes, Patch, Place,
-    Refresh, RemoveVolume, Secret, Sessions, Undrain, Volumes,
+    ChangeGpu, Command, Describe, Drain, DryRun, Edit, Explain, Forget, ForgetSession, Hold, Locate, Logs, Nodes,
+    Patch, Place, Refresh, RemoveVolume, Secret, Sessions, Undrain, Volumes,
 };
 
 /// What an operation requires of its caller.
@@ -80,6 +80,10 @@ pub(super) const OPERATIONS: &[(Method, &str, Ends)] = &[
     (Method::GET, "/openapi.json", Here(Needs(Read))),
     (Method::GET, "/v1/status", Here(Needs(Read))),
     (Method::GET, "/v1/gpus", calls![Nodes]),
+    (Method::GET, "/v1/gpus/{uuid}", calls![Nodes]),
+    (Method::DELETE, "/v1/gpus/{uuid}", calls![ChangeGpu]),
+    (Method::POST, "/v1/gpus/{uuid}/cordon", calls![ChangeGpu]),
+    (Method::DELETE, "/v1/gpus/{uuid}/cordon", calls![ChangeGpu]),
     (Method::GET, "/v1/nodes", calls![Nodes]),
     (Method::GET, "/v1/nodes/{node}", calls![Describe]),
     (Method::PATCH, "/v1/nodes/{node}", calls![Patch]),

@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::types::{ErrorBody, ErrorCode, ErrorDetail, Invalid, NodeReason, Reason};
-use crate::{catalogue, cluster, node, placement, runtime, sessions};
+use crate::{catalogue, cluster, gpu, node, placement, runtime, sessions};
 
 /// An error response.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,10 +117,13 @@ impl From<cluster::Error> for Refusal {
             Error::Sessions(error) => error.into(),
             Error::Node(error) => error.into(),
             Error::Catalogue(error) => error.into(),
-            Error::NoSession(_) | Error::NoNode(_) => Self::not_found(message),
-            Error::AmbiguousSession { .. } | Error::AmbiguousNode { .. } | Error::Alive(_) | Error::HostAlive(_) => {
-                Self::new(ErrorCode::Conflict, message)
-            }
+            Error::Gpu(error) => error.into(),
+            Error::NoSession(_) | Error::NoNode(_) | Error::NoGpu(_) => Self::not_found(message),
+            Error::AmbiguousSession { .. }
+            | Error::AmbiguousNode { .. }
+            | Error::AmbiguousGpu { .. }
+            | Error::Alive(_)
+            | Error::HostAlive(_) => Self::new(ErrorCode::Conflict, message),
             Error::NotForgotten { .. } => Self::new(STORE, message),
             Error::Unreachable { .. } | Error::HostUnknown { .. } => Self::new(ErrorCode::NodeUnreachable, message),
             Error::NoAnswer { .. } => Self::new(ErrorCode::OutcomeUnknown, message),
@@ -201,6 +204,19 @@ impl From<node::Error> for Refusal {
             Error::Invalid(invalid) => invalid.into(),
             Error::Declared { .. } => Self::new(ErrorCode::DeclaredSetting, message),
             Error::NoGpu | Error::Configuration(_) => Self::new(ErrorCode::Invalid, message),
+            Error::Store(_) => Self::new(STORE, message),
+            Error::Stopping => Self::new(ErrorCode::NodeUnreachable, message),
+        }
+    }
+}
+
+impl From<gpu::Error> for Refusal {
+    fn from(error: gpu::Error) -> Self {
+        use gpu::Error;
+        let message = error.to_string();
+        match error {
+            Error::NotFound(_) => Self::not_found(message),
+            Error::Present(_) => Self::new(ErrorCode::Conflict, message),
             Error::Store(_) => Self::new(STORE, message),
             Error::Stopping => Self::new(ErrorCode::NodeUnreachable, message),
         }

@@ -10,6 +10,7 @@ mod access;
 mod commands;
 mod error;
 mod extract;
+mod gpus;
 mod head;
 mod health;
 mod listen;

@@ -10,7 +10,7 @@ use super::Shared;
 use super::error::Refusal;
 use super::extract::{Json, NoParameters, Path, Query};
 use super::routed::Served;
-use crate::types::{Actor, DrainRequest, ErrorBody, Gpu, List, Name, Node, Refreshed, SettingsPatch};
+use crate::types::{Actor, DrainRequest, ErrorBody, List, Name, Node, Refreshed, SettingsPatch};
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -125,14 +125,4 @@ pub(super) async fn refresh(
     _: Query<NoParameters>,
 ) -> Result<Served<Answer<Refreshed>>, Refusal> {
     Ok(Served(app.api.cluster.refresh(&path.node, &by).await?.map(Answer)))
-}
-
-/// Lists the GPUs of the cluster.
-#[utoipa::path(get, path = "/v1/gpus", tag = "nodes", operation_id = "list_gpus", responses(
-    (status = 200, description = "the GPUs", body = List<Gpu>),
-))]
-pub(super) async fn gpus(State(app): Shared, _: Query<NoParameters>) -> Served<Answer<List<Gpu>>> {
-    let gpus = |nodes: Vec<Node>| nodes.into_iter().flat_map(|node| node.gpus).collect();
-    let listed = app.api.cluster.nodes().await;
-    Served(listed.map(|nodes| Answer(List { items: gpus(nodes), next_cursor: None })))
 }

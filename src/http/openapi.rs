@@ -14,6 +14,7 @@ use utoipa::openapi::{ContentBuilder, OpenApi, PathItem, Ref, RefOr, ResponseBui
 
 use super::access::{Access, access};
 use super::extract::{NoParameters, Query};
+use super::gpus::GpuPrefix;
 use super::page::{Cursor, Limit};
 use super::router;
 use super::sessions::SessionPrefix;
@@ -34,7 +35,7 @@ static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
         title = "ostler",
         description = "Containerised workspaces on a fleet of hosts. Every node answers requests for the whole cluster."
     ),
-    components(schemas(ErrorBody, Cursor, Limit, SessionPrefix, Timeout, VolumeName, WaitFor))
+    components(schemas(ErrorBody, Cursor, GpuPrefix, Limit, SessionPrefix, Timeout, VolumeName, WaitFor))
 )]
 struct Frame;
 

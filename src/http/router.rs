@@ -16,7 +16,9 @@ use utoipa_axum::routes;
 use super::access::{Caller, CallerOf, authorise};
 use super::error::Refusal;
 use super::origin::{AllowedHosts, same_site};
-use super::{App, Shared, commands, health, metrics, nodes, openapi, sessions, status, tokens, volumes, workspaces};
+use super::{
+    App, Shared, commands, gpus, health, metrics, nodes, openapi, sessions, status, tokens, volumes, workspaces,
+};
 use crate::types::{Actor, ApiToken, ErrorCode};
 
 /// The header with the leader's name, on every response to an authorised caller.
@@ -31,7 +33,9 @@ pub(super) fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(metrics::metrics))
         .routes(routes!(openapi::openapi))
         .routes(routes!(status::status))
-        .routes(routes!(nodes::gpus))
+        .routes(routes!(gpus::list))
+        .routes(routes!(gpus::show, gpus::forget))
+        .routes(routes!(gpus::cordon, gpus::uncordon))
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::show, nodes::set, nodes::remove))
         .routes(routes!(nodes::drain, nodes::undrain))

@@ -115,6 +115,7 @@ sampled! {
     Drain: [Drain(drain_request())] => [Ok(node()), not_stored()];
     Undrain: [Undrain] => [Ok(node()), not_stored()];
     Refresh: [Refresh] => [Ok(refreshed()), not_valid()];
+    ChangeGpu: gpu_commands() => gpu_answers();
     Volumes: [Volumes] => [Ok(vec![volume()]), not_here()];
     RemoveVolume: [RemoveVolume("home-alice".to_owned())] => [Ok(()), not_here()];
     Place: [Place { session: session_id(), drawn: true, request: session_request() }] => place_answers();

@@ -7,10 +7,10 @@ use super::codec::{self, Format};
 use super::envelope::Envelope;
 use crate::sessions::LogsRequest;
 use crate::types::{
-    Actor, Ballot, DrainRequest, Explanation, List, Node, NodeId, Plan, Refreshed, Remembered, Role, Session,
+    Actor, Ballot, DrainRequest, Explanation, Gpu, List, Node, NodeId, Plan, Refreshed, Remembered, Role, Session,
     SessionFilter, SessionId, SessionRequest, SettingsPatch, Volume, Wait,
 };
-use crate::{catalogue, election, gossip, node, placement, sessions};
+use crate::{catalogue, election, gossip, gpu, node, placement, sessions};
 
 /// A call, the type of its answer, and its line of the table.
 pub trait Call: Serialize + DeserializeOwned + Send + 'static {
@@ -109,6 +109,9 @@ macro_rules! calls {
             ForgetSession(Host, Operate, changes, Json): ForgetSession => Result<(), gossip::Error>;
             /// Read the configuration and its files again.
             Refresh(Host, Admin, changes, Json): Refresh => Result<Refreshed, node::Error>;
+            /// Cordon, uncordon or forget a GPU. The answer is the GPU after the change; `None`: the host does not know
+            /// it any more.
+            ChangeGpu(Host, Admin, changes, Json): ChangeGpu => Result<Option<Gpu>, gpu::Error>;
         }
     };
 }
@@ -366,6 +369,13 @@ pub struct Undrain;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Refresh;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChangeGpu {
+    /// The whole UUID.
+    pub uuid: String,
+    pub command: gpu::Command,
+}
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Volumes;

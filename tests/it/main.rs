@@ -14,6 +14,7 @@ mod disk;
 mod docker;
 mod docker_runtime;
 mod found;
+mod gpu_commands;
 mod health;
 mod metrics;
 mod netns;

@@ -69,6 +69,9 @@ fn configuration(session: &str) -> String {
             "[[operations]]\ninclude-name = 'POST /v1/sessions/{{id}}/{command}'\nparameters = {{ id = '{session}' }}\n"
         );
     }
+    for operation in ["GET /v1/gpus/{uuid}", "POST /v1/gpus/{uuid}/cordon", "DELETE /v1/gpus/{uuid}/cordon"] {
+        text += &format!("[[operations]]\ninclude-name = '{operation}'\nparameters = {{ uuid = 'GPU-dev-0000' }}\n");
+    }
     for method in ["GET", "PUT"] {
         text += &format!(
             "[[operations]]\ninclude-name = '{method} /v1/workspaces/{{name}}'\nparameters = {{ name = 'shell' }}\n"

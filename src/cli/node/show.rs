@@ -15,7 +15,7 @@ pub(super) fn describe(node: &Node, terminal: &Terminal, now: Timestamp) -> Stri
     let title = format!("{}{leader}", terminal.bold(node.name.as_str()));
     let mut parts = vec![title, facts(node, terminal, now), String::new(), resources(node, terminal)];
     for section in
-        [gpus(node, terminal), drain(node, terminal, now), Some(settings(node)), conditions(node, terminal, now)]
+        [gpus(node, terminal, now), drain(node, terminal, now), Some(settings(node)), conditions(node, terminal, now)]
     {
         parts.extend(section.into_iter().flat_map(|section| [String::new(), section]));
     }
@@ -92,31 +92,42 @@ fn bars<T: Copy + Default + PartialEq + fmt::Display>(
     vec![format!("  {name:<8}{used}  {used_text}"), format!("  {:<8}{allocated}  {share}", "")]
 }
 
-fn gpus(node: &Node, terminal: &Terminal) -> Option<String> {
+fn gpus(node: &Node, terminal: &Terminal, now: Timestamp) -> Option<String> {
     if node.gpus.is_empty() {
         return None;
     }
     let mut lines = vec![terminal.bold("GPUs")];
-    lines.extend(node.gpus.iter().flat_map(|device| gpu_lines(device, terminal)));
+    lines.extend(node.gpus.iter().flat_map(|device| gpu_lines(device, terminal, now)));
     Some(lines.join("\n"))
 }
 
-fn gpu_lines(device: &Gpu, terminal: &Terminal) -> [String; 3] {
-    let celsius = device.temperature_celsius.map(|celsius| format!(", {celsius:.0} °C")).unwrap_or_default();
-    let watts = device.power_watts.map(|watts| format!(", {watts:.0} W")).unwrap_or_default();
-    let health = gpu::health(device);
-    let (model, uuid) = (one_line(&device.model), one_line(&device.uuid));
-    let memory = gpu::memory(device);
-    let busy = match device.utilization_percent {
+/// What the device is and its state, why it takes no sessions, its measurements, and its bars.
+fn gpu_lines(device: &Gpu, terminal: &Terminal, now: Timestamp) -> Vec<String> {
+    let (model, uuid, state) = (one_line(&device.model), one_line(&device.uuid), gpu::state(device, now));
+    let state = if device.state.is_usable() { state } else { terminal.red(&state) };
+    let mut lines = vec![format!("  {:<8}{model}, {uuid}, {state}", device.index)];
+    let mut below = |text: String| lines.push(format!("  {:<8}{text}", ""));
+    if let Some(why) = gpu::why(device) {
+        below(terminal.red(&why));
+    }
+    below(measured(device));
+    below(match device.utilization_percent {
         Some(percent) => format!("{}  {percent:.0} % utilized", bar(percent, 100.0, terminal)),
         None => format!("{}  utilized: unknown", unknown(terminal)),
-    };
+    });
     let slots = bar(f64::from(device.slots_used), f64::from(device.slots), terminal);
-    [
-        format!("  {:<8}{model}, {uuid}, {health}, memory {memory}{celsius}{watts}", device.index),
-        format!("  {:<8}{busy}", ""),
-        format!("  {:<8}{slots}  {} of {} slots allocated", "", device.slots_used, device.slots),
-    ]
+    below(format!("{slots}  {} of {} slots allocated", device.slots_used, device.slots));
+    lines
+}
+
+fn measured(device: &Gpu) -> String {
+    let foreign = device.memory_foreign_bytes.filter(|foreign| !foreign.is_zero());
+    let foreign = foreign.map(|foreign| format!(" ({foreign} not by sessions)")).unwrap_or_default();
+    let throttling = device.throttling.as_ref().filter(|reasons| !reasons.is_empty());
+    let throttling =
+        throttling.map(|reasons| format!(", throttled: {}", one_line(&reasons.join(" ")))).unwrap_or_default();
+    let (memory, temperature, power) = (gpu::memory(device), gpu::temperature(device), gpu::power(device));
+    format!("memory {memory}{foreign}, temperature {temperature}, power {power}{throttling}")
 }
 
 /// The node's drain, with the sessions that it waits for; `None` if the node is not draining.
@@ -172,6 +183,7 @@ fn conditions(node: &Node, terminal: &Terminal, now: Timestamp) -> Option<String
 mod tests {
     use super::*;
     use crate::cli::node::example;
+    use crate::types::GpuState;
 
     fn now() -> Timestamp {
         "2026-01-31T12:00:10Z".parse().unwrap()
@@ -201,7 +213,8 @@ Resources
   These figures come from the [dev] section of the configuration; they are not measured.
 
 GPUs
-  0       L4, GPU-1, ok, memory 1 GiB of 24 GiB, 41 °C, 30 W
+  0       L4, GPU-1, ok
+          memory 1 GiB of 24 GiB, temperature 41 °C, power 30 W
           [#######-------------]  37%  37 % utilized
           [######--------------]  30%  3 of 10 slots allocated
 
@@ -237,6 +250,27 @@ Draining
   message    new disk
   waits for  mfrggzdf";
         assert!(describe(&node, &Terminal::PLAIN, now()).contains(expected));
+    }
+
+    #[test]
+    fn a_gpu_says_why_it_takes_no_sessions_and_what_is_not_known_of_it() {
+        let mut node = example();
+        let gpu = &mut node.gpus[0];
+        (gpu.state, gpu.message) = (GpuState::Foreign, Some("Xorg (pid 7) uses 2 GiB".to_owned()));
+        (gpu.memory_foreign_bytes, gpu.temperature_celsius, gpu.utilization_percent) =
+            (Some(Bytes::gib(2)), None, None);
+        gpu.throttling = Some(vec!["thermal".to_owned()]);
+        gpu.read_at = Some("2026-01-31T11:59:30Z".parse().unwrap());
+        let expected = "
+GPUs
+  0       L4, GPU-1, foreign, measured 40s ago
+          Xorg (pid 7) uses 2 GiB
+          memory 1 GiB of 24 GiB (2 GiB not by sessions), temperature -, power 30 W, throttled: thermal
+          [                    ]    ?  utilized: unknown
+          [######--------------]  30%  3 of 10 slots allocated
+";
+        let shown = describe(&node, &Terminal::PLAIN, now());
+        assert!(shown.contains(expected), "{shown}");
     }
 
     #[test]
