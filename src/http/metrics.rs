@@ -17,7 +17,9 @@ use super::extract::{NoParameters, Query};
 use crate::election::Leadership;
 use crate::gossip::ClusterView;
 use crate::sessions::Snapshot;
-use crate::types::{Bytes, ConditionKind, Cores, Disk, ErrorCode, Gpu, Inodes, Node, NodeState, SessionState, Swap};
+use crate::types::{
+    Bytes, ConditionKind, Cores, Disk, ErrorCode, Gpu, GpuHealth, GpuState, Inodes, Node, NodeState, SessionState, Swap,
+};
 
 /// The answer depends on this header of the request.
 const VARY: (header::HeaderName, HeaderValue) = (header::VARY, HeaderValue::from_static("accept"));
@@ -208,18 +210,40 @@ impl Exposition {
     fn gpus(&mut self, gpus: &[Gpu]) {
         let models = gpus.iter().map(|gpu| ([labels_of(gpu), vec![("model", gpu.model.clone())]].concat(), 1.0));
         self.family("gpu_info", "Model of the GPU; always 1", models);
+        let states = |gpu: &Gpu| {
+            let (labels, now) = (labels_of(gpu), gpu.state);
+            GpuState::ALL
+                .iter()
+                .map(move |state| ([labels.clone(), vec![("state", state.to_string())]].concat(), flag(*state == now)))
+        };
+        self.family("gpu_state", "1 for the state of the GPU", gpus.iter().flat_map(states));
+        self.each_gpu("gpu_healthy", "1 if the driver reports no fault of the GPU", gpus, healthy);
         self.each_gpu("gpu_slots", "Sessions that may hold the GPU at once", gpus, |gpu| Some(f64::from(gpu.slots)));
         self.each_gpu("gpu_slots_used", "Sessions that hold the GPU", gpus, |gpu| Some(f64::from(gpu.slots_used)));
-        self.each_gpu("gpu_cordoned", "1 if the GPU takes no new sessions", gpus, |gpu| Some(flag(gpu.cordoned)));
+        self.each_gpu("gpu_cordoned", "1 if the operator wants no new sessions on the GPU", gpus, |gpu| {
+            Some(flag(gpu.cordoned))
+        });
         self.each_gpu("gpu_memory_total_bytes", "Memory of the GPU", gpus, |gpu| gpu.memory_total_bytes.map(number));
         self.each_gpu("gpu_memory_used_bytes", "Memory of the GPU in use", gpus, |gpu| {
             gpu.memory_used_bytes.map(number)
+        });
+        self.each_gpu("gpu_memory_foreign_bytes", "Memory of the GPU in use by what is not a session", gpus, |gpu| {
+            gpu.memory_foreign_bytes.map(number)
+        });
+        self.each_gpu("gpu_memory_declared_bytes", "Memory of the GPU that sessions declared", gpus, |gpu| {
+            Some(number(gpu.memory_declared_bytes))
         });
         self.each_gpu("gpu_utilization_ratio", "Utilization of the GPU, 0 to 1", gpus, |gpu| {
             gpu.utilization_percent.map(|percent| percent / 100.0)
         });
         self.each_gpu("gpu_temperature_celsius", "Temperature of the GPU", gpus, |gpu| gpu.temperature_celsius);
         self.each_gpu("gpu_power_watts", "Power draw of the GPU", gpus, |gpu| gpu.power_watts);
+        self.each_gpu("gpu_throttled", "1 while heat or power slows the GPU down", gpus, |gpu| {
+            gpu.throttling.as_ref().map(|reasons| flag(!reasons.is_empty()))
+        });
+        self.each_gpu("gpu_measured_timestamp_seconds", "When the GPU was measured", gpus, |gpu| {
+            gpu.read_at.map(|at| at.millis() as f64 / 1000.0)
+        });
     }
 
     fn each_gpu(&mut self, name: &str, help: &str, gpus: &[Gpu], figure: impl Fn(&Gpu) -> Option<f64>) {
@@ -229,6 +253,15 @@ impl Exposition {
 
 fn labels_of(gpu: &Gpu) -> Labels {
     vec![("uuid", gpu.uuid.clone()), ("index", gpu.index.to_string())]
+}
+
+/// `None` if the driver does not say.
+const fn healthy(gpu: &Gpu) -> Option<f64> {
+    match gpu.health {
+        GpuHealth::Ok => Some(1.0),
+        GpuHealth::Failing | GpuHealth::Lost => Some(0.0),
+        GpuHealth::Unknown => None,
+    }
 }
 
 fn flag(set: bool) -> f64 {
@@ -266,12 +299,14 @@ mod tests {
             memory_total_bytes: Some(Bytes::gib(24)),
             slots: 4,
             slots_used: 1,
+            state: GpuState::Foreign,
             ..sample::gpu("GPU-1", 0)
         };
         let usage = GpuUsage {
             memory_used_bytes: Some(Bytes::gib(1)),
             utilization_percent: Some(12.5),
             temperature_celsius: Some(60.0),
+            throttling: Some(Vec::new()),
             ..GpuUsage::default()
         };
         node.gpus = vec![Gpu::of(&profile, &node.name, Some(&usage))];
@@ -329,6 +364,10 @@ mod tests {
             r#"ostler_election_term{node="one"} 7.0"#,
             r#"ostler_gpu_info{node="one",uuid="GPU-1",index="0",model="A \"quoted\" model"} 1.0"#,
             r#"ostler_gpu_utilization_ratio{node="one",uuid="GPU-1",index="0"} 0.125"#,
+            r#"ostler_gpu_state{node="one",uuid="GPU-1",index="0",state="foreign"} 1.0"#,
+            r#"ostler_gpu_state{node="one",uuid="GPU-1",index="0",state="ok"} 0.0"#,
+            r#"ostler_gpu_healthy{node="one",uuid="GPU-1",index="0"} 1.0"#,
+            r#"ostler_gpu_throttled{node="one",uuid="GPU-1",index="0"} 0.0"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
@@ -338,8 +377,22 @@ mod tests {
     fn unknown_figures_are_omitted_and_removed_sessions_are_not_counted() {
         let text = encoded(&node(), Format::Prometheus);
         assert!(!text.contains("ostler_node_cores_used") && !text.contains("ostler_gpu_power_watts"), "{text}");
+        assert!(!text.contains("ostler_gpu_memory_foreign") && !text.contains("ostler_gpu_measured"), "{text}");
         assert!(text.contains(r#"ostler_sessions{node="one",state="running"} 1.0"#));
         assert!(text.contains(r#"ostler_sessions{node="one",state="failed"} 0.0"#));
+    }
+
+    #[test]
+    fn the_health_and_the_throttling_of_a_silent_gpu_are_omitted() {
+        let mut node = node();
+        (node.gpus[0].health, node.gpus[0].throttling) = (GpuHealth::Unknown, None);
+        let text = encoded(&node, Format::Prometheus);
+        assert!(!text.contains("ostler_gpu_healthy") && !text.contains("ostler_gpu_throttled"), "{text}");
+        node.gpus[0].health = GpuHealth::Failing;
+        node.gpus[0].throttling = Some(vec!["thermal".to_owned()]);
+        let text = encoded(&node, Format::Prometheus);
+        assert!(text.contains("ostler_gpu_healthy{node=\"one\",uuid=\"GPU-1\",index=\"0\"} 0.0\n"), "{text}");
+        assert!(text.contains("ostler_gpu_throttled{node=\"one\",uuid=\"GPU-1\",index=\"0\"} 1.0\n"), "{text}");
     }
 
     /// Dashboards and alerts use these names: a release freezes them.
@@ -357,6 +410,8 @@ mod tests {
         });
         node.swap = Some(Swap { total_bytes: Bytes::gib(2), used_bytes: Bytes::gib(1) });
         node.gpus[0].power_watts = Some(200.0);
+        node.gpus[0].memory_foreign_bytes = Some(Bytes::mib(300));
+        node.gpus[0].read_at = Some(Timestamp::from_millis(2500));
         let text = encoded(&node, Format::Prometheus);
         assert!(text.contains("ostler_node_measured_timestamp_seconds{node=\"one\"} 1.5\n"), "{text}");
         let names = "build_info node_info node_cores_physical node_cores_effective node_cores_allocated \
@@ -365,9 +420,10 @@ mod tests {
                      node_gpu_slots_effective node_gpu_slots_allocated node_measured_timestamp_seconds \
                      node_disk_total_bytes node_disk_free_bytes node_disk_inodes node_disk_inodes_free node_swap_total_bytes node_swap_used_bytes \
                      node_enabled node_draining runtime_up node_condition nodes election_term leader_known \
-                     node_leader sessions sessions_reserved start_failures_in_a_row gpu_info gpu_slots \
-                     gpu_slots_used gpu_cordoned gpu_memory_total_bytes gpu_memory_used_bytes \
-                     gpu_utilization_ratio gpu_temperature_celsius gpu_power_watts";
+                     node_leader sessions sessions_reserved start_failures_in_a_row gpu_info gpu_state gpu_healthy \
+                     gpu_slots gpu_slots_used gpu_cordoned gpu_memory_total_bytes gpu_memory_used_bytes \
+                     gpu_memory_foreign_bytes gpu_memory_declared_bytes gpu_utilization_ratio \
+                     gpu_temperature_celsius gpu_power_watts gpu_throttled gpu_measured_timestamp_seconds";
         let names: Vec<&str> = names.split(' ').collect();
         let open_metrics = encoded(&node, Format::OpenMetrics);
         assert!(open_metrics.ends_with("# EOF\n") && !text.contains("EOF"));
