@@ -20,6 +20,7 @@ type Images = watch::Receiver<Arc<BTreeSet<String>>>;
 /// What sessions live on: the engine, the room on this host, and the operator's settings.
 struct Ground {
     runtime: Arc<dyn Runtime>,
+    gpus: gpu::Handle,
     capacity: capacity::Handle,
     node: node::Handle,
 }
@@ -30,7 +31,7 @@ impl Start {
         let gpus = self.gpus();
         let capacity = self.capacity(&*runtime, &gpus);
         let node = self.node(stores.node, capacity.clone());
-        let ground = Ground { runtime, capacity, node };
+        let ground = Ground { runtime, gpus, capacity, node };
         let sessions = self.sessions(&ground, stores.journal, stores.fence);
         let conditions = self.conditions(&ground, &sessions);
         let catalogue = self.catalogue(stores.catalogue, &election);
@@ -38,7 +39,7 @@ impl Start {
         Host {
             observer: self.observer(&ground, &sessions, conditions, images),
             settings: ground.node,
-            gpus,
+            gpus: ground.gpus,
             refresh: self.refresh.clone(),
             sessions,
             catalogue,
@@ -91,7 +92,7 @@ impl Start {
             runtime: Arc::clone(&ground.runtime),
             node: ground.node.watch(),
             capacity: ground.capacity.watch(),
-            look_at_gpus: Arc::default(),
+            gpus: ground.gpus.clone(),
             signs: self.watches.signs.clone(),
             clock: self.base.clock.clone(),
         });

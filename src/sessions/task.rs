@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::runtime::{Error as RuntimeError, Event, Found, Health, Runtime};
 use crate::types::template::SECRET_BYTES;
 use crate::types::{Ballot, BootInstant, Name, NodeId};
-use crate::{capacity, node};
+use crate::{capacity, gpu, node};
 
 /// Requests and reports of one turn at most, which one write makes durable.
 const TURN: usize = 256;
@@ -51,8 +51,8 @@ pub struct Parts {
     pub runtime: Arc<dyn Runtime>,
     pub node: watch::Receiver<Arc<node::State>>,
     pub capacity: watch::Receiver<Arc<capacity::Report>>,
-    /// Told that the driver is to be asked which processes are on the GPUs.
-    pub look_at_gpus: Arc<Notify>,
+    /// Asked which processes are on the GPUs when a session has left them.
+    pub gpus: gpu::Handle,
     pub signs: watch::Receiver<Arc<node::ClusterSigns>>,
     pub clock: Clock,
 }
@@ -99,7 +99,7 @@ struct Owner {
     runtime: Arc<dyn Runtime>,
     health: watch::Receiver<Health>,
     surroundings: Surroundings,
-    look_at_gpus: Arc<Notify>,
+    gpus: gpu::Handle,
     snapshot: watch::Sender<Arc<Snapshot>>,
     ready: watch::Sender<bool>,
 }
@@ -145,7 +145,7 @@ impl Owner {
             health: parts.runtime.health(),
             runtime: parts.runtime,
             surroundings,
-            look_at_gpus: parts.look_at_gpus,
+            gpus: parts.gpus,
             snapshot,
             ready,
         }
@@ -256,7 +256,7 @@ impl Owner {
             self.snapshot.send_replace(snapshot);
         }
         if look_at_gpus {
-            self.look_at_gpus.notify_one();
+            self.gpus.look();
         }
         if nudge_all {
             self.runners.nudge_all();

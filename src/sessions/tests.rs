@@ -70,7 +70,7 @@ impl World {
             runtime: self.engine.clone(),
             node: node_watch,
             capacity: capacity_watch,
-            look_at_gpus: Arc::default(),
+            gpus: crate::gpu::fictitious::spawn(0).0,
             signs: signs_watch,
             clock: self.clock.clone(),
         });
