@@ -78,6 +78,7 @@ const ADAPTERS: &[(&str, &[&str])] = &[
     ("bollard", &["runtime/docker"]),
     ("netlink_packet_core", &["runtime/connections"]),
     ("netlink_packet_netfilter", &["runtime/connections"]),
+    ("nvml_wrapper", &["gpu/probe/nvml"]),
     ("axum", &["http"]),
     ("utoipa_axum", &["http"]),
     ("prometheus_client", &["http/metrics"]),

@@ -93,7 +93,8 @@ pub struct Xid {
     pub code: u64,
 }
 
-/// The processes of each device, by UUID; `None`: the driver does not list them.
+/// The processes of each device, by UUID; `None`: the driver does not list them. A device whose processes could not be
+/// read this time, as of a lost one, is left out: it says nothing of them.
 pub type Listed = BTreeMap<String, Option<Processes>>;
 
 /// Why NVML could not be opened.

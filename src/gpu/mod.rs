@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod device;
 pub mod fictitious;
+pub mod probe;
 
 use std::path::PathBuf;
 use std::sync::Arc;
