@@ -15,6 +15,7 @@ mod docker;
 mod docker_runtime;
 mod found;
 mod gpu_commands;
+mod gpu_probe;
 mod health;
 mod metrics;
 mod netns;

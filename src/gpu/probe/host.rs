@@ -49,7 +49,7 @@ impl Host {
     pub(super) fn has_own_process_ids(&self) -> bool {
         let namespace = std::fs::read_link(self.root.join("proc/self/ns/pid"));
         let status = self.read("proc/self/status").unwrap_or_default();
-        // With `/proc` of the outer namespace the status has an id of each namespace; with its own only the inode tells.
+        // The status has an id of each namespace below that of `/proc`; with a `/proc` of its own only the inode tells.
         namespace.is_ok_and(|namespace| namespace != Path::new(INITIAL_NAMESPACE)) || ids_of(&status) > 1
     }
 

@@ -23,8 +23,8 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How long it may take for its first answer. It initializes every GPU for that: seconds for each GPU of a data centre
 /// on which persistence mode is off.
 pub const OPENING: Duration = Duration::from_secs(30);
-/// The bytes of an answer at most: the 4096 processes that the child lists, with all that it reads of each, and room for
-/// the devices.
+/// The bytes of an answer at most: the 4096 processes that the child lists, with all that it reads of each, and room
+/// for the devices.
 const ANSWER_BYTES: u64 = 16 << 20;
 
 /// A running child. Dropping it kills the child, and waits for nothing.

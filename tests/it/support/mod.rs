@@ -7,6 +7,7 @@ pub(crate) mod engine_relay;
 pub(crate) mod foreign_host;
 pub(crate) mod http;
 pub(crate) mod netns;
+pub(crate) mod nvml;
 pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod relay;
