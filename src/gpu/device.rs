@@ -45,7 +45,8 @@ pub struct Device {
 }
 
 /// Whether a known device is there.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Presence {
     #[default]
     Present,

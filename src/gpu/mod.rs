@@ -6,9 +6,14 @@
 //! [health](health). [`task`] owns it and publishes a [`Snapshot`].
 
 pub mod answer;
+pub mod changes;
+pub mod children;
 pub mod device;
 pub mod fictitious;
 pub mod probe;
+pub mod health;
+pub mod known;
+pub mod state;
 
 use std::path::PathBuf;
 use std::sync::Arc;
