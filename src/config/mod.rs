@@ -27,7 +27,7 @@ pub use refresh::TLS;
 use crate::capacity::DevFigures;
 use crate::ledger::PortRange;
 use crate::types::{Bytes, ClusterMode, Name, OnUnknown, Period, RuntimeKind, SettingsPatch, Strategy};
-use crate::{logging, node, sessions};
+use crate::{gpu, logging, node, sessions};
 
 /// The file that is read when no other is named. It may be missing.
 pub const DEFAULT_FILE: &str = "/etc/ostler/ostler.toml";
@@ -37,7 +37,7 @@ pub const MESH_PORT: u16 = 7480;
 const MAX_FILE: usize = 128 << 10;
 
 /// The whole configuration, each section as its part takes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// `node.name` and `[settings]`.
     pub node: node::Config,
@@ -47,6 +47,8 @@ pub struct Config {
     pub placement: Placement,
     pub http: http::Config,
     pub runtime: Runtime,
+    /// `[gpu]`
+    pub gpu: gpu::Config,
     /// `[limits]`, and the keys of `[runtime]` that apply to every runtime.
     pub sessions: sessions::Config,
     pub log: logging::Config,
@@ -154,6 +156,7 @@ impl Config {
                 allowed_hosts: Vec::new(),
             },
             runtime: Runtime::default(),
+            gpu: gpu::Config::default(),
             sessions: sessions::Config {
                 max_sessions_per_user: 0,
                 max_sessions_per_node: 0,

@@ -8,7 +8,7 @@ use super::{Cluster, Config, Environment, Placement, Runtime, docker, http, valu
 use crate::capacity::DevFigures;
 use crate::logging::{self, Format};
 use crate::types::{ClusterMode, OnUnknown, RuntimeKind, SettingsPatch, Strategy};
-use crate::{node, sessions};
+use crate::{gpu, node, sessions};
 
 /// Takes every valid key. An absent or invalid key keeps its value of `default`; an invalid one becomes a problem.
 pub(super) fn config(document: &mut Document<'_>, default: Config, dev: bool, environment: &Environment) -> Config {
@@ -19,6 +19,7 @@ pub(super) fn config(document: &mut Document<'_>, default: Config, dev: bool, en
         placement: placement(document, default.placement),
         http: http(document, default.http),
         runtime: runtime(document, default.runtime, environment),
+        gpu: gpu(document),
         sessions: sessions(document, default.sessions),
         log: log(document, default.log, environment),
         dev: dev_figures(document),
@@ -129,6 +130,14 @@ fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environm
         network_subnet: document.take("runtime.network_subnet", value::subnet).or(default.network_subnet),
         idle_ignore: document.take_list("runtime.idle_ignore", value::clients).unwrap_or(default.idle_ignore),
         process_user: document.take("runtime.process_user", value::login).unwrap_or(default.process_user),
+    }
+}
+
+/// No key has a default.
+fn gpu(document: &mut Document<'_>) -> gpu::Config {
+    gpu::Config {
+        nvml_library: document.take("gpu.nvml_library", value::path),
+        max_temperature_celsius: document.take("gpu.max_temperature_celsius", value::celsius),
     }
 }
 

@@ -87,6 +87,9 @@ fn every_kind_of_value_is_read() {
         publish_address = "::1"
         network_subnet = "10.80.0.0/16"
         idle_ignore = ["10.0.0.9", "10.1.2.3/16", "2001:db8::/32"]
+        [gpu]
+        nvml_library = "/opt/nvidia/libnvidia-ml.so.1"
+        max_temperature_celsius = 87.5
         [limits]
         keep_ended = "1h30m"
         min_free_disk = 0
@@ -114,6 +117,8 @@ fn every_kind_of_value_is_read() {
     assert_eq!(config.runtime.cpu_mode, docker::CpuMode::Shares);
     assert_eq!(config.runtime.cap_allow, ["CHOWN", "SYS_PTRACE"]);
     assert_eq!(config.sessions.port_range, PortRange { first: 30_000, last: 30_009 });
+    assert_eq!(config.gpu.nvml_library.as_deref(), Some(Path::new("/opt/nvidia/libnvidia-ml.so.1")));
+    assert_eq!(config.gpu.max_temperature_celsius, Some(87.5));
     assert_eq!(config.sessions.keep_ended, Period::secs(5400));
     assert!(config.sessions.min_free_disk.is_zero());
     assert_eq!(config.sessions.max_foreign_gpu_memory, Bytes::gib(2));
@@ -160,6 +165,9 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
     ("[settings]\nmemory_override = \"4X\"", 2, "settings.memory_override", "\"4X\": expected a size"),
     ("[settings]\nmemory_override = \"2048TiB\"", 2, "settings.memory_override", "out of range"),
     ("[settings]\ngpus_override = 1.5", 2, "settings.gpus_override", "1.5: expected a whole number"),
+    ("[gpu]\nmax_temperature_celsius = 8.5", 2, "gpu.max_temperature_celsius", "expected a temperature from 30 to 120"),
+    ("[gpu]\nmax_temperature_celsius = \"85\"", 2, "gpu.max_temperature_celsius", "for example 85"),
+    ("[gpu]\nnvml_library = \"libnvidia-ml.so.1\"", 2, "gpu.nvml_library", "expected an absolute path"),
     ("[settings]\ngpus_override = 1025", 2, "settings.gpus_override", "out of range"),
     ("[gpu]\nmax_foreign_memory = \"4X\"", 2, "gpu.max_foreign_memory", "\"4X\": expected a size"),
     ("[settings]\nlabels = 3", 2, "settings.labels", "expected a table"),

@@ -19,6 +19,8 @@ const MAX_SOCKET_PATH: usize = 107;
 const MAX_HOST: usize = 253;
 /// Characters of the longest login name that `useradd` accepts.
 const MAX_LOGIN: usize = 32;
+/// The limits of a device's temperature that are useful, in °C: idle devices have 30, and none works above 120.
+const CELSIUS: std::ops::RangeInclusive<f64> = 30.0..=120.0;
 
 /// The capabilities of Linux, without the prefix `CAP_`.
 const CAPABILITIES: [&str; 41] = [
@@ -106,6 +108,17 @@ pub(super) fn gpus(value: &Value<'_>) -> Result<u32, String> {
     let gpus = count(value)?;
     within_bounds(SettingsPatch { gpus_override: Some(gpus), ..SettingsPatch::default() })?;
     Ok(gpus)
+}
+
+/// A limit of the temperature of a device.
+pub(super) fn celsius(value: &Value<'_>) -> Result<f64, String> {
+    let read = match value {
+        DeValue::Float(number) => number.as_str().parse().ok(),
+        _ => whole(value).and_then(|number| u32::try_from(number).ok()).map(f64::from),
+    };
+    let (least, most) = (CELSIUS.start(), CELSIUS.end());
+    read.filter(|celsius| CELSIUS.contains(celsius))
+        .ok_or_else(|| format!("expected a temperature from {least} to {most} °C, for example 85"))
 }
 
 pub(super) fn bytes(value: &Value<'_>) -> Result<Bytes, String> {

@@ -1,12 +1,14 @@
-//! The owners of this host: capacity, settings, sessions, conditions, the catalogue and its images.
+//! The owners of this host: GPUs, capacity, settings, sessions, conditions, the catalogue and its images.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use anyhow::Result;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::stores::HostStores;
-use super::{Start, VERSION};
+use super::{Base, Start, VERSION, engine};
 use crate::cluster::{Host, images};
 use crate::observe::{self, Observer, conditions};
 use crate::runtime::Runtime;
@@ -20,18 +22,31 @@ type Images = watch::Receiver<Arc<BTreeSet<String>>>;
 /// What sessions live on: the engine, the room on this host, and the operator's settings.
 struct Ground {
     runtime: Arc<dyn Runtime>,
-    gpus: gpu::Handle,
     capacity: capacity::Handle,
     node: node::Handle,
+}
+
+/// Starts the owner of the GPUs.
+pub(super) fn gpus(
+    base: &Base,
+    store: gpu::store::Store,
+    config: watch::Receiver<gpu::Config>,
+) -> Result<(gpu::Handle, JoinHandle<()>)> {
+    Ok(gpu::task::spawn(gpu::task::Parts {
+        config,
+        store,
+        program: engine::this_program()?,
+        fictitious: base.config.dev.physical_gpus,
+        clock: base.clock.clone(),
+    }))
 }
 
 impl Start {
     /// Starts the owners of this host. Each reads the snapshots of those before it.
     pub(super) fn host(&mut self, stores: HostStores, runtime: Arc<dyn Runtime>, election: election::Handle) -> Host {
-        let gpus = self.gpus();
-        let capacity = self.capacity(&*runtime, &gpus);
+        let capacity = self.capacity(&*runtime);
         let node = self.node(stores.node, capacity.clone());
-        let ground = Ground { runtime, gpus, capacity, node };
+        let ground = Ground { runtime, capacity, node };
         let sessions = self.sessions(&ground, stores.journal, stores.fence);
         let conditions = self.conditions(&ground, &sessions);
         let catalogue = self.catalogue(stores.catalogue, &election);
@@ -39,7 +54,7 @@ impl Start {
         Host {
             observer: self.observer(&ground, &sessions, conditions, images),
             settings: ground.node,
-            gpus: ground.gpus,
+            gpus: self.gpus.clone(),
             refresh: self.refresh.clone(),
             sessions,
             catalogue,
@@ -49,19 +64,14 @@ impl Start {
         }
     }
 
-    fn gpus(&mut self) -> gpu::Handle {
-        let started = gpu::fictitious::spawn(self.base.config.dev.physical_gpus.unwrap_or(0));
-        self.owners.add("the owner of the GPUs", started)
-    }
-
-    fn capacity(&mut self, runtime: &dyn Runtime, gpus: &gpu::Handle) -> capacity::Handle {
+    fn capacity(&mut self, runtime: &dyn Runtime) -> capacity::Handle {
         let config = capacity::Config {
             runtime: runtime.kind(),
             dev: self.base.config.dev,
             data_dir: self.base.config.data_dir.clone(),
             interval: capacity::INTERVAL,
         };
-        let started = capacity::task::spawn(config, runtime.health(), gpus.watch(), self.base.clock.clone());
+        let started = capacity::task::spawn(config, runtime.health(), self.gpus.watch(), self.base.clock.clone());
         self.owners.add("the owner of capacity", started)
     }
 
@@ -92,7 +102,7 @@ impl Start {
             runtime: Arc::clone(&ground.runtime),
             node: ground.node.watch(),
             capacity: ground.capacity.watch(),
-            gpus: ground.gpus.clone(),
+            gpus: self.gpus.clone(),
             signs: self.watches.signs.clone(),
             clock: self.base.clock.clone(),
         });

@@ -7,12 +7,13 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::http::{self, Certificate};
 use crate::types::OnUnknown;
-use crate::{gossip, node, placement, sessions};
+use crate::{gossip, gpu, node, placement, sessions};
 
 /// The ends that are written. Their owner is that of the configuration.
 pub(super) struct Live {
     places: watch::Sender<gossip::Places>,
     node: watch::Sender<node::Config>,
+    gpu: watch::Sender<gpu::Config>,
     sessions: watch::Sender<sessions::Config>,
     placement: watch::Sender<placement::Config>,
     allowed_hosts: watch::Sender<Arc<[String]>>,
@@ -24,6 +25,7 @@ pub(super) struct Live {
 pub(super) struct Followed {
     pub places: watch::Receiver<gossip::Places>,
     pub node: watch::Receiver<node::Config>,
+    pub gpu: watch::Receiver<gpu::Config>,
     pub sessions: watch::Receiver<sessions::Config>,
     pub placement: watch::Receiver<placement::Config>,
     pub http: http::Followed,
@@ -32,6 +34,7 @@ pub(super) struct Followed {
 pub(super) fn tie(config: &Config, certificate: Option<Certificate>) -> (Live, Followed) {
     let (places, places_read) = watch::channel(places_of(config));
     let (node, node_read) = watch::channel(config.node.clone());
+    let (gpu, gpu_read) = watch::channel(config.gpu.clone());
     let (sessions, sessions_read) = watch::channel(config.sessions.clone());
     let (placement, placement_read) = watch::channel(placement_of(config));
     let (allowed_hosts, allowed_hosts_read) = watch::channel(config.http.allowed_hosts.clone().into());
@@ -39,11 +42,12 @@ pub(super) fn tie(config: &Config, certificate: Option<Certificate>) -> (Live, F
     let followed = Followed {
         places: places_read,
         node: node_read,
+        gpu: gpu_read,
         sessions: sessions_read,
         placement: placement_read,
         http: http::Followed { allowed_hosts: allowed_hosts_read, certificate: certificate_read },
     };
-    (Live { places, node, sessions, placement, allowed_hosts, certificate }, followed)
+    (Live { places, node, gpu, sessions, placement, allowed_hosts, certificate }, followed)
 }
 
 impl Live {
@@ -51,6 +55,7 @@ impl Live {
     pub(super) fn publish(&self, config: &Config, certificate: Option<Certificate>) {
         replace(&self.places, places_of(config));
         replace(&self.node, config.node.clone());
+        replace(&self.gpu, config.gpu.clone());
         replace(&self.sessions, config.sessions.clone());
         replace(&self.placement, placement_of(config));
         replace(&self.allowed_hosts, config.http.allowed_hosts.clone().into());

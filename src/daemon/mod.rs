@@ -4,8 +4,9 @@
 //! stages before it made:
 //!
 //! 1. `lock` claims the data directory, `stores` opens what is in it.
-//! 2. `engine` makes the runtime, `knots` the channels that are read before their owner starts, and `mesh` joins the
-//!    other nodes.
+//! 2. `host_owners` starts the owner of the GPUs, which the runtime hands over. `engine` makes the runtime, `knots` the
+//!    channels that are read before their owner starts, and `mesh` joins the other nodes.
+
 //!    `live` publishes the part of the configuration that may change, which `refresh` owns.
 //! 3. `host_owners` starts the owners of this host, `cluster_owners` those of the cluster. The election starts before
 //!    both, since the catalogue follows its leader.
@@ -34,8 +35,8 @@ use crate::clock::Clock;
 use crate::cluster::{Cluster, Mesh, Peers};
 use crate::config::Config;
 use crate::http::{self, Api, Certificate};
-use crate::node;
 use crate::types::{Actor, NodeId};
+use crate::{gpu, node};
 
 pub use engine::this_program;
 pub use refresh::Source;
@@ -97,6 +98,7 @@ struct Base {
 /// What every owner is started with. `host_owners` and `cluster_owners` add a method for each.
 struct Start {
     base: Base,
+    gpus: gpu::Handle,
     peers: Peers,
     watches: Watches,
     followed: Followed,
@@ -117,14 +119,17 @@ impl Daemon {
         let stores = Stores::open(&config.data_dir, clock.now().wall)?;
         let base = Base { config, me: stores.me(), incarnation: stores.incarnation(), clock };
 
+        let (live, followed) = live::tie(&base.config, certificate.clone());
+        let mut owners = Owners::default();
+        // Before the runtime, which hands the devices over.
+        let gpus = owners.add("the owner of the GPUs", host_owners::gpus(&base, stores.gpus, followed.gpu.clone())?);
         let runtime = engine::open(&base)?;
         let (watches, publishers) = knots::tie(token.is_some());
         let net = mesh::join(&base, token.clone(), watches.directory.clone()).await?;
-        let (live, followed) = live::tie(&base.config, certificate.clone());
         let (refresh, refreshes) = node::refresh::channel();
 
         let peers = Peers(net.clone());
-        let mut start = Start { base, peers, watches, followed, refresh, owners: Owners::default() };
+        let mut start = Start { base, gpus, peers, watches, followed, refresh, owners };
         let election = start.election(stores.ballots);
         let host = start.host(stores.host, runtime, election.clone());
         let hosts = Mesh::new(start.base.me, host.clone(), start.peers.clone());

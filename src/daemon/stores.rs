@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::sessions::{Journal, Record};
 use crate::types::{Ballot, NodeId, Timestamp};
-use crate::{catalogue, election, gossip, node};
+use crate::{catalogue, election, gossip, gpu, node};
 
 /// Each owner's store, and what was in it. They are opened together and before anything starts: a node that cannot
 /// read its disk never says a word to the others.
@@ -14,6 +14,7 @@ pub(super) struct Stores {
     pub host: HostStores,
     pub ballots: (election::store::Store, election::state::Stored),
     pub roster: (gossip::roster::Store, gossip::roster::Stored),
+    pub gpus: gpu::store::Store,
 }
 
 /// Those of the owners of this host.
@@ -32,8 +33,9 @@ impl Stores {
         let ballots = election::store::Store::open(data_dir, now)?;
         let journal = Journal::open(data_dir, now)?;
         let catalogue = catalogue::store::Store::open(data_dir, &node.1.id, now)?;
+        let gpus = gpu::store::Store::open(data_dir, now)?;
         let fence = ballots.1.highest;
-        Ok(Self { host: HostStores { node, journal, fence, catalogue }, ballots, roster })
+        Ok(Self { host: HostStores { node, journal, fence, catalogue }, ballots, roster, gpus })
     }
 
     /// This node's id.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Bytes, NVIDIA_CLASS, Timestamp};
+use crate::types::{BootInstant, Bytes, NVIDIA_CLASS, Timestamp};
 
 /// The versions that NVML reports of itself and its driver.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -42,6 +42,8 @@ pub struct Device {
     pub read_at: Option<Timestamp>,
     /// The processes on it as last seen; `None`: the driver does not list them, or nobody has looked.
     pub processes: Option<Processes>,
+    /// When the last look at its processes began that was answered for it.
+    pub processes_at: Option<BootInstant>,
 }
 
 /// Whether a known device is there.
@@ -150,6 +152,7 @@ impl Device {
             reading: Reading::default(),
             read_at: None,
             processes: None,
+            processes_at: None,
         }
     }
 

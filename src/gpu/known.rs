@@ -11,7 +11,7 @@ use super::answer::{Found, Listed, Measured, Mig, Readings};
 use super::device::{Device, Presence, Reading};
 use super::health::{Health, is_hot};
 use super::{Command, Error};
-use crate::types::{Bytes, Timestamp};
+use crate::types::{BootInstant, Bytes, Timestamp};
 
 /// Devices and cordons that are remembered at most: above it, no new device is used. No host has as many, MIG instances
 /// included; each costs less than 1 KiB on disk.
@@ -142,13 +142,17 @@ impl Known {
     pub fn read(&mut self, readings: &Readings, max_celsius: Option<f64>, now: Timestamp) -> bool {
         let mut is_news = false;
         for (uuid, entry) in &mut self.devices {
-            let parent = entry.device.mig_parent.as_deref();
-            let measured = readings.devices.get(uuid).or_else(|| readings.devices.get(parent?));
-            match measured {
-                Some(Measured::Read(reading)) => entry.read(reading, max_celsius, now),
-                Some(Measured::Lost { why }) if entry.listed => is_news |= entry.lose(now, why.clone()),
-                Some(Measured::Lost { .. }) => {} // the inventory has said why
-                None => {}
+            let gpu = entry.device.mig_parent.as_ref().and_then(|parent| readings.devices.get(parent));
+            match (readings.devices.get(uuid), gpu) {
+                (Some(Measured::Read(own)), Some(Measured::Read(gpu))) => {
+                    entry.read(&of_instance(own, gpu), max_celsius, now);
+                }
+                (Some(Measured::Read(reading)), None) => entry.read(reading, max_celsius, now),
+                (Some(Measured::Lost { why }), _) | (_, Some(Measured::Lost { why })) if entry.listed => {
+                    is_news |= entry.lose(now, why.clone())
+                }
+                // Lost, and the inventory has said why; or not measured.
+                _ => {}
             }
         }
         for xid in &readings.xids {
@@ -160,11 +164,17 @@ impl Known {
         is_news
     }
 
-    /// Takes over the processes on each device. Those of a device that is not in the list are not known.
-    pub fn list(&mut self, mut listed: Listed) {
-        for (uuid, entry) in &mut self.devices {
-            entry.device.processes = listed.remove(uuid).flatten().filter(|_| entry.device.is_present());
+    /// Takes over the processes on each device, as of `at`. A device that is not in the list keeps those that it had.
+    /// True: every present device is in the list.
+    pub fn list(&mut self, mut listed: Listed, at: BootInstant) -> bool {
+        let mut is_complete = true;
+        for (uuid, Entry { device, .. }) in self.devices.iter_mut().filter(|(_, entry)| entry.device.is_present()) {
+            match listed.remove(uuid) {
+                Some(processes) => (device.processes, device.processes_at) = (processes, Some(at)),
+                None => is_complete = false,
+            }
         }
+        is_complete
     }
 
     /// Judges the temperatures by another limit.
@@ -288,7 +298,8 @@ impl Entry {
             Presence::Present => now,
         };
         device.presence = Presence::Lost { since, why };
-        (device.reading, device.read_at, device.processes, device.hot) = (Reading::default(), None, None, false);
+        (device.reading, device.read_at, device.hot) = (Reading::default(), None, false);
+        (device.processes, device.processes_at) = (None, None);
         was_present
     }
 
@@ -351,6 +362,19 @@ fn seen(found: &Found) -> Vec<Seen<'_>> {
                 mig_parent: Some(uuid),
             })
             .collect(),
+    }
+}
+
+/// The reading of an instance: its own memory and load, and what is known only of its GPU. The power is that of all
+/// instances together, so it is of none.
+fn of_instance(own: &Reading, gpu: &Reading) -> Reading {
+    Reading {
+        memory_used: own.memory_used,
+        memory_free: own.memory_free,
+        utilization_percent: own.utilization_percent,
+        power_watts: own.power_watts,
+        power_limit_watts: own.power_limit_watts,
+        ..gpu.clone()
     }
 }
 

@@ -9,18 +9,19 @@ pub mod answer;
 pub mod changes;
 pub mod children;
 pub mod device;
-pub mod fictitious;
-pub mod probe;
 pub mod health;
 pub mod known;
+pub mod probe;
 pub mod state;
+pub mod store;
+pub mod task;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::store;
+use crate::store::Cause;
 use crate::types::{Actor, BootInstant};
 
 pub use device::{Device, DriverVersions, Process, Processes, Reading};
@@ -43,7 +44,7 @@ pub struct Snapshot {
     pub driver: Driver,
     /// The devices known since this boot, in the order of their UUIDs, lost ones included.
     pub devices: Vec<Device>,
-    /// When the last look at the processes began that was answered.
+    /// When the last look at the processes began that was answered for every present device.
     pub processes_at: Option<BootInstant>,
     /// Why no device takes new sessions now, for people; `None`: each device says for itself.
     pub withheld: Option<String>,
@@ -97,7 +98,7 @@ pub enum Error {
     #[error("GPU {0} is present; only a lost one can be forgotten")]
     Present(String),
     #[error("the change cannot be stored: {0}")]
-    Store(#[source] store::Cause),
+    Store(#[source] Cause),
     /// The owner has ended: the daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
@@ -154,5 +155,14 @@ impl Handle {
         let request = Request { uuid: uuid.to_owned(), command, by, reply };
         self.requests.send(request).await.map_err(|_| Error::Stopping)?;
         answer.await.unwrap_or(Err(Error::Stopping))
+    }
+}
+
+#[cfg(test)]
+impl Handle {
+    /// Asks nobody: no GPU is known.
+    pub(crate) fn of_nobody() -> Self {
+        let (requests, snapshot) = (mpsc::channel(QUEUE).0, watch::channel(Arc::default()).1);
+        Self { requests, snapshot, look: Arc::default() }
     }
 }

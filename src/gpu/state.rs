@@ -109,8 +109,9 @@ impl State {
             }
             Answer::Processes(listed) => {
                 let Some(asked) = self.answer_to(Ask::Processes, now) else { return };
-                self.known.list(listed);
-                self.processes_at = Some(asked);
+                if self.known.list(listed, asked) {
+                    self.processes_at = Some(asked);
+                }
             }
         }
     }

@@ -70,7 +70,7 @@ impl World {
             runtime: self.engine.clone(),
             node: node_watch,
             capacity: capacity_watch,
-            gpus: crate::gpu::fictitious::spawn(0).0,
+            gpus: crate::gpu::Handle::of_nobody(),
             signs: signs_watch,
             clock: self.clock.clone(),
         });

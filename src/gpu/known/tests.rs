@@ -122,6 +122,27 @@ fn a_gpu_in_mig_mode_is_its_instances() {
 }
 
 #[test]
+fn an_instance_has_the_temperature_and_the_health_of_its_gpu() {
+    let mut known = known(&[mig("b", 1, &["m"])]);
+    let own = Reading { memory_used: Some(Bytes::gib(1)), ..Reading::default() };
+    let gpu = Reading {
+        temperature_celsius: Some(85.0),
+        power_watts: Some(300.0),
+        memory_used: Some(Bytes::gib(9)),
+        recovery: Some(Recovery::Reset),
+        ..Reading::default()
+    };
+    let mut readings = read("b", Measured::Read(Box::new(gpu)));
+    readings.devices.insert("m".to_owned(), Measured::Read(Box::new(own)));
+    known.read(&readings, Some(80.0), at(1));
+    let instance = device(&known, "m");
+    assert!(instance.hot && instance.failing.is_some());
+    assert_eq!((instance.reading.memory_used, instance.reading.power_watts), (Some(Bytes::gib(1)), None));
+    known.read(&read("b", Measured::Lost { why: "GPU is lost".to_owned() }), None, at(2));
+    assert_eq!(shown(&known), ["m: GPU is lost"]);
+}
+
+#[test]
 fn a_device_that_the_driver_says_is_lost_is_lost_until_it_is_read() {
     let mut known = known(&[gpu("a", 0)]);
     let gone = read("a", Measured::Lost { why: "GPU is lost".to_owned() });
@@ -166,14 +187,20 @@ fn heat_is_judged_by_each_reading_and_by_another_limit() {
 }
 
 #[test]
-fn processes_are_those_of_the_last_list() {
+fn processes_are_those_of_the_last_list_that_has_the_device() {
     let mut known = known(&[gpu("a", 0), gpu("b", 1)]);
     let process = Process { pid: 4, command: "x".to_owned(), memory: None, marks: Vec::new() };
     let processes = Processes { list: vec![process], memory_used: None };
-    known.list([("a".to_owned(), Some(processes.clone())), ("b".to_owned(), None)].into());
+    let (first, second) = (BootInstant::from_millis(1), BootInstant::from_millis(2));
+    assert!(known.list([("a".to_owned(), Some(processes.clone())), ("b".to_owned(), None)].into(), first));
     assert_eq!((device(&known, "a").processes.as_ref(), &device(&known, "b").processes), (Some(&processes), &None));
-    known.list(Listed::new());
-    assert_eq!(device(&known, "a").processes, None, "not known, and not as before");
+    assert!(!known.list([("b".to_owned(), Some(Processes::default()))].into(), second));
+    let (a, b) = (device(&known, "a"), device(&known, "b"));
+    assert_eq!((a.processes.as_ref(), a.processes_at), (Some(&processes), Some(first)), "nothing is known anew");
+    assert_eq!((b.processes.as_ref(), b.processes_at), (Some(&Processes::default()), Some(second)));
+    known.see(&[gpu("b", 1)], at(3));
+    assert_eq!((&device(&known, "a").processes, device(&known, "a").processes_at), (&None, None));
+    assert!(known.list([("b".to_owned(), None)].into(), second), "a lost device is not waited for");
 }
 
 #[test]

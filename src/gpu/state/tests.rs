@@ -45,7 +45,10 @@ fn answer_all(state: &mut State, uuids: &[&str], now: Moment) {
             Step::Start => state.started(Ok(()), now),
             Step::Ask(Ask::Inventory) => state.answered(inventory(uuids), now),
             Step::Ask(Ask::Readings) => state.answered(fine(uuids), now),
-            Step::Ask(Ask::Processes) => state.answered(Answer::Processes(BTreeMap::new()), now),
+            Step::Ask(Ask::Processes) => {
+                let listed = uuids.iter().map(|uuid| ((*uuid).to_owned(), None));
+                state.answered(Answer::Processes(listed.collect()), now);
+            }
             Step::Abandon => {}
             Step::Check => state.checked(true),
             Step::Wait(_) => return,

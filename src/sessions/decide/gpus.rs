@@ -59,8 +59,6 @@ pub struct Exceeded {
 /// What the last look at the processes found on the devices.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
-    /// Which look this is of.
-    at: Option<BootInstant>,
     devices: BTreeMap<String, SeenOn>,
     /// Sessions that use more than they declared, by session and device, and since when.
     over: BTreeMap<(SessionId, String), (BootInstant, Bytes)>,
@@ -71,6 +69,8 @@ pub(super) struct Seen {
 /// What it found on one device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct SeenOn {
+    /// Which look this is of.
+    at: Option<BootInstant>,
     foreign: Option<Bytes>,
     /// Processes that are not of sessions, for people.
     strangers: Vec<String>,
@@ -156,8 +156,11 @@ impl Registry {
     pub fn gpus_seen(&mut self, cx: &Context<'_>) -> bool {
         let before = self.gpu_uses(cx);
         self.note_lost(cx);
-        if self.seen.at != cx.report.gpus.processes_at {
-            self.seen.at = cx.report.gpus.processes_at;
+        let looked = |device: &Device| {
+            let seen = self.seen.devices.get(&device.uuid).map(|seen| seen.at);
+            seen != device.processes.as_ref().map(|_| device.processes_at)
+        };
+        if cx.report.gpus.devices.iter().any(looked) {
             self.look(cx);
         }
         self.free_left(cx);
@@ -199,7 +202,8 @@ impl Registry {
             let strangers = processes.list.iter().filter(|process| owner(process).is_none());
             let ours = used.values().try_fold(Bytes::ZERO, |sum, used| Some(sum.saturating_add((*used)?)));
             let foreign = processes.memory_used.zip(ours).map(|(used, ours)| used.saturating_sub(ours));
-            seen.insert(device.uuid.clone(), SeenOn { foreign, strangers: strangers.map(described).collect() });
+            let strangers = strangers.map(described).collect();
+            seen.insert(device.uuid.clone(), SeenOn { at: device.processes_at, foreign, strangers });
         }
         (self.seen.devices, self.seen.over) = (seen, over);
     }
@@ -290,7 +294,7 @@ fn left<'a>(record: &Record, uuid: &str, since: BootInstant, cx: &Context<'a>) -
     // A device that is lost, or whose processes nobody lists, is free on the runtime's word.
     let Some(device) = cx.report.gpus.device(uuid).filter(|device| device.is_present()) else { return Left::Yes };
     let Some(processes) = &device.processes else { return Left::Yes };
-    if cx.report.gpus.processes_at.is_none_or(|at| at <= since) {
+    if device.processes_at.is_none_or(|at| at <= since) {
         return Left::NotAsked;
     }
     processes.list.iter().find(|process| is_of(process, record)).map_or(Left::Yes, Left::No)

@@ -49,7 +49,7 @@ fn look(host: &mut Host, list: Vec<Process>, memory_used: Option<Bytes>) {
     let now = host.now.boot;
     change(host, |gpus| {
         gpus.devices[0].processes = Some(Processes { list, memory_used });
-        gpus.processes_at = Some(now);
+        gpus.devices[0].processes_at = Some(now);
     });
     host.decide(|registry, cx| registry.gpus_seen(cx));
 }
@@ -211,7 +211,7 @@ fn a_write_that_fails_leaves_the_gpu_with_the_session() {
     end(&mut host);
     pass(&mut host, 1);
     let now = host.now.boot;
-    change(&mut host, |gpus| gpus.processes_at = Some(now));
+    change_device(&mut host, 0, |device| device.processes_at = Some(now));
     host.decide_unwritten(|registry, cx| registry.gpus_seen(cx));
     host.registry.roll_back();
     assert_eq!(host.registry.ledger().allocated().gpus, 1);
@@ -468,9 +468,9 @@ fn apply(host: &mut Host, op: &Op) -> Result<(), TestCaseError> {
             let marks: Vec<Process> = left.iter().map(|n| process(1, id(&key(n)).as_str(), None)).collect();
             let now = host.now.boot;
             change(host, |gpus| {
-                gpus.processes_at = Some(now);
                 for device in &mut gpus.devices {
                     device.processes = Some(Processes { list: marks.clone(), memory_used: None });
+                    device.processes_at = Some(now);
                 }
             });
         }

@@ -1,0 +1,71 @@
+//! What the owner of the GPUs logs.
+
+use std::collections::BTreeSet;
+
+use crate::gpu::answer::Xid;
+use crate::gpu::changes::Event;
+use crate::gpu::{Command, Driver};
+use crate::types::Actor;
+
+/// The faults of one answer that are logged at most: a device can report the same one many times a second.
+const LOGGED_FAULTS: usize = 16;
+
+pub(super) fn event(event: Event<'_>) {
+    match event {
+        Event::Driver(driver) => log_driver(driver),
+        Event::New(device) => {
+            let address = device.pci_address.as_deref();
+            tracing::info!(gpu = %device.uuid, model = %device.model, index = device.index, address, "GPU found");
+        }
+        Event::Lost { device, why } => tracing::warn!(gpu = %device.uuid, %why, "GPU lost"),
+        Event::Back(device) => tracing::info!(gpu = %device.uuid, index = device.index, "GPU is back"),
+        Event::Failing { device, why } => tracing::warn!(gpu = %device.uuid, %why, "GPU is failing"),
+        Event::Well(device) => tracing::info!(gpu = %device.uuid, "GPU is not failing any more"),
+        Event::Hot(device) => {
+            tracing::warn!(gpu = %device.uuid, celsius = device.reading.temperature_celsius, "GPU is hot");
+        }
+        Event::Cooled(device) => tracing::info!(gpu = %device.uuid, "GPU is not hot any more"),
+    }
+}
+
+fn log_driver(driver: &Driver) {
+    match driver {
+        Driver::Unknown => {}
+        Driver::Absent { why } => tracing::info!(%why, "no NVIDIA driver"),
+        Driver::Up(versions) => {
+            tracing::info!(driver = %versions.driver, cuda = versions.cuda.as_deref(), "the NVIDIA driver answers");
+        }
+        Driver::Mismatch { .. } | Driver::Hung { .. } | Driver::Failed { .. } => {
+            tracing::warn!("{}", driver.trouble().unwrap_or_default());
+        }
+    }
+}
+
+pub(super) fn command(uuid: &str, command: Command, by: &Actor) {
+    match command {
+        Command::Cordon => tracing::info!(gpu = %uuid, %by, "GPU cordoned: it takes no new sessions"),
+        Command::Uncordon => tracing::info!(gpu = %uuid, %by, "GPU uncordoned"),
+        Command::Forget => tracing::info!(gpu = %uuid, %by, "lost GPU forgotten"),
+    }
+}
+
+pub(super) fn faults(xids: &[Xid]) {
+    let faults: BTreeSet<(&str, u64)> = xids.iter().map(|xid| (&*xid.uuid, xid.code)).collect();
+    for (gpu, xid) in faults.into_iter().take(LOGGED_FAULTS) {
+        tracing::warn!(%gpu, xid, "the NVIDIA driver reported a fault (XID) of a GPU");
+    }
+}
+
+/// Devices that are there and not used: those above the bound, and those without a UUID.
+pub(super) fn unusable(before: (usize, usize), (untaken, nameless): (usize, usize)) {
+    if untaken > before.0 {
+        tracing::warn!(
+            untaken,
+            "too many GPUs are remembered, and new ones are not used: run `ostler gpu forget` or `ostler gpu \
+             uncordon` for those that are gone"
+        );
+    }
+    if nameless > before.1 {
+        tracing::warn!(nameless, "GPUs do not give their UUID to the driver and are not used");
+    }
+}
