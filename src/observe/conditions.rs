@@ -1,5 +1,7 @@
 //! The conditions of this node, which its operator should know, and the owner that keeps them.
 
+mod gpus;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ use crate::types::{Bytes, Condition, ConditionKind, Dimension, GpuSharing, Resou
 /// The least time between two evaluations, so that a burst of sessions changes the conditions once.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Containers that a condition names at most.
+/// Containers or GPUs that a condition names at most.
 const MAX_NAMED: usize = 3;
 
 /// What conditions are evaluated from.
@@ -126,6 +128,7 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::DevFigures, dev_figures(report)),
     ]
     .into_iter()
+    .chain(gpus::evaluate(&report.gpus))
     .filter_map(|(kind, message)| Some((kind, message?)))
     .collect()
 }

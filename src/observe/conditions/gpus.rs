@@ -1,0 +1,164 @@
+//! The conditions of the GPUs themselves and of their driver.
+
+use super::MAX_NAMED;
+use crate::gpu::device::Presence;
+use crate::gpu::{Device, Driver, Snapshot};
+use crate::types::ConditionKind;
+
+/// The first driver that reports memory and processes in the form that is read.
+const OLDEST_DRIVER: u32 = 510;
+
+pub(super) fn evaluate(gpus: &Snapshot) -> Vec<(ConditionKind, Option<String>)> {
+    vec![
+        (ConditionKind::GpuLost, lost(gpus)),
+        (ConditionKind::GpuFailing, named(gpus, |gpu| gpu.failing.clone())),
+        (ConditionKind::GpuHot, hot(gpus)),
+        (ConditionKind::GpuDriverHung, hung(gpus)),
+        (ConditionKind::GpuDriverMismatch, mismatch(gpus)),
+        (ConditionKind::GpuDriverOld, old(gpus)),
+    ]
+}
+
+fn lost(gpus: &Snapshot) -> Option<String> {
+    let named = named(gpus, |gpu| match &gpu.presence {
+        Presence::Lost { since, why } => Some(format!("lost since {since}, {why}")),
+        Presence::Present => None,
+    })?;
+    Some(format!("{named}; if a GPU was removed on purpose, run: ostler gpu forget UUID"))
+}
+
+fn hot(gpus: &Snapshot) -> Option<String> {
+    let named = named(gpus, |gpu| {
+        let celsius = gpu.reading.temperature_celsius;
+        gpu.hot.then(|| celsius.map_or_else(|| "temperature unknown now".to_owned(), |celsius| format!("{celsius} °C")))
+    })?;
+    Some(format!("{named}: hotter than gpu.max_temperature_celsius, or not yet 5 °C below; no new sessions on them"))
+}
+
+/// A driver that fails each time does not answer either.
+fn hung(gpus: &Snapshot) -> Option<String> {
+    let trouble = match &gpus.driver {
+        Driver::Hung { .. } | Driver::Failed { .. } => gpus.driver.trouble()?,
+        Driver::Unknown | Driver::Absent { .. } | Driver::Up(_) | Driver::Mismatch { .. } => return None,
+    };
+    let shown = if gpus.devices.is_empty() { "" } else { "; the GPUs are shown as they were last seen" };
+    Some(format!("{trouble}{shown}"))
+}
+
+fn mismatch(gpus: &Snapshot) -> Option<String> {
+    match &gpus.driver {
+        Driver::Mismatch { .. } => {
+            Some(format!("{}; sessions that have a GPU go on, and no new ones are given one", gpus.driver.trouble()?))
+        }
+        _ => None,
+    }
+}
+
+fn old(gpus: &Snapshot) -> Option<String> {
+    let Driver::Up(versions) = &gpus.driver else { return None };
+    let is_old = versions.major().is_some_and(|major| major < OLDEST_DRIVER);
+    (is_old && !gpus.devices.is_empty()).then(|| {
+        format!(
+            "NVIDIA driver {} is older than {OLDEST_DRIVER}: memory and processes of the GPUs are not known; upgrade \
+             the driver",
+            versions.driver
+        )
+    })
+}
+
+/// Names the first [`MAX_NAMED`] devices of which something is to be said, and says how many more there are.
+fn named(gpus: &Snapshot, say: impl Fn(&Device) -> Option<String>) -> Option<String> {
+    let say = |gpu: &Device| Some(format!("GPU {}: {}", gpu.uuid, say(gpu)?));
+    let all: Vec<String> = gpus.devices.iter().filter_map(say).collect();
+    let more = all.len().saturating_sub(MAX_NAMED);
+    let mut named = all.into_iter().take(MAX_NAMED).collect::<Vec<_>>();
+    if more > 0 {
+        named.push(format!("and {more} more"));
+    }
+    (!named.is_empty()).then(|| named.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::DriverVersions;
+    use crate::types::{BootInstant, Timestamp};
+
+    fn found(gpus: &Snapshot) -> Vec<(ConditionKind, String)> {
+        evaluate(gpus).into_iter().filter_map(|(kind, message)| Some((kind, message?))).collect()
+    }
+
+    fn device(n: u32) -> Device {
+        Device::new(format!("GPU-{n}"), n, "H100".to_owned())
+    }
+
+    fn driver(version: &str) -> Driver {
+        Driver::Up(DriverVersions { driver: version.to_owned(), ..DriverVersions::default() })
+    }
+
+    /// The only condition of these devices and this driver.
+    fn only(driver: Driver, devices: Vec<Device>) -> (ConditionKind, String) {
+        let mut found = found(&Snapshot { driver, devices, ..Snapshot::default() });
+        assert_eq!(found.len(), 1, "{found:?}");
+        found.remove(0)
+    }
+
+    #[test]
+    fn well_gpus_and_a_host_without_any_have_no_condition() {
+        assert_eq!(found(&Snapshot::default()), []);
+        let absent = Driver::Absent { why: "no library".to_owned() };
+        assert_eq!(found(&Snapshot { driver: absent, ..Snapshot::default() }), []);
+        let devices = vec![device(0), device(1)];
+        assert_eq!(found(&Snapshot { driver: driver("580.65.06"), devices, ..Snapshot::default() }), []);
+        assert_eq!(found(&Snapshot { driver: driver("470.1"), ..Snapshot::default() }), [], "nothing to be read");
+    }
+
+    #[test]
+    fn lost_gpus_are_named_and_not_all_of_them() {
+        let presence = Presence::Lost { since: Timestamp::from_millis(0), why: "gone".to_owned() };
+        let devices = (0..5).map(|n| Device { presence: presence.clone(), ..device(n) }).collect();
+        let (kind, message) = only(driver("580.1"), devices);
+        assert_eq!(kind, ConditionKind::GpuLost);
+        let lost = |n| format!("GPU GPU-{n}: lost since 1970-01-01T00:00:00.000Z, gone");
+        assert!(message.starts_with(&format!("{}; {}; {}; and 2 more", lost(0), lost(1), lost(2))), "{message}");
+        assert!(message.ends_with("ostler gpu forget UUID"), "{message}");
+    }
+
+    #[test]
+    fn a_failing_gpu_says_why_and_a_hot_one_how_hot() {
+        let failing = Device { failing: Some("XID 79".to_owned()), ..device(1) };
+        let told = only(driver("580.1"), vec![device(0), failing]);
+        assert_eq!(told, (ConditionKind::GpuFailing, "GPU GPU-1: XID 79".to_owned()));
+        let mut hot = Device { hot: true, ..device(1) };
+        assert!(only(driver("580.1"), vec![hot.clone()]).1.starts_with("GPU GPU-1: temperature unknown now: "));
+        hot.reading.temperature_celsius = Some(91.0);
+        let (kind, message) = only(driver("580.1"), vec![device(0), hot]);
+        assert_eq!(kind, ConditionKind::GpuHot);
+        assert!(message.starts_with("GPU GPU-1: 91 °C: "), "{message}");
+    }
+
+    #[test]
+    fn a_driver_that_does_not_answer_is_a_condition_with_its_mend() {
+        let (kind, message) = only(Driver::Hung { since: BootInstant::default() }, vec![device(0)]);
+        assert_eq!(kind, ConditionKind::GpuDriverHung);
+        assert!(message.contains("dmesg") && message.contains("last seen"), "{message}");
+        let (kind, message) = only(Driver::Failed { why: "signal 11".to_owned() }, Vec::new());
+        assert_eq!(kind, ConditionKind::GpuDriverHung);
+        assert!(message.ends_with("signal 11"), "{message}");
+        let (library, module) = (Some("580.2".to_owned()), None);
+        let (kind, message) = only(Driver::Mismatch { library, module }, Vec::new());
+        assert_eq!(kind, ConditionKind::GpuDriverMismatch);
+        assert!(message.contains("580.2 and its kernel module unknown: reboot"), "{message}");
+    }
+
+    #[test]
+    fn a_driver_before_510_is_old() {
+        let (kind, message) = only(driver("470.256.02"), vec![device(0)]);
+        assert_eq!(kind, ConditionKind::GpuDriverOld);
+        assert!(message.contains("470.256.02"), "{message}");
+        for version in ["510.39", "580.65.06", "", "unknown"] {
+            let gpus = Snapshot { driver: driver(version), devices: vec![device(0)], ..Snapshot::default() };
+            assert_eq!(found(&gpus), [], "{version}");
+        }
+    }
+}
