@@ -6,7 +6,6 @@
 //! 1. `lock` claims the data directory, `stores` opens what is in it.
 //! 2. `host_owners` starts the owner of the GPUs, which the runtime hands over. `engine` makes the runtime, `knots` the
 //!    channels that are read before their owner starts, and `mesh` joins the other nodes.
-
 //!    `live` publishes the part of the configuration that may change, which `refresh` owns.
 //! 3. `host_owners` starts the owners of this host, `cluster_owners` those of the cluster. The election starts before
 //!    both, since the catalogue follows its leader.
