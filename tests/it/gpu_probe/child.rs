@@ -190,11 +190,13 @@ impl Drop for Freezer {
 }
 
 #[tokio::test]
-async fn dropping_a_probe_ends_its_child() {
-    let fixture = Fixture::new(1);
+async fn dropping_a_probe_ends_its_child_even_if_that_hangs() {
+    let mut fixture = Fixture::new(1);
     let mut probe = start(&fixture);
     inventory(&mut probe).await;
     let pid = probe.pid().unwrap();
+    fixture.set(|machine| machine.takes("nvmlDeviceGetCount_v2", FOREVER));
+    assert!(tokio::time::timeout(Duration::from_millis(50), probe.ask(Ask::Inventory)).await.is_err());
     assert!(lives(pid.into()));
     drop(probe);
     until("the child is gone", || !lives(pid.into()));
