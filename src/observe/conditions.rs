@@ -107,7 +107,7 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::GpuOverrideInactive, gpu_override_inactive(report, node)),
         (ConditionKind::GpuQuarantined, on_gpus(sessions, |used| used.quarantined.as_ref())),
         (ConditionKind::GpuForeignUse, on_gpus(sessions, |used| used.foreign_use.as_ref())),
-        (ConditionKind::GpuMemoryExceeded, memory_exceeded(&sessions.gpu_memory_exceeded)),
+        (ConditionKind::GpuMemoryExceeded, memory_exceeded(&sessions.gpus.exceeded)),
         (ConditionKind::GpuSharingLimitsOverride, sharing_limits_override(report, node)),
         (ConditionKind::RuntimeUnavailable, runtime_unavailable(health)),
         (ConditionKind::EngineLimited, engine_limited(report)),
@@ -207,7 +207,7 @@ fn gpu_override_inactive(report: &Report, node: &State) -> Option<String> {
 
 /// Names the GPUs of which the owner of sessions says so. They take no sessions.
 fn on_gpus(sessions: &Snapshot, why: impl Fn(&GpuUse) -> Option<&String>) -> Option<String> {
-    let gpus = sessions.gpus.iter().filter_map(|(uuid, used)| Some(format!("GPU {uuid}: {}", why(used)?)));
+    let gpus = sessions.gpus.devices.iter().filter_map(|(uuid, used)| Some(format!("GPU {uuid}: {}", why(used)?)));
     let named = listed(gpus.collect())?;
     Some(format!("no new sessions on {named}"))
 }

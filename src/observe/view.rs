@@ -52,7 +52,7 @@ pub fn profile(inputs: Inputs<'_>) -> NodeProfile {
 
 /// The usage of the node.
 pub fn usage(report: &Report, sessions: &Snapshot) -> NodeUsage {
-    let gpu = |device: &Device| (device.uuid.clone(), gpu_usage(device, sessions.gpus.get(&device.uuid)));
+    let gpu = |device: &Device| (device.uuid.clone(), gpu_usage(device, sessions.gpus.devices.get(&device.uuid)));
     NodeUsage {
         at: report.utilized.map(|used| used.at).unwrap_or_default(),
         cores: report.utilized.and_then(|used| used.cores),
@@ -73,7 +73,7 @@ fn gpus(report: &Report, slots: u32, sessions: &Snapshot) -> Vec<GpuProfile> {
     let each = slots_per_device(report.physical.gpus, slots);
     let nothing = GpuUse::default();
     let describe = |(device, slots): (&Device, u32)| {
-        let used = sessions.gpus.get(&device.uuid).unwrap_or(&nothing);
+        let used = sessions.gpus.devices.get(&device.uuid).unwrap_or(&nothing);
         let (state, message) = judge(device, used.quarantined.as_deref(), used.foreign_use.as_deref());
         GpuProfile {
             uuid: device.uuid.clone(),
@@ -224,7 +224,7 @@ mod tests {
             report.gpus = Arc::new(gpu::Snapshot::fictitious(2));
             state.settings.gpus_override = 5;
             let held = Held { slots: 2, ..Held::default() };
-            sessions.gpus.insert("GPU-dev-0001".to_owned(), GpuUse { held, ..GpuUse::default() });
+            sessions.gpus.devices.insert("GPU-dev-0001".to_owned(), GpuUse { held, ..GpuUse::default() });
         });
         let slots: Vec<_> = node.gpus.iter().map(|gpu| (gpu.slots, gpu.slots_used)).collect();
         assert_eq!(slots, [(3, 0), (2, 2)]);

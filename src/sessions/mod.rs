@@ -21,7 +21,7 @@ pub mod task;
 mod tests;
 
 pub use crate::runtime::LogsRequest;
-pub use decide::{Exceeded, FAILING_STARTS, GpuUse, MAX_ATTEMPTS, Oddities, Oddity, Trouble, Troubles, Unplaced};
+pub use decide::{Exceeded, FAILING_STARTS, GpuUse, Gpus, MAX_ATTEMPTS, Oddities, Oddity, Trouble, Troubles, Unplaced};
 pub use feed::{Feed, Standing};
 pub use journal::Journal;
 pub use record::{Live, Origin, Record, Status, Tombstone};
@@ -179,10 +179,8 @@ pub struct Snapshot {
     /// The sessions that hold a reservation.
     pub reserved: std::collections::BTreeSet<SessionId>,
     pub allocated: Resources,
-    /// What sessions do on each GPU that is known, by its UUID.
-    pub gpus: BTreeMap<String, GpuUse>,
-    /// The sessions that use more memory of a GPU than they declared.
-    pub gpu_memory_exceeded: Vec<Exceeded>,
+    /// What sessions do on the GPUs.
+    pub gpus: Gpus,
     /// The journal could not be read at start and was rebuilt from labels.
     pub journal_rebuilt: Option<Rebuilt>,
     /// The journal cannot be written since this directory, the agent's data directory, is full.

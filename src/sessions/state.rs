@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::decide::{Context, EngineState, Registry, Report};
+use super::decide::{Context, EngineState, Gpus, Registry, Report};
 use super::feed::{Feed, Standing};
 use super::record::Record;
 use super::runner::{Watch, Work};
@@ -139,6 +139,7 @@ pub struct Sessions<R: Reply> {
     /// The actors of this turn's changes, for the log.
     actors: BTreeMap<SessionId, Actor>,
     published: BTreeMap<SessionId, Arc<SessionProfile>>,
+    published_gpus: Gpus,
     activities: BTreeMap<SessionId, SessionActivity>,
     feed: Feed,
     /// Publish every session in this turn, not only those that changed.
@@ -162,6 +163,7 @@ impl<R: Reply> Sessions<R> {
             fresh: BTreeSet::new(),
             actors: BTreeMap::new(),
             published: BTreeMap::new(),
+            published_gpus: Gpus::default(),
             activities: BTreeMap::new(),
             feed: Feed::new(incarnation),
             publish_all: true,
@@ -195,13 +197,19 @@ impl<R: Reply> Sessions<R> {
             }
             Input::Tick => {
                 self.publish_all |= self.registry.expire(cx);
-                self.publish_all |= self.registry.gpus_seen(cx);
+                self.see_gpus(cx);
                 self.ready |= cx.now.boot.since(self.started) >= READY_AFTER;
             }
-            Input::HostRead => self.publish_all |= self.registry.gpus_seen(cx),
+            Input::HostRead => self.see_gpus(cx),
             Input::Room => self.note_full(None),
             Input::RunnerFailed => self.publish_all = true,
         }
+    }
+
+    /// Takes what the driver says of the GPUs, and how long it has said so.
+    fn see_gpus(&mut self, cx: &Context<'_>) {
+        self.registry.gpus_seen(cx);
+        self.publish_all |= self.published_gpus != self.registry.gpus(cx);
     }
 
     fn decide(&mut self, request: Request<R>, cx: &Context<'_>) {
@@ -315,10 +323,11 @@ impl<R: Reply> Sessions<R> {
         }
         let orders = changed.iter().map(|id| self.order(id, cx)).collect();
         self.fresh.clear();
-        (Some(Arc::new(self.summary(cx))), orders)
+        self.published_gpus = self.registry.gpus(cx);
+        (Some(Arc::new(self.summary())), orders)
     }
 
-    fn summary(&self, cx: &Context<'_>) -> Snapshot {
+    fn summary(&self) -> Snapshot {
         let ids = |holds: fn(&Record) -> bool| {
             let records = self.registry.records().filter(|record| holds(record));
             records.map(|record| record.origin().id).collect()
@@ -329,8 +338,7 @@ impl<R: Reply> Sessions<R> {
             gone: ids(|record| record.live().is_none()),
             reserved: ids(Record::is_reserved),
             allocated: self.registry.ledger().allocated(),
-            gpus: self.registry.gpu_uses(cx),
-            gpu_memory_exceeded: self.registry.gpu_memory_exceeded(cx),
+            gpus: self.published_gpus.clone(),
             journal_rebuilt: self.journal_rebuilt.clone(),
             data_dir_full: self.data_dir_full.clone(),
             failing_starts: self.registry.failing_starts(),

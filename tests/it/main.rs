@@ -16,6 +16,7 @@ mod docker_runtime;
 mod found;
 mod gpu_commands;
 mod gpu_probe;
+mod gpus;
 mod health;
 mod metrics;
 mod netns;

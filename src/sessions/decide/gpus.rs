@@ -35,6 +35,15 @@ pub struct Leaving {
     pub since: BootInstant,
 }
 
+/// What sessions do on the GPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Gpus {
+    /// On each that is known, by its UUID.
+    pub devices: BTreeMap<String, GpuUse>,
+    /// The sessions that use more memory than they declared, for long enough to be told.
+    pub exceeded: Vec<Exceeded>,
+}
+
 /// What sessions do on one device.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GpuUse {
@@ -107,19 +116,19 @@ impl Registry {
         judge(device, self.quarantine(device, cx).as_deref(), self.foreign_use(&device.uuid).as_deref()).0
     }
 
-    /// What sessions do on each known device, by UUID.
-    pub fn gpu_uses(&self, cx: &Context<'_>) -> BTreeMap<String, GpuUse> {
+    /// What sessions do on the GPUs, as everybody may see it.
+    pub fn gpus(&self, cx: &Context<'_>) -> Gpus {
         let of = |device: &Device| GpuUse {
             held: self.ledger.gpu_held(&device.uuid),
             foreign: self.seen.devices.get(&device.uuid).and_then(|seen| seen.foreign),
             foreign_use: self.foreign_use(&device.uuid),
             quarantined: self.quarantine(device, cx),
         };
-        cx.report.gpus.devices.iter().map(|device| (device.uuid.clone(), of(device))).collect()
+        let devices = cx.report.gpus.devices.iter().map(|device| (device.uuid.clone(), of(device))).collect();
+        Gpus { devices, exceeded: self.exceeded(cx) }
     }
 
-    /// The sessions that use more memory of a GPU than they declared, for long enough to be told.
-    pub fn gpu_memory_exceeded(&self, cx: &Context<'_>) -> Vec<Exceeded> {
+    fn exceeded(&self, cx: &Context<'_>) -> Vec<Exceeded> {
         let over = self.seen.over.iter().filter(|(_, (since, _))| cx.now.boot.since(*since) >= EXCEEDED_AFTER);
         over.filter_map(|((session, gpu), (_, used))| {
             let declared = self.records.get(session)?.origin().workspace.gpu_memory_bytes?;
@@ -152,9 +161,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Takes what the driver says of the devices now. Returns true if something other than a record changed.
-    pub fn gpus_seen(&mut self, cx: &Context<'_>) -> bool {
-        let before = self.gpu_uses(cx);
+    /// Takes what the driver says of the devices now.
+    pub fn gpus_seen(&mut self, cx: &Context<'_>) {
         self.note_lost(cx);
         let looked = |device: &Device| {
             let seen = self.seen.devices.get(&device.uuid).map(|seen| seen.at);
@@ -164,7 +172,6 @@ impl Registry {
             self.look(cx);
         }
         self.free_left(cx);
-        before != self.gpu_uses(cx)
     }
 
     fn note_lost(&mut self, cx: &Context<'_>) {

@@ -28,7 +28,7 @@ use crate::node;
 use crate::types::{Ballot, Deadline, EndReason, Moment, Name, NodeId, NodeReason, Reason, Resources, SessionId};
 
 pub use elsewhere::{MAX_ATTEMPTS, Unplaced};
-pub use gpus::{Exceeded, GpuUse, Leaving};
+pub use gpus::{Exceeded, GpuUse, Gpus, Leaving};
 pub use listing::{Oddities, Oddity};
 pub use recover::EngineState;
 pub use report::Report;

@@ -34,6 +34,11 @@ impl Fixture {
         fixture
     }
 
+    /// The GPU of this index.
+    pub(crate) fn gpu(&self, index: usize) -> &Gpu {
+        &self.machine.gpus[index]
+    }
+
     /// Changes the machine. The next call of the library sees it.
     pub(crate) fn set(&mut self, change: impl FnOnce(&mut Machine)) {
         change(&mut self.machine);

@@ -244,8 +244,8 @@ fn memory_that_others_use_keeps_sessions_off_above_the_limit() {
     assert_eq!(state(&mut host), (GpuState::Ok, None));
     host.registry.config.max_foreign_gpu_memory = Bytes::ZERO;
     assert_eq!(state(&mut host).0, GpuState::Foreign, "with a limit of 0, any process counts");
-    let uses = host.decide(|registry, cx| registry.gpu_uses(cx));
-    assert_eq!(uses["GPU-1"].foreign, None);
+    let gpus = host.decide(|registry, cx| registry.gpus(cx));
+    assert_eq!(gpus.devices["GPU-1"].foreign, None);
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn a_session_that_uses_more_than_it_declared_is_told_after_thirty_seconds_and_go
     let mut host = host(&["GPU-1"]);
     admit(&mut host, "a", Workspace { gpu_memory_bytes: Some(Bytes::gib(8)), ..on_a_gpu() }).unwrap();
     let uses = |gib| vec![process(7, id("a").as_str(), Some(Bytes::gib(gib)))];
-    let told = |host: &mut Host| host.decide(|registry, cx| registry.gpu_memory_exceeded(cx));
+    let told = |host: &mut Host| host.decide(|registry, cx| registry.gpus(cx).exceeded);
     look(&mut host, uses(9), None);
     pass(&mut host, 29);
     look(&mut host, uses(10), None);
@@ -344,7 +344,7 @@ fn shown(host: &mut Host) -> NodeProfile {
     let facts =
         crate::observe::Facts { address: "h:1".to_owned(), version: "0".to_owned(), runtime: RuntimeKind::Docker };
     let sessions = host.decide(|registry, cx| Snapshot {
-        gpus: registry.gpu_uses(cx),
+        gpus: registry.gpus(cx),
         allocated: registry.ledger().allocated(),
         ..Snapshot::default()
     });
