@@ -165,8 +165,8 @@ fn compose(config: &Config, engine: Option<&EngineInfo>, devices: &Arc<gpu::Snap
     Report {
         physical: Resources::new(dev.physical_cores.unwrap_or(cores), dev.physical_memory.unwrap_or(memory), gpu_count),
         engine: engine.filter(|_| config.runtime == RuntimeKind::Docker).map(figures),
-        gpus: Arc::clone(devices),
-        gpus_withheld: devices.withheld.clone(),
+        gpus: handed_over(devices, engine),
+        gpus_withheld: withheld(config, devices, engine),
         utilized: known.then_some(Utilized { cores: host.cores_used, memory: host.memory_used, at: reading.at }),
         disks: reading.disks.clone(),
         swap: host.swap.clone(),
@@ -175,12 +175,32 @@ fn compose(config: &Config, engine: Option<&EngineInfo>, devices: &Arc<gpu::Snap
     }
 }
 
+/// The devices, with those marked that the engine cannot give to containers.
+fn handed_over(devices: &Arc<gpu::Snapshot>, engine: Option<&EngineInfo>) -> Arc<gpu::Snapshot> {
+    let lack = |device: &gpu::Device| Some(engine?.gpus.lack(device)?.to_string());
+    if devices.devices.iter().all(|device| lack(device).is_none()) {
+        return Arc::clone(devices);
+    }
+    let mut marked = gpu::Snapshot::clone(devices);
+    marked.devices.iter_mut().for_each(|device| device.unlisted = lack(device));
+    Arc::new(marked)
+}
+
+/// Why no GPU can be given to sessions now.
+fn withheld(config: &Config, devices: &gpu::Snapshot, engine: Option<&EngineInfo>) -> Option<String> {
+    if config.dev.physical_gpus.is_some() {
+        return None;
+    }
+    devices.withheld.clone().or_else(|| engine?.gpus.withheld(&devices.devices))
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
     use crate::capacity::DevFigures;
+    use crate::runtime::GpuSupport;
     use crate::types::{BootInstant, Moment};
 
     fn config(runtime: RuntimeKind) -> Config {
@@ -197,6 +217,7 @@ mod tests {
             epoch: None,
             platform: None,
             pid: None,
+            gpus: GpuSupport::default(),
         }
     }
 

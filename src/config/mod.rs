@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use crate::http;
-use crate::runtime::docker;
+use crate::runtime::{HandOver, docker};
 pub use edit::{EditError, add_seed};
 pub use problem::{Error, Place, Problem};
 pub use refresh::TLS;
@@ -85,6 +85,8 @@ pub struct Runtime {
     /// The engine's socket, `unix:///…`.
     pub docker_host: String,
     pub cpu_mode: docker::CpuMode,
+    /// `gpu.hand_over`
+    pub hand_over: HandOver,
     /// The capabilities of containers, in upper case without `CAP_`.
     pub cap_allow: Vec<String>,
     /// The address of this host that sessions' ports are published on.
@@ -188,6 +190,7 @@ impl Default for Runtime {
             kind: RuntimeKind::Docker,
             docker_host: "unix:///var/run/docker.sock".to_owned(),
             cpu_mode: docker::CpuMode::Quota,
+            hand_over: HandOver::Auto,
             cap_allow: cap_allow.map(str::to_owned).to_vec(),
             publish_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             network_subnet: None,

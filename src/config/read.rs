@@ -7,6 +7,7 @@ use super::http::Tls;
 use super::{Cluster, Config, Environment, Placement, Runtime, docker, http, value};
 use crate::capacity::DevFigures;
 use crate::logging::{self, Format};
+use crate::runtime::HandOver;
 use crate::types::{ClusterMode, OnUnknown, RuntimeKind, SettingsPatch, Strategy};
 use crate::{gpu, node, sessions};
 
@@ -119,6 +120,7 @@ fn http(document: &mut Document<'_>, default: http::Config) -> http::Config {
 fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environment) -> Runtime {
     let kind = document.take("runtime.kind", value::runtime_kind).unwrap_or(default.kind);
     let cpu_modes = [("quota", docker::CpuMode::Quota), ("shares", docker::CpuMode::Shares)];
+    let ways = [("auto", HandOver::Auto), ("runtime", HandOver::Runtime), ("cdi", HandOver::Cdi)];
     Runtime {
         kind,
         docker_host: docker_host(document, kind, environment).unwrap_or(default.docker_host),
@@ -126,6 +128,9 @@ fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environm
             .take("runtime.cpu_mode", |given| value::word(given, cpu_modes.into_iter()))
             .unwrap_or(default.cpu_mode),
         cap_allow: document.take_list("runtime.cap_allow", value::capability).unwrap_or(default.cap_allow),
+        hand_over: document
+            .take("gpu.hand_over", |given| value::word(given, ways.into_iter()))
+            .unwrap_or(default.hand_over),
         publish_address: document.take("runtime.publish_address", value::address).unwrap_or(default.publish_address),
         network_subnet: document.take("runtime.network_subnet", value::subnet).or(default.network_subnet),
         idle_ignore: document.take_list("runtime.idle_ignore", value::clients).unwrap_or(default.idle_ignore),

@@ -68,6 +68,7 @@ const KEYS: &[Key] = &keys! {
     restart "runtime.process_user" => runtime.process_user;
     restart "gpu.nvml_library" => gpu.nvml_library;
     refresh "gpu.max_temperature_celsius" => gpu.max_temperature_celsius;
+    restart "gpu.hand_over" => runtime.hand_over;
     refresh "limits.max_sessions_per_user" => sessions.max_sessions_per_user;
     refresh "limits.max_sessions_per_node" => sessions.max_sessions_per_node;
     refresh "limits.keep_ended" => sessions.keep_ended;

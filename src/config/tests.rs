@@ -177,6 +177,7 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
     ("[runtime]\nkind = \"podman\"", 2, "runtime.kind", "expected one of \"docker\", \"process\""),
     ("[runtime]\nkind = \"process\"", 2, "runtime.kind", "under --dev"),
     ("[runtime]\ndocker_host = \"tcp://1.2.3.4:2375\"", 2, "runtime.docker_host", "expected a unix socket"),
+    ("[gpu]\nhand_over = \"cd\"", 2, "gpu.hand_over", "did you mean \"cdi\"?"),
     ("[runtime]\ncpu_mode = \"share\"", 2, "runtime.cpu_mode", "did you mean \"shares\"?"),
     ("[runtime]\ncap_allow = [\"CHOWN\", \"NET_ADMN\"]", 2, "runtime.cap_allow[1]", "did you mean \"NET_ADMIN\"?"),
     ("[runtime]\ncap_allow = [\"ALL\"]", 2, "runtime.cap_allow[0]", "expected the name of one"),

@@ -6,26 +6,31 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::Base;
-use crate::capacity;
 use crate::runtime::Runtime;
 use crate::runtime::docker::{self, DockerRuntime};
 use crate::runtime::process::{self, ProcessRuntime};
 use crate::types::RuntimeKind;
+use crate::{capacity, gpu};
 
-pub(super) fn open(base: &Base) -> Result<Arc<dyn Runtime>> {
+/// `gpus`: the devices that it hands to containers.
+pub(super) fn open(base: &Base, gpus: &gpu::Handle) -> Result<Arc<dyn Runtime>> {
     let config = &base.config;
     let (cluster, node) = (config.cluster.name.clone(), base.me);
     match config.runtime.kind {
-        RuntimeKind::Docker => Ok(DockerRuntime::new(docker::Config {
-            cluster,
-            node,
-            host: config.runtime.docker_host.clone(),
-            cpu_mode: config.runtime.cpu_mode,
-            cap_allow: config.runtime.cap_allow.clone(),
-            publish_address: config.runtime.publish_address,
-            network_subnet: config.runtime.network_subnet,
-            idle_ignore: config.runtime.idle_ignore.clone(),
-        })?),
+        RuntimeKind::Docker => {
+            let config = docker::Config {
+                cluster,
+                node,
+                host: config.runtime.docker_host.clone(),
+                cpu_mode: config.runtime.cpu_mode,
+                cap_allow: config.runtime.cap_allow.clone(),
+                publish_address: config.runtime.publish_address,
+                network_subnet: config.runtime.network_subnet,
+                idle_ignore: config.runtime.idle_ignore.clone(),
+                hand_over: config.runtime.hand_over,
+            };
+            Ok(DockerRuntime::new(config, gpus.watch())?)
+        }
         RuntimeKind::Process => {
             let (cores, memory) = capacity::probe::host_bounds();
             Ok(Arc::new(ProcessRuntime::open(process::Config {

@@ -122,7 +122,7 @@ impl Daemon {
         let mut owners = Owners::default();
         // Before the runtime, which hands the devices over.
         let gpus = owners.add("the owner of the GPUs", host_owners::gpus(&base, stores.gpus, followed.gpu.clone())?);
-        let runtime = engine::open(&base)?;
+        let runtime = engine::open(&base, &gpus)?;
         let (watches, publishers) = knots::tie(token.is_some());
         let net = mesh::join(&base, token.clone(), watches.directory.clone()).await?;
         let (refresh, refreshes) = node::refresh::channel();

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{BootInstant, Bytes, NVIDIA_CLASS, Timestamp};
 
+/// How the UUIDs of fictitious devices begin, which `[dev]` adds: they are counted, and there is nothing to hand over.
+pub const FICTITIOUS: &str = "GPU-dev-";
+
 /// The versions that NVML reports of itself and its driver.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DriverVersions {
@@ -33,6 +36,8 @@ pub struct Device {
     pub presence: Presence,
     /// Why it takes no new sessions until it was reset or is uncordoned, for people.
     pub failing: Option<String>,
+    /// Why the container engine cannot give it to containers, for people.
+    pub unlisted: Option<String>,
     /// The operator wants no new sessions on it.
     pub cordoned: bool,
     /// It is hotter than `gpu.max_temperature_celsius`, or was and has not cooled down enough.
@@ -147,6 +152,7 @@ impl Device {
             memory_total: None,
             presence: Presence::Present,
             failing: None,
+            unlisted: None,
             cordoned: false,
             hot: false,
             reading: Reading::default(),
@@ -154,6 +160,11 @@ impl Device {
             processes: None,
             processes_at: None,
         }
+    }
+
+    /// Whether it is one of `[dev]`.
+    pub fn is_fictitious(&self) -> bool {
+        self.uuid.starts_with(FICTITIOUS)
     }
 
     pub const fn is_present(&self) -> bool {

@@ -54,7 +54,7 @@ impl Snapshot {
     /// Devices that are made up, to try ostler with. Nothing is handed over, and nothing is read.
     pub fn fictitious(count: u32) -> Self {
         // In the order of the UUIDs, which is that of the indices.
-        let device = |index: u32| Device::new(format!("GPU-dev-{index:04}"), index, "dev".to_owned());
+        let device = |index: u32| Device::new(format!("{}{index:04}", device::FICTITIOUS), index, "dev".to_owned());
         Self { devices: (0..count).map(device).collect(), ..Self::default() }
     }
 

@@ -202,6 +202,8 @@ pub fn judge(device: &Device, quarantined: Option<&str>, foreign: Option<&str>) 
         (GpuState::Lost, Some(why.clone()))
     } else if let Some(why) = &device.failing {
         (GpuState::Failing, Some(why.clone()))
+    } else if let Some(why) = &device.unlisted {
+        (GpuState::Unlisted, Some(why.clone()))
     } else if let Some(why) = quarantined {
         (GpuState::Quarantined, Some(why.to_owned()))
     } else if device.cordoned {

@@ -301,6 +301,7 @@ fn the_first_reason_against_a_device_is_its_state() {
     let device = Device {
         presence: Presence::Lost { since: crate::types::Timestamp::default(), why: "gone".to_owned() },
         failing: Some("XID 79".to_owned()),
+        unlisted: Some("no CDI".to_owned()),
         cordoned: true,
         hot: true,
         ..Device::new("GPU-0".to_owned(), 0, "m".to_owned())
@@ -310,6 +311,8 @@ fn the_first_reason_against_a_device_is_its_state() {
     let device = Device { presence: Presence::Present, ..device };
     assert_eq!(state(&device, Some("q"), Some("f")), GpuState::Failing);
     let device = Device { failing: None, ..device };
+    assert_eq!(state(&device, Some("q"), Some("f")), GpuState::Unlisted);
+    let device = Device { unlisted: None, ..device };
     assert_eq!(state(&device, Some("q"), Some("f")), GpuState::Quarantined);
     assert_eq!(state(&device, None, Some("f")), GpuState::Cordoned);
     let device = Device { cordoned: false, ..device };

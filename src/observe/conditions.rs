@@ -15,8 +15,8 @@ use crate::capacity::{EngineFigures, Report};
 use crate::clock::Clock;
 use crate::node::{ClusterSigns, State};
 use crate::runtime::Health;
-use crate::sessions::{self, Exceeded, FAILING_STARTS, GpuUse, Oddities, Oddity, Snapshot, Trouble};
-use crate::types::{Bytes, Condition, ConditionKind, Dimension, GpuSharing, Resources, Swap, Timestamp};
+use crate::sessions::{self, FAILING_STARTS, Oddities, Oddity, Snapshot, Trouble};
+use crate::types::{Bytes, Condition, ConditionKind, Dimension, Resources, Swap, Timestamp};
 
 /// The least time between two evaluations, so that a burst of sessions changes the conditions once.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -104,11 +104,6 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
     [
         (ConditionKind::Overcommitted, overcommitted(&sessions.allocated, &offered, &report.physical)),
         (ConditionKind::MemoryOvercommitWithoutSwap, memory_without_swap(report, offered.memory)),
-        (ConditionKind::GpuOverrideInactive, gpu_override_inactive(report, node)),
-        (ConditionKind::GpuQuarantined, on_gpus(sessions, |used| used.quarantined.as_ref())),
-        (ConditionKind::GpuForeignUse, on_gpus(sessions, |used| used.foreign_use.as_ref())),
-        (ConditionKind::GpuMemoryExceeded, memory_exceeded(&sessions.gpus.exceeded)),
-        (ConditionKind::GpuSharingLimitsOverride, sharing_limits_override(report, node)),
         (ConditionKind::RuntimeUnavailable, runtime_unavailable(health)),
         (ConditionKind::EngineLimited, engine_limited(report)),
         (ConditionKind::LimitsNotEnforced, limits_not_enforced(health)),
@@ -128,8 +123,8 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::DevFigures, dev_figures(report)),
     ]
     .into_iter()
-    .chain(gpus::evaluate(&report.gpus))
     .filter_map(|(kind, message)| Some((kind, message?)))
+    .chain(gpus::evaluate(inputs))
     .collect()
 }
 
@@ -195,42 +190,6 @@ fn memory_without_swap(report: &Report, offered: Bytes) -> Option<String> {
         format!(
             "the node offers {offered} of memory, but RAM and swap hold {held}: the kernel may kill sessions that \
              use it; add swap or lower memory_override_bytes"
-        )
-    })
-}
-
-fn gpu_override_inactive(report: &Report, node: &State) -> Option<String> {
-    let override_ = node.settings.gpus_override;
-    (override_ > 0 && report.physical.gpus == 0)
-        .then(|| format!("gpus_override is {override_}, but this host has no GPU: the node offers none"))
-}
-
-/// Names the GPUs of which the owner of sessions says so. They take no sessions.
-fn on_gpus(sessions: &Snapshot, why: impl Fn(&GpuUse) -> Option<&String>) -> Option<String> {
-    let gpus = sessions.gpus.devices.iter().filter_map(|(uuid, used)| Some(format!("GPU {uuid}: {}", why(used)?)));
-    let named = listed(gpus.collect())?;
-    Some(format!("no new sessions on {named}"))
-}
-
-/// For example `session … uses 9 GiB of GPU …, and its workspace declares 8 GiB`.
-fn memory_exceeded(exceeded: &[Exceeded]) -> Option<String> {
-    let told = |over: &Exceeded| {
-        let Exceeded { session, gpu, declared, used } = over;
-        format!("session {session} uses {used} of the memory of GPU {gpu}, and its workspace declares {declared}")
-    };
-    let named = listed(exceeded.iter().map(told).collect())?;
-    Some(format!("{named}; raise gpu_memory_bytes of the workspace, or stop the session"))
-}
-
-fn sharing_limits_override(report: &Report, node: &State) -> Option<String> {
-    let (override_, physical) = (node.settings.gpus_override, report.physical.gpus);
-    let sharing = node.settings.gpu_sharing;
-    let limited = physical > 0 && override_ > physical && sharing != GpuSharing::Any;
-    let who = if sharing == GpuSharing::None { "two sessions" } else { "two users" };
-    limited.then(|| {
-        format!(
-            "gpus_override is {override_} and the host has {physical}, but gpu_sharing is `{sharing}`: \
-             no {who} share a GPU; lower gpus_override or change gpu_sharing"
         )
     })
 }

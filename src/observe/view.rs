@@ -128,7 +128,9 @@ fn runtime_status(kind: RuntimeKind, health: &Health) -> RuntimeStatus {
         Health::Up(info) => {
             let unenforced =
                 (!info.unenforced.is_empty()).then(|| format!("not enforced: {}", info.unenforced.join(", ")));
-            (Some(info.version.clone()), unenforced)
+            let gpus = Some(info.gpus.to_string()).filter(|way| !way.is_empty());
+            let messages: Vec<String> = gpus.into_iter().chain(unenforced).collect();
+            (Some(info.version.clone()), (!messages.is_empty()).then(|| messages.join("; ")))
         }
     };
     let platform = match health {
@@ -159,7 +161,8 @@ mod tests {
     use crate::gpu;
     use crate::ledger::gpus::Held;
     use crate::node::fixture;
-    use crate::runtime::EngineInfo;
+    use crate::runtime::gpus::{CdiDevice, EngineGpus};
+    use crate::runtime::{EngineInfo, GpuSupport};
     use crate::types::{Bytes, Cores, Deadline, Node, NodeState, Resources, SessionId, Sighting};
 
     fn described(change: impl FnOnce(&mut Report, &mut State, &mut Snapshot, &mut Health)) -> Node {
@@ -282,7 +285,13 @@ mod tests {
             epoch: None,
             platform: None,
             pid: None,
+            gpus: GpuSupport::default(),
         };
+        let listed = [("nvidia.com/gpu=0".to_owned(), CdiDevice::default())].into();
+        let by_cdi = EngineGpus { cdi: Some(listed), ..EngineGpus::default() };
+        let limited = EngineInfo { unenforced: vec!["cores".to_owned()], gpus: by_cdi.into(), ..info.clone() };
+        let up = described(|_, _, _, health| *health = Health::Up(limited)).runtime;
+        assert_eq!(up.message.as_deref(), Some("GPUs by CDI; not enforced: cores"));
         let up = described(|_, _, _, health| *health = Health::Up(info)).runtime;
         assert_eq!((up.available, up.version.as_deref(), up.message), (true, Some("29.1"), None));
         let down = described(|_, _, _, health| *health = Health::Down { message: "gone".to_owned() }).runtime;

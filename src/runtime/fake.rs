@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
-    Connected, Container, EngineInfo, Error, Event, Exit, Found, Health, Launch, LogStream, LogsRequest, Observed,
-    PortBinding, Run, Runtime, Target,
+    Connected, Container, EngineInfo, Error, Event, Exit, Found, GpuSupport, Health, Launch, LogStream, LogsRequest,
+    Observed, PortBinding, Run, Runtime, Target,
 };
 use crate::types::{Bytes, Cores, NodeId, RuntimeKind, SessionId, Timestamp};
 
@@ -62,6 +62,7 @@ impl FakeEngine {
             epoch: None,
             platform: None,
             pid: None,
+            gpus: GpuSupport::default(),
         };
         Arc::new(Self {
             node,

@@ -10,6 +10,7 @@ pub mod docker;
 #[cfg(test)]
 pub mod fake;
 pub mod fault;
+pub mod gpus;
 pub mod process;
 mod volume_name;
 
@@ -29,6 +30,7 @@ use crate::types::{Bytes, Cores, Platform, RuntimeKind, SessionId};
 pub use connections::Connections;
 pub use container::{Container, Exit, Found, Launch, Mount, Observed, Oom, PortBinding, Run};
 pub use fault::Fault;
+pub use gpus::{GpuSupport, HandOver};
 
 /// The steps of a session that a runtime can take. Every call has its own deadline:
 /// when the engine hangs, the call returns [`Error::Unavailable`].
@@ -62,6 +64,14 @@ pub trait Runtime: Send + Sync + 'static {
     async fn create(&self, launch: &Launch) -> Result<String, Error>;
 
     async fn start(&self, target: &Target) -> Result<(), Error>;
+
+    /// Checks that a container that was just started has exactly the GPUs of its session, and kills it otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Start`]: it has others, or not all of them.
+    async fn verify(&self, _target: &Target) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Asks the main process to end, kills it after `grace`, and returns once it is gone.
     async fn stop(&self, target: &Target, grace: Duration) -> Result<(), Error>;
@@ -161,6 +171,8 @@ pub struct EngineInfo {
     pub platform: Option<Platform>,
     /// The id of its process; `None`: it is not known, or the runtime has no process of its own.
     pub pid: Option<u32>,
+    /// How it hands GPUs to containers.
+    pub gpus: GpuSupport,
 }
 
 /// A change that a runtime noticed without being asked.

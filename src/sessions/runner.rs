@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::decide::Report;
-use super::lifecycle::{self, Order, Step, Wish};
+use super::lifecycle::{self, Order, Sight, Step, Wish};
 use super::meter::Meter;
-use crate::runtime::container::{Container, Launch};
+use crate::runtime::container::{Container, Launch, Run};
 use crate::runtime::{Connected, Error, Fault, Observed};
 use crate::types::HealthStatus;
 
@@ -64,6 +64,8 @@ pub enum Op {
     Observe,
     Create,
     Start,
+    /// Check that it has the GPUs of its session, and no others.
+    Verify,
     Pause,
     Resume,
     Stop,
@@ -113,6 +115,8 @@ pub enum Done {
     Created {
         container_id: String,
     },
+    /// It has the GPUs of its session, and no others.
+    Verified,
     /// Started, paused, resumed or stopped: observe the container to see its new state.
     Stepped,
     Removed,
@@ -128,6 +132,8 @@ pub struct Runner {
     retry: Duration,
     /// Steps that failed since the last one that did not.
     failures: u32,
+    /// The run whose GPUs are verified.
+    verified: Option<Run>,
     /// What its network carried, where connections cannot be seen.
     meter: Meter,
     /// What the health check of its image found, as last seen.
@@ -143,6 +149,8 @@ enum At {
     Deciding,
     Observing,
     Doing,
+    /// Verifying the GPUs of this container's run.
+    Verifying(Container, Run),
     /// Reporting what it saw of this container.
     TellingSight(Container),
     /// Reporting progress; this comes next.
@@ -169,6 +177,7 @@ impl Runner {
             known,
             retry: FIRST_RETRY,
             failures: 0,
+            verified: None,
             meter: Meter::new(),
             health: None,
             reported_health: None,
@@ -190,6 +199,11 @@ impl Runner {
         match (std::mem::replace(&mut self.at, At::Deciding), outcome) {
             (At::Observing, Outcome::Did(Err(error))) => self.tell(Report::Unseen(error.to_string()), Next::Retry),
             (At::Doing, Outcome::Did(Err(error))) => self.failed(error),
+            (At::Verifying(..), Outcome::Did(Err(error))) => self.failed(error),
+            (At::Verifying(container, run), Outcome::Did(Ok(_))) => {
+                (self.known, self.verified) = (Some(container), Some(run));
+                self.decide_on(work)
+            }
             (At::Observing | At::Doing, Outcome::Did(Ok(done))) => self.done(done, work),
             (At::TellingSight(container), Outcome::Told(taken)) => {
                 self.known = taken.then_some(container);
@@ -229,6 +243,10 @@ impl Runner {
             Step::Resume => self.act(Op::Resume),
             Step::Stop => self.act(Op::Stop),
             Step::Remove => self.act(Op::Remove),
+            Step::Tell(Sight::Running(run)) if self.is_unverified(&run) => {
+                self.at = At::Verifying(container, run);
+                Action::Do(Op::Verify)
+            }
             Step::Tell(sight) => {
                 self.at = At::TellingSight(container);
                 Action::Tell(Report::Saw(sight))
@@ -245,6 +263,13 @@ impl Runner {
                 self.rest_for(if idle_is_due { Duration::ZERO } else { LOOK_INTERVAL })
             }
         }
+    }
+
+    /// A new run with GPUs is verified before it counts as running, also if the agent was restarted in between. A run
+    /// that was reported is not: what runs goes on, even if the driver has renumbered its devices.
+    fn is_unverified(&self, run: &Run) -> bool {
+        let is_new = self.work.order.run.is_none();
+        is_new && !self.work.launch.gpu_uuids.is_empty() && self.verified.as_ref() != Some(run)
     }
 
     fn act(&mut self, op: Op) -> Action {
@@ -280,7 +305,7 @@ impl Runner {
                 self.known = Some(Container::Created);
                 return self.tell(Report::Created { container_id }, Next::Look);
             }
-            Done::Stepped => {}
+            Done::Stepped | Done::Verified => {}
             Done::Removed => self.known = Some(Container::Absent),
         }
         self.decide_on(work)
@@ -321,9 +346,8 @@ impl Runner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::container::{Exit, Run};
+    use crate::runtime::container::Exit;
     use crate::sessions::decide::testing::new_live;
-    use crate::sessions::lifecycle::Sight;
     use crate::sessions::meter;
 
     fn work(wish: Wish) -> Work {
@@ -357,6 +381,49 @@ mod tests {
         assert_eq!(next(Outcome::Told(true)), Action::Do(Op::Start), "a new container is not observed");
         assert_eq!(next(Outcome::Did(Ok(Done::Stepped))), Action::Do(Op::Observe));
         assert_eq!(next(saw(Container::Running(run()))), Action::Tell(Report::Saw(Sight::Running(run()))));
+    }
+
+    fn with_gpu(wish: Wish) -> Work {
+        let work = work(wish);
+        let launch = Launch { gpu_uuids: vec!["GPU-1".to_owned()], ..(*work.launch).clone() };
+        Work { launch: Arc::new(launch), ..work }
+    }
+
+    #[test]
+    fn a_new_run_with_gpus_is_verified_before_it_counts_as_running() {
+        let run = || Run("1".to_owned());
+        let mut runner = Runner::new(with_gpu(Wish::Run), None);
+        assert_eq!(runner.begin(), Action::Do(Op::Observe));
+        let mut next = |outcome| runner.next(outcome, with_gpu(Wish::Run));
+        assert_eq!(next(saw(Container::Running(run()))), Action::Do(Op::Verify));
+        assert_eq!(next(Outcome::Did(Ok(Done::Verified))), Action::Tell(Report::Saw(Sight::Running(run()))));
+
+        // The engine does not answer: it is verified later, and is not running before.
+        let mut runner = Runner::new(with_gpu(Wish::Run), Some(Container::Running(run())));
+        assert_eq!(runner.begin(), Action::Do(Op::Verify));
+        let lost = Outcome::Did(Err(Error::Unavailable("silence".to_owned())));
+        assert!(matches!(runner.next(lost, with_gpu(Wish::Run)), Action::Tell(Report::Unreachable(_))));
+        assert!(matches!(runner.next(Outcome::Told(true), with_gpu(Wish::Run)), Action::Retry { .. }));
+        runner.next(Outcome::Woken, with_gpu(Wish::Run));
+        assert_eq!(runner.next(saw(Container::Running(run())), with_gpu(Wish::Run)), Action::Do(Op::Verify));
+    }
+
+    #[test]
+    fn a_run_with_wrong_gpus_is_a_start_that_failed() {
+        let mut runner = Runner::new(with_gpu(Wish::Run), Some(Container::Running(Run("1".to_owned()))));
+        assert_eq!(runner.begin(), Action::Do(Op::Verify));
+        let wrong = Outcome::Did(Err(Error::start(Fault::Host, "it has /dev/nvidia1")));
+        let failed = Action::Tell(Report::NotStarted(Fault::Host, "it has /dev/nvidia1".to_owned()));
+        assert_eq!(runner.next(wrong, with_gpu(Wish::Run)), failed);
+    }
+
+    #[test]
+    fn a_run_that_was_reported_before_is_not_verified_again() {
+        let run = || Run("1".to_owned());
+        let mut known = with_gpu(Wish::Run);
+        (known.order.run, known.order.unseen) = (Some(run()), true);
+        let mut runner = Runner::new(known, Some(Container::Running(run())));
+        assert_eq!(runner.begin(), Action::Tell(Report::Saw(Sight::Running(run()))));
     }
 
     #[test]

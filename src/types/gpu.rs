@@ -34,6 +34,8 @@ pub enum GpuState {
     Lost,
     /// It reported a fault that needs a reset or a repair.
     Failing,
+    /// The container engine cannot give it to containers.
+    Unlisted,
     /// A process of a session that has ended is still on it.
     Quarantined,
     /// The operator wants no new sessions on it.
@@ -50,6 +52,7 @@ pub enum GpuState {
 words!(GpuState {
     Lost => "lost",
     Failing => "failing",
+    Unlisted => "unlisted",
     Quarantined => "quarantined",
     Cordoned => "cordoned",
     Hot => "hot",

@@ -258,7 +258,7 @@ pub struct RuntimeStatus {
     /// The platform of the images that it runs, as `linux/amd64`; `null`: not known.
     #[schema(value_type = Option<String>)]
     pub platform: Option<Platform>,
-    /// Why the runtime does not answer, or what it cannot do on this host.
+    /// Why the runtime does not answer; or how it hands GPUs to containers, and what it cannot do on this host.
     pub message: Option<String>,
 }
 

@@ -5,6 +5,7 @@
 mod ends;
 mod engine;
 mod faults;
+mod gpus;
 mod idle;
 mod limits;
 mod own_engine;

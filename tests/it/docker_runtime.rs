@@ -14,7 +14,7 @@ use ostler::types::{Bytes, Cores, Init, Protocol, PullPolicy};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::support::docker::{self, Freezer, Lab, PATIENCE, Registry, config, docker, free_port, quietly};
+use crate::support::docker::{self, Freezer, Lab, PATIENCE, Registry, config, docker, free_port, no_gpus, quietly};
 
 const ALL_LOGS: LogsRequest = LogsRequest { follow: false, tail: None };
 
@@ -244,7 +244,7 @@ async fn a_network_removed_with_docker_is_created_again() {
 #[tokio::test]
 async fn two_agents_that_make_the_network_at_once_make_one() {
     let Some(lab) = Lab::open("two_agents_that_make_the_network_at_once_make_one") else { return };
-    let other = DockerRuntime::new(config(&lab.cluster)).unwrap();
+    let other = DockerRuntime::new(config(&lab.cluster), no_gpus()).unwrap();
     let (a, b) = (lab.launch("a", "true"), lab.launch("b", "true"));
     let (made, also_made) = tokio::join!(lab.runtime.create(&a), other.create(&b));
     assert!(made.is_ok() && also_made.is_ok(), "{made:?} {also_made:?}");
@@ -260,7 +260,7 @@ async fn concurrent_identical_steps_are_retried_and_never_rejected() {
     let Some(lab) = Lab::open("concurrent_identical_steps_are_retried_and_never_rejected") else { return };
     let launches: Vec<Launch> = (0..12).map(|n| lab.launch(&(n / 2).to_string(), "true")).collect();
     let until_made = async |launch: &Launch| loop {
-        let runtime = DockerRuntime::new(config(&lab.cluster)).unwrap();
+        let runtime = DockerRuntime::new(config(&lab.cluster), no_gpus()).unwrap();
         match runtime.create(launch).await {
             Err(Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
             made => return made,
@@ -358,7 +358,7 @@ async fn another_nodes_container_is_seen_and_not_touched() {
     let launch = lab.launch("theirs", "true");
     lab.runtime.create(&launch).await.unwrap();
     let other = Config { node: "aaaaaaaaaaaaaaaa".parse().unwrap(), ..config(&lab.cluster) };
-    let other = DockerRuntime::new(other).unwrap();
+    let other = DockerRuntime::new(other, no_gpus()).unwrap();
     assert_eq!(other.observe(&(&launch.session).into()).await.map(|seen| seen.container), Ok(Container::Absent));
     assert_eq!(other.remove(&(&launch.session).into()).await, Ok(()));
     let found = other.list().await.unwrap();
@@ -370,14 +370,14 @@ async fn another_nodes_container_is_seen_and_not_touched() {
 async fn sessions_are_found_again_by_their_labels() {
     let Some(lab) = Lab::open("sessions_are_found_again_by_their_labels") else { return };
     let (mut running, port) = web_server(&lab, "running");
-    running.gpu_uuids = vec!["GPU-1".to_owned()];
+    running.gpu_uuids = vec!["GPU-dev-0001".to_owned()];
     let (created, ended) = (lab.launch("created", "true"), lab.launch("ended", "exit 3"));
     lab.run(&running).await.unwrap();
     lab.runtime.create(&created).await.unwrap();
     lab.run(&ended).await.unwrap();
     lab.until(&ended.session, exited).await;
 
-    let restarted = DockerRuntime::new(config(&lab.cluster)).unwrap();
+    let restarted = DockerRuntime::new(config(&lab.cluster), no_gpus()).unwrap();
     let found = restarted.list().await.unwrap();
     assert_eq!(found.len(), 3);
     let of = |launch: &Launch| found.iter().find(|found| found.session == launch.session).unwrap();
@@ -485,7 +485,7 @@ async fn a_slow_listener_gets_a_relist() {
 /// A runtime whose engine is at `socket`.
 fn at(socket: &std::path::Path) -> Arc<DockerRuntime> {
     let host = format!("unix://{}", socket.display());
-    DockerRuntime::new(Config { host, ..config(&"absent".parse().unwrap()) }).unwrap()
+    DockerRuntime::new(Config { host, ..config(&"absent".parse().unwrap()) }, no_gpus()).unwrap()
 }
 
 async fn why_down(runtime: &Arc<DockerRuntime>) -> String {
@@ -531,7 +531,7 @@ async fn an_engine_that_stops_answering_is_down_and_comes_back() {
     let socket = folder.path().join("docker.sock");
     let engine = Freezer::between(&socket);
     let host = format!("unix://{}", socket.display());
-    let runtime = DockerRuntime::new(Config { host, ..config(&lab.cluster) }).unwrap();
+    let runtime = DockerRuntime::new(Config { host, ..config(&lab.cluster) }, no_gpus()).unwrap();
     let (mut events, link) = keep_link(&runtime);
     let mut health = runtime.health();
     timeout(PATIENCE, health.wait_for(Health::is_up)).await.unwrap().unwrap();
@@ -588,7 +588,7 @@ async fn images_come_from_a_registry() {
     };
     assert_eq!(ensure(PullPolicy::Missing).await, digest);
     assert_eq!(ensure(PullPolicy::Daily).await, digest, "it was pulled today");
-    let restarted = DockerRuntime::new(config(&lab.cluster)).unwrap();
+    let restarted = DockerRuntime::new(config(&lab.cluster), no_gpus()).unwrap();
     let daily = Launch { pull: PullPolicy::Daily, ..launch.clone() };
     assert_eq!(
         restarted.ensure_image(&daily, mpsc::channel(1).0).await,

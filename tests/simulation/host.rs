@@ -9,7 +9,7 @@ use ostler::gossip::ClusterView;
 use ostler::gpu;
 use ostler::ledger::PortRange;
 use ostler::observe::{self, view};
-use ostler::runtime::{EngineInfo, Health};
+use ostler::runtime::{EngineInfo, GpuSupport, Health};
 use ostler::sessions::decide::{Context, EngineState, FAILING_STARTS, Registry};
 use ostler::sessions::state::{self, Reply, Sessions, Start};
 use ostler::sessions::{Config, Have, Record, Snapshot};
@@ -247,6 +247,7 @@ impl Host {
                 epoch: None,
                 platform: None,
                 pid: None,
+                gpus: GpuSupport::default(),
             }),
             conditions: conditions.as_slice(),
             facts: &observe::Facts {

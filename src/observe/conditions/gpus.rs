@@ -1,15 +1,34 @@
-//! The conditions of the GPUs themselves and of their driver.
+//! The conditions of the GPUs: of the devices and their driver, of what sessions and others do on them, and of how they
+//! are offered and handed over.
 
-use super::MAX_NAMED;
+use super::{Inputs, listed};
+use crate::capacity::Report;
 use crate::gpu::device::Presence;
 use crate::gpu::{Device, Driver, Snapshot};
-use crate::types::ConditionKind;
+use crate::node::State;
+use crate::runtime::Health;
+use crate::sessions::{Exceeded, GpuUse, Gpus};
+use crate::types::{ConditionKind, GpuSharing};
 
 /// The first driver that reports memory and processes in the form that is read.
 const OLDEST_DRIVER: u32 = 510;
 
-pub(super) fn evaluate(gpus: &Snapshot) -> Vec<(ConditionKind, Option<String>)> {
-    vec![
+pub(super) fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
+    let Inputs { report, node, sessions, health, .. } = inputs;
+    let used = [
+        (ConditionKind::GpuQuarantined, on_gpus(&sessions.gpus, |used| used.quarantined.as_ref())),
+        (ConditionKind::GpuForeignUse, on_gpus(&sessions.gpus, |used| used.foreign_use.as_ref())),
+        (ConditionKind::GpuMemoryExceeded, memory_exceeded(&sessions.gpus.exceeded)),
+        (ConditionKind::GpuOverrideInactive, gpu_override_inactive(report, node)),
+        (ConditionKind::GpuSharingLimitsOverride, sharing_limits_override(report, node)),
+    ];
+    let told = of_devices(&report.gpus).into_iter().chain(used);
+    told.filter_map(|(kind, message)| Some((kind, message?))).chain(hand_over(report, health)).collect()
+}
+
+/// What the devices and their driver say of themselves.
+fn of_devices(gpus: &Snapshot) -> [(ConditionKind, Option<String>); 6] {
+    [
         (ConditionKind::GpuLost, lost(gpus)),
         (ConditionKind::GpuFailing, named(gpus, |gpu| gpu.failing.clone())),
         (ConditionKind::GpuHot, hot(gpus)),
@@ -17,6 +36,50 @@ pub(super) fn evaluate(gpus: &Snapshot) -> Vec<(ConditionKind, Option<String>)> 
         (ConditionKind::GpuDriverMismatch, mismatch(gpus)),
         (ConditionKind::GpuDriverOld, old(gpus)),
     ]
+}
+
+/// Which GPUs the engine cannot hand to containers, and what puts them at risk.
+fn hand_over(report: &Report, health: &Health) -> Vec<(ConditionKind, String)> {
+    match health {
+        Health::Up(info) => info.gpus.conditions(&report.gpus.devices),
+        Health::Unknown | Health::Down { .. } => Vec::new(),
+    }
+}
+
+fn gpu_override_inactive(report: &Report, node: &State) -> Option<String> {
+    let override_ = node.settings.gpus_override;
+    (override_ > 0 && report.physical.gpus == 0)
+        .then(|| format!("gpus_override is {override_}, but this host has no GPU: the node offers none"))
+}
+
+/// Names the GPUs of which the owner of sessions says so. They take no sessions.
+fn on_gpus(gpus: &Gpus, why: impl Fn(&GpuUse) -> Option<&String>) -> Option<String> {
+    let told = gpus.devices.iter().filter_map(|(uuid, used)| Some(format!("GPU {uuid}: {}", why(used)?)));
+    let named = listed(told.collect())?;
+    Some(format!("no new sessions on {named}"))
+}
+
+/// For example `session … uses 9 GiB of GPU …, and its workspace declares 8 GiB`.
+fn memory_exceeded(exceeded: &[Exceeded]) -> Option<String> {
+    let told = |over: &Exceeded| {
+        let Exceeded { session, gpu, declared, used } = over;
+        format!("session {session} uses {used} of the memory of GPU {gpu}, and its workspace declares {declared}")
+    };
+    let named = listed(exceeded.iter().map(told).collect())?;
+    Some(format!("{named}; raise gpu_memory_bytes of the workspace, or stop the session"))
+}
+
+fn sharing_limits_override(report: &Report, node: &State) -> Option<String> {
+    let (override_, physical) = (node.settings.gpus_override, report.physical.gpus);
+    let sharing = node.settings.gpu_sharing;
+    let limited = physical > 0 && override_ > physical && sharing != GpuSharing::Any;
+    let who = if sharing == GpuSharing::None { "two sessions" } else { "two users" };
+    limited.then(|| {
+        format!(
+            "gpus_override is {override_} and the host has {physical}, but gpu_sharing is `{sharing}`: \
+             no {who} share a GPU; lower gpus_override or change gpu_sharing"
+        )
+    })
 }
 
 fn lost(gpus: &Snapshot) -> Option<String> {
@@ -66,16 +129,9 @@ fn old(gpus: &Snapshot) -> Option<String> {
     })
 }
 
-/// Names the first [`MAX_NAMED`] devices of which something is to be said, and says how many more there are.
+/// Names the devices of which something is to be said.
 fn named(gpus: &Snapshot, say: impl Fn(&Device) -> Option<String>) -> Option<String> {
-    let say = |gpu: &Device| Some(format!("GPU {}: {}", gpu.uuid, say(gpu)?));
-    let all: Vec<String> = gpus.devices.iter().filter_map(say).collect();
-    let more = all.len().saturating_sub(MAX_NAMED);
-    let mut named = all.into_iter().take(MAX_NAMED).collect::<Vec<_>>();
-    if more > 0 {
-        named.push(format!("and {more} more"));
-    }
-    (!named.is_empty()).then(|| named.join("; "))
+    listed(gpus.devices.iter().filter_map(|gpu| Some(format!("GPU {}: {}", gpu.uuid, say(gpu)?))).collect())
 }
 
 #[cfg(test)]
@@ -85,7 +141,7 @@ mod tests {
     use crate::types::{BootInstant, Timestamp};
 
     fn found(gpus: &Snapshot) -> Vec<(ConditionKind, String)> {
-        evaluate(gpus).into_iter().filter_map(|(kind, message)| Some((kind, message?))).collect()
+        of_devices(gpus).into_iter().filter_map(|(kind, message)| Some((kind, message?))).collect()
     }
 
     fn device(n: u32) -> Device {

@@ -1,10 +1,12 @@
 use super::*;
 use crate::capacity::probe::cgroup::EngineBounds;
+use crate::gpu::{self, Device};
 use crate::ledger::PortRange;
 use crate::node::fixture;
-use crate::runtime::EngineInfo;
+use crate::runtime::gpus::EngineGpus;
+use crate::runtime::{EngineInfo, GpuSupport};
 use crate::sessions::Rebuilt;
-use crate::types::{Cores, Disk, Inodes, Period};
+use crate::types::{Cores, Disk, GpuSharing, Inodes, Period};
 
 /// The conditions that hold after a change to a host without conditions.
 fn found(change: impl FnOnce(&mut Report, &mut State, &mut Snapshot, &mut Health)) -> Vec<(ConditionKind, String)> {
@@ -101,10 +103,35 @@ fn a_runtime_that_is_down_or_enforces_no_limits_is_a_condition() {
             epoch: None,
             platform: None,
             pid: None,
+            gpus: GpuSupport::default(),
         });
     });
     assert_eq!(kinds(&up), [ConditionKind::LimitsNotEnforced]);
     assert!(up[0].1.ends_with("cores, memory"), "{}", up[0].1);
+}
+
+#[test]
+fn gpus_that_the_engine_cannot_hand_over_are_a_condition() {
+    let with = |uuid: &str, gpus: GpuSupport| {
+        kinds(&found(|report, _, _, health| {
+            let device = Device::new(uuid.to_owned(), 0, "L4".to_owned());
+            report.gpus = Arc::new(gpu::Snapshot { devices: vec![device], ..gpu::Snapshot::default() });
+            *health = Health::Up(EngineInfo {
+                version: "20.10".to_owned(),
+                cores: Cores::whole(6),
+                memory: Bytes::gib(6),
+                data_root: None,
+                unenforced: Vec::new(),
+                epoch: None,
+                platform: None,
+                pid: None,
+                gpus,
+            });
+        }))
+    };
+    assert_eq!(with("GPU-1", EngineGpus::default().into()), [ConditionKind::GpuRuntimeMissing]);
+    assert_eq!(with("GPU-dev-0000", EngineGpus::default().into()), []);
+    assert_eq!(with("GPU-1", GpuSupport::Direct), []);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! host's: the session is tried elsewhere.
 
 use super::engine::Failure;
+use crate::runtime::gpus::{CONFIGURE, GENERATE};
 use crate::runtime::{Error, Fault};
 
 /// What the engine and its OCI runtime say of a command that no host can execute.
@@ -28,11 +29,21 @@ const NO_SUCH_IMAGE: [&str; 6] = [
     "invalid reference format",
 ];
 
+/// What the engine says when it cannot hand over GPUs.
+const UNLISTED_GPU: &str = "unresolvable CDI devices";
+const NO_CDI: &str = "could not select device driver";
+const NO_RUNTIME: &str = "unknown or invalid runtime name";
+/// The names of the toolkit's own programs begin with one of these. Why one cannot be executed reads like a bad command.
+const TOOLKIT: [&str; 3] = ["nvidia-container-", "nvidia-ctk", "nvidia-cdi-hook"];
+
 /// Why a container was not created.
 pub(super) fn of_create(failure: Failure) -> Error {
     match failure {
         Failure::Said { message, .. } if is_missing_network(&message) => network(message),
         Failure::Said { status: 404, message } if message.contains("mage") => Error::start(Fault::Image, message),
+        Failure::Said { message, .. } if let Some(advice) = gpu_advice(&message) => {
+            Error::start(Fault::Host, format!("cannot hand over GPUs: {message}; {advice}"))
+        }
         Failure::Said { message, .. } if is_bad_command(&message) => command(&message),
         Failure::Said { status: 503, message } => Error::Unavailable(message),
         Failure::Said { message, .. } => Error::start(Fault::Host, format!("cannot create the container: {message}")),
@@ -49,6 +60,9 @@ pub(super) fn of_start(failure: Failure) -> Error {
             Error::start(Fault::Host, format!("a port of the session is already in use on this host: {message}"))
         }
         Failure::Said { message, .. } if is_missing_network(&message) => network(message),
+        Failure::Said { message, .. } if let Some(advice) = gpu_advice(&message) => {
+            Error::start(Fault::Host, format!("cannot hand over GPUs: {message}; {advice}"))
+        }
         Failure::Said { message, .. } if is_bad_command(&message) => command(&message),
         Failure::Said { message, .. } => Error::start(Fault::Host, format!("cannot start the container: {message}")),
         lost @ Failure::Lost(_) => lost.into(),
@@ -103,6 +117,22 @@ fn is_taken_port(message: &str) -> bool {
 
 fn is_bad_command(message: &str) -> bool {
     BAD_COMMANDS.iter().any(|words| message.contains(words))
+}
+
+/// What mends an engine that cannot hand over GPUs; `None`: it says nothing of GPUs.
+fn gpu_advice(message: &str) -> Option<String> {
+    let has = |words: &str| message.contains(words);
+    if has(UNLISTED_GPU) {
+        Some(format!("the engine's CDI list is out of date: run: {GENERATE}"))
+    } else if has(NO_CDI) {
+        Some("the engine has no CDI, or it is off: set gpu.hand_over = \"auto\"".to_owned())
+    } else if has(NO_RUNTIME) {
+        Some(format!("run: {CONFIGURE}"))
+    } else if TOOLKIT.iter().any(|name| has(name)) {
+        Some("NVIDIA's container toolkit failed: run: nvidia-container-cli info".to_owned())
+    } else {
+        None
+    }
 }
 
 fn network(message: String) -> Error {
@@ -170,6 +200,27 @@ mod tests {
         assert_eq!(fault(&of_create(said(404, "network ostler-lab not found"))), Fault::Network);
         let full = "could not find an available, non-overlapping IPv4 address pool among the defaults";
         assert!(of_network(said(403, full)).to_string().ends_with("set runtime.network_subnet to a free range"));
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_handed_over_is_the_hosts_fault_and_the_message_names_the_command() {
+        for (said_by_engine, command) in [
+            ("CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=GPU-1", "nvidia-ctk cdi generate"),
+            (r#"could not select device driver "cdi" with capabilities: []"#, "gpu.hand_over"),
+            ("unknown or invalid runtime name: nvidia", "nvidia-ctk runtime configure"),
+            (
+                r#"exec: "nvidia-container-runtime-hook": executable file not found in $PATH"#,
+                "nvidia-container-cli info",
+            ),
+            ("nvidia-container-cli: device error: GPU-1: unknown device: unknown", "nvidia-container-cli info"),
+        ] {
+            for error in [of_start(said(500, said_by_engine)), of_create(said(400, said_by_engine))] {
+                assert_eq!(fault(&error), Fault::Host, "{said_by_engine}");
+                assert!(error.to_string().contains(command), "{error}");
+            }
+        }
+        let own = r#"unable to start container process: exec: "nvidia-smi": executable file not found in $PATH"#;
+        assert_eq!(fault(&of_start(said(400, own))), Fault::Workspace, "the image does not have it");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use bollard::models::{
     PortMap, PortSummary, RestartPolicy, RestartPolicyNameEnum,
 };
 
+use super::gpus::fields::Fields;
 use super::{Config, CpuMode, Error, ending};
 use crate::runtime::container::Renamed;
 use crate::runtime::{Container, Exit, Fault, Found, Launch, PortBinding, Run};
@@ -65,6 +66,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) brings_init: bool,
     /// How many cores the engine has. It refuses a quota above them, which would limit nothing.
     pub(super) engine_cores: Cores,
+    /// What hands it its GPUs, or keeps it from any.
+    pub(super) gpus: &'a Fields,
 }
 
 /// The container that a launch describes.
@@ -81,7 +84,7 @@ pub(super) fn body(config: &Config, launch: &Launch, around: &Surroundings<'_>) 
         entrypoint: (!launch.entrypoint.is_empty()).then(|| launch.entrypoint.clone()),
         user: launch.run_as.clone(),
         cmd: (!launch.command.is_empty()).then(|| launch.command.clone()),
-        env: Some(env(launch)?),
+        env: Some(env(launch, around.gpus)?),
         labels: Some(labels(config, launch)),
         exposed_ports: Some(exposed),
         host_config: Some(HostConfig {
@@ -104,6 +107,9 @@ pub(super) fn body(config: &Config, launch: &Launch, around: &Surroundings<'_>) 
             cap_drop: Some(vec!["ALL".to_owned()]),
             cap_add: Some(config.cap_allow.clone()),
             security_opt: Some(vec!["no-new-privileges".to_owned()]),
+            runtime: around.gpus.runtime.clone(),
+            device_requests: around.gpus.requests.clone(),
+            group_add: around.gpus.groups.clone(),
             ..cpu_limit(config.cpu_mode, launch.resources.cores, around.engine_cores)
         }),
         ..ContainerCreateBody::default()
@@ -138,10 +144,10 @@ fn log_config() -> HostConfigLogConfig {
     }
 }
 
-fn env(launch: &Launch) -> Result<Vec<String>, Error> {
-    let mut env: BTreeMap<&str, &str> = launch.env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    // Images for GPUs ask for all of them by default. ostler passes no device to the container yet, so it shows none.
-    env.insert("NVIDIA_VISIBLE_DEVICES", "void");
+fn env(launch: &Launch, gpus: &Fields) -> Result<Vec<String>, Error> {
+    let mut env: BTreeMap<&str, &str> = gpus.env_defaults.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    env.extend(launch.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    env.extend(gpus.env.iter().map(|(name, value)| (*name, value.as_str())));
     if let Some(name) = env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
         let odd = format!("`{}` is not the name of an environment variable", name.escape_debug());
         return Err(Error::start(Fault::Workspace, odd));
@@ -218,8 +224,7 @@ pub(super) fn found(cluster: &Name, listed: &ContainerSummary) -> Result<Found, 
     };
     let cores = Cores::from_milli(parsed(listed, LABEL_CORES)?);
     let memory = Bytes::new(parsed(listed, LABEL_MEMORY)?);
-    let uuids =
-        listed.labels.iter().flatten().find(|(key, _)| *key == LABEL_GPU_UUIDS).map(|(_, uuids)| uuids.as_str());
+    let gpu_uuids = listed.labels.as_ref().and_then(|labels| labels.get(LABEL_GPU_UUIDS)).map(String::as_str);
     Ok(Found {
         container_id: listed.id.clone().ok_or("it has no id")?,
         renamed,
@@ -228,7 +233,7 @@ pub(super) fn found(cluster: &Name, listed: &ContainerSummary) -> Result<Found, 
         user: parsed(listed, LABEL_USER)?,
         workspace: parsed(listed, LABEL_WORKSPACE)?,
         resources: Resources::new(cores, memory, parsed(listed, LABEL_GPUS)?),
-        gpu_uuids: uuids.unwrap_or_default().split(',').filter(|uuid| !uuid.is_empty()).map(str::to_owned).collect(),
+        gpu_uuids: uuids(gpu_uuids),
         gpu_memory: gpu_memory(listed),
         image: listed.image.clone(),
         ports: open_ports(listed),
@@ -243,6 +248,15 @@ pub(super) fn describe(found: &mut Found, inspected: &ContainerInspectResponse) 
     found.created_at = inspected.created.as_deref().and_then(|time| time.parse().ok()).unwrap_or(found.created_at);
     found.image = inspected.config.as_ref().and_then(|config| config.image.clone());
     found.container = Some(state(inspected));
+}
+
+/// The UUIDs of the GPUs that its session holds.
+pub(super) fn gpu_uuids(inspected: &ContainerInspectResponse) -> Vec<String> {
+    uuids(label(inspected, LABEL_GPU_UUIDS))
+}
+
+fn uuids(label: Option<&str>) -> Vec<String> {
+    label.unwrap_or_default().split(',').filter(|uuid| !uuid.is_empty()).map(str::to_owned).collect()
 }
 
 fn label<'a>(inspected: &'a ContainerInspectResponse, key: &str) -> Option<&'a str> {

@@ -13,8 +13,9 @@ use bollard::{API_DEFAULT_VERSION, Docker, errors};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
+use super::gpus::read::Reader;
 use super::{CpuMode, Error};
-use crate::runtime::EngineInfo;
+use crate::runtime::{EngineInfo, GpuSupport, HandOver};
 use crate::types::{Bytes, Cores, Platform, Timestamp};
 
 /// Deadline to connect and agree on a version. A healthy engine needs milliseconds, a loaded one a second.
@@ -43,6 +44,7 @@ pub(super) struct Engine {
     connection: Mutex<Option<Arc<Connection>>>,
     /// A call had no answer in time: the link should ping the engine now.
     pub(super) suspect: Notify,
+    gpus: Reader,
 }
 
 /// A client that uses a version of the API that the engine supports, and what the engine reports about itself.
@@ -93,8 +95,9 @@ impl From<Failure> for Error {
 }
 
 impl Engine {
-    pub(super) fn new(socket: String, cpu_mode: CpuMode) -> Self {
-        Self { socket, cpu_mode, connection: Mutex::new(None), suspect: Notify::new() }
+    pub(super) fn new(socket: String, cpu_mode: CpuMode, hand_over: HandOver) -> Self {
+        let gpus = Reader::new(hand_over);
+        Self { socket, cpu_mode, connection: Mutex::new(None), suspect: Notify::new(), gpus }
     }
 
     /// Makes one call to the engine. `call` gets a client; `what` names the call in errors.
@@ -144,7 +147,8 @@ impl Engine {
     async fn describe(&self, docker: &Docker) -> Result<(EngineInfo, Option<Timestamp>), Failure> {
         let said = self.within("info", LOOK, docker.info()).await?;
         let engine_time = said.system_time.as_deref().and_then(|time| time.parse().ok());
-        let mut info = engine_info(said, self.cpu_mode).await;
+        let gpus = self.gpus.support(&said, &docker.client_version()).await;
+        let mut info = engine_info(said, self.cpu_mode, gpus).await;
         info.epoch = self.epoch(docker).await?;
         info.pid = self.pid().await;
         Ok((info, engine_time))
@@ -253,7 +257,7 @@ fn chain(error: &errors::Error) -> String {
     text
 }
 
-async fn engine_info(said: SystemInfo, cpu_mode: CpuMode) -> EngineInfo {
+async fn engine_info(said: SystemInfo, cpu_mode: CpuMode, gpus: GpuSupport) -> EngineInfo {
     let unenforced = unenforced(&said, cpu_mode);
     let root = said.docker_root_dir.map(PathBuf::from);
     let data_root = match root {
@@ -269,6 +273,7 @@ async fn engine_info(said: SystemInfo, cpu_mode: CpuMode) -> EngineInfo {
         epoch: None,
         platform: platform(said.os_type, said.architecture),
         pid: None,
+        gpus,
     }
 }
 

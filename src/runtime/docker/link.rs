@@ -197,6 +197,7 @@ mod tests {
             publish_address: "127.0.0.1".parse().unwrap(),
             network_subnet: None,
             idle_ignore: Vec::new(),
+            hand_over: crate::runtime::HandOver::Auto,
         };
         let session = SessionId::of_key(&config.cluster, "k");
         let about = |cluster: &str, node: &str, session: &str| {

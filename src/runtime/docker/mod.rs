@@ -4,7 +4,7 @@
 //! session are in [`steps`]; [`image`], [`network`] and [`volumes`] provide what a container needs.
 //! [`link`] watches the engine, and [`engine`] is the only way to it: every call has a deadline.
 //! [`blame`] (pure) and [`ending`] read from the engine's words why a session did not start and how it ended.
-//! [`visit`] is for callers that have no node here, such as `ostler demo`.
+//! [`gpus`] hands GPUs to containers and checks that each got its own. [`visit`] is for callers that have no node here, such as `ostler demo`.
 //!
 //! A container is known by its id and by its labels, which say what session it belongs to, so that the agent can
 //! adopt it after a crash. Its name is for people, who may change it. The runtime refuses a container, network or volume
@@ -14,6 +14,7 @@ mod blame;
 mod container;
 mod ending;
 mod engine;
+mod gpus;
 mod image;
 mod link;
 mod logs;
@@ -39,8 +40,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::connections::{Connections, Seen};
 use super::{
-    Connected, Error, Event, Found, Health, Launch, LogStream, LogsRequest, Observed, PortBinding, Runtime, Target,
+    Connected, Error, Event, Found, HandOver, Health, Launch, LogStream, LogsRequest, Observed, PortBinding, Runtime,
+    Target,
 };
+use crate::gpu;
 use crate::types::{Name, NodeId, RuntimeKind};
 pub use subnet::Subnet;
 pub use visit::Visit;
@@ -66,6 +69,8 @@ pub struct Config {
     pub network_subnet: Option<Subnet>,
     /// The clients whose connections to a session do not count as its use.
     pub idle_ignore: Vec<IpNet>,
+    /// `gpu.hand_over`
+    pub hand_over: HandOver,
 }
 
 /// How cores limit a container.
@@ -106,25 +111,31 @@ pub struct DockerRuntime {
     sights: sights::Sights,
     health: watch::Sender<Health>,
     connections: Arc<Connections>,
+    /// The devices of this host.
+    gpus: watch::Receiver<Arc<gpu::Snapshot>>,
+    unverified: gpus::Unverified,
 }
 
 impl DockerRuntime {
-    /// Creates a runtime without a call to the engine. An engine that is absent is a state, not an error.
+    /// Creates a runtime without a call to the engine. An engine that is absent is a state, not an error. `gpus` are the
+    /// devices of this host that sessions may hold.
     ///
     /// # Errors
     /// `host` is not a socket's path, or `cap_allow` has an item that is not one capability.
-    pub fn new(config: Config) -> Result<Arc<Self>, ConfigError> {
+    pub fn new(config: Config, gpus: watch::Receiver<Arc<gpu::Snapshot>>) -> Result<Arc<Self>, ConfigError> {
         let socket = socket_of(&config.host)?;
         if let Some(odd) = config.cap_allow.iter().find(|capability| !is_one_capability(capability)) {
             return Err(ConfigError::Capability(odd.clone()));
         }
-        let engine = Arc::new(engine::Engine::new(socket, config.cpu_mode));
+        let engine = Arc::new(engine::Engine::new(socket, config.cpu_mode, config.hand_over));
         Ok(Arc::new(Self {
             images: image::Images::new(engine.clone()),
             networks: network::Networks::new(&config),
             sights: sights::Sights::default(),
             health: watch::Sender::new(Health::Unknown),
             connections: Connections::new(config.idle_ignore.clone()),
+            gpus,
+            unverified: gpus::Unverified::default(),
             config,
             engine,
         }))
@@ -173,6 +184,10 @@ impl Runtime for DockerRuntime {
 
     async fn start(&self, target: &Target) -> Result<(), Error> {
         self.start_container(target).await
+    }
+
+    async fn verify(&self, target: &Target) -> Result<(), Error> {
+        self.verify_gpus(target).await
     }
 
     async fn stop(&self, target: &Target, grace: Duration) -> Result<(), Error> {
@@ -240,15 +255,20 @@ mod tests {
             publish_address: "127.0.0.1".parse().unwrap(),
             network_subnet: None,
             idle_ignore: Vec::new(),
+            hand_over: HandOver::Auto,
         }
+    }
+
+    fn no_gpus() -> watch::Receiver<Arc<gpu::Snapshot>> {
+        watch::channel(Arc::default()).1
     }
 
     #[test]
     fn an_absent_engine_is_accepted_and_a_wrong_address_is_an_error() {
-        let runtime = DockerRuntime::new(config()).unwrap();
+        let runtime = DockerRuntime::new(config(), no_gpus()).unwrap();
         assert_eq!(*runtime.health().borrow(), Health::Unknown);
         for host in ["tcp://127.0.0.1:2375", "/var/run/docker.sock", "unix://relative", ""] {
-            let refused = DockerRuntime::new(Config { host: host.to_owned(), ..config() }).err();
+            let refused = DockerRuntime::new(Config { host: host.to_owned(), ..config() }, no_gpus()).err();
             assert_eq!(refused, Some(ConfigError::Host(host.to_owned())));
         }
     }
@@ -256,7 +276,7 @@ mod tests {
     #[test]
     fn capabilities_are_named_one_by_one() {
         for odd in ["ALL", "", "chown", "SYS_ADMIN,NET_RAW"] {
-            let refused = DockerRuntime::new(Config { cap_allow: vec![odd.to_owned()], ..config() }).err();
+            let refused = DockerRuntime::new(Config { cap_allow: vec![odd.to_owned()], ..config() }, no_gpus()).err();
             assert_eq!(refused, Some(ConfigError::Capability(odd.to_owned())));
         }
     }

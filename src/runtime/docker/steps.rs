@@ -43,12 +43,12 @@ pub(super) struct Own {
 }
 
 impl Own {
-    fn of(id: String, inspected: ContainerInspectResponse) -> Self {
+    fn of(inspected: ContainerInspectResponse) -> Self {
         Self {
             state: container::state(&inspected),
             health: container::health(&inspected),
             network: inspected.host_config.and_then(|host| host.network_mode),
-            id: inspected.id.unwrap_or(id),
+            id: inspected.id.unwrap_or_default(),
         }
     }
 }
@@ -67,10 +67,17 @@ impl DockerRuntime {
 
     /// The session's container, if there is one: the one of the recorded id, else the first with the session's labels.
     async fn own(&self, target: &Target) -> Result<Option<Own>, Error> {
+        Ok(self.inspected(target).await?.map(Own::of))
+    }
+
+    /// What the engine says of the session's container.
+    pub(super) async fn inspected(&self, target: &Target) -> Result<Option<ContainerInspectResponse>, Error> {
         let Some(id) = self.id_of(target).await? else { return Ok(None) };
-        let inspected = self.inspect(&id).await?;
-        let ours = inspected.filter(|inspected| container::is_ours(&self.config, &target.session, inspected));
-        Ok(ours.map(|inspected| Own::of(id, inspected)))
+        let mut inspected = self.inspect(&id).await?;
+        if let Some(inspected) = &mut inspected {
+            inspected.id.get_or_insert(id);
+        }
+        Ok(inspected.filter(|inspected| container::is_ours(&self.config, &target.session, inspected)))
     }
 
     async fn id_of(&self, target: &Target) -> Result<Option<String>, Error> {
@@ -141,8 +148,9 @@ impl DockerRuntime {
             volumes.push(volumes::ensure(&self.engine, &self.config.cluster, mount).await?);
         }
         let engine_cores = self.engine.connection().await?.info.cores;
+        let gpus = self.gpu_fields(launch).await?;
         let brings_init = launch.init == Init::Auto && container::is_init(&self.images.command_line(launch).await);
-        let around = Surroundings { network: &network, volumes: &volumes, brings_init, engine_cores };
+        let around = Surroundings { network: &network, volumes: &volumes, brings_init, engine_cores, gpus: &gpus };
         let body = container::body(&self.config, launch, &around)?;
         let name = container::container_name(&self.config.cluster, &launch.session);
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
@@ -172,7 +180,7 @@ impl DockerRuntime {
     async fn holder_of(&self, name: &str, session: &SessionId, conflict: Failure) -> Result<String, Error> {
         match self.inspect(name).await? {
             Some(inspected) if container::is_ours(&self.config, session, &inspected) => {
-                Ok(Own::of(name.to_owned(), inspected).id)
+                Ok(inspected.id.unwrap_or_else(|| name.to_owned()))
             }
             Some(_) => {
                 let taken = format!("container {name} exists and is not this session's: left alone");

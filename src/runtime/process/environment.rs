@@ -19,8 +19,13 @@ pub(super) fn of_command(identity: &Identity, plan: &Plan, user: &str, home: &Pa
         ("LOGNAME".to_owned(), user.to_owned()),
     ]);
     variables.extend(launch.env.clone());
-    // CUDA's convention: the process sees these devices in this order, and no others.
+    // CUDA's convention: the process sees these devices in this order, and no others; of an empty list, none (CUDA
+    // Programming Guide, "CUDA Environment Variables").
     variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), launch.gpu_uuids.join(","));
+    if launch.gpu_uuids.is_empty() {
+        // What it starts through NVIDIA's container toolkit gets none either.
+        variables.insert("NVIDIA_VISIBLE_DEVICES".to_owned(), "void".to_owned());
+    }
     for port in &launch.ports {
         let name = format!("OSTLER_PORT_{}", port.container_port);
         let host_port = port.host_port.to_string();
@@ -79,10 +84,20 @@ mod tests {
             ("OSTLER_PORT_54", "3"),
             ("OSTLER_VOLUME_A", "/v/a"),
             ("CUDA_VISIBLE_DEVICES", ""),
+            ("NVIDIA_VISIBLE_DEVICES", "void"),
             ("OSTLER_SESSION", identity.launch.session.as_str()),
         ] {
             assert_eq!(variables[name], value, "{name}");
         }
+    }
+
+    #[test]
+    fn a_session_with_gpus_sees_its_own() {
+        let mut identity = identity();
+        identity.launch.gpu_uuids = ["GPU-2", "GPU-1"].map(str::to_owned).to_vec();
+        let variables = of_command(&identity, &plan(), "nobody", Path::new("/home"));
+        assert_eq!(variables["CUDA_VISIBLE_DEVICES"], "GPU-2,GPU-1");
+        assert!(!variables.contains_key("NVIDIA_VISIBLE_DEVICES"));
     }
 
     #[test]

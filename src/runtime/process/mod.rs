@@ -43,8 +43,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::connections::{Connections, Seen};
 use super::{
-    Connected, Container, EngineInfo, Error, Event, Fault, Found, Health, Launch, LogStream, LogsRequest, Observed,
-    PortBinding, Runtime, Target,
+    Connected, Container, EngineInfo, Error, Event, Fault, Found, GpuSupport, Health, Launch, LogStream, LogsRequest,
+    Observed, PortBinding, Runtime, Target,
 };
 use crate::clock::Clock;
 use crate::types::{Bytes, Cores, Name, NodeId, Platform, RuntimeKind, SessionId};
@@ -327,6 +327,7 @@ fn describe(config: &Config, cgroups: &Cgroups) -> EngineInfo {
         epoch: None,
         platform: Some(Platform::new(consts::OS, consts::ARCH)),
         pid: None,
+        gpus: GpuSupport::default(),
     }
 }
 

@@ -15,6 +15,10 @@ const TOOLS: [&str; 5] = ["dockerd", "setpriv", "unshare", "nsenter", "ip"];
 /// Keeps the namespaces, and reaps orphaned processes in them.
 const KEEPER: &str = "ip link set lo up && echo ready && while :; do sleep 1 & wait; done";
 
+/// Mounts in the root $1 what an engine needs, and the directory $2 at its own path.
+const ROOT: &str = "mount --bind $1 $1 && mount -t proc proc $1/proc && mount --rbind /sys $1/sys && \
+                    mount --rbind /dev $1/dev && mount -t tmpfs tmpfs $1/run && mkdir -p $1$2 && mount --rbind $2 $1$2";
+
 /// A Docker engine with nothing on it but the lab's image.
 pub(super) struct OwnEngine {
     directory: TempDir,
@@ -23,11 +27,18 @@ pub(super) struct OwnEngine {
     init: u32,
     /// Enters the namespaces, and waits there for the engine.
     entrance: Option<Child>,
+    /// The root of its files; `None`: the host's.
+    root: Option<PathBuf>,
 }
 
 impl OwnEngine {
     /// `None`, after printing SKIPPED, if no second engine can run here.
     pub(super) fn start(test: &str, lab: &Lab) -> Option<Self> {
+        Self::start_with(test, lab, "{}", None)
+    }
+
+    /// The same, with these settings as its `daemon.json`, and of another release of Debian, whose files are in `root`.
+    pub(super) fn start_with(test: &str, lab: &Lab, settings: &str, root: Option<&Path>) -> Option<Self> {
         let found = |tool: &&str| -> bool {
             let paths = std::env::var_os("PATH").unwrap_or_default();
             std::env::split_paths(&paths).any(|path| path.join(tool).exists())
@@ -52,8 +63,10 @@ impl OwnEngine {
             return None;
         }
         let init = only_child(keeper.id());
-        let mut engine = Self { directory: tempfile::tempdir().unwrap(), keeper, init, entrance: None };
-        fs::write(engine.path("daemon.json"), "{}").unwrap();
+        let root = root.map(Path::to_owned);
+        let mut engine = Self { directory: tempfile::tempdir().unwrap(), keeper, init, entrance: None, root };
+        engine.mount_root();
+        fs::write(engine.path("daemon.json"), settings).unwrap();
         engine.up();
         let saved = format!("docker save {} | docker -H {} load", lab.image, engine.host());
         assert!(Command::new("sh").args(["-c", &saved]).stdout(Stdio::null()).status().unwrap().success());
@@ -72,12 +85,30 @@ impl OwnEngine {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Mounts in the engine's root what it needs of the host. It is gone with the namespaces.
+    fn mount_root(&self) {
+        let Some(root) = &self.root else { return };
+        let temporary = std::env::temp_dir();
+        let mounted = self.enter().args(["sh", "-c", ROOT, "sh"]).args([root, &temporary]).status().unwrap();
+        assert!(mounted.success(), "cannot mount the files of the engine's root");
+    }
+
+    /// A command in the engine's namespaces.
+    fn enter(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.init.to_string(), "--net", "--mount", "--pid", "--"]);
+        command
+    }
+
     /// Starts the engine and waits until it answers.
     pub(super) fn up(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
         let _ = fs::remove_file(self.path("pid"));
-        let entrance = Command::new("nsenter")
-            .args(["--target", &self.init.to_string(), "--net", "--mount", "--pid", "--"])
+        let mut command = self.enter();
+        if let Some(root) = &self.root {
+            command.arg("chroot").arg(root);
+        }
+        let entrance = command
             .args(["dockerd", "--storage-driver", "vfs", "--host", &self.host()])
             .args(["--config-file".as_ref(), self.path("daemon.json").as_os_str()])
             .args(["--data-root".as_ref(), self.path("data").as_os_str()])

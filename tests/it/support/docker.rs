@@ -9,8 +9,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ostler::gpu;
 use ostler::runtime::docker::{Config, CpuMode, DEFAULT_CAPABILITIES, DockerRuntime};
-use ostler::runtime::{Container, Error, Launch, Runtime};
+use ostler::runtime::{Container, Error, HandOver, Launch, Runtime};
 use ostler::types::{Bytes, Cores, Init, Name, NodeId, PullPolicy, Resources, SessionId};
 use tokio::io::copy_bidirectional;
 use tokio::net::{UnixListener, UnixStream};
@@ -44,7 +45,7 @@ impl Lab {
         }
         let cluster: Name = super::agent::unique_name().parse().unwrap();
         let image = format!("ostler-{cluster}:1");
-        let runtime = DockerRuntime::new(config(&cluster)).unwrap();
+        let runtime = DockerRuntime::new(config(&cluster), no_gpus()).unwrap();
         let lab = Self { cluster, image, runtime };
         import_busybox(&lab.image);
         Some(lab)
@@ -140,7 +141,13 @@ pub(crate) fn config(cluster: &Name) -> Config {
         publish_address: "127.0.0.1".parse().unwrap(),
         network_subnet: None,
         idle_ignore: Vec::new(),
+        hand_over: HandOver::Auto,
     }
+}
+
+/// The devices of a host without GPUs.
+pub(crate) fn no_gpus() -> watch::Receiver<Arc<gpu::Snapshot>> {
+    watch::channel(Arc::default()).1
 }
 
 /// The output of a `docker` command, which must succeed.

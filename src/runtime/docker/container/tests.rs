@@ -1,6 +1,7 @@
 //! For every request, the agent sends the engine only what the allow-list permits.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use bollard::models::{ContainerConfig, PortSummaryTypeEnum};
@@ -8,8 +9,10 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
+use crate::runtime::docker::gpus::fields::Graphics;
+use crate::runtime::gpus::Way;
 use crate::runtime::{Mount, Oom};
-use crate::types::{Init, Protocol, PullPolicy};
+use crate::types::{GpuCapability, Init, Protocol, PullPolicy};
 
 fn config(cpu_mode: CpuMode) -> Config {
     Config {
@@ -21,6 +24,7 @@ fn config(cpu_mode: CpuMode) -> Config {
         publish_address: "127.0.0.1".parse().unwrap(),
         network_subnet: None,
         idle_ignore: Vec::new(),
+        hand_over: crate::runtime::HandOver::Auto,
     }
 }
 
@@ -97,7 +101,8 @@ prop_compose! {
 }
 
 fn around<'a>(volumes: &'a [String]) -> Surroundings<'a> {
-    Surroundings { network: "ostler-lab", volumes, brings_init: false, engine_cores: Cores::whole(8) }
+    static NONE: LazyLock<Fields> = LazyLock::new(Fields::none);
+    Surroundings { network: "ostler-lab", volumes, brings_init: false, engine_cores: Cores::whole(8), gpus: &NONE }
 }
 
 /// Every leaf of a JSON document with its path. `[]` stands for any element, `*` for the key of a map.
@@ -115,6 +120,24 @@ fn leaves(path: &str, value: &Value, into: &mut Vec<(String, Value)>) {
         Value::Array(items) => items.iter().for_each(|item| leaves(&format!("{path}[]"), item, into)),
         leaf => into.push((path.to_owned(), leaf.clone())),
     }
+}
+
+fn graphics() -> impl Strategy<Value = Vec<Graphics>> {
+    let nodes = (any::<bool>(), any::<bool>(), proptest::collection::btree_set(1..2000u32, 0..3)).prop_map(
+        |(card, render, groups)| Graphics {
+            card: card.then(|| "/dev/dri/card1".to_owned()),
+            render: render.then(|| "/dev/dri/renderD129".to_owned()),
+            groups,
+        },
+    );
+    proptest::collection::vec(nodes, 0..3)
+}
+
+/// What a container may get because of GPUs, and how.
+fn gpus() -> impl Strategy<Value = (Option<Way>, bool, Vec<Graphics>)> {
+    let cdi = Just(Way::Cdi(vec!["nvidia.com/gpu=GPU-1".to_owned()]));
+    let way = prop_oneof![any::<bool>().prop_map(|jit| Way::Runtime { jit }), cdi];
+    (proptest::option::of(way), any::<bool>(), graphics())
 }
 
 /// Everything that may be sent to the engine. A line added here gives requests more power.
@@ -147,16 +170,26 @@ fn allowed(config: &Config, volumes: &[String], path: &str, value: &Value) -> bo
         "HostConfig.Mounts[].ReadOnly" => value.is_boolean(),
         "HostConfig.PortBindings.*[].HostIp" => text == config.publish_address.to_string(),
         "HostConfig.PortBindings.*[].HostPort" => text.parse::<u16>().is_ok(),
+        // GPUs, to sessions that hold them: by one runtime, or by full names, and never by number.
+        "HostConfig.Runtime" => text == "nvidia",
+        "HostConfig.DeviceRequests[].Driver" => text == "cdi",
+        "HostConfig.DeviceRequests[].DeviceIDs[]" => text == "nvidia.com/gpu=GPU-1",
+        // The groups of graphics nodes, by number, and never root's.
+        "HostConfig.GroupAdd[]" => text.parse::<u32>().is_ok_and(|group| group > 0),
         _ => false,
     }
 }
 
 proptest! {
     #[test]
-    fn nothing_but_the_allow_list_is_ever_sent(launch in launch(), shares in any::<bool>()) {
+    fn nothing_but_the_allow_list_is_ever_sent(
+        launch in launch(), shares in any::<bool>(), (way, are_owned, graphics) in gpus(),
+    ) {
         let config = config(if shares { CpuMode::Shares } else { CpuMode::Quota });
         let volumes: Vec<String> = (0..launch.volumes.len()).map(|i| format!("ostler-lab.v{i}")).collect();
-        let Ok(body) = body(&config, &launch, &around(&volumes)) else {
+        let fields = way.as_ref().map_or_else(Fields::none, |way| Fields::of(&launch, way, are_owned, &graphics));
+        let around = Surroundings { gpus: &fields, ..around(&volumes) };
+        let Ok(body) = body(&config, &launch, &around) else {
             let unnamed = |name: &String| name.is_empty() || name.contains(['=', '\0']);
             prop_assert!(launch.image.is_none() || launch.env.keys().any(unnamed));
             return Ok(());
@@ -178,8 +211,14 @@ proptest! {
         ]));
         prop_assert_eq!(&json["Labels"][LABEL_SESSION], launch.session.as_str());
         let env: Vec<&str> = json["Env"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
-        let gpus: Vec<_> = env.iter().filter(|entry| entry.starts_with("NVIDIA_VISIBLE_DEVICES=")).collect();
-        prop_assert_eq!(gpus, [&"NVIDIA_VISIBLE_DEVICES=void"]);
+        let visible: Vec<_> = env.iter().filter_map(|entry| entry.strip_prefix("NVIDIA_VISIBLE_DEVICES=")).collect();
+        let is_by_runtime = matches!(way, Some(Way::Runtime { .. }));
+        let own = launch.gpu_uuids.join(",");
+        prop_assert_eq!(visible, [if is_by_runtime { own.as_str() } else { "void" }]);
+        let sent = |name: &str| sent.iter().any(|(path, _)| path.starts_with(&format!("HostConfig.{name}")));
+        prop_assert_eq!(sent("Runtime"), is_by_runtime);
+        prop_assert_eq!(sent("DeviceRequests"), matches!(way, Some(Way::Cdi(_))));
+        prop_assert!(way.is_some() || !sent("GroupAdd"));
     }
 
     #[test]
@@ -286,6 +325,38 @@ fn the_engines_init_is_off_where_the_image_brings_one() {
     for words in [&[][..], &["/dockerstartup/vnc_startup.sh", "/init"], &["/bin/sh", "-c", "init"], &["/initialise"]] {
         assert!(!is(words), "{words:?}");
     }
+}
+
+#[test]
+fn a_session_with_gpus_gets_the_variables_and_groups_of_its_way() {
+    let mut launch = some_launch();
+    launch.gpu_uuids = ["GPU-1", "GPU-2"].map(str::to_owned).to_vec();
+    launch.gpu_capabilities = vec![GpuCapability::Compute, GpuCapability::Graphics];
+    launch.env = BTreeMap::from([("KASM_RENDERD".to_owned(), "/dev/dri/mine".to_owned())]);
+    let node = |card: Option<&str>, groups: &[u32]| Graphics {
+        card: card.map(str::to_owned),
+        render: card.map(|_| "/dev/dri/renderD128".to_owned()),
+        groups: groups.iter().copied().collect(),
+    };
+    let graphics = [node(None, &[]), node(Some("/dev/dri/card0"), &[44, 105]), node(Some("/dev/dri/card1"), &[44])];
+    let made = |way: Way, are_owned| {
+        let fields = Fields::of(&launch, &way, are_owned, &graphics);
+        let around = Surroundings { gpus: &fields, ..around(&[]) };
+        let body = body(&config(CpuMode::Quota), &launch, &around).unwrap();
+        assert_eq!(body.host_config.unwrap().group_add, Some(vec!["44".to_owned(), "105".to_owned()]));
+        body.env.unwrap()
+    };
+    assert_eq!(
+        made(Way::Runtime { jit: true }, true),
+        [
+            "KASM_EGL_CARD=/dev/dri/card0",
+            "KASM_RENDERD=/dev/dri/mine",
+            "NVIDIA_DRIVER_CAPABILITIES=compute,graphics",
+            "NVIDIA_VISIBLE_DEVICES=GPU-1,GPU-2",
+        ]
+    );
+    let by_cdi = made(Way::Cdi(vec!["nvidia.com/gpu=0".to_owned()]), false);
+    assert_eq!(by_cdi, ["KASM_RENDERD=/dev/dri/mine", "NVIDIA_VISIBLE_DEVICES=void"]);
 }
 
 #[test]

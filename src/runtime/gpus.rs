@@ -1,0 +1,329 @@
+//! How an engine can hand GPUs to containers, and which way is taken for the devices of one session. Pure.
+//!
+//! The order of the ways, best first: NVIDIA's container runtime of a toolkit that makes its list of devices at each
+//! start; CDI, where the engine lists the device; an older container runtime. `gpu.hand_over` decides otherwise.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::gpu::Device;
+
+use crate::types::{ConditionKind, NVIDIA_CLASS};
+
+/// The version of NVIDIA's container toolkit from which on its runtime makes a CDI specification at each start
+/// (`jit-cdi`): never out of date, and not affected when systemd reloads its units.
+const JIT_CDI: [u32; 2] = [1, 18];
+/// The commands that mend what is absent.
+pub(super) const CONFIGURE: &str = "nvidia-ctk runtime configure --runtime=docker && systemctl restart docker";
+pub(super) const GENERATE: &str = "nvidia-ctk cdi generate --output=/var/run/cdi/nvidia.yaml";
+/// The key of the toolkit's configuration that decides whether it reads the environment of our containers.
+pub(super) const ENV_KEY: &str =
+    "accept-nvidia-visible-devices-envvar-when-unprivileged = true in /etc/nvidia-container-runtime/config.toml";
+/// The devices that a message names at most.
+const MAX_NAMED: usize = 3;
+
+/// `gpu.hand_over`: which way GPUs are handed to containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HandOver {
+    /// The best that the engine can do.
+    #[default]
+    Auto,
+    /// NVIDIA's container runtime.
+    Runtime,
+    /// The engine's own support of the container device interface.
+    Cdi,
+}
+
+/// What an engine can do with GPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum GpuSupport {
+    /// Sessions are processes of the host and reach its devices themselves: nothing is handed over.
+    #[default]
+    Direct,
+    /// Shared, since what an engine reports is copied often.
+    Engine(Arc<EngineGpus>),
+}
+
+impl From<EngineGpus> for GpuSupport {
+    fn from(engine: EngineGpus) -> Self {
+        Self::Engine(Arc::new(engine))
+    }
+}
+
+/// What a container engine can do with GPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EngineGpus {
+    pub hand_over: HandOver,
+    /// NVIDIA's container runtime; `None`: the engine does not have it.
+    pub toolkit: Option<Toolkit>,
+    /// The devices that the engine lists, by full name such as `nvidia.com/gpu=0`; `None`: it has no CDI, or it is off.
+    pub cdi: Option<BTreeMap<String, CdiDevice>>,
+    /// Nodes of CDI devices belong to the container's user. Docker before 29.5 makes them before it knows the user.
+    pub cdi_nodes_are_owned: bool,
+    /// systemd manages the containers' cgroups, and sets their devices anew whenever it reloads its units.
+    pub has_systemd_cgroups: bool,
+}
+
+/// NVIDIA's container runtime, as it and its configuration describe it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Toolkit {
+    /// `None`: not known.
+    pub version: Option<[u32; 3]>,
+    /// `mode` of its configuration; `None`: its default.
+    pub mode: Option<String>,
+    /// It ignores the environment of containers that are not privileged, so it can give ours no device.
+    pub ignores_env: bool,
+}
+
+/// A device of the engine's CDI list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CdiDevice {
+    /// The paths of its device nodes in the container; empty where the file that lists it cannot be read.
+    pub nodes: BTreeSet<String>,
+}
+
+/// How the devices of one session are handed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// By NVIDIA's container runtime.
+    Runtime {
+        /// The nodes belong to the container's user, since the runtime makes its list at each start.
+        jit: bool,
+    },
+    /// By the engine, under these full names.
+    Cdi(Vec<String>),
+}
+
+/// Why a device cannot be handed over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Lack {
+    /// The engine has no way at all.
+    #[error("{0}")]
+    Engine(String),
+    #[error("the container engine's CDI list does not have GPU {0}; run: {GENERATE}")]
+    NotListed(String),
+    #[error("the container engine's CDI list does not have MIG instance {0}; run: {GENERATE}")]
+    MigNotListed(String),
+}
+
+impl GpuSupport {
+    /// How these devices are handed to one container; `None`: nothing is to be handed over.
+    ///
+    /// # Errors
+    /// The first device that cannot be handed over.
+    pub fn way(&self, devices: &[&Device]) -> Result<Option<Way>, Lack> {
+        match self {
+            Self::Engine(engine) if !devices.is_empty() => engine.way(devices).map(Some),
+            Self::Direct | Self::Engine(_) => Ok(None),
+        }
+    }
+
+    /// Whether the nodes of devices that are handed over in this way belong to the container's user.
+    pub fn nodes_are_owned(&self, way: &Way) -> bool {
+        match (self, way) {
+            (_, Way::Runtime { jit }) => *jit,
+            (Self::Engine(engine), Way::Cdi(_)) => engine.cdi_nodes_are_owned,
+            (Self::Direct, Way::Cdi(_)) => false,
+        }
+    }
+
+    /// Why no device of the host can be handed over, for people. `None`: at least one can, or there is none.
+    pub fn withheld(&self, devices: &[Device]) -> Option<String> {
+        let lacks: Option<Vec<Lack>> = real(devices).map(|device| self.lack(device)).collect();
+        lacks?.first().map(ToString::to_string)
+    }
+
+    /// Why this device cannot be handed over; `None`: it can, or it is fictitious.
+    pub fn lack(&self, device: &Device) -> Option<Lack> {
+        if device.is_fictitious() { None } else { self.way(&[device]).err() }
+    }
+
+    /// What the operator should know of how these devices are handed over.
+    pub fn conditions(&self, devices: &[Device]) -> Vec<(ConditionKind, String)> {
+        let lacks: Vec<Lack> = real(devices).filter_map(|device| self.lack(device)).collect();
+        let named = |name: fn(&Lack) -> Option<&str>| -> Vec<&str> { lacks.iter().filter_map(name).collect() };
+        let engine = lacks.iter().find(|lack| matches!(lack, Lack::Engine(_))).map(ToString::to_string);
+        let not_listed = named(|lack| if let Lack::NotListed(uuid) = lack { Some(uuid) } else { None });
+        let mig = named(|lack| if let Lack::MigNotListed(uuid) = lack { Some(uuid) } else { None });
+        let missing = engine.or_else(|| unlisted("GPU", &not_listed));
+        let hazard = self.reload_hazard().filter(|_| real(devices).next().is_some());
+        [
+            (ConditionKind::GpuRuntimeMissing, missing),
+            (ConditionKind::MigUnsupported, unlisted("MIG instance", &mig)),
+            (ConditionKind::GpuReloadHazard, hazard),
+        ]
+        .into_iter()
+        .filter_map(|(kind, message)| Some((kind, message?)))
+        .collect()
+    }
+
+    /// Whether a reload of systemd's units takes their devices from running containers, and what to do about it.
+    fn reload_hazard(&self) -> Option<String> {
+        let Self::Engine(engine) = self else { return None };
+        let toolkit = engine.toolkit.as_ref()?;
+        let is_taken = matches!(engine.way(&[]), Ok(Way::Runtime { jit: false }));
+        // Under `cdi` the runtime lists the devices in the container's configuration, so systemd knows them.
+        (is_taken && engine.has_systemd_cgroups && toolkit.mode.as_deref() != Some("cdi")).then(|| {
+            format!(
+                "GPUs are handed over by {toolkit} with the systemd cgroup driver: `systemctl daemon-reload` takes them \
+                 from running sessions; upgrade nvidia-container-toolkit to 1.18 or later{}",
+                if toolkit.is_legacy() { " and set mode = \"auto\" in its config.toml" } else { "" }
+            )
+        })
+    }
+}
+
+impl fmt::Display for GpuSupport {
+    /// How devices are handed over, for example `GPUs by the nvidia runtime 1.18.0`; empty if they are not.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Engine(engine) = self else { return Ok(()) };
+        match (engine.way(&[]), &engine.toolkit) {
+            (Ok(Way::Runtime { .. }), Some(toolkit)) => write!(f, "GPUs by {toolkit}"),
+            (Ok(Way::Cdi(_)), _) if engine.lists_any() => f.write_str("GPUs by CDI"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl EngineGpus {
+    /// How these devices are handed over together; of no devices, how any would be.
+    fn way(&self, devices: &[&Device]) -> Result<Way, Lack> {
+        let is_nvidia = devices.iter().all(|device| device.class == NVIDIA_CLASS);
+        match self.hand_over {
+            HandOver::Runtime if is_nvidia => self.runtime(),
+            HandOver::Auto if is_nvidia && self.toolkit.as_ref().is_some_and(Toolkit::is_best) => self.runtime(),
+            HandOver::Auto if is_nvidia => self.second_best(devices),
+            HandOver::Auto | HandOver::Cdi | HandOver::Runtime => self.by_cdi(devices),
+        }
+    }
+
+    /// CDI where the engine lists the devices, else NVIDIA's runtime whatever its version.
+    fn second_best(&self, devices: &[&Device]) -> Result<Way, Lack> {
+        match (self.by_cdi(devices), &self.toolkit) {
+            (Ok(way), _) if !devices.is_empty() || self.lists_any() => Ok(way),
+            (_, Some(toolkit)) if !toolkit.ignores_env => self.runtime(),
+            (_, Some(_)) if self.cdi.is_none() => Err(ignored_env()),
+            (_, None) if !self.lists_any() => Err(no_runtime()),
+            (by_cdi, _) => by_cdi,
+        }
+    }
+
+    fn runtime(&self) -> Result<Way, Lack> {
+        let toolkit = self.toolkit.as_ref().ok_or_else(no_runtime)?;
+        Ok(Way::Runtime { jit: toolkit.is_current() })
+    }
+
+    fn by_cdi(&self, devices: &[&Device]) -> Result<Way, Lack> {
+        let listed = self.cdi.as_ref().ok_or_else(no_cdi)?;
+        devices.iter().map(|device| name_of(device, listed)).collect::<Result<_, _>>().map(Way::Cdi)
+    }
+
+    /// Whether the engine lists a GPU of NVIDIA's.
+    fn lists_any(&self) -> bool {
+        let is_gpu = |name: &String| name.split_once('=').is_some_and(|(class, _)| class == NVIDIA_CLASS);
+        self.cdi.as_ref().is_some_and(|listed| listed.keys().any(is_gpu))
+    }
+}
+
+impl Toolkit {
+    /// Whether it makes its list of devices at each start.
+    fn is_current(&self) -> bool {
+        self.version.is_some_and(|[major, minor, _]| [major, minor] >= JIT_CDI) && !self.is_legacy()
+    }
+
+    /// Whether nothing is better.
+    fn is_best(&self) -> bool {
+        self.is_current() && !self.ignores_env
+    }
+
+    fn is_legacy(&self) -> bool {
+        self.mode.as_deref() == Some("legacy")
+    }
+}
+
+impl fmt::Display for Toolkit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the nvidia runtime")?;
+        match self.version {
+            Some([major, minor, patch]) => write!(f, " {major}.{minor}.{patch}")?,
+            None => f.write_str(" of a version that is not known")?,
+        }
+        if self.is_legacy() { f.write_str(" in legacy mode") } else { Ok(()) }
+    }
+}
+
+/// The devices that are there and are none of `[dev]`.
+fn real(devices: &[Device]) -> impl Iterator<Item = &Device> {
+    devices.iter().filter(|device| device.is_present() && !device.is_fictitious())
+}
+
+/// The full name of a device in the engine's list: by its UUID, else by its index if the nodes say that it is this one.
+/// An index alone says nothing: it changes, and the list may be older.
+fn name_of(device: &Device, listed: &BTreeMap<String, CdiDevice>) -> Result<String, Lack> {
+    let by_uuid = format!("{}={}", device.class, device.uuid);
+    if listed.contains_key(&by_uuid) {
+        return Ok(by_uuid);
+    }
+    if device.mig_parent.is_some() {
+        return Err(Lack::MigNotListed(device.uuid.clone()));
+    }
+    let is_it = |name: &str, listed: &CdiDevice| {
+        let index = name.split_once('=').filter(|(class, _)| *class == device.class).map(|(_, index)| index);
+        index.is_some_and(|index| index.parse::<u32>().is_ok())
+            && device.minor.is_some_and(|minor| listed.is_whole(minor))
+    };
+    let by_index = listed.iter().find(|(name, listed)| is_it(name, listed)).map(|(name, _)| name.clone());
+    by_index.ok_or_else(|| Lack::NotListed(device.uuid.clone()))
+}
+
+impl CdiDevice {
+    /// Whether its nodes are those of the GPU with this minor number, of no other, and of no part of it.
+    fn is_whole(&self, minor: u32) -> bool {
+        let minors: Vec<u32> = self.nodes.iter().filter_map(|path| gpu_minor(path.strip_prefix("/dev/")?)).collect();
+        minors == [minor] && !self.nodes.iter().any(|path| path.starts_with("/dev/nvidia-caps/"))
+    }
+}
+
+/// The minor number in the name of a GPU's device node, as in `nvidia0`.
+pub fn gpu_minor(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix("nvidia")?;
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+}
+
+fn no_runtime() -> Lack {
+    Lack::Engine(format!(
+        "the container engine cannot hand over GPUs: it has no runtime `nvidia`; install the package \
+         nvidia-container-toolkit and run: {CONFIGURE}"
+    ))
+}
+
+fn no_cdi() -> Lack {
+    Lack::Engine(
+        "the container engine cannot hand over GPUs by CDI: it has none, or it is off; use Docker 28.2 or later, or 25.0 \
+         or later with \"features\": {\"cdi\": true} in /etc/docker/daemon.json, or set gpu.hand_over = \"auto\""
+            .to_owned(),
+    )
+}
+
+fn ignored_env() -> Lack {
+    Lack::Engine(format!(
+        "the container engine cannot hand over GPUs: NVIDIA's container runtime ignores NVIDIA_VISIBLE_DEVICES of \
+         sessions; set {ENV_KEY}"
+    ))
+}
+
+/// For example `the container engine's CDI list does not have GPU GPU-1, GPU-2 and 3 more; run: …`.
+fn unlisted(what: &str, uuids: &[&str]) -> Option<String> {
+    let named = uuids.iter().take(MAX_NAMED).copied().collect::<Vec<_>>().join(", ");
+    let more = uuids.len().saturating_sub(MAX_NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let message = format!("the container engine's CDI list does not have {what} {named}{more}; run: {GENERATE}");
+    (!uuids.is_empty()).then_some(message)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::gpu::device::Presence;
+use crate::types::Timestamp;
+
+fn gpu(n: u32) -> Device {
+    Device { minor: Some(n), ..Device::new(format!("GPU-{n}"), n, "L4".to_owned()) }
+}
+
+fn mig(n: u32) -> Device {
+    Device {
+        mig_parent: Some("GPU-0".to_owned()),
+        minor: Some(0),
+        ..Device::new(format!("MIG-{n}"), n, "1g".to_owned())
+    }
+}
+
+fn toolkit(version: [u32; 3]) -> Toolkit {
+    Toolkit { version: Some(version), ..Toolkit::default() }
+}
+
+fn listed(devices: &[(&str, &[&str])]) -> Option<BTreeMap<String, CdiDevice>> {
+    let device = |(name, nodes): &(&str, &[&str])| {
+        (format!("nvidia.com/gpu={name}"), CdiDevice { nodes: nodes.iter().map(|&node| node.to_owned()).collect() })
+    };
+    Some(devices.iter().map(device).collect())
+}
+
+fn way(engine: &EngineGpus, devices: &[&Device]) -> Result<Way, Lack> {
+    GpuSupport::from(engine.clone()).way(devices).map(Option::unwrap)
+}
+
+fn cdi(names: &[&str]) -> Result<Way, Lack> {
+    Ok(Way::Cdi(names.iter().map(|name| format!("nvidia.com/gpu={name}")).collect()))
+}
+
+#[test]
+fn a_current_runtime_comes_before_cdi_and_cdi_before_an_older_runtime() {
+    let (jit, older) = (Ok(Way::Runtime { jit: true }), Ok(Way::Runtime { jit: false }));
+    let with = |toolkit, cdi| EngineGpus { toolkit, cdi, ..EngineGpus::default() };
+    let list = || listed(&[("GPU-0", &[])]);
+    assert_eq!(way(&with(Some(toolkit([1, 18, 0])), list()), &[&gpu(0)]), jit);
+    assert_eq!(way(&with(Some(toolkit([2, 0, 0])), None), &[&gpu(0)]), jit);
+    for old in [toolkit([1, 17, 9]), Toolkit::default(), toolkit([0, 19, 0])] {
+        assert_eq!(way(&with(Some(old.clone()), list()), &[&gpu(0)]), cdi(&["GPU-0"]), "{old:?}");
+        assert_eq!(way(&with(Some(old.clone()), None), &[&gpu(0)]), older, "{old:?}");
+        assert_eq!(way(&with(Some(old), list()), &[&gpu(0), &gpu(1)]), older, "one is not listed");
+    }
+    let legacy = Toolkit { mode: Some("legacy".to_owned()), ..toolkit([1, 19, 0]) };
+    assert_eq!(way(&with(Some(legacy.clone()), list()), &[&gpu(0)]), cdi(&["GPU-0"]));
+    assert_eq!(way(&with(Some(legacy), None), &[&gpu(0)]), older);
+    let silent = Toolkit { ignores_env: true, ..toolkit([1, 19, 0]) };
+    assert_eq!(way(&with(Some(silent.clone()), list()), &[&gpu(0)]), cdi(&["GPU-0"]));
+    let lack = way(&with(Some(silent), None), &[&gpu(0)]).unwrap_err().to_string();
+    assert!(lack.contains("accept-nvidia-visible-devices-envvar-when-unprivileged = true"), "{lack}");
+}
+
+#[test]
+fn the_operator_decides_otherwise() {
+    let with = |hand_over| EngineGpus {
+        hand_over,
+        toolkit: Some(toolkit([1, 14, 0])),
+        cdi: listed(&[("GPU-0", &[])]),
+        ..EngineGpus::default()
+    };
+    assert_eq!(way(&with(HandOver::Runtime), &[&gpu(0)]), Ok(Way::Runtime { jit: false }));
+    let best = EngineGpus { toolkit: Some(toolkit([1, 18, 0])), ..with(HandOver::Cdi) };
+    assert_eq!(way(&best, &[&gpu(0)]), cdi(&["GPU-0"]));
+    assert_eq!(way(&best, &[&gpu(1)]), Err(Lack::NotListed("GPU-1".to_owned())), "nothing else is taken for it");
+    let none = EngineGpus { hand_over: HandOver::Runtime, ..EngineGpus::default() };
+    assert!(way(&none, &[&gpu(0)]).unwrap_err().to_string().contains("nvidia-ctk runtime configure"));
+    let off = EngineGpus { hand_over: HandOver::Cdi, ..EngineGpus::default() };
+    assert!(way(&off, &[&gpu(0)]).unwrap_err().to_string().contains("features"));
+}
+
+#[test]
+fn an_index_counts_only_if_its_nodes_are_those_of_the_gpu() {
+    let name = |nodes: &[(&str, &[&str])], device: &Device| {
+        way(&EngineGpus { cdi: listed(nodes), ..EngineGpus::default() }, &[device])
+    };
+    let renumbered: &[(&str, &[&str])] = &[
+        ("0", &["/dev/nvidia1", "/dev/dri/card1", "/dev/nvidiactl"]),
+        ("1", &["/dev/nvidia0"]),
+        ("all", &["/dev/nvidia0", "/dev/nvidia1"]),
+    ];
+    assert_eq!(name(renumbered, &gpu(0)), cdi(&["1"]));
+    assert_eq!(name(renumbered, &gpu(1)), cdi(&["0"]));
+    assert!(name(renumbered, &gpu(2)).is_err());
+    assert!(name(renumbered, &Device { minor: None, ..gpu(0) }).is_err(), "its minor number is not known");
+    assert!(name(&[("0", &[])], &gpu(0)).is_err(), "the file cannot be read");
+    assert!(name(&[("all", &["/dev/nvidia0"])], &gpu(0)).is_err());
+    assert!(name(&[("0", &["/dev/nvidia0", "/dev/nvidia-caps/nvidia-cap12"])], &gpu(0)).is_err(), "a part of it");
+    let other = Device { class: "amd.com/gpu".to_owned(), ..gpu(0) };
+    assert!(name(renumbered, &other).is_err(), "the list is of another class");
+}
+
+#[test]
+fn a_mig_instance_is_known_by_its_uuid_only() {
+    let list = listed(&[("0", &["/dev/nvidia0"]), ("0:0", &["/dev/nvidia0"]), ("MIG-1", &["/dev/nvidia0"])]);
+    let by_cdi = EngineGpus { cdi: list, ..EngineGpus::default() };
+    assert_eq!(way(&by_cdi, &[&mig(1)]), cdi(&["MIG-1"]));
+    assert_eq!(way(&by_cdi, &[&mig(2)]), Err(Lack::MigNotListed("MIG-2".to_owned())));
+    let by_runtime = EngineGpus { toolkit: Some(toolkit([1, 14, 0])), ..by_cdi.clone() };
+    assert_eq!(way(&by_runtime, &[&mig(2)]), Ok(Way::Runtime { jit: false }));
+    let conditions = GpuSupport::from(by_cdi).conditions(&[mig(1), mig(2)]);
+    let [(ConditionKind::MigUnsupported, message)] = &conditions[..] else { panic!("{conditions:?}") };
+    assert!(message.contains("MIG-2; run: nvidia-ctk cdi generate") && !message.contains("MIG-1"), "{message}");
+}
+
+#[test]
+fn a_host_whose_engine_has_no_way_says_so_and_offers_none() {
+    let nothing = GpuSupport::from(EngineGpus::default());
+    let [(ConditionKind::GpuRuntimeMissing, message)] = &nothing.conditions(&[gpu(0), gpu(1)])[..] else { panic!() };
+    assert!(message.contains("nvidia-ctk runtime configure --runtime=docker"), "{message}");
+    assert_eq!(nothing.withheld(&[gpu(0), gpu(1)]).as_ref(), Some(message));
+    let dev = Device::new("GPU-dev-0000".to_owned(), 0, "dev".to_owned());
+    let lost = Device { presence: Presence::Lost { since: Timestamp::from_millis(0), why: String::new() }, ..gpu(0) };
+    for none in [&[][..], &[dev], &[lost]] {
+        assert_eq!((nothing.withheld(none), nothing.conditions(none)), (None, Vec::new()), "{none:?}");
+    }
+    assert_eq!(GpuSupport::Direct.withheld(&[gpu(0)]), None, "the process runtime needs no way");
+
+    let half = GpuSupport::from(EngineGpus { cdi: listed(&[("GPU-0", &[])]), ..EngineGpus::default() });
+    assert_eq!(half.withheld(&[gpu(0), gpu(1)]), None);
+    let conditions = half.conditions(&(0..6).map(gpu).collect::<Vec<_>>());
+    let [(ConditionKind::GpuRuntimeMissing, message)] = &conditions[..] else { panic!("{conditions:?}") };
+    assert!(message.contains("GPU-1, GPU-2, GPU-3 and 2 more; run: nvidia-ctk cdi generate"), "{message}");
+}
+
+#[test]
+fn an_older_runtime_is_a_hazard_under_systemd_cgroups() {
+    let hazard = |toolkit, cdi, has_systemd_cgroups| {
+        let engine = EngineGpus { toolkit: Some(toolkit), cdi, has_systemd_cgroups, ..EngineGpus::default() };
+        let conditions = GpuSupport::from(engine).conditions(&[gpu(0)]);
+        conditions.iter().any(|(kind, _)| *kind == ConditionKind::GpuReloadHazard)
+    };
+    let mode = |mode: &str| Toolkit { mode: Some(mode.to_owned()), ..toolkit([1, 16, 0]) };
+    assert!(hazard(toolkit([1, 17, 0]), None, true) && hazard(Toolkit::default(), None, true));
+    assert!(hazard(Toolkit { version: Some([1, 18, 0]), ..mode("legacy") }, None, true));
+    assert!(!hazard(toolkit([1, 17, 0]), None, false), "the cgroupfs driver keeps the devices");
+    assert!(!hazard(toolkit([1, 18, 0]), None, true));
+    assert!(!hazard(toolkit([1, 17, 0]), listed(&[("GPU-0", &[])]), true), "CDI is used");
+    assert!(!hazard(mode("cdi"), None, true));
+}
+
+#[test]
+fn the_way_is_told_in_words() {
+    let text = |engine: EngineGpus| GpuSupport::from(engine).to_string();
+    let by = |toolkit| EngineGpus { toolkit: Some(toolkit), ..EngineGpus::default() };
+    assert_eq!(text(by(toolkit([1, 18, 0]))), "GPUs by the nvidia runtime 1.18.0");
+    assert_eq!(text(by(Toolkit::default())), "GPUs by the nvidia runtime of a version that is not known");
+    let legacy = Toolkit { mode: Some("legacy".to_owned()), ..toolkit([1, 18, 0]) };
+    assert_eq!(text(by(legacy)), "GPUs by the nvidia runtime 1.18.0 in legacy mode");
+    assert_eq!(text(EngineGpus { cdi: listed(&[("0", &[])]), ..EngineGpus::default() }), "GPUs by CDI");
+    assert_eq!(text(EngineGpus { cdi: listed(&[]), ..EngineGpus::default() }), "");
+    assert_eq!(text(EngineGpus::default()) + &GpuSupport::Direct.to_string(), "");
+}
+
+prop_compose! {
+    fn engine()(
+        hand_over in prop_oneof![Just(HandOver::Auto), Just(HandOver::Runtime), Just(HandOver::Cdi)],
+        version in proptest::option::of((0..3u32, 0..30u32, 0..3u32).prop_map(|(a, b, c)| [a, b, c])),
+        has_toolkit: bool, ignores_env: bool, systemd: bool,
+        mode in proptest::option::of("auto|legacy|cdi|csv"),
+        names in proptest::option::of(proptest::collection::btree_map(
+            "(nvidia|amd).com/gpu=(GPU-)?[0-3]", proptest::collection::btree_set("/dev/nvidia[0-3]", 0..3), 0..5,
+        )),
+    ) -> EngineGpus {
+        EngineGpus {
+            hand_over,
+            toolkit: has_toolkit.then_some(Toolkit { version, mode, ignores_env }),
+            cdi: names.map(|names| names.into_iter().map(|(name, nodes)| (name, CdiDevice { nodes })).collect()),
+            cdi_nodes_are_owned: false,
+            has_systemd_cgroups: systemd,
+        }
+    }
+}
+
+proptest! {
+    /// The way gives each device by a name that is its own, and a device without a way is named by a condition.
+    #[test]
+    fn each_device_is_given_by_its_own_name_or_named_by_a_condition(
+        engine in engine(), which in proptest::sample::subsequence(vec![0, 1, 2, 3], 1..4),
+    ) {
+        let devices: Vec<Device> = which.into_iter().map(gpu).collect();
+        let support = GpuSupport::from(engine.clone());
+        match support.way(&devices.iter().collect::<Vec<_>>()) {
+            Ok(Some(Way::Cdi(names))) => {
+                prop_assert_eq!(names.len(), devices.len());
+                let listed = engine.cdi.unwrap();
+                for (name, device) in names.iter().zip(&devices) {
+                    let minors: Vec<_> = listed[name].nodes.iter().collect();
+                    let is_its_node = minors == [&format!("/dev/nvidia{}", device.minor.unwrap())];
+                    prop_assert!(name == &format!("nvidia.com/gpu={}", device.uuid) || is_its_node, "{name}");
+                }
+            }
+            Ok(way) => {
+                prop_assert!(way.is_some() && engine.toolkit.is_some());
+                prop_assert!(engine.hand_over != HandOver::Cdi);
+            }
+            Err(_) => {
+                let conditions = support.conditions(&devices);
+                prop_assert!(conditions.iter().any(|(kind, _)| *kind == ConditionKind::GpuRuntimeMissing));
+            }
+        }
+    }
+}
