@@ -90,11 +90,10 @@ fn every_kind_of_value_is_read() {
         [gpu]
         nvml_library = "/opt/nvidia/libnvidia-ml.so.1"
         max_temperature_celsius = 87.5
+        max_foreign_memory = "2GiB"
         [limits]
         keep_ended = "1h30m"
         min_free_disk = 0
-        [gpu]
-        max_foreign_memory = "2GiB"
         [log]
         level = "warn,ostler=debug"
         format = "json"

@@ -179,11 +179,16 @@ async fn a_child_that_dies_is_followed_by_another() {
     let fixture = Fixture::new();
     std::fs::remove_file(fixture.path().join("readings")).unwrap(); // the child exits
     let (handle, _task) = fixture.spawn();
-    until(&handle, |snapshot| !snapshot.devices.is_empty()).await;
+    // The next one is asked for an inventory again, so the first has died of the readings.
+    let followed = async {
+        while fixture.started().len() < 2 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, followed).await.expect("another is started");
+    assert!(!handle.snapshot().devices.is_empty());
     fixture.devices(&["a"]);
     until(&handle, is_up).await;
-    let started = fixture.started();
-    assert!(started.len() > 1, "{started:?}");
 }
 
 #[tokio::test]

@@ -102,7 +102,9 @@ fn hot(gpus: &Snapshot) -> Option<String> {
 fn hung(gpus: &Snapshot) -> Option<String> {
     let trouble = match &gpus.driver {
         Driver::Hung { .. } | Driver::Failed { .. } => gpus.driver.trouble()?,
-        Driver::Unknown | Driver::Absent { .. } | Driver::Up(_) | Driver::Mismatch { .. } => return None,
+        // Silent for so long that its devices take no sessions.
+        Driver::Up(_) => gpus.withheld.clone()?,
+        Driver::Unknown | Driver::Absent { .. } | Driver::Mismatch { .. } => return None,
     };
     let shown = if gpus.devices.is_empty() { "" } else { "; the GPUs are shown as they were last seen" };
     Some(format!("{trouble}{shown}"))
