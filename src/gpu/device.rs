@@ -167,6 +167,12 @@ impl Device {
         self.uuid.starts_with(FICTITIOUS)
     }
 
+    /// Whether the driver tells which processes are on it. Until it was asked for the first time, it may.
+    pub fn tells_processes(&self) -> bool {
+        let is_read = self.class == NVIDIA_CLASS && !self.is_fictitious() && self.is_present();
+        is_read && (self.processes.is_some() || self.processes_at.is_none())
+    }
+
     pub const fn is_present(&self) -> bool {
         matches!(self.presence, Presence::Present)
     }

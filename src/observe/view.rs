@@ -87,7 +87,7 @@ fn gpus(report: &Report, slots: u32, sessions: &Snapshot) -> Vec<GpuProfile> {
             health: health(device, &report.gpus.driver),
             state,
             message,
-            release: if device.processes.is_some() { GpuRelease::Proven } else { GpuRelease::Unproven },
+            release: if device.tells_processes() { GpuRelease::Proven } else { GpuRelease::Unproven },
             slots,
             slots_used: used.held.slots,
             holder: used.held.holder.clone(),

@@ -137,7 +137,7 @@ fn ten_sessions_share_a_gpu_that_is_overridden_to_ten_and_users_do_not_unless_th
     until("its slot is free", || gpus(agent)[0]["slots_used"] == 9);
     assert_eq!(refused(agent, "cuda", "bob")["reason"], "gpu_sharing");
     let told = agent.cli(&["node", "set", &host, "--gpu-sharing", "any"]);
-    assert!(told.stderr.contains("isolation") && told.code == 0, "the caution: {told:?}");
+    assert!(told.stderr.contains("isolate processes poorly") && told.code == 0, "the caution: {told:?}");
     agent.create("cuda", "bob").expect(202);
     assert_eq!(condition(agent, &host, "gpu_sharing_limits_override"), None);
     let shown = agent.cli(&["gpu", "ls"]).ok();

@@ -152,7 +152,7 @@ impl Registry {
     /// whether it has left them.
     pub(super) fn release(&mut self, session: &SessionId, cx: &Context<'_>) -> Result<(), Error> {
         let Some(reservation) = self.ledger.release(session) else { return Ok(()) };
-        let can_tell = |uuid: &String| cx.report.gpus.device(uuid).is_some_and(lists_processes);
+        let can_tell = |uuid: &String| cx.report.gpus.device(uuid).is_some_and(Device::tells_processes);
         let gpus: Vec<String> = reservation.gpus.iter().filter(|uuid| can_tell(uuid)).cloned().collect();
         if !gpus.is_empty() {
             self.ledger.restore_leaving(*session, Reservation { gpus: gpus.clone(), ..reservation });
@@ -291,19 +291,12 @@ impl Record {
     }
 }
 
-/// Whether the driver tells which processes are on a device.
-fn lists_processes(device: &Device) -> bool {
-    device.is_present() && device.processes.is_some()
-}
-
 /// Whether a session that ended at `since` has left a device.
 fn left<'a>(record: &Record, uuid: &str, since: BootInstant, cx: &Context<'a>) -> Left<'a> {
     // A device that is lost, or whose processes nobody lists, is free on the runtime's word.
-    let Some(device) = cx.report.gpus.device(uuid).filter(|device| device.is_present()) else { return Left::Yes };
-    let Some(processes) = &device.processes else { return Left::Yes };
-    if device.processes_at.is_none_or(|at| at <= since) {
-        return Left::NotAsked;
-    }
+    let Some(device) = cx.report.gpus.device(uuid).filter(|device| device.tells_processes()) else { return Left::Yes };
+    let asked_since = device.processes_at.is_some_and(|at| at > since);
+    let Some(processes) = device.processes.as_ref().filter(|_| asked_since) else { return Left::NotAsked };
     processes.list.iter().find(|process| is_of(process, record)).map_or(Left::Yes, Left::No)
 }
 

@@ -166,7 +166,10 @@ fn without_a_list_of_processes_the_word_of_the_runtime_counts() {
     let gone = |device: &mut Device| {
         device.presence = Presence::Lost { since: Timestamp::default(), why: "gone".to_owned() };
     };
-    for what in [|device: &mut Device| device.processes = None, gone] {
+    let unlisted = |device: &mut Device| {
+        (device.processes, device.processes_at) = (None, Some(BootInstant::from_millis(1)));
+    };
+    for what in [unlisted, gone] {
         let mut host = with_session();
         change_device(&mut host, 0, what);
         end(&mut host);
@@ -193,6 +196,10 @@ fn what_is_left_on_a_gpu_outlives_the_container_the_record_and_the_agent() {
     assert!(record(&host, "a").live().is_none(), "what is remembered of it stays longer than it would");
     host.restart();
     host.decide(|registry, cx| registry.rebase_deadlines(cx));
+    // The driver is not asked at once, which proves nothing.
+    change_device(&mut host, 0, |device| (device.processes, device.processes_at) = (None, None));
+    pass(&mut host, 1);
+    assert_eq!(refused(&mut host, "b", on_a_gpu()).reason, Reason::NoCapacity);
     look(&mut host, stays(), None);
     assert_eq!(refused(&mut host, "b", on_a_gpu()).reason, Reason::NoCapacity);
     pass(&mut host, 31);
