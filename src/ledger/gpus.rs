@@ -197,7 +197,6 @@ pub fn offered(devices: impl IntoIterator<Item = (bool, u32, u32)>) -> u32 {
 
 /// Whether a device takes sessions, and why not. `quarantined` and `foreign`: what the owner of sessions found.
 pub fn judge(device: &Device, quarantined: Option<&str>, foreign: Option<&str>) -> (GpuState, Option<String>) {
-    let reading = &device.reading;
     if let Presence::Lost { why, .. } = &device.presence {
         (GpuState::Lost, Some(why.clone()))
     } else if let Some(why) = &device.failing {
@@ -209,11 +208,11 @@ pub fn judge(device: &Device, quarantined: Option<&str>, foreign: Option<&str>) 
     } else if device.cordoned {
         (GpuState::Cordoned, Some(format!("to end it run: ostler gpu uncordon {}", device.uuid)))
     } else if device.hot {
-        let celsius = reading.temperature_celsius.map(|celsius| format!("{celsius:.0} °C: "));
-        (GpuState::Hot, Some(format!("{}hotter than gpu.max_temperature_celsius", celsius.unwrap_or_default())))
+        // The temperature is a reading: here it would change what the node is each time it is read.
+        (GpuState::Hot, Some("hotter than gpu.max_temperature_celsius, or not yet 5 °C below".to_owned()))
     } else if let Some(why) = foreign {
         (GpuState::Foreign, Some(why.to_owned()))
-    } else if reading.asleep {
+    } else if device.reading.asleep {
         (GpuState::Asleep, None)
     } else {
         (GpuState::Ok, None)

@@ -26,6 +26,9 @@ const QUARANTINE_AFTER: Duration = Duration::from_secs(30);
 const EXCEEDED_AFTER: Duration = Duration::from_secs(30);
 /// Processes that a message names at most.
 const MAX_NAMED: usize = 3;
+/// Memory that messages show is rounded up to this step, 256 MiB: what the node says of itself travels to every other
+/// node each time it changes.
+const SHOWN_STEP: u64 = 256 << 20;
 
 /// The GPUs that a session which has ended is leaving.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +65,7 @@ pub struct Exceeded {
     pub session: SessionId,
     pub gpu: String,
     pub declared: Bytes,
+    /// Rounded up to 256 MiB.
     pub used: Bytes,
 }
 
@@ -132,7 +136,7 @@ impl Registry {
         let over = self.seen.over.iter().filter(|(_, (since, _))| cx.now.boot.since(*since) >= EXCEEDED_AFTER);
         over.filter_map(|((session, gpu), (_, used))| {
             let declared = self.records.get(session)?.origin().workspace.gpu_memory_bytes?;
-            Some(Exceeded { session: *session, gpu: gpu.clone(), declared, used: *used })
+            Some(Exceeded { session: *session, gpu: gpu.clone(), declared, used: shown(*used) })
         })
         .collect()
     }
@@ -270,7 +274,7 @@ impl Registry {
         let foreign = seen.foreign.is_some_and(|foreign| foreign > most);
         let unknown = seen.foreign.is_none() && most.is_zero() && !seen.strangers.is_empty();
         (foreign || unknown).then(|| {
-            let amount = seen.foreign.map_or("an unknown amount".to_owned(), |foreign| foreign.to_string());
+            let amount = seen.foreign.map_or("an unknown amount".to_owned(), |foreign| shown(foreign).to_string());
             let named: Vec<&str> = seen.strangers.iter().take(MAX_NAMED).map(String::as_str).collect();
             let by = if named.is_empty() { "other programs".to_owned() } else { named.join(", ") };
             format!("{amount} of its memory is used by {by}, more than gpu.max_foreign_memory ({most})")
@@ -323,6 +327,10 @@ fn used_by_sessions<'a>(
 fn memory(device: &Device, foreign: Option<Bytes>) -> Option<Memory> {
     let (total, free) = (device.memory_total?, device.reading.memory_free?);
     Some(Memory { total, free, foreign: foreign.unwrap_or_default() })
+}
+
+const fn shown(memory: Bytes) -> Bytes {
+    Bytes::new(memory.get().next_multiple_of(SHOWN_STEP))
 }
 
 /// For example `4242 (python)`.
