@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use crate::types::{Gpu, GpuMemoryEnforced, GpuState, List, Session, SessionId, Timestamp};
+use crate::types::{
+    Gpu, GpuDetails, GpuMemoryEnforced, GpuProcess, GpuRemappedRows, GpuState, List, Session, SessionId, Timestamp,
+};
 
 use super::arguments::one_of;
 use super::client::{Call, Client};
@@ -146,6 +148,7 @@ fn describe(gpu: &Gpu, sessions: &[(SessionId, String)], now: Timestamp) -> Stri
     let throttling = gpu.throttling.as_ref().map(|reasons| {
         if reasons.is_empty() { "no".to_owned() } else { joined(reasons.iter().map(|reason| one_line(reason))) }
     });
+    let details = &gpu.details;
     let declared = match gpu.memory_enforced {
         GpuMemoryEnforced::No => format!("{}, not enforced", gpu.memory_declared_bytes),
         GpuMemoryEnforced::Driver => format!("{}, enforced by the driver", gpu.memory_declared_bytes),
@@ -171,11 +174,40 @@ fn describe(gpu: &Gpu, sessions: &[(SessionId, String)], now: Timestamp) -> Stri
         ("temperature", temperature(gpu)),
         ("power", power(gpu)),
         ("throttled", or_none(throttling)),
+        ("slows down at", or_none(details.slowdown_celsius.map(|celsius| format!("{celsius:.0} °C")))),
+        ("power limit", or_none(details.power_limit_watts.map(|watts| format!("{watts:.0} W")))),
+        ("driver", or_dash(&details.driver_version)),
+        ("ecc", or_none(details.ecc_enabled.map(|enabled| if enabled { "on" } else { "off" }))),
+        ("memory errors", memory_errors(details)),
+        ("remapped rows", or_none(details.remapped_rows.map(remapped_rows))),
+        ("last xid", or_none(details.last_xid.map(|xid| format!("{}, {} ago", xid.code, age(xid.at, now))))),
+        ("processes", or_none(details.processes.as_ref().map(|list| joined(list.iter().map(process))))),
         ("measured", gpu.read_at.map_or_else(|| NONE.to_owned(), |at| format!("{} ago", age(at, now)))),
         ("release", gpu.release.to_string()),
         ("slots", format!("{} of {}", gpu.slots_used, gpu.slots)),
         ("sessions", joined(sessions)),
     ])
+}
+
+/// Errors of its memory that were corrected, and that were not.
+fn memory_errors(details: &GpuDetails) -> String {
+    match (details.ecc_corrected_errors, details.ecc_uncorrected_errors) {
+        (None, None) => NONE.to_owned(),
+        (corrected, uncorrected) => format!("{} corrected, {} not", or_none(corrected), or_none(uncorrected)),
+    }
+}
+
+fn remapped_rows(rows: GpuRemappedRows) -> String {
+    let pending = if rows.pending { ", more at the next reset" } else { "" };
+    let failed = if rows.failed { ", no spare rows left" } else { "" };
+    format!("{} after corrected errors, {} after others{pending}{failed}", rows.corrected, rows.uncorrected)
+}
+
+/// For example `4242 (python, 2 GiB, session aefo64aqqbmnd62xbsjouz7rnc)`.
+fn process(process: &GpuProcess) -> String {
+    let memory = process.memory_bytes.map(|memory| format!(", {memory}")).unwrap_or_default();
+    let session = process.session.map(|session| format!(", session {session}")).unwrap_or_default();
+    format!("{} ({}{memory}{session})", process.pid, one_line(&process.command))
 }
 
 /// Memory used, of the total.
@@ -217,7 +249,7 @@ pub(super) fn why(gpu: &Gpu) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Bytes, GpuHealth, GpuProfile, GpuUsage, sample};
+    use crate::types::{Bytes, GpuHealth, GpuProfile, GpuUsage, GpuXid, sample};
 
     fn gpu(profile: GpuProfile, usage: &GpuUsage) -> Gpu {
         Gpu::of(&profile, &"a".parse().unwrap(), Some(usage))
@@ -258,6 +290,11 @@ a      0     L4      GPU-1   - of 24 GiB   -      42 °C   -       3 of 10   cor
 
     #[test]
     fn a_gpu_shows_every_field_and_the_sessions_that_hold_it() {
+        let session = "mfrggzdfmztwq2lknnwg23tpob".parse().unwrap();
+        let process_on = |pid, command: &str, memory_bytes, session| {
+            let command = command.to_owned();
+            GpuProcess { pid, command, memory_bytes, session }
+        };
         let profile = GpuProfile { memory_declared_bytes: Bytes::gib(8), ..l4("GPU-1", 0) };
         let usage = GpuUsage {
             at: Some(now()),
@@ -265,9 +302,22 @@ a      0     L4      GPU-1   - of 24 GiB   -      42 °C   -       3 of 10   cor
             memory_foreign_bytes: Some(Bytes::mib(300)),
             utilization_percent: Some(37.4),
             throttling: Some(vec!["thermal".to_owned(), "power".to_owned()]),
+            details: GpuDetails {
+                driver_version: Some("580.65.06".to_owned()),
+                power_limit_watts: Some(350.0),
+                ecc_enabled: Some(true),
+                ecc_corrected_errors: Some(2),
+                remapped_rows: Some(GpuRemappedRows { corrected: 1, uncorrected: 0, pending: true, failed: false }),
+                last_xid: Some(GpuXid { code: 31, at: now() }),
+                processes: Some(vec![
+                    process_on(42, "python", Some(Bytes::gib(1)), Some(session)),
+                    process_on(43, "Xorg", None, None),
+                ]),
+                ..GpuDetails::default()
+            },
             ..GpuUsage::default()
         };
-        let holder = ("mfrggzdfmztwq2lknnwg23tpob".parse().unwrap(), "alice".to_owned());
+        let holder = (session, "alice".to_owned());
         let expected = "  uuid             GPU-1
   node             a
   index            0
@@ -286,6 +336,14 @@ a      0     L4      GPU-1   - of 24 GiB   -      42 °C   -       3 of 10   cor
   temperature      -
   power            -
   throttled        thermal, power
+  slows down at    -
+  power limit      350 W
+  driver           580.65.06
+  ecc              on
+  memory errors    2 corrected, - not
+  remapped rows    1 after corrected errors, 0 after others, more at the next reset
+  last xid         31, 0s ago
+  processes        42 (python, 1 GiB, session mfrggzdfmztwq2lknnwg23tpob), 43 (Xorg)
   measured         0s ago
   release          proven
   slots            3 of 10

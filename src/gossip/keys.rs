@@ -11,8 +11,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
-    Bytes, ClusterMode, Cores, Disk, GpuUsage, Inodes, NodeId, NodeProfile, NodeUsage, SessionId, SessionProfile,
-    Timestamp,
+    Bytes, ClusterMode, Cores, Disk, GpuDetails, GpuUsage, Inodes, NodeId, NodeProfile, NodeUsage, SessionId,
+    SessionProfile, Timestamp,
 };
 
 /// Bytes of one value at most. A value above 64 KiB would never spread, and would block every later key.
@@ -227,6 +227,8 @@ fn rounded_gpu(gpu: &GpuUsage) -> GpuUsage {
         temperature_celsius: in_steps(gpu.temperature_celsius, 1.0),
         power_watts: in_steps(gpu.power_watts, GPU_POWER_STEP),
         throttling: gpu.throttling.clone(),
+        // Too much to tell every node.
+        details: GpuDetails::default(),
     }
 }
 
@@ -261,6 +263,7 @@ mod tests {
             temperature_celsius: Some(40.6),
             power_watts: Some(101.0),
             throttling: Some(vec!["thermal".to_owned()]),
+            details: GpuDetails { ecc_enabled: Some(true), ..GpuDetails::default() },
         }
     }
 
@@ -285,6 +288,7 @@ mod tests {
             utilization_percent: Some(25.0),
             temperature_celsius: Some(41.0),
             power_watts: Some(100.0),
+            details: GpuDetails::default(),
             ..gpu_usage()
         };
         let usage = NodeUsage {

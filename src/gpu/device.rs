@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{BootInstant, Bytes, NVIDIA_CLASS, Timestamp};
+use crate::types::{BootInstant, Bytes, GpuXid, NVIDIA_CLASS, Timestamp};
 
 /// How the UUIDs of fictitious devices begin, which `[dev]` adds: they are counted, and there is nothing to hand over.
 pub const FICTITIOUS: &str = "GPU-dev-";
@@ -45,6 +45,8 @@ pub struct Device {
     /// What was last read; what is not known is `None`.
     pub reading: Reading,
     pub read_at: Option<Timestamp>,
+    /// The last fault that the driver reported since the host booted.
+    pub last_xid: Option<GpuXid>,
     /// The processes on it as last seen; `None`: the driver does not list them, or nobody has looked.
     pub processes: Option<Processes>,
     /// When the last look at its processes began that was answered for it.
@@ -157,6 +159,7 @@ impl Device {
             hot: false,
             reading: Reading::default(),
             read_at: None,
+            last_xid: None,
             processes: None,
             processes_at: None,
         }

@@ -11,7 +11,7 @@ use super::answer::{Found, Listed, Measured, Mig, Readings};
 use super::device::{Device, Presence, Reading};
 use super::health::{Health, is_hot};
 use super::{Command, Error};
-use crate::types::{BootInstant, Bytes, Timestamp};
+use crate::types::{BootInstant, Bytes, GpuXid, Timestamp};
 
 /// Devices and cordons that are remembered at most: above it, no new device is used. No host has as many, MIG instances
 /// included; each costs less than 1 KiB on disk.
@@ -32,6 +32,8 @@ pub struct Record {
     pub mig_parent: Option<String>,
     pub memory_total: Option<Bytes>,
     pub presence: Presence,
+    #[serde(default)]
+    pub last_xid: Option<GpuXid>,
     #[serde(default)]
     pub health: Health,
     pub cordoned: bool,
@@ -158,6 +160,7 @@ impl Known {
         for xid in &readings.xids {
             is_news = true;
             for entry in self.devices.values_mut().filter(|entry| entry.is_or_is_of(&xid.uuid)) {
+                entry.device.last_xid = Some(GpuXid { code: xid.code, at: now });
                 entry.fault(xid.code);
             }
         }
@@ -254,6 +257,7 @@ impl Entry {
             mig_parent: record.mig_parent,
             memory_total: record.memory_total,
             presence: record.presence,
+            last_xid: record.last_xid,
             cordoned: record.cordoned,
             ..Device::new(uuid, record.index, record.model)
         };
@@ -273,6 +277,7 @@ impl Entry {
             mig_parent: device.mig_parent.clone(),
             memory_total: device.memory_total,
             presence: device.presence.clone(),
+            last_xid: device.last_xid,
             health: self.health.clone(),
             cordoned: device.cordoned,
         }

@@ -3,16 +3,19 @@
 use super::Facts;
 use crate::capacity::Report;
 use crate::capacity::effective::{effective, slots_per_device};
-use crate::gpu::device::{Presence, Reading};
-use crate::gpu::{Device, Driver};
+use crate::gpu::device::{Presence, RemappedRows};
+use crate::gpu::{Device, Driver, Process, Reading};
 use crate::ledger::gpus::{judge, offered};
 use crate::node::{DrainState, State};
 use crate::runtime::Health;
 use crate::sessions::{GpuUse, Snapshot};
 use crate::types::{
-    Condition, Drain, GpuHealth, GpuProfile, GpuRelease, GpuUsage, Moment, NodeProfile, NodeUsage, Resources,
-    RuntimeKind, RuntimeStatus, Timestamp,
+    Condition, Drain, GpuDetails, GpuHealth, GpuProcess, GpuProfile, GpuRelease, GpuRemappedRows, GpuUsage, Moment,
+    NodeProfile, NodeUsage, Resources, RuntimeKind, RuntimeStatus, Timestamp,
 };
+
+/// Processes of a GPU that are shown at most.
+const MAX_PROCESSES: usize = 64;
 
 /// Everything that a node's profile is built from.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +55,9 @@ pub fn profile(inputs: Inputs<'_>) -> NodeProfile {
 
 /// The usage of the node.
 pub fn usage(report: &Report, sessions: &Snapshot) -> NodeUsage {
-    let gpu = |device: &Device| (device.uuid.clone(), gpu_usage(device, sessions.gpus.devices.get(&device.uuid)));
+    let gpu = |device: &Device| {
+        (device.uuid.clone(), gpu_usage(device, sessions.gpus.devices.get(&device.uuid), &report.gpus.driver))
+    };
     NodeUsage {
         at: report.utilized.map(|used| used.at).unwrap_or_default(),
         cores: report.utilized.and_then(|used| used.cores),
@@ -107,17 +112,44 @@ fn health(device: &Device, driver: &Driver) -> GpuHealth {
     }
 }
 
-fn gpu_usage(device: &Device, used: Option<&GpuUse>) -> GpuUsage {
-    let Reading { memory_used, utilization_percent, temperature_celsius, power_watts, throttling, .. } =
-        device.reading.clone();
+fn gpu_usage(device: &Device, used: Option<&GpuUse>, driver: &Driver) -> GpuUsage {
+    let reading = device.reading.clone();
     GpuUsage {
         at: device.read_at,
-        memory_used_bytes: memory_used,
+        memory_used_bytes: reading.memory_used,
         memory_foreign_bytes: used.and_then(|used| used.foreign),
-        utilization_percent,
-        temperature_celsius,
-        power_watts,
-        throttling,
+        utilization_percent: reading.utilization_percent,
+        temperature_celsius: reading.temperature_celsius,
+        power_watts: reading.power_watts,
+        throttling: reading.throttling.clone(),
+        details: details(device, &reading, used, driver),
+    }
+}
+
+fn details(device: &Device, reading: &Reading, used: Option<&GpuUse>, driver: &Driver) -> GpuDetails {
+    let process = |process: &Process| GpuProcess {
+        pid: process.pid,
+        command: process.command.clone(),
+        memory_bytes: process.memory,
+        session: used.and_then(|used| used.owners.get(&process.pid).copied()),
+    };
+    let rows = |rows: RemappedRows| GpuRemappedRows {
+        corrected: rows.corrected,
+        uncorrected: rows.uncorrected,
+        pending: rows.pending,
+        failed: rows.failed,
+    };
+    let processes = device.processes.as_ref();
+    GpuDetails {
+        driver_version: if let Driver::Up(versions) = driver { Some(versions.driver.clone()) } else { None },
+        slowdown_celsius: reading.slowdown_celsius,
+        power_limit_watts: reading.power_limit_watts,
+        ecc_enabled: reading.ecc_enabled,
+        ecc_corrected_errors: reading.ecc_corrected,
+        ecc_uncorrected_errors: reading.ecc_uncorrected,
+        remapped_rows: reading.remapped_rows.map(rows),
+        last_xid: device.last_xid,
+        processes: processes.map(|seen| seen.list.iter().take(MAX_PROCESSES).map(process).collect()),
     }
 }
 

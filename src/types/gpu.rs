@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::text::words;
-use super::{Bytes, Invalid, Name, Timestamp, User};
+use super::{Bytes, Invalid, Name, SessionId, Timestamp, User};
 
 /// The class of NVIDIA's GPUs, as the container device interface (CDI) names it.
 pub const NVIDIA_CLASS: &str = "nvidia.com/gpu";
@@ -137,6 +137,8 @@ pub struct Gpu {
     /// Why it runs slower than it could, such as `thermal`; `null` if unknown.
     #[serde(default)]
     pub throttling: Option<Vec<String>>,
+    #[serde(default)]
+    pub details: GpuDetails,
     /// When the measurements were taken.
     #[serde(default)]
     pub read_at: Option<Timestamp>,
@@ -195,6 +197,57 @@ pub struct GpuUsage {
     pub temperature_celsius: Option<f64>,
     pub power_watts: Option<f64>,
     pub throttling: Option<Vec<String>>,
+    pub details: GpuDetails,
+}
+
+/// What is read of a GPU besides its load. `null`: not known; nodes know it only of themselves and, while they lead, of
+/// every node.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct GpuDetails {
+    pub driver_version: Option<String>,
+    /// Above it the device slows down.
+    pub slowdown_celsius: Option<f64>,
+    pub power_limit_watts: Option<f64>,
+    pub ecc_enabled: Option<bool>,
+    /// Errors of the device's memory since the driver was loaded.
+    pub ecc_corrected_errors: Option<u64>,
+    pub ecc_uncorrected_errors: Option<u64>,
+    pub remapped_rows: Option<GpuRemappedRows>,
+    /// The last fault that the driver reported since the host booted.
+    pub last_xid: Option<GpuXid>,
+    /// At most 64 of the processes on it.
+    pub processes: Option<Vec<GpuProcess>>,
+}
+
+/// Rows of a GPU's memory that were replaced by spare ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GpuRemappedRows {
+    pub corrected: u64,
+    pub uncorrected: u64,
+    /// Rows wait to be replaced at the next reset.
+    pub pending: bool,
+    /// There were no spare rows left.
+    pub failed: bool,
+}
+
+/// A fault of a GPU, by the number that NVIDIA's documentation has for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GpuXid {
+    pub code: u64,
+    pub at: Timestamp,
+}
+
+/// A process on a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GpuProcess {
+    /// As the host counts it.
+    pub pid: u32,
+    pub command: String,
+    pub memory_bytes: Option<Bytes>,
+    /// The session that it belongs to; `null`: none.
+    #[schema(value_type = Option<String>)]
+    pub session: Option<SessionId>,
 }
 
 impl Gpu {
@@ -218,6 +271,7 @@ impl Gpu {
             temperature_celsius: usage.temperature_celsius,
             power_watts: usage.power_watts,
             throttling: usage.throttling,
+            details: usage.details,
             read_at: usage.at,
             health: gpu.health,
             state: gpu.state,

@@ -36,7 +36,8 @@ pub use cluster::{ClusterMode, OnUnknown, Strategy};
 pub use decode::decode;
 pub use error::{ErrorBody, ErrorCode, ErrorDetail, NodeReason, Reason};
 pub use gpu::{
-    Gpu, GpuHealth, GpuMemoryEnforced, GpuProfile, GpuRelease, GpuSharing, GpuState, GpuUsage, NVIDIA_CLASS,
+    Gpu, GpuDetails, GpuHealth, GpuMemoryEnforced, GpuProcess, GpuProfile, GpuRelease, GpuRemappedRows, GpuSharing,
+    GpuState, GpuUsage, GpuXid, NVIDIA_CLASS,
 };
 pub use id::{Ballot, Name, NodeId, SessionId, User, is_printable};
 pub use invalid::Invalid;

@@ -53,6 +53,8 @@ pub struct GpuUse {
     pub held: Held,
     /// Memory in use by processes that are not of sessions; `None`: not known.
     pub foreign: Option<Bytes>,
+    /// The sessions of the processes on it, by process id.
+    pub owners: BTreeMap<u32, SessionId>,
     /// Why the use by others keeps sessions off it.
     pub foreign_use: Option<String>,
     /// Which process of a session that ended is still on it.
@@ -85,6 +87,7 @@ struct SeenOn {
     /// Which look this is of.
     at: Option<BootInstant>,
     foreign: Option<Bytes>,
+    owners: BTreeMap<u32, SessionId>,
     /// Processes that are not of sessions, for people.
     strangers: Vec<String>,
 }
@@ -125,6 +128,7 @@ impl Registry {
         let of = |device: &Device| GpuUse {
             held: self.ledger.gpu_held(&device.uuid),
             foreign: self.seen.devices.get(&device.uuid).and_then(|seen| seen.foreign),
+            owners: self.seen.devices.get(&device.uuid).map(|seen| seen.owners.clone()).unwrap_or_default(),
             foreign_use: self.foreign_use(&device.uuid),
             quarantined: self.quarantine(device, cx),
         };
@@ -214,7 +218,9 @@ impl Registry {
             let ours = used.values().try_fold(Bytes::ZERO, |sum, used| Some(sum.saturating_add((*used)?)));
             let foreign = processes.memory_used.zip(ours).map(|(used, ours)| used.saturating_sub(ours));
             let strangers = strangers.map(described).collect();
-            seen.insert(device.uuid.clone(), SeenOn { at: device.processes_at, foreign, strangers });
+            let owners = processes.list.iter().filter_map(|process| Some((process.pid, owner(process)?.origin().id)));
+            let owners = owners.collect();
+            seen.insert(device.uuid.clone(), SeenOn { at: device.processes_at, foreign, owners, strangers });
         }
         (self.seen.devices, self.seen.over) = (seen, over);
     }
