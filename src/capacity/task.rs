@@ -177,7 +177,7 @@ fn compose(config: &Config, engine: Option<&EngineInfo>, devices: &Arc<gpu::Snap
 
 /// The devices, with those marked that the engine cannot give to containers.
 fn handed_over(devices: &Arc<gpu::Snapshot>, engine: Option<&EngineInfo>) -> Arc<gpu::Snapshot> {
-    let lack = |device: &gpu::Device| Some(engine?.gpus.lack(device)?.to_string());
+    let lack = |device: &gpu::Device| Some(engine?.gpus.lack(device, &devices.driver)?.to_string());
     if devices.devices.iter().all(|device| lack(device).is_none()) {
         return Arc::clone(devices);
     }
@@ -191,7 +191,7 @@ fn withheld(config: &Config, devices: &gpu::Snapshot, engine: Option<&EngineInfo
     if config.dev.physical_gpus.is_some() {
         return None;
     }
-    devices.withheld.clone().or_else(|| engine?.gpus.withheld(&devices.devices))
+    devices.withheld.clone().or_else(|| engine?.gpus.withheld(devices))
 }
 
 #[cfg(test)]
@@ -201,6 +201,7 @@ mod tests {
     use super::*;
     use crate::capacity::DevFigures;
     use crate::runtime::GpuSupport;
+    use crate::runtime::gpus::{CdiDevice, EngineGpus};
     use crate::types::{BootInstant, Moment};
 
     fn config(runtime: RuntimeKind) -> Config {
@@ -273,6 +274,22 @@ mod tests {
         let second = &report.gpus.devices[1];
         assert_eq!((second.uuid.as_str(), second.index, second.model.as_str()), ("GPU-dev-0001", 1, "dev"));
         assert!(report.dev);
+    }
+
+    #[test]
+    fn a_gpu_that_the_engine_cannot_hand_over_is_marked_and_says_why() {
+        let list = |libraries: &str| CdiDevice { libraries: Some(libraries.to_owned()), ..CdiDevice::default() };
+        let cdi =
+            [("nvidia.com/gpu=GPU-0".to_owned(), list("580.1")), ("nvidia.com/gpu=GPU-1".to_owned(), list("550.54"))];
+        let gpus = EngineGpus { cdi: Some(cdi.into()), ..EngineGpus::default() }.into();
+        let engine = EngineInfo { gpus, ..engine() };
+        let device = |n: u32| gpu::Device::new(format!("GPU-{n}"), n, "L4".to_owned());
+        let driver = gpu::Driver::Up(gpu::DriverVersions { driver: "580.1".to_owned(), ..Default::default() });
+        let found = gpu::Snapshot { driver, devices: vec![device(0), device(1)], ..gpu::Snapshot::default() };
+        let report = compose(&config(RuntimeKind::Docker), Some(&engine), &Arc::new(found), &reading());
+        let [first, second] = &report.gpus.devices[..] else { panic!("{:?}", report.gpus) };
+        assert_eq!((&first.unlisted, &report.gpus_withheld), (&None, &None));
+        assert!(second.unlisted.as_ref().unwrap().contains("out of date for GPU-1"), "{second:?}");
     }
 
     #[test]

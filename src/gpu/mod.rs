@@ -90,6 +90,16 @@ pub enum Driver {
     },
 }
 
+impl Driver {
+    /// The version of the driver, as `580.65.06`; `None`: not known now.
+    pub fn version(&self) -> Option<&str> {
+        match self {
+            Self::Up(versions) if !versions.driver.is_empty() => Some(&versions.driver),
+            _ => None,
+        }
+    }
+}
+
 /// Why a change of a device was not made. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 pub enum Error {

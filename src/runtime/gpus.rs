@@ -1,7 +1,10 @@
 //! How an engine can hand GPUs to containers, and which way is taken for the devices of one session. Pure.
 //!
 //! The order of the ways, best first: NVIDIA's container runtime of a toolkit that makes its list of devices at each
-//! start; CDI, where the engine lists the device; an older container runtime. `gpu.hand_over` decides otherwise.
+//! start; CDI, where the engine lists the device; an older container runtime. `gpu.hand_over` decides otherwise. A CDI
+//! list that is not of the driver that runs now ([`stale`]) hands nothing over.
+
+pub mod stale;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,8 +12,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::gpu::Device;
-
+use self::stale::{Majors, Stale};
+use crate::gpu::{Device, Driver, Snapshot};
 use crate::types::{ConditionKind, NVIDIA_CLASS};
 
 /// The version of NVIDIA's container toolkit from which on its runtime makes a CDI specification at each start
@@ -64,6 +67,8 @@ pub struct EngineGpus {
     pub cdi: Option<BTreeMap<String, CdiDevice>>,
     /// Nodes of CDI devices belong to the container's user. Docker before 29.5 makes them before it knows the user.
     pub cdi_nodes_are_owned: bool,
+    /// The numbers of the device nodes of NVIDIA's driver.
+    pub majors: Majors,
     /// systemd manages the containers' cgroups, and sets their devices anew whenever it reloads its units.
     pub has_systemd_cgroups: bool,
 }
@@ -84,6 +89,11 @@ pub struct Toolkit {
 pub struct CdiDevice {
     /// The paths of its device nodes in the container; empty where the file that lists it cannot be read.
     pub nodes: BTreeSet<String>,
+    /// The version of the driver whose libraries the file names; `None`: it names none, or those of several.
+    pub libraries: Option<String>,
+    /// The major numbers of its device nodes and of those that the file gives to every container, by their paths in the
+    /// container, where the file has them.
+    pub majors: BTreeMap<String, u32>,
 }
 
 /// How the devices of one session are handed over.
@@ -108,6 +118,8 @@ pub enum Lack {
     NotListed(String),
     #[error("the container engine's CDI list does not have MIG instance {0}; run: {GENERATE}")]
     MigNotListed(String),
+    #[error("{}", outdated(.uuid, .why))]
+    Stale { uuid: String, why: Stale },
 }
 
 impl GpuSupport {
@@ -115,9 +127,9 @@ impl GpuSupport {
     ///
     /// # Errors
     /// The first device that cannot be handed over.
-    pub fn way(&self, devices: &[&Device]) -> Result<Option<Way>, Lack> {
+    pub fn way(&self, devices: &[&Device], driver: &Driver) -> Result<Option<Way>, Lack> {
         match self {
-            Self::Engine(engine) if !devices.is_empty() => engine.way(devices).map(Some),
+            Self::Engine(engine) if !devices.is_empty() => engine.way(devices, driver.version()).map(Some),
             Self::Direct | Self::Engine(_) => Ok(None),
         }
     }
@@ -132,25 +144,25 @@ impl GpuSupport {
     }
 
     /// Why no device of the host can be handed over, for people. `None`: at least one can, or there is none.
-    pub fn withheld(&self, devices: &[Device]) -> Option<String> {
-        let lacks: Option<Vec<Lack>> = real(devices).map(|device| self.lack(device)).collect();
+    pub fn withheld(&self, gpus: &Snapshot) -> Option<String> {
+        let lacks: Option<Vec<Lack>> = real(gpus).map(|device| self.lack(device, &gpus.driver)).collect();
         lacks?.first().map(ToString::to_string)
     }
 
     /// Why this device cannot be handed over; `None`: it can, or it is fictitious.
-    pub fn lack(&self, device: &Device) -> Option<Lack> {
-        if device.is_fictitious() { None } else { self.way(&[device]).err() }
+    pub fn lack(&self, device: &Device, driver: &Driver) -> Option<Lack> {
+        if device.is_fictitious() { None } else { self.way(&[device], driver).err() }
     }
 
     /// What the operator should know of how these devices are handed over.
-    pub fn conditions(&self, devices: &[Device]) -> Vec<(ConditionKind, String)> {
-        let lacks: Vec<Lack> = real(devices).filter_map(|device| self.lack(device)).collect();
+    pub fn conditions(&self, gpus: &Snapshot) -> Vec<(ConditionKind, String)> {
+        let lacks: Vec<Lack> = real(gpus).filter_map(|device| self.lack(device, &gpus.driver)).collect();
         let named = |name: fn(&Lack) -> Option<&str>| -> Vec<&str> { lacks.iter().filter_map(name).collect() };
         let engine = lacks.iter().find(|lack| matches!(lack, Lack::Engine(_))).map(ToString::to_string);
         let not_listed = named(|lack| if let Lack::NotListed(uuid) = lack { Some(uuid) } else { None });
         let mig = named(|lack| if let Lack::MigNotListed(uuid) = lack { Some(uuid) } else { None });
-        let missing = engine.or_else(|| unlisted("GPU", &not_listed));
-        let hazard = self.reload_hazard().filter(|_| real(devices).next().is_some());
+        let missing = engine.or_else(|| both(unlisted("GPU", &not_listed), stale(&lacks)));
+        let hazard = self.reload_hazard(gpus);
         [
             (ConditionKind::GpuRuntimeMissing, missing),
             (ConditionKind::MigUnsupported, unlisted("MIG instance", &mig)),
@@ -162,10 +174,11 @@ impl GpuSupport {
     }
 
     /// Whether a reload of systemd's units takes their devices from running containers, and what to do about it.
-    fn reload_hazard(&self) -> Option<String> {
+    fn reload_hazard(&self, gpus: &Snapshot) -> Option<String> {
         let Self::Engine(engine) = self else { return None };
         let toolkit = engine.toolkit.as_ref()?;
-        let is_taken = matches!(engine.way(&[]), Ok(Way::Runtime { jit: false }));
+        let driver = gpus.driver.version();
+        let is_taken = real(gpus).any(|gpu| matches!(engine.way(&[gpu], driver), Ok(Way::Runtime { jit: false })));
         // Under `cdi` the runtime lists the devices in the container's configuration, so systemd knows them.
         (is_taken && engine.has_systemd_cgroups && toolkit.mode.as_deref() != Some("cdi")).then(|| {
             format!(
@@ -181,7 +194,7 @@ impl fmt::Display for GpuSupport {
     /// How devices are handed over, for example `GPUs by the nvidia runtime 1.18.0`; empty if they are not.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::Engine(engine) = self else { return Ok(()) };
-        match (engine.way(&[]), &engine.toolkit) {
+        match (engine.way(&[], None), &engine.toolkit) {
             (Ok(Way::Runtime { .. }), Some(toolkit)) => write!(f, "GPUs by {toolkit}"),
             (Ok(Way::Cdi(_)), _) if engine.lists_any() => f.write_str("GPUs by CDI"),
             _ => Ok(()),
@@ -190,20 +203,20 @@ impl fmt::Display for GpuSupport {
 }
 
 impl EngineGpus {
-    /// How these devices are handed over together; of no devices, how any would be.
-    fn way(&self, devices: &[&Device]) -> Result<Way, Lack> {
+    /// How these devices are handed over together; of no devices, how any would be. `driver`: its version.
+    fn way(&self, devices: &[&Device], driver: Option<&str>) -> Result<Way, Lack> {
         let is_nvidia = devices.iter().all(|device| device.class == NVIDIA_CLASS);
         match self.hand_over {
             HandOver::Runtime if is_nvidia => self.runtime(),
             HandOver::Auto if is_nvidia && self.toolkit.as_ref().is_some_and(Toolkit::is_best) => self.runtime(),
-            HandOver::Auto if is_nvidia => self.second_best(devices),
-            HandOver::Auto | HandOver::Cdi | HandOver::Runtime => self.by_cdi(devices),
+            HandOver::Auto if is_nvidia => self.second_best(devices, driver),
+            HandOver::Auto | HandOver::Cdi | HandOver::Runtime => self.by_cdi(devices, driver),
         }
     }
 
     /// CDI where the engine lists the devices, else NVIDIA's runtime whatever its version.
-    fn second_best(&self, devices: &[&Device]) -> Result<Way, Lack> {
-        match (self.by_cdi(devices), &self.toolkit) {
+    fn second_best(&self, devices: &[&Device], driver: Option<&str>) -> Result<Way, Lack> {
+        match (self.by_cdi(devices, driver), &self.toolkit) {
             (Ok(way), _) if !devices.is_empty() || self.lists_any() => Ok(way),
             (_, Some(toolkit)) if !toolkit.ignores_env => self.runtime(),
             (_, Some(_)) if self.cdi.is_none() => Err(ignored_env()),
@@ -217,9 +230,16 @@ impl EngineGpus {
         Ok(Way::Runtime { jit: toolkit.is_current() })
     }
 
-    fn by_cdi(&self, devices: &[&Device]) -> Result<Way, Lack> {
+    fn by_cdi(&self, devices: &[&Device], driver: Option<&str>) -> Result<Way, Lack> {
         let listed = self.cdi.as_ref().ok_or_else(no_cdi)?;
-        devices.iter().map(|device| name_of(device, listed)).collect::<Result<_, _>>().map(Way::Cdi)
+        let name = |device: &&Device| {
+            let name = name_of(device, listed)?;
+            match listed.get(&name).and_then(|listed| listed.stale(driver, &self.majors)) {
+                Some(why) => Err(Lack::Stale { uuid: device.uuid.clone(), why }),
+                None => Ok(name),
+            }
+        };
+        devices.iter().map(name).collect::<Result<_, _>>().map(Way::Cdi)
     }
 
     /// Whether the engine lists a GPU of NVIDIA's.
@@ -257,8 +277,8 @@ impl fmt::Display for Toolkit {
 }
 
 /// The devices that are there and are none of `[dev]`.
-fn real(devices: &[Device]) -> impl Iterator<Item = &Device> {
-    devices.iter().filter(|device| device.is_present() && !device.is_fictitious())
+fn real(gpus: &Snapshot) -> impl Iterator<Item = &Device> {
+    gpus.devices.iter().filter(|device| device.is_present() && !device.is_fictitious())
 }
 
 /// The full name of a device in the engine's list: by its UUID, else by its index if the nodes say that it is this one.
@@ -318,11 +338,34 @@ fn ignored_env() -> Lack {
 
 /// For example `the container engine's CDI list does not have GPU GPU-1, GPU-2 and 3 more; run: …`.
 fn unlisted(what: &str, uuids: &[&str]) -> Option<String> {
+    let named = named(uuids);
+    let message = format!("the container engine's CDI list does not have {what} {named}; run: {GENERATE}");
+    (!uuids.is_empty()).then_some(message)
+}
+
+/// Of the devices whose list is out of date, and why that of the first is.
+fn stale(lacks: &[Lack]) -> Option<String> {
+    let stale =
+        |lack: &'_ Lack| if let Lack::Stale { uuid, why } = lack { Some((uuid.clone(), why.clone())) } else { None };
+    let (uuids, whys): (Vec<String>, Vec<Stale>) = lacks.iter().filter_map(stale).unzip();
+    let uuids: Vec<&str> = uuids.iter().map(String::as_str).collect();
+    whys.first().map(|why| outdated(&named(&uuids), why))
+}
+
+fn outdated(uuids: &str, why: &Stale) -> String {
+    format!("the container engine's CDI list is out of date for {uuids}: {why}; run: {GENERATE}")
+}
+
+/// For example `GPU-1, GPU-2 and 3 more`.
+fn named(uuids: &[&str]) -> String {
     let named = uuids.iter().take(MAX_NAMED).copied().collect::<Vec<_>>().join(", ");
     let more = uuids.len().saturating_sub(MAX_NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let message = format!("the container engine's CDI list does not have {what} {named}{more}; run: {GENERATE}");
-    (!uuids.is_empty()).then_some(message)
+    if more > 0 { format!("{named} and {more} more") } else { named }
+}
+
+fn both(one: Option<String>, other: Option<String>) -> Option<String> {
+    let messages: Vec<String> = one.into_iter().chain(other).collect();
+    (!messages.is_empty()).then(|| messages.join("; "))
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ fn of_devices(gpus: &Snapshot) -> [(ConditionKind, Option<String>); 6] {
 /// Which GPUs the engine cannot hand to containers, and what puts them at risk.
 fn hand_over(report: &Report, health: &Health) -> Vec<(ConditionKind, String)> {
     match health {
-        Health::Up(info) => info.gpus.conditions(&report.gpus.devices),
+        Health::Up(info) => info.gpus.conditions(&report.gpus),
         Health::Unknown | Health::Down { .. } => Vec::new(),
     }
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::gpu::DriverVersions;
 use crate::gpu::device::Presence;
 use crate::types::Timestamp;
 
@@ -22,13 +23,24 @@ fn toolkit(version: [u32; 3]) -> Toolkit {
 
 fn listed(devices: &[(&str, &[&str])]) -> Option<BTreeMap<String, CdiDevice>> {
     let device = |(name, nodes): &(&str, &[&str])| {
-        (format!("nvidia.com/gpu={name}"), CdiDevice { nodes: nodes.iter().map(|&node| node.to_owned()).collect() })
+        let nodes = nodes.iter().map(|&node| node.to_owned()).collect();
+        (format!("nvidia.com/gpu={name}"), CdiDevice { nodes, ..CdiDevice::default() })
     };
     Some(devices.iter().map(device).collect())
 }
 
 fn way(engine: &EngineGpus, devices: &[&Device]) -> Result<Way, Lack> {
-    GpuSupport::from(engine.clone()).way(devices).map(Option::unwrap)
+    GpuSupport::from(engine.clone()).way(devices, &Driver::Unknown).map(Option::unwrap)
+}
+
+/// A host with these devices and nothing known of its driver.
+fn on(devices: &[Device]) -> Snapshot {
+    Snapshot { devices: devices.to_vec(), ..Snapshot::default() }
+}
+
+/// The driver runs in this version.
+fn driver(version: &str) -> Driver {
+    Driver::Up(DriverVersions { driver: version.to_owned(), ..DriverVersions::default() })
 }
 
 fn cdi(names: &[&str]) -> Result<Way, Lack> {
@@ -103,7 +115,7 @@ fn a_mig_instance_is_known_by_its_uuid_only() {
     assert_eq!(way(&by_cdi, &[&mig(2)]), Err(Lack::MigNotListed("MIG-2".to_owned())));
     let by_runtime = EngineGpus { toolkit: Some(toolkit([1, 14, 0])), ..by_cdi.clone() };
     assert_eq!(way(&by_runtime, &[&mig(2)]), Ok(Way::Runtime { jit: false }));
-    let conditions = GpuSupport::from(by_cdi).conditions(&[mig(1), mig(2)]);
+    let conditions = GpuSupport::from(by_cdi).conditions(&on(&[mig(1), mig(2)]));
     let [(ConditionKind::MigUnsupported, message)] = &conditions[..] else { panic!("{conditions:?}") };
     assert!(message.contains("MIG-2; run: nvidia-ctk cdi generate") && !message.contains("MIG-1"), "{message}");
 }
@@ -111,28 +123,89 @@ fn a_mig_instance_is_known_by_its_uuid_only() {
 #[test]
 fn a_host_whose_engine_has_no_way_says_so_and_offers_none() {
     let nothing = GpuSupport::from(EngineGpus::default());
-    let [(ConditionKind::GpuRuntimeMissing, message)] = &nothing.conditions(&[gpu(0), gpu(1)])[..] else { panic!() };
+    let [(ConditionKind::GpuRuntimeMissing, message)] = &nothing.conditions(&on(&[gpu(0), gpu(1)]))[..] else {
+        panic!()
+    };
     assert!(message.contains("nvidia-ctk runtime configure --runtime=docker"), "{message}");
-    assert_eq!(nothing.withheld(&[gpu(0), gpu(1)]).as_ref(), Some(message));
+    assert_eq!(nothing.withheld(&on(&[gpu(0), gpu(1)])).as_ref(), Some(message));
     let dev = Device::new("GPU-dev-0000".to_owned(), 0, "dev".to_owned());
     let lost = Device { presence: Presence::Lost { since: Timestamp::from_millis(0), why: String::new() }, ..gpu(0) };
     for none in [&[][..], &[dev], &[lost]] {
-        assert_eq!((nothing.withheld(none), nothing.conditions(none)), (None, Vec::new()), "{none:?}");
+        assert_eq!((nothing.withheld(&on(none)), nothing.conditions(&on(none))), (None, Vec::new()), "{none:?}");
     }
-    assert_eq!(GpuSupport::Direct.withheld(&[gpu(0)]), None, "the process runtime needs no way");
+    assert_eq!(GpuSupport::Direct.withheld(&on(&[gpu(0)])), None, "the process runtime needs no way");
 
     let half = GpuSupport::from(EngineGpus { cdi: listed(&[("GPU-0", &[])]), ..EngineGpus::default() });
-    assert_eq!(half.withheld(&[gpu(0), gpu(1)]), None);
-    let conditions = half.conditions(&(0..6).map(gpu).collect::<Vec<_>>());
+    assert_eq!(half.withheld(&on(&[gpu(0), gpu(1)])), None);
+    let conditions = half.conditions(&on(&(0..6).map(gpu).collect::<Vec<_>>()));
     let [(ConditionKind::GpuRuntimeMissing, message)] = &conditions[..] else { panic!("{conditions:?}") };
     assert!(message.contains("GPU-1, GPU-2, GPU-3 and 2 more; run: nvidia-ctk cdi generate"), "{message}");
+}
+
+/// An engine whose list was made for driver 550.54 and has six GPUs.
+fn of_550(toolkit: Option<Toolkit>) -> EngineGpus {
+    let names: Vec<String> = (0..6).map(|n| format!("GPU-{n}")).collect();
+    let mut cdi = listed(&names.iter().map(|name| (name.as_str(), &[][..])).collect::<Vec<_>>()).unwrap();
+    cdi.values_mut().for_each(|device| device.libraries = Some("550.54".to_owned()));
+    EngineGpus { toolkit, cdi: Some(cdi), ..EngineGpus::default() }
+}
+
+#[test]
+fn a_list_of_another_driver_hands_nothing_over_and_a_condition_names_the_command() {
+    let support = GpuSupport::from(of_550(None));
+    let gpus = |driver| Snapshot { driver, ..on(&(0..6).map(gpu).collect::<Vec<_>>()) };
+    for unknown in [driver("550.54"), driver(""), Driver::Unknown, Driver::Absent { why: String::new() }] {
+        assert_eq!(support.lack(&gpu(0), &unknown), None, "{unknown:?}");
+        assert_eq!((support.withheld(&gpus(unknown.clone())), support.conditions(&gpus(unknown))), (None, Vec::new()));
+    }
+    let lack = support.lack(&gpu(1), &driver("580.65.06")).unwrap().to_string();
+    assert!(lack.contains("out of date for GPU-1") && lack.contains("driver 550.54, "), "{lack}");
+    let upgraded = gpus(driver("580.65.06"));
+    assert!(support.withheld(&upgraded).unwrap().contains("out of date for GPU-0"));
+    let [(ConditionKind::GpuRuntimeMissing, message)] = &support.conditions(&upgraded)[..] else { panic!() };
+    let why =
+        "GPU-0, GPU-1, GPU-2 and 3 more: it has the libraries of driver 550.54, and the host runs driver 580.65.06";
+    assert!(
+        message.contains(why) && message.ends_with("; run: nvidia-ctk cdi generate --output=/var/run/cdi/nvidia.yaml"),
+        "{message}"
+    );
+
+    let mut half = of_550(None);
+    half.cdi.as_mut().unwrap().remove("nvidia.com/gpu=GPU-5");
+    let conditions = GpuSupport::from(half).conditions(&upgraded);
+    let [(ConditionKind::GpuRuntimeMissing, message)] = &conditions[..] else { panic!("{conditions:?}") };
+    assert!(message.contains("does not have GPU GPU-5") && message.contains("out of date for GPU-0"), "{message}");
+}
+
+#[test]
+fn only_the_list_is_out_of_date_and_a_runtime_hands_over_all_the_same() {
+    let way = |engine: EngineGpus| GpuSupport::from(engine).way(&[&gpu(0)], &driver("580.65.06"));
+    assert_eq!(way(of_550(Some(toolkit([1, 18, 0])))), Ok(Some(Way::Runtime { jit: true })));
+    let older = || Some(toolkit([1, 17, 0]));
+    assert_eq!(way(of_550(older())), Ok(Some(Way::Runtime { jit: false })));
+    let stale = |engine| matches!(way(engine), Err(Lack::Stale { .. }));
+    assert!(stale(EngineGpus { hand_over: HandOver::Cdi, ..of_550(older()) }), "the operator wants nothing else");
+    let systemd = GpuSupport::from(EngineGpus { has_systemd_cgroups: true, ..of_550(older()) });
+    let kinds = |driver| {
+        let conditions = systemd.conditions(&Snapshot { driver, ..on(&[gpu(0)]) });
+        conditions.into_iter().map(|(kind, _)| kind).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(driver("550.54")), [], "CDI is used");
+    assert_eq!(kinds(driver("580.65.06")), [ConditionKind::GpuReloadHazard], "the older runtime is used");
+
+    let mut renumbered = of_550(None);
+    renumbered.majors = Majors::of("195 nvidia\n511 nvidia-uvm\n");
+    let uvm = |listed: &mut CdiDevice| listed.majors = [("/dev/nvidia-uvm".to_owned(), 510)].into();
+    renumbered.cdi.iter_mut().flatten().for_each(|(_, listed)| uvm(listed));
+    let lack = GpuSupport::from(renumbered).lack(&gpu(0), &Driver::Unknown).unwrap().to_string();
+    assert!(lack.contains("/dev/nvidia-uvm the major number 510") && lack.contains("cdi generate"), "{lack}");
 }
 
 #[test]
 fn an_older_runtime_is_a_hazard_under_systemd_cgroups() {
     let hazard = |toolkit, cdi, has_systemd_cgroups| {
         let engine = EngineGpus { toolkit: Some(toolkit), cdi, has_systemd_cgroups, ..EngineGpus::default() };
-        let conditions = GpuSupport::from(engine).conditions(&[gpu(0)]);
+        let conditions = GpuSupport::from(engine).conditions(&on(&[gpu(0)]));
         conditions.iter().any(|(kind, _)| *kind == ConditionKind::GpuReloadHazard)
     };
     let mode = |mode: &str| Toolkit { mode: Some(mode.to_owned()), ..toolkit([1, 16, 0]) };
@@ -170,8 +243,9 @@ prop_compose! {
         EngineGpus {
             hand_over,
             toolkit: has_toolkit.then_some(Toolkit { version, mode, ignores_env }),
-            cdi: names.map(|names| names.into_iter().map(|(name, nodes)| (name, CdiDevice { nodes })).collect()),
+            cdi: names.map(|names| names.into_iter().map(|(name, nodes)| (name, CdiDevice { nodes, ..CdiDevice::default() })).collect()),
             cdi_nodes_are_owned: false,
+            majors: Majors::default(),
             has_systemd_cgroups: systemd,
         }
     }
@@ -185,7 +259,7 @@ proptest! {
     ) {
         let devices: Vec<Device> = which.into_iter().map(gpu).collect();
         let support = GpuSupport::from(engine.clone());
-        match support.way(&devices.iter().collect::<Vec<_>>()) {
+        match support.way(&devices.iter().collect::<Vec<_>>(), &Driver::Unknown) {
             Ok(Some(Way::Cdi(names))) => {
                 prop_assert_eq!(names.len(), devices.len());
                 let listed = engine.cdi.unwrap();
@@ -200,7 +274,7 @@ proptest! {
                 prop_assert!(engine.hand_over != HandOver::Cdi);
             }
             Err(_) => {
-                let conditions = support.conditions(&devices);
+                let conditions = support.conditions(&on(&devices));
                 prop_assert!(conditions.iter().any(|(kind, _)| *kind == ConditionKind::GpuRuntimeMissing));
             }
         }

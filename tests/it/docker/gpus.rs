@@ -63,8 +63,8 @@ fn three_gpus() -> watch::Receiver<Arc<Snapshot>> {
         Device { minor: Some(minor), ..Device::new(uuid.to_owned(), 2 - minor, "test".to_owned()) }
     };
     let devices = [(0, "GPU-a"), (1, "GPU-b"), (2, "GPU-c")].map(gpu).to_vec();
-    watch::channel(Arc::new(Snapshot { driver: Driver::Up(DriverVersions::default()), devices, ..Snapshot::default() }))
-        .1
+    let driver = Driver::Up(DriverVersions { driver: "580.65.06".to_owned(), ..DriverVersions::default() });
+    watch::channel(Arc::new(Snapshot { driver, devices, ..Snapshot::default() })).1
 }
 
 fn runtime(lab: &Lab, host: String, hand_over: HandOver) -> Arc<DockerRuntime> {
@@ -211,6 +211,15 @@ async fn docker_with_cdi_hands_over_what_its_list_has() {
 
     let stale = hosts_fault(run(&runtime, &launch(&lab, "stale", &["GPU-c"])).await);
     assert!(stale.contains("does not have GPU-c") && stale.contains("nvidia-ctk cdi generate"), "{stale}");
+
+    let hook = json!({"hookName": "createContainer", "path": "/bin/true", "args": ["true", "/lib/libcuda.so.550.54"]});
+    let mut old: serde_json::Value = serde_json::from_str(&specification(&[("GPU-a", 0)])).unwrap();
+    old["containerEdits"] = json!({"hooks": [hook]});
+    fs::write(&list, old.to_string()).unwrap();
+    let upgraded = self::runtime(&lab, engine.host(), HandOver::Auto);
+    let old = hosts_fault(run(&upgraded, &launch(&lab, "old", &["GPU-a"])).await);
+    assert!(old.contains("driver 550.54, and the host runs driver 580.65.06; run: nvidia-ctk cdi generate"), "{old}");
+
     fs::write(&list, specification(&[])).unwrap();
     until("the engine reads its list again", || engine_refuses(&engine, &lab));
     let gone = hosts_fault(run(&runtime, &launch(&lab, "gone", &["GPU-a"])).await);

@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
+use serde_yaml_ng::Value;
 
-use crate::runtime::gpus::CdiDevice;
+use crate::runtime::gpus::{CdiDevice, stale};
 
 /// The characters of the longest file that is read. The specification of eight GPUs in 56 MIG instances has about
 /// 200 KiB.
@@ -19,8 +20,12 @@ const MAX_DEVICES: usize = 1024;
 pub(in crate::runtime::docker) type Devices = BTreeMap<String, CdiDevice>;
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Specification {
     kind: String,
+    /// For every device of the file.
+    #[serde(default)]
+    container_edits: Edits,
     #[serde(default)]
     devices: Vec<Listed>,
 }
@@ -46,11 +51,22 @@ enum Label {
 struct Edits {
     #[serde(default)]
     device_nodes: Vec<Node>,
+    /// They name the driver's libraries. Every text in them is looked at, so that no form of theirs is an error.
+    #[serde(default)]
+    mounts: Value,
+    #[serde(default)]
+    hooks: Value,
 }
 
 #[derive(Deserialize)]
 struct Node {
     path: String,
+    /// `c` unless it says otherwise.
+    #[serde(default, rename = "type")]
+    kind: Option<String>,
+    /// The engine takes 0 for absent, and looks at the host's node then.
+    #[serde(default)]
+    major: Option<i64>,
 }
 
 /// The devices that one file lists.
@@ -60,15 +76,54 @@ struct Node {
 pub(in crate::runtime::docker) fn devices_of(text: &str) -> Result<Devices, String> {
     // Every JSON text is YAML.
     let specification: Specification = serde_yaml_ng::from_str(text).map_err(|error| error.to_string())?;
+    let (drivers, majors) = (specification.container_edits.drivers(), specification.container_edits.majors());
     let device = |listed: Listed| {
         let name = match listed.name {
             Label::Text(name) => name,
             Label::Number(number) => number.to_string(),
         };
-        let nodes = listed.container_edits.device_nodes.into_iter().map(|node| node.path).collect::<BTreeSet<_>>();
-        (format!("{}={name}", specification.kind), CdiDevice { nodes })
+        let edits = listed.container_edits;
+        let device = CdiDevice {
+            libraries: only(&drivers | &edits.drivers()),
+            majors: majors.clone().into_iter().chain(edits.majors()).collect(),
+            nodes: edits.device_nodes.into_iter().map(|node| node.path).collect(),
+        };
+        (format!("{}={name}", specification.kind), device)
     };
     Ok(specification.devices.into_iter().map(device).collect())
+}
+
+impl Edits {
+    /// The versions of the driver whose libraries they bring.
+    fn drivers(&self) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        for value in [&self.mounts, &self.hooks] {
+            each_text(value, &mut |text| found.extend(stale::drivers_in(text)));
+        }
+        found
+    }
+
+    fn majors(&self) -> BTreeMap<String, u32> {
+        let is_character = |node: &&Node| node.kind.as_deref().is_none_or(|kind| matches!(kind, "" | "c" | "u"));
+        let major = |node: &Node| u32::try_from(node.major?).ok().filter(|major| *major > 0);
+        let nodes = self.device_nodes.iter().filter(is_character);
+        nodes.filter_map(|node| Some((node.path.clone(), major(node)?))).collect()
+    }
+}
+
+/// Calls `with` for every text in it. The parser bounds how deep it is.
+fn each_text(value: &Value, with: &mut impl FnMut(&str)) {
+    match value {
+        Value::String(text) => with(text),
+        Value::Sequence(values) => values.iter().for_each(|value| each_text(value, with)),
+        Value::Mapping(values) => values.values().for_each(|value| each_text(value, with)),
+        _ => {}
+    }
+}
+
+/// The version, if there is exactly one.
+fn only(mut versions: BTreeSet<String>) -> Option<String> {
+    versions.pop_first().filter(|_| versions.is_empty())
 }
 
 /// Joins the files of one directory after the other, in the order in which the engine reads them.
@@ -110,9 +165,11 @@ containerEdits:
   - path: /dev/nvidiactl
   env: [NVIDIA_VISIBLE_DEVICES=void]
   hooks:
-  - args: [nvidia-cdi-hook, update-ldcache]
+  - args: [nvidia-cdi-hook, create-symlinks, --link, "libcuda.so.1::/usr/lib/libcuda.so"]
     hookName: createContainer
     path: /usr/bin/nvidia-cdi-hook
+  mounts:
+  - {hostPath: /usr/lib/libcuda.so.580.65.06, containerPath: /usr/lib/libcuda.so.580.65.06, options: [ro, nosuid]}
 devices:
 - containerEdits:
     deviceNodes:
@@ -126,7 +183,7 @@ kind: nvidia.com/gpu
 "#;
 
     fn device(nodes: &[&str]) -> CdiDevice {
-        CdiDevice { nodes: nodes.iter().map(|&node| node.to_owned()).collect() }
+        CdiDevice { nodes: nodes.iter().map(|&node| node.to_owned()).collect(), ..CdiDevice::default() }
     }
 
     fn devices(of: &[(&str, &[&str])]) -> Devices {
@@ -135,15 +192,40 @@ kind: nvidia.com/gpu
 
     #[test]
     fn yaml_and_json_list_names_and_nodes() {
-        let expected = devices(&[
+        let mut expected = devices(&[
             ("nvidia.com/gpu=0", &["/dev/nvidia0", "/dev/dri/card1"]),
             ("nvidia.com/gpu=GPU-8f6a", &["/dev/nvidia0"]),
             ("nvidia.com/gpu=1", &[]),
         ]);
+        expected.values_mut().for_each(|device| device.libraries = Some("580.65.06".to_owned()));
         assert_eq!(devices_of(YAML), Ok(expected));
         let json = r#"{"cdiVersion": "0.6.0", "kind": "amd.com/gpu",
             "devices": [{"name": "0", "containerEdits": {"deviceNodes": [{"path": "/dev/dri/renderD128"}]}}]}"#;
         assert_eq!(devices_of(json), Ok(devices(&[("amd.com/gpu=0", &["/dev/dri/renderD128"])])));
+    }
+
+    #[test]
+    fn a_device_has_the_libraries_and_numbers_of_its_file_and_its_own() {
+        let of = |file: &str, own: &str| {
+            let text =
+                format!("kind: a\ncontainerEdits: {{{file}}}\ndevices:\n- {{name: 0, containerEdits: {{{own}}}}}");
+            devices_of(&text).unwrap().remove("a=0").unwrap()
+        };
+        let libraries = |file: &str, own: &str| of(file, own).libraries;
+        let mount = |version: &str| format!("mounts: [{{hostPath: /lib/libnvidia-ml.so.{version}}}]");
+        assert_eq!(libraries(&mount("550.54"), "").as_deref(), Some("550.54"));
+        assert_eq!(libraries("", &mount("550.54")).as_deref(), Some("550.54"));
+        assert_eq!(libraries(&mount("550.54"), &mount("550.54")).as_deref(), Some("550.54"));
+        assert_eq!(libraries(&mount("550.54"), &mount("580.1")), None, "which one counts is not known");
+        let hook = "hooks: [{args: [x, 755, --link, libcuda.so.550.54::/lib/libcuda.so.1]}]";
+        assert_eq!(libraries(hook, "mounts: null").as_deref(), Some("550.54"));
+        assert_eq!(libraries("mounts: 7", "hooks: {a: [b]}"), None);
+
+        let file = "deviceNodes: [{path: /dev/nvidia-uvm, major: 511}, {path: /dev/nvidiactl}]";
+        let own = "deviceNodes: [{path: /dev/nvidia0, type: c, major: 195}, {path: /dev/b, type: b, major: 8}, \
+                   {path: /dev/p, major: -1}]";
+        let expected = [("/dev/nvidia-uvm".to_owned(), 511), ("/dev/nvidia0".to_owned(), 195)];
+        assert_eq!(of(file, own).majors, expected.into());
     }
 
     #[test]

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, major, minor, open, openat, statat};
 
 use super::fields::Graphics;
-use super::verify::{self, Node};
+use super::verify::Node;
 use crate::gpu::Device;
+use crate::runtime::gpus::stale::Majors;
 
 /// The character devices in a container's `/dev` that are looked at, at most. A container has about twenty.
 const MAX_NODES: usize = 4096;
@@ -51,7 +52,7 @@ pub(super) async fn nodes_of(first: First) -> io::Result<(Vec<Node>, Vec<u32>)> 
         if !first.is_of_container()? {
             return Err(io::Error::other("its first process is in a namespace that the agent does not see"));
         }
-        Ok((nodes, verify::majors(&fs::read_to_string("/proc/devices")?)))
+        Ok((nodes, Majors::of(&fs::read_to_string("/proc/devices")?).of_gpus()))
     };
     tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
 }

@@ -42,10 +42,11 @@ impl DockerRuntime {
     /// The part of a container that hands it the GPUs of its session.
     pub(super) async fn gpu_fields(&self, launch: &Launch) -> Result<Fields, Error> {
         let devices = self.known(&launch.gpu_uuids)?;
+        let driver = self.gpus.borrow().driver.clone();
         let support = self.engine.connection().await?.info.gpus.clone();
         let devices: Vec<&Device> = devices.iter().collect();
         let lack = |lack: Lack| Error::start(Fault::Host, lack.to_string());
-        let Some(way) = support.way(&devices).map_err(lack)? else { return Ok(Fields::none()) };
+        let Some(way) = support.way(&devices, &driver).map_err(lack)? else { return Ok(Fields::none()) };
         let graphics = if fields::wants_graphics(launch) { look::graphics(&devices).await } else { Vec::new() };
         Ok(Fields::of(launch, &way, support.nodes_are_owned(&way), &graphics))
     }

@@ -15,6 +15,7 @@ use tokio::process::Command;
 use super::cdi::{self, Devices};
 use super::fields::RUNTIME;
 use super::toolkit;
+use crate::runtime::gpus::stale::Majors;
 use crate::runtime::gpus::{EngineGpus, GpuSupport, HandOver, Toolkit};
 
 /// How long the runtime may take to say its version; it needs milliseconds.
@@ -62,6 +63,7 @@ impl Reader {
             toolkit: self.toolkit(said).await,
             cdi: listed(said, api).await,
             cdi_nodes_are_owned: owns_nodes(said.server_version.as_deref().unwrap_or_default()),
+            majors: majors().await,
             has_systemd_cgroups: said.cgroup_driver == Some(SystemInfoCgroupDriverEnum::SYSTEMD),
         }
         .into()
@@ -118,6 +120,12 @@ async fn ask(program: &Path) -> Option<String> {
         Some(String::from_utf8_lossy(&text).into_owned())
     };
     tokio::time::timeout(ANSWER, answer).await.ok().flatten()
+}
+
+/// The numbers of NVIDIA's device nodes; none where they cannot be read.
+async fn majors() -> Majors {
+    let text = tokio::fs::read_to_string("/proc/devices").await.unwrap_or_default();
+    Majors::of(&text)
 }
 
 /// The CDI devices of the engine; `None`: it has no CDI, or it is off.

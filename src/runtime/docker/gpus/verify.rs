@@ -6,9 +6,6 @@ use std::fmt;
 use super::fields::RUNTIME;
 use crate::runtime::gpus::{ENV_KEY, GENERATE, gpu_minor};
 
-/// The names of NVIDIA's driver for GPUs in `/proc/devices`; the first is that of older versions.
-const DRIVERS: [&str; 2] = ["nvidia-frontend", "nvidia"];
-
 /// A GPU that the session holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::runtime::docker) struct Wanted {
@@ -98,16 +95,6 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// The major numbers of NVIDIA's GPUs, from the text of `/proc/devices`.
-pub(in crate::runtime::docker) fn majors(devices: &str) -> Vec<u32> {
-    let characters = devices.lines().take_while(|line| !line.starts_with("Block"));
-    let major = |line: &str| {
-        let (number, name) = line.trim().split_once(' ')?;
-        DRIVERS.contains(&name.trim()).then(|| number.parse().ok()).flatten()
-    };
-    characters.filter_map(major).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -178,14 +165,6 @@ mod tests {
         let text = explain(&wrong(&[], &["/dev/nvidia1", "/dev/nvidia2"]), true);
         assert!(text.contains("/dev/nvidia1, /dev/nvidia2") && text.contains("gpu.hand_over = \"cdi\""), "{text}");
         assert!(explain(&wrong(&["GPU-1"], &[]), false).ends_with(GENERATE));
-    }
-
-    #[test]
-    fn the_drivers_number_is_that_of_its_character_device() {
-        let old = "Character devices:\n  1 mem\n195 nvidia-frontend\n235 nvidia-caps\n\nBlock devices:\n  8 sd\n";
-        assert_eq!(majors(old), [195]);
-        assert_eq!(majors("Character devices:\n195 nvidia\n195 nvidiactl\n195 nvidia-modeset\n"), [195]);
-        assert_eq!(majors("Character devices:\n  1 mem\n\nBlock devices:\n195 nvidia\n"), [0; 0]);
     }
 
     proptest! {
