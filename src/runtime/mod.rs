@@ -66,11 +66,12 @@ pub trait Runtime: Send + Sync + 'static {
     async fn start(&self, target: &Target) -> Result<(), Error>;
 
     /// Checks that a container that was just started has exactly the GPUs of its session, and kills it otherwise.
+    /// Returns what its user should know of them, for people; `None`: nothing.
     ///
     /// # Errors
     /// [`Error::Start`]: it has others, or not all of them.
-    async fn verify(&self, _target: &Target) -> Result<(), Error> {
-        Ok(())
+    async fn verify(&self, _target: &Target, _launch: &Launch) -> Result<Option<String>, Error> {
+        Ok(None)
     }
 
     /// Asks the main process to end, kills it after `grace`, and returns once it is gone.

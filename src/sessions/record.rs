@@ -57,6 +57,9 @@ pub struct Live {
     /// The start of the engine under which it was last seen to run.
     #[serde(default)]
     pub engine_epoch: Option<String>,
+    /// What its user should know of its GPUs while this run goes on. Shown where there is no other message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remark: Option<String>,
 
     pub ttl: Option<Deadline>,
     /// When it is stopped because nobody used it.
@@ -184,6 +187,7 @@ impl Record {
     /// What everybody sees of it that is steady.
     pub fn profile(&self, node: &Name, node_id: &NodeId, endpoint_host: &str, now: Moment) -> SessionProfile {
         let (origin, status, live) = (self.origin(), self.status(), self.live());
+        let remark = || live.filter(|live| live.is_in_use()).and_then(|live| live.remark.clone());
         SessionProfile {
             id: origin.id,
             user: origin.user.clone(),
@@ -204,7 +208,7 @@ impl Record {
             kept_alive_by: status.kept_alive_by.clone(),
             end_reason: status.end_reason,
             exit_code: status.exit_code,
-            message: status.message.clone().filter(|_| !status.is_pulled()),
+            message: status.message.clone().filter(|_| !status.is_pulled()).or_else(remark),
             attempt: origin.attempt,
         }
     }
@@ -292,6 +296,7 @@ impl Live {
             ended_before: None,
             boot_id: now.boot_id,
             engine_epoch: None,
+            remark: None,
             container_removed: false,
             ttl: None,
             idle: None,

@@ -115,8 +115,11 @@ pub enum Done {
     Created {
         container_id: String,
     },
-    /// It has the GPUs of its session, and no others.
-    Verified,
+    /// It has the GPUs of its session, and no others, as far as that can be seen.
+    Verified {
+        /// What its user should know of them.
+        remark: Option<String>,
+    },
     /// Started, paused, resumed or stopped: observe the container to see its new state.
     Stepped,
     Removed,
@@ -151,6 +154,8 @@ enum At {
     Doing,
     /// Verifying the GPUs of this container's run.
     Verifying(Container, Run),
+    /// Reporting what its user should know of the GPUs of this container's run.
+    TellingRemark(Container, Run),
     /// Reporting what it saw of this container.
     TellingSight(Container),
     /// Reporting progress; this comes next.
@@ -200,7 +205,12 @@ impl Runner {
             (At::Observing, Outcome::Did(Err(error))) => self.tell(Report::Unseen(error.to_string()), Next::Retry),
             (At::Doing, Outcome::Did(Err(error))) => self.failed(error),
             (At::Verifying(..), Outcome::Did(Err(error))) => self.failed(error),
-            (At::Verifying(container, run), Outcome::Did(Ok(_))) => {
+            (At::Verifying(container, run), Outcome::Did(Ok(Done::Verified { remark: Some(remark) }))) => {
+                self.at = At::TellingRemark(container, run);
+                Action::Tell(Report::Remark(remark))
+            }
+            (At::Verifying(container, run), Outcome::Did(Ok(_)))
+            | (At::TellingRemark(container, run), Outcome::Told(true)) => {
                 (self.known, self.verified) = (Some(container), Some(run));
                 self.decide_on(work)
             }
@@ -305,7 +315,7 @@ impl Runner {
                 self.known = Some(Container::Created);
                 return self.tell(Report::Created { container_id }, Next::Look);
             }
-            Done::Stepped | Done::Verified => {}
+            Done::Stepped | Done::Verified { .. } => {}
             Done::Removed => self.known = Some(Container::Absent),
         }
         self.decide_on(work)
@@ -396,7 +406,10 @@ mod tests {
         assert_eq!(runner.begin(), Action::Do(Op::Observe));
         let mut next = |outcome| runner.next(outcome, with_gpu(Wish::Run));
         assert_eq!(next(saw(Container::Running(run()))), Action::Do(Op::Verify));
-        assert_eq!(next(Outcome::Did(Ok(Done::Verified))), Action::Tell(Report::Saw(Sight::Running(run()))));
+        assert_eq!(
+            next(Outcome::Did(Ok(Done::Verified { remark: None }))),
+            Action::Tell(Report::Saw(Sight::Running(run())))
+        );
 
         // The engine does not answer: it is verified later, and is not running before.
         let mut runner = Runner::new(with_gpu(Wish::Run), Some(Container::Running(run())));
@@ -406,6 +419,21 @@ mod tests {
         assert!(matches!(runner.next(Outcome::Told(true), with_gpu(Wish::Run)), Action::Retry { .. }));
         runner.next(Outcome::Woken, with_gpu(Wish::Run));
         assert_eq!(runner.next(saw(Container::Running(run())), with_gpu(Wish::Run)), Action::Do(Op::Verify));
+    }
+
+    #[test]
+    fn what_is_to_be_known_of_the_gpus_of_a_run_is_told_before_it_counts_as_running() {
+        let (run, remark) = (|| Run("1".to_owned()), || Some("not verified".to_owned()));
+        let mut runner = Runner::new(with_gpu(Wish::Run), Some(Container::Running(run())));
+        assert_eq!(runner.begin(), Action::Do(Op::Verify));
+        let mut next = |outcome| runner.next(outcome, with_gpu(Wish::Run));
+        let verified = || Outcome::Did(Ok(Done::Verified { remark: remark() }));
+        let told = Action::Tell(Report::Remark("not verified".to_owned()));
+        assert_eq!(next(verified()), told);
+        assert_eq!(next(Outcome::Told(false)), Action::Do(Op::Observe), "it was not accepted");
+        assert_eq!(next(saw(Container::Running(run()))), Action::Do(Op::Verify));
+        assert_eq!(next(verified()), told);
+        assert_eq!(next(Outcome::Told(true)), Action::Tell(Report::Saw(Sight::Running(run()))));
     }
 
     #[test]

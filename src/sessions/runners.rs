@@ -143,7 +143,7 @@ impl Course {
             Op::Observe => runtime.observe(target).await.map(Done::Saw),
             Op::Create => runtime.create(&work.launch).await.map(|container_id| Done::Created { container_id }),
             Op::Start => runtime.start(target).await.map(|()| Done::Stepped),
-            Op::Verify => runtime.verify(target).await.map(|()| Done::Verified),
+            Op::Verify => runtime.verify(target, &work.launch).await.map(|remark| Done::Verified { remark }),
             Op::Pause => runtime.pause(target).await.map(|()| Done::Stepped),
             Op::Resume => runtime.resume(target).await.map(|()| Done::Stepped),
             Op::Stop => runtime.stop(target, work.launch.stop_grace).await.map(|()| Done::Stepped),

@@ -46,7 +46,7 @@ impl Engine {
                 self.containers.remove(session);
                 return Ok(Done::Removed);
             }
-            Op::Verify => return Ok(Done::Verified),
+            Op::Verify => return Ok(Done::Verified { remark: None }),
             Op::Start | Op::Pause | Op::Resume | Op::Stop => {}
         }
         let Some((_, container)) = self.containers.get_mut(session) else {

@@ -186,8 +186,8 @@ impl Runtime for DockerRuntime {
         self.start_container(target).await
     }
 
-    async fn verify(&self, target: &Target) -> Result<(), Error> {
-        self.verify_gpus(target).await
+    async fn verify(&self, target: &Target, launch: &Launch) -> Result<Option<String>, Error> {
+        self.verify_gpus(target, launch).await
     }
 
     async fn stop(&self, target: &Target, grace: Duration) -> Result<(), Error> {

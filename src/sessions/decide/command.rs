@@ -103,6 +103,7 @@ impl Registry {
         live.wish = Wish::Run;
         live.reserved = true;
         live.status.gpus_leaving = None;
+        live.remark = None;
         live.boot_id = cx.now.boot_id;
         live.previous_run = live.run.take().or_else(|| live.previous_run.take());
         live.retention = None;

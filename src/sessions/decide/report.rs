@@ -26,6 +26,8 @@ pub enum Report {
         container_id: String,
     },
     Saw(Sight),
+    /// What its user should know of its GPUs while its new run goes on.
+    Remark(String),
     /// It could not be started, by the fault of this, as the text says.
     NotStarted(Fault, String),
     /// The engine did not do a step. It is tried again.
@@ -89,6 +91,8 @@ impl Registry {
                 }
             }
             Report::Created { container_id } => status.container_id = Some(container_id),
+            // Written with the sight of the run, which follows.
+            Report::Remark(text) if starting => live.remark = Some(text),
             // A running session goes on without the engine; the condition of its node says that the engine is lost.
             Report::Unreachable(message) if !matches!(status.state, SessionState::Running | SessionState::Paused) => {
                 status.message = Some(message);

@@ -80,12 +80,12 @@ fn launch(lab: &Lab, key: &str, uuids: &[&str]) -> Launch {
     }
 }
 
-/// Starts it as a session is started.
-async fn run(runtime: &DockerRuntime, launch: &Launch) -> Result<(), Error> {
+/// Starts it as a session is started. Returns what its user is told of its GPUs.
+async fn run(runtime: &DockerRuntime, launch: &Launch) -> Result<Option<String>, Error> {
     let target = (&launch.session).into();
     runtime.create(launch).await?;
     runtime.start(&target).await?;
-    runtime.verify(&target).await
+    runtime.verify(&target, launch).await
 }
 
 /// What the session prints of itself, line by line.
@@ -99,7 +99,7 @@ fn shown(lab: &Lab, engine: &OwnEngine, launch: &Launch) -> Vec<String> {
     lines
 }
 
-fn hosts_fault(answer: Result<(), Error>) -> String {
+fn hosts_fault(answer: Result<Option<String>, Error>) -> String {
     let Err(Error::Start { fault: Fault::Host, message }) = answer else { panic!("{answer:?}") };
     message
 }
@@ -113,7 +113,7 @@ async fn a_session_has_its_gpus_and_no_others_and_the_rest_have_none() {
     let runtime = runtime(&lab, engine.host(), HandOver::Auto);
 
     let two = launch(&lab, "two", &["GPU-c", "GPU-a"]);
-    run(&runtime, &two).await.unwrap();
+    assert_eq!(run(&runtime, &two).await, Ok(None), "there is nothing to know");
     let nodes = ["/dev/nvidia0 c3:0 1000", "/dev/nvidia2 c3:2 1000"];
     assert_eq!(shown(&lab, &engine, &two), ["1000", nodes[0], nodes[1], "GPU-c,GPU-a compute,utility"]);
 
@@ -122,6 +122,9 @@ async fn a_session_has_its_gpus_and_no_others_and_the_rest_have_none() {
         run(&runtime, &without).await.unwrap();
         assert_eq!(shown(&lab, &engine, &without), ["1000", "void"], "{key}");
     }
+    let drawing = Launch { gpu_capabilities: vec![GpuCapability::Graphics], ..launch(&lab, "draws", &["GPU-b"]) };
+    let told = run(&runtime, &drawing).await.unwrap().unwrap();
+    assert!(told.starts_with("programs cannot draw with a GPU: ") && told.contains("nvidia_drm"), "{told}");
     let gone = launch(&lab, "gone", &["GPU-d"]);
     assert!(hosts_fault(run(&runtime, &gone).await).contains("GPU-d is not on this host"));
 }

@@ -38,6 +38,9 @@ pub(in crate::runtime::docker) struct Fields {
     pub(in crate::runtime::docker) groups: Option<Vec<String>>,
 }
 
+/// The variable that is set for Kasm's images where they can draw with the GPU.
+pub(in crate::runtime::docker) const EGL_CARD: &str = "KASM_EGL_CARD";
+
 /// Whether its programs draw.
 pub(in crate::runtime::docker) fn wants_graphics(launch: &Launch) -> bool {
     launch.gpu_capabilities.iter().any(|of| matches!(of, GpuCapability::Graphics | GpuCapability::Display))
@@ -77,10 +80,22 @@ impl Fields {
     }
 }
 
+/// Why programs of the session cannot draw with its GPUs, or not all of them can, for people. `has_variables`: its
+/// container has [`EGL_CARD`].
+pub(in crate::runtime::docker) fn without_graphics(graphics: &[Graphics], has_variables: bool) -> Option<String> {
+    let no_nodes = "programs cannot draw with a GPU: no GPU of the session has both a card and a render node in /dev/dri; \
+                    load nvidia_drm with modeset=1 on the host (a MIG instance never has them)";
+    let not_owned = "Kasm's images draw without the GPU: the container engine leaves the nodes in /dev/dri to root, so \
+                     KASM_EGL_CARD and KASM_RENDERD are not set; use nvidia-container-toolkit 1.18 or later, or Docker \
+                     29.5 or later";
+    let why = if kasm(graphics).is_empty() { Some(no_nodes) } else { (!has_variables).then_some(not_owned) };
+    why.map(str::to_owned)
+}
+
 /// The images of Kasm use these two if the nodes are owned by their user. They use one GPU: the first that has both.
 fn kasm(graphics: &[Graphics]) -> Vec<(&'static str, String)> {
     let both = graphics.iter().find_map(|nodes| nodes.card.clone().zip(nodes.render.clone()));
-    both.map(|(card, render)| vec![("KASM_EGL_CARD", card), ("KASM_RENDERD", render)]).unwrap_or_default()
+    both.map(|(card, render)| vec![(EGL_CARD, card), ("KASM_RENDERD", render)]).unwrap_or_default()
 }
 
 fn capabilities(launch: &Launch) -> String {
@@ -89,4 +104,21 @@ fn capabilities(launch: &Launch) -> String {
 
 fn request(names: &[String]) -> DeviceRequest {
     DeviceRequest { driver: Some(CDI.to_owned()), device_ids: Some(names.to_vec()), ..DeviceRequest::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_cannot_draw_with_its_gpus_is_told_why() {
+        let (card, render) = (|| Some("/dev/dri/card1".to_owned()), || Some("/dev/dri/renderD129".to_owned()));
+        let whole = || Graphics { card: card(), render: render(), ..Graphics::default() };
+        let half = || Graphics { card: card(), ..Graphics::default() };
+        for none in [&[][..], &[Graphics::default()], &[half()]] {
+            assert!(without_graphics(none, false).unwrap().contains("nvidia_drm"), "{none:?}");
+        }
+        assert_eq!(without_graphics(&[Graphics::default(), whole()], true), None, "one is enough");
+        assert!(without_graphics(&[whole()], false).unwrap().contains("KASM_EGL_CARD and KASM_RENDERD are not set"));
+    }
 }

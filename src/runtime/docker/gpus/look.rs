@@ -89,11 +89,7 @@ pub(super) async fn graphics(devices: &[&Device]) -> Vec<Graphics> {
     let whole = devices.iter().filter(|device| device.mig_parent.is_none());
     let addresses: Vec<String> = whole.filter_map(|device| device.pci_address.clone()).collect();
     let read = move || addresses.iter().map(|address| graphics_of(address)).collect();
-    let found: Vec<Graphics> = tokio::task::spawn_blocking(read).await.unwrap_or_default();
-    if found.iter().any(|nodes| nodes.render.is_none()) {
-        tracing::info!("a GPU has no graphics node: nvidia_drm is not loaded, or its modeset is off");
-    }
-    found
+    tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
 fn graphics_of(address: &str) -> Graphics {

@@ -16,7 +16,7 @@ use bollard::Docker;
 use bollard::models::ContainerInspectResponse;
 use bollard::query_parameters::KillContainerOptions;
 
-use self::fields::{Fields, RUNTIME};
+use self::fields::{EGL_CARD, Fields, RUNTIME};
 use self::verify::Wanted;
 use super::container;
 use super::engine::CHANGE;
@@ -31,10 +31,12 @@ use crate::runtime::{Fault, Launch, Target};
 pub(super) struct Unverified(AtomicBool);
 
 impl Unverified {
-    fn log(&self, why: &str) {
+    /// The same for the user of the session.
+    fn told(&self, why: &str) -> String {
         if !self.0.swap(true, Ordering::Relaxed) {
             tracing::warn!(why, "cannot check which GPUs containers have: sessions run without the check");
         }
+        format!("whether the session has its GPUs and no others was not verified: {why}")
     }
 }
 
@@ -62,35 +64,62 @@ impl DockerRuntime {
         real.map(|uuid| snapshot.device(uuid).cloned().ok_or_else(|| absent(uuid))).collect()
     }
 
-    /// Whether a container has exactly the GPUs of its session. One that has others is killed at once.
-    pub(super) async fn verify_gpus(&self, target: &Target) -> Result<(), Error> {
-        let Some(inspected) = self.inspected(target).await? else { return Ok(()) };
+    /// Whether a container has exactly the GPUs of its session. One that has others is killed at once. Returns what its
+    /// user should know of them.
+    pub(super) async fn verify_gpus(&self, target: &Target, launch: &Launch) -> Result<Option<String>, Error> {
+        let Some(inspected) = self.inspected(target).await? else { return Ok(None) };
         let wanted = self.wanted(&container::gpu_uuids(&inspected))?;
-        let (Some(id), Some(pid)) = (&inspected.id, pid_of(&inspected)) else { return Ok(()) };
         if wanted.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
+        let unverified = self.check(target, &inspected, &wanted).await?;
+        let without_graphics = self.without_graphics(launch, &inspected).await;
+        let remarks: Vec<String> = unverified.into_iter().chain(without_graphics).collect();
+        Ok((!remarks.is_empty()).then(|| remarks.join("; ")))
+    }
+
+    /// Compares the devices of a container with those of its session. Returns why it could not, for people.
+    async fn check(
+        &self,
+        target: &Target,
+        inspected: &ContainerInspectResponse,
+        wanted: &[Wanted],
+    ) -> Result<Option<String>, Error> {
+        let (Some(id), Some(pid)) = (&inspected.id, pid_of(inspected)) else { return Ok(None) };
         let engine = self.engine.connection().await?.info.pid;
         let first = look::First { container_id: id.clone(), pid, engine };
         let (nodes, majors) = match look::nodes_of(first).await {
             Ok(seen) => seen,
             Err(error) => {
-                self.unverified.log(&format!("the devices of a container cannot be read: {error}"));
-                return Ok(());
+                return Ok(Some(
+                    self.unverified.told(&format!("the devices of its container cannot be read: {error}")),
+                ));
             }
         };
-        if wanted.iter().any(|wanted| wanted.minor.is_none()) {
-            self.unverified.log("the minor number of a GPU is not known");
-        }
-        let Err(wrong) = verify::check(&wanted, &nodes, &majors) else { return Ok(()) };
+        let Err(wrong) = verify::check(wanted, &nodes, &majors) else {
+            let is_unknown = wanted.iter().any(|wanted| wanted.minor.is_none());
+            return Ok(is_unknown.then(|| self.unverified.told("the minor number of a GPU is not known")));
+        };
         // If it ended meanwhile, its process id may be another program's.
         let again = self.inspected(target).await?;
         if again.as_ref().and_then(pid_of) != Some(pid) {
-            return Ok(());
+            return Ok(None);
         }
         self.kill(id).await?;
-        let by_runtime = inspected.host_config.and_then(|host| host.runtime).is_some_and(|name| name == RUNTIME);
-        Err(Error::start(Fault::Host, verify::explain(&wrong, by_runtime)))
+        let runtime = inspected.host_config.as_ref().and_then(|host| host.runtime.as_deref());
+        Err(Error::start(Fault::Host, verify::explain(&wrong, runtime == Some(RUNTIME))))
+    }
+
+    /// Why programs of this container cannot draw with its GPUs although they are to, for people.
+    async fn without_graphics(&self, launch: &Launch, inspected: &ContainerInspectResponse) -> Option<String> {
+        if !fields::wants_graphics(launch) {
+            return None;
+        }
+        let snapshot = self.gpus.borrow().clone();
+        let devices: Vec<&Device> = launch.gpu_uuids.iter().filter_map(|uuid| snapshot.device(uuid)).collect();
+        let env = inspected.config.as_ref().and_then(|config| config.env.as_ref());
+        let is_set = |variable: &String| variable.split_once('=').is_some_and(|(name, _)| name == EGL_CARD);
+        fields::without_graphics(&look::graphics(&devices).await, env.is_some_and(|env| env.iter().any(is_set)))
     }
 
     fn wanted(&self, uuids: &[String]) -> Result<Vec<Wanted>, Error> {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::sessions::Command;
-use crate::sessions::decide::testing::{Host, admit, command, exit, id, live, running, saw, state, workspace};
+use crate::sessions::decide::testing::{Host, admit, command, exit, id, live, run, running, saw, state, workspace};
 use crate::types::{Platform, Port, Protocol, Ready, Workspace};
 
 fn tell(host: &mut Host, report: Report) {
@@ -66,6 +66,40 @@ fn readiness_and_health_end_with_the_run() {
     let status = &live(&host, "k").status;
     assert!(status.state.has_ended());
     assert_eq!((status.ready_at, status.health), (None, None));
+}
+
+#[test]
+fn what_is_to_be_known_of_the_gpus_is_shown_while_the_run_goes_on() {
+    let remark = || Some("not verified".to_owned());
+    let message = |host: &Host| {
+        let record = host.registry.record(&id("k")).unwrap();
+        record.profile(&"one".parse().unwrap(), &crate::types::NodeId::from_bytes([1; 10]), "host", host.now).message
+    };
+    let mut host = Host::new();
+    let ports = vec![Port { container_port: 8080, protocol: Protocol::Tcp }];
+    admit(&mut host, "k", Workspace { ports, ready: Some(Ready::on(8080)), ..workspace() }).unwrap();
+    tell(&mut host, Report::Remark("not verified".to_owned()));
+    assert_eq!(message(&host), None, "it does not run yet");
+    saw(&mut host, "k", Sight::Running(run(1)));
+    assert_eq!(message(&host), remark());
+    tell(&mut host, Report::NotReady("nothing listens".to_owned()));
+    assert!(message(&host).unwrap().starts_with("not ready"), "what went wrong comes first");
+    tell(&mut host, Report::Ready);
+    assert_eq!(message(&host), remark());
+    command(&mut host, "k", Command::Pause).unwrap();
+    saw(&mut host, "k", Sight::Paused);
+    assert_eq!(message(&host), remark());
+    command(&mut host, "k", Command::Resume).unwrap();
+    host.restart();
+    saw(&mut host, "k", Sight::Running(run(1)));
+    assert_eq!(message(&host), remark(), "it outlives the agent");
+
+    saw(&mut host, "k", Sight::Ended(exit(1, 0)));
+    assert_eq!(message(&host), None, "the run is over");
+    tell(&mut host, Report::Remark("late".to_owned()));
+    command(&mut host, "k", Command::Start).unwrap();
+    saw(&mut host, "k", Sight::Running(run(2)));
+    assert_eq!(message(&host), None, "another run, of which nothing is to be known");
 }
 
 fn not_started(host: &mut Host, key: &str, fault: Fault) {
