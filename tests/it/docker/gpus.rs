@@ -16,7 +16,9 @@ use tokio::sync::watch;
 use super::own_engine::OwnEngine;
 use super::{FOREVER, add, configuration, container, id};
 use crate::support::agent::{Agent, until};
+use crate::support::cluster::Cluster;
 use crate::support::docker::{Lab, SOCKET, config};
+use crate::support::nvml::{Fixture, Gpu};
 
 const PROGRAM: &str = include_str!("nvidia_runtime.pl");
 /// Prints what a session can see of GPUs, and then runs on.
@@ -250,4 +252,53 @@ fn the_node_says_how_it_hands_gpus_over_and_sessions_without_any_have_void() {
     let env =
         engine.docker(&["inspect", "--format", "{{.Config.Env}} {{.HostConfig.Runtime}}", &container(&lab, &session)]);
     assert!(env.contains("NVIDIA_VISIBLE_DEVICES=void") && env.ends_with(" runc"), "{env}");
+}
+
+/// The GPUs with these numbers, which no process uses, and a runtime `nvidia` that knows them.
+fn host(numbers: &[u32]) -> (Fixture, Toolkit) {
+    let mut fixture = Fixture::new(0);
+    let idle = |number: &u32| Gpu { used: 0, ..Gpu::numbered(*number) };
+    fixture.set(|machine| machine.gpus = numbers.iter().map(idle).collect());
+    let toolkit = Toolkit::new();
+    let listed = numbers.iter().enumerate().map(|(at, number)| format!("{} {number}\n", fixture.gpu(at).uuid));
+    fs::write(toolkit.0.path().join("gpus"), listed.collect::<String>()).unwrap();
+    (fixture, toolkit)
+}
+
+#[test]
+fn a_session_whose_host_hands_over_the_wrong_gpus_starts_on_another() {
+    const TEST: &str = "a_session_whose_host_hands_over_the_wrong_gpus_starts_on_another";
+    let Some(lab) = Lab::open(TEST) else { return };
+    // The first is emptier, so it is tried first.
+    let hosts = [host(&[0, 1]), host(&[2])];
+    let (Some(first), Some(second)) = (hosts[0].1.engine(TEST, &lab), hosts[1].1.engine(TEST, &lab)) else { return };
+    hosts[0].1.adds("all");
+    let mut cluster = Cluster::prepare(2, &configuration(&lab, "unix:///ENGINE").replace("cluster =", "#"));
+    for ((node, engine), (fixture, _)) in cluster.nodes.iter_mut().zip([&first, &second]).zip(&hosts) {
+        let text = fs::read_to_string(node.config_file()).unwrap().replace("unix:///ENGINE", &engine.host());
+        let library = fixture.library();
+        node.configure(&format!("{text}\n[gpu]\nnvml_library = '{}'\n", library.display()));
+        node.up();
+    }
+    cluster.settled();
+    let agent = &cluster.nodes[0];
+    let gpus = || agent.get("/v1/gpus").expect(200)["items"].as_array().unwrap().clone();
+    until("the GPUs", || gpus().len() == 3 && gpus().iter().all(|gpu| gpu["state"] == "ok"));
+
+    add(agent, &lab, "cuda", FOREVER, &json!({"gpus": 1}));
+    let session = agent.running("cuda", "alice");
+    let uuid = &hosts[1].0.gpu(0).uuid;
+    assert_eq!(
+        json!([session["node"], session["attempt"], session["gpu_uuids"]]),
+        json!(["n1", 2, [uuid]]),
+        "{session}"
+    );
+    // The driver of the test makes no graphics nodes, which a session asks for unless its workspace says otherwise.
+    let message = session["message"].as_str().unwrap();
+    assert!(message.starts_with("programs cannot draw with a GPU"), "{message}");
+    until("nothing is left of it on the first host", || first.docker(&["ps", "--all", "--quiet"]).is_empty());
+
+    hosts[0].1.adds("exact");
+    let session = agent.running("cuda", "alice");
+    assert_eq!(json!([session["node"], session["attempt"]]), json!(["n0", 1]), "{session}");
 }
