@@ -144,7 +144,7 @@ pub struct Session {
     pub kept_alive_by: Option<String>,
     pub end_reason: Option<EndReason>,
     pub exit_code: Option<i64>,
-    /// Progress, or what went wrong, for a person.
+    /// Progress, what went wrong, or what its user should know of its GPUs while it runs; for a person.
     pub message: Option<String>,
     /// The number of the attempt to place it, from 1.
     pub attempt: u32,
