@@ -5,9 +5,13 @@ set -eu
 root="${XDG_CACHE_HOME:-$HOME/.cache}/ostler-ci/debian-13"
 [ -x "$root/usr/sbin/dockerd" ] && exit 0
 mkdir -p "$(dirname "$root")"
-rm -rf "$root.new"
-debootstrap --variant=minbase --include=docker.io,iptables trixie "$root.new" >"$root.log" 2>&1 || {
-    tail -n 5 "$root.log" >&2
-    exit 1
-}
-mv "$root.new" "$root"
+# A mirror may fail once.
+for _ in 1 2 3; do
+    rm -rf "$root.new"
+    if debootstrap --variant=minbase --include=docker.io,iptables trixie "$root.new" >"$root.log" 2>&1; then
+        mv "$root.new" "$root"
+        exit 0
+    fi
+done
+tail -n 5 "$root.log" >&2
+exit 1
