@@ -48,6 +48,7 @@ const CORES: &[&str] = &[
     "gpu/device",
     "gpu/health",
     "gpu/known",
+    "gpu/listed",
     "gpu/state",
     "gossip/forgotten",
     "gossip/keys",

@@ -20,7 +20,7 @@ pub(super) fn config(document: &mut Document<'_>, default: Config, dev: bool, en
         placement: placement(document, default.placement),
         http: http(document, default.http),
         runtime: runtime(document, default.runtime, environment),
-        gpu: gpu(document),
+        gpu: gpu(document, default.gpu),
         sessions: sessions(document, default.sessions),
         log: log(document, default.log, environment),
         dev: dev_figures(document),
@@ -138,9 +138,9 @@ fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environm
     }
 }
 
-/// No key has a default.
-fn gpu(document: &mut Document<'_>) -> gpu::Config {
+fn gpu(document: &mut Document<'_>, default: gpu::Config) -> gpu::Config {
     gpu::Config {
+        class: document.take("gpu.class", value::gpu_class).unwrap_or(default.class),
         nvml_library: document.take("gpu.nvml_library", value::path),
         max_temperature_celsius: document.take("gpu.max_temperature_celsius", value::celsius),
     }

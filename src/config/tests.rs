@@ -90,6 +90,7 @@ fn every_kind_of_value_is_read() {
         [gpu]
         nvml_library = "/opt/nvidia/libnvidia-ml.so.1"
         max_temperature_celsius = 87.5
+        class = "k8s.intel-gpu.com/gpu_2"
         max_foreign_memory = "2GiB"
         [limits]
         keep_ended = "1h30m"
@@ -118,6 +119,7 @@ fn every_kind_of_value_is_read() {
     assert_eq!(config.sessions.port_range, PortRange { first: 30_000, last: 30_009 });
     assert_eq!(config.gpu.nvml_library.as_deref(), Some(Path::new("/opt/nvidia/libnvidia-ml.so.1")));
     assert_eq!(config.gpu.max_temperature_celsius, Some(87.5));
+    assert_eq!(config.gpu.class, "k8s.intel-gpu.com/gpu_2");
     assert_eq!(config.sessions.keep_ended, Period::secs(5400));
     assert!(config.sessions.min_free_disk.is_zero());
     assert_eq!(config.sessions.max_foreign_gpu_memory, Bytes::gib(2));
@@ -176,6 +178,8 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
     ("[runtime]\nkind = \"podman\"", 2, "runtime.kind", "expected one of \"docker\", \"process\""),
     ("[runtime]\nkind = \"process\"", 2, "runtime.kind", "under --dev"),
     ("[runtime]\ndocker_host = \"tcp://1.2.3.4:2375\"", 2, "runtime.docker_host", "expected a unix socket"),
+    ("[gpu]\nclass = \"amd\"", 2, "gpu.class", "expected a class of GPUs, for example"),
+    ("[gpu]\nclass = 7", 2, "gpu.class", "expected a class of GPUs"),
     ("[gpu]\nhand_over = \"cd\"", 2, "gpu.hand_over", "did you mean \"cdi\"?"),
     ("[runtime]\ncpu_mode = \"share\"", 2, "runtime.cpu_mode", "did you mean \"shares\"?"),
     ("[runtime]\ncap_allow = [\"CHOWN\", \"NET_ADMN\"]", 2, "runtime.cap_allow[1]", "did you mean \"NET_ADMIN\"?"),

@@ -11,7 +11,7 @@ use super::MESH_PORT;
 use super::document::nearest;
 use crate::ledger::PortRange;
 use crate::runtime::docker::Subnet;
-use crate::types::{Bytes, Cores, GpuSharing, Name, Period, Prune, RuntimeKind, SettingsPatch};
+use crate::types::{Bytes, Cores, GpuSharing, Name, Period, Prune, RuntimeKind, SettingsPatch, check_gpu_class};
 
 /// Bytes of the longest path of a unix socket: `sun_path` has 108, one of them for the final NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -108,6 +108,12 @@ pub(super) fn gpus(value: &Value<'_>) -> Result<u32, String> {
     let gpus = count(value)?;
     within_bounds(SettingsPatch { gpus_override: Some(gpus), ..SettingsPatch::default() })?;
     Ok(gpus)
+}
+
+/// A class of GPUs, as CDI names it.
+pub(super) fn gpu_class(value: &Value<'_>) -> Result<String, String> {
+    let class = value.as_str().filter(|class| check_gpu_class("", class).is_ok());
+    class.map(str::to_owned).ok_or_else(|| "expected a class of GPUs, for example \"amd.com/gpu\"".to_owned())
 }
 
 /// A limit of the temperature of a device.

@@ -28,6 +28,7 @@ pub(super) fn open(base: &Base, gpus: &gpu::Handle) -> Result<Arc<dyn Runtime>> 
                 network_subnet: config.runtime.network_subnet,
                 idle_ignore: config.runtime.idle_ignore.clone(),
                 hand_over: config.runtime.hand_over,
+                gpu_class: config.gpu.class.clone(),
             };
             Ok(DockerRuntime::new(config, gpus.watch())?)
         }

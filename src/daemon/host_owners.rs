@@ -10,10 +10,11 @@ use tokio::task::JoinHandle;
 use super::stores::HostStores;
 use super::{Base, Start, VERSION, engine};
 use crate::cluster::{Host, images};
+use crate::gpu::listed::List;
 use crate::observe::{self, Observer, conditions};
-use crate::runtime::Runtime;
+use crate::runtime::{Health, Runtime};
 use crate::sessions::{Journal, Record};
-use crate::types::{Ballot, Condition};
+use crate::types::{Ballot, Condition, NVIDIA_CLASS};
 use crate::{capacity, catalogue, election, gpu, node, sessions};
 
 type Conditions = watch::Receiver<Arc<Vec<Condition>>>;
@@ -31,10 +32,13 @@ pub(super) fn gpus(
     base: &Base,
     store: gpu::store::Store,
     config: watch::Receiver<gpu::Config>,
+    listed: watch::Receiver<List>,
 ) -> Result<(gpu::Handle, JoinHandle<()>)> {
     Ok(gpu::task::spawn(gpu::task::Parts {
         config,
         store,
+        node: base.me,
+        listed,
         program: engine::this_program()?,
         fictitious: base.config.dev.physical_gpus,
         clock: base.clock.clone(),
@@ -42,6 +46,14 @@ pub(super) fn gpus(
 }
 
 impl Start {
+    /// Passes the GPUs that the engine lists to their owner, for a class that no driver is asked about.
+    pub(super) fn listed_gpus(&mut self, runtime: &dyn Runtime, publish: watch::Sender<List>) {
+        if self.base.config.gpu.class != NVIDIA_CLASS {
+            let task = tokio::spawn(follow_list(runtime.health(), publish));
+            self.owners.add("the reader of the engine's GPUs", ((), task));
+        }
+    }
+
     /// Starts the owners of this host. Each reads the snapshots of those before it.
     pub(super) fn host(&mut self, stores: HostStores, runtime: Arc<dyn Runtime>, election: election::Handle) -> Host {
         let capacity = self.capacity(&*runtime);
@@ -167,5 +179,19 @@ impl Start {
             runtime: ground.runtime.kind(),
         };
         Observer::new(sources, facts, self.base.clock.clone())
+    }
+}
+
+/// Ends with the runtime, or with the owner of the GPUs. An engine that does not answer lists what it listed before.
+async fn follow_list(mut health: watch::Receiver<Health>, publish: watch::Sender<List>) {
+    loop {
+        if let Health::Up(info) = &*health.borrow_and_update() {
+            let list: List = Some(info.gpus.listed().into());
+            publish.send_if_modified(|listed| std::mem::replace(listed, list.clone()) != list);
+        }
+        tokio::select! {
+            () = publish.closed() => return,
+            changed = health.changed() => if changed.is_err() { return },
+        }
     }
 }

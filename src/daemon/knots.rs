@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::gossip::{self, ClusterView, Directory};
+use crate::gpu::listed::List;
 use crate::{election, node};
 
 /// The ends that are read.
@@ -23,12 +24,16 @@ pub(super) struct Watches {
     /// Conflicts within the cluster. The owners of sessions and conditions read them; they are made from the view and
     /// from the catalogue, which starts after those two.
     pub signs: watch::Receiver<Arc<node::ClusterSigns>>,
+    /// The GPUs of another maker that the engine lists. The owner of the GPUs reads them; the runtime, which lists them,
+    /// starts after it, since it hands the owner's devices over.
+    pub listed: watch::Receiver<List>,
 }
 
 /// The ends that are written. Without a mesh gossip's are dropped, and the first values stay.
 pub(super) struct Publishers {
     pub gossip: gossip::Channels,
     pub signs: watch::Sender<Arc<node::ClusterSigns>>,
+    pub listed: watch::Sender<List>,
 }
 
 pub(super) fn tie(has_token: bool) -> (Watches, Publishers) {
@@ -38,6 +43,8 @@ pub(super) fn tie(has_token: bool) -> (Watches, Publishers) {
     let (publish_members, members) = watch::channel(Arc::new(alone));
     let (publish_view, view) = watch::channel(Arc::default());
     let (publish_signs, signs) = watch::channel(Arc::default());
+    let (publish_listed, listed) = watch::channel(None);
     let gossip = gossip::Channels { directory: publish_directory, view: publish_view, members: publish_members };
-    (Watches { directory, members, view, signs }, Publishers { gossip, signs: publish_signs })
+    let publishers = Publishers { gossip, signs: publish_signs, listed: publish_listed };
+    (Watches { directory, members, view, signs, listed }, publishers)
 }

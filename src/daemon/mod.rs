@@ -4,8 +4,8 @@
 //! stages before it made:
 //!
 //! 1. `lock` claims the data directory, `stores` opens what is in it.
-//! 2. `host_owners` starts the owner of the GPUs, which the runtime hands over. `engine` makes the runtime, `knots` the
-//!    channels that are read before their owner starts, and `mesh` joins the other nodes.
+//! 2. `knots` makes the channels that are read before their owner starts. `host_owners` starts the owner of the GPUs,
+//!    which the runtime hands over; `engine` makes the runtime, and `mesh` joins the other nodes.
 //!    `live` publishes the part of the configuration that may change, which `refresh` owns.
 //! 3. `host_owners` starts the owners of this host, `cluster_owners` those of the cluster. The election starts before
 //!    both, since the catalogue follows its leader.
@@ -120,15 +120,17 @@ impl Daemon {
 
         let (live, followed) = live::tie(&base.config, certificate.clone());
         let mut owners = Owners::default();
-        // Before the runtime, which hands the devices over.
-        let gpus = owners.add("the owner of the GPUs", host_owners::gpus(&base, stores.gpus, followed.gpu.clone())?);
-        let runtime = engine::open(&base, &gpus)?;
         let (watches, publishers) = knots::tie(token.is_some());
+        // Before the runtime, which hands the devices over.
+        let gpus = host_owners::gpus(&base, stores.gpus, followed.gpu.clone(), watches.listed.clone())?;
+        let gpus = owners.add("the owner of the GPUs", gpus);
+        let runtime = engine::open(&base, &gpus)?;
         let net = mesh::join(&base, token.clone(), watches.directory.clone()).await?;
         let (refresh, refreshes) = node::refresh::channel();
 
         let peers = Peers(net.clone());
         let mut start = Start { base, gpus, peers, watches, followed, refresh, owners };
+        start.listed_gpus(&*runtime, publishers.listed);
         let election = start.election(stores.ballots);
         let host = start.host(stores.host, runtime, election.clone());
         let hosts = Mesh::new(start.base.me, host.clone(), start.peers.clone());

@@ -125,10 +125,6 @@ impl Children {
         Self { child: Child::Never, ..Self::new(BootInstant::default()) }
     }
 
-    pub const fn is_never(&self) -> bool {
-        matches!(self.child, Child::Never)
-    }
-
     /// What is to be done now. Each step but `Wait` is given once. With `renew`, a child that runs for a while is
     /// replaced by another.
     pub fn next(&mut self, renew: bool, now: BootInstant) -> Step {

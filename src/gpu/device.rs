@@ -27,6 +27,7 @@ pub struct Device {
     pub minor: Option<u32>,
     /// As the kernel writes it: `0000:1a:00.0`.
     pub pci_address: Option<String>,
+    /// Of another maker's GPU, its full name in the container engine's list, as `amd.com/gpu=0`.
     pub model: String,
     /// The CDI class, [`NVIDIA_CLASS`] unless `gpu.class` says otherwise.
     pub class: String,

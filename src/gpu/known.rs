@@ -11,13 +11,15 @@ use super::answer::{Found, Listed, Measured, Mig, Readings};
 use super::device::{Device, Presence, Reading};
 use super::health::{Health, is_hot};
 use super::{Command, Error};
-use crate::types::{BootInstant, Bytes, GpuXid, Timestamp};
+use crate::types::{BootInstant, Bytes, GpuXid, NVIDIA_CLASS, Timestamp};
 
 /// Devices and cordons that are remembered at most: above it, no new device is used. No host has as many, MIG instances
 /// included; each costs less than 1 KiB on disk.
 pub const MAX_KNOWN: usize = 1024;
 /// Bytes of a UUID at most: NVML's longest have 96.
 const MAX_UUID: usize = 96;
+/// Why a GPU of another maker is lost. Its driver, its device nodes or its line in the list is gone.
+const NOT_LISTED: &str = "the container engine's CDI list does not have it any more, or its device nodes are gone";
 
 /// What is remembered of a device on disk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,6 +47,8 @@ pub type Records = BTreeMap<String, Record>;
 /// The known devices, and the cordons of devices that are not known now.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Known {
+    /// The class of all of them.
+    class: String,
     /// `None`: the devices are made up, and only their cordons are for the disk.
     boot_id: Option<u64>,
     devices: BTreeMap<String, Entry>,
@@ -76,11 +80,17 @@ struct Seen<'a> {
 impl Known {
     /// What is known when the agent starts: the devices of this boot, as they were, and every cordon.
     pub fn restore(stored: Records, boot_id: Option<u64>) -> Self {
-        let is_known = |record: &Record| boot_id.is_some() && record.boot_id == boot_id;
+        Self::of_class(NVIDIA_CLASS, stored, boot_id)
+    }
+
+    /// The same, of devices of this class. `gpu.class` may have been another one before.
+    pub fn of_class(class: &str, stored: Records, boot_id: Option<u64>) -> Self {
+        let is_known = |record: &Record| boot_id.is_some() && record.boot_id == boot_id && record.class == class;
         let (known, remembered) = stored.into_iter().partition::<Records, _>(|(_, record)| is_known(record));
         let devices = known.into_iter().map(|(uuid, record)| (uuid.clone(), Entry::restore(uuid, record)));
         let remembered = remembered.into_iter().filter(|(_, record)| record.cordoned);
-        Self { boot_id, devices: devices.collect(), remembered: remembered.collect(), ..Self::default() }
+        let (class, devices, remembered) = (class.to_owned(), devices.collect(), remembered.collect());
+        Self { class, boot_id, devices, remembered, ..Self::default() }
     }
 
     /// What is to be on disk.
@@ -129,6 +139,15 @@ impl Known {
         }
         let nameless = found.iter().filter(|found| uuid_of(found).is_none());
         self.nameless = nameless.filter(|found| !self.explains(found.pci_address.as_deref())).count();
+    }
+
+    /// Takes over the container engine's list of GPUs of another maker. Nothing is read of them, so a lost one that is in
+    /// it is back at once.
+    pub fn see_listed(&mut self, found: &[Found], now: Timestamp) {
+        self.see(found, now);
+        for entry in self.devices.values_mut().filter(|entry| entry.listed) {
+            entry.device.presence = Presence::Present;
+        }
     }
 
     /// Loses every device: the driver says that there is none.
@@ -219,7 +238,8 @@ impl Known {
         for (uuid, entry) in &mut self.devices {
             entry.listed = seen.contains_key(uuid.as_str());
             if !entry.listed {
-                let why = why_lost(&entry.device, seen, found);
+                let is_nvidia = self.class == NVIDIA_CLASS;
+                let why = if is_nvidia { why_lost(&entry.device, seen, found) } else { NOT_LISTED.to_owned() };
                 entry.lose(now, why);
             }
         }
@@ -236,7 +256,8 @@ impl Known {
             return;
         }
         let cordoned = self.remembered.remove(uuid).is_some();
-        let device = Device { cordoned, ..Device::new(uuid.to_owned(), seen.gpu.index, seen.model.to_owned()) };
+        let class = self.class.clone();
+        let device = Device { class, cordoned, ..Device::new(uuid.to_owned(), seen.gpu.index, seen.model.to_owned()) };
         let mut entry = Entry { device, health: Health::default(), listed: true };
         entry.update(seen);
         self.devices.insert(uuid.to_owned(), entry);

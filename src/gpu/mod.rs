@@ -1,7 +1,8 @@
 //! The GPUs of this host: which there are, how they are, and which processes use them.
 //!
 //! NVML, the driver's library, is asked in a [child process](probe): one of its calls can hang in the kernel, and a
-//! process that hangs there cannot be ended. [`state`] (sans-io) follows the child's answers: it keeps the devices that
+//! process that hangs there cannot be ended. GPUs of other makers are those that the container engine
+//! [lists](listed). [`state`] (sans-io) follows the child's answers: it keeps the devices that
 //! are [known](known) since the host booted, tells a lost device from a child that does not answer, and judges their
 //! [health](health). [`task`] owns it and publishes a [`Snapshot`].
 
@@ -11,6 +12,7 @@ pub mod children;
 pub mod device;
 pub mod health;
 pub mod known;
+pub mod listed;
 pub mod probe;
 pub mod state;
 pub mod store;
@@ -22,7 +24,7 @@ use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::store::Cause;
-use crate::types::{Actor, BootInstant};
+use crate::types::{Actor, BootInstant, NVIDIA_CLASS};
 
 pub use device::{Device, DriverVersions, Process, Processes, Reading};
 
@@ -30,12 +32,20 @@ pub use device::{Device, DriverVersions, Process, Processes, Reading};
 pub const QUEUE: usize = 16;
 
 /// `[gpu]`, as far as it concerns the devices themselves.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// The CDI class of the host's GPUs. NVML is asked only about those of [`NVIDIA_CLASS`], the default.
+    pub class: String,
     /// The file of NVML; `None`: `libnvidia-ml.so.1`, as the loader finds it.
     pub nvml_library: Option<PathBuf>,
     /// No new sessions on a device that is hotter, in °C; `None`: no limit.
     pub max_temperature_celsius: Option<f64>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { class: NVIDIA_CLASS.to_owned(), nvml_library: None, max_temperature_celsius: None }
+    }
 }
 
 /// What everybody may read of this host's GPUs.
@@ -75,6 +85,8 @@ pub enum Driver {
         why: String,
     },
     Up(DriverVersions),
+    /// The GPUs are of another maker, and the container engine has listed them.
+    NotAsked,
     /// The library and the kernel module are of different versions, as after an upgrade. What runs goes on.
     Mismatch {
         library: Option<String>,

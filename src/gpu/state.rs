@@ -9,8 +9,9 @@ use super::answer::{Answer, Ask, Closed, Found, Mig};
 use super::children::{Children, IN_A_ROW, Step};
 use super::device::DriverVersions;
 use super::known::{Known, Records};
+use super::listed::{self, Listed};
 use super::{Command, Driver, Error, Snapshot};
-use crate::types::{BootInstant, Moment};
+use crate::types::{BootInstant, Moment, NodeId};
 
 /// How long devices take new sessions on their last readings while nothing answers. A child that hung is followed by
 /// another within this time.
@@ -19,6 +20,7 @@ const TRUSTED: Duration = Duration::from_secs(90);
 /// The devices, the driver, and the child that asks it.
 #[derive(Debug, Clone)]
 pub struct State {
+    source: Source,
     known: Known,
     children: Children,
     /// What the driver last said of itself.
@@ -33,15 +35,35 @@ pub struct State {
     max_celsius: Option<f64>,
 }
 
+/// What tells which devices there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// NVIDIA's driver, through the child.
+    Driver,
+    /// The container engine's list.
+    Engine {
+        /// The UUIDs end with it.
+        node: NodeId,
+    },
+    /// Nothing: they are made up.
+    Fiction,
+}
+
 impl State {
     /// What an agent that starts knows: the devices of this boot, and every cordon.
     pub fn new(stored: Records, max_celsius: Option<f64>, now: Moment) -> Self {
         let known = Known::restore(stored, Some(now.boot_id));
-        Self::of(known, Children::new(now.boot), max_celsius)
+        Self::of(Source::Driver, known, Children::new(now.boot), max_celsius)
+    }
+
+    /// The same, for a class of GPUs that the container engine lists. No child is started.
+    pub fn of_class(class: &str, stored: Records, node: NodeId, now: Moment) -> Self {
+        let known = Known::of_class(class, stored, Some(now.boot_id));
+        Self::of(Source::Engine { node }, known, Children::never(), None)
     }
 
     /// Devices that are made up. They can be cordoned, and nobody is asked about them.
-    pub fn fictitious(stored: Records, count: u32, now: Moment) -> Self {
+    pub fn fictitious(class: &str, stored: Records, count: u32, now: Moment) -> Self {
         let found = |device: super::Device| Found {
             uuid: Some(device.uuid),
             index: device.index,
@@ -50,13 +72,14 @@ impl State {
             ..Found::default()
         };
         let found: Vec<Found> = Snapshot::fictitious(count).devices.into_iter().map(found).collect();
-        let mut known = Known::restore(stored, None);
+        let mut known = Known::of_class(class, stored, None);
         known.see(&found, now.wall);
-        Self::of(known, Children::never(), None)
+        Self::of(Source::Fiction, known, Children::never(), None)
     }
 
-    fn of(known: Known, children: Children, max_celsius: Option<f64>) -> Self {
+    fn of(source: Source, known: Known, children: Children, max_celsius: Option<f64>) -> Self {
         Self {
+            source,
             known,
             children,
             driver: Driver::Unknown,
@@ -114,6 +137,13 @@ impl State {
                 }
             }
         }
+    }
+
+    /// The container engine has listed its GPUs, which counts for a class that no driver is asked about.
+    pub fn listed(&mut self, list: &[Listed], now: Moment) {
+        let Source::Engine { node } = self.source else { return };
+        self.known.see_listed(&listed::found(list, &self.known, node), now.wall);
+        self.driver = Driver::NotAsked;
     }
 
     /// The child did not answer in time. The devices stay as they were.
@@ -220,9 +250,19 @@ impl State {
     }
 
     fn withheld(&self, now: Moment) -> Option<String> {
-        if self.known.is_empty() || self.children.is_never() {
-            return None;
+        let is_listed = self.driver == Driver::NotAsked;
+        match self.source {
+            _ if self.known.is_empty() => None,
+            Source::Driver => self.distrusted(now),
+            Source::Engine { .. } => {
+                (!is_listed).then(|| "the container engine has not listed its GPUs since the agent started".to_owned())
+            }
+            Source::Fiction => None,
         }
+    }
+
+    /// Why what the driver last said counts no more.
+    fn distrusted(&self, now: Moment) -> Option<String> {
         let driver = self.driver();
         let trouble = driver.trouble();
         match (&driver, self.answered) {
@@ -243,7 +283,7 @@ impl Driver {
     /// What is wrong with the driver and what to do, for people. `None`: nothing, or there is none.
     pub fn trouble(&self) -> Option<String> {
         match self {
-            Self::Unknown | Self::Absent { .. } | Self::Up(_) => None,
+            Self::Unknown | Self::Absent { .. } | Self::Up(_) | Self::NotAsked => None,
             Self::Mismatch { library, module } => Some(format!(
                 "NVIDIA's library has version {} and its kernel module {}: reboot the host, or drain the node and \
                  reload the module",

@@ -1,4 +1,5 @@
-//! The owner of the GPUs: runs the child that asks NVML, as [`State`] decides, and publishes what is known.
+//! The owner of the GPUs: runs the child that asks NVML, as [`State`] decides, or follows what the container engine lists,
+//! and publishes what is known.
 
 mod log;
 
@@ -15,17 +16,22 @@ use tokio::time::sleep;
 use super::answer::{Answer, Ask};
 use super::changes::events;
 use super::children::Step;
+use super::listed::List;
 use super::probe::{Abandoned, Probe, Silence};
 use super::state::State;
 use super::store::Store;
 use super::{Command, Config, Error, Handle, QUEUE, Request, Snapshot};
 use crate::clock::Clock;
-use crate::types::{Actor, BootInstant};
+use crate::types::{Actor, BootInstant, NVIDIA_CLASS, NodeId};
 
 /// What the owner is made of.
 pub struct Parts {
     pub config: watch::Receiver<Config>,
     pub store: Store,
+    /// This node, for the UUIDs of GPUs that the container engine lists.
+    pub node: NodeId,
+    /// The GPUs of `gpu.class` that the engine lists. It counts for another class than NVIDIA's.
+    pub listed: watch::Receiver<List>,
     /// The agent's own program, which is the child as well.
     pub program: PathBuf,
     /// GPUs that are made up, with `dev.physical_gpus`: no child is started then.
@@ -36,12 +42,15 @@ pub struct Parts {
 /// Starts the owner. Nothing waits for the driver: the first snapshot has the devices that are known from before. The
 /// owner ends when nobody can read its snapshot any more.
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
-    let Parts { mut config, store, program, fictitious, clock } = parts;
+    let Parts { mut config, store, node, mut listed, program, fictitious, clock } = parts;
+    // The list may be there already.
+    listed.mark_changed();
     let (now, limits) = (clock.now(), config.borrow_and_update().clone());
     let stored = store.written().clone();
-    let state = match fictitious {
-        Some(count) => State::fictitious(stored, count, now),
-        None => State::new(stored, limits.max_temperature_celsius, now),
+    let state = match (fictitious, &*limits.class) {
+        (Some(count), class) => State::fictitious(class, stored, count, now),
+        (None, NVIDIA_CLASS) => State::new(stored, limits.max_temperature_celsius, now),
+        (None, class) => State::of_class(class, stored, node, now),
     };
     let (publish, snapshot) = watch::channel(Arc::new(state.snapshot(now)));
     let (requests, queue) = mpsc::channel(QUEUE);
@@ -59,7 +68,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
         clock,
         publish,
     };
-    let task = tokio::spawn(owner.run(queue, config, Arc::clone(&look)));
+    let task = tokio::spawn(owner.run(queue, config, listed, Arc::clone(&look)));
     (Handle { requests, snapshot, look }, task)
 }
 
@@ -85,7 +94,13 @@ struct Owner {
 type Asking = Pin<Box<dyn Future<Output = (Probe, Result<Answer, Silence>)> + Send>>;
 
 impl Owner {
-    async fn run(mut self, mut queue: mpsc::Receiver<Request>, mut config: watch::Receiver<Config>, look: Arc<Notify>) {
+    async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Request>,
+        mut config: watch::Receiver<Config>,
+        mut listed: watch::Receiver<List>,
+        look: Arc<Notify>,
+    ) {
         loop {
             let until = self.act();
             self.settle().await;
@@ -93,6 +108,11 @@ impl Owner {
                 () = self.publish.closed() => return,
                 (child, outcome) = answer(&mut self.asking) => self.heard(child, outcome),
                 Some(request) = queue.recv() => self.answer(request).await,
+                Ok(()) = listed.changed() => {
+                    if let Some(list) = &*listed.borrow_and_update() {
+                        self.state.listed(list, self.clock.now());
+                    }
+                }
                 () = look.notified() => self.state.look(self.clock.now()),
                 Ok(()) = config.changed() => {
                     let max = config.borrow_and_update().max_temperature_celsius;

@@ -2,7 +2,8 @@
 //!
 //! The order of the ways, best first: NVIDIA's container runtime of a toolkit that makes its list of devices at each
 //! start; CDI, where the engine lists the device; an older container runtime. `gpu.hand_over` decides otherwise. A CDI
-//! list that is not of the driver that runs now ([`stale`]) hands nothing over.
+//! list that is not of the driver that runs now ([`stale`]) hands nothing over. GPUs of other makers are handed over by
+//! CDI only.
 
 pub mod stale;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::stale::{Majors, Stale};
+use crate::gpu::listed::Listed;
 use crate::gpu::{Device, Driver, Snapshot};
 use crate::types::{ConditionKind, NVIDIA_CLASS};
 
@@ -25,6 +27,11 @@ pub(super) const GENERATE: &str = "nvidia-ctk cdi generate --output=/var/run/cdi
 /// The key of the toolkit's configuration that decides whether it reads the environment of our containers.
 pub(super) const ENV_KEY: &str =
     "accept-nvidia-visible-devices-envvar-when-unprivileged = true in /etc/nvidia-container-runtime/config.toml";
+/// The command for GPUs of other makers depends on the maker.
+pub(super) const GENERATE_OTHER: &str =
+    "create the list again with the tool of the GPUs' maker, such as amd-ctk cdi generate";
+/// The name by which a list hands over every GPU of a host at once.
+const EVERY_GPU: &str = "all";
 /// The devices that a message names at most.
 const MAX_NAMED: usize = 3;
 
@@ -58,8 +65,10 @@ impl From<EngineGpus> for GpuSupport {
 }
 
 /// What a container engine can do with GPUs.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineGpus {
+    /// `gpu.class`
+    pub class: String,
     pub hand_over: HandOver,
     /// NVIDIA's container runtime; `None`: the engine does not have it.
     pub toolkit: Option<Toolkit>,
@@ -71,6 +80,20 @@ pub struct EngineGpus {
     pub majors: Majors,
     /// systemd manages the containers' cgroups, and sets their devices anew whenever it reloads its units.
     pub has_systemd_cgroups: bool,
+}
+
+impl Default for EngineGpus {
+    fn default() -> Self {
+        Self {
+            class: NVIDIA_CLASS.to_owned(),
+            hand_over: HandOver::default(),
+            toolkit: None,
+            cdi: None,
+            cdi_nodes_are_owned: false,
+            majors: Majors::default(),
+            has_systemd_cgroups: false,
+        }
+    }
 }
 
 /// NVIDIA's container runtime, as it and its configuration describe it.
@@ -94,6 +117,30 @@ pub struct CdiDevice {
     /// The major numbers of its device nodes and of those that the file gives to every container, by their paths in the
     /// container, where the file has them.
     pub majors: BTreeMap<String, u32>,
+    /// The nodes of the host that they are made of.
+    pub host_nodes: Vec<HostNode>,
+    /// Where those of [`EngineGpus::class`] are on this host, if that is another class than NVIDIA's.
+    pub place: Place,
+}
+
+/// A device node of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostNode {
+    pub path: String,
+    /// Its major and minor number, if the file has them: the path need not exist then.
+    pub number: Option<(u32, u32)>,
+}
+
+/// Where the nodes of a CDI device are on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Place {
+    /// Nobody has looked, the file cannot be read, or they are of no PCI device.
+    #[default]
+    Unknown,
+    /// A node is not there: the card or its driver is gone, and no container can get the device.
+    Missing,
+    /// At these PCI addresses. A list may have a name for several cards.
+    Pci(BTreeSet<String>),
 }
 
 /// How the devices of one session are handed over.
@@ -108,6 +155,15 @@ pub enum Way {
     Cdi(Vec<String>),
 }
 
+/// Paths of device nodes in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nodes {
+    /// Of the GPUs that it is to have.
+    pub own: BTreeSet<String>,
+    /// Of other GPUs only.
+    pub others: BTreeSet<String>,
+}
+
 /// Why a device cannot be handed over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Lack {
@@ -120,6 +176,9 @@ pub enum Lack {
     MigNotListed(String),
     #[error("{}", outdated(.uuid, .why))]
     Stale { uuid: String, why: Stale },
+    /// A GPU of another maker.
+    #[error("the container engine's CDI list does not have GPU {0}, or its device nodes are gone: {GENERATE_OTHER}")]
+    OtherNotListed(String),
 }
 
 impl GpuSupport {
@@ -154,6 +213,30 @@ impl GpuSupport {
         if device.is_fictitious() { None } else { self.way(&[device], driver).err() }
     }
 
+    /// The GPUs of another maker than NVIDIA that the engine can hand over.
+    pub fn listed(&self) -> Vec<Listed> {
+        match self {
+            Self::Engine(engine) if engine.class != NVIDIA_CLASS => engine.listed(),
+            Self::Engine(_) | Self::Direct => Vec::new(),
+        }
+    }
+
+    /// The device nodes of these GPUs and of the others of their class; `None`: the engine's files do not tell them, or
+    /// they are not handed over by CDI.
+    pub fn nodes(&self, devices: &[&Device]) -> Option<Nodes> {
+        // A driver counts for the lists of NVIDIA's GPUs only.
+        let way = self.way(devices, &Driver::NotAsked);
+        let (Self::Engine(engine), Ok(Some(Way::Cdi(names)))) = (self, way) else { return None };
+        let of_class = engine.of_class().collect::<Vec<_>>();
+        let nodes = |is_own: bool| {
+            let devices = of_class.iter().filter(|(name, _)| names.contains(name) == is_own);
+            devices.flat_map(|(_, device)| device.nodes.iter().cloned()).collect::<BTreeSet<_>>()
+        };
+        let own = nodes(true);
+        let others = nodes(false).difference(&own).cloned().collect();
+        (!own.is_empty()).then_some(Nodes { own, others })
+    }
+
     /// What the operator should know of how these devices are handed over.
     pub fn conditions(&self, gpus: &Snapshot) -> Vec<(ConditionKind, String)> {
         let lacks: Vec<Lack> = real(gpus).filter_map(|device| self.lack(device, &gpus.driver)).collect();
@@ -161,7 +244,11 @@ impl GpuSupport {
         let engine = lacks.iter().find(|lack| matches!(lack, Lack::Engine(_))).map(ToString::to_string);
         let not_listed = named(|lack| if let Lack::NotListed(uuid) = lack { Some(uuid) } else { None });
         let mig = named(|lack| if let Lack::MigNotListed(uuid) = lack { Some(uuid) } else { None });
-        let missing = engine.or_else(|| both(unlisted("GPU", &not_listed), stale(&lacks)));
+        let others = lacks.iter().find(|lack| matches!(lack, Lack::OtherNotListed(_))).map(ToString::to_string);
+        let is_fictitious = gpus.devices.iter().any(Device::is_fictitious);
+        let none = || if is_fictitious { None } else { self.lists_none() };
+        let nvidia = || both(unlisted("GPU", &not_listed), stale(&lacks));
+        let missing = engine.or_else(nvidia).or(others).or_else(none);
         let hazard = self.reload_hazard(gpus);
         [
             (ConditionKind::GpuRuntimeMissing, missing),
@@ -171,6 +258,20 @@ impl GpuSupport {
         .into_iter()
         .filter_map(|(kind, message)| Some((kind, message?)))
         .collect()
+    }
+
+    /// Why the engine can hand over no GPU of another maker, where the operator has such GPUs.
+    fn lists_none(&self) -> Option<String> {
+        let Self::Engine(engine) = self else { return None };
+        let is_none = engine.class != NVIDIA_CLASS && engine.listed().is_empty();
+        is_none.then(|| match &engine.cdi {
+            None => no_other_cdi().to_string(),
+            Some(_) => format!(
+                "the container engine's CDI list has no {} whose device nodes are on this host: load the GPUs' driver, \
+                 and {GENERATE_OTHER}",
+                engine.class
+            ),
+        })
     }
 
     /// Whether a reload of systemd's units takes their devices from running containers, and what to do about it.
@@ -194,7 +295,7 @@ impl fmt::Display for GpuSupport {
     /// How devices are handed over, for example `GPUs by the nvidia runtime 1.18.0`; empty if they are not.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::Engine(engine) = self else { return Ok(()) };
-        match (engine.way(&[], None), &engine.toolkit) {
+        match (engine.way_of_class(), &engine.toolkit) {
             (Ok(Way::Runtime { .. }), Some(toolkit)) => write!(f, "GPUs by {toolkit}"),
             (Ok(Way::Cdi(_)), _) if engine.lists_any() => f.write_str("GPUs by CDI"),
             _ => Ok(()),
@@ -231,21 +332,73 @@ impl EngineGpus {
     }
 
     fn by_cdi(&self, devices: &[&Device], driver: Option<&str>) -> Result<Way, Lack> {
-        let listed = self.cdi.as_ref().ok_or_else(no_cdi)?;
-        let name = |device: &&Device| {
-            let name = name_of(device, listed)?;
-            match listed.get(&name).and_then(|listed| listed.stale(driver, &self.majors)) {
-                Some(why) => Err(Lack::Stale { uuid: device.uuid.clone(), why }),
-                None => Ok(name),
-            }
+        let is_nvidia = devices.iter().all(|device| device.class == NVIDIA_CLASS);
+        let listed = self.cdi.as_ref().ok_or_else(|| if is_nvidia { no_cdi() } else { no_other_cdi() })?;
+        let name = |device: &&Device| match &*device.class {
+            NVIDIA_CLASS => self.name_of_nvidia(device, listed, driver),
+            _ => self.name_of_other(device),
         };
         devices.iter().map(name).collect::<Result<_, _>>().map(Way::Cdi)
     }
 
-    /// Whether the engine lists a GPU of NVIDIA's.
+    /// The full name of a GPU of NVIDIA's, from a list that is of this version of the driver.
+    fn name_of_nvidia(
+        &self,
+        device: &Device,
+        listed: &BTreeMap<String, CdiDevice>,
+        driver: Option<&str>,
+    ) -> Result<String, Lack> {
+        let name = name_of(device, listed)?;
+        match listed.get(&name).and_then(|listed| listed.stale(driver, &self.majors)) {
+            Some(why) => Err(Lack::Stale { uuid: device.uuid.clone(), why }),
+            None => Ok(name),
+        }
+    }
+
+    /// The full name of a GPU of another maker: by its PCI address, whatever its name was before.
+    fn name_of_other(&self, device: &Device) -> Result<String, Lack> {
+        let is_it = |listed: &Listed| match &device.pci_address {
+            Some(_) => listed.pci_address == device.pci_address,
+            None => listed.name == device.model,
+        };
+        let name = self.listed().into_iter().filter(|_| device.class == self.class).find(is_it);
+        name.map(|listed| listed.name).ok_or_else(|| Lack::OtherNotListed(device.uuid.clone()))
+    }
+
+    /// The single GPUs of the class, one name each. What hands over several of them is none.
+    fn listed(&self) -> Vec<Listed> {
+        let mut addresses = BTreeSet::new();
+        let single = |(name, device): (&String, &CdiDevice)| {
+            let pci_address = match &device.place {
+                Place::Missing => return None,
+                Place::Unknown => None,
+                Place::Pci(at) if at.len() > 1 => return None,
+                Place::Pci(at) => at.first().cloned(),
+            };
+            let is_single = name.split_once('=').is_some_and(|(_, name)| name != EVERY_GPU);
+            let is_new = pci_address.as_ref().is_none_or(|address| !addresses.contains(address));
+            (is_single && is_new).then(|| {
+                addresses.extend(pci_address.clone());
+                Listed { name: name.clone(), pci_address }
+            })
+        };
+        self.of_class().filter_map(single).collect()
+    }
+
+    /// What the engine lists of the class.
+    fn of_class(&self) -> impl Iterator<Item = (&String, &CdiDevice)> {
+        let is_of_class = |name: &str| name.split_once('=').is_some_and(|(class, _)| class == self.class);
+        self.cdi.iter().flatten().filter(move |(name, _)| is_of_class(name))
+    }
+
+    /// Whether the engine lists a GPU of the class.
     fn lists_any(&self) -> bool {
-        let is_gpu = |name: &String| name.split_once('=').is_some_and(|(class, _)| class == NVIDIA_CLASS);
-        self.cdi.as_ref().is_some_and(|listed| listed.keys().any(is_gpu))
+        if self.class == NVIDIA_CLASS { self.of_class().next().is_some() } else { !self.listed().is_empty() }
+    }
+
+    /// How any device of the class would be handed over.
+    fn way_of_class(&self) -> Result<Way, Lack> {
+        if self.class == NVIDIA_CLASS { self.way(&[], None) } else { self.by_cdi(&[], None) }
     }
 }
 
@@ -325,6 +478,14 @@ fn no_cdi() -> Lack {
     Lack::Engine(
         "the container engine cannot hand over GPUs by CDI: it has none, or it is off; use Docker 28.2 or later, or 25.0 \
          or later with \"features\": {\"cdi\": true} in /etc/docker/daemon.json, or set gpu.hand_over = \"auto\""
+            .to_owned(),
+    )
+}
+
+fn no_other_cdi() -> Lack {
+    Lack::Engine(
+        "the container engine cannot hand over GPUs of this class: it has no CDI, or it is off; use Docker 28.2 or later, \
+         or 25.0 or later with \"features\": {\"cdi\": true} in /etc/docker/daemon.json"
             .to_owned(),
     )
 }

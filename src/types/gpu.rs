@@ -285,7 +285,10 @@ impl Gpu {
 }
 
 /// Checks the name of a class of devices, as the container device interface defines it: `vendor.domain/class`.
-pub(super) fn check_gpu_class(field: &str, class: &str) -> Result<(), Invalid> {
+///
+/// # Errors
+/// It is not one, or too long.
+pub fn check_gpu_class(field: &str, class: &str) -> Result<(), Invalid> {
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
     let starts = |part: &str| part.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
     let is_class = class.split_once('/').is_some_and(|(vendor, kind)| {

@@ -37,7 +37,7 @@ pub use decode::decode;
 pub use error::{ErrorBody, ErrorCode, ErrorDetail, NodeReason, Reason};
 pub use gpu::{
     Gpu, GpuDetails, GpuHealth, GpuMemoryEnforced, GpuProcess, GpuProfile, GpuRelease, GpuRemappedRows, GpuSharing,
-    GpuState, GpuUsage, GpuXid, NVIDIA_CLASS,
+    GpuState, GpuUsage, GpuXid, NVIDIA_CLASS, check_gpu_class,
 };
 pub use id::{Ballot, Name, NodeId, SessionId, User, is_printable};
 pub use invalid::Invalid;

@@ -8,6 +8,7 @@ mod faults;
 mod gpus;
 mod idle;
 mod limits;
+mod other_gpus;
 mod own_engine;
 mod pull;
 mod ready;

@@ -267,3 +267,28 @@ fn of_devices_that_are_made_up_only_cordons_are_stored() {
     assert_eq!(records.keys().collect::<Vec<_>>(), ["a"]);
     assert!(Known::restore(records, BOOT).is_empty());
 }
+
+#[test]
+fn listed_gpus_of_another_maker_are_lost_return_at_once_and_are_remembered_with_their_class() {
+    const AMD: &str = "amd.com/gpu";
+    let found = |uuids: &[&str]| -> Vec<Found> {
+        uuids.iter().map(|&uuid| Found { uuid: Some(uuid.to_owned()), ..Found::default() }).collect()
+    };
+    let mut known = Known::of_class(AMD, Records::new(), BOOT);
+    known.see_listed(&found(&["a", "b"]), at(0));
+    known.command("a", Command::Cordon).unwrap();
+    known.see_listed(&found(&["b"]), at(0));
+    let Presence::Lost { why, .. } = &device(&known, "a").presence else { panic!("it is lost") };
+    assert!(why.contains("CDI list does not have it"), "{why}");
+    assert_eq!(known.command("b", Command::Forget), Err(Error::Present("b".to_owned())));
+
+    let restored = Known::of_class(AMD, known.records(), BOOT);
+    assert_eq!(restored.records(), known.records());
+    known.see_listed(&found(&["a", "b"]), at(0));
+    assert!(known.devices().all(|device| device.is_present() && device.class == AMD && device.read_at.is_none()));
+
+    let mut other = Known::restore(known.records(), BOOT);
+    assert!(other.is_empty(), "a device of another class is not known, so it is not lost either");
+    other.see(&found(&["a"]), at(0));
+    assert!(device(&other, "a").cordoned, "a cordon is remembered");
+}

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::gpu::answer::{Inventory, Measured, Readings, Xid};
-use crate::gpu::device::{Presence, Reading, Recovery};
-use crate::types::Timestamp;
+use crate::gpu::device::{Device, Presence, Reading, Recovery};
+use crate::types::{NVIDIA_CLASS, Timestamp};
 
 fn start() -> Moment {
     Moment { wall: Timestamp::from_millis(1_000_000), boot: BootInstant::from_millis(1_000_000), boot_id: 1 }
@@ -205,14 +205,52 @@ fn known_devices_take_no_session_before_the_driver_has_answered() {
 
 #[test]
 fn devices_that_are_made_up_are_cordoned_and_never_asked_for() {
-    let mut state = State::fictitious(Records::new(), 2, start());
+    let mut state = State::fictitious(NVIDIA_CLASS, Records::new(), 2, start());
     assert_eq!(state.next(secs(1000)), Step::Wait(None));
     state.look(secs(1000));
     assert_eq!(state.next(secs(1000)), Step::Wait(None));
     assert_eq!(state.snapshot(secs(1000)), Snapshot::fictitious(2));
     state.command("GPU-dev-0001", Command::Cordon).unwrap();
-    let restarted = State::fictitious(state.records(), 2, start()).snapshot(start());
+    let restarted = State::fictitious(NVIDIA_CLASS, state.records(), 2, start()).snapshot(start());
     assert_eq!(restarted.devices.iter().map(|device| device.cordoned).collect::<Vec<_>>(), [false, true]);
+}
+
+fn listed(names: &[&str]) -> Vec<Listed> {
+    names.iter().map(|name| Listed { name: format!("amd.com/gpu={name}"), pci_address: None }).collect()
+}
+
+#[test]
+fn gpus_of_another_maker_are_what_the_engine_lists_and_no_child_is_started() {
+    let node: NodeId = "k3f7q2m5x6a4b7c2".parse().unwrap();
+    let mut state = State::of_class("amd.com/gpu", Records::new(), node, start());
+    assert_eq!((state.snapshot(start()).driver, state.next(secs(1000))), (Driver::Unknown, Step::Wait(None)));
+    state.listed(&listed(&["0", "1"]), secs(1));
+    let snapshot = state.snapshot(secs(1000));
+    assert_eq!((&snapshot.driver, &snapshot.withheld), (&Driver::NotAsked, &None));
+    let uuids: Vec<_> = snapshot.devices.iter().map(|device| &*device.uuid).collect();
+    assert_eq!(uuids, ["0-k3f7q2m5x6a4b7c2", "1-k3f7q2m5x6a4b7c2"]);
+    let unknown =
+        |device: &Device| device.read_at.is_none() && device.processes.is_none() && device.memory_total.is_none();
+    assert!(snapshot.devices.iter().all(unknown));
+    state.look(secs(1000));
+    assert_eq!(state.next(secs(1000)), Step::Wait(None));
+    state.listed(&listed(&["1"]), secs(2));
+    assert!(!is_present(&state, "0-k3f7q2m5x6a4b7c2") && is_present(&state, "1-k3f7q2m5x6a4b7c2"));
+
+    let mut restarted = State::of_class("amd.com/gpu", state.records(), node, secs(3));
+    let withheld = restarted.snapshot(secs(3)).withheld.unwrap();
+    assert!(withheld.contains("has not listed its GPUs since the agent started"), "{withheld}");
+    restarted.listed(&listed(&["0", "1"]), secs(4));
+    let snapshot = restarted.snapshot(secs(4));
+    assert!(snapshot.withheld.is_none() && snapshot.devices.iter().all(Device::is_present));
+}
+
+#[test]
+fn what_the_engine_lists_counts_only_for_another_class() {
+    let mut state = up(&["a"]);
+    let before = state.snapshot(secs(1));
+    state.listed(&listed(&["0"]), secs(1));
+    assert_eq!(state.snapshot(secs(1)), before);
 }
 
 /// What the driver would answer, and what is known of the past: the model that the state is compared with.

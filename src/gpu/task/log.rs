@@ -30,7 +30,7 @@ pub(super) fn event(event: Event<'_>) {
 
 fn log_driver(driver: &Driver) {
     match driver {
-        Driver::Unknown => {}
+        Driver::Unknown | Driver::NotAsked => {}
         Driver::Absent { why } => tracing::info!(%why, "no NVIDIA driver"),
         Driver::Up(versions) => {
             tracing::info!(driver = %versions.driver, cuda = versions.cuda.as_deref(), "the NVIDIA driver answers");

@@ -6,6 +6,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::gpu::answer::{Closed, Found, Inventory, Measured, Readings};
 use crate::gpu::known::{Known, Records};
+use crate::gpu::listed::Listed;
 use crate::gpu::{Driver, Processes, Reading};
 use crate::types::Timestamp;
 
@@ -29,6 +30,7 @@ done
 struct Fixture {
     directory: tempfile::TempDir,
     config: watch::Sender<Config>,
+    listed: watch::Sender<List>,
 }
 
 impl Fixture {
@@ -39,7 +41,7 @@ impl Fixture {
         let write = "printf '%s' \"$1\" > \"$2\" && chmod 755 \"$2\"";
         let written = std::process::Command::new("sh").args(["-c", write, "sh", CHILD]).arg(&program).status().unwrap();
         assert!(written.success());
-        let fixture = Self { directory, config: watch::channel(Config::default()).0 };
+        let fixture = Self { directory, config: watch::channel(Config::default()).0, listed: watch::channel(None).0 };
         fixture.devices(&["b", "a"]);
         fixture
     }
@@ -68,8 +70,9 @@ impl Fixture {
     }
 
     fn spawn_with(&self, store: Store, fictitious: Option<u32>) -> (Handle, JoinHandle<()>) {
-        let (config, clock) = (self.config.subscribe(), Clock::system().unwrap());
-        spawn(Parts { config, store, program: self.path().join("child"), fictitious, clock })
+        let (config, listed, clock) = (self.config.subscribe(), self.listed.subscribe(), Clock::system().unwrap());
+        let node = "k3f7q2m5x6a4b7c2".parse().unwrap();
+        spawn(Parts { config, store, node, listed, program: self.path().join("child"), fictitious, clock })
     }
 
     fn spawn(&self) -> (Handle, JoinHandle<()>) {
@@ -234,4 +237,34 @@ async fn another_limit_of_temperature_is_in_force_at_once() {
         .await
         .unwrap()
         .unwrap();
+}
+
+#[tokio::test]
+async fn the_owner_follows_the_engines_list_of_another_class_and_remembers_it() {
+    let fixture = Fixture::new();
+    fixture.config.send_replace(Config { class: "amd.com/gpu".to_owned(), ..Config::default() });
+    let lists = |names: &[&str]| {
+        let listed = |name: &&str| Listed { name: format!("amd.com/gpu={name}"), pci_address: None };
+        fixture.listed.send_replace(Some(names.iter().map(listed).collect()));
+    };
+    let (handle, task) = fixture.spawn();
+    assert_eq!(*handle.snapshot(), Snapshot::default(), "the engine has not answered");
+    lists(&["0", "1"]);
+    let one = "1-k3f7q2m5x6a4b7c2";
+    until(&handle, |snapshot| snapshot.devices.len() == 2).await;
+    handle.command(one, Command::Cordon, BY).await.unwrap();
+    lists(&["0"]);
+    until(&handle, |snapshot| snapshot.device(one).is_some_and(|device| !device.is_present())).await;
+    drop(handle);
+    timeout(PATIENCE, task).await.unwrap().unwrap();
+
+    // The list is there before this owner starts, as it may be.
+    let (handle, _) = fixture.spawn();
+    let snapshot = until(&handle, |snapshot| snapshot.driver == Driver::NotAsked).await;
+    let states: Vec<_> = snapshot.devices.iter().map(|device| (device.is_present(), device.cordoned)).collect();
+    assert_eq!(states, [(true, false), (false, true)]);
+    handle.command(one, Command::Forget, BY).await.unwrap();
+    lists(&["0", "1"]);
+    until(&handle, |snapshot| snapshot.device(one).is_some_and(|device| device.is_present() && device.cordoned)).await;
+    assert_eq!(fixture.started(), Vec::<String>::new(), "NVML is not asked");
 }

@@ -103,7 +103,7 @@ fn hung(gpus: &Snapshot) -> Option<String> {
         Driver::Hung { .. } | Driver::Failed { .. } => gpus.driver.trouble()?,
         // Silent for so long that its devices take no sessions.
         Driver::Up(_) => gpus.withheld.clone()?,
-        Driver::Unknown | Driver::Absent { .. } | Driver::Mismatch { .. } => return None,
+        Driver::Unknown | Driver::Absent { .. } | Driver::Mismatch { .. } | Driver::NotAsked => return None,
     };
     let shown = if gpus.devices.is_empty() { "" } else { "; the GPUs are shown as they were last seen" };
     Some(format!("{trouble}{shown}"))

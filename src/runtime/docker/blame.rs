@@ -4,8 +4,9 @@
 //! host's: the session is tried elsewhere.
 
 use super::engine::Failure;
-use crate::runtime::gpus::{CONFIGURE, GENERATE};
+use crate::runtime::gpus::{CONFIGURE, GENERATE, GENERATE_OTHER};
 use crate::runtime::{Error, Fault};
+use crate::types::NVIDIA_CLASS;
 
 /// What the engine and its OCI runtime say of a command that no host can execute.
 const BAD_COMMANDS: [&str; 9] = [
@@ -123,7 +124,8 @@ fn is_bad_command(message: &str) -> bool {
 fn gpu_advice(message: &str) -> Option<String> {
     let has = |words: &str| message.contains(words);
     if has(UNLISTED_GPU) {
-        Some(format!("the engine's CDI list is out of date: run: {GENERATE}"))
+        let mend = if has(NVIDIA_CLASS) { format!("run: {GENERATE}") } else { GENERATE_OTHER.to_owned() };
+        Some(format!("the engine's CDI list is out of date: {mend}"))
     } else if has(NO_CDI) {
         Some("the engine has no CDI, or it is off: set gpu.hand_over = \"auto\"".to_owned())
     } else if has(NO_RUNTIME) {
@@ -206,6 +208,7 @@ mod tests {
     fn a_gpu_that_is_not_handed_over_is_the_hosts_fault_and_the_message_names_the_command() {
         for (said_by_engine, command) in [
             ("CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=GPU-1", "nvidia-ctk cdi generate"),
+            ("CDI device injection failed: unresolvable CDI devices amd.com/gpu=0", "tool of the GPUs' maker"),
             (r#"could not select device driver "cdi" with capabilities: []"#, "gpu.hand_over"),
             ("unknown or invalid runtime name: nvidia", "nvidia-ctk runtime configure"),
             (

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::gpus::read::Reader;
 use super::{CpuMode, Error};
-use crate::runtime::{EngineInfo, GpuSupport, HandOver};
+use crate::runtime::{EngineInfo, GpuSupport};
 use crate::types::{Bytes, Cores, Platform, Timestamp};
 
 /// Deadline to connect and agree on a version. A healthy engine needs milliseconds, a loaded one a second.
@@ -95,8 +95,7 @@ impl From<Failure> for Error {
 }
 
 impl Engine {
-    pub(super) fn new(socket: String, cpu_mode: CpuMode, hand_over: HandOver) -> Self {
-        let gpus = Reader::new(hand_over);
+    pub(super) fn new(socket: String, cpu_mode: CpuMode, gpus: Reader) -> Self {
         Self { socket, cpu_mode, connection: Mutex::new(None), suspect: Notify::new(), gpus }
     }
 

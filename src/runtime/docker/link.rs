@@ -198,6 +198,7 @@ mod tests {
             network_subnet: None,
             idle_ignore: Vec::new(),
             hand_over: crate::runtime::HandOver::Auto,
+            gpu_class: crate::types::NVIDIA_CLASS.to_owned(),
         };
         let session = SessionId::of_key(&config.cluster, "k");
         let about = |cluster: &str, node: &str, session: &str| {

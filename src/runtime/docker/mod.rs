@@ -71,6 +71,8 @@ pub struct Config {
     pub idle_ignore: Vec<IpNet>,
     /// `gpu.hand_over`
     pub hand_over: HandOver,
+    /// `gpu.class`
+    pub gpu_class: String,
 }
 
 /// How cores limit a container.
@@ -127,7 +129,8 @@ impl DockerRuntime {
         if let Some(odd) = config.cap_allow.iter().find(|capability| !is_one_capability(capability)) {
             return Err(ConfigError::Capability(odd.clone()));
         }
-        let engine = Arc::new(engine::Engine::new(socket, config.cpu_mode, config.hand_over));
+        let reader = gpus::read::Reader::new(config.hand_over, config.gpu_class.clone());
+        let engine = Arc::new(engine::Engine::new(socket, config.cpu_mode, reader));
         Ok(Arc::new(Self {
             images: image::Images::new(engine.clone()),
             networks: network::Networks::new(&config),
@@ -256,6 +259,7 @@ mod tests {
             network_subnet: None,
             idle_ignore: Vec::new(),
             hand_over: HandOver::Auto,
+            gpu_class: crate::types::NVIDIA_CLASS.to_owned(),
         }
     }
 

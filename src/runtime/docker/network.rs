@@ -243,7 +243,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_hosts_own_network_is_refused_before_the_engine_is_asked() {
-        let engine = Engine::new("/nowhere".to_owned(), super::super::CpuMode::Quota, crate::runtime::HandOver::Auto);
+        let engine = Engine::new(
+            "/nowhere".to_owned(),
+            super::super::CpuMode::Quota,
+            super::super::gpus::read::Reader::default(),
+        );
         for name in RESERVED {
             let name: Name = name.parse().unwrap();
             assert!(matches!(

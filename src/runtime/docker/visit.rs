@@ -13,8 +13,9 @@ use futures_util::TryStreamExt;
 
 use super::container::LABEL_CLUSTER;
 use super::engine::{CHANGE, Engine, Failure, LOOK};
+use super::gpus::read::Reader;
 use super::{ConfigError, CpuMode, Error, socket_of};
-use crate::runtime::{EngineInfo, HandOver};
+use crate::runtime::EngineInfo;
 use crate::types::Name;
 
 /// Deadline to send and unpack an image. It takes seconds, and many seconds on a busy disk.
@@ -31,7 +32,7 @@ impl Visit {
     /// # Errors
     /// The address is not the path of a socket on this host.
     pub fn new(host: &str) -> Result<Self, ConfigError> {
-        Ok(Self { engine: Engine::new(socket_of(host)?, CpuMode::default(), HandOver::default()) })
+        Ok(Self { engine: Engine::new(socket_of(host)?, CpuMode::default(), Reader::default()) })
     }
 
     /// What the engine reports about itself.

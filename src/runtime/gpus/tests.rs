@@ -230,6 +230,114 @@ fn the_way_is_told_in_words() {
     assert_eq!(text(EngineGpus::default()) + &GpuSupport::Direct.to_string(), "");
 }
 
+/// The GPUs of AMD in the list, with where they are.
+fn amd(devices: &[(&str, Place, &[&str])]) -> EngineGpus {
+    let device = |(name, place, nodes): &(&str, Place, &[&str])| {
+        let nodes = nodes.iter().map(|&node| node.to_owned()).collect();
+        (format!("amd.com/gpu={name}"), CdiDevice { nodes, place: place.clone(), ..CdiDevice::default() })
+    };
+    EngineGpus {
+        class: "amd.com/gpu".to_owned(),
+        cdi: Some(devices.iter().map(device).chain(listed(&[("0", &["/dev/nvidia0"])]).unwrap()).collect()),
+        // Neither is for GPUs of other makers.
+        toolkit: Some(toolkit([1, 18, 0])),
+        hand_over: HandOver::Runtime,
+        ..EngineGpus::default()
+    }
+}
+
+fn pci(addresses: &[&str]) -> Place {
+    Place::Pci(addresses.iter().map(|&address| address.to_owned()).collect())
+}
+
+fn amd_device(name: &str, address: Option<&str>) -> Device {
+    let device = Device::new(format!("{name}-node"), 0, format!("amd.com/gpu={name}"));
+    Device { class: "amd.com/gpu".to_owned(), pci_address: address.map(str::to_owned), ..device }
+}
+
+const ONE: &str = "0000:03:00.0";
+const TWO: &str = "0000:43:00.0";
+
+#[test]
+fn the_gpus_of_another_maker_are_the_single_ones_of_its_class_that_are_there() {
+    let engine = amd(&[
+        ("0", pci(&[ONE]), &[]),
+        ("1", Place::Unknown, &[]),
+        ("2", Place::Missing, &[]),
+        ("all", Place::Unknown, &[]),
+        ("both", pci(&[ONE, TWO]), &[]),
+        ("the-first-again", pci(&[ONE]), &[]),
+    ]);
+    let names = |engine: EngineGpus| {
+        let listed = GpuSupport::from(engine).listed();
+        listed.into_iter().map(|listed| (listed.name, listed.pci_address)).collect::<Vec<_>>()
+    };
+    let expected = [("amd.com/gpu=0".to_owned(), Some(ONE.to_owned())), ("amd.com/gpu=1".to_owned(), None)];
+    assert_eq!(names(engine.clone()), expected);
+    assert_eq!(names(EngineGpus { class: NVIDIA_CLASS.to_owned(), ..engine }), [], "the driver lists those");
+    assert_eq!(GpuSupport::Direct.listed(), []);
+}
+
+#[test]
+fn a_gpu_of_another_maker_is_handed_over_by_its_address_whatever_its_name_was() {
+    let engine = amd(&[("0", pci(&[TWO]), &[]), ("1", pci(&[ONE]), &[]), ("card2", Place::Unknown, &[])]);
+    let name = |device: &Device| match way(&engine, &[device]) {
+        Ok(Way::Cdi(names)) => names.concat(),
+        other => format!("{other:?}"),
+    };
+    assert_eq!(name(&amd_device("0", Some(ONE))), "amd.com/gpu=1", "the list counts otherwise now");
+    assert_eq!(name(&amd_device("card2", None)), "amd.com/gpu=card2");
+    let gone = amd_device("3", Some("0000:99:00.0"));
+    assert_eq!(way(&engine, &[&gone]), Err(Lack::OtherNotListed("3-node".to_owned())));
+    let other = Device { class: "intel.com/gpu".to_owned(), ..amd_device("card2", None) };
+    assert!(way(&engine, &[&other]).is_err());
+    assert_eq!(GpuSupport::from(engine).to_string(), "GPUs by CDI");
+}
+
+#[test]
+fn the_nodes_of_a_gpu_are_those_that_no_other_has_alone() {
+    let both: &[&str] = &["/dev/dri/renderD128", "/dev/dri/renderD129", "/dev/kfd"];
+    let engine = GpuSupport::from(amd(&[
+        ("0", pci(&[ONE]), &["/dev/dri/renderD128", "/dev/kfd"]),
+        ("1", pci(&[TWO]), &["/dev/dri/renderD129", "/dev/kfd"]),
+        ("all", pci(&[ONE, TWO]), both),
+        ("2", Place::Unknown, &[]),
+    ]));
+    let one = engine.nodes(&[&amd_device("0", Some(ONE))]).unwrap();
+    let of = |nodes: BTreeSet<String>| nodes.into_iter().collect::<Vec<_>>();
+    assert_eq!((of(one.own), of(one.others)), (vec![both[0].to_owned(), both[2].to_owned()], vec![both[1].to_owned()]));
+    let two = engine.nodes(&[&amd_device("0", Some(ONE)), &amd_device("1", Some(TWO))]).unwrap();
+    assert_eq!((two.own.len(), two.others.len()), (3, 0));
+    assert_eq!(engine.nodes(&[&amd_device("2", None)]), None, "the files do not tell");
+    assert_eq!(engine.nodes(&[&gpu(0)]), None, "that is a GPU of NVIDIA's");
+}
+
+#[test]
+fn a_host_without_the_gpus_of_its_class_says_what_is_absent() {
+    let only = |engine: EngineGpus, devices: &[Device]| {
+        let conditions = GpuSupport::from(engine).conditions(&on(devices));
+        let [(ConditionKind::GpuRuntimeMissing, message)] = &conditions[..] else { panic!("{conditions:?}") };
+        message.clone()
+    };
+    let text = only(amd(&[("0", Place::Missing, &[])]), &[]);
+    assert!(text.contains("no amd.com/gpu") && text.contains("amd-ctk cdi generate"), "{text}");
+    let off = EngineGpus { cdi: None, ..amd(&[]) };
+    for devices in [vec![], vec![amd_device("0", None)]] {
+        let text = only(off.clone(), &devices);
+        assert!(text.contains("\"features\": {\"cdi\": true}") && !text.contains("hand_over"), "{text}");
+    }
+    let text = only(amd(&[("0", pci(&[ONE]), &[])]), &[amd_device("1", Some(TWO))]);
+    assert!(text.contains("does not have GPU 1-node"), "{text}");
+    let dev = Device::new("GPU-dev-0000".to_owned(), 0, "dev".to_owned());
+    for (engine, devices) in [(amd(&[("0", pci(&[ONE]), &[])]), [amd_device("0", Some(ONE))]), (amd(&[]), [dev])] {
+        assert_eq!(GpuSupport::from(engine).conditions(&on(&devices)), []);
+    }
+}
+
+fn of_nodes(nodes: BTreeSet<String>) -> CdiDevice {
+    CdiDevice { nodes, ..CdiDevice::default() }
+}
+
 prop_compose! {
     fn engine()(
         hand_over in prop_oneof![Just(HandOver::Auto), Just(HandOver::Runtime), Just(HandOver::Cdi)],
@@ -243,7 +351,8 @@ prop_compose! {
         EngineGpus {
             hand_over,
             toolkit: has_toolkit.then_some(Toolkit { version, mode, ignores_env }),
-            cdi: names.map(|names| names.into_iter().map(|(name, nodes)| (name, CdiDevice { nodes, ..CdiDevice::default() })).collect()),
+            cdi: names.map(|names| names.into_iter().map(|(name, nodes)| (name, of_nodes(nodes))).collect()),
+            class: NVIDIA_CLASS.to_owned(),
             cdi_nodes_are_owned: false,
             majors: Majors::default(),
             has_systemd_cgroups: systemd,

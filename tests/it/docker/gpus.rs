@@ -184,7 +184,7 @@ fn specification(devices: &[(&str, u32)]) -> String {
 }
 
 /// An engine with CDI, and the directory of its lists.
-fn engine_with_cdi(test: &str, lab: &Lab) -> Option<(OwnEngine, tempfile::TempDir)> {
+pub(super) fn engine_with_cdi(test: &str, lab: &Lab) -> Option<(OwnEngine, tempfile::TempDir)> {
     let root = debian_13();
     if !root.join("usr/sbin/dockerd").exists() {
         crate::support::skip(test, "docker-cdi");

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ostler::gpu;
 use ostler::runtime::docker::{Config, CpuMode, DEFAULT_CAPABILITIES, DockerRuntime};
 use ostler::runtime::{Container, Error, HandOver, Launch, Runtime};
-use ostler::types::{Bytes, Cores, Init, Name, NodeId, PullPolicy, Resources, SessionId};
+use ostler::types::{Bytes, Cores, Init, NVIDIA_CLASS, Name, NodeId, PullPolicy, Resources, SessionId};
 use tokio::io::copy_bidirectional;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -142,6 +142,7 @@ pub(crate) fn config(cluster: &Name) -> Config {
         network_subnet: None,
         idle_ignore: Vec::new(),
         hand_over: HandOver::Auto,
+        gpu_class: NVIDIA_CLASS.to_owned(),
     }
 }
 

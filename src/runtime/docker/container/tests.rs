@@ -25,6 +25,7 @@ fn config(cpu_mode: CpuMode) -> Config {
         network_subnet: None,
         idle_ignore: Vec::new(),
         hand_over: crate::runtime::HandOver::Auto,
+        gpu_class: crate::types::NVIDIA_CLASS.to_owned(),
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 use serde_yaml_ng::Value;
 
-use crate::runtime::gpus::{CdiDevice, stale};
+use crate::runtime::gpus::{CdiDevice, HostNode, stale};
 
 /// The characters of the longest file that is read. The specification of eight GPUs in 56 MIG instances has about
 /// 200 KiB.
@@ -59,14 +59,29 @@ struct Edits {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Node {
     path: String,
+    /// The same path as in the container if it is absent.
+    host_path: Option<String>,
     /// `c` unless it says otherwise.
-    #[serde(default, rename = "type")]
+    #[serde(rename = "type")]
     kind: Option<String>,
-    /// The engine takes 0 for absent, and looks at the host's node then.
-    #[serde(default)]
     major: Option<i64>,
+    minor: Option<i64>,
+}
+
+impl Node {
+    fn on_host(&self) -> HostNode {
+        let path = self.host_path.as_ref().unwrap_or(&self.path).clone();
+        let number = self.major().zip(u32::try_from(self.minor.unwrap_or(0)).ok());
+        HostNode { path, number }
+    }
+
+    /// The engine takes 0 for absent, and looks at the host's node then.
+    fn major(&self) -> Option<u32> {
+        u32::try_from(self.major?).ok().filter(|major| *major != 0)
+    }
 }
 
 /// The devices that one file lists.
@@ -86,7 +101,9 @@ pub(in crate::runtime::docker) fn devices_of(text: &str) -> Result<Devices, Stri
         let device = CdiDevice {
             libraries: only(&drivers | &edits.drivers()),
             majors: majors.clone().into_iter().chain(edits.majors()).collect(),
+            host_nodes: edits.device_nodes.iter().map(Node::on_host).collect(),
             nodes: edits.device_nodes.into_iter().map(|node| node.path).collect(),
+            ..CdiDevice::default()
         };
         (format!("{}={name}", specification.kind), device)
     };
@@ -105,9 +122,8 @@ impl Edits {
 
     fn majors(&self) -> BTreeMap<String, u32> {
         let is_character = |node: &&Node| node.kind.as_deref().is_none_or(|kind| matches!(kind, "" | "c" | "u"));
-        let major = |node: &Node| u32::try_from(node.major?).ok().filter(|major| *major > 0);
         let nodes = self.device_nodes.iter().filter(is_character);
-        nodes.filter_map(|node| Some((node.path.clone(), major(node)?))).collect()
+        nodes.filter_map(|node| Some((node.path.clone(), node.major()?))).collect()
     }
 }
 
@@ -183,7 +199,12 @@ kind: nvidia.com/gpu
 "#;
 
     fn device(nodes: &[&str]) -> CdiDevice {
-        CdiDevice { nodes: nodes.iter().map(|&node| node.to_owned()).collect(), ..CdiDevice::default() }
+        let on_host = |&path: &&str| HostNode { path: path.to_owned(), number: None };
+        CdiDevice {
+            nodes: nodes.iter().map(|&node| node.to_owned()).collect(),
+            host_nodes: nodes.iter().map(on_host).collect(),
+            ..CdiDevice::default()
+        }
     }
 
     fn devices(of: &[(&str, &[&str])]) -> Devices {
@@ -226,6 +247,19 @@ kind: nvidia.com/gpu
                    {path: /dev/p, major: -1}]";
         let expected = [("/dev/nvidia-uvm".to_owned(), 511), ("/dev/nvidia0".to_owned(), 195)];
         assert_eq!(of(file, own).majors, expected.into());
+    }
+
+    #[test]
+    fn a_node_of_the_host_may_have_another_path_and_a_number_of_its_own() {
+        let text = "{kind: a.com/gpu, devices: [{name: 0, containerEdits: {deviceNodes: [
+            {path: /dev/a, hostPath: /dev/dri/renderD129}, {path: /dev/b, type: c, major: 226, minor: 1},
+            {path: /dev/c, major: 0, minor: 7}, {path: /dev/d, major: 226}]}}]}";
+        let device = devices_of(text).unwrap().remove("a.com/gpu=0").unwrap();
+        let nodes = [("/dev/dri/renderD129", None), ("/dev/b", Some((226, 1))), ("/dev/c", None)];
+        let expected = nodes.into_iter().chain([("/dev/d", Some((226, 0)))]);
+        let expected: Vec<_> = expected.map(|(path, number)| HostNode { path: path.to_owned(), number }).collect();
+        assert_eq!(device.host_nodes, expected);
+        assert!(device.nodes.contains("/dev/a") && device.nodes.len() == 4);
     }
 
     #[test]

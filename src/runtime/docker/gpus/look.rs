@@ -7,7 +7,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, major, minor, open, openat, statat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, major, minor, open, openat, openat2, statat,
+};
+use rustix::io::Errno;
 
 use super::fields::Graphics;
 use super::verify::Node;
@@ -18,6 +21,9 @@ use crate::runtime::gpus::stale::Majors;
 const MAX_NODES: usize = 4096;
 /// The group of root: an additional group 0 would give a session the rights of root's group on its files.
 const ROOT: u32 = 0;
+
+/// Why what was found is of no use.
+const OTHER_NAMESPACE: &str = "its first process is in a namespace that the agent does not see";
 
 /// The first process of a container.
 #[derive(Debug, Clone)]
@@ -50,7 +56,7 @@ pub(super) async fn nodes_of(first: First) -> io::Result<(Vec<Node>, Vec<u32>)> 
     let read = move || {
         let nodes = nodes(&first.directory())?;
         if !first.is_of_container()? {
-            return Err(io::Error::other("its first process is in a namespace that the agent does not see"));
+            return Err(io::Error::other(OTHER_NAMESPACE));
         }
         Ok((nodes, Majors::of(&fs::read_to_string("/proc/devices")?).of_gpus()))
     };
@@ -76,12 +82,45 @@ fn nodes(process: &Path) -> io::Result<Vec<Node>> {
 fn node(directory: &OwnedFd, name: &std::ffi::CStr) -> io::Result<Option<Node>> {
     let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         // It was removed since it was listed.
-        Err(error) if error == rustix::io::Errno::NOENT => return Ok(None),
+        Err(Errno::NOENT) => return Ok(None),
         stat => stat?,
     };
     let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
     let name = || name.to_string_lossy().into_owned();
     Ok(is_device.then(|| Node { name: name(), major: major(stat.st_rdev), minor: minor(stat.st_rdev) }))
+}
+
+/// Those of these paths at which a container has a character device.
+///
+/// # Errors
+/// They cannot be looked up, for example because the agent is not root.
+pub(super) async fn present(first: First, paths: BTreeSet<String>) -> io::Result<BTreeSet<String>> {
+    let look = move || {
+        let root =
+            open(first.directory().join("root"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut present = BTreeSet::new();
+        for path in paths {
+            if is_device(&root, &path)? {
+                present.insert(path);
+            }
+        }
+        if !first.is_of_container()? {
+            return Err(io::Error::other(OTHER_NAMESPACE));
+        }
+        Ok(present)
+    };
+    tokio::task::spawn_blocking(look).await.map_err(io::Error::other)?
+}
+
+/// Whether there is a character device at this path. A link of the image, which could lead to the host's own devices, is
+/// not followed.
+fn is_device(root: &OwnedFd, path: &str) -> io::Result<bool> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    match openat2(root, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        Ok(found) => Ok(FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::CharacterDevice),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The graphics nodes of these devices. One whose driver made none has none, and a MIG instance has none.

@@ -6,10 +6,12 @@
 pub(super) mod cdi;
 pub(super) mod fields;
 pub(super) mod look;
+pub(super) mod place;
 pub(super) mod read;
 pub(super) mod toolkit;
 pub(super) mod verify;
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bollard::Docker;
@@ -17,14 +19,16 @@ use bollard::models::ContainerInspectResponse;
 use bollard::query_parameters::KillContainerOptions;
 
 use self::fields::{EGL_CARD, Fields, RUNTIME};
+use self::look::First;
 use self::verify::Wanted;
 use super::container;
 use super::engine::CHANGE;
 use super::{DockerRuntime, Error};
 use crate::gpu::device::FICTITIOUS;
 use crate::gpu::{Device, Driver};
-use crate::runtime::gpus::Lack;
+use crate::runtime::gpus::{Lack, Nodes};
 use crate::runtime::{Fault, Launch, Target};
+use crate::types::NVIDIA_CLASS;
 
 /// What could not be checked is logged once, since it is so for every session of the host.
 #[derive(Default)]
@@ -49,7 +53,10 @@ impl DockerRuntime {
         let devices: Vec<&Device> = devices.iter().collect();
         let lack = |lack: Lack| Error::start(Fault::Host, lack.to_string());
         let Some(way) = support.way(&devices, &driver).map_err(lack)? else { return Ok(Fields::none()) };
-        let graphics = if fields::wants_graphics(launch) { look::graphics(&devices).await } else { Vec::new() };
+        // On GPUs of other makers, the graphics nodes are those for computing as well.
+        let is_other = devices.iter().any(|device| device.class != NVIDIA_CLASS);
+        let graphics =
+            if is_other || fields::wants_graphics(launch) { look::graphics(&devices).await } else { Vec::new() };
         Ok(Fields::of(launch, &way, support.nodes_are_owned(&way), &graphics))
     }
 
@@ -86,19 +93,19 @@ impl DockerRuntime {
         wanted: &[Wanted],
     ) -> Result<Option<String>, Error> {
         let (Some(id), Some(pid)) = (&inspected.id, pid_of(inspected)) else { return Ok(None) };
-        let engine = self.engine.connection().await?.info.pid;
-        let first = look::First { container_id: id.clone(), pid, engine };
-        let (nodes, majors) = match look::nodes_of(first).await {
-            Ok(seen) => seen,
-            Err(error) => {
-                return Ok(Some(
-                    self.unverified.told(&format!("the devices of its container cannot be read: {error}")),
-                ));
-            }
+        let engine = self.engine.connection().await?.info.clone();
+        let first = First { container_id: id.clone(), pid, engine: engine.pid };
+        let others = self.of_other_makers(wanted);
+        let checked = if others.is_empty() {
+            let runtime = inspected.host_config.as_ref().and_then(|host| host.runtime.as_deref());
+            check_nvidia(first, wanted, runtime == Some(RUNTIME)).await
+        } else {
+            check_others(first, engine.gpus.nodes(&others.iter().collect::<Vec<_>>())).await
         };
-        let Err(wrong) = verify::check(wanted, &nodes, &majors) else {
-            let is_unknown = wanted.iter().any(|wanted| wanted.minor.is_none());
-            return Ok(is_unknown.then(|| self.unverified.told("the minor number of a GPU is not known")));
+        let message = match checked {
+            Ok(None) => return Ok(None),
+            Ok(Some(message)) => message,
+            Err(why) => return Ok(Some(self.unverified.told(&why))),
         };
         // If it ended meanwhile, its process id may be another program's.
         let again = self.inspected(target).await?;
@@ -106,20 +113,27 @@ impl DockerRuntime {
             return Ok(None);
         }
         self.kill(id).await?;
-        let runtime = inspected.host_config.as_ref().and_then(|host| host.runtime.as_deref());
-        Err(Error::start(Fault::Host, verify::explain(&wrong, runtime == Some(RUNTIME))))
+        Err(Error::start(Fault::Host, message))
     }
 
-    /// Why programs of this container cannot draw with its GPUs although they are to, for people.
+    /// Why programs of this container cannot draw with its GPUs although they are to, for people. `None` for GPUs of
+    /// other makers: they need no other nodes for it than those that were checked.
     async fn without_graphics(&self, launch: &Launch, inspected: &ContainerInspectResponse) -> Option<String> {
-        if !fields::wants_graphics(launch) {
-            return None;
-        }
         let snapshot = self.gpus.borrow().clone();
         let devices: Vec<&Device> = launch.gpu_uuids.iter().filter_map(|uuid| snapshot.device(uuid)).collect();
+        if !fields::wants_graphics(launch) || devices.iter().any(|device| device.class != NVIDIA_CLASS) {
+            return None;
+        }
         let env = inspected.config.as_ref().and_then(|config| config.env.as_ref());
         let is_set = |variable: &String| variable.split_once('=').is_some_and(|(name, _)| name == EGL_CARD);
         fields::without_graphics(&look::graphics(&devices).await, env.is_some_and(|env| env.iter().any(is_set)))
+    }
+
+    /// Those of these GPUs that are not NVIDIA's.
+    fn of_other_makers(&self, wanted: &[Wanted]) -> Vec<Device> {
+        let snapshot = self.gpus.borrow().clone();
+        let devices = wanted.iter().filter_map(|wanted| snapshot.device(&wanted.uuid));
+        devices.filter(|device| device.class != NVIDIA_CLASS).cloned().collect()
     }
 
     fn wanted(&self, uuids: &[String]) -> Result<Vec<Wanted>, Error> {
@@ -141,6 +155,32 @@ impl DockerRuntime {
             answer => answer.map_err(super::engine::Failure::or_try_again),
         }
     }
+}
+
+/// What is wrong with the GPUs of a container, for people. `by_runtime`: NVIDIA's container runtime handed them over.
+///
+/// # Errors
+/// Why it cannot be checked.
+async fn check_nvidia(first: First, wanted: &[Wanted], by_runtime: bool) -> Result<Option<String>, String> {
+    let (nodes, majors) = look::nodes_of(first).await.map_err(unreadable)?;
+    match verify::check(wanted, &nodes, &majors) {
+        Err(wrong) => Ok(Some(verify::explain(&wrong, by_runtime))),
+        Ok(()) if wanted.iter().any(|wanted| wanted.minor.is_none()) => {
+            Err("the minor number of a GPU is not known".to_owned())
+        }
+        Ok(()) => Ok(None),
+    }
+}
+
+/// The same of GPUs of other makers, by the paths of their nodes and of those of other GPUs.
+async fn check_others(first: First, nodes: Option<Nodes>) -> Result<Option<String>, String> {
+    let Nodes { own, others } = nodes.ok_or("the engine's CDI files do not tell the device nodes of a GPU")?;
+    let present = look::present(first, own.union(&others).cloned().collect()).await.map_err(unreadable)?;
+    Ok(verify::check_paths(&own, &others, &present).err().map(|wrong| verify::explain_other(&wrong)))
+}
+
+fn unreadable(error: io::Error) -> String {
+    format!("the devices of its container cannot be read: {error}")
 }
 
 /// The agent has just started: the step is tried again.

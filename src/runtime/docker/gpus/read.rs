@@ -14,9 +14,10 @@ use tokio::process::Command;
 
 use super::cdi::{self, Devices};
 use super::fields::RUNTIME;
-use super::toolkit;
+use super::{place, toolkit};
 use crate::runtime::gpus::stale::Majors;
 use crate::runtime::gpus::{EngineGpus, GpuSupport, HandOver, Toolkit};
+use crate::types::NVIDIA_CLASS;
 
 /// How long the runtime may take to say its version; it needs milliseconds.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -34,8 +35,9 @@ const LISTS_DEVICES: (usize, usize) = (1, 50);
 const OWNS_NODES: [u32; 2] = [29, 5];
 
 /// Asks the runtime for its version, once for each version of its file.
-#[derive(Default)]
 pub(in crate::runtime::docker) struct Reader {
+    /// The class of the host's GPUs.
+    class: String,
     hand_over: HandOver,
     /// The last answer. The lock spans no await.
     asked: Mutex<Option<Asked>>,
@@ -51,22 +53,46 @@ struct Asked {
     answer: Option<String>,
 }
 
+impl Default for Reader {
+    /// That of an agent without a configuration.
+    fn default() -> Self {
+        Self::new(HandOver::default(), NVIDIA_CLASS.to_owned())
+    }
+}
+
 impl Reader {
-    pub(in crate::runtime::docker) fn new(hand_over: HandOver) -> Self {
-        Self { hand_over, asked: Mutex::default() }
+    pub(in crate::runtime::docker) fn new(hand_over: HandOver, class: String) -> Self {
+        Self { class, hand_over, asked: Mutex::default() }
     }
 
     /// What the engine that said this can do.
     pub(in crate::runtime::docker) async fn support(&self, said: &SystemInfo, api: &ClientVersion) -> GpuSupport {
         EngineGpus {
+            class: self.class.clone(),
             hand_over: self.hand_over,
             toolkit: self.toolkit(said).await,
-            cdi: listed(said, api).await,
+            cdi: self.listed(said, api).await,
             cdi_nodes_are_owned: owns_nodes(said.server_version.as_deref().unwrap_or_default()),
             majors: majors().await,
             has_systemd_cgroups: said.cgroup_driver == Some(SystemInfoCgroupDriverEnum::SYSTEMD),
         }
         .into()
+    }
+
+    /// The CDI devices of the engine; `None`: it has no CDI, or it is off.
+    async fn listed(&self, said: &SystemInfo, api: &ClientVersion) -> Option<Devices> {
+        let mut devices = listed(said, api).await?;
+        if self.class == NVIDIA_CLASS {
+            return Some(devices);
+        }
+        let class = format!("{}=", self.class);
+        let locate = move || {
+            for (_, device) in devices.iter_mut().filter(|(name, _)| name.starts_with(&class)) {
+                device.place = place::of(Path::new("/"), &device.host_nodes);
+            }
+            devices
+        };
+        tokio::task::spawn_blocking(locate).await.ok()
     }
 
     async fn toolkit(&self, said: &SystemInfo) -> Option<Toolkit> {
@@ -207,7 +233,7 @@ mod tests {
             let file = fs::File::options().append(true).open(&program).unwrap();
             file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
         };
-        let reader = Reader::new(HandOver::Auto);
+        let reader = Reader::default();
         assert_eq!(reader.answer(&program).await, None, "there is no such program");
         says("1.18", 20);
         for _ in 0..2 {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::fields::RUNTIME;
-use crate::runtime::gpus::{ENV_KEY, GENERATE, gpu_minor};
+use crate::runtime::gpus::{ENV_KEY, GENERATE, GENERATE_OTHER, gpu_minor};
 
 /// A GPU that the session holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(in crate::runtime::docker) struct Node {
 /// How the devices of a container differ from those of its session.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(in crate::runtime::docker) struct Wrong {
-    /// The UUIDs of the devices that it does not have.
+    /// The UUIDs of the devices that it does not have, or the paths of their nodes.
     missing: Vec<String>,
     /// The nodes of other devices that it has.
     extra: Vec<String>,
@@ -63,6 +63,26 @@ pub(in crate::runtime::docker) fn check(wanted: &[Wanted], nodes: &[Node], major
             .collect(),
     };
     if wrong == Wrong::default() { Ok(()) } else { Err(wrong) }
+}
+
+/// The same for GPUs of other makers, by paths in the container: which are the session's, which are those of other GPUs
+/// only, and at which of both there is a device.
+pub(in crate::runtime::docker) fn check_paths(
+    own: &BTreeSet<String>,
+    others: &BTreeSet<String>,
+    present: &BTreeSet<String>,
+) -> Result<(), Wrong> {
+    let (missing, extra) = (own - present, others & present);
+    let wrong = Wrong { missing: missing.into_iter().collect(), extra: extra.into_iter().collect(), stale: Vec::new() };
+    if wrong == Wrong::default() { Ok(()) } else { Err(wrong) }
+}
+
+/// The sentence for the operator, of GPUs of other makers.
+pub(in crate::runtime::docker) fn explain_other(wrong: &Wrong) -> String {
+    format!(
+        "the container did not get exactly the GPUs of its session: {wrong}; the engine's CDI list may be out of date: \
+         {GENERATE_OTHER}"
+    )
 }
 
 /// The sentence for the operator, with the usual cause. `by_runtime`: NVIDIA's container runtime handed them over, and
@@ -138,6 +158,21 @@ mod tests {
         let stale = check(&[0], &[node("nvidia0", 511, 0)]).unwrap_err();
         assert_eq!((stale.missing, stale.stale), (texts(&["GPU-0"]), texts(&["/dev/nvidia0"])));
         assert_eq!(super::check(&[wanted(0)], &[node("nvidia0", 511, 0)], &[]), Ok(()), "the number is not known");
+    }
+
+    #[test]
+    fn paths_are_right_if_those_of_the_session_are_there_and_no_others() {
+        let set = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect::<BTreeSet<_>>();
+        let (own, others) = (set(&["/dev/dri/renderD128", "/dev/kfd"]), set(&["/dev/dri/renderD129"]));
+        let check = |present: &[&str]| check_paths(&own, &others, &set(present));
+        assert_eq!(check(&["/dev/dri/renderD128", "/dev/kfd"]), Ok(()));
+        let wrong = check(&["/dev/kfd", "/dev/dri/renderD129"]).unwrap_err();
+        assert_eq!(
+            (&wrong.missing, &wrong.extra),
+            (&texts(&["/dev/dri/renderD128"]), &texts(&["/dev/dri/renderD129"]))
+        );
+        let text = explain_other(&wrong);
+        assert!(text.contains("does not have /dev/dri/renderD128") && text.contains("amd-ctk cdi generate"), "{text}");
     }
 
     #[test]
