@@ -3,8 +3,8 @@
 //! NVML, the driver's library, is asked in a [child process](probe): one of its calls can hang in the kernel, and a
 //! process that hangs there cannot be ended. GPUs of other makers are those that the container engine
 //! [lists](listed). [`state`] (sans-io) follows the child's answers: it keeps the devices that
-//! are [known](known) since the host booted, tells a lost device from a child that does not answer, and judges their
-//! [health](health). [`task`] owns it and publishes a [`Snapshot`].
+//! are [known] since the host booted, tells a lost device from a child that does not answer, and judges their
+//! [health]. [`task`] owns it and publishes a [`Snapshot`].
 
 pub mod answer;
 pub mod changes;

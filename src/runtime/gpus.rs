@@ -2,7 +2,7 @@
 //!
 //! The order of the ways, best first: NVIDIA's container runtime of a toolkit that makes its list of devices at each
 //! start; CDI, where the engine lists the device; an older container runtime. `gpu.hand_over` decides otherwise. A CDI
-//! list that is not of the driver that runs now ([`stale`]) hands nothing over. GPUs of other makers are handed over by
+//! list that is not of the driver that runs now ([`mod@stale`]) hands nothing over. GPUs of other makers are handed over by
 //! CDI only.
 
 pub mod stale;
