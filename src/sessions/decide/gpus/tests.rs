@@ -151,6 +151,21 @@ fn a_process_that_stays_puts_its_gpu_in_quarantine_until_it_is_gone() {
 }
 
 #[test]
+fn each_gpu_of_a_session_is_free_as_soon_as_it_was_left() {
+    let mut host = host(&["GPU-1", "GPU-2"]);
+    admit(&mut host, "a", Workspace { gpus: 2, ..on_a_gpu() }).unwrap();
+    saw(&mut host, "a", Sight::Running(run(1)));
+    end(&mut host);
+    pass(&mut host, 1);
+    let now = host.now.boot;
+    change_device(&mut host, 1, |device| device.processes_at = Some(now));
+    look(&mut host, vec![process(7, id("a").as_str(), None)], None);
+    assert_eq!(host.registry.ledger().allocated().gpus, 1);
+    assert_eq!(admit(&mut host, "b", on_a_gpu()), Ok(false));
+    assert_eq!(live(&host, "b").status.gpu_uuids, ["GPU-2"]);
+}
+
+#[test]
 fn a_driver_that_does_not_answer_is_no_proof() {
     let mut host = with_session();
     end(&mut host);
