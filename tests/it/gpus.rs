@@ -1,11 +1,11 @@
 //! GPUs on the real agent, with an NVML library whose devices a test changes while the agent runs.
 
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::agent::{Agent, LOOK_EVERY, until};
+use crate::support::agent::{Agent, until, until_within};
 use crate::support::cluster::Cluster;
 use crate::support::nvml::{FOREVER, Fixture, Gpu, List, Process, VERSION, code};
 
@@ -63,14 +63,6 @@ fn until_condition(agent: &Agent, kind: &str, what: &str) {
 
 fn until_no_condition(agent: &Agent, kind: &str) {
     until(kind, || condition(agent, "self", kind).is_none());
-}
-
-fn until_within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + patience;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not yet: {what}");
-        std::thread::sleep(LOOK_EVERY);
-    }
 }
 
 /// Why the one host with GPUs does not take a session for now.

@@ -453,8 +453,14 @@ impl Drop for Agent {
 
 /// Waits until the condition holds.
 #[track_caller]
-pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
+pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
+    until_within(SOON, what, condition);
+}
+
+/// The same, for what takes longer.
+#[track_caller]
+pub(crate) fn until_within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
     while !condition() {
         assert!(Instant::now() < deadline, "not yet: {what}");
         std::thread::sleep(LOOK_EVERY);
