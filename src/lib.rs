@@ -13,6 +13,7 @@ pub mod gossip;
 pub mod gpu;
 pub mod http;
 pub mod identity;
+pub mod images;
 pub mod ledger;
 pub mod logging;
 pub mod net;

@@ -217,6 +217,7 @@ mod tests {
             unenforced: Vec::new(),
             epoch: None,
             platform: None,
+            images: None,
             pid: None,
             gpus: GpuSupport::default(),
         }

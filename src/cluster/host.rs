@@ -20,7 +20,7 @@ use crate::wire::message::{
     Admit, AdmitError, ChangeGpu, Claim, Command, Compare, Describe, Drain, Explain, Find, Forget, ForgetSession, Hold,
     Keep, Patch, Refresh, RemoveVolume, Report, Secret, Undrain, Volumes,
 };
-use crate::{catalogue, election, gossip, gpu, node, sessions};
+use crate::{catalogue, election, gossip, gpu, images, node, sessions};
 
 /// How long a report waits for a change.
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
@@ -37,6 +37,8 @@ pub struct Host {
     pub observer: Observer,
     pub settings: node::Handle,
     pub gpus: gpu::Handle,
+    /// `None`: the runtime has no images.
+    pub images: Option<images::Handle>,
     /// Reads the configuration again.
     pub refresh: node::refresh::Handle,
     pub sessions: sessions::Handle,

@@ -8,7 +8,6 @@
 mod catalogue;
 mod gpus;
 mod host;
-pub mod images;
 mod knowledge;
 mod leader;
 mod mesh;

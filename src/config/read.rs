@@ -9,7 +9,7 @@ use crate::capacity::DevFigures;
 use crate::logging::{self, Format};
 use crate::runtime::HandOver;
 use crate::types::{ClusterMode, OnUnknown, RuntimeKind, SettingsPatch, Strategy};
-use crate::{gpu, node, sessions};
+use crate::{gpu, images, node, sessions};
 
 /// Takes every valid key. An absent or invalid key keeps its value of `default`; an invalid one becomes a problem.
 pub(super) fn config(document: &mut Document<'_>, default: Config, dev: bool, environment: &Environment) -> Config {
@@ -20,6 +20,7 @@ pub(super) fn config(document: &mut Document<'_>, default: Config, dev: bool, en
         placement: placement(document, default.placement),
         http: http(document, default.http),
         runtime: runtime(document, default.runtime, environment),
+        images: images(document, default.images),
         gpu: gpu(document, default.gpu),
         sessions: sessions(document, default.sessions),
         log: log(document, default.log, environment),
@@ -136,6 +137,10 @@ fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environm
         idle_ignore: document.take_list("runtime.idle_ignore", value::clients).unwrap_or(default.idle_ignore),
         process_user: document.take("runtime.process_user", value::login).unwrap_or(default.process_user),
     }
+}
+
+fn images(document: &mut Document<'_>, default: images::Config) -> images::Config {
+    images::Config { max_pulls: document.take("images.max_pulls", value::pulls).unwrap_or(default.max_pulls) }
 }
 
 fn gpu(document: &mut Document<'_>, default: gpu::Config) -> gpu::Config {

@@ -9,6 +9,7 @@ use toml::de::DeValue;
 
 use super::MESH_PORT;
 use super::document::nearest;
+use crate::images;
 use crate::ledger::PortRange;
 use crate::runtime::docker::Subnet;
 use crate::types::{Bytes, Cores, GpuSharing, Name, Period, Prune, RuntimeKind, SettingsPatch, check_gpu_class};
@@ -82,6 +83,12 @@ pub(super) fn count(value: &Value<'_>) -> Result<u32, String> {
     whole(value)
         .and_then(|number| u32::try_from(number).ok())
         .ok_or_else(|| format!("expected a whole number from 0 to {}", u32::MAX))
+}
+
+/// Pulls at the same time: none would mean that no session gets an image.
+pub(super) fn pulls(value: &Value<'_>) -> Result<u32, String> {
+    let wanted = count(value).ok().filter(|number| (1..=images::MAX_PULLS).contains(number));
+    wanted.ok_or_else(|| format!("expected a whole number from 1 to {}", images::MAX_PULLS))
 }
 
 /// Cores of a host.

@@ -6,14 +6,21 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::Base;
-use crate::runtime::Runtime;
 use crate::runtime::docker::{self, DockerRuntime};
 use crate::runtime::process::{self, ProcessRuntime};
+use crate::runtime::{Images, Runtime};
 use crate::types::RuntimeKind;
 use crate::{capacity, gpu};
 
+/// What runs sessions, and has their images.
+pub(super) struct Engine {
+    pub runtime: Arc<dyn Runtime>,
+    /// `None`: the runtime has no images.
+    pub images: Option<Arc<dyn Images>>,
+}
+
 /// `gpus`: the devices that it hands to containers.
-pub(super) fn open(base: &Base, gpus: &gpu::Handle) -> Result<Arc<dyn Runtime>> {
+pub(super) fn open(base: &Base, gpus: &gpu::Handle) -> Result<Engine> {
     let config = &base.config;
     let (cluster, node) = (config.cluster.name.clone(), base.me);
     match config.runtime.kind {
@@ -30,11 +37,12 @@ pub(super) fn open(base: &Base, gpus: &gpu::Handle) -> Result<Arc<dyn Runtime>> 
                 hand_over: config.runtime.hand_over,
                 gpu_class: config.gpu.class.clone(),
             };
-            Ok(DockerRuntime::new(config, gpus.watch())?)
+            let runtime = DockerRuntime::new(config, gpus.watch())?;
+            Ok(Engine { runtime: runtime.clone(), images: Some(runtime) })
         }
         RuntimeKind::Process => {
             let (cores, memory) = capacity::probe::host_bounds();
-            Ok(Arc::new(ProcessRuntime::open(process::Config {
+            let runtime = ProcessRuntime::open(process::Config {
                 directory: config.data_dir.join("process"),
                 cluster,
                 node,
@@ -43,7 +51,8 @@ pub(super) fn open(base: &Base, gpus: &gpu::Handle) -> Result<Arc<dyn Runtime>> 
                 cores,
                 memory,
                 idle_ignore: config.runtime.idle_ignore.clone(),
-            })?))
+            })?;
+            Ok(Engine { runtime: Arc::new(runtime), images: None })
         }
     }
 }

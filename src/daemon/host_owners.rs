@@ -1,30 +1,32 @@
 //! The owners of this host: GPUs, capacity, settings, sessions, conditions, the catalogue and its images.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Result;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::engine::Engine;
 use super::stores::HostStores;
 use super::{Base, Start, VERSION, engine};
-use crate::cluster::{Host, images};
+use crate::cluster::Host;
 use crate::gpu::listed::List;
 use crate::observe::{self, Observer, conditions};
-use crate::runtime::{Health, Runtime};
+use crate::runtime::{Health, Images, NoImages, Runtime};
 use crate::sessions::{Journal, Record};
 use crate::types::{Ballot, Condition, NVIDIA_CLASS};
-use crate::{capacity, catalogue, election, gpu, node, sessions};
+use crate::{capacity, catalogue, election, gpu, images, node, sessions};
 
 type Conditions = watch::Receiver<Arc<Vec<Condition>>>;
-type Images = watch::Receiver<Arc<BTreeSet<String>>>;
+type ImagesHere = watch::Receiver<images::here::Here>;
 
 /// What sessions live on: the engine, the room on this host, and the operator's settings.
 struct Ground {
     runtime: Arc<dyn Runtime>,
     capacity: capacity::Handle,
     node: node::Handle,
+    /// `None`: the runtime has no images.
+    images: Option<images::Handle>,
 }
 
 /// Starts the owner of the GPUs.
@@ -55,18 +57,21 @@ impl Start {
     }
 
     /// Starts the owners of this host. Each reads the snapshots of those before it.
-    pub(super) fn host(&mut self, stores: HostStores, runtime: Arc<dyn Runtime>, election: election::Handle) -> Host {
+    pub(super) fn host(&mut self, stores: HostStores, engine: Engine, election: election::Handle) -> Host {
+        let Engine { runtime, images } = engine;
         let capacity = self.capacity(&*runtime);
         let node = self.node(stores.node, capacity.clone());
-        let ground = Ground { runtime, capacity, node };
+        let images = images.map(|engine| self.images(stores.images, engine, &*runtime));
+        let ground = Ground { runtime, capacity, node, images };
         let sessions = self.sessions(&ground, stores.journal, stores.fence);
         let conditions = self.conditions(&ground, &sessions);
         let catalogue = self.catalogue(stores.catalogue, &election);
-        let images = self.images(&ground, &catalogue, &sessions);
+        let here = self.images_here(&ground, &catalogue);
         Host {
-            observer: self.observer(&ground, &sessions, conditions, images),
+            observer: self.observer(&ground, &sessions, conditions, here),
             settings: ground.node,
             gpus: self.gpus.clone(),
+            images: ground.images,
             refresh: self.refresh.clone(),
             sessions,
             catalogue,
@@ -112,6 +117,10 @@ impl Start {
             fence,
             incarnation: self.base.incarnation,
             runtime: Arc::clone(&ground.runtime),
+            images: match &ground.images {
+                Some(images) => Arc::new(images.clone()),
+                None => Arc::new(NoImages),
+            },
             node: ground.node.watch(),
             capacity: ground.capacity.watch(),
             gpus: self.gpus.clone(),
@@ -152,10 +161,30 @@ impl Start {
         self.owners.add("the owner of the catalogue", started)
     }
 
-    fn images(&mut self, ground: &Ground, catalogue: &catalogue::Handle, sessions: &sessions::Handle) -> Images {
+    fn images(
+        &mut self,
+        store: images::store::Store,
+        engine: Arc<dyn Images>,
+        runtime: &dyn Runtime,
+    ) -> images::Handle {
+        let started = images::task::spawn(images::task::Parts {
+            config: self.followed.images.clone(),
+            store,
+            engine,
+            health: runtime.health(),
+            clock: self.base.clock.clone(),
+        });
+        self.owners.add("the owner of the images", started)
+    }
+
+    /// Which of the catalogue's images are here; none on a runtime without images.
+    fn images_here(&mut self, ground: &Ground, catalogue: &catalogue::Handle) -> ImagesHere {
         let (publish, here) = watch::channel(Arc::default());
-        let task = images::spawn(Arc::clone(&ground.runtime), catalogue.watch(), sessions.watch(), publish);
-        self.owners.add("the owner of the images that are here", (here, task))
+        if let Some(images) = &ground.images {
+            let task = images::here::spawn(images.watch(), catalogue.watch(), publish);
+            self.owners.add("the list of the catalogue's images that are here", ((), task));
+        }
+        here
     }
 
     fn observer(
@@ -163,7 +192,7 @@ impl Start {
         ground: &Ground,
         sessions: &sessions::Handle,
         conditions: Conditions,
-        images: Images,
+        here: ImagesHere,
     ) -> Observer {
         let sources = observe::Sources {
             node: ground.node.watch(),
@@ -171,7 +200,7 @@ impl Start {
             sessions: sessions.watch(),
             health: ground.runtime.health(),
             conditions,
-            images,
+            images: here,
         };
         let facts = observe::Facts {
             address: self.base.config.sessions.endpoint_host.clone(),

@@ -124,15 +124,15 @@ impl Daemon {
         // Before the runtime, which hands the devices over.
         let gpus = host_owners::gpus(&base, stores.gpus, followed.gpu.clone(), watches.listed.clone())?;
         let gpus = owners.add("the owner of the GPUs", gpus);
-        let runtime = engine::open(&base, &gpus)?;
+        let engine = engine::open(&base, &gpus)?;
         let net = mesh::join(&base, token.clone(), watches.directory.clone()).await?;
         let (refresh, refreshes) = node::refresh::channel();
 
         let peers = Peers(net.clone());
         let mut start = Start { base, gpus, peers, watches, followed, refresh, owners };
-        start.listed_gpus(&*runtime, publishers.listed);
+        start.listed_gpus(&*engine.runtime, publishers.listed);
         let election = start.election(stores.ballots);
-        let host = start.host(stores.host, runtime, election.clone());
+        let host = start.host(stores.host, engine, election.clone());
         let hosts = Mesh::new(start.base.me, host.clone(), start.peers.clone());
         let leader = start.placement(&host, &hosts);
         let mut gossip = None;

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::sessions::{Journal, Record};
 use crate::types::{Ballot, NodeId, Timestamp};
-use crate::{catalogue, election, gossip, gpu, node};
+use crate::{catalogue, election, gossip, gpu, images, node};
 
 /// Each owner's store, and what was in it. They are opened together and before anything starts: a node that cannot
 /// read its disk never says a word to the others.
@@ -24,6 +24,7 @@ pub(super) struct HostStores {
     /// The highest ballot on disk: the owner of sessions refuses offers below it.
     pub fence: Option<Ballot>,
     pub catalogue: (catalogue::store::Store, catalogue::Contents),
+    pub images: images::store::Store,
 }
 
 impl Stores {
@@ -33,9 +34,10 @@ impl Stores {
         let ballots = election::store::Store::open(data_dir, now)?;
         let journal = Journal::open(data_dir, now)?;
         let catalogue = catalogue::store::Store::open(data_dir, &node.1.id, now)?;
+        let images = images::store::Store::open(data_dir, now)?;
         let gpus = gpu::store::Store::open(data_dir, now)?;
         let fence = ballots.1.highest;
-        Ok(Self { host: HostStores { node, journal, fence, catalogue }, ballots, roster, gpus })
+        Ok(Self { host: HostStores { node, journal, fence, catalogue, images }, ballots, roster, gpus })
     }
 
     /// This node's id.

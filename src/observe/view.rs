@@ -316,6 +316,7 @@ mod tests {
             unenforced: Vec::new(),
             epoch: None,
             platform: None,
+            images: None,
             pid: None,
             gpus: GpuSupport::default(),
         };

@@ -2,7 +2,6 @@
 //! take it down. Like a real engine, it goes on when the daemon ends.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
     Connected, Container, EngineInfo, Error, Event, Exit, Found, GpuSupport, Health, Launch, LogStream, LogsRequest,
-    Observed, PortBinding, Run, Runtime, Target,
+    Observed, PortBinding, ProvideImages, Run, Runtime, Target,
 };
 use crate::types::{Bytes, Cores, NodeId, RuntimeKind, SessionId, Timestamp};
 
@@ -63,6 +62,7 @@ impl FakeEngine {
             platform: None,
             pid: None,
             gpus: GpuSupport::default(),
+            images: None,
         };
         Arc::new(Self {
             node,
@@ -255,11 +255,6 @@ impl Runtime for FakeEngine {
         Ok(seen.into())
     }
 
-    async fn ensure_image(&self, _: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error> {
-        let _ = progress.try_send("pulling".to_owned());
-        self.call("image", |_| Ok(Some("sha256:0".to_owned()))).await
-    }
-
     async fn create(&self, launch: &Launch) -> Result<String, Error> {
         self.call("create", |state| {
             state.containers.entry(launch.session).or_insert_with(|| (launch.clone(), Container::Created));
@@ -314,15 +309,19 @@ impl Runtime for FakeEngine {
         Ok(self.state().connected)
     }
 
-    async fn present(&self, _: &[String]) -> Result<BTreeSet<String>, Error> {
-        Ok(BTreeSet::new())
-    }
-
     async fn volumes(&self) -> Result<Vec<String>, Error> {
         Ok(Vec::new())
     }
 
     async fn remove_volume(&self, name: &str) -> Result<(), Error> {
         Err(Error::NotFound(name.to_owned()))
+    }
+}
+
+#[async_trait]
+impl ProvideImages for FakeEngine {
+    async fn ensure(&self, _: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error> {
+        let _ = progress.try_send("pulling".to_owned());
+        self.call("image", |_| Ok(Some("sha256:0".to_owned()))).await
     }
 }

@@ -11,10 +11,11 @@ pub mod docker;
 pub mod fake;
 pub mod fault;
 pub mod gpus;
+pub mod images;
 pub mod process;
 mod volume_name;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -25,7 +26,9 @@ use bytes::Bytes as Chunk;
 use futures_util::stream::BoxStream;
 use tokio::sync::{mpsc, watch};
 
-use crate::types::{Bytes, Cores, Platform, RuntimeKind, SessionId};
+use images::{ImageDetails, ImageStoreInfo, ListedImage, PullError, PullProgress, Removal};
+
+use crate::types::{Bytes, Cores, ImageReference, Platform, RuntimeKind, SessionId};
 
 pub use connections::Connections;
 pub use container::{Container, Exit, Found, Launch, Mount, Observed, Oom, PortBinding, Run};
@@ -50,13 +53,6 @@ pub trait Runtime: Send + Sync + 'static {
     async fn list(&self) -> Result<Vec<Found>, Error>;
 
     async fn observe(&self, target: &Target) -> Result<Observed, Error>;
-
-    /// Makes the image available as the launch's pull policy says. Returns its digest, if it has one.
-    /// Sends the progress to `progress` as text for people.
-    async fn ensure_image(&self, launch: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error>;
-
-    /// Which of these images, as workspaces name them, are on this host.
-    async fn present(&self, images: &[String]) -> Result<BTreeSet<String>, Error>;
 
     /// Creates the container, stopped, under the name made from the session's id. If a container of that
     /// name and session already exists, uses it. Returns the container's id, by which it is known from then on: its
@@ -100,6 +96,52 @@ pub trait Runtime: Send + Sync + 'static {
     async fn remove_volume(&self, name: &str) -> Result<(), Error>;
 }
 
+/// The images of one engine: what it can tell of them and do with them. Which are needed, and which are ostler's, the part
+/// [`images`](crate::images) decides. Every call has its own deadline.
+#[async_trait]
+pub trait Images: Send + Sync + 'static {
+    /// Grows when the engine tells of a change of its images, and when it may have changed them unheard.
+    fn changes(&self) -> watch::Receiver<u64>;
+
+    /// Every image. It can take seconds, so no session waits for it.
+    async fn list(&self) -> Result<Vec<ListedImage>, Error>;
+
+    /// The image of this name or id; `None`: there is none.
+    async fn inspect(&self, image: &str) -> Result<Option<ImageDetails>, Error>;
+
+    /// Pulls an image, and sends the progress to `progress`. Returns its digest in that registry, if the engine tells.
+    async fn pull(
+        &self,
+        image: &ImageReference,
+        progress: mpsc::Sender<PullProgress>,
+    ) -> Result<Option<String>, PullError>;
+
+    /// The images of all containers of the engine, running or stopped, of ostler or not, with their number.
+    async fn in_use(&self) -> Result<BTreeMap<String, u32>, Error>;
+
+    /// Removes the image of this id if `names` are exactly its names, and no container or image needs it. Never removes
+    /// another image.
+    async fn remove(&self, id: &str, names: &[String]) -> Result<Removal, Error>;
+}
+
+/// Makes the images of sessions available.
+#[async_trait]
+pub trait ProvideImages: Send + Sync + 'static {
+    /// Makes the image available as the launch's pull policy says. Returns its digest, if it has one. Sends the progress
+    /// to `progress` as text for people.
+    async fn ensure(&self, launch: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error>;
+}
+
+/// For a runtime whose sessions need no images.
+pub struct NoImages;
+
+#[async_trait]
+impl ProvideImages for NoImages {
+    async fn ensure(&self, _: &Launch, _: mpsc::Sender<String>) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+}
+
 /// Names a session's container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
@@ -141,6 +183,7 @@ pub struct LogsRequest {
 
 /// Whether the engine answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each engine")]
 pub enum Health {
     /// The runtime has not asked it yet.
     Unknown,
@@ -174,6 +217,8 @@ pub struct EngineInfo {
     pub pid: Option<u32>,
     /// How it hands GPUs to containers.
     pub gpus: GpuSupport,
+    /// Where it keeps images; `None`: the runtime has no images, or the engine does not name itself.
+    pub images: Option<ImageStoreInfo>,
 }
 
 /// A change that a runtime noticed without being asked.

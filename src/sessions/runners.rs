@@ -11,7 +11,7 @@ use super::decide::Report;
 use super::probe::Prober;
 use super::runner::{Action, Done, Op, Outcome, Runner, Work};
 use super::state::Order;
-use crate::runtime::{Container, Error, Runtime, Target};
+use crate::runtime::{Container, Error, ProvideImages, Runtime, Target};
 use crate::types::SessionId;
 
 /// Progress texts that wait for the runner. Further ones are dropped.
@@ -31,6 +31,7 @@ pub(super) struct Envelope {
 /// All runners of this host.
 pub(super) struct Runners {
     runtime: Arc<dyn Runtime>,
+    images: Arc<dyn ProvideImages>,
     reports: mpsc::Sender<Envelope>,
     links: HashMap<SessionId, Link>,
     tasks: JoinSet<()>,
@@ -43,8 +44,12 @@ struct Link {
 }
 
 impl Runners {
-    pub(super) fn new(runtime: Arc<dyn Runtime>, reports: mpsc::Sender<Envelope>) -> Self {
-        Self { runtime, reports, links: HashMap::new(), tasks: JoinSet::new() }
+    pub(super) fn new(
+        runtime: Arc<dyn Runtime>,
+        images: Arc<dyn ProvideImages>,
+        reports: mpsc::Sender<Envelope>,
+    ) -> Self {
+        Self { runtime, images, reports, links: HashMap::new(), tasks: JoinSet::new() }
     }
 
     /// Gives a session's runner its order. Starts a runner if there is none, and ends it if there is no more work.
@@ -72,6 +77,7 @@ impl Runners {
         let course = Course {
             session,
             runtime: Arc::clone(&self.runtime),
+            images: Arc::clone(&self.images),
             reports: self.reports.clone(),
             work: receiver,
             nudge: Arc::clone(&nudge),
@@ -102,6 +108,7 @@ impl Runners {
 struct Course {
     session: SessionId,
     runtime: Arc<dyn Runtime>,
+    images: Arc<dyn ProvideImages>,
     reports: mpsc::Sender<Envelope>,
     /// `None`: there is no more work.
     work: watch::Receiver<Option<Work>>,
@@ -154,8 +161,8 @@ impl Course {
     /// Pulls the image, and reports its progress. A change of the wish ends the pull.
     async fn ensure_image(&mut self, work: &Work) -> Outcome {
         let (progress, mut heard) = mpsc::channel(PROGRESS_QUEUE);
-        let runtime = Arc::clone(&self.runtime);
-        let mut image = runtime.ensure_image(&work.launch, progress);
+        let images = Arc::clone(&self.images);
+        let mut image = images.ensure(&work.launch, progress);
         loop {
             tokio::select! {
                 fetched = &mut image => return Outcome::Did(fetched.map(|digest| Done::ImageIsHere { digest })),

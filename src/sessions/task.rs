@@ -19,7 +19,7 @@ use super::runners::{Envelope, Runners};
 use super::state::{Answer, Input, Reply, Request, Sessions, Start, Turn};
 use super::{Config, Error, Handle, QUEUE, Snapshot};
 use crate::clock::Clock;
-use crate::runtime::{Error as RuntimeError, Event, Found, Health, Runtime};
+use crate::runtime::{Error as RuntimeError, Event, Found, Health, ProvideImages, Runtime};
 use crate::types::template::SECRET_BYTES;
 use crate::types::{Ballot, BootInstant, Name, NodeId};
 use crate::{capacity, gpu, node};
@@ -49,6 +49,7 @@ pub struct Parts {
     /// The number of this start of the agent: it grows with every start.
     pub incarnation: u64,
     pub runtime: Arc<dyn Runtime>,
+    pub images: Arc<dyn ProvideImages>,
     pub node: watch::Receiver<Arc<node::State>>,
     pub capacity: watch::Receiver<Arc<capacity::Report>>,
     /// Asked which processes are on the GPUs when a session has left them.
@@ -141,7 +142,7 @@ impl Owner {
             sessions: surroundings.with_context(|cx| Sessions::new(start, cx)),
             config,
             journal: parts.journal,
-            runners: Runners::new(Arc::clone(&parts.runtime), reporter),
+            runners: Runners::new(Arc::clone(&parts.runtime), parts.images, reporter),
             health: parts.runtime.health(),
             runtime: parts.runtime,
             surroundings,

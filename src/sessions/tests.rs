@@ -68,6 +68,7 @@ impl World {
             fence: None,
             incarnation: 1,
             runtime: self.engine.clone(),
+            images: self.engine.clone(),
             node: node_watch,
             capacity: capacity_watch,
             gpus: crate::gpu::Handle::of_nobody(),

@@ -11,6 +11,7 @@ mod decode;
 mod error;
 mod gpu;
 mod id;
+mod image;
 mod invalid;
 mod language;
 mod node;
@@ -40,6 +41,7 @@ pub use gpu::{
     GpuState, GpuUsage, GpuXid, NVIDIA_CLASS, check_gpu_class,
 };
 pub use id::{Ballot, Name, NodeId, SessionId, User, is_printable};
+pub use image::{Image, ImageOwner, ImageReference, KeptBecause};
 pub use invalid::Invalid;
 pub use language::other_language;
 pub use node::{

@@ -89,7 +89,7 @@ impl BootInstant {
 }
 
 /// One reading of both clocks. Cores get a `Moment` as an argument and never read a clock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
     pub wall: Timestamp,
     pub boot: BootInstant,
@@ -101,6 +101,15 @@ impl Moment {
     /// The same moment `span` later.
     pub fn plus(self, span: Duration) -> Self {
         Self { wall: self.wall.plus(span), boot: self.boot.plus(span), boot_id: self.boot_id }
+    }
+
+    /// How long ago `earlier` was. Within one boot by the boot clock; after a reboot by the wall clock, and at least the
+    /// time since the reboot, so that a wrong wall clock cannot make it shorter than that.
+    pub fn since(self, earlier: Self) -> Duration {
+        if self.boot_id == earlier.boot_id {
+            return self.boot.since(earlier.boot);
+        }
+        self.wall.since(earlier.wall).max(self.boot.since(BootInstant::default()))
     }
 }
 

@@ -7,6 +7,7 @@ mod engine;
 mod faults;
 mod gpus;
 mod idle;
+mod images;
 mod limits;
 mod other_gpus;
 mod own_engine;

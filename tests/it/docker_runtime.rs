@@ -10,11 +10,11 @@ use ostler::runtime::docker::{Config, DockerRuntime};
 use ostler::runtime::{
     Connected, Container, Error, Event, Health, Launch, LogsRequest, Mount, Oom, PortBinding, Runtime,
 };
-use ostler::types::{Bytes, Cores, Init, Protocol, PullPolicy};
+use ostler::types::{Bytes, Cores, Init, Protocol};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::support::docker::{self, Freezer, Lab, PATIENCE, Registry, config, docker, free_port, no_gpus, quietly};
+use crate::support::docker::{self, Freezer, Lab, PATIENCE, config, docker, free_port, no_gpus, quietly};
 
 const ALL_LOGS: LogsRequest = LogsRequest { follow: false, tail: None };
 
@@ -33,8 +33,6 @@ async fn a_session_goes_through_its_states_within_its_limits() {
     let (session, runtime) = (&launch.session, &lab.runtime);
     assert_eq!(runtime.observe(&session.into()).await.map(|seen| seen.container), Ok(Container::Absent));
 
-    let digest = runtime.ensure_image(&launch, mpsc::channel(1).0).await.unwrap();
-    assert!(digest.unwrap().starts_with("sha256:"));
     let id = runtime.create(&launch).await.unwrap();
     assert_eq!(runtime.create(&launch).await, Ok(id), "creating is idempotent");
     assert_eq!(runtime.observe(&session.into()).await.map(|seen| seen.container), Ok(Container::Created));
@@ -547,63 +545,6 @@ async fn an_engine_that_stops_answering_is_down_and_comes_back() {
     assert_eq!(runtime.list().await, Ok(Vec::new()));
     drop(events);
     link.await.unwrap();
-}
-
-#[tokio::test]
-async fn images_come_from_a_registry() {
-    const NAME: &str = "images_come_from_a_registry";
-    let Some(lab) = Lab::open(NAME) else { return };
-    let Some(registry) = Registry::start(NAME) else { return };
-    let image = registry.publish(&lab.cluster, 24 << 20);
-    let mut launch = lab.launch("pull", "true");
-    launch.image = Some(image.clone());
-
-    let wanted = [image.clone(), "no-such-image".to_owned(), "not an image".to_owned()];
-    assert_eq!(lab.runtime.present(&wanted).await, Ok(std::collections::BTreeSet::new()));
-
-    // Two sessions share one pull: both get its progress and the same image.
-    let (progress, mut told) = mpsc::channel(64);
-    let (also, mut told_too) = mpsc::channel(64);
-    let (first, second) =
-        tokio::join!(lab.runtime.ensure_image(&launch, progress), lab.runtime.ensure_image(&launch, also));
-    let digest = first.unwrap().unwrap();
-    assert_eq!(second.unwrap().as_ref(), Some(&digest));
-    assert!(docker(&["inspect", "--format", "{{index .RepoDigests 0}}", &image]).ends_with(&digest));
-    assert_eq!(lab.runtime.present(&wanted).await, Ok([image.clone()].into()));
-    assert!(told.recv().await.unwrap().contains("pulling") && told_too.recv().await.unwrap().contains("pulling"));
-
-    let mut missing = launch.clone();
-    missing.image = Some(image.replace(":1", ":no-such-tag"));
-    let failed = lab.runtime.ensure_image(&missing, mpsc::channel(1).0).await;
-    assert!(matches!(&failed, Err(Error::Start { message: text, .. }) if text.contains("no-such-tag")), "{failed:?}");
-
-    // The tag now names another image in the registry.
-    let moved = registry.publish(&lab.cluster, 1 << 20);
-    assert_eq!(moved, image);
-    docker(&["pull", "--quiet", &format!("{}@{digest}", image.trim_end_matches(":1"))]);
-    docker(&["tag", &format!("{}@{digest}", image.trim_end_matches(":1")), &image]);
-    let ensure = async |pull| {
-        let launch = Launch { pull, ..launch.clone() };
-        lab.runtime.ensure_image(&launch, mpsc::channel(1).0).await.unwrap().unwrap()
-    };
-    assert_eq!(ensure(PullPolicy::Missing).await, digest);
-    assert_eq!(ensure(PullPolicy::Daily).await, digest, "it was pulled today");
-    let restarted = DockerRuntime::new(config(&lab.cluster), no_gpus()).unwrap();
-    let daily = Launch { pull: PullPolicy::Daily, ..launch.clone() };
-    assert_eq!(
-        restarted.ensure_image(&daily, mpsc::channel(1).0).await,
-        Ok(Some(digest.clone())),
-        "a start does not wait for the pull"
-    );
-    let refreshed = async {
-        while ensure(PullPolicy::Missing).await == digest {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(PATIENCE, refreshed).await.expect("the daily refresh runs in the background");
-    let newer = ensure(PullPolicy::Always).await;
-    drop(registry);
-    assert_eq!(ensure(PullPolicy::Always).await, newer, "the local image is used when the registry does not answer");
 }
 
 #[tokio::test]

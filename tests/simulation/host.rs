@@ -246,6 +246,7 @@ impl Host {
                 unenforced: Vec::new(),
                 epoch: None,
                 platform: None,
+                images: None,
                 pid: None,
                 gpus: GpuSupport::default(),
             }),

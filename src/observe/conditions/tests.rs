@@ -102,6 +102,7 @@ fn a_runtime_that_is_down_or_enforces_no_limits_is_a_condition() {
             unenforced: vec!["cores".to_owned(), "memory".to_owned()],
             epoch: None,
             platform: None,
+            images: None,
             pid: None,
             gpus: GpuSupport::default(),
         });
@@ -124,6 +125,7 @@ fn gpus_that_the_engine_cannot_hand_over_are_a_condition() {
                 unenforced: Vec::new(),
                 epoch: None,
                 platform: None,
+                images: None,
                 pid: None,
                 gpus,
             });

@@ -5,6 +5,7 @@
 
 use super::engine::Failure;
 use crate::runtime::gpus::{CONFIGURE, GENERATE, GENERATE_OTHER};
+use crate::runtime::images::{PullCause, PullError};
 use crate::runtime::{Error, Fault};
 use crate::types::NVIDIA_CLASS;
 
@@ -89,14 +90,14 @@ pub(super) fn of_volume(failure: Failure) -> Error {
 }
 
 /// Why an image was not pulled. An answer of the engine is about the image or its registry; a lost call is not.
-pub(super) fn of_pull(image: &str, failure: Failure) -> Error {
+pub(super) fn of_pull(image: &str, failure: Failure) -> PullError {
     match failure {
         Failure::Said { message, .. } => {
             let absent = NO_SUCH_IMAGE.iter().any(|words| message.contains(words)) && !is_unreachable(&message);
-            let fault = if absent { Fault::Image } else { Fault::Registry };
-            Error::start(fault, format!("cannot pull {image}: {message}"))
+            let cause = if absent { PullCause::Absent } else { PullCause::Registry };
+            PullError { cause, message: format!("cannot pull {image}: {message}") }
         }
-        lost @ Failure::Lost(_) => lost.into(),
+        Failure::Lost(message) => PullError { cause: PullCause::Engine, message },
     }
 }
 
@@ -231,7 +232,8 @@ mod tests {
         assert!(matches!(of_start(said(404, "No such container: x")), Error::NotFound(_)));
         assert_eq!(fault(&of_create(said(404, "No such image: x:1"))), Fault::Image);
         let lost = || Failure::Lost("silence".to_owned());
-        for error in [of_start(lost()), of_create(lost()), of_network(lost()), of_volume(lost()), of_pull("x", lost())]
+        for error in
+            [of_start(lost()), of_create(lost()), of_network(lost()), of_volume(lost()), of_pull("x", lost()).into()]
         {
             assert!(matches!(error, Error::Unavailable(_)));
         }
@@ -239,9 +241,9 @@ mod tests {
 
     #[test]
     fn a_missing_image_is_told_from_a_registry_that_does_not_give_it() {
-        let fault = |message: &str| fault(&of_pull("x:1", said(500, message)));
+        let cause = |message: &str| of_pull("x:1", said(500, message)).cause;
         for missing in ["manifest for x:1 not found: manifest unknown", "no matching manifest for linux/arm64/v8"] {
-            assert_eq!(fault(missing), Fault::Image);
+            assert_eq!(cause(missing), PullCause::Absent);
         }
         for refused in [
             "pull access denied for x, repository does not exist or may require 'docker login': denied",
@@ -249,7 +251,7 @@ mod tests {
             "Get https://r/v2/: dial tcp: lookup r: no such host",
             "received unexpected HTTP status: 503 Service Unavailable",
         ] {
-            assert_eq!(fault(refused), Fault::Registry, "{refused}");
+            assert_eq!(cause(refused), PullCause::Registry, "{refused}");
         }
     }
 }

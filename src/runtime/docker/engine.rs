@@ -14,7 +14,8 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use super::gpus::read::Reader;
-use super::{CpuMode, Error};
+use super::{CpuMode, Error, images};
+use crate::runtime::images::ImageStoreInfo;
 use crate::runtime::{EngineInfo, GpuSupport};
 use crate::types::{Bytes, Cores, Platform, Timestamp};
 
@@ -258,11 +259,13 @@ fn chain(error: &errors::Error) -> String {
 
 async fn engine_info(said: SystemInfo, cpu_mode: CpuMode, gpus: GpuSupport) -> EngineInfo {
     let unenforced = unenforced(&said, cpu_mode);
+    let store = images::store(&said);
     let root = said.docker_root_dir.map(PathBuf::from);
     let data_root = match root {
         Some(root) if tokio::fs::try_exists(&root).await.unwrap_or(false) => Some(root),
         _ => None,
     };
+    let images = store.map(|store| ImageStoreInfo { store, path: data_root.clone() });
     EngineInfo {
         version: said.server_version.unwrap_or_default(),
         cores: Cores::whole(said.ncpu.and_then(|n| u32::try_from(n).ok()).unwrap_or(0)),
@@ -273,6 +276,7 @@ async fn engine_info(said: SystemInfo, cpu_mode: CpuMode, gpus: GpuSupport) -> E
         platform: platform(said.os_type, said.architecture),
         pid: None,
         gpus,
+        images,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bollard::models::EventMessage;
-use bollard::query_parameters::EventsOptionsBuilder;
+use bollard::query_parameters::{EventsOptions, EventsOptionsBuilder};
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -31,8 +31,14 @@ const ACTIONS: [&str; 10] =
 const RESUBSCRIBE: Duration = Duration::from_secs(1);
 
 /// Keeps the link for as long as `events` has a receiver.
-pub(super) async fn run(engine: &Engine, config: &Config, health: &watch::Sender<Health>, events: mpsc::Sender<Event>) {
-    let mut link = Link { engine, config, health, events, since: None, missed: true };
+pub(super) async fn run(
+    engine: &Engine,
+    config: &Config,
+    health: &watch::Sender<Health>,
+    image_changes: &watch::Sender<u64>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut link = Link { engine, config, health, image_changes, events, since: None, missed: true };
     let mut retry = RETRY_FIRST;
     loop {
         let begun = Instant::now();
@@ -71,6 +77,7 @@ struct Link<'a> {
     engine: &'a Engine,
     config: &'a Config,
     health: &'a watch::Sender<Health>,
+    image_changes: &'a watch::Sender<u64>,
     events: mpsc::Sender<Event>,
     /// The engine's time of the last event, in whole seconds: a new stream begins there.
     since: Option<i64>,
@@ -90,6 +97,10 @@ impl Link<'_> {
         self.since = self.since.or(connection.engine_time.map(|time| time.millis() / 1000));
         self.missed = true;
         let mut told = std::pin::pin!(connection.docker.events(Some(options(self.config, self.since))));
+        let now = connection.engine_time.map(|time| time.millis() / 1000);
+        let mut of_images = std::pin::pin!(connection.docker.events(Some(image_options(now))));
+        // Changes before this stream are unheard.
+        self.image_changes.send_modify(|changes| *changes += 1);
         let mut ping = every(PING);
         let mut relist = every(RELIST);
         let events = self.events.clone();
@@ -102,6 +113,10 @@ impl Link<'_> {
                         return Ended::Stream;
                     }
                     None => return Ended::Stream,
+                },
+                event = of_images.next() => match event {
+                    Some(Ok(_)) => self.image_changes.send_modify(|changes| *changes += 1),
+                    Some(Err(_)) | None => return Ended::Stream,
                 },
                 permit = events.reserve(), if self.missed => match permit {
                     Ok(permit) => {
@@ -138,12 +153,22 @@ fn every(period: Duration) -> tokio::time::Interval {
     interval
 }
 
-/// Asks for our containers' events from `since` on, the second included, so that none is lost between two streams, or
-/// between the first list and the first event. An event that comes twice does no harm.
-fn options(config: &Config, since: Option<i64>) -> bollard::query_parameters::EventsOptions {
+/// Asks for our containers' events from `since` on.
+fn options(config: &Config, since: Option<i64>) -> EventsOptions {
     let cluster = format!("{LABEL_CLUSTER}={}", config.cluster);
     let filters = HashMap::from([("type", vec!["container"]), ("label", vec![&cluster]), ("event", ACTIONS.to_vec())]);
-    let options = EventsOptionsBuilder::default().filters(&filters);
+    from(since, &filters)
+}
+
+/// Asks for the events of all images from `since` on. Some of them change no image, but those are few.
+fn image_options(since: Option<i64>) -> EventsOptions {
+    from(since, &HashMap::from([("type", vec!["image"])]))
+}
+
+/// From the second `since` on, which is included, so that none is lost between two streams, or between the first list and
+/// the first event. An event that comes twice does no harm.
+fn from(since: Option<i64>, filters: &HashMap<&str, Vec<&str>>) -> EventsOptions {
+    let options = EventsOptionsBuilder::default().filters(filters);
     match since {
         Some(seconds) => options.since(&seconds.to_string()).build(),
         None => options.build(),

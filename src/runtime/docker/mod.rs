@@ -1,7 +1,7 @@
 //! The Docker runtime: sessions as containers, through the Docker Engine API.
 //!
 //! [`container`] (pure) builds the configuration of a container and reads one back. The steps of a
-//! session are in [`steps`]; [`image`], [`network`] and [`volumes`] provide what a container needs.
+//! session are in [`steps`]; [`images`], [`network`] and [`volumes`] provide what a container needs.
 //! [`link`] watches the engine, and [`engine`] is the only way to it: every call has a deadline.
 //! [`blame`] (pure) and [`ending`] read from the engine's words why a session did not start and how it ended.
 //! [`gpus`] hands GPUs to containers and checks that each got its own. [`visit`] is for callers that have no node here, such as `ostler demo`.
@@ -15,19 +15,16 @@ mod container;
 mod ending;
 mod engine;
 mod gpus;
-mod image;
+mod images;
 mod link;
 mod logs;
 mod network;
-mod progress;
-mod reference;
 mod sights;
 mod steps;
 mod subnet;
 mod visit;
 mod volumes;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -108,10 +105,11 @@ pub enum ConfigError {
 pub struct DockerRuntime {
     config: Config,
     engine: Arc<engine::Engine>,
-    images: image::Images,
     networks: network::Networks,
     sights: sights::Sights,
     health: watch::Sender<Health>,
+    /// Grows with the changes of the engine's images.
+    image_changes: watch::Sender<u64>,
     connections: Arc<Connections>,
     /// The devices of this host.
     gpus: watch::Receiver<Arc<gpu::Snapshot>>,
@@ -132,10 +130,10 @@ impl DockerRuntime {
         let reader = gpus::read::Reader::new(config.hand_over, config.gpu_class.clone());
         let engine = Arc::new(engine::Engine::new(socket, config.cpu_mode, reader));
         Ok(Arc::new(Self {
-            images: image::Images::new(engine.clone()),
             networks: network::Networks::new(&config),
             sights: sights::Sights::default(),
             health: watch::Sender::new(Health::Unknown),
+            image_changes: watch::Sender::new(0),
             connections: Connections::new(config.idle_ignore.clone()),
             gpus,
             unverified: gpus::Unverified::default(),
@@ -166,7 +164,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn run(&self, events: mpsc::Sender<Event>) {
-        link::run(&self.engine, &self.config, &self.health, events).await;
+        link::run(&self.engine, &self.config, &self.health, &self.image_changes, events).await;
     }
 
     async fn list(&self) -> Result<Vec<Found>, Error> {
@@ -175,10 +173,6 @@ impl Runtime for DockerRuntime {
 
     async fn observe(&self, target: &Target) -> Result<Observed, Error> {
         self.observe_container(target).await
-    }
-
-    async fn ensure_image(&self, launch: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error> {
-        self.images.ensure(launch, progress).await
     }
 
     async fn create(&self, launch: &Launch) -> Result<String, Error> {
@@ -229,10 +223,6 @@ impl Runtime for DockerRuntime {
             Seen::Nobody { tracked: true } if !ports.is_empty() => Ok(Connected::No),
             Seen::Nobody { .. } => Ok(Connected::Unknown { bytes: self.network_bytes(target).await? }),
         }
-    }
-
-    async fn present(&self, images: &[String]) -> Result<BTreeSet<String>, Error> {
-        self.images.present(images).await
     }
 
     async fn volumes(&self) -> Result<Vec<String>, Error> {

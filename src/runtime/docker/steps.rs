@@ -149,7 +149,7 @@ impl DockerRuntime {
         }
         let engine_cores = self.engine.connection().await?.info.cores;
         let gpus = self.gpu_fields(launch).await?;
-        let brings_init = launch.init == Init::Auto && container::is_init(&self.images.command_line(launch).await);
+        let brings_init = launch.init == Init::Auto && container::is_init(&self.first_words(launch).await);
         let around = Surroundings { network: &network, volumes: &volumes, brings_init, engine_cores, gpus: &gpus };
         let body = container::body(&self.config, launch, &around)?;
         let name = container::container_name(&self.config.cluster, &launch.session);
@@ -172,6 +172,15 @@ impl DockerRuntime {
                 }
                 Err(blame::of_create(failure))
             }
+        }
+    }
+
+    /// The words that a container of the launch executes first.
+    async fn first_words(&self, launch: &Launch) -> Vec<String> {
+        match &launch.image {
+            _ if !launch.entrypoint.is_empty() => launch.entrypoint.clone(),
+            Some(image) => self.command_line(image, &launch.command).await,
+            None => Vec::new(),
         }
     }
 

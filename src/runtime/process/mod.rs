@@ -26,7 +26,6 @@ mod steps;
 mod volumes;
 mod watcher;
 
-use std::collections::BTreeSet;
 use std::env::consts;
 use std::fs;
 use std::io;
@@ -220,10 +219,6 @@ impl Runtime for ProcessRuntime {
         self.inner.observe(&target.session).await.map(Observed::from)
     }
 
-    async fn ensure_image(&self, _launch: &Launch, _progress: mpsc::Sender<String>) -> Result<Option<String>, Error> {
-        Ok(None)
-    }
-
     async fn create(&self, launch: &Launch) -> Result<String, Error> {
         let (inner, launch) = (self.inner.clone(), launch.clone());
         blocking(move || inner.create(&launch)).await
@@ -275,10 +270,6 @@ impl Runtime for ProcessRuntime {
         })
     }
 
-    async fn present(&self, _: &[String]) -> Result<BTreeSet<String>, Error> {
-        Ok(BTreeSet::new())
-    }
-
     async fn volumes(&self) -> Result<Vec<String>, Error> {
         let inner = self.inner.clone();
         blocking(move || inner.volumes.names().map_err(unavailable)).await
@@ -328,6 +319,7 @@ fn describe(config: &Config, cgroups: &Cgroups) -> EngineInfo {
         platform: Some(Platform::new(consts::OS, consts::ARCH)),
         pid: None,
         gpus: GpuSupport::default(),
+        images: None,
     }
 }
 

@@ -18,6 +18,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::http::{Address, Client, Request};
+
 /// How long a test waits for a condition.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const SOCKET: &str = "unix:///var/run/docker.sock";
@@ -296,7 +298,22 @@ impl Registry {
 
     /// Publishes an image with a shell and `bytes` of random data, and removes it from the engine.
     pub(crate) fn publish(&self, cluster: &Name, bytes: u64) -> String {
-        let image = self.reference(cluster);
+        self.publish_as(self.reference(cluster), bytes)
+    }
+
+    /// Publishes another image under the cluster's name. The engine keeps the image that it has under that name.
+    pub(crate) fn publish_newer(&self, cluster: &Name, bytes: u64) {
+        self.publish_as(self.reference(cluster).replace(":1", ":next"), bytes);
+        const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+        let client = Client { address: Address::Tcp(format!("127.0.0.1:{}", self.port)), token: None };
+        let manifest = |tag: &str| format!("/v2/{cluster}/manifests/{tag}");
+        let next = client.send(&Request::new("GET", &manifest("next")).header("Accept", MANIFEST));
+        assert_eq!(next.status, 200, "{}", next.text());
+        let put = client.send(&Request::new("PUT", &manifest("1")).bytes(MANIFEST, &next.body));
+        assert_eq!(put.status, 201, "{}", put.text());
+    }
+
+    fn publish_as(&self, image: String, bytes: u64) -> String {
         let root = busybox_root();
         let noise = std::io::Read::take(std::fs::File::open("/dev/urandom").unwrap(), bytes);
         std::io::copy(&mut { noise }, &mut std::fs::File::create(root.path().join("noise")).unwrap()).unwrap();

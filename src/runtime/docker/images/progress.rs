@@ -1,9 +1,10 @@
-//! The progress of a pull, as one line for people. Pure.
+//! The progress of a pull, from the engine's messages. Pure.
 
 use std::collections::HashMap;
 
 use bollard::models::CreateImageInfo;
 
+use crate::runtime::images::PullProgress;
 use crate::types::Bytes;
 
 /// Layers of one image that are counted. Engines allow at most 127.
@@ -11,7 +12,7 @@ const MAX_LAYERS: usize = 512;
 
 /// The layers of one pull, as far as the engine has reported them.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(super) struct Layers {
     layers: HashMap<String, Layer>,
 }
 
@@ -23,7 +24,7 @@ struct Layer {
     ready: bool,
 }
 
-impl Progress {
+impl Layers {
     /// Applies one message of the engine.
     pub(super) fn apply(&mut self, message: &CreateImageInfo) {
         let (Some(id), Some(status)) = (&message.id, message.status.as_deref()) else { return };
@@ -48,16 +49,14 @@ impl Progress {
         }
     }
 
-    pub(super) fn text(&self) -> String {
+    pub(super) fn progress(&self) -> PullProgress {
         let sum = |figure: fn(&Layer) -> u64| self.layers.values().map(figure).fold(0, u64::saturating_add);
-        let (fetched, size) = (sum(|layer| layer.fetched), sum(|layer| layer.size));
-        let ready = self.layers.values().filter(|layer| layer.ready).count();
-        if self.layers.is_empty() || size == 0 && ready == 0 {
-            "pulling".to_owned()
-        } else if fetched < size {
-            format!("pulling {} of {}", Bytes::new(fetched), Bytes::new(size))
-        } else {
-            format!("unpacking, {ready} of {} layers done", self.layers.len())
+        let count = |layers: usize| u32::try_from(layers).unwrap_or(u32::MAX);
+        PullProgress {
+            fetched: Bytes::new(sum(|layer| layer.fetched)),
+            size: Bytes::new(sum(|layer| layer.size)),
+            layers_ready: count(self.layers.values().filter(|layer| layer.ready).count()),
+            layers: count(self.layers.len()),
         }
     }
 }
@@ -81,28 +80,28 @@ mod tests {
     #[test]
     fn layers_are_summed_up() {
         const MIB: i64 = 1 << 20;
-        let mut progress = Progress::default();
-        assert_eq!(progress.text(), "pulling");
-        progress.apply(&message("latest", "Pulling from library/x", None));
-        assert_eq!(progress.text(), "pulling");
-        progress.apply(&message("a", "Downloading", Some((15 * MIB, 20 * MIB))));
-        progress.apply(&message("b", "Downloading", Some((20 * MIB, 100 * MIB))));
-        assert_eq!(progress.text(), "pulling 35 MiB of 120 MiB");
-        progress.apply(&message("a", "Download complete", None));
-        assert_eq!(progress.text(), "pulling 40 MiB of 120 MiB");
-        progress.apply(&message("a", "Extracting", Some((MIB, 20 * MIB))));
-        progress.apply(&message("b", "Download complete", None));
-        progress.apply(&message("a", "Pull complete", None));
-        assert_eq!(progress.text(), "unpacking, 1 of 2 layers done");
+        let mut layers = Layers::default();
+        assert_eq!(layers.progress().to_string(), "pulling");
+        layers.apply(&message("latest", "Pulling from library/x", None));
+        assert_eq!(layers.progress().to_string(), "pulling");
+        layers.apply(&message("a", "Downloading", Some((15 * MIB, 20 * MIB))));
+        layers.apply(&message("b", "Downloading", Some((20 * MIB, 100 * MIB))));
+        assert_eq!(layers.progress().to_string(), "pulling 35 MiB of 120 MiB");
+        layers.apply(&message("a", "Download complete", None));
+        assert_eq!(layers.progress().to_string(), "pulling 40 MiB of 120 MiB");
+        layers.apply(&message("a", "Extracting", Some((MIB, 20 * MIB))));
+        layers.apply(&message("b", "Download complete", None));
+        layers.apply(&message("a", "Pull complete", None));
+        assert_eq!(layers.progress().to_string(), "unpacking, 1 of 2 layers done");
     }
 
     #[test]
     fn wrong_figures_neither_panic_nor_use_unbounded_memory() {
-        let mut progress = Progress::default();
+        let mut layers = Layers::default();
         for n in 0..2 * MAX_LAYERS {
-            progress.apply(&message(&n.to_string(), "Downloading", Some((i64::MAX, -1))));
+            layers.apply(&message(&n.to_string(), "Downloading", Some((i64::MAX, -1))));
         }
-        assert_eq!(progress.layers.len(), MAX_LAYERS);
-        assert!(!progress.text().is_empty());
+        assert_eq!(layers.layers.len(), MAX_LAYERS);
+        assert!(!layers.progress().to_string().is_empty());
     }
 }

@@ -1,0 +1,153 @@
+//! The images of an engine in memory, for tests.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+
+use crate::runtime::images::{
+    ImageDetails, ImageStore, ImageStoreInfo, ImageStoreKind, ListedImage, PullCause, PullError, PullProgress, Removal,
+};
+use crate::runtime::{EngineInfo, Error, GpuSupport, Health, Images};
+use crate::types::{Bytes, Cores, ImageReference};
+
+/// An engine that has images, and a registry that it pulls from.
+pub(crate) struct FakeImages {
+    /// The lock is held for one read or change, never across an await.
+    state: Mutex<State>,
+    changes: watch::Sender<u64>,
+    pub(crate) health: watch::Sender<Health>,
+}
+
+#[derive(Default)]
+struct State {
+    images: Vec<ListedImage>,
+    /// The id of the image that the registry has under each name.
+    registry: BTreeMap<String, String>,
+    refuse: Option<PullError>,
+    used: BTreeMap<String, u32>,
+    pulls: Vec<String>,
+    removed: Vec<String>,
+}
+
+/// The image store of the engine.
+pub(crate) fn place() -> ImageStore {
+    ImageStore { engine: "fake".to_owned(), kind: ImageStoreKind::GraphDriver }
+}
+
+impl FakeImages {
+    pub(crate) fn new() -> Arc<Self> {
+        let info = EngineInfo {
+            version: "fake".to_owned(),
+            cores: Cores::whole(1),
+            memory: Bytes::gib(1),
+            data_root: None,
+            unenforced: Vec::new(),
+            epoch: None,
+            platform: None,
+            pid: None,
+            gpus: GpuSupport::default(),
+            images: Some(ImageStoreInfo { store: place(), path: None }),
+        };
+        let health = watch::Sender::new(Health::Up(info));
+        Arc::new(Self { state: Mutex::default(), changes: watch::Sender::new(0), health })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Another program brings an image.
+    pub(crate) fn bring(&self, id: &str, names: &[&str]) {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let image = ListedImage { id: id.to_owned(), names, size: Bytes::mib(10), ..ListedImage::default() };
+        self.state().images.push(image);
+        self.say();
+    }
+
+    /// The registry has this image under this name from now on.
+    pub(crate) fn publish(&self, name: &str, id: &str) {
+        self.state().registry.insert(name.to_owned(), id.to_owned());
+    }
+
+    /// Pulls fail for this reason; `None`: they succeed again.
+    pub(crate) fn refuse(&self, error: Option<PullError>) {
+        self.state().refuse = error;
+    }
+
+    /// The references that the engine was asked to pull, in order.
+    pub(crate) fn pulls(&self) -> Vec<String> {
+        self.state().pulls.clone()
+    }
+}
+
+#[async_trait]
+impl Images for FakeImages {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    async fn list(&self) -> Result<Vec<ListedImage>, Error> {
+        Ok(self.state().images.clone())
+    }
+
+    async fn inspect(&self, image: &str) -> Result<Option<ImageDetails>, Error> {
+        let state = self.state();
+        let is_meant = |listed: &&ListedImage| listed.id == image || listed.names.iter().any(|name| name == image);
+        Ok(state.images.iter().find(is_meant).map(|listed| ImageDetails {
+            id: listed.id.clone(),
+            names: listed.names.clone(),
+            content: format!("content of {}", listed.id),
+            ..ImageDetails::default()
+        }))
+    }
+
+    async fn pull(&self, image: &ImageReference, _: mpsc::Sender<PullProgress>) -> Result<Option<String>, PullError> {
+        {
+            let mut state = self.state();
+            state.pulls.push(image.to_string());
+            if let Some(error) = &state.refuse {
+                return Err(error.clone());
+            }
+            let absent = || PullError { cause: PullCause::Absent, message: format!("cannot pull {image}: not found") };
+            let id = state.registry.get(image.as_str()).cloned().ok_or_else(absent)?;
+            state.images.iter_mut().for_each(|listed| listed.names.retain(|name| *name != image.as_str()));
+            if !state.images.iter().any(|listed| listed.id == id) {
+                state.images.push(ListedImage { id: id.clone(), size: Bytes::mib(10), ..ListedImage::default() });
+            }
+            if let Some(listed) = state.images.iter_mut().find(|listed| listed.id == id) {
+                listed.names.push(image.to_string());
+                listed.names.sort_unstable();
+            }
+        }
+        self.say();
+        Ok(Some(format!("digest of {image}")))
+    }
+
+    async fn in_use(&self) -> Result<BTreeMap<String, u32>, Error> {
+        Ok(self.state().used.clone())
+    }
+
+    async fn remove(&self, id: &str, names: &[String]) -> Result<Removal, Error> {
+        let removal = {
+            let mut state = self.state();
+            match state.images.iter().find(|image| image.id == id) {
+                None => Removal::Gone,
+                Some(image) if image.names != names => Removal::Skipped("its names changed".to_owned()),
+                Some(_) if state.used.contains_key(id) => Removal::Skipped("a container uses it".to_owned()),
+                Some(_) => {
+                    state.images.retain(|image| image.id != id);
+                    state.removed.push(id.to_owned());
+                    Removal::Removed
+                }
+            }
+        };
+        self.say();
+        Ok(removal)
+    }
+}

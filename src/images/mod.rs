@@ -1,0 +1,331 @@
+//! The images of this host: there when a session needs them, and only ostler's own removed.
+//!
+//! [`ownership`] (pure) says which images are ostler's: it records every pull before it begins. [`pulls`] (pure) says
+//! which pull is next. [`here`] tells placement which images of the catalogue are here. [`task`] owns all of it: it runs
+//! the pulls, keeps a list of the engine's images, and publishes a [`Snapshot`].
+
+#[cfg(test)]
+pub(crate) mod fake;
+pub mod here;
+pub mod ownership;
+pub mod pulls;
+pub mod store;
+pub mod task;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::clock::Clock;
+use crate::runtime::images::{ImageDetails, ImageStoreInfo, ListedImage, PullCause, PullError, PullProgress};
+use crate::runtime::{self, Fault, Health, Images, Launch, ProvideImages};
+use crate::store::{Cause, MovedAside};
+use crate::types::{Actor, ImageReference, Platform, PullPolicy};
+use ownership::{Fetched, Records};
+use pulls::Urgency;
+
+/// Requests that wait for the owner. Beyond it callers are told that it is busy.
+const QUEUE: usize = 256;
+/// [`Config::max_pulls`] at most: an engine pulls three layers of each image at once.
+pub const MAX_PULLS: u32 = 32;
+/// [`PullPolicy::Daily`].
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How often a caller that waits for a pull passes its progress on.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// `[images]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Pulls at the same time.
+    pub max_pulls: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        // As Docker's own client of several images; each takes three layers at once.
+        Self { max_pulls: 2 }
+    }
+}
+
+/// What everybody may read.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// The engine's image store; `None`: no engine has answered yet.
+    pub store: Option<ImageStoreInfo>,
+    /// Every image of the engine, as last listed; `None`: not listed yet since the agent started.
+    pub images: Option<Arc<[ListedImage]>>,
+    pub records: Arc<Records>,
+    /// The images that are being removed. A session that needs one waits until it is gone.
+    pub removing: BTreeSet<String>,
+    /// The pulls that wait or run.
+    pub pulling: BTreeSet<ImageReference>,
+    /// The records could not be read at start: every image that is here counts as foreign.
+    pub records_lost: Option<MovedAside>,
+}
+
+impl Snapshot {
+    /// What a registry gave under this name, if the name still means that image. `None`: no registry may replace it.
+    pub fn fetched(&self, id: &str, reference: &ImageReference) -> Option<&Fetched> {
+        self.records.fetched(&self.store.as_ref()?.store, id, reference)
+    }
+
+    /// Whether an image is ostler's.
+    pub fn is_ours(&self, image: &ListedImage) -> bool {
+        self.store.as_ref().is_some_and(|info| self.records.is_ours(&info.store, &image.id, &image.names))
+    }
+
+    /// The image that a reference means, as last listed.
+    pub fn meant(&self, reference: &ImageReference) -> Option<&ListedImage> {
+        self.images.iter().flat_map(|images| images.iter()).find(|image| reference.names(&image.names, &image.digests))
+    }
+}
+
+/// Why a request was not done. Nothing changed, except where the variant says so.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
+pub enum Error {
+    #[error("no image {0} on this node")]
+    NotFound(String),
+    #[error("{0}")]
+    Conflict(String),
+    #[error("{0}")]
+    Pull(#[from] PullError),
+    #[error(transparent)]
+    Runtime(#[from] runtime::Error),
+    #[error("the change cannot be stored: {0}")]
+    Store(#[source] Cause),
+    /// The node has no images: its runtime is `process`.
+    #[error("this node runs sessions as processes and has no images")]
+    NoImages,
+    #[error("too many requests are waiting")]
+    Busy,
+    /// The owner has ended: the daemon is stopping.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+/// What can be asked of one image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// It is ostler's from now on, with its names: a prune may remove it.
+    Adopt,
+    /// No prune removes it.
+    Pin,
+    /// Prunes may remove it again.
+    Unpin,
+}
+
+/// How a pull goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pull {
+    /// It waits for its turn.
+    Waiting,
+    Running(PullProgress),
+    /// The image is here; or why it is not.
+    Ended(Result<(), PullError>),
+}
+
+/// A request to the owner.
+pub enum Request {
+    /// Joins the pull of this image, or starts one.
+    Pull(ImageReference, Urgency, oneshot::Sender<watch::Receiver<Pull>>),
+    /// A session is made from this image.
+    Used(String),
+    /// The image by name, id, or a prefix of its id.
+    Change { image: String, command: Command, by: Actor, reply: oneshot::Sender<Result<ImageDetails, Error>> },
+}
+
+/// Asks the owner of the images. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    engine: Arc<dyn Images>,
+    health: watch::Receiver<Health>,
+    clock: Clock,
+}
+
+impl Handle {
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// To wait for the images to change.
+    pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.clone()
+    }
+
+    /// Joins the pull of an image, or starts one. It goes on when nobody waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], [`Error::Stopping`].
+    pub async fn pull(&self, image: &ImageReference, urgency: Urgency) -> Result<watch::Receiver<Pull>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Pull(image.clone(), urgency, reply))?;
+        answer.await.map_err(|_| Error::Stopping)
+    }
+
+    /// Changes one image. A change that it has already succeeds.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn command(&self, image: &str, command: Command, by: Actor) -> Result<ImageDetails, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Change { image: image.to_owned(), command, by, reply })?;
+        answer.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    fn send(&self, request: Request) -> Result<(), Error> {
+        self.requests.try_send(request).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Error::Busy,
+            mpsc::error::TrySendError::Closed(_) => Error::Stopping,
+        })
+    }
+
+    /// The image, once it is here and as the policy says.
+    async fn make_available(
+        &self,
+        image: &ImageReference,
+        policy: PullPolicy,
+        progress: &mpsc::Sender<String>,
+    ) -> Result<ImageDetails, runtime::Error> {
+        let Some(here) = self.look(image).await? else {
+            self.pull_and_wait(image, progress).await?;
+            let removed =
+                || runtime::Error::start(Fault::Host, format!("image {image} was removed right after its pull"));
+            return self.look(image).await?.ok_or_else(removed);
+        };
+        // A digest means the same image for ever.
+        if policy == PullPolicy::Missing || image.digest().is_some() {
+            return Ok(here);
+        }
+        // What came from no registry is never replaced by what a registry has under that name.
+        let Some(asked_at) = self.snapshot().fetched(&here.id, image).map(|fetched| fetched.at) else {
+            return Ok(here);
+        };
+        if policy == PullPolicy::Always {
+            return self.refresh_now(image, here, progress).await;
+        }
+        if self.clock.now().since(asked_at) >= DAY {
+            // The session does not wait for it. If the owner is busy, the next session asks again.
+            let _ = self.pull(image, Urgency::Refresh).await;
+        }
+        Ok(here)
+    }
+
+    /// Pulls the image; if that fails, uses the one that is here.
+    async fn refresh_now(
+        &self,
+        image: &ImageReference,
+        here: ImageDetails,
+        progress: &mpsc::Sender<String>,
+    ) -> Result<ImageDetails, runtime::Error> {
+        if let Err(error) = self.pull_and_wait(image, progress).await {
+            tracing::warn!(%image, "cannot refresh the image, using the local one: {error}");
+            return Ok(here);
+        }
+        Ok(self.look(image).await?.unwrap_or(here))
+    }
+
+    /// The image, if it is here and is not being removed.
+    async fn look(&self, image: &ImageReference) -> Result<Option<ImageDetails>, runtime::Error> {
+        let mut snapshot = self.snapshot.clone();
+        loop {
+            let Some(here) = self.engine.inspect(image.as_str()).await? else { return Ok(None) };
+            let is_going = |snapshot: &Arc<Snapshot>| snapshot.removing.contains(&here.id);
+            if !is_going(&snapshot.borrow_and_update()) {
+                return Ok(Some(here));
+            }
+            let stopping = |_| runtime::Error::Unavailable("the daemon is stopping".to_owned());
+            snapshot.wait_for(|snapshot| !is_going(snapshot)).await.map_err(stopping)?;
+        }
+    }
+
+    /// Pulls, or joins a pull that runs, and sends its progress until it ends.
+    async fn pull_and_wait(
+        &self,
+        image: &ImageReference,
+        progress: &mpsc::Sender<String>,
+    ) -> Result<(), runtime::Error> {
+        let joined = self.pull(image, Urgency::Demand).await;
+        let mut pull = joined.map_err(|error| runtime::Error::Unavailable(error.to_string()))?;
+        loop {
+            let text = match &*pull.borrow_and_update() {
+                Pull::Ended(result) => return result.clone().map_err(runtime::Error::from),
+                Pull::Waiting => "waiting for other pulls".to_owned(),
+                Pull::Running(now) => now.to_string(),
+            };
+            // A receiver that is behind misses this progress; the next one replaces it anyway.
+            drop(progress.try_send(text));
+            let aborted = || PullError { cause: PullCause::Other, message: format!("the pull of {image} was aborted") };
+            pull.changed().await.map_err(|_| runtime::Error::from(aborted()))?;
+            let ended = pull.wait_for(|pull| matches!(pull, Pull::Ended(_)));
+            let _ = tokio::time::timeout(PROGRESS_EVERY, ended).await;
+        }
+    }
+}
+
+#[async_trait]
+impl ProvideImages for Handle {
+    async fn ensure(&self, launch: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, runtime::Error> {
+        let text = launch.image.as_deref();
+        let none = || runtime::Error::start(Fault::Workspace, "the Docker runtime needs an image");
+        let parsed = ImageReference::parse(text.ok_or_else(none)?);
+        let image = parsed.map_err(|odd| runtime::Error::start(Fault::Image, odd))?;
+        let here = self.make_available(&image, launch.pull, &progress).await?;
+        let host = match &*self.health.borrow() {
+            Health::Up(info) => info.platform.clone(),
+            Health::Unknown | Health::Down { .. } => None,
+        };
+        check_platform(&image, here.platform.as_ref(), host.as_ref())?;
+        // If the owner is busy, the image seems a little older than it is.
+        let _ = self.send(Request::Used(here.id.clone()));
+        Ok(Some(self.digest(&image, &here)))
+    }
+}
+
+impl Handle {
+    /// The digest that is told of a session's image: that of its own repository, or the image's id.
+    fn digest(&self, image: &ImageReference, here: &ImageDetails) -> String {
+        let fetched = || self.snapshot().fetched(&here.id, image).and_then(|fetched| fetched.digest.clone());
+        let own = || image.own_digests(&here.digests).next().map(str::to_owned);
+        image.digest().map(str::to_owned).or_else(fetched).or_else(own).unwrap_or_else(|| here.id.clone())
+    }
+}
+
+/// Refuses an image whose programs this host cannot execute: a container of it would end at once, without a word.
+fn check_platform(
+    image: &ImageReference,
+    needs: Option<&Platform>,
+    host: Option<&Platform>,
+) -> Result<(), runtime::Error> {
+    match (needs, host) {
+        (Some(needs), Some(host)) if !host.runs(needs) => {
+            let message = format!("image {image} is for {needs}, and this host runs {host}");
+            Err(runtime::Error::start(Fault::Platform { image: needs.clone() }, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_of_another_platform_is_refused_and_both_are_named() {
+        let (amd64, arm64) = (Platform::new("linux", "x86_64"), Platform::new("linux", "aarch64"));
+        let image = ImageReference::parse("x").unwrap();
+        let check = |needs, host| check_platform(&image, needs, host);
+        assert_eq!(check(Some(&amd64), Some(&amd64)), Ok(()));
+        assert_eq!((check(None, Some(&amd64)), check(Some(&arm64), None)), (Ok(()), Ok(())));
+        let Err(runtime::Error::Start { fault, message }) = check(Some(&arm64), Some(&amd64)) else {
+            panic!("it cannot run")
+        };
+        assert_eq!(fault, Fault::Platform { image: arm64 });
+        assert_eq!(message, "image x:latest is for linux/arm64, and this host runs linux/amd64");
+    }
+}

@@ -1,0 +1,524 @@
+//! The owner of the images: runs the pulls, records what they bring, and keeps a list of the engine's images.
+//!
+//! The engine's slow calls run in tasks of their own, which end with a [`Done`]. The owner alone writes the records, and
+//! every pull waits until its record is on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout};
+
+use super::ownership::{Origin, Records};
+use super::pulls::Pulls;
+use super::store::Store;
+use super::{Command, Config, Error, Handle, Pull, QUEUE, Request, Snapshot};
+use crate::clock::Clock;
+use crate::runtime::images::{
+    ImageDetails, ImageStore, ImageStoreInfo, ListedImage, PullCause, PullError, PullProgress,
+};
+use crate::runtime::{self, Health, Images};
+use crate::types::{Actor, ImageReference, Moment};
+
+/// How often the images are listed though the engine tells of no change.
+const LIST_EVERY: Duration = Duration::from_secs(600);
+/// The least pause after a list. It is also ten times as long as the list took, so that a slow engine lists for a tenth
+/// of its time at most.
+const LIST_PAUSE: Duration = Duration::from_secs(1);
+const LIST_PAUSE_FACTOR: u32 = 10;
+/// How long a pull waits for a list of the images that are here now. Beyond it the last list counts, which the engine's
+/// events have kept up to date.
+const LIST_BEFORE_PULL: Duration = Duration::from_secs(2);
+/// How often the time when images were last used goes to disk, and a write that failed is tried again.
+const KEEP_EVERY: Duration = Duration::from_secs(300);
+/// Progress of a pull that waits to be published; a newer one replaces it.
+const PROGRESS: usize = 16;
+
+/// What the owner is made of.
+pub struct Parts {
+    /// Its changes are followed.
+    pub config: watch::Receiver<Config>,
+    pub store: Store,
+    pub engine: Arc<dyn Images>,
+    pub health: watch::Receiver<Health>,
+    pub clock: Clock,
+}
+
+/// Starts the owner. It ends when every handle is dropped.
+pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
+    let Parts { config, store, engine, health, clock } = parts;
+    let (requests, inbox) = mpsc::channel(QUEUE);
+    let records = Arc::new(store.written().clone());
+    let snapshot = Snapshot { records: Arc::clone(&records), records_lost: store.lost(), ..Snapshot::default() };
+    let (publish, published) = watch::channel(Arc::new(snapshot));
+    let handle = Handle {
+        requests,
+        snapshot: published,
+        engine: Arc::clone(&engine),
+        health: health.clone(),
+        clock: clock.clone(),
+    };
+    let owner = Owner {
+        config,
+        store,
+        engine,
+        health,
+        clock,
+        records,
+        used: BTreeMap::new(),
+        place: None,
+        images: None,
+        listing: Listing::default(),
+        compared: BTreeSet::new(),
+        pulls: Pulls::default(),
+        reports: BTreeMap::new(),
+        tasks: JoinSet::new(),
+        publish,
+    };
+    (handle, tokio::spawn(owner.run(inbox)))
+}
+
+struct Owner {
+    config: watch::Receiver<Config>,
+    store: Store,
+    engine: Arc<dyn Images>,
+    health: watch::Receiver<Health>,
+    clock: Clock,
+    records: Arc<Records>,
+    /// The last uses that are not in the records yet.
+    used: BTreeMap<String, Moment>,
+    place: Option<ImageStoreInfo>,
+    images: Option<Arc<[ListedImage]>>,
+    listing: Listing,
+    /// Images of other programs that were compared with the records of another store.
+    compared: BTreeSet<String>,
+    pulls: Pulls,
+    /// The reports of the pulls that wait or run.
+    reports: BTreeMap<ImageReference, watch::Sender<Pull>>,
+    tasks: JoinSet<Done>,
+    publish: watch::Sender<Arc<Snapshot>>,
+}
+
+/// Lists, one at a time.
+#[derive(Default)]
+struct Listing {
+    /// A list runs. Those of `next` came after it began, so it may lack what they saw.
+    runs: bool,
+    /// A list is wanted, not before this time.
+    wanted: bool,
+    not_before: Option<Instant>,
+    /// A record changed since the list that runs began, which may not show it.
+    is_outdated: bool,
+    /// Pulls that wait for the list that runs, and for the one after it.
+    current: Vec<oneshot::Sender<()>>,
+    next: Vec<oneshot::Sender<()>>,
+}
+
+/// What a task of the owner ended with.
+enum Done {
+    Listed {
+        store: Option<ImageStore>,
+        listed: Result<Vec<ListedImage>, runtime::Error>,
+        took: Duration,
+    },
+    /// A list is here that began after the pull was asked for, or none came in time.
+    MayBegin(ImageReference),
+    Pulled(ImageReference, Result<Option<String>, PullError>, Result<Option<ImageDetails>, runtime::Error>),
+    /// What an open pull of an earlier life of the agent brought.
+    Resolved(ImageReference, Result<Option<ImageDetails>, runtime::Error>),
+    /// An image that may be recorded in another store.
+    Compared(Result<Option<ImageDetails>, runtime::Error>),
+    /// The image that a person wants to change.
+    Found(Result<ImageDetails, Error>, Command, Actor, oneshot::Sender<Result<ImageDetails, Error>>),
+}
+
+impl Owner {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+        let mut changes = self.engine.changes();
+        let mut keep = tokio::time::interval(KEEP_EVERY);
+        keep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut relist = tokio::time::interval(LIST_EVERY);
+        relist.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.health.mark_changed();
+        loop {
+            let list_at = self.listing.due();
+            tokio::select! {
+                request = inbox.recv() => match request {
+                    Some(request) => self.take(request),
+                    None => return,
+                },
+                Ok(()) = self.health.changed() => self.follow_engine(),
+                Ok(()) = self.config.changed() => self.config.mark_unchanged(),
+                Ok(()) = changes.changed() => {
+                    changes.mark_unchanged();
+                    self.listing.wanted = true;
+                }
+                _ = relist.tick() => self.listing.wanted = true,
+                _ = keep.tick() => self.keep().await,
+                () = sleep_until(list_at.unwrap_or_else(Instant::now)), if list_at.is_some() => self.list(),
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(done) => self.done(done).await,
+                    Err(failure) => tracing::error!(%failure, "task of the owner of the images failed"),
+                },
+            }
+            self.start_pulls();
+            self.publish();
+        }
+    }
+
+    /// The engine that answers may be another one, or have another store.
+    fn follow_engine(&mut self) {
+        let Health::Up(info) = &*self.health.borrow_and_update() else { return };
+        if self.place == info.images {
+            return;
+        }
+        self.place.clone_from(&info.images);
+        self.images = None;
+        self.compared.clear();
+        (self.listing.wanted, self.listing.not_before) = (true, None);
+    }
+
+    fn take(&mut self, request: Request) {
+        match request {
+            Request::Pull(image, urgency, reply) => {
+                if self.pulls.ask(&image, urgency) {
+                    self.reports.insert(image.clone(), watch::Sender::new(Pull::Waiting));
+                }
+                // The caller may have stopped waiting.
+                self.reports.get(&image).map(|report| reply.send(report.subscribe()));
+            }
+            Request::Used(id) => {
+                self.used.insert(id, self.clock.now());
+            }
+            Request::Change { image, command, by, reply } => {
+                let found = find(&self.publish.borrow(), &image);
+                let engine = Arc::clone(&self.engine);
+                self.tasks.spawn(async move {
+                    let details = match found {
+                        Ok(id) => engine.inspect(&id).await.map_err(Error::from),
+                        Err(error) => Err(error),
+                    };
+                    let found = details.and_then(|details| details.ok_or(Error::NotFound(image)));
+                    Done::Found(found, command, by, reply)
+                });
+            }
+        }
+    }
+
+    fn list(&mut self) {
+        let (engine, store) = (Arc::clone(&self.engine), self.place.clone().map(|place| place.store));
+        self.listing.begin();
+        self.tasks.spawn(async move {
+            let begun = Instant::now();
+            let listed = engine.list().await;
+            Done::Listed { store, listed, took: begun.elapsed() }
+        });
+    }
+
+    fn start_pulls(&mut self) {
+        let most = usize::try_from(self.config.borrow().max_pulls).unwrap_or(usize::MAX);
+        while let Some(image) = self.pulls.next(most) {
+            let (told, fresh) = oneshot::channel();
+            self.listing.ask(told);
+            self.tasks.spawn(async move {
+                let _ = timeout(LIST_BEFORE_PULL, fresh).await;
+                Done::MayBegin(image)
+            });
+        }
+    }
+
+    async fn done(&mut self, done: Done) {
+        match done {
+            Done::Listed { store, listed, took } => self.listed(store, listed, took).await,
+            Done::MayBegin(image) => self.begin_pull(image).await,
+            Done::Pulled(image, pulled, seen) => self.pulled(image, pulled, seen).await,
+            Done::Resolved(image, seen) => self.resolved(&image, seen).await,
+            Done::Compared(seen) => {
+                if let (Ok(Some(details)), Some(place)) = (seen, &self.place) {
+                    Arc::make_mut(&mut self.records).recognise(&place.store, &details);
+                    self.keep().await;
+                }
+            }
+            Done::Found(found, command, by, reply) => {
+                let changed = match found {
+                    Ok(details) => self.change(details, command, &by).await,
+                    Err(error) => Err(error),
+                };
+                self.publish();
+                let _ = reply.send(changed);
+            }
+        }
+    }
+
+    async fn listed(
+        &mut self,
+        store: Option<ImageStore>,
+        listed: Result<Vec<ListedImage>, runtime::Error>,
+        took: Duration,
+    ) {
+        self.listing.ended(took, listed.is_ok());
+        let listed = match listed {
+            Ok(listed) => listed,
+            Err(error) => {
+                tracing::warn!(%error, "cannot list the images of the engine");
+                return;
+            }
+        };
+        let now_in_use = self.place.as_ref().map(|place| &place.store);
+        // The engine was replaced while it listed.
+        let Some(store) = store.filter(|store| Some(store) == now_in_use) else { return };
+        if !self.listing.is_outdated {
+            Arc::make_mut(&mut self.records).listed(&store, &listed);
+        }
+        for image in self.records.unrecognised(&store, &listed) {
+            if self.compared.insert(image.id.clone()) {
+                let (engine, id) = (Arc::clone(&self.engine), image.id.clone());
+                self.tasks.spawn(async move { Done::Compared(engine.inspect(&id).await) });
+            }
+        }
+        self.images = Some(listed.into());
+        self.keep().await;
+        self.resolve(&store);
+    }
+
+    /// Finds out what those pulls brought whose end is not known: an earlier life of the agent began them, or the engine
+    /// did not answer.
+    fn resolve(&mut self, store: &ImageStore) {
+        let open = self
+            .records
+            .intents
+            .iter()
+            .filter(|(image, intent)| intent.store == *store && !self.reports.contains_key(*image));
+        for (image, _) in open {
+            let (engine, image) = (Arc::clone(&self.engine), image.clone());
+            self.tasks.spawn(async move {
+                let seen = engine.inspect(image.as_str()).await;
+                Done::Resolved(image, seen)
+            });
+        }
+    }
+
+    async fn resolved(&mut self, image: &ImageReference, seen: Result<Option<ImageDetails>, runtime::Error>) {
+        // A pull of this life has begun meanwhile, and records anew.
+        if self.reports.contains_key(image) {
+            return;
+        }
+        let Ok(seen) = seen else { return };
+        let now = self.clock.now();
+        let records = Arc::make_mut(&mut self.records);
+        let is_new = |details: &ImageDetails| {
+            records.intents.get(image).is_some_and(|intent| !intent.present.contains(&details.id))
+        };
+        match seen.filter(is_new) {
+            Some(details) => records.pulled(image, &details, None, Origin::Registry, now),
+            None => records.not_pulled(image),
+        }
+        (self.listing.wanted, self.listing.is_outdated) = (true, true);
+        self.keep().await;
+    }
+
+    async fn begin_pull(&mut self, image: ImageReference) {
+        let begun = self.record_begin(&image).await;
+        if let Err(error) = begun {
+            self.end_pull(&image, Err(error));
+            return;
+        }
+        let Some(report) = self.reports.get(&image).cloned() else { return };
+        tracing::info!(%image, "pulling the image");
+        let engine = Arc::clone(&self.engine);
+        self.tasks.spawn(async move {
+            let pulled = pull(&*engine, &image, &report).await;
+            let seen = engine.inspect(image.as_str()).await;
+            Done::Pulled(image, pulled, seen)
+        });
+    }
+
+    /// Records that a pull begins, with every image that is here.
+    async fn record_begin(&mut self, image: &ImageReference) -> Result<(), PullError> {
+        let (Some(place), Some(images)) = (&self.place, &self.images) else {
+            let message = "the engine has not listed its images yet".to_owned();
+            return Err(PullError { cause: PullCause::Engine, message });
+        };
+        Arc::make_mut(&mut self.records).begin(image, &place.store, images);
+        if let Err(error) = self.store.keep(&self.records).await {
+            Arc::make_mut(&mut self.records).not_pulled(image);
+            let message = format!("cannot record the pull of {image}: {error}");
+            return Err(PullError { cause: PullCause::Other, message });
+        }
+        Ok(())
+    }
+
+    async fn pulled(
+        &mut self,
+        image: ImageReference,
+        pulled: Result<Option<String>, PullError>,
+        seen: Result<Option<ImageDetails>, runtime::Error>,
+    ) {
+        let now = self.clock.now();
+        let records = Arc::make_mut(&mut self.records);
+        match (&pulled, seen) {
+            (Ok(digest), Ok(Some(details))) => {
+                tracing::info!(%image, id = details.id, "pulled the image");
+                records.pulled(&image, &details, digest.clone(), Origin::Registry, now);
+            }
+            // The record of the pull stays: the next list finds out what it brought.
+            (Ok(_), Err(_)) => {}
+            (Ok(_), Ok(None)) => records.not_pulled(&image),
+            (Err(error), seen) => {
+                tracing::warn!(%image, "cannot pull the image: {error}");
+                if error.cause != PullCause::Engine {
+                    records.not_pulled(&image);
+                }
+                if let (Ok(Some(details)), Some(place)) = (seen, &self.place) {
+                    records.asked(&place.store, &details.id, &image, now);
+                }
+            }
+        }
+        (self.listing.wanted, self.listing.is_outdated) = (true, true);
+        self.keep().await;
+        self.end_pull(&image, pulled.map(drop));
+    }
+
+    fn end_pull(&mut self, image: &ImageReference, result: Result<(), PullError>) {
+        self.pulls.ended(image);
+        let report = self.reports.remove(image);
+        // Published first, so that a caller that waits finds the records of its image.
+        self.publish();
+        report.map(|report| report.send_replace(Pull::Ended(result)));
+    }
+
+    async fn change(&mut self, image: ImageDetails, command: Command, by: &Actor) -> Result<ImageDetails, Error> {
+        let Some(place) = &self.place else { return Err(Error::NotFound(image.id)) };
+        let before = Arc::clone(&self.records);
+        let records = Arc::make_mut(&mut self.records);
+        match command {
+            Command::Adopt => records.adopt(&place.store, &image, self.clock.now()),
+            Command::Pin => records.pin(&place.store, &image, true, self.clock.now()),
+            Command::Unpin => records.pin(&place.store, &image, false, self.clock.now()),
+        }
+        if let Err(error) = self.store.keep(&self.records).await {
+            self.records = before;
+            return Err(Error::Store(error.into()));
+        }
+        (self.listing.wanted, self.listing.is_outdated) = (true, true);
+        tracing::info!(image = image.id, names = image.names.join(" "), ?command, %by, "image changed");
+        Ok(image)
+    }
+
+    /// Brings the disk up to date. What cannot be written is tried again.
+    async fn keep(&mut self) {
+        if let Some(place) = self.place.as_ref().filter(|_| !self.used.is_empty()) {
+            let records = Arc::make_mut(&mut self.records);
+            for (id, at) in std::mem::take(&mut self.used) {
+                records.used(&place.store, &id, at);
+            }
+        }
+        if let Err(error) = self.store.keep(&self.records).await {
+            tracing::error!(%error, "cannot write the records of the images; trying again");
+        }
+    }
+
+    fn publish(&self) {
+        self.publish.send_if_modified(|published| {
+            let pulling: BTreeSet<ImageReference> = self.pulls.all().cloned().collect();
+            let is_news = published.store != self.place
+                || !same(published.images.as_ref(), self.images.as_ref())
+                || !Arc::ptr_eq(&published.records, &self.records)
+                || published.pulling != pulling;
+            if is_news {
+                *published = Arc::new(Snapshot {
+                    store: self.place.clone(),
+                    images: self.images.clone(),
+                    records: Arc::clone(&self.records),
+                    removing: BTreeSet::new(),
+                    pulling,
+                    records_lost: published.records_lost.clone(),
+                });
+            }
+            is_news
+        });
+    }
+}
+
+fn same(one: Option<&Arc<[ListedImage]>>, other: Option<&Arc<[ListedImage]>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (one, other) => one.is_none() && other.is_none(),
+    }
+}
+
+/// The id of the image that a person means: by a name, its id, or a prefix of its id, with `sha256:` or without.
+fn find(snapshot: &Snapshot, wanted: &str) -> Result<String, Error> {
+    let images = snapshot.images.iter().flat_map(|images| images.iter());
+    let short = |id: &str| id.strip_prefix("sha256:").unwrap_or(id).to_owned();
+    let wanted_id = short(wanted);
+    let of_id: Vec<&ListedImage> =
+        images.filter(|image| !wanted_id.is_empty() && short(&image.id).starts_with(&wanted_id)).collect();
+    let named = ImageReference::parse(wanted).ok().and_then(|reference| snapshot.meant(&reference));
+    match (named, of_id.as_slice()) {
+        (Some(image), _) => Ok(image.id.clone()),
+        (None, [image]) => Ok(image.id.clone()),
+        (None, []) => Err(Error::NotFound(wanted.to_owned())),
+        (None, several) => {
+            let count = several.len();
+            Err(Error::Conflict(format!("`{wanted}` is the beginning of {count} image ids; use a longer one")))
+        }
+    }
+}
+
+/// Pulls an image, and publishes the progress.
+async fn pull(
+    engine: &dyn Images,
+    image: &ImageReference,
+    report: &watch::Sender<Pull>,
+) -> Result<Option<String>, PullError> {
+    report.send_replace(Pull::Running(PullProgress::default()));
+    let (progress, mut told) = mpsc::channel(PROGRESS);
+    let mut pulling = engine.pull(image, progress);
+    loop {
+        tokio::select! {
+            result = &mut pulling => return result,
+            Some(progress) = told.recv() => drop(report.send_replace(Pull::Running(progress))),
+        }
+    }
+}
+
+impl Listing {
+    /// When a list is due; `None`: none is wanted, or one runs.
+    fn due(&self) -> Option<Instant> {
+        let is_wanted = self.wanted || !self.next.is_empty();
+        (is_wanted && !self.runs).then(|| match self.not_before {
+            // A pull waits for it.
+            _ if !self.next.is_empty() => Instant::now(),
+            Some(at) => at,
+            None => Instant::now(),
+        })
+    }
+
+    /// A list that begins after now tells `fresh`.
+    fn ask(&mut self, fresh: oneshot::Sender<()>) {
+        self.next.push(fresh);
+    }
+
+    fn begin(&mut self) {
+        (self.runs, self.wanted, self.is_outdated) = (true, false, false);
+        self.current = std::mem::take(&mut self.next);
+    }
+
+    fn ended(&mut self, took: Duration, well: bool) {
+        self.runs = false;
+        self.not_before = Some(Instant::now() + LIST_PAUSE.max(took * LIST_PAUSE_FACTOR));
+        self.wanted |= !well;
+        // Those who wait are told that no list came by dropping their ends.
+        for fresh in std::mem::take(&mut self.current) {
+            if well {
+                let _ = fresh.send(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

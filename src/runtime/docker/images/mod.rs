@@ -1,0 +1,226 @@
+//! The images of the engine.
+
+mod progress;
+mod pull;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::models::{ImageInspect, ImageSummary, SystemInfo};
+use bollard::query_parameters::{ListContainersOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder};
+use ring::digest::{SHA256, digest};
+use tokio::sync::{mpsc, watch};
+
+use super::engine::{Engine, Failure, LOOK};
+use super::{DockerRuntime, Error};
+use crate::runtime::Images;
+use crate::runtime::images::{ImageDetails, ImageStore, ImageStoreKind, ListedImage, PullError, PullProgress, Removal};
+use crate::types::{Bytes, ImageReference, Platform};
+
+/// Deadline of a list. The store of containerd was measured to need 5 s for 325 images.
+const LIST: Duration = Duration::from_secs(60);
+/// Deadline of a removal, which takes an image's files away: an attempt that takes longer goes on in the engine.
+const REMOVAL: Duration = Duration::from_secs(120);
+/// What the status of a driver says if it is a snapshotter of containerd.
+const CONTAINERD: [&str; 2] = ["driver-type", "io.containerd.snapshotter.v1"];
+
+#[async_trait]
+impl Images for DockerRuntime {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.image_changes.subscribe()
+    }
+
+    async fn list(&self) -> Result<Vec<ListedImage>, Error> {
+        let options = ListImagesOptionsBuilder::default().shared_size(true).build();
+        let listed =
+            self.engine.ask("list images", LIST, |docker| async move { docker.list_images(Some(options)).await });
+        Ok(listed.await.map_err(Failure::or_try_again)?.into_iter().map(listed_image).collect())
+    }
+
+    async fn inspect(&self, image: &str) -> Result<Option<ImageDetails>, Error> {
+        Ok(inspect(&self.engine, image).await?.map(details))
+    }
+
+    async fn pull(
+        &self,
+        image: &ImageReference,
+        progress: mpsc::Sender<PullProgress>,
+    ) -> Result<Option<String>, PullError> {
+        pull::pull(&self.engine, image, progress).await
+    }
+
+    async fn in_use(&self) -> Result<BTreeMap<String, u32>, Error> {
+        let options = ListContainersOptionsBuilder::default().all(true).build();
+        let listed = self.engine.ask("list", LIST, |docker| async move { docker.list_containers(Some(options)).await });
+        let mut used = BTreeMap::new();
+        for id in listed.await.map_err(Failure::or_try_again)?.into_iter().filter_map(|container| container.image_id) {
+            *used.entry(id).or_default() += 1;
+        }
+        Ok(used)
+    }
+
+    async fn remove(&self, id: &str, names: &[String]) -> Result<Removal, Error> {
+        let Some(now) = self.inspect_details(id).await? else { return Ok(Removal::Gone) };
+        if now.names != names {
+            return Ok(Removal::Skipped(format!("its names changed to {}", now.names.join(", "))));
+        }
+        // With a single name, the removal by id takes the name too. With several it is refused.
+        if let [_, _, ..] = names {
+            for name in names {
+                match self.remove_by(name).await {
+                    Ok(()) => {}
+                    Err(failure) if failure.is_conflict() => return Ok(Removal::Skipped(failure.to_string())),
+                    Err(failure) if failure.is_not_found() => {}
+                    Err(failure) => return Err(failure.or_try_again()),
+                }
+            }
+        }
+        match self.remove_by(id).await {
+            Ok(()) => Ok(Removal::Removed),
+            Err(failure) if failure.is_not_found() => Ok(Removal::Removed),
+            Err(failure) if failure.is_conflict() => Ok(Removal::Skipped(failure.to_string())),
+            Err(failure) => Err(failure.or_try_again()),
+        }
+    }
+}
+
+impl DockerRuntime {
+    async fn inspect_details(&self, image: &str) -> Result<Option<ImageDetails>, Error> {
+        Ok(inspect(&self.engine, image).await?.map(details))
+    }
+
+    /// Removes an image, or a name of it. Its untagged parents stay: they may be somebody else's.
+    async fn remove_by(&self, image: &str) -> Result<(), Failure> {
+        let options = RemoveImageOptionsBuilder::default().force(false).noprune(true).build();
+        let remove =
+            |docker: bollard::Docker| async move { docker.remove_image(image, Some(options), None).await.map(drop) };
+        self.engine.ask("remove image", REMOVAL, remove).await
+    }
+
+    /// The words that a container of the image executes first: its entry point, or its command without one. Empty if the
+    /// image cannot be inspected: the creation that follows says what is wrong.
+    pub(super) async fn command_line(&self, image: &str, command: &[String]) -> Vec<String> {
+        let Ok(Some(inspected)) = inspect(&self.engine, image).await else { return Vec::new() };
+        let config = inspected.config.unwrap_or_default();
+        let command = || if command.is_empty() { config.cmd } else { Some(command.to_vec()) };
+        config.entrypoint.filter(|words| !words.is_empty()).or_else(command).unwrap_or_default()
+    }
+}
+
+async fn inspect(engine: &Arc<Engine>, image: &str) -> Result<Option<ImageInspect>, Error> {
+    let seen = engine.ask("inspect image", LOOK, |docker| async move { docker.inspect_image(image).await });
+    match seen.await {
+        Ok(inspected) => Ok(Some(inspected)),
+        Err(failure) if failure.is_not_found() => Ok(None),
+        Err(failure) => Err(failure.or_try_again()),
+    }
+}
+
+/// The image store of an engine; `None`: the engine does not name itself.
+pub(super) fn store(said: &SystemInfo) -> Option<ImageStore> {
+    let engine = said.id.clone().filter(|id| !id.is_empty())?;
+    let is_containerd = said.driver_status.iter().flatten().any(|row| *row == CONTAINERD);
+    let kind = if is_containerd { ImageStoreKind::Containerd } else { ImageStoreKind::GraphDriver };
+    Some(ImageStore { engine, kind })
+}
+
+fn listed_image(said: ImageSummary) -> ListedImage {
+    let bytes = |n: i64| u64::try_from(n).ok().map(Bytes::new);
+    ListedImage {
+        id: said.id,
+        names: names(said.repo_tags),
+        digests: names(said.repo_digests),
+        size: bytes(said.size).unwrap_or_default(),
+        shared: bytes(said.shared_size),
+    }
+}
+
+fn details(said: ImageInspect) -> ImageDetails {
+    let filled = |name: Option<String>| name.filter(|name| !name.is_empty());
+    let platform = filled(said.os).zip(filled(said.architecture));
+    let platform = platform.map(|(os, architecture)| Platform::new(&os, &architecture));
+    let layers = said.root_fs.and_then(|fs| fs.layers).unwrap_or_default();
+    ImageDetails {
+        id: said.id.unwrap_or_default(),
+        names: names(said.repo_tags.unwrap_or_default()),
+        digests: names(said.repo_digests.unwrap_or_default()),
+        content: content(&layers, platform.as_ref()),
+        platform,
+    }
+}
+
+/// Without the placeholders that older engines list for an image without a name, and sorted: an engine lists them in any
+/// order.
+fn names(mut said: Vec<String>) -> Vec<String> {
+    said.retain(|name| !name.contains("<none>"));
+    said.sort_unstable();
+    said
+}
+
+/// Empty without layers: images without any would all be the same.
+fn content(layers: &[String], platform: Option<&Platform>) -> String {
+    if layers.is_empty() {
+        return String::new();
+    }
+    let platform = platform.map(ToString::to_string).unwrap_or_default();
+    let text = format!("{platform}\n{}", layers.join("\n"));
+    data_encoding::HEXLOWER.encode(digest(&SHA256, text.as_bytes()).as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::models::ImageInspectRootFs;
+
+    use super::*;
+
+    fn strings(of: &[&str]) -> Vec<String> {
+        of.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_store_is_told_by_its_driver() {
+        let said = |status: &[[&str; 2]]| SystemInfo {
+            id: Some("e".to_owned()),
+            driver_status: Some(status.iter().map(|row| strings(row)).collect()),
+            ..SystemInfo::default()
+        };
+        let kind = |said: &SystemInfo| store(said).unwrap().kind;
+        assert_eq!(kind(&said(&[["Backing Filesystem", "extfs"]])), ImageStoreKind::GraphDriver);
+        assert_eq!(kind(&said(&[CONTAINERD])), ImageStoreKind::Containerd);
+        assert_eq!(store(&SystemInfo::default()), None, "an engine without an id");
+    }
+
+    #[test]
+    fn an_image_without_a_name_has_none() {
+        let said = ImageSummary {
+            id: "sha256:1".to_owned(),
+            repo_tags: strings(&["<none>:<none>"]),
+            repo_digests: strings(&["<none>@<none>"]),
+            size: 7,
+            shared_size: -1,
+            ..ImageSummary::default()
+        };
+        let listed = listed_image(said);
+        assert!(listed.names.is_empty() && listed.digests.is_empty());
+        assert_eq!((listed.size, listed.shared), (Bytes::new(7), None));
+    }
+
+    #[test]
+    fn the_content_follows_from_layers_and_platform() {
+        let of = |layers: &[&str], architecture: &str| {
+            let said = ImageInspect {
+                os: Some("linux".to_owned()),
+                architecture: Some(architecture.to_owned()),
+                root_fs: Some(ImageInspectRootFs { layers: Some(strings(layers)), ..ImageInspectRootFs::default() }),
+                ..ImageInspect::default()
+            };
+            details(said).content
+        };
+        assert_eq!(of(&["a", "b"], "amd64"), of(&["a", "b"], "x86_64"));
+        assert_ne!(of(&["a", "b"], "amd64"), of(&["b", "a"], "amd64"));
+        assert_ne!(of(&["a", "b"], "amd64"), of(&["a", "b"], "arm64"));
+        assert_eq!(of(&[], "amd64"), "");
+    }
+}

@@ -1,0 +1,151 @@
+//! What an engine tells of its images, and of a pull. Pure.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Fault};
+use crate::types::{Bytes, Platform};
+
+/// Where an engine keeps its images. An id has a meaning within one store only.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ImageStore {
+    /// The engine's own id.
+    pub engine: String,
+    pub kind: ImageStoreKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageStoreKind {
+    /// Docker's own, as overlay2. An image's id is the digest of its configuration.
+    GraphDriver,
+    /// Of containerd. An image's id is the digest of its index or manifest.
+    Containerd,
+}
+
+impl fmt::Display for ImageStoreKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::GraphDriver => "graph driver",
+            Self::Containerd => "containerd",
+        })
+    }
+}
+
+/// The image store of the engine that answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageStoreInfo {
+    pub store: ImageStore,
+    /// Where it is on this host; `None`: it is not known.
+    pub path: Option<PathBuf>,
+}
+
+/// An image as the engine lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ListedImage {
+    pub id: String,
+    /// As `repository:tag`, sorted; empty if the image is dangling, or named by digests only.
+    pub names: Vec<String>,
+    /// As `repository@digest`, sorted. They prove nothing: a containerd store has them for images that were built.
+    pub digests: Vec<String>,
+    /// What it takes, with the layers that it shares with other images.
+    pub size: Bytes,
+    /// `None`: the engine does not tell.
+    pub shared: Option<Bytes>,
+}
+
+/// An image as the engine describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ImageDetails {
+    pub id: String,
+    pub names: Vec<String>,
+    pub digests: Vec<String>,
+    /// `None`: the image does not say.
+    pub platform: Option<Platform>,
+    /// A hash of its unpacked layers and its platform: the same for one image in every store. Empty if the engine does
+    /// not tell the layers.
+    pub content: String,
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PullProgress {
+    pub fetched: Bytes,
+    /// Of the layers that are known so far; it grows.
+    pub size: Bytes,
+    /// Layers that are unpacked.
+    pub layers_ready: u32,
+    pub layers: u32,
+}
+
+impl fmt::Display for PullProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { fetched, size, layers_ready, layers } = self;
+        if *layers == 0 || size.is_zero() && *layers_ready == 0 {
+            write!(f, "pulling")
+        } else if fetched < size {
+            write!(f, "pulling {fetched} of {size}")
+        } else {
+            write!(f, "unpacking, {layers_ready} of {layers} layers done")
+        }
+    }
+}
+
+/// Why an image was not pulled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct PullError {
+    pub cause: PullCause,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PullCause {
+    /// The engine does not answer. It may have pulled the image or not.
+    Engine,
+    /// The registry has no such image, or none for this platform.
+    Absent,
+    /// The registry wants other credentials, or gives this image to nobody who has them.
+    Denied,
+    /// The registry refuses more pulls for now (429).
+    Limited,
+    /// The registry cannot be reached, or fails.
+    Registry,
+    /// The registry's certificate is from an authority that the engine does not know.
+    UnknownAuthority,
+    /// Nothing came for so long that the pull was given up.
+    Stalled,
+    /// The disk of the images is full, or its inodes are used up.
+    DiskFull,
+    /// Anything else.
+    Other,
+}
+
+impl From<PullError> for Error {
+    fn from(PullError { cause, message }: PullError) -> Self {
+        match cause {
+            PullCause::Engine => Self::Unavailable(message),
+            PullCause::Absent => Self::start(Fault::Image, message),
+            PullCause::DiskFull => Self::start(Fault::Host, message),
+            PullCause::Denied
+            | PullCause::Limited
+            | PullCause::Registry
+            | PullCause::UnknownAuthority
+            | PullCause::Stalled
+            | PullCause::Other => Self::start(Fault::Registry, message),
+        }
+    }
+}
+
+/// What became of an image that was to be removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removal {
+    Removed,
+    /// It was not here any more.
+    Gone,
+    /// It is left as it was, for this reason.
+    Skipped(String),
+}
