@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
 use crate::runtime::images::{
-    ImageDetails, ImageStore, ImageStoreInfo, ImageStoreKind, ListedImage, PullCause, PullError, PullProgress, Removal,
+    ImageDetails, ImageList, ImageStore, ImageStoreInfo, ImageStoreKind, ListedImage, PullCause, PullError,
+    PullProgress, Removal,
 };
 use crate::runtime::{EngineInfo, Error, GpuSupport, Health, Images};
 use crate::types::{Bytes, Cores, ImageReference};
@@ -92,8 +93,8 @@ impl Images for FakeImages {
         self.changes.subscribe()
     }
 
-    async fn list(&self) -> Result<Vec<ListedImage>, Error> {
-        Ok(self.state().images.clone())
+    async fn list(&self) -> Result<ImageList, Error> {
+        Ok(ImageList { store: Some(place()), images: self.state().images.clone() })
     }
 
     async fn inspect(&self, image: &str) -> Result<Option<ImageDetails>, Error> {

@@ -17,7 +17,7 @@ use super::store::Store;
 use super::{Command, Config, Error, Handle, Pull, QUEUE, Request, Snapshot};
 use crate::clock::Clock;
 use crate::runtime::images::{
-    ImageDetails, ImageStore, ImageStoreInfo, ListedImage, PullCause, PullError, PullProgress,
+    ImageDetails, ImageList, ImageStore, ImageStoreInfo, ListedImage, PullCause, PullError, PullProgress,
 };
 use crate::runtime::{self, Health, Images};
 use crate::types::{Actor, ImageReference, Moment};
@@ -119,8 +119,7 @@ struct Listing {
 /// What a task of the owner ended with.
 enum Done {
     Listed {
-        store: Option<ImageStore>,
-        listed: Result<Vec<ListedImage>, runtime::Error>,
+        listed: Result<ImageList, runtime::Error>,
         took: Duration,
     },
     /// A list is here that began after the pull was asked for, or none came in time.
@@ -208,12 +207,12 @@ impl Owner {
     }
 
     fn list(&mut self) {
-        let (engine, store) = (Arc::clone(&self.engine), self.place.clone().map(|place| place.store));
+        let engine = Arc::clone(&self.engine);
         self.listing.begin();
         self.tasks.spawn(async move {
             let begun = Instant::now();
             let listed = engine.list().await;
-            Done::Listed { store, listed, took: begun.elapsed() }
+            Done::Listed { listed, took: begun.elapsed() }
         });
     }
 
@@ -231,7 +230,7 @@ impl Owner {
 
     async fn done(&mut self, done: Done) {
         match done {
-            Done::Listed { store, listed, took } => self.listed(store, listed, took).await,
+            Done::Listed { listed, took } => self.listed(listed, took).await,
             Done::MayBegin(image) => self.begin_pull(image).await,
             Done::Pulled(image, pulled, seen) => self.pulled(image, pulled, seen).await,
             Done::Resolved(image, seen) => self.resolved(&image, seen).await,
@@ -252,14 +251,9 @@ impl Owner {
         }
     }
 
-    async fn listed(
-        &mut self,
-        store: Option<ImageStore>,
-        listed: Result<Vec<ListedImage>, runtime::Error>,
-        took: Duration,
-    ) {
+    async fn listed(&mut self, listed: Result<ImageList, runtime::Error>, took: Duration) {
         self.listing.ended(took, listed.is_ok());
-        let listed = match listed {
+        let ImageList { store, images: listed } = match listed {
             Ok(listed) => listed,
             Err(error) => {
                 tracing::warn!(%error, "cannot list the images of the engine");
@@ -267,7 +261,7 @@ impl Owner {
             }
         };
         let now_in_use = self.place.as_ref().map(|place| &place.store);
-        // The engine was replaced while it listed.
+        // An engine that restarted with another store is followed first.
         let Some(store) = store.filter(|store| Some(store) == now_in_use) else { return };
         if !self.listing.is_outdated {
             Arc::make_mut(&mut self.records).listed(&store, &listed);

@@ -42,11 +42,20 @@ pub struct ImageStoreInfo {
     pub path: Option<PathBuf>,
 }
 
+/// Every image of an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageList {
+    /// The store that they are in. It is asked with the list: an engine may restart with another store at any time.
+    pub store: Option<ImageStore>,
+    pub images: Vec<ListedImage>,
+}
+
 /// An image as the engine lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ListedImage {
     pub id: String,
-    /// As `repository:tag`, sorted; empty if the image is dangling, or named by digests only.
+    /// As `repository:tag`, sorted; empty if the image is dangling. A containerd store also has `repository@digest` here, for
+    /// an image that was pulled by its digest.
     pub names: Vec<String>,
     /// As `repository@digest`, sorted. They prove nothing: a containerd store has them for images that were built.
     pub digests: Vec<String>,

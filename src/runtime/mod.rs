@@ -26,7 +26,7 @@ use bytes::Bytes as Chunk;
 use futures_util::stream::BoxStream;
 use tokio::sync::{mpsc, watch};
 
-use images::{ImageDetails, ImageStoreInfo, ListedImage, PullError, PullProgress, Removal};
+use images::{ImageDetails, ImageList, ImageStoreInfo, PullError, PullProgress, Removal};
 
 use crate::types::{Bytes, Cores, ImageReference, Platform, RuntimeKind, SessionId};
 
@@ -104,7 +104,7 @@ pub trait Images: Send + Sync + 'static {
     fn changes(&self) -> watch::Receiver<u64>;
 
     /// Every image. It can take seconds, so no session waits for it.
-    async fn list(&self) -> Result<Vec<ListedImage>, Error>;
+    async fn list(&self) -> Result<ImageList, Error>;
 
     /// The image of this name or id; `None`: there is none.
     async fn inspect(&self, image: &str) -> Result<Option<ImageDetails>, Error>;

@@ -14,6 +14,7 @@ mod own_engine;
 mod pull;
 mod ready;
 mod recovery;
+mod stores;
 mod storm;
 mod strangers;
 

@@ -167,7 +167,7 @@ async fn an_engine_without_a_way_refuses_and_names_the_command() {
 }
 
 /// The files of Debian 13, whose Docker is 26.1: `tests/it/docker/cdi_root.sh` makes them.
-fn debian_13() -> PathBuf {
+pub(super) fn debian_13() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
     cache.unwrap_or_else(home).join("ostler-ci/debian-13")

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ostler::clock::Clock;
 use ostler::images::{self, Command, Handle, store::Store, task};
-use ostler::runtime::docker::DockerRuntime;
+use ostler::runtime::docker::{Config, DockerRuntime};
 use ostler::runtime::{Error, Images, Launch, ProvideImages, Runtime};
 use ostler::types::{Actor, ImageReference, PullPolicy, Timestamp};
 use tokio::sync::{mpsc, watch};
@@ -16,8 +16,8 @@ use tokio::time::timeout;
 use crate::support::docker::{Lab, PATIENCE, Registry, config, docker, no_gpus, quietly};
 
 /// The owner of the images of one agent, with its own link to the engine.
-struct Keeper {
-    images: Handle,
+pub(super) struct Keeper {
+    pub(super) images: Handle,
     clock: Clock,
     tasks: [JoinHandle<()>; 2],
 }
@@ -25,7 +25,12 @@ struct Keeper {
 impl Keeper {
     /// Returns once the images are listed.
     async fn start(lab: &Lab, data_dir: &Path, clock: Clock) -> Self {
-        let runtime = DockerRuntime::new(config(&lab.cluster), no_gpus()).unwrap();
+        Self::start_on(config(&lab.cluster), data_dir, clock).await
+    }
+
+    /// The same on an engine of its own.
+    pub(super) async fn start_on(engine: Config, data_dir: &Path, clock: Clock) -> Self {
+        let runtime = DockerRuntime::new(engine, no_gpus()).unwrap();
         let link = tokio::spawn({
             let runtime = Arc::clone(&runtime);
             async move {
@@ -47,20 +52,20 @@ impl Keeper {
     }
 
     /// As kill -9 does, once the store can be opened again.
-    async fn kill(self) {
+    pub(super) async fn kill(self) {
         for task in self.tasks {
             task.abort();
             let _ = task.await;
         }
     }
 
-    async fn ensure(&self, launch: &Launch, pull: PullPolicy) -> Result<String, Error> {
+    pub(super) async fn ensure(&self, launch: &Launch, pull: PullPolicy) -> Result<String, Error> {
         let launch = Launch { pull, ..launch.clone() };
         Ok(self.images.ensure(&launch, mpsc::channel(1).0).await?.unwrap())
     }
 
     /// Waits until the image has exactly these names, as listed, and returns whether it is ostler's.
-    async fn is_ours(&self, id: &str, names: &[&str]) -> bool {
+    pub(super) async fn is_ours(&self, id: &str, names: &[&str]) -> bool {
         let mut snapshot = self.images.watch();
         let listed = snapshot.wait_for(|now| {
             now.images.iter().flat_map(|images| images.iter()).any(|image| image.id == id && image.names == names)

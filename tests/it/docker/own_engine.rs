@@ -29,6 +29,7 @@ pub(super) struct OwnEngine {
     entrance: Option<Child>,
     /// The root of its files; `None`: the host's.
     root: Option<PathBuf>,
+    registry: Option<Child>,
 }
 
 impl OwnEngine {
@@ -64,13 +65,39 @@ impl OwnEngine {
         }
         let init = only_child(keeper.id());
         let root = root.map(Path::to_owned);
-        let mut engine = Self { directory: tempfile::tempdir().unwrap(), keeper, init, entrance: None, root };
+        let mut engine =
+            Self { directory: tempfile::tempdir().unwrap(), keeper, init, entrance: None, root, registry: None };
         engine.mount_root();
-        fs::write(engine.path("daemon.json"), settings).unwrap();
+        engine.configure(settings);
         engine.up();
         let saved = format!("docker save {} | docker -H {} load", lab.image, engine.host());
         assert!(Command::new("sh").args(["-c", &saved]).stdout(Stdio::null()).status().unwrap().success());
         Some(engine)
+    }
+
+    /// Its `daemon.json` from the next start on. Without a storage driver it is `vfs`, which works on every file system.
+    pub(super) fn configure(&self, settings: &str) {
+        let mut settings: serde_json::Value = serde_json::from_str(settings).unwrap();
+        settings.as_object_mut().unwrap().entry("storage-driver").or_insert("vfs".into());
+        fs::write(self.path("daemon.json"), settings.to_string()).unwrap();
+    }
+
+    /// A registry that this engine reaches, with its address. It ends with the engine.
+    pub(super) fn registry(&mut self) -> String {
+        let (store, file, address) = (self.path("registry"), self.path("registry.yml"), "127.0.0.1:5000");
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nhttp: {{addr: '{address}'}}\n\
+             storage: {{filesystem: {{rootdirectory: '{}'}}}}\n",
+            store.display()
+        );
+        fs::write(&file, config).unwrap();
+        let mut command = self.enter();
+        command.args(["docker-registry".as_ref(), "serve".as_ref(), file.as_os_str()]);
+        self.registry = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let reachable =
+            || self.enter().args(["bash", "-c", ": </dev/tcp/127.0.0.1/5000"]).stderr(Stdio::null()).status();
+        until("a registry that listens", || reachable().unwrap().success());
+        address.to_owned()
     }
 
     /// The engine's address, as for `docker_host`.
@@ -83,6 +110,17 @@ impl OwnEngine {
         let output = Command::new("docker").arg("-H").arg(self.host()).args(arguments).output().unwrap();
         assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Writes images to an archive in the engine's directory.
+    pub(super) fn save(&self, images: &[&str]) -> PathBuf {
+        let archive = self.path("images.tar");
+        self.docker(&[&["save", "--output", &archive.display().to_string()], images].concat());
+        archive
+    }
+
+    pub(super) fn load(&self, archive: &Path) {
+        self.docker(&["load", "--input", &archive.display().to_string()]);
     }
 
     /// Mounts in the engine's root what it needs of the host. It is gone with the namespaces.
@@ -109,7 +147,7 @@ impl OwnEngine {
             command.arg("chroot").arg(root);
         }
         let entrance = command
-            .args(["dockerd", "--storage-driver", "vfs", "--host", &self.host()])
+            .args(["dockerd", "--host", &self.host()])
             .args(["--config-file".as_ref(), self.path("daemon.json").as_os_str()])
             .args(["--data-root".as_ref(), self.path("data").as_os_str()])
             .args(["--exec-root".as_ref(), self.path("exec").as_os_str()])
@@ -167,6 +205,7 @@ impl Drop for OwnEngine {
         }
         let _ = kill_process(pid(self.init), Signal::KILL);
         let _ = self.keeper.wait();
+        self.registry.take().map(|mut registry| registry.wait());
     }
 }
 

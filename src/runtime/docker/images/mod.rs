@@ -16,13 +16,17 @@ use tokio::sync::{mpsc, watch};
 use super::engine::{Engine, Failure, LOOK};
 use super::{DockerRuntime, Error};
 use crate::runtime::Images;
-use crate::runtime::images::{ImageDetails, ImageStore, ImageStoreKind, ListedImage, PullError, PullProgress, Removal};
+use crate::runtime::images::{
+    ImageDetails, ImageList, ImageStore, ImageStoreKind, ListedImage, PullError, PullProgress, Removal,
+};
 use crate::types::{Bytes, ImageReference, Platform};
 
 /// Deadline of a list. The store of containerd was measured to need 5 s for 325 images.
 const LIST: Duration = Duration::from_secs(60);
 /// Deadline of a removal, which takes an image's files away: an attempt that takes longer goes on in the engine.
 const REMOVAL: Duration = Duration::from_secs(120);
+/// What stands for a name where an image has none: of older engines, and of a containerd store.
+const PLACEHOLDERS: [&str; 2] = ["<none>", "moby-dangling@"];
 /// What the status of a driver says if it is a snapshotter of containerd.
 const CONTAINERD: [&str; 2] = ["driver-type", "io.containerd.snapshotter.v1"];
 
@@ -32,11 +36,16 @@ impl Images for DockerRuntime {
         self.image_changes.subscribe()
     }
 
-    async fn list(&self) -> Result<Vec<ListedImage>, Error> {
+    async fn list(&self) -> Result<ImageList, Error> {
+        let before = self.store_now().await?;
         let options = ListImagesOptionsBuilder::default().shared_size(true).build();
         let listed =
             self.engine.ask("list images", LIST, |docker| async move { docker.list_images(Some(options)).await });
-        Ok(listed.await.map_err(Failure::or_try_again)?.into_iter().map(listed_image).collect())
+        let images = listed.await.map_err(Failure::or_try_again)?.into_iter().map(listed_image).collect();
+        if self.store_now().await? != before {
+            return Err(Error::Unavailable("the engine restarted with another image store".to_owned()));
+        }
+        Ok(ImageList { store: before, images })
     }
 
     async fn inspect(&self, image: &str) -> Result<Option<ImageDetails>, Error> {
@@ -87,6 +96,12 @@ impl Images for DockerRuntime {
 }
 
 impl DockerRuntime {
+    /// The store of the engine that answers now. What the connection knows of it may be of an engine before a restart.
+    async fn store_now(&self) -> Result<Option<ImageStore>, Error> {
+        let said = self.engine.ask("info", LOOK, |docker| async move { docker.info().await }).await;
+        Ok(store(&said.map_err(Failure::or_try_again)?))
+    }
+
     async fn inspect_details(&self, image: &str) -> Result<Option<ImageDetails>, Error> {
         Ok(inspect(&self.engine, image).await?.map(details))
     }
@@ -151,11 +166,12 @@ fn details(said: ImageInspect) -> ImageDetails {
     }
 }
 
-/// Without the placeholders that older engines list for an image without a name, and sorted: an engine lists them in any
-/// order.
+/// Without the placeholders that engines list for an image without a name. Sorted, and each once: an engine lists them
+/// in any order, and a containerd store repeats a digest for each tag.
 fn names(mut said: Vec<String>) -> Vec<String> {
-    said.retain(|name| !name.contains("<none>"));
+    said.retain(|name| !PLACEHOLDERS.iter().any(|placeholder| name.starts_with(placeholder)));
     said.sort_unstable();
+    said.dedup();
     said
 }
 
@@ -205,6 +221,13 @@ mod tests {
         let listed = listed_image(said);
         assert!(listed.names.is_empty() && listed.digests.is_empty());
         assert_eq!((listed.size, listed.shared), (Bytes::new(7), None));
+        assert!(names(strings(&["moby-dangling@sha256:1"])).is_empty());
+    }
+
+    #[test]
+    fn names_are_in_order_and_each_is_there_once() {
+        let said = strings(&["x@sha256:2", "x@sha256:1", "x@sha256:2"]);
+        assert_eq!(names(said), strings(&["x@sha256:1", "x@sha256:2"]));
     }
 
     #[test]
