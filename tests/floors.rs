@@ -54,6 +54,7 @@ const CORES: &[&str] = &[
     "gossip/forgotten",
     "gossip/keys",
     "gossip/view",
+    "images/inventory",
     "images/ownership",
     "images/pulls",
     "node/settings",

@@ -13,6 +13,7 @@ mod connection;
 pub mod demo;
 mod failure;
 mod gpu;
+mod image;
 mod init;
 mod join;
 mod login;
@@ -97,6 +98,9 @@ enum Command {
     /// List the GPUs of the cluster, and keep sessions off them.
     #[command(subcommand)]
     Gpu(gpu::GpuCommand),
+    /// List the images of nodes, pull them, and say which ostler may remove.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Create and revoke tokens.
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -199,6 +203,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             session::run(command, &context).await
         }
         Command::Gpu(command) => gpu::run(command, &context).await,
+        Command::Image(command) => image::run(command, &context).await,
         Command::Token(command) => token::run(command, &context).await,
         Command::Completions(args) => completions::completions(args, definition(), &context.out),
         Command::Man(args) => completions::man(args, definition(), &context.out),
@@ -253,6 +258,36 @@ mod tests {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
         assert_eq!(parse("ostler --help").unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn the_nodes_of_an_image_command_are_named_or_all() {
+        for line in [
+            "ostler image ls",
+            "ostler image ls host-a --owner foreign",
+            "ostler image ls --all",
+            "ostler image pull x:1",
+            "ostler image pull x:1 host-a host-b",
+            "ostler image pull x:1 -l rack=3",
+            "ostler image pull x:1 --all",
+            "ostler image adopt x:1 host-a",
+            "ostler image pin x:1",
+            "ostler workspace pull desktop",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+        for line in [
+            "ostler image ls host-a --all",
+            "ostler image ls --owner nobody",
+            "ostler image pull",
+            "ostler image pull x:1 host-a --all",
+            "ostler image pull x:1 host-a -l rack=3",
+            "ostler image pull x:1 -l rack=3 --all",
+            "ostler image adopt",
+            "ostler image pin x:1 host-a host-b",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
     }
 
     #[test]

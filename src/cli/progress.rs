@@ -27,6 +27,11 @@ impl Progress {
         self.0.set_message(one_line(message));
     }
 
+    /// Whether there is a terminal that shows it.
+    pub(super) fn is_shown(&self) -> bool {
+        !self.0.is_hidden()
+    }
+
     /// Hides the spinner while `print` runs.
     pub(super) fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
         self.0.suspend(print)

@@ -8,6 +8,7 @@
 mod catalogue;
 mod gpus;
 mod host;
+mod images;
 mod knowledge;
 mod leader;
 mod mesh;
@@ -88,6 +89,8 @@ pub enum Error {
     AmbiguousGpu { wanted: String, found: Vec<String> },
     #[error(transparent)]
     Gpu(#[from] gpu::Error),
+    #[error(transparent)]
+    Images(#[from] crate::images::Error),
     #[error("node {node} cannot be reached: {cause}")]
     Unreachable {
         node: String,

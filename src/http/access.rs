@@ -12,8 +12,8 @@ use super::error::Refusal;
 use crate::types::{Actor, ErrorCode, Role};
 use crate::wire::Call;
 use crate::wire::message::{
-    ChangeGpu, Command, Describe, Drain, DryRun, Edit, Explain, Forget, ForgetSession, Hold, Locate, Logs, Nodes,
-    Patch, Place, Refresh, RemoveVolume, Secret, Sessions, Undrain, Volumes,
+    ChangeGpu, ChangeImage, Command, Describe, Drain, DryRun, Edit, Explain, Forget, ForgetSession, Hold, ListImages,
+    Locate, Logs, Nodes, Patch, Place, PullImage, Refresh, RemoveVolume, Secret, Sessions, Undrain, Volumes,
 };
 
 /// What an operation requires of its caller.
@@ -91,6 +91,11 @@ pub(super) const OPERATIONS: &[(Method, &str, Ends)] = &[
     (Method::POST, "/v1/nodes/{node}/drain", calls![Drain]),
     (Method::DELETE, "/v1/nodes/{node}/drain", calls![Undrain]),
     (Method::POST, "/v1/nodes/{node}/refresh", calls![Refresh]),
+    (Method::GET, "/v1/nodes/{node}/images", calls![ListImages]),
+    (Method::POST, "/v1/nodes/{node}/images/pull", calls![PullImage]),
+    (Method::POST, "/v1/nodes/{node}/images/adopt", calls![ChangeImage]),
+    (Method::POST, "/v1/nodes/{node}/images/pin", calls![ChangeImage]),
+    (Method::POST, "/v1/nodes/{node}/images/unpin", calls![ChangeImage]),
     (Method::GET, "/v1/nodes/{node}/volumes", calls![Volumes]),
     (Method::DELETE, "/v1/nodes/{node}/volumes/{name}", calls![RemoveVolume]),
     (Method::GET, "/v1/workspaces", Here(Needs(Read))),

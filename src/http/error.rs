@@ -4,8 +4,9 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use crate::runtime::images::PullCause;
 use crate::types::{ErrorBody, ErrorCode, ErrorDetail, Invalid, NodeReason, Reason};
-use crate::{catalogue, cluster, gpu, node, placement, runtime, sessions};
+use crate::{catalogue, cluster, gpu, images, node, placement, runtime, sessions};
 
 /// An error response.
 #[derive(Debug, Clone, PartialEq)]
@@ -118,6 +119,7 @@ impl From<cluster::Error> for Refusal {
             Error::Node(error) => error.into(),
             Error::Catalogue(error) => error.into(),
             Error::Gpu(error) => error.into(),
+            Error::Images(error) => error.into(),
             Error::NoSession(_) | Error::NoNode(_) | Error::NoGpu(_) => Self::not_found(message),
             Error::AmbiguousSession { .. }
             | Error::AmbiguousNode { .. }
@@ -220,6 +222,37 @@ impl From<gpu::Error> for Refusal {
             Error::Store(_) => Self::new(STORE, message),
             Error::Stopping => Self::new(ErrorCode::NodeUnreachable, message),
         }
+    }
+}
+
+impl From<images::Error> for Refusal {
+    fn from(error: images::Error) -> Self {
+        use images::Error;
+        let message = error.to_string();
+        match error {
+            Error::NotFound(_) => Self::not_found(message),
+            Error::Conflict(_) | Error::NotPulled { .. } | Error::NoImages => Self::new(ErrorCode::Conflict, message),
+            Error::Pull(error) => Self::new(code_of_pull(error.cause), message),
+            Error::Runtime(error) => error.into(),
+            Error::Store(_) => Self::new(STORE, message),
+            Error::Busy => Self::new(BUSY, message),
+            Error::Stopping => Self::new(ErrorCode::NodeUnreachable, message),
+        }
+    }
+}
+
+/// The error code for a pull that failed. A retry does not help if the registry denies the image or does not have it.
+const fn code_of_pull(cause: PullCause) -> ErrorCode {
+    match cause {
+        PullCause::Absent => ErrorCode::NotFound,
+        PullCause::Denied => ErrorCode::Conflict,
+        PullCause::Engine
+        | PullCause::Limited
+        | PullCause::Registry
+        | PullCause::UnknownAuthority
+        | PullCause::Stalled
+        | PullCause::DiskFull
+        | PullCause::Other => ErrorCode::RuntimeUnavailable,
     }
 }
 

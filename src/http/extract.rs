@@ -17,8 +17,8 @@ use utoipa::ToSchema;
 use super::error::Refusal;
 use super::unique::Unique;
 use crate::types::{
-    self, ApiTokenRequest, DrainRequest, ErrorCode, ExtendRequest, Invalid, KeepaliveRequest, SessionRequest,
-    SettingsPatch, Workspace,
+    self, ApiTokenRequest, DrainRequest, ErrorCode, ExtendRequest, ImageRequest, Invalid, KeepaliveRequest,
+    SessionRequest, SettingsPatch, Workspace,
 };
 
 /// Bytes of a body at most. A typical workspace has a few KiB.
@@ -50,7 +50,7 @@ macro_rules! checked {
         })*
     };
 }
-checked!(Workspace, SessionRequest, SettingsPatch, DrainRequest, ExtendRequest; KeepaliveRequest, ApiTokenRequest);
+checked!(Workspace, SessionRequest, SettingsPatch, DrainRequest, ExtendRequest, ImageRequest; KeepaliveRequest, ApiTokenRequest);
 
 impl<T: Checked, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Refusal;

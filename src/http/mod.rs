@@ -13,6 +13,7 @@ mod extract;
 mod gpus;
 mod head;
 mod health;
+mod images;
 mod listen;
 mod metrics;
 mod nodes;

@@ -146,7 +146,8 @@ mod tests {
     use crate::http::access::OPERATIONS;
     use crate::http::extract::Checked;
     use crate::types::{
-        self, ApiTokenRequest, DrainRequest, ExtendRequest, KeepaliveRequest, SessionRequest, SettingsPatch, Workspace,
+        self, ApiTokenRequest, DrainRequest, ExtendRequest, ImageRequest, KeepaliveRequest, SessionRequest,
+        SettingsPatch, Workspace,
     };
     use serde_json::{Value, json};
     use std::collections::BTreeSet;
@@ -240,6 +241,7 @@ mod tests {
             ("ApiTokenRequest", refusal_of::<ApiTokenRequest>, token),
             ("DrainRequest", refusal_of::<DrainRequest>, drain),
             ("ExtendRequest", refusal_of::<ExtendRequest>, json!({"ttl_seconds": 60})),
+            ("ImageRequest", refusal_of::<ImageRequest>, json!({"image": "busybox:1.36"})),
             ("KeepaliveRequest", refusal_of::<KeepaliveRequest>, json!({"by": "alice"})),
             ("SessionRequest", refusal_of::<SessionRequest>, session),
             ("SettingsPatch", refusal_of::<SettingsPatch>, settings),

@@ -17,7 +17,7 @@ use super::access::{Caller, CallerOf, authorise};
 use super::error::Refusal;
 use super::origin::{AllowedHosts, same_site};
 use super::{
-    App, Shared, commands, gpus, health, metrics, nodes, openapi, sessions, status, tokens, volumes, workspaces,
+    App, Shared, commands, gpus, health, images, metrics, nodes, openapi, sessions, status, tokens, volumes, workspaces,
 };
 use crate::types::{Actor, ApiToken, ErrorCode};
 
@@ -40,6 +40,11 @@ pub(super) fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(nodes::show, nodes::set, nodes::remove))
         .routes(routes!(nodes::drain, nodes::undrain))
         .routes(routes!(nodes::refresh))
+        .routes(routes!(images::list))
+        .routes(routes!(images::pull))
+        .routes(routes!(images::adopt))
+        .routes(routes!(images::pin))
+        .routes(routes!(images::unpin))
         .routes(routes!(volumes::list))
         .routes(routes!(volumes::remove))
         .routes(routes!(workspaces::list, workspaces::add))

@@ -1,18 +1,20 @@
 //! The images of this host: there when a session needs them, and only ostler's own removed.
 //!
 //! [`ownership`] (pure) says which images are ostler's: it records every pull before it begins. [`pulls`] (pure) says
-//! which pull is next. [`here`] tells placement which images of the catalogue are here. [`task`] owns all of it: it runs
-//! the pulls, keeps a list of the engine's images, and publishes a [`Snapshot`].
+//! which pull is next. [`here`] tells placement which images of the catalogue are here, and [`inventory`] (pure) tells
+//! people of every image and who uses it. [`task`] owns all of it: it runs the pulls, keeps a list of the engine's
+//! images, and publishes a [`Snapshot`].
 
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod here;
+pub mod inventory;
 pub mod ownership;
 pub mod pulls;
 pub mod store;
 pub mod task;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +25,8 @@ use crate::clock::Clock;
 use crate::runtime::images::{ImageDetails, ImageStoreInfo, ListedImage, PullCause, PullError, PullProgress};
 use crate::runtime::{self, Fault, Health, Images, Launch, ProvideImages};
 use crate::store::{Cause, MovedAside};
-use crate::types::{Actor, ImageReference, Platform, PullPolicy};
+use crate::types::{Actor, ImageReference, Moment, Name, NodeImages, Platform, PullPolicy, Timestamp};
+use crate::{catalogue, sessions};
 use ownership::{Fetched, Records};
 use pulls::Urgency;
 
@@ -62,6 +65,14 @@ pub struct Snapshot {
     pub removing: BTreeSet<String>,
     /// The pulls that wait or run.
     pub pulling: BTreeSet<ImageReference>,
+    /// How each of them goes.
+    pub pulls: BTreeMap<ImageReference, watch::Receiver<Pull>>,
+    /// When `images` was listed.
+    pub listed_at: Option<Timestamp>,
+    /// How many containers used each image, by its id, when it was listed; `None`: not known.
+    pub containers: Option<Arc<BTreeMap<String, u32>>>,
+    /// The last uses of images that the records do not have yet, by id.
+    pub used: BTreeMap<String, Moment>,
     /// The records could not be read at start: every image that is here counts as foreign.
     pub records_lost: Option<MovedAside>,
 }
@@ -77,6 +88,13 @@ impl Snapshot {
         self.store.as_ref().is_some_and(|info| self.records.is_ours(&info.store, &image.id, &image.names))
     }
 
+    /// Whether a pull may give this name to another image: the name came from a registry, or is ostler's. A digest means
+    /// the same image for ever, so that no pull replaces it.
+    pub fn may_replace(&self, id: &str, reference: &ImageReference) -> bool {
+        let is_free = |info: &ImageStoreInfo| self.records.may_replace(&info.store, id, reference);
+        reference.digest().is_some() || self.store.as_ref().is_some_and(is_free)
+    }
+
     /// The image that a reference means, as last listed.
     pub fn meant(&self, reference: &ImageReference) -> Option<&ListedImage> {
         self.images.iter().flat_map(|images| images.iter()).find(|image| reference.names(&image.names, &image.digests))
@@ -90,6 +108,12 @@ pub enum Error {
     NotFound(String),
     #[error("{0}")]
     Conflict(String),
+    /// A pull could replace an image that came from no registry.
+    #[error(
+        "image {image} on node {node} was not pulled by ostler, and a pull could replace it: adopt it first: \
+         ostler image adopt {image} {node}"
+    )]
+    NotPulled { image: ImageReference, node: Name },
     #[error("{0}")]
     Pull(#[from] PullError),
     #[error(transparent)]
@@ -134,6 +158,8 @@ pub enum Request {
     Pull(ImageReference, Urgency, oneshot::Sender<watch::Receiver<Pull>>),
     /// A session is made from this image.
     Used(String),
+    /// Somebody looks at the list of the images.
+    Look,
     /// The image by name, id, or a prefix of its id.
     Change { image: String, command: Command, by: Actor, reply: oneshot::Sender<Result<ImageDetails, Error>> },
 }
@@ -176,6 +202,43 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.send(Request::Change { image: image.to_owned(), command, by, reply })?;
         answer.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    /// The images of this node, called `node`, with those who use them: as last listed, without asking the engine.
+    pub fn inventory(&self, node: &Name, catalogue: &catalogue::Snapshot, sessions: &sessions::Snapshot) -> NodeImages {
+        // The next look may see more. If the owner is busy, it lists soon anyway.
+        let _ = self.send(Request::Look);
+        let snapshot = self.snapshot();
+        let pulls =
+            snapshot.pulls.iter().map(|(image, pull)| (image.clone(), pull.borrow().clone())).collect::<Vec<_>>();
+        inventory::inventory(inventory::Inputs { node, images: &snapshot, pulls: &pulls, catalogue, sessions })
+    }
+
+    /// Pulls an image for a person, or joins its pull. Returns the id of the image that has the name until then, too.
+    ///
+    /// # Errors
+    /// [`Error::NotPulled`]: the image that has the name came from no registry.
+    pub async fn pull_for(
+        &self,
+        image: &ImageReference,
+        node: &Name,
+        by: &Actor,
+    ) -> Result<(watch::Receiver<Pull>, Option<String>), Error> {
+        let here = self.look(image).await?.map(|here| here.id);
+        if here.as_ref().is_some_and(|id| !self.snapshot().may_replace(id, image)) {
+            return Err(Error::NotPulled { image: image.clone(), node: node.clone() });
+        }
+        let pull = self.pull(image, Urgency::Demand).await?;
+        tracing::info!(%image, %by, "pull of an image requested");
+        Ok((pull, here))
+    }
+
+    /// The id of the image that has this name now.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    pub async fn id_of(&self, image: &ImageReference) -> Result<Option<String>, Error> {
+        Ok(self.look(image).await?.map(|here| here.id))
     }
 
     fn send(&self, request: Request) -> Result<(), Error> {

@@ -104,6 +104,12 @@ impl Records {
         self.record(store, id)?.names.get(reference.as_str())?.fetched.as_ref()
     }
 
+    /// Whether a pull may give this name to another image: the name came from a registry, or is ostler's.
+    pub fn may_replace(&self, store: &ImageStore, id: &str, reference: &ImageReference) -> bool {
+        let naming = self.record(store, id).and_then(|record| record.names.get(reference.as_str()));
+        naming.is_some_and(|naming| naming.ours || naming.fetched.is_some())
+    }
+
     /// A pull begins. `present`: every image that is here.
     pub fn begin(&mut self, reference: &ImageReference, store: &ImageStore, present: &[ListedImage]) {
         let named = present.iter().find(|image| reference.names(&image.names, &image.digests));

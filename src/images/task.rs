@@ -20,7 +20,7 @@ use crate::runtime::images::{
     ImageDetails, ImageList, ImageStore, ImageStoreInfo, ListedImage, PullCause, PullError, PullProgress,
 };
 use crate::runtime::{self, Health, Images};
-use crate::types::{Actor, ImageReference, Moment};
+use crate::types::{Actor, ImageReference, Moment, Timestamp};
 
 /// How often the images are listed though the engine tells of no change.
 const LIST_EVERY: Duration = Duration::from_secs(600);
@@ -33,6 +33,8 @@ const LIST_PAUSE_FACTOR: u32 = 10;
 const LIST_BEFORE_PULL: Duration = Duration::from_secs(2);
 /// How often the time when images were last used goes to disk, and a write that failed is tried again.
 const KEEP_EVERY: Duration = Duration::from_secs(300);
+/// A list that is older is made anew when somebody looks at it: containers come and go without an event of an image.
+const LOOK_AFTER: Duration = Duration::from_secs(10);
 /// Progress of a pull that waits to be published; a newer one replaces it.
 const PROGRESS: usize = 16;
 
@@ -70,6 +72,8 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
         used: BTreeMap::new(),
         place: None,
         images: None,
+        containers: None,
+        listed_at: None,
         listing: Listing::default(),
         compared: BTreeSet::new(),
         pulls: Pulls::default(),
@@ -91,6 +95,9 @@ struct Owner {
     used: BTreeMap<String, Moment>,
     place: Option<ImageStoreInfo>,
     images: Option<Arc<[ListedImage]>>,
+    /// How many containers used each image at the last list.
+    containers: Option<Arc<BTreeMap<String, u32>>>,
+    listed_at: Option<Timestamp>,
     listing: Listing,
     /// Images of other programs that were compared with the records of another store.
     compared: BTreeSet<String>,
@@ -109,6 +116,7 @@ struct Listing {
     /// A list is wanted, not before this time.
     wanted: bool,
     not_before: Option<Instant>,
+    ended_at: Option<Instant>,
     /// A record changed since the list that runs began, which may not show it.
     is_outdated: bool,
     /// Pulls that wait for the list that runs, and for the one after it.
@@ -120,6 +128,8 @@ struct Listing {
 enum Done {
     Listed {
         listed: Result<ImageList, runtime::Error>,
+        /// `None`: the engine did not list its containers.
+        containers: Option<BTreeMap<String, u32>>,
         took: Duration,
     },
     /// A list is here that began after the pull was asked for, or none came in time.
@@ -174,7 +184,7 @@ impl Owner {
             return;
         }
         self.place.clone_from(&info.images);
-        self.images = None;
+        (self.images, self.containers, self.listed_at) = (None, None, None);
         self.compared.clear();
         (self.listing.wanted, self.listing.not_before) = (true, None);
     }
@@ -191,6 +201,7 @@ impl Owner {
             Request::Used(id) => {
                 self.used.insert(id, self.clock.now());
             }
+            Request::Look => self.listing.look(),
             Request::Change { image, command, by, reply } => {
                 let found = find(&self.publish.borrow(), &image);
                 let engine = Arc::clone(&self.engine);
@@ -211,8 +222,8 @@ impl Owner {
         self.listing.begin();
         self.tasks.spawn(async move {
             let begun = Instant::now();
-            let listed = engine.list().await;
-            Done::Listed { listed, took: begun.elapsed() }
+            let (listed, containers) = tokio::join!(engine.list(), engine.in_use());
+            Done::Listed { listed, containers: containers.ok(), took: begun.elapsed() }
         });
     }
 
@@ -230,7 +241,7 @@ impl Owner {
 
     async fn done(&mut self, done: Done) {
         match done {
-            Done::Listed { listed, took } => self.listed(listed, took).await,
+            Done::Listed { listed, containers, took } => self.listed(listed, containers, took).await,
             Done::MayBegin(image) => self.begin_pull(image).await,
             Done::Pulled(image, pulled, seen) => self.pulled(image, pulled, seen).await,
             Done::Resolved(image, seen) => self.resolved(&image, seen).await,
@@ -251,7 +262,12 @@ impl Owner {
         }
     }
 
-    async fn listed(&mut self, listed: Result<ImageList, runtime::Error>, took: Duration) {
+    async fn listed(
+        &mut self,
+        listed: Result<ImageList, runtime::Error>,
+        containers: Option<BTreeMap<String, u32>>,
+        took: Duration,
+    ) {
         self.listing.ended(took, listed.is_ok());
         let ImageList { store, images: listed } = match listed {
             Ok(listed) => listed,
@@ -273,6 +289,7 @@ impl Owner {
             }
         }
         self.images = Some(listed.into());
+        (self.containers, self.listed_at) = (containers.map(Arc::new), Some(self.clock.now().wall));
         self.keep().await;
         self.resolve(&store);
     }
@@ -420,6 +437,8 @@ impl Owner {
             let is_news = published.store != self.place
                 || !same(published.images.as_ref(), self.images.as_ref())
                 || !Arc::ptr_eq(&published.records, &self.records)
+                || published.listed_at != self.listed_at
+                || published.used != self.used
                 || published.pulling != pulling;
             if is_news {
                 *published = Arc::new(Snapshot {
@@ -428,6 +447,10 @@ impl Owner {
                     records: Arc::clone(&self.records),
                     removing: BTreeSet::new(),
                     pulling,
+                    pulls: self.reports.iter().map(|(image, report)| (image.clone(), report.subscribe())).collect(),
+                    listed_at: self.listed_at,
+                    containers: self.containers.clone(),
+                    used: self.used.clone(),
                     records_lost: published.records_lost.clone(),
                 });
             }
@@ -491,6 +514,11 @@ impl Listing {
         })
     }
 
+    /// A list is wanted, unless the last one is as good as new.
+    fn look(&mut self) {
+        self.wanted |= self.ended_at.is_none_or(|at| at.elapsed() >= LOOK_AFTER);
+    }
+
     /// A list that begins after now tells `fresh`.
     fn ask(&mut self, fresh: oneshot::Sender<()>) {
         self.next.push(fresh);
@@ -503,6 +531,7 @@ impl Listing {
 
     fn ended(&mut self, took: Duration, well: bool) {
         self.runs = false;
+        self.ended_at = Some(Instant::now());
         self.not_before = Some(Instant::now() + LIST_PAUSE.max(took * LIST_PAUSE_FACTOR));
         self.wanted |= !well;
         // Those who wait are told that no list came by dropping their ends.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Fault};
+pub use crate::types::ImageStoreKind;
 use crate::types::{Bytes, Platform};
 
 /// Where an engine keeps its images. An id has a meaning within one store only.
@@ -14,24 +15,6 @@ pub struct ImageStore {
     /// The engine's own id.
     pub engine: String,
     pub kind: ImageStoreKind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ImageStoreKind {
-    /// Docker's own, as overlay2. An image's id is the digest of its configuration.
-    GraphDriver,
-    /// Of containerd. An image's id is the digest of its index or manifest.
-    Containerd,
-}
-
-impl fmt::Display for ImageStoreKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::GraphDriver => "graph driver",
-            Self::Containerd => "containerd",
-        })
-    }
 }
 
 /// The image store of the engine that answers.

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::text::words;
-use super::{Bytes, Name, SessionId, Timestamp};
+use super::{Bytes, Invalid, Name, SessionId, Timestamp};
+
+/// Characters of an image in a request at most: a repository of 255, a tag of 128 and a digest of 71 have fewer.
+const MAX_IMAGE: usize = 512;
 
 /// The registry of an image whose name has no host.
 const DOCKER_HUB: &str = "docker.io";
@@ -169,6 +172,47 @@ words!(KeptBecause {
     CatalogueUnknown => "catalogue_unknown",
 });
 
+/// The kind of an engine's image store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageStoreKind {
+    /// Docker's own, as overlay2. An image's id is the digest of its configuration.
+    GraphDriver,
+    /// Of containerd. An image's id is the digest of its index or manifest.
+    Containerd,
+}
+
+impl fmt::Display for ImageStoreKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::GraphDriver => "graph driver",
+            Self::Containerd => "containerd",
+        })
+    }
+}
+
+/// How an image came to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageOrigin {
+    /// The agent pulled it from a registry.
+    Registry,
+    /// From another node of the cluster.
+    Peer,
+    /// It was here, and an operator adopted or pinned it.
+    Here,
+}
+
+/// What a registry gave under a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageSource {
+    pub name: String,
+    /// The digest in that repository; `null`: the engine did not tell.
+    pub digest: Option<String>,
+    /// When the registry was last asked.
+    pub checked_at: Timestamp,
+}
+
 /// An image that a node has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Image {
@@ -184,16 +228,119 @@ pub struct Image {
     /// What other images use too: removing this image does not free it. `null`: the engine does not say.
     pub shared_bytes: Option<Bytes>,
     pub owner: ImageOwner,
+    /// `null`: the agent has no record of it.
+    pub origin: Option<ImageOrigin>,
+    /// What registries gave under its names, as far as the agent asked them. A name that is not here came from none: no
+    /// pull replaces it.
+    pub sources: Vec<ImageSource>,
     /// An operator pinned it: no prune removes it.
     pub pinned: bool,
+    /// It is being removed.
+    pub removing: bool,
     /// The workspaces that name it.
     pub workspaces: Vec<Name>,
     /// The sessions of this node that are made from it.
     pub sessions: Vec<SessionId>,
-    /// `null`: it is not ostler's, or an operator adopted it.
+    /// The containers that use it, running or stopped, of ostler or not, as of `listed_at` of the list; `null`: not
+    /// known.
+    pub containers: Option<u32>,
+    /// When the agent pulled it first; `null`: it did not.
     pub pulled_at: Option<Timestamp>,
-    /// When a session was last made from it; `null`: not known.
+    /// When a session was last made from it, or it was last pulled; `null`: not known.
     pub last_used_at: Option<Timestamp>,
+}
+
+/// The images of a node, as it last listed them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeImages {
+    pub node: Name,
+    /// The kind of the engine's image store; `null`: no engine has answered since the agent started.
+    pub store: Option<ImageStoreKind>,
+    /// Where the images are on the node; `null`: not known.
+    pub path: Option<String>,
+    /// When the engine listed the images; `null`: not since the agent started.
+    pub listed_at: Option<Timestamp>,
+    /// What all images take, with layers that several of them share counted once. `null`: the engine does not say enough.
+    pub total_bytes: Option<Bytes>,
+    /// What all images take at most.
+    pub total_at_most_bytes: Bytes,
+    /// How many images the node has. The list may have fewer.
+    pub images: u64,
+    /// Why the list is empty or may be wrong, for people.
+    pub note: Option<String>,
+    /// The pulls that wait or run.
+    pub pulls: Vec<ImagePull>,
+    pub items: Vec<Image>,
+    /// Pass it as `cursor` to get the next page; `null` on the last page.
+    pub next_cursor: Option<String>,
+}
+
+/// Which images of a node a list has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFilter {
+    pub owner: Option<ImageOwner>,
+    /// Only images after this place in the list.
+    pub after: Option<String>,
+    /// The maximum number of images in the answer.
+    pub limit: usize,
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImagePullState {
+    /// It waits for its turn.
+    Waiting,
+    Running,
+    Done,
+}
+words!(ImagePullState { Waiting => "waiting", Running => "running", Done => "done" });
+
+/// A pull of an image on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImagePull {
+    pub node: Name,
+    pub image: String,
+    pub state: ImagePullState,
+    pub fetched_bytes: Bytes,
+    /// Of the layers that are known so far: it grows.
+    pub size_bytes: Bytes,
+    /// Layers that are unpacked.
+    pub layers_ready: u32,
+    /// Layers that are known so far.
+    pub layers: u32,
+    /// The image that has the name once the pull is done; `null` until then.
+    pub id: Option<String>,
+    /// Whether the name meant another image, or none, when the pull was asked for; `null` until it is done.
+    pub changed: Option<bool>,
+}
+
+/// Names an image in a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageRequest {
+    /// A name, as `busybox:1.36`. Where the request does not pull, an id or a unique prefix of one as well.
+    #[schema(min_length = 1, max_length = 512)]
+    pub image: String,
+}
+
+impl ImageRequest {
+    /// # Errors
+    /// The image cannot be one.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        self.reference().map(drop)
+    }
+
+    /// The image as a name. Every id and every prefix of one can be a name, too.
+    ///
+    /// # Errors
+    /// The image cannot be one.
+    pub fn reference(&self) -> Result<ImageReference, Invalid> {
+        if self.image.len() > MAX_IMAGE {
+            return Err(Invalid::new("image", format!("longer than {MAX_IMAGE} characters")));
+        }
+        ImageReference::parse(&self.image).map_err(|message| Invalid::new("image", message))
+    }
 }
 
 #[cfg(test)]

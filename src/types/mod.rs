@@ -41,7 +41,10 @@ pub use gpu::{
     GpuState, GpuUsage, GpuXid, NVIDIA_CLASS, check_gpu_class,
 };
 pub use id::{Ballot, Name, NodeId, SessionId, User, is_printable};
-pub use image::{Image, ImageOwner, ImageReference, KeptBecause};
+pub use image::{
+    Image, ImageFilter, ImageOrigin, ImageOwner, ImagePull, ImagePullState, ImageReference, ImageRequest, ImageSource,
+    ImageStoreKind, KeptBecause, NodeImages,
+};
 pub use invalid::Invalid;
 pub use language::other_language;
 pub use node::{

@@ -21,7 +21,7 @@ use super::{Envelope, Format};
 use crate::net::Hello;
 use crate::sessions::LogsRequest;
 use crate::types::{Actor, ClusterMode};
-use crate::{catalogue, election, gossip};
+use crate::{catalogue, election, gossip, images};
 
 type Is = Box<dyn Fn(&[u8]) -> bool>;
 
@@ -116,6 +116,9 @@ sampled! {
     Undrain: [Undrain] => [Ok(node()), not_stored()];
     Refresh: [Refresh] => [Ok(refreshed()), not_valid()];
     ChangeGpu: gpu_commands() => gpu_answers();
+    ListImages: [ListImages(image_filter())] => [node_images()];
+    PullImage: [PullImage { image: image_reference(), hold_millis: 50_000 }] => pull_image_answers();
+    ChangeImage: image_commands() => [Ok(image()), Err(images::Error::NotFound("x".to_owned()))];
     Volumes: [Volumes] => [Ok(vec![volume()]), not_here()];
     RemoveVolume: [RemoveVolume("home-alice".to_owned())] => [Ok(()), not_here()];
     Place: [Place { session: session_id(), drawn: true, request: session_request() }] => place_answers();

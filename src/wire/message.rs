@@ -7,10 +7,11 @@ use super::codec::{self, Format};
 use super::envelope::Envelope;
 use crate::sessions::LogsRequest;
 use crate::types::{
-    Actor, Ballot, DrainRequest, Explanation, Gpu, List, Node, NodeId, Plan, Refreshed, Remembered, Role, Session,
-    SessionFilter, SessionId, SessionRequest, SettingsPatch, Volume, Wait,
+    Actor, Ballot, DrainRequest, Explanation, Gpu, Image, ImageFilter, ImagePull, ImageReference, List, Node, NodeId,
+    NodeImages, Plan, Refreshed, Remembered, Role, Session, SessionFilter, SessionId, SessionRequest, SettingsPatch,
+    Volume, Wait,
 };
-use crate::{catalogue, election, gossip, gpu, node, placement, sessions};
+use crate::{catalogue, election, gossip, gpu, images, node, placement, sessions};
 
 /// A call, the type of its answer, and its line of the table.
 pub trait Call: Serialize + DeserializeOwned + Send + 'static {
@@ -112,6 +113,12 @@ macro_rules! calls {
             /// Cordon, uncordon or forget a GPU. The answer is the GPU after the change; `None`: the host does not know
             /// it any more.
             ChangeGpu(Host, Admin, changes, Json): ChangeGpu => Result<Option<Gpu>, gpu::Error>;
+            /// The images of a host, as it last listed them.
+            ListImages(Host, Read, reads, Json): ListImages => NodeImages;
+            /// Pull an image. The answer is the pull, once it is done or the hold is over.
+            PullImage(Host, Admin, changes, Json): PullImage => Result<ImagePull, images::Error>;
+            /// Adopt, pin or unpin an image. The answer is the image after the change.
+            ChangeImage(Host, Admin, changes, Json): ChangeImage => Result<Image, images::Error>;
         }
     };
 }
@@ -375,6 +382,23 @@ pub struct ChangeGpu {
     /// The whole UUID.
     pub uuid: String,
     pub command: gpu::Command,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ListImages(pub ImageFilter);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PullImage {
+    pub image: ImageReference,
+    /// How long the answer may wait for the end of the pull.
+    pub hold_millis: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChangeImage {
+    /// A name, an id or a prefix of one.
+    pub image: String,
+    pub command: images::Command,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use crate::types::{Labels, List, Name, Node};
 /// Nodes by name, or by their labels.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-pub(super) struct Selection {
+pub(in crate::cli) struct Selection {
     /// Names, ids or id prefixes of nodes.
     #[arg(value_name = "NODE")]
     nodes: Vec<String>,
@@ -23,11 +23,11 @@ pub(super) struct Selection {
 
 /// Labels, all of which a node must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Selector(Labels);
+pub(in crate::cli) struct Selector(Labels);
 
 impl Selection {
     /// The nodes with these names or with all of these labels; without either, the node that answers.
-    pub(super) fn or_self(nodes: &[String], selector: Option<&Selector>) -> Self {
+    pub(in crate::cli) fn or_self(nodes: &[String], selector: Option<&Selector>) -> Self {
         let is_self = nodes.is_empty() && selector.is_none();
         let nodes = if is_self { vec!["self".to_owned()] } else { nodes.to_vec() };
         Self { nodes, selector: selector.cloned() }
@@ -37,7 +37,7 @@ impl Selection {
     ///
     /// # Errors
     /// [`Failure::Failed`] if no node has the labels.
-    pub(super) async fn resolve(&self, client: &Client) -> Result<Vec<String>, Failure> {
+    pub(in crate::cli) async fn resolve(&self, client: &Client) -> Result<Vec<String>, Failure> {
         let Some(selector) = &self.selector else { return Ok(self.nodes.clone()) };
         let nodes: List<Node> = client.list(Route::new(&["nodes"])).await?.read()?;
         let matching = nodes.items.iter().filter(|node| selector.matches(&node.settings.labels));

@@ -121,7 +121,7 @@ impl CreateArgs {
 }
 
 /// The login name of the user who runs the command.
-pub(super) fn current_user() -> Result<User, Failure> {
+pub(in crate::cli) fn current_user() -> Result<User, Failure> {
     let name = ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok().filter(|n| !n.is_empty()));
     let name = name.ok_or_else(|| Failure::Usage("USER is not set; give the user with --user".to_owned()))?;
     name.parse().map_err(Failure::Usage)

@@ -14,6 +14,7 @@ use super::Context;
 use super::connection::Connection;
 use super::failure::Failure;
 use crate::types::Period;
+pub(super) use create::current_user;
 
 /// Commands about sessions.
 #[derive(Debug, Subcommand)]

@@ -3,6 +3,7 @@
 mod apply;
 mod edit;
 mod file;
+mod pull;
 mod show;
 
 use clap::{Args, Subcommand};
@@ -25,6 +26,7 @@ pub(super) enum WorkspaceCommand {
     Set(edit::SetArgs),
     /// Remove workspaces from the catalogue. Existing sessions keep running.
     Rm(RmArgs),
+    Pull(pull::PullArgs),
     Apply(apply::ApplyArgs),
     Export(ExportArgs),
 }
@@ -66,6 +68,7 @@ pub(super) async fn run(command: &WorkspaceCommand, context: &Context) -> Result
         WorkspaceCommand::Add(args) => edit::add(args, context).await,
         WorkspaceCommand::Set(args) => edit::set(args, context).await,
         WorkspaceCommand::Rm(args) => remove(args, context).await,
+        WorkspaceCommand::Pull(args) => pull::run(args, context).await,
         WorkspaceCommand::Apply(args) => apply::run(args, context).await,
         WorkspaceCommand::Export(args) => print_export(args, context).await,
     }
