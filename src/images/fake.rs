@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::runtime::images::{
     ImageDetails, ImageList, ImageStore, ImageStoreInfo, ImageStoreKind, ListedImage, PullCause, PullError,
-    PullProgress, Removal,
+    PullOptions, PullProgress, Removal,
 };
 use crate::runtime::{EngineInfo, Error, GpuSupport, Health, Images};
 use crate::types::{Bytes, Cores, ImageReference};
@@ -29,6 +29,8 @@ struct State {
     refuse: Option<PullError>,
     used: BTreeMap<String, u32>,
     pulls: Vec<String>,
+    /// Those of the last pull.
+    options: PullOptions,
     removed: Vec<String>,
 }
 
@@ -108,10 +110,16 @@ impl Images for FakeImages {
         }))
     }
 
-    async fn pull(&self, image: &ImageReference, _: mpsc::Sender<PullProgress>) -> Result<Option<String>, PullError> {
+    async fn pull(
+        &self,
+        image: &ImageReference,
+        options: &PullOptions,
+        _: mpsc::Sender<PullProgress>,
+    ) -> Result<Option<String>, PullError> {
         {
             let mut state = self.state();
             state.pulls.push(image.to_string());
+            state.options = options.clone();
             if let Some(error) = &state.refuse {
                 return Err(error.clone());
             }

@@ -17,7 +17,7 @@ use super::store::Store;
 use super::{Command, Config, Error, Handle, Pull, QUEUE, Request, Snapshot};
 use crate::clock::Clock;
 use crate::runtime::images::{
-    ImageDetails, ImageList, ImageStore, ImageStoreInfo, ListedImage, PullCause, PullError, PullProgress,
+    ImageDetails, ImageList, ImageStore, ImageStoreInfo, ListedImage, PullCause, PullError, PullOptions, PullProgress,
 };
 use crate::runtime::{self, Health, Images};
 use crate::types::{Actor, ImageReference, Moment, Timestamp};
@@ -493,7 +493,8 @@ async fn pull(
 ) -> Result<Option<String>, PullError> {
     report.send_replace(Pull::Running(PullProgress::default()));
     let (progress, mut told) = mpsc::channel(PROGRESS);
-    let mut pulling = engine.pull(image, progress);
+    let options = PullOptions::default();
+    let mut pulling = engine.pull(image, &options, progress);
     loop {
         tokio::select! {
             result = &mut pulling => return result,

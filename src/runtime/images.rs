@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,70 @@ pub struct ImageDetails {
     /// A hash of its unpacked layers and its platform: the same for one image in every store. Empty if the engine does
     /// not tell the layers.
     pub content: String,
+}
+
+/// How an image is pulled.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PullOptions {
+    /// `None`: the registry is not told who pulls.
+    pub login: Option<Login>,
+    /// Only an image for this platform; `None`: the engine chooses.
+    pub platform: Option<Platform>,
+    pub patience: Patience,
+}
+
+/// What the engine tells a registry of who pulls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// As the file of credentials or a helper names the registry.
+    pub server: String,
+    pub identity: Identity,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    Password {
+        user: String,
+        password: Secret,
+    },
+    /// A token that the registry gives for a login, in place of the password.
+    Token(Secret),
+}
+
+/// A text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub const fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// How long a pull may go on without progress: no byte came, and no layer's status changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    pub fetching: Duration,
+    /// While a layer is being unpacked.
+    pub unpacking: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        // The engine's retries of a registry take less than the first. Some engines are silent while they unpack a layer,
+        // and one of many GiB takes minutes.
+        Self { fetching: Duration::from_secs(180), unpacking: Duration::from_secs(15 * 60) }
+    }
 }
 
 /// How far a pull is.

@@ -26,7 +26,7 @@ use bytes::Bytes as Chunk;
 use futures_util::stream::BoxStream;
 use tokio::sync::{mpsc, watch};
 
-use images::{ImageDetails, ImageList, ImageStoreInfo, PullError, PullProgress, Removal};
+use images::{ImageDetails, ImageList, ImageStoreInfo, PullError, PullOptions, PullProgress, Removal};
 
 use crate::types::{Bytes, Cores, ImageReference, Platform, RuntimeKind, SessionId};
 
@@ -113,6 +113,7 @@ pub trait Images: Send + Sync + 'static {
     async fn pull(
         &self,
         image: &ImageReference,
+        options: &PullOptions,
         progress: mpsc::Sender<PullProgress>,
     ) -> Result<Option<String>, PullError>;
 

@@ -3,11 +3,14 @@
 //! The engine has one status for most of its errors, so only the text tells them apart. What is not recognised is the
 //! host's: the session is tried elsewhere.
 
+mod pull;
+
 use super::engine::Failure;
 use crate::runtime::gpus::{CONFIGURE, GENERATE, GENERATE_OTHER};
-use crate::runtime::images::{PullCause, PullError};
 use crate::runtime::{Error, Fault};
 use crate::types::NVIDIA_CLASS;
+
+pub(super) use pull::of_pull;
 
 /// What the engine and its OCI runtime say of a command that no host can execute.
 const BAD_COMMANDS: [&str; 9] = [
@@ -21,16 +24,6 @@ const BAD_COMMANDS: [&str; 9] = [
     "unable to find user",
     "unable to find group",
 ];
-/// What a registry says of an image that it does not have. Some do not tell it from one that may not be pulled.
-const NO_SUCH_IMAGE: [&str; 6] = [
-    "manifest unknown",
-    "not found",
-    "no matching manifest",
-    "repository does not exist",
-    "does not exist",
-    "invalid reference format",
-];
-
 /// What the engine says when it cannot hand over GPUs.
 const UNLISTED_GPU: &str = "unresolvable CDI devices";
 const NO_CDI: &str = "could not select device driver";
@@ -89,28 +82,9 @@ pub(super) fn of_volume(failure: Failure) -> Error {
     }
 }
 
-/// Why an image was not pulled. An answer of the engine is about the image or its registry; a lost call is not.
-pub(super) fn of_pull(image: &str, failure: Failure) -> PullError {
-    match failure {
-        Failure::Said { message, .. } => {
-            let absent = NO_SUCH_IMAGE.iter().any(|words| message.contains(words)) && !is_unreachable(&message);
-            let cause = if absent { PullCause::Absent } else { PullCause::Registry };
-            PullError { cause, message: format!("cannot pull {image}: {message}") }
-        }
-        Failure::Lost(message) => PullError { cause: PullCause::Engine, message },
-    }
-}
-
 /// Whether the engine did not find a network.
 pub(super) fn is_missing_network(message: &str) -> bool {
     message.contains("network") && message.contains("not found")
-}
-
-/// Words about the way to the registry. They may hold the words for an image that is not there.
-fn is_unreachable(message: &str) -> bool {
-    ["no such host", "dial tcp", "timeout", "connection", "toomanyrequests", "unauthorized", "denied"]
-        .iter()
-        .any(|words| message.contains(words))
 }
 
 fn is_taken_port(message: &str) -> bool {
@@ -154,6 +128,7 @@ fn command(message: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::ImageReference;
 
     fn said(status: u16, message: &str) -> Failure {
         Failure::Said { status, message: message.to_owned() }
@@ -232,26 +207,11 @@ mod tests {
         assert!(matches!(of_start(said(404, "No such container: x")), Error::NotFound(_)));
         assert_eq!(fault(&of_create(said(404, "No such image: x:1"))), Fault::Image);
         let lost = || Failure::Lost("silence".to_owned());
+        let x = ImageReference::parse("x").unwrap();
         for error in
-            [of_start(lost()), of_create(lost()), of_network(lost()), of_volume(lost()), of_pull("x", lost()).into()]
+            [of_start(lost()), of_create(lost()), of_network(lost()), of_volume(lost()), of_pull(&x, lost()).into()]
         {
             assert!(matches!(error, Error::Unavailable(_)));
-        }
-    }
-
-    #[test]
-    fn a_missing_image_is_told_from_a_registry_that_does_not_give_it() {
-        let cause = |message: &str| of_pull("x:1", said(500, message)).cause;
-        for missing in ["manifest for x:1 not found: manifest unknown", "no matching manifest for linux/arm64/v8"] {
-            assert_eq!(cause(missing), PullCause::Absent);
-        }
-        for refused in [
-            "pull access denied for x, repository does not exist or may require 'docker login': denied",
-            "toomanyrequests: You have reached your pull rate limit",
-            "Get https://r/v2/: dial tcp: lookup r: no such host",
-            "received unexpected HTTP status: 503 Service Unavailable",
-        ] {
-            assert_eq!(cause(refused), PullCause::Registry, "{refused}");
         }
     }
 }

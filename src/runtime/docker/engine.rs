@@ -100,6 +100,11 @@ impl Engine {
         Self { socket, cpu_mode, connection: Mutex::new(None), suspect: Notify::new(), gpus }
     }
 
+    /// The path of its socket.
+    pub(super) fn socket(&self) -> &str {
+        &self.socket
+    }
+
     /// Makes one call to the engine. `call` gets a client; `what` names the call in errors.
     pub(super) async fn ask<T, F>(
         &self,

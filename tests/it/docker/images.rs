@@ -7,6 +7,7 @@ use std::time::Duration;
 use ostler::clock::Clock;
 use ostler::images::{self, Command, Handle, store::Store, task};
 use ostler::runtime::docker::{Config, DockerRuntime};
+use ostler::runtime::images::PullOptions;
 use ostler::runtime::{Error, Images, Launch, ProvideImages, Runtime};
 use ostler::types::{Actor, ImageReference, PullPolicy, Timestamp};
 use tokio::sync::{mpsc, watch};
@@ -192,7 +193,7 @@ async fn a_pull_that_the_agents_end_cut_off_is_found_out_by_the_next_agent() {
     records.begin(&reference, &place, present.images.as_ref().unwrap());
     keeper.kill().await;
     Store::open(directory.path(), Timestamp::default()).unwrap().keep(&records).await.unwrap();
-    runtime.pull(&reference, mpsc::channel(1).0).await.unwrap();
+    runtime.pull(&reference, &PullOptions::default(), mpsc::channel(1).0).await.unwrap();
 
     let keeper = Keeper::start(&lab, directory.path(), Clock::system().unwrap()).await;
     let id = id_of(&image);

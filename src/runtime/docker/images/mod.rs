@@ -2,6 +2,7 @@
 
 mod progress;
 mod pull;
+mod request;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::engine::{Engine, Failure, LOOK};
 use super::{DockerRuntime, Error};
 use crate::runtime::Images;
 use crate::runtime::images::{
-    ImageDetails, ImageList, ImageStore, ImageStoreKind, ListedImage, PullError, PullProgress, Removal,
+    ImageDetails, ImageList, ImageStore, ImageStoreKind, ListedImage, PullError, PullOptions, PullProgress, Removal,
 };
 use crate::types::{Bytes, ImageReference, Platform};
 
@@ -55,9 +56,10 @@ impl Images for DockerRuntime {
     async fn pull(
         &self,
         image: &ImageReference,
+        options: &PullOptions,
         progress: mpsc::Sender<PullProgress>,
     ) -> Result<Option<String>, PullError> {
-        pull::pull(&self.engine, image, progress).await
+        pull::pull(&self.engine, image, options, progress).await
     }
 
     async fn in_use(&self) -> Result<BTreeMap<String, u32>, Error> {
