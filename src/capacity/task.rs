@@ -313,7 +313,7 @@ mod tests {
         assert_eq!(report.disks.iter().map(|disk| disk.path.as_str()).collect::<Vec<_>>(), ["/proc", "/"]);
 
         reports.mark_unchanged();
-        say.send_replace(Health::Down { message: "gone".to_owned() });
+        say.send_replace(Health::Down { message: "gone".to_owned(), unsupported: false });
         reports.changed().await.unwrap();
         assert_eq!(handle.report().physical.cores, Cores::whole(3));
 

@@ -138,6 +138,7 @@ impl Start {
             health: ground.runtime.health(),
             cluster: self.watches.signs.clone(),
             limits: self.followed.sessions.clone(),
+            images: ground.images.as_ref().map_or_else(|| watch::channel(Arc::default()).1, images::Handle::watch),
         };
         let (publish, conditions) = watch::channel(Arc::default());
         let task = conditions::spawn(watches, publish, self.base.clock.clone());

@@ -13,9 +13,11 @@ use crate::capacity::probe::cgroup::Bounds;
 use crate::capacity::room::{MIN_FREE_INODES_PERCENT, Shortage, shortage};
 use crate::capacity::{EngineFigures, Report};
 use crate::clock::Clock;
+use crate::images;
 use crate::node::{ClusterSigns, State};
 use crate::runtime::Health;
 use crate::sessions::{self, FAILING_STARTS, Oddities, Oddity, Snapshot, Trouble};
+use crate::store::MovedAside;
 use crate::types::{Bytes, Condition, ConditionKind, Dimension, Resources, Swap, Timestamp};
 
 /// The least time between two evaluations, so that a burst of sessions changes the conditions once.
@@ -34,6 +36,8 @@ pub struct Inputs<'a> {
     pub cluster: &'a ClusterSigns,
     /// Whether the journal that could not be read is still there, set aside.
     pub is_journal_aside: bool,
+    /// The records of images that could not be read, if they are still there, set aside.
+    pub records_lost: Option<&'a MovedAside>,
     /// `limits.min_free_disk`
     pub min_free_disk: Bytes,
 }
@@ -47,6 +51,8 @@ pub struct Watches {
     pub health: watch::Receiver<Health>,
     pub cluster: watch::Receiver<Arc<ClusterSigns>>,
     pub limits: watch::Receiver<sessions::Config>,
+    /// Its first value, for a runtime without images.
+    pub images: watch::Receiver<Arc<images::Snapshot>>,
 }
 
 /// Starts the owner. It ends when the conditions have no reader any more.
@@ -71,6 +77,7 @@ async fn run(mut watches: Watches, publish: watch::Sender<Arc<Vec<Condition>>>, 
             Ok(()) = watches.health.changed() => {}
             Ok(()) = watches.cluster.changed() => {}
             Ok(()) = watches.limits.changed() => {}
+            Ok(()) = watches.images.changed() => {}
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -83,6 +90,7 @@ impl Watches {
         let node = self.node.borrow_and_update().clone();
         let health = self.health.borrow_and_update().clone();
         let cluster = self.cluster.borrow_and_update().clone();
+        let images = self.images.borrow_and_update().clone();
         let min_free_disk = self.limits.borrow_and_update().min_free_disk;
         let (report, node, sessions) = (&*report, &*node, &*sessions);
         evaluate(Inputs {
@@ -92,6 +100,7 @@ impl Watches {
             health: &health,
             cluster: &cluster,
             is_journal_aside: sessions.journal_rebuilt.as_ref().is_some_and(|rebuilt| rebuilt.moved_to.exists()),
+            records_lost: images.records_lost.as_ref().filter(|lost| lost.to.exists()),
             min_free_disk,
         })
     }
@@ -99,15 +108,17 @@ impl Watches {
 
 /// Every condition that holds, with its message for the operator.
 pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
-    let Inputs { report, node, sessions, health, cluster, is_journal_aside, min_free_disk } = inputs;
+    let Inputs { report, node, sessions, health, cluster, is_journal_aside, records_lost, min_free_disk } = inputs;
     let offered = effective(report.physical, &node.settings);
     [
         (ConditionKind::Overcommitted, overcommitted(&sessions.allocated, &offered, &report.physical)),
         (ConditionKind::MemoryOvercommitWithoutSwap, memory_without_swap(report, offered.memory)),
-        (ConditionKind::RuntimeUnavailable, runtime_unavailable(health)),
+        (ConditionKind::RuntimeUnavailable, down(health, false)),
+        (ConditionKind::EngineUnsupported, down(health, true)),
         (ConditionKind::EngineLimited, engine_limited(report)),
         (ConditionKind::LimitsNotEnforced, limits_not_enforced(health)),
         (ConditionKind::JournalRebuilt, journal_rebuilt(sessions, is_journal_aside)),
+        (ConditionKind::ImagesRecordLost, images_record_lost(records_lost)),
         (ConditionKind::DataDirectoryFull, data_dir_full(sessions)),
         (ConditionKind::ContainerRenamed, renamed(&sessions.oddities.renamed)),
         (ConditionKind::StrayContainers, strays(&sessions.oddities)),
@@ -131,6 +142,17 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
 /// It ends once the operator has removed the file: until then somebody may want to look at it.
 fn journal_rebuilt(sessions: &Snapshot, is_aside: bool) -> Option<String> {
     sessions.journal_rebuilt.as_ref().filter(|_| is_aside).map(|rebuilt| rebuilt.message.clone())
+}
+
+/// It ends once the operator has removed the file, as for the journal.
+fn images_record_lost(lost: Option<&MovedAside>) -> Option<String> {
+    let MovedAside { reason, to } = lost?;
+    Some(format!(
+        "the records of pulled images could not be read ({reason}) and were moved to {}: every image that was here then \
+         counts as foreign, and no prune removes it; for each that is ostler's run: ostler image adopt IMAGE; then \
+         remove that file",
+        to.display()
+    ))
 }
 
 fn duplicate(cluster: &ClusterSigns) -> Option<String> {
@@ -194,10 +216,11 @@ fn memory_without_swap(report: &Report, offered: Bytes) -> Option<String> {
     })
 }
 
-fn runtime_unavailable(health: &Health) -> Option<String> {
+/// Why the engine does not answer, or is none that ostler works with.
+fn down(health: &Health, is_unsupported: bool) -> Option<String> {
     match health {
-        Health::Down { message } => Some(message.clone()),
-        Health::Unknown | Health::Up(_) => None,
+        Health::Down { message, unsupported } if *unsupported == is_unsupported => Some(message.clone()),
+        Health::Unknown | Health::Down { .. } | Health::Up(_) => None,
     }
 }
 

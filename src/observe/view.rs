@@ -156,7 +156,7 @@ fn details(device: &Device, reading: &Reading, used: Option<&GpuUse>, driver: &D
 fn runtime_status(kind: RuntimeKind, health: &Health) -> RuntimeStatus {
     let (version, message) = match health {
         Health::Unknown => (None, Some("the runtime has not answered yet".to_owned())),
-        Health::Down { message } => (None, Some(message.clone())),
+        Health::Down { message, .. } => (None, Some(message.clone())),
         Health::Up(info) => {
             let unenforced =
                 (!info.unenforced.is_empty()).then(|| format!("not enforced: {}", info.unenforced.join(", ")));
@@ -327,7 +327,9 @@ mod tests {
         assert_eq!(up.message.as_deref(), Some("GPUs by CDI; not enforced: cores"));
         let up = described(|_, _, _, health| *health = Health::Up(info)).runtime;
         assert_eq!((up.available, up.version.as_deref(), up.message), (true, Some("29.1"), None));
-        let down = described(|_, _, _, health| *health = Health::Down { message: "gone".to_owned() }).runtime;
+        let down =
+            described(|_, _, _, health| *health = Health::Down { message: "gone".to_owned(), unsupported: false })
+                .runtime;
         assert_eq!((down.available, down.message.as_deref()), (false, Some("gone")));
         assert!(!described(|_, _, _, _| {}).runtime.available);
     }

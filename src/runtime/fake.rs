@@ -139,7 +139,7 @@ impl FakeEngine {
     }
 
     pub(crate) fn go_down(&self) {
-        self.health.send_replace(Health::Down { message: "no answer".to_owned() });
+        self.health.send_replace(Health::Down { message: "no answer".to_owned(), unsupported: false });
     }
 
     async fn say(&self, event: Event) {

@@ -191,6 +191,8 @@ pub enum Health {
     Up(EngineInfo),
     Down {
         message: String,
+        /// It answers, and ostler does not work with such an engine.
+        unsupported: bool,
     },
 }
 

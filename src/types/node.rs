@@ -298,12 +298,17 @@ pub enum ConditionKind {
     /// A GPU override is above the number of GPUs, and `gpu_sharing` keeps sessions from using all of it.
     GpuSharingLimitsOverride,
     RuntimeUnavailable,
+    /// The container engine is none that ostler works with: the node admits no session.
+    EngineUnsupported,
     /// The container engine is in a cgroup that allows less than it reports.
     EngineLimited,
     /// The runtime cannot enforce all limits on this host.
     LimitsNotEnforced,
     /// The journal of sessions could not be read. The agent moved it aside and rebuilt it from container labels.
     JournalRebuilt,
+    /// The records of pulled images could not be read, and the agent moved them aside: it takes the images that were
+    /// there for those of other programs.
+    ImagesRecordLost,
     /// The data directory is full: the node admits no session and stores no change.
     DataDirectoryFull,
     /// Another program renamed the containers of sessions. They stay the sessions' containers.
@@ -350,9 +355,11 @@ words!(ConditionKind {
     GpuReloadHazard => "gpu_reload_hazard",
     GpuSharingLimitsOverride => "gpu_sharing_limits_override",
     RuntimeUnavailable => "runtime_unavailable",
+    EngineUnsupported => "engine_unsupported",
     EngineLimited => "engine_limited",
     LimitsNotEnforced => "limits_not_enforced",
     JournalRebuilt => "journal_rebuilt",
+    ImagesRecordLost => "images_record_lost",
     DataDirectoryFull => "data_directory_full",
     ContainerRenamed => "container_renamed",
     StrayContainers => "stray_containers",

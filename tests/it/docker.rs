@@ -7,6 +7,7 @@ mod engine;
 mod faults;
 mod gpus;
 mod idle;
+mod image_commands;
 mod images;
 mod limits;
 mod other_gpus;

@@ -490,7 +490,7 @@ async fn why_down(runtime: &Arc<DockerRuntime>) -> String {
     let (events, link) = keep_link(runtime);
     let mut health = runtime.health();
     let down = timeout(PATIENCE, health.wait_for(|health| matches!(health, Health::Down { .. }))).await;
-    let Health::Down { message } = down.unwrap().unwrap().clone() else { unreachable!() };
+    let Health::Down { message, .. } = down.unwrap().unwrap().clone() else { unreachable!() };
     drop(events);
     link.await.unwrap();
     message

@@ -1,3 +1,5 @@
+use std::sync::LazyLock;
+
 use super::*;
 use crate::capacity::probe::cgroup::EngineBounds;
 use crate::gpu::{self, Device};
@@ -27,8 +29,24 @@ fn found_of(
     health: &Health,
     cluster: &ClusterSigns,
 ) -> Vec<(ConditionKind, String)> {
-    let is_journal_aside = true;
-    evaluate(Inputs { report, node, sessions, health, cluster, is_journal_aside, min_free_disk: Bytes::gib(5) })
+    evaluate(Inputs { report, node, sessions, health, cluster, ..at_rest(None) })
+}
+
+/// A host without conditions, but for the records of images.
+fn at_rest(records_lost: Option<&MovedAside>) -> Inputs<'_> {
+    static REST: LazyLock<(Report, State, Snapshot, ClusterSigns)> =
+        LazyLock::new(|| (fixture::report(), fixture::state(), Snapshot::default(), ClusterSigns::default()));
+    let (report, node, sessions, cluster) = &*REST;
+    Inputs {
+        report,
+        node,
+        sessions,
+        health: &Health::Unknown,
+        cluster,
+        is_journal_aside: true,
+        records_lost,
+        min_free_disk: Bytes::gib(5),
+    }
 }
 
 fn kinds(found: &[(ConditionKind, String)]) -> Vec<ConditionKind> {
@@ -91,8 +109,10 @@ fn a_gpu_override_without_effect_is_a_condition() {
 
 #[test]
 fn a_runtime_that_is_down_or_enforces_no_limits_is_a_condition() {
-    let down = found(|_, _, _, health| *health = Health::Down { message: "no answer".to_owned() });
-    assert_eq!(down, [(ConditionKind::RuntimeUnavailable, "no answer".to_owned())]);
+    let down =
+        |unsupported| found(|_, _, _, health| *health = Health::Down { message: "no answer".to_owned(), unsupported });
+    assert_eq!(down(false), [(ConditionKind::RuntimeUnavailable, "no answer".to_owned())]);
+    assert_eq!(down(true), [(ConditionKind::EngineUnsupported, "no answer".to_owned())]);
     let up = found(|_, _, _, health| {
         *health = Health::Up(EngineInfo {
             version: "1".to_owned(),
@@ -235,6 +255,16 @@ fn limits() -> sessions::Config {
     }
 }
 
+#[test]
+fn records_of_images_that_were_lost_are_named() {
+    let lost = MovedAside { reason: "/d/images.redb: no database".to_owned(), to: "/d/aside".into() };
+    let found = evaluate(at_rest(Some(&lost)));
+    assert_eq!(kinds(&found), [ConditionKind::ImagesRecordLost]);
+    let told =
+        "the records of pulled images could not be read (/d/images.redb: no database) and were moved to /d/aside:";
+    assert!(found[0].1.starts_with(told) && found[0].1.contains("run: ostler image adopt IMAGE"), "{}", found[0].1);
+}
+
 #[tokio::test]
 async fn the_owner_evaluates_again_on_every_watch() {
     let (say_report, report) = watch::channel(Arc::new(fixture::report()));
@@ -244,10 +274,12 @@ async fn the_owner_evaluates_again_on_every_watch() {
     let (publish, mut conditions) = watch::channel(Arc::new(Vec::new()));
     let (say_cluster, cluster) = watch::channel(Arc::new(ClusterSigns::default()));
     let (say_limits, limits) = watch::channel(limits());
-    let watches = Watches { report, node, sessions, health, cluster, limits };
+    let (say_images, images) = watch::channel(Arc::new(images::Snapshot::default()));
+    let aside = tempfile::NamedTempFile::new().unwrap();
+    let watches = Watches { report, node, sessions, health, cluster, limits, images };
     let owner = spawn(watches, publish, Clock::manual(fixture::moment()));
 
-    say_health.send_replace(Health::Down { message: "no answer".to_owned() });
+    say_health.send_replace(Health::Down { message: "no answer".to_owned(), unsupported: false });
     conditions.wait_for(|held| held.len() == 1).await.unwrap();
     say_report.send_modify(|report| Arc::make_mut(report).dev = true);
     conditions.wait_for(|held| held.len() == 2).await.unwrap();
@@ -259,7 +291,13 @@ async fn the_owner_evaluates_again_on_every_watch() {
     conditions.wait_for(|held| held.len() == 5).await.unwrap();
     say_limits.send_modify(|limits| limits.min_free_disk = Bytes::gib(99));
     conditions.wait_for(|held| held.len() == 6).await.unwrap();
-    drop((say_report, say_node, say_sessions, say_cluster, say_limits));
+    let lost = MovedAside { reason: "broken".to_owned(), to: aside.path().to_owned() };
+    say_images.send_modify(|images| Arc::make_mut(images).records_lost = Some(lost));
+    conditions.wait_for(|held| held.len() == 7).await.unwrap();
+    aside.close().unwrap();
+    say_images.send_modify(|_| {});
+    conditions.wait_for(|held| held.len() == 6).await.unwrap();
+    drop((say_report, say_node, say_sessions, say_cluster, say_limits, say_images));
     say_health.send_replace(Health::Unknown);
     conditions.wait_for(|held| held.len() == 5).await.unwrap();
 

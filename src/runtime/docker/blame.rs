@@ -42,7 +42,7 @@ pub(super) fn of_create(failure: Failure) -> Error {
         Failure::Said { message, .. } if is_bad_command(&message) => command(&message),
         Failure::Said { status: 503, message } => Error::Unavailable(message),
         Failure::Said { message, .. } => Error::start(Fault::Host, format!("cannot create the container: {message}")),
-        lost @ Failure::Lost(_) => lost.into(),
+        lost @ (Failure::Lost(_) | Failure::Unsupported(_)) => lost.into(),
     }
 }
 
@@ -60,7 +60,7 @@ pub(super) fn of_start(failure: Failure) -> Error {
         }
         Failure::Said { message, .. } if is_bad_command(&message) => command(&message),
         Failure::Said { message, .. } => Error::start(Fault::Host, format!("cannot start the container: {message}")),
-        lost @ Failure::Lost(_) => lost.into(),
+        lost @ (Failure::Lost(_) | Failure::Unsupported(_)) => lost.into(),
     }
 }
 
@@ -69,7 +69,7 @@ pub(super) fn of_network(failure: Failure) -> Error {
     match failure {
         Failure::Said { status: 503, message } => Error::Unavailable(message),
         Failure::Said { message, .. } => network(message),
-        lost @ Failure::Lost(_) => lost.into(),
+        lost @ (Failure::Lost(_) | Failure::Unsupported(_)) => lost.into(),
     }
 }
 
@@ -78,7 +78,7 @@ pub(super) fn of_volume(failure: Failure) -> Error {
     match failure {
         Failure::Said { status: 503, message } => Error::Unavailable(message),
         Failure::Said { message, .. } => Error::start(Fault::Host, format!("cannot create a volume: {message}")),
-        lost @ Failure::Lost(_) => lost.into(),
+        lost @ (Failure::Lost(_) | Failure::Unsupported(_)) => lost.into(),
     }
 }
 

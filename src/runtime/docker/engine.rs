@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use super::gpus::read::Reader;
-use super::{CpuMode, Error, images};
+use super::{CpuMode, Error, images, support};
 use crate::runtime::images::ImageStoreInfo;
 use crate::runtime::{EngineInfo, GpuSupport};
 use crate::types::{Bytes, Cores, Platform, Timestamp};
@@ -65,6 +65,9 @@ pub(super) enum Failure {
     /// The engine did not answer, or its answer is not readable. The call may have taken effect or not.
     #[error("{0}")]
     Lost(String),
+    /// The engine answers, and ostler does not work with it. Nothing was done.
+    #[error("{0}")]
+    Unsupported(String),
 }
 
 impl Failure {
@@ -88,7 +91,9 @@ impl Failure {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Lost(message) | Failure::Said { status: 503, message } => Self::Unavailable(message),
+            Failure::Lost(message) | Failure::Unsupported(message) | Failure::Said { status: 503, message } => {
+                Self::Unavailable(message)
+            }
             Failure::Said { status: 404, message } => Self::NotFound(message),
             Failure::Said { message, .. } => Self::Refused(message),
         }
@@ -132,11 +137,26 @@ impl Engine {
     pub(super) async fn connect(&self) -> Result<Arc<Connection>, Failure> {
         let docker = Docker::connect_with_unix(&self.socket, CLIENT_TIMEOUT_SECS, API_DEFAULT_VERSION)
             .map_err(|e| self.failure(&e))?;
-        let docker = self.within("version", CONNECT, docker.negotiate_version()).await?;
+        let docker = self.negotiate(docker).await?;
         let (info, engine_time) = self.describe(&docker).await?;
         let connection = Arc::new(Connection { docker, info, engine_time });
         *self.current() = Some(connection.clone());
         Ok(connection)
+    }
+
+    /// Agrees on a version of the API with an engine that ostler works with.
+    async fn negotiate(&self, docker: Docker) -> Result<Docker, Failure> {
+        let spoken = docker.client_version().to_string();
+        let agreed = self.within("version", CONNECT, docker.negotiate_version()).await;
+        let docker = agreed.map_err(|failure| match support::refused(&failure, &spoken) {
+            Some(why) => Failure::Unsupported(why),
+            None => failure,
+        })?;
+        let said = self.within("version", CONNECT, docker.version()).await?;
+        match support::unsupported(&said, &spoken) {
+            Some(why) => Err(Failure::Unsupported(why)),
+            None => Ok(docker),
+        }
     }
 
     /// Asks the engine again what it reports about itself, if it still answers: its cores and memory can change.

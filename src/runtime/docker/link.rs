@@ -51,7 +51,8 @@ pub(super) async fn run(
             }
             Ended::Lost(failure) => {
                 engine.disconnect();
-                publish(health, Health::Down { message: failure.to_string() });
+                let unsupported = matches!(failure, Failure::Unsupported(_));
+                publish(health, Health::Down { message: failure.to_string(), unsupported });
                 let pause = retry;
                 retry = (retry * 2).min(RETRY_LAST);
                 pause
@@ -196,7 +197,10 @@ fn publish(health: &watch::Sender<Health>, now: Health) {
             }
             (Health::Up(_), Health::Up(_)) => tracing::info!("the container engine reports other resources"),
             (_, Health::Up(info)) => tracing::info!(version = info.version, "the container engine answers"),
-            (_, Health::Down { message }) => tracing::warn!("the container engine does not answer: {message}"),
+            (_, Health::Down { message, unsupported: true }) => {
+                tracing::warn!("the container engine is not supported: {message}");
+            }
+            (_, Health::Down { message, .. }) => tracing::warn!("the container engine does not answer: {message}"),
             (_, Health::Unknown) => {}
         }
         *before = now;

@@ -3,6 +3,7 @@
 //! [`container`] (pure) builds the configuration of a container and reads one back. The steps of a
 //! session are in [`steps`]; [`images`], [`network`] and [`volumes`] provide what a container needs.
 //! [`link`] watches the engine, and [`engine`] is the only way to it: every call has a deadline.
+//! [`support`] (pure) says which engines ostler works with.
 //! [`blame`] (pure) and [`ending`] read from the engine's words why a session did not start and how it ended.
 //! [`gpus`] hands GPUs to containers and checks that each got its own. [`visit`] is for callers that have no node here, such as `ostler demo`.
 //!
@@ -22,6 +23,7 @@ mod network;
 mod sights;
 mod steps;
 mod subnet;
+mod support;
 mod visit;
 mod volumes;
 

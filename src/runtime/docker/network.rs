@@ -68,7 +68,7 @@ impl Networks {
         let join = NetworkConnectRequest { container: container.to_owned(), endpoint_config: None };
         let left =
             engine.ask("disconnect", CHANGE, |docker| async move { docker.disconnect_network(name, leave).await });
-        if let Err(lost @ Failure::Lost(_)) = left.await {
+        if let Err(lost @ (Failure::Lost(_) | Failure::Unsupported(_))) = left.await {
             return Err(lost.into());
         }
         let joined = engine.ask("connect", CHANGE, |docker| async move { docker.connect_network(name, join).await });
@@ -103,7 +103,7 @@ impl Networks {
             engine.ask("create network", CHANGE, |docker| async move { docker.create_network(request).await }).await;
         match made {
             Ok(_) => Ok(()),
-            Err(lost @ Failure::Lost(_)) => Err(lost.into()),
+            Err(lost @ (Failure::Lost(_) | Failure::Unsupported(_))) => Err(lost.into()),
             // Another agent or call may have created it meanwhile.
             Err(said) => match inspect(engine, &self.name).await? {
                 Some(network) => self.check_own(&network),

@@ -90,7 +90,7 @@ pub(in crate::runtime::docker) fn of_pull(image: &ImageReference, failure: Failu
             let cause = cause(image, status, &message);
             PullError { cause, message: format!("cannot pull {image}: {message}{}", advice(image, cause)) }
         }
-        Failure::Lost(message) => PullError { cause: PullCause::Engine, message },
+        Failure::Lost(message) | Failure::Unsupported(message) => PullError { cause: PullCause::Engine, message },
     }
 }
 
