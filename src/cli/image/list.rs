@@ -172,7 +172,8 @@ pub(super) fn doing(pull: &ImagePull) -> String {
     }
 }
 
-/// For example `host-a: 12 images, at most 3.4 GiB, listed 5s ago (graph driver at /var/lib/docker)`.
+/// For example `host-a: 12 images, at most 3.4 GiB, listed 5s ago (graph driver at /var/lib/docker)`, and `2 of 12 images`
+/// if the list has only some of them.
 fn total(images: &NodeImages, several: bool, now: Timestamp) -> String {
     let node = if several { format!("{}: ", images.node) } else { String::new() };
     if let Some(note) = &images.note {
@@ -183,7 +184,9 @@ fn total(images: &NodeImages, several: bool, now: Timestamp) -> String {
         || format!("at most {}", images.total_at_most_bytes),
         |bytes| bytes.to_string(),
     );
-    let number = counted(usize::try_from(images.images).unwrap_or(usize::MAX), "image");
+    let (shown, number) = (images.items.len(), usize::try_from(images.images).unwrap_or(usize::MAX));
+    let part = if shown < number { format!("{shown} of ") } else { String::new() };
+    let number = format!("{part}{}", counted(number, "image"));
     let listed = images.listed_at.map(|at| format!(", listed {} ago", age(at, now))).unwrap_or_default();
     let path = images.path.as_ref().map(|path| format!(" at {}", one_line(path))).unwrap_or_default();
     let store = images.store.map(|store| format!(" ({store}{path})")).unwrap_or_default();

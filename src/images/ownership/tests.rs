@@ -54,6 +54,22 @@ fn what_was_not_here_is_ours_and_what_was_is_not() {
 }
 
 #[test]
+fn a_pull_may_replace_what_a_registry_gave_and_what_was_adopted_and_nothing_else() {
+    let mut records = Records::default();
+    after_pull(&mut records, "x:1", &[], "a");
+    let may_replace = |records: &Records, id: &str, name: &str| records.may_replace(&graph(), id, &reference(name));
+    assert!(may_replace(&records, "a", "x:1"));
+    assert!(!may_replace(&records, "a", "y:1"), "another program gave it this name");
+    assert!(!may_replace(&records, "b", "x:1"), "the name means another image now");
+    records.pin(&graph(), &details("b", &["z:1"]), true, now());
+    assert!(!may_replace(&records, "b", "z:1"), "pinned, and still another program's");
+    records.adopt(&graph(), &details("b", &["z:1"]), now());
+    assert!(may_replace(&records, "b", "z:1"));
+    after_pull(&mut records, "f:1", &[listed("f", &["f:1"])], "f");
+    assert!(may_replace(&records, "f", "f:1"), "a registry has given it under this name");
+}
+
+#[test]
 fn a_name_that_another_program_gave_makes_it_foreign_for_as_long_as_it_has_it() {
     let mut records = Records::default();
     after_pull(&mut records, "x:1", &[], "a");

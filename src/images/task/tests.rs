@@ -91,6 +91,40 @@ async fn a_pull_whose_end_is_not_known_is_found_out_by_the_next_list() {
 }
 
 #[tokio::test]
+async fn a_person_pulls_no_image_in_place_of_a_foreign_one_until_it_is_adopted() {
+    let engine = FakeImages::new();
+    engine.bring("foreign", &["y:1"]);
+    engine.publish("y:1", "new");
+    let (handle, _) = start(&engine).await;
+    let (image, node, by) = (ImageReference::parse("y:1").unwrap(), "a".parse().unwrap(), Actor::Socket { uid: 0 });
+    let refused = handle.pull_for(&image, &node, &by).await.unwrap_err();
+    let told = "image y:1 on node a was not pulled by ostler, and a pull could replace it: adopt it first: ostler image \
+                adopt y:1 a";
+    assert_eq!((refused.to_string().as_str(), engine.pulls().len()), (told, 0));
+    handle.command("y:1", Command::Adopt, by.clone()).await.unwrap();
+    let (mut pull, before) = handle.pull_for(&image, &node, &by).await.unwrap();
+    assert_eq!(before.as_deref(), Some("foreign"));
+    timeout(PATIENCE, pull.wait_for(|pull| *pull == Pull::Ended(Ok(())))).await.unwrap().unwrap();
+    assert_eq!(handle.id_of(&image).await.unwrap().as_deref(), Some("new"));
+    let absent = ImageReference::parse("z@sha256:ab").unwrap();
+    assert!(handle.snapshot().may_replace("foreign", &absent), "a digest means one image for ever");
+}
+
+#[tokio::test]
+async fn people_see_a_use_before_it_is_on_disk_and_when_the_images_were_listed() {
+    let engine = FakeImages::new();
+    engine.bring("x", &["x:1"]);
+    let (handle, _) = start(&engine).await;
+    handle.send(Request::Used("x".to_owned())).unwrap();
+    until(&handle, |now| now.used.contains_key("x")).await;
+    let (catalogue, sessions) = (crate::catalogue::Snapshot::default(), crate::sessions::Snapshot::default());
+    let listed = handle.inventory(&"a".parse().unwrap(), &catalogue, &sessions);
+    assert_eq!(listed.listed_at, Some(Timestamp::from_millis(1000)));
+    assert_eq!(listed.items[0].last_used_at, Some(Timestamp::from_millis(1000)));
+    assert_eq!(listed.items[0].containers, Some(0));
+}
+
+#[tokio::test]
 async fn an_image_is_found_by_a_name_or_by_the_beginning_of_its_id() {
     let images = [("sha256:aab1", "x:1"), ("sha256:aac2", "y:1"), ("sha256:ff00", "aab:latest")];
     let listed = images.map(|(id, name)| ListedImage {

@@ -110,7 +110,9 @@ b      x:1    100000000000   10 MiB   foreign   -         -           -
 a: 1 image, 25 MiB, listed 5s ago (graph driver at /var/lib/docker)
 b: 1 image, at most 25 MiB, listed 5s ago (graph driver at /var/lib/docker)
 c: this node has no images";
-    assert_eq!(describe(&[one, shared, without], true, at(100)), expected);
+    assert_eq!(describe(&[one.clone(), shared, without], true, at(100)), expected);
+    let some = describe(&[NodeImages { images: 4, ..one }], false, at(100));
+    assert!(some.contains("\n1 of 4 images, 25 MiB, "), "{some}");
 }
 
 #[test]
