@@ -55,6 +55,7 @@ const CORES: &[&str] = &[
     "gossip/keys",
     "gossip/view",
     "images/inventory",
+    "images/credentials/choose",
     "images/ownership",
     "images/pulls",
     "node/settings",

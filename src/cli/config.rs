@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use super::failure::Failure;
 use super::output::Output;
 use crate::config::{Config, DEFAULT_FILE};
+use crate::images;
 
 /// Commands about the configuration file.
 #[derive(Debug, Subcommand)]
@@ -26,7 +27,11 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) fn run(ConfigCommand::Check(args): &ConfigCommand, out: &Output) -> Result<(), Failure> {
-    Config::load(args.config.as_deref(), args.dev).map_err(|e| Failure::Failed(e.to_string()))?;
+    let config = Config::load(args.config.as_deref(), args.dev).map_err(|e| Failure::Failed(e.to_string()))?;
+    if let Some(credentials) = &config.images.registry_credentials {
+        images::credentials::check(credentials)
+            .map_err(|e| Failure::Failed(format!("images.registry_credentials: {e}")))?;
+    }
     let file = args.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
     out.text(format_args!("{} is valid", file.display()))
 }

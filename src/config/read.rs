@@ -140,7 +140,10 @@ fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environm
 }
 
 fn images(document: &mut Document<'_>, default: images::Config) -> images::Config {
-    images::Config { max_pulls: document.take("images.max_pulls", value::pulls).unwrap_or(default.max_pulls) }
+    images::Config {
+        max_pulls: document.take("images.max_pulls", value::pulls).unwrap_or(default.max_pulls),
+        registry_credentials: document.take("images.registry_credentials", value::path),
+    }
 }
 
 fn gpu(document: &mut Document<'_>, default: gpu::Config) -> gpu::Config {

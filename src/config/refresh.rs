@@ -67,6 +67,7 @@ const KEYS: &[Key] = &keys! {
     restart "runtime.endpoint_host" => sessions.endpoint_host;
     restart "runtime.process_user" => runtime.process_user;
     refresh "images.max_pulls" => images.max_pulls;
+    refresh "images.registry_credentials" => images.registry_credentials;
     restart "gpu.class" => gpu.class;
     restart "gpu.nvml_library" => gpu.nvml_library;
     refresh "gpu.max_temperature_celsius" => gpu.max_temperature_celsius;

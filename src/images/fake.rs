@@ -29,8 +29,6 @@ struct State {
     refuse: Option<PullError>,
     used: BTreeMap<String, u32>,
     pulls: Vec<String>,
-    /// Those of the last pull.
-    options: PullOptions,
     removed: Vec<String>,
 }
 
@@ -113,13 +111,12 @@ impl Images for FakeImages {
     async fn pull(
         &self,
         image: &ImageReference,
-        options: &PullOptions,
+        _: &PullOptions,
         _: mpsc::Sender<PullProgress>,
     ) -> Result<Option<String>, PullError> {
         {
             let mut state = self.state();
             state.pulls.push(image.to_string());
-            state.options = options.clone();
             if let Some(error) = &state.refuse {
                 return Err(error.clone());
             }

@@ -5,6 +5,7 @@
 //! people of every image and who uses it. [`task`] owns all of it: it runs the pulls, keeps a list of the engine's
 //! images, and publishes a [`Snapshot`].
 
+pub mod credentials;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod here;
@@ -15,6 +16,7 @@ pub mod store;
 pub mod task;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,12 +46,14 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 pub struct Config {
     /// Pulls at the same time.
     pub max_pulls: u32,
+    /// A file in the format of Docker's `config.json`; `None`: no registry is told who pulls.
+    pub registry_credentials: Option<PathBuf>,
 }
 
 impl Default for Config {
     fn default() -> Self {
         // As Docker's own client of several images; each takes three layers at once.
-        Self { max_pulls: 2 }
+        Self { max_pulls: 2, registry_credentials: None }
     }
 }
 

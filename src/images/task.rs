@@ -4,6 +4,7 @@
 //! every pull waits until its record is on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout};
 use super::ownership::{Origin, Records};
 use super::pulls::Pulls;
 use super::store::Store;
-use super::{Command, Config, Error, Handle, Pull, QUEUE, Request, Snapshot};
+use super::{Command, Config, Error, Handle, Pull, QUEUE, Request, Snapshot, credentials};
 use crate::clock::Clock;
 use crate::runtime::images::{
     ImageDetails, ImageList, ImageStore, ImageStoreInfo, ListedImage, PullCause, PullError, PullOptions, PullProgress,
@@ -339,8 +340,12 @@ impl Owner {
         let Some(report) = self.reports.get(&image).cloned() else { return };
         tracing::info!(%image, "pulling the image");
         let engine = Arc::clone(&self.engine);
+        let file = self.config.borrow().registry_credentials.clone();
         self.tasks.spawn(async move {
-            let pulled = pull(&*engine, &image, &report).await;
+            let pulled = match options(&image, file).await {
+                Ok(options) => pull(&*engine, &image, &options, &report).await,
+                Err(error) => Err(error),
+            };
             let seen = engine.inspect(image.as_str()).await;
             Done::Pulled(image, pulled, seen)
         });
@@ -485,16 +490,26 @@ fn find(snapshot: &Snapshot, wanted: &str) -> Result<String, Error> {
     }
 }
 
+/// Who pulls.
+async fn options(image: &ImageReference, credentials: Option<PathBuf>) -> Result<PullOptions, PullError> {
+    let Some(file) = credentials else { return Ok(PullOptions::default()) };
+    let login = credentials::login(&file, image).await.map_err(|error| {
+        let message = format!("cannot pull {image}: {error}");
+        PullError { cause: PullCause::Other, message }
+    })?;
+    Ok(PullOptions { login, ..PullOptions::default() })
+}
+
 /// Pulls an image, and publishes the progress.
 async fn pull(
     engine: &dyn Images,
     image: &ImageReference,
+    options: &PullOptions,
     report: &watch::Sender<Pull>,
 ) -> Result<Option<String>, PullError> {
     report.send_replace(Pull::Running(PullProgress::default()));
     let (progress, mut told) = mpsc::channel(PROGRESS);
-    let options = PullOptions::default();
-    let mut pulling = engine.pull(image, &options, progress);
+    let mut pulling = engine.pull(image, options, progress);
     loop {
         tokio::select! {
             result = &mut pulling => return result,

@@ -16,6 +16,7 @@ mod pull;
 mod ready;
 mod recovery;
 mod stores;
+mod registry;
 mod storm;
 mod strangers;
 

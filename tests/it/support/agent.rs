@@ -61,6 +61,8 @@ pub(crate) struct Agent {
     program: PathBuf,
     /// The network namespace of the agent and its sessions; `None` for the test's own.
     namespace: Option<String>,
+    /// Where it looks for programs first.
+    programs: Option<PathBuf>,
     child: Option<Child>,
     /// The number of starts. Each start writes its own log.
     starts: u32,
@@ -80,8 +82,14 @@ impl Agent {
         let directory = tempfile::tempdir().unwrap();
         // If the test runs as root, sessions run as another user, which must be able to traverse the directory.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let agent =
-            Self { directory, program: env!("CARGO_BIN_EXE_ostler").into(), namespace: None, child: None, starts: 0 };
+        let agent = Self {
+            directory,
+            program: env!("CARGO_BIN_EXE_ostler").into(),
+            namespace: None,
+            programs: None,
+            child: None,
+            starts: 0,
+        };
         let configuration = agent.configuration(extra);
         agent.configure(&configuration);
         agent
@@ -130,6 +138,11 @@ impl Agent {
         self.namespace = Some(namespace.to_owned());
     }
 
+    /// From its next start on the agent looks for programs in this directory first.
+    pub(crate) fn find_programs_in(&mut self, directory: &Path) {
+        self.programs = Some(directory.to_owned());
+    }
+
     /// Starts the agent and waits until it is ready.
     pub(crate) fn up(&mut self) {
         assert!(self.child.is_none(), "it runs already");
@@ -163,12 +176,18 @@ impl Agent {
             .args(["agent", "--dev", "--config"])
             .arg(self.config_file())
             .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("PATH", self.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap()
+    }
+
+    fn path(&self) -> std::ffi::OsString {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::env::split_paths(&path);
+        std::env::join_paths(self.programs.iter().cloned().chain(folders)).unwrap()
     }
 
     pub(crate) const fn is_running(&self) -> bool {

@@ -261,28 +261,41 @@ async fn pass_on(mut client: UnixStream, mut frozen: watch::Receiver<bool>) {
 pub(crate) struct Registry {
     process: std::process::Child,
     port: u16,
-    _store: tempfile::TempDir,
+    /// Several registries may have the same images.
+    store: Arc<tempfile::TempDir>,
 }
 
 impl Registry {
     /// `None`, after printing SKIPPED, if the program `docker-registry` is missing.
     pub(crate) fn start(test: &str) -> Option<Self> {
-        let store = tempfile::tempdir().unwrap();
+        let started = Self::serve(Arc::new(tempfile::tempdir().unwrap()), "");
+        if started.is_none() {
+            crate::support::skip(test, "docker-registry");
+        }
+        started
+    }
+
+    /// A registry of the same images that gives them to this user only. `hash`: the password, as htpasswd writes it.
+    pub(crate) fn guarded(&self, user: &str, hash: &str) -> Self {
+        let users = self.store.path().join("users");
+        std::fs::write(&users, format!("{user}:{hash}\n")).unwrap();
+        let access = format!("auth: {{htpasswd: {{realm: lab, path: '{}'}}}}\n", users.display());
+        Self::serve(Arc::clone(&self.store), &access).unwrap()
+    }
+
+    /// `None`: the program is missing.
+    fn serve(store: Arc<tempfile::TempDir>, access: &str) -> Option<Self> {
         let port = free_port();
         let folder = store.path().display();
         let config = format!(
             "version: 0.1\nlog: {{level: error}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n\
-             storage: {{filesystem: {{rootdirectory: '{folder}'}}}}\n"
+             storage: {{filesystem: {{rootdirectory: '{folder}'}}}}\n{access}"
         );
-        let file = store.path().join("config.yml");
+        let file = store.path().join(format!("config-{port}.yml"));
         std::fs::write(&file, config).unwrap();
         let mut command = Command::new("docker-registry");
         let spawned = command.arg("serve").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let Ok(process) = spawned else {
-            crate::support::skip(test, "docker-registry");
-            return None;
-        };
-        let registry = Self { process, port, _store: store };
+        let registry = Self { process: spawned.ok()?, port, store };
         let deadline = Instant::now() + PATIENCE;
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < deadline, "the registry does not listen");

@@ -178,7 +178,7 @@ mod tests {
         let identity = Identity::Password { user: "alice".to_owned(), password: Secret::new("?>~".to_owned()) };
         let login = Login { server: "registry:5000".to_owned(), identity };
         let header = credentials(&login);
-        assert!(!header.contains(['+', '/']) && header.len() % 4 == 0, "{header}");
+        assert!(!header.contains(['+', '/']) && header.len().is_multiple_of(4), "{header}");
         let read: serde_json::Value = serde_json::from_slice(&BASE64URL.decode(header.as_bytes()).unwrap()).unwrap();
         assert_eq!(read, serde_json::json!({"username": "alice", "password": "?>~", "serveraddress": "registry:5000"}));
         assert!(!format!("{login:?}").contains("?>~"), "{login:?}");
