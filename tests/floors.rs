@@ -64,6 +64,7 @@ const CORES: &[&str] = &[
     "placement/filter",
     "placement/flights",
     "placement/index",
+    "placement/limits",
     "placement/offer",
     "placement/plan",
     "placement/score",

@@ -1,6 +1,7 @@
 //! The calls that this node answers as the leader: placements, lists of the whole cluster, edits of the catalogue.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -13,7 +14,7 @@ use crate::catalogue;
 use crate::placement::{self, Fleet, Placer};
 use crate::sessions;
 use crate::types::{Actor, List, Node, Plan, Remembered, Session};
-use crate::wire::message::{DryRun, Edit, Led, Locate, Nodes, NotLeader, Place, Sessions};
+use crate::wire::message::{AskLimit, DryRun, Edit, Led, Locate, Nodes, NotLeader, Place, Sessions, TellLimit};
 
 /// What a leader answers with. Every node has it, and uses it while it leads. Cheap to clone.
 #[derive(Clone)]
@@ -103,6 +104,24 @@ impl Serves<Locate> for Leader {
     async fn serve(&self, Locate(prefix): Locate, _: &Actor) -> Led<Vec<Remembered>> {
         self.reigns()?;
         Ok(self.knowledge().locate(&prefix))
+    }
+}
+
+#[async_trait]
+impl Serves<TellLimit> for Leader {
+    async fn serve(&self, TellLimit { registry, pause_millis }: TellLimit, _: &Actor) -> Led<()> {
+        self.reigns()?;
+        self.placer.limited(registry, Duration::from_millis(pause_millis)).await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Serves<AskLimit> for Leader {
+    async fn serve(&self, AskLimit(registry): AskLimit, _: &Actor) -> Led<Option<u64>> {
+        self.reigns()?;
+        let left = self.placer.ask_limit(registry).await;
+        Ok(left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)))
     }
 }
 

@@ -13,6 +13,7 @@ mod knowledge;
 mod leader;
 mod mesh;
 mod nodes;
+mod registries;
 mod rpc;
 mod sessions;
 pub mod signs;
@@ -37,6 +38,7 @@ pub use gpus::GpuFilter;
 pub use host::{Host, MAX_HOLD};
 pub use leader::Leader;
 pub use mesh::{Mesh, Peers};
+pub use registries::Registries;
 pub use rpc::Rpc;
 
 use rpc::Serves;

@@ -173,6 +173,7 @@ impl Start {
             store,
             engine,
             health: runtime.health(),
+            neighbours: Arc::new(self.registries.clone()),
             clock: self.base.clock.clone(),
         });
         self.owners.add("the owner of the images", started)

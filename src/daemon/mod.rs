@@ -31,7 +31,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
-use crate::cluster::{Cluster, Mesh, Peers};
+use crate::cluster::{Cluster, Mesh, Peers, Registries};
 use crate::config::Config;
 use crate::http::{self, Api, Certificate};
 use crate::types::{Actor, NodeId};
@@ -102,6 +102,7 @@ struct Start {
     watches: Watches,
     followed: Followed,
     refresh: node::refresh::Handle,
+    registries: Registries,
     owners: Owners,
 }
 
@@ -129,7 +130,8 @@ impl Daemon {
         let (refresh, refreshes) = node::refresh::channel();
 
         let peers = Peers(net.clone());
-        let mut start = Start { base, gpus, peers, watches, followed, refresh, owners };
+        let registries = Registries::default();
+        let mut start = Start { base, gpus, peers, watches, followed, refresh, registries, owners };
         start.listed_gpus(&*engine.runtime, publishers.listed);
         let election = start.election(stores.ballots);
         let host = start.host(stores.host, engine, election.clone());
@@ -147,8 +149,10 @@ impl Daemon {
         let task = refresh::spawn(source, start.base.config.clone(), files, live, refreshes);
         start.owners.add("the owner of the configuration", ((), task));
 
+        let cluster = Cluster::new(hosts, leader);
+        start.registries.join(&cluster);
         let (stop, stopping) = watch::channel(false);
-        let api = bind(&start.base, start.followed.http, dev, Cluster::new(hosts, leader), stopping).await?;
+        let api = bind(&start.base, start.followed.http, dev, cluster, stopping).await?;
         let shutdown = Shutdown { stop, election, gossip, net, _lock: lock };
         Ok(Self { me: start.base.me, api, refresh: start.refresh, owners: start.owners, shutdown })
     }

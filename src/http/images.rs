@@ -84,7 +84,7 @@ pub(super) async fn pull(
     let pull = app.api.cluster.pull_image(&path.node, request.reference()?, hold, &by).await?;
     let status = |pull: &ImagePull| match pull.state {
         ImagePullState::Done => StatusCode::OK,
-        ImagePullState::Waiting | ImagePullState::Running => StatusCode::ACCEPTED,
+        ImagePullState::Waiting | ImagePullState::Limited | ImagePullState::Running => StatusCode::ACCEPTED,
     };
     Ok(Served(pull.map(|pull| (status(&pull), Answer(pull)))))
 }

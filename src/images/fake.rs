@@ -2,22 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
+use crate::images::Neighbours;
 use crate::runtime::images::{
     ImageDetails, ImageList, ImageStore, ImageStoreInfo, ImageStoreKind, ListedImage, PullCause, PullError,
     PullOptions, PullProgress, Removal,
 };
 use crate::runtime::{EngineInfo, Error, GpuSupport, Health, Images};
-use crate::types::{Bytes, Cores, ImageReference};
+use crate::types::{Bytes, Cores, ImageReference, Platform};
 
 /// An engine that has images, and a registry that it pulls from.
 pub(crate) struct FakeImages {
     /// The lock is held for one read or change, never across an await.
     state: Mutex<State>,
     changes: watch::Sender<u64>,
+    told: watch::Sender<Vec<(String, Duration)>>,
     pub(crate) health: watch::Sender<Health>,
 }
 
@@ -29,7 +32,11 @@ struct State {
     refuse: Option<PullError>,
     used: BTreeMap<String, u32>,
     pulls: Vec<String>,
+    /// Those of the last pull.
+    options: PullOptions,
     removed: Vec<String>,
+    limit: Option<Duration>,
+    platforms: BTreeMap<String, Platform>,
 }
 
 /// The image store of the engine.
@@ -52,7 +59,12 @@ impl FakeImages {
             images: Some(ImageStoreInfo { store: place(), path: None }),
         };
         let health = watch::Sender::new(Health::Up(info));
-        Arc::new(Self { state: Mutex::default(), changes: watch::Sender::new(0), health })
+        Arc::new(Self {
+            state: Mutex::default(),
+            changes: watch::Sender::new(0),
+            told: watch::Sender::new(Vec::new()),
+            health,
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -76,6 +88,26 @@ impl FakeImages {
         self.state().registry.insert(name.to_owned(), id.to_owned());
     }
 
+    /// The image of this id is for this platform.
+    pub(crate) fn is_for(&self, id: &str, platform: &Platform) {
+        self.state().platforms.insert(id.to_owned(), platform.clone());
+    }
+
+    /// How the last pull was asked for.
+    pub(crate) fn options(&self) -> PullOptions {
+        self.state().options.clone()
+    }
+
+    /// The registry limits pulls, by what the leader knows; `None`: it does not.
+    pub(crate) fn limit(&self, pause: Option<Duration>) {
+        self.state().limit = pause;
+    }
+
+    /// What the leader was told.
+    pub(crate) fn told(&self) -> watch::Receiver<Vec<(String, Duration)>> {
+        self.told.subscribe()
+    }
+
     /// Pulls fail for this reason; `None`: they succeed again.
     pub(crate) fn refuse(&self, error: Option<PullError>) {
         self.state().refuse = error;
@@ -84,6 +116,17 @@ impl FakeImages {
     /// The references that the engine was asked to pull, in order.
     pub(crate) fn pulls(&self) -> Vec<String> {
         self.state().pulls.clone()
+    }
+}
+
+#[async_trait]
+impl Neighbours for FakeImages {
+    async fn tell(&self, registry: &str, pause: Duration) {
+        self.told.send_modify(|told| told.push((registry.to_owned(), pause)));
+    }
+
+    async fn ask(&self, _: &str) -> Option<Duration> {
+        self.state().limit
     }
 }
 
@@ -104,6 +147,7 @@ impl Images for FakeImages {
             id: listed.id.clone(),
             names: listed.names.clone(),
             content: format!("content of {}", listed.id),
+            platform: state.platforms.get(&listed.id).cloned(),
             ..ImageDetails::default()
         }))
     }
@@ -111,12 +155,13 @@ impl Images for FakeImages {
     async fn pull(
         &self,
         image: &ImageReference,
-        _: &PullOptions,
+        options: &PullOptions,
         _: mpsc::Sender<PullProgress>,
     ) -> Result<Option<String>, PullError> {
         {
             let mut state = self.state();
             state.pulls.push(image.to_string());
+            state.options = options.clone();
             if let Some(error) = &state.refuse {
                 return Err(error.clone());
             }

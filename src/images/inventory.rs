@@ -95,6 +95,7 @@ pub fn describe_pull(
 pub fn state(pull: &Pull) -> Option<(ImagePullState, PullProgress)> {
     match pull {
         Pull::Waiting => Some((ImagePullState::Waiting, PullProgress::default())),
+        Pull::Limited { .. } => Some((ImagePullState::Limited, PullProgress::default())),
         Pull::Running(progress) => Some((ImagePullState::Running, *progress)),
         Pull::Ended(_) => None,
     }

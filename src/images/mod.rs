@@ -1,9 +1,9 @@
 //! The images of this host: there when a session needs them, and only ostler's own removed.
 //!
 //! [`ownership`] (pure) says which images are ostler's: it records every pull before it begins. [`pulls`] (pure) says
-//! which pull is next. [`here`] tells placement which images of the catalogue are here, and [`inventory`] (pure) tells
-//! people of every image and who uses it. [`task`] owns all of it: it runs the pulls, keeps a list of the engine's
-//! images, and publishes a [`Snapshot`].
+//! which pull is next, and how long a registry that limits pulls is left alone; [`credentials`] says who pulls. [`here`] tells
+//! placement which images of the catalogue are here, and [`inventory`] (pure) tells people of every image and who uses it.
+//! [`task`] owns all of it: it runs the pulls, keeps a list of the engine's images, and publishes a [`Snapshot`].
 
 pub mod credentials;
 #[cfg(test)]
@@ -27,7 +27,7 @@ use crate::clock::Clock;
 use crate::runtime::images::{ImageDetails, ImageStoreInfo, ListedImage, PullCause, PullError, PullProgress};
 use crate::runtime::{self, Fault, Health, Images, Launch, ProvideImages};
 use crate::store::{Cause, MovedAside};
-use crate::types::{Actor, ImageReference, Moment, Name, NodeImages, Platform, PullPolicy, Timestamp};
+use crate::types::{Actor, BootInstant, ImageReference, Moment, Name, NodeImages, Platform, PullPolicy, Timestamp};
 use crate::{catalogue, sessions};
 use ownership::{Fetched, Records};
 use pulls::Urgency;
@@ -40,6 +40,11 @@ pub const MAX_PULLS: u32 = 32;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How often a caller that waits for a pull passes its progress on.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a session waits for a registry that limits pulls. It is the user that waits: beyond it an error is better.
+const LIMIT_PATIENCE: Duration = Duration::from_secs(600);
+/// How often a caller that waits for a registry is told how long it still waits.
+const COUNTDOWN_EVERY: Duration = Duration::from_secs(5);
 
 /// `[images]`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +82,8 @@ pub struct Snapshot {
     pub containers: Option<Arc<BTreeMap<String, u32>>>,
     /// The last uses of images that the records do not have yet, by id.
     pub used: BTreeMap<String, Moment>,
+    /// The registries that limit pulls, and about when the next pull from each is.
+    pub limited: BTreeMap<String, Timestamp>,
     /// The records could not be read at start: every image that is here counts as foreign.
     pub records_lost: Option<MovedAside>,
 }
@@ -146,11 +153,38 @@ pub enum Command {
     Unpin,
 }
 
+/// What the hosts of a cluster tell one another of registries, by way of their leader.
+#[async_trait]
+pub trait Neighbours: Send + Sync + 'static {
+    /// Tells that a registry limits pulls, and how long this host leaves it alone.
+    async fn tell(&self, registry: &str, pause: Duration);
+
+    /// How long a registry is to be left alone, by what other hosts told. `None`: not at all, or no leader answers.
+    async fn ask(&self, registry: &str) -> Option<Duration>;
+}
+
+/// For a node that has no cluster.
+pub struct NoNeighbours;
+
+#[async_trait]
+impl Neighbours for NoNeighbours {
+    async fn tell(&self, _: &str, _: Duration) {}
+
+    async fn ask(&self, _: &str) -> Option<Duration> {
+        None
+    }
+}
+
 /// How a pull goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pull {
     /// It waits for its turn.
     Waiting,
+    /// It waits because its registry limits pulls.
+    Limited {
+        registry: String,
+        until: BootInstant,
+    },
     Running(PullProgress),
     /// The image is here; or why it is not.
     Ended(Result<(), PullError>),
@@ -260,11 +294,11 @@ impl Handle {
         progress: &mpsc::Sender<String>,
     ) -> Result<ImageDetails, runtime::Error> {
         let Some(here) = self.look(image).await? else {
-            self.pull_and_wait(image, progress).await?;
-            let removed =
-                || runtime::Error::start(Fault::Host, format!("image {image} was removed right after its pull"));
-            return self.look(image).await?.ok_or_else(removed);
+            return self.pull_now(image, progress).await;
         };
+        if !self.runs_here(&here) && self.snapshot().fetched(&here.id, image).is_some() {
+            return self.replace_platform(image, here, progress).await;
+        }
         // A digest means the same image for ever.
         if policy == PullPolicy::Missing || image.digest().is_some() {
             return Ok(here);
@@ -283,14 +317,38 @@ impl Handle {
         Ok(here)
     }
 
-    /// Pulls the image; if that fails, uses the one that is here.
+    async fn pull_now(
+        &self,
+        image: &ImageReference,
+        progress: &mpsc::Sender<String>,
+    ) -> Result<ImageDetails, runtime::Error> {
+        self.pull_and_wait(image, progress, LIMIT_PATIENCE).await?;
+        let removed = || runtime::Error::start(Fault::Host, format!("image {image} was removed right after its pull"));
+        self.look(image).await?.ok_or_else(removed)
+    }
+
+    /// The registry gave an image for another platform. It may have one for this host now; if it has none, the image that
+    /// is here tells why the session does not start.
+    async fn replace_platform(
+        &self,
+        image: &ImageReference,
+        here: ImageDetails,
+        progress: &mpsc::Sender<String>,
+    ) -> Result<ImageDetails, runtime::Error> {
+        match self.pull_now(image, progress).await {
+            Err(runtime::Error::Start { fault: Fault::Image, .. }) => Ok(here),
+            pulled => pulled,
+        }
+    }
+
+    /// Pulls the image; if that fails, or would have to wait for the registry, uses the one that is here.
     async fn refresh_now(
         &self,
         image: &ImageReference,
         here: ImageDetails,
         progress: &mpsc::Sender<String>,
     ) -> Result<ImageDetails, runtime::Error> {
-        if let Err(error) = self.pull_and_wait(image, progress).await {
+        if let Err(error) = self.pull_and_wait(image, progress, Duration::ZERO).await {
             tracing::warn!(%image, "cannot refresh the image, using the local one: {error}");
             return Ok(here);
         }
@@ -311,28 +369,71 @@ impl Handle {
         }
     }
 
-    /// Pulls, or joins a pull that runs, and sends its progress until it ends.
+    /// Pulls, or joins a pull that runs, and sends its progress until it ends. Waits for a registry that limits pulls for
+    /// as long as `patience`.
     async fn pull_and_wait(
         &self,
         image: &ImageReference,
         progress: &mpsc::Sender<String>,
+        patience: Duration,
     ) -> Result<(), runtime::Error> {
         let joined = self.pull(image, Urgency::Demand).await;
         let mut pull = joined.map_err(|error| runtime::Error::Unavailable(error.to_string()))?;
+        // When it first had to wait for the registry.
+        let mut held: Option<BootInstant> = None;
         loop {
-            let text = match &*pull.borrow_and_update() {
+            let now = pull.borrow_and_update().clone();
+            let mut pause = PROGRESS_EVERY;
+            let text = match &now {
                 Pull::Ended(result) => return result.clone().map_err(runtime::Error::from),
                 Pull::Waiting => "waiting for other pulls".to_owned(),
                 Pull::Running(now) => now.to_string(),
+                Pull::Limited { registry, until } => {
+                    let now = self.clock.now().boot;
+                    let left = patience.saturating_sub(now.since(*held.get_or_insert(now)));
+                    let text = limited(registry, until.since(now));
+                    if left.is_zero() {
+                        let message = format!("cannot pull {image}: {text}");
+                        return Err(PullError { cause: PullCause::Limited, message }.into());
+                    }
+                    pause = left.min(COUNTDOWN_EVERY);
+                    text
+                }
             };
             // A receiver that is behind misses this progress; the next one replaces it anyway.
             drop(progress.try_send(text));
-            let aborted = || PullError { cause: PullCause::Other, message: format!("the pull of {image} was aborted") };
-            pull.changed().await.map_err(|_| runtime::Error::from(aborted()))?;
-            let ended = pull.wait_for(|pull| matches!(pull, Pull::Ended(_)));
-            let _ = tokio::time::timeout(PROGRESS_EVERY, ended).await;
+            let is_limited = matches!(now, Pull::Limited { .. });
+            wait(&mut pull, is_limited, pause).await.map_err(|_| aborted(image))?;
         }
     }
+}
+
+/// Returns when there may be news. A pull that runs has news at most once a `pause`; a limit counts down meanwhile.
+async fn wait(
+    pull: &mut watch::Receiver<Pull>,
+    is_limited: bool,
+    pause: Duration,
+) -> Result<(), watch::error::RecvError> {
+    if is_limited {
+        return tokio::time::timeout(pause, pull.changed()).await.unwrap_or(Ok(()));
+    }
+    pull.changed().await?;
+    let ended = pull.wait_for(|pull| matches!(pull, Pull::Ended(_) | Pull::Limited { .. }));
+    let _ = tokio::time::timeout(pause, ended).await;
+    Ok(())
+}
+
+fn aborted(image: &ImageReference) -> runtime::Error {
+    PullError { cause: PullCause::Other, message: format!("the pull of {image} was aborted") }.into()
+}
+
+fn limited(registry: &str, left: Duration) -> String {
+    let next = match left.as_secs() {
+        0 => "soon".to_owned(),
+        seconds @ ..120 => format!("in {seconds} s"),
+        seconds => format!("in {} min", seconds / 60),
+    };
+    format!("registry {registry} limits pulls (429); next try {next}")
 }
 
 #[async_trait]
@@ -343,11 +444,7 @@ impl ProvideImages for Handle {
         let parsed = ImageReference::parse(text.ok_or_else(none)?);
         let image = parsed.map_err(|odd| runtime::Error::start(Fault::Image, odd))?;
         let here = self.make_available(&image, launch.pull, &progress).await?;
-        let host = match &*self.health.borrow() {
-            Health::Up(info) => info.platform.clone(),
-            Health::Unknown | Health::Down { .. } => None,
-        };
-        check_platform(&image, here.platform.as_ref(), host.as_ref())?;
+        check_platform(&image, here.platform.as_ref(), platform_of(&self.health).as_ref())?;
         // If the owner is busy, the image seems a little older than it is.
         let _ = self.send(Request::Used(here.id.clone()));
         Ok(Some(self.digest(&image, &here)))
@@ -355,12 +452,29 @@ impl ProvideImages for Handle {
 }
 
 impl Handle {
+    fn runs_here(&self, image: &ImageDetails) -> bool {
+        runs(image, platform_of(&self.health).as_ref())
+    }
+
     /// The digest that is told of a session's image: that of its own repository, or the image's id.
     fn digest(&self, image: &ImageReference, here: &ImageDetails) -> String {
         let fetched = || self.snapshot().fetched(&here.id, image).and_then(|fetched| fetched.digest.clone());
         let own = || image.own_digests(&here.digests).next().map(str::to_owned);
         image.digest().map(str::to_owned).or_else(fetched).or_else(own).unwrap_or_else(|| here.id.clone())
     }
+}
+
+/// The platform of the engine's images, if it is up and says so.
+fn platform_of(health: &watch::Receiver<Health>) -> Option<Platform> {
+    match &*health.borrow() {
+        Health::Up(info) => info.platform.clone(),
+        Health::Unknown | Health::Down { .. } => None,
+    }
+}
+
+/// Whether this host can execute the image's programs, as far as is known.
+fn runs(image: &ImageDetails, host: Option<&Platform>) -> bool {
+    image.platform.as_ref().zip(host).is_none_or(|(needs, host)| host.runs(needs))
 }
 
 /// Refuses an image whose programs this host cannot execute: a container of it would end at once, without a word.
@@ -381,6 +495,14 @@ fn check_platform(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_is_told_with_the_time_that_is_left() {
+        let text = |seconds| limited("docker.io", Duration::from_secs(seconds));
+        assert_eq!(text(55), "registry docker.io limits pulls (429); next try in 55 s");
+        assert_eq!(text(1799), "registry docker.io limits pulls (429); next try in 29 min");
+        assert_eq!(text(0), "registry docker.io limits pulls (429); next try soon");
+    }
 
     #[test]
     fn an_image_of_another_platform_is_refused_and_both_are_named() {

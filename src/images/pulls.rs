@@ -1,8 +1,28 @@
-//! Which pull is next. Pure.
+//! Which pull is next, and how long pulls from a registry wait. Pure.
+//!
+//! A registry that limits pulls (429) is left alone for a while, which doubles each time: everything waits. Then one pull
+//! tries it. A registry that fails is left alone for a shorter while by pulls that nobody waits for. A session's pull
+//! asks it at once, since the session may start on another host.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use crate::types::ImageReference;
+use crate::types::{BootInstant, ImageReference};
+
+/// Registries that are left alone at the same time. Of more, those that are due first are forgotten.
+const MAX_REGISTRIES: usize = 256;
+/// The pauses after a limit. Docker Hub counts over six hours, and no engine tells when a registry wants to be asked
+/// again.
+const LIMITED: Pauses = Pauses { first: Duration::from_secs(60), longest: Duration::from_secs(30 * 60) };
+/// The pauses after another failure, which may be over in seconds.
+const FAILING: Pauses = Pauses { first: Duration::from_secs(5), longest: Duration::from_secs(5 * 60) };
+/// Up to this part of a pause is added to it, so that hosts do not all come back at once: a quarter.
+const JITTER: u32 = 4;
+
+struct Pauses {
+    first: Duration,
+    longest: Duration,
+}
 
 /// How soon a pull is needed. Those of a higher urgency come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -16,22 +36,38 @@ pub enum Urgency {
     Demand,
 }
 
+/// Why a registry is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// It limits pulls.
+    Limits,
+    /// It cannot be reached, or fails.
+    Fails,
+}
+
+/// A registry that is left alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Alone {
+    trouble: Trouble,
+    until: BootInstant,
+    /// Without the jitter.
+    pause: Duration,
+}
+
 /// The pulls of this host, one for each reference.
 #[derive(Debug, Default)]
 pub struct Pulls {
     /// Those that wait, with the order in which they came.
     waiting: BTreeMap<ImageReference, (Urgency, u64)>,
-    running: std::collections::BTreeSet<ImageReference>,
+    running: BTreeMap<ImageReference, (Urgency, u64)>,
     came: u64,
+    alone: BTreeMap<String, Alone>,
 }
 
 impl Pulls {
     /// Asks for a pull, unless there is one already. Returns whether there was none.
     pub fn ask(&mut self, image: &ImageReference, urgency: Urgency) -> bool {
-        if self.running.contains(image) {
-            return false;
-        }
-        if let Some((known, _)) = self.waiting.get_mut(image) {
+        if let Some((known, _)) = self.waiting.get_mut(image).or_else(|| self.running.get_mut(image)) {
             *known = urgency.max(*known);
             return false;
         }
@@ -41,33 +77,150 @@ impl Pulls {
     }
 
     /// The next pull to start while fewer than `most` run. It counts as running from then on.
-    pub fn next(&mut self, most: usize) -> Option<ImageReference> {
+    pub fn next(&mut self, most: usize, now: BootInstant) -> Option<ImageReference> {
         if self.running.len() >= most {
             return None;
         }
-        let first = self.waiting.iter().max_by_key(|(_, (urgency, came))| (*urgency, std::cmp::Reverse(*came)));
+        let ready = self.waiting.iter().filter(|(image, (urgency, _))| self.may_start(image, *urgency, now));
+        let first = ready.max_by_key(|(_, (urgency, came))| (*urgency, std::cmp::Reverse(*came)));
         let image = first.map(|(image, _)| image.clone())?;
-        self.waiting.remove(&image);
-        self.running.insert(image.clone());
+        let place = self.waiting.remove(&image)?;
+        self.running.insert(image.clone(), place);
         Some(image)
+    }
+
+    fn may_start(&self, image: &ImageReference, urgency: Urgency, now: BootInstant) -> bool {
+        let Some(alone) = self.alone.get(image.registry()) else { return true };
+        match alone.trouble {
+            // Only one finds out whether the limit is over.
+            Trouble::Limits => {
+                now >= alone.until && !self.running.keys().any(|other| other.registry() == image.registry())
+            }
+            Trouble::Fails => now >= alone.until || urgency == Urgency::Demand,
+        }
     }
 
     pub fn ended(&mut self, image: &ImageReference) {
         self.running.remove(image);
     }
 
+    /// A pull that ran waits again, where it waited before.
+    pub fn again(&mut self, image: &ImageReference) {
+        if let Some(place) = self.running.remove(image) {
+            self.waiting.insert(image.clone(), place);
+        }
+    }
+
+    /// How soon a pull that waits or runs is needed.
+    pub fn urgency(&self, image: &ImageReference) -> Option<Urgency> {
+        self.waiting.get(image).or_else(|| self.running.get(image)).map(|(urgency, _)| *urgency)
+    }
+
+    /// The registry is in trouble: it is left alone. Returns for how long. `random` is any number, for the jitter.
+    pub fn failed(&mut self, registry: &str, trouble: Trouble, now: BootInstant, random: u32) -> Duration {
+        let pauses = trouble.pauses();
+        let pause = match self.alone.get(registry) {
+            // Pulls that were under way together fail together.
+            Some(known) if known.trouble == trouble && now < known.until => return known.until.since(now),
+            // A limit says more than a failure.
+            Some(known) if known.trouble == Trouble::Limits && now < known.until => return known.until.since(now),
+            Some(known) if known.trouble == trouble && !known.is_forgotten(now) => {
+                (known.pause * 2).min(pauses.longest)
+            }
+            _ => pauses.first,
+        };
+        let jitter = (pause / JITTER).mul_f64(f64::from(random) / f64::from(u32::MAX));
+        let until = now.plus(pause + jitter);
+        self.leave_alone(registry, Alone { trouble, until, pause }, now);
+        until.since(now)
+    }
+
+    /// Another host was told that the registry limits pulls for this long.
+    pub fn hold(&mut self, registry: &str, pause: Duration, now: BootInstant) {
+        let known = self.alone.get(registry).filter(|known| known.trouble == Trouble::Limits);
+        let until = now.plus(pause.min(LIMITED.longest * 2)).max(known.map_or(now, |known| known.until));
+        let pause = known.filter(|known| !known.is_forgotten(now)).map_or(LIMITED.first, |known| known.pause);
+        self.leave_alone(registry, Alone { trouble: Trouble::Limits, until, pause }, now);
+    }
+
+    fn leave_alone(&mut self, registry: &str, alone: Alone, now: BootInstant) {
+        self.alone.retain(|_, known| !known.is_forgotten(now));
+        if self.alone.len() >= MAX_REGISTRIES && !self.alone.contains_key(registry) {
+            let first = self.alone.iter().min_by_key(|(_, known)| known.until).map(|(name, _)| name.clone());
+            first.map(|name| self.alone.remove(&name));
+        }
+        self.alone.insert(registry.to_owned(), alone);
+    }
+
+    /// The registry gave an image.
+    pub fn worked(&mut self, registry: &str) {
+        self.alone.remove(registry);
+    }
+
+    /// Until when everything from this registry waits, because it limits pulls.
+    pub fn limited_until(&self, registry: &str) -> Option<BootInstant> {
+        let alone = self.alone.get(registry).filter(|alone| alone.trouble == Trouble::Limits);
+        alone.map(|alone| alone.until)
+    }
+
+    /// The registries that limit pulls, and until when. It holds beyond that while a pull finds out whether the limit is
+    /// over.
+    pub fn limited(&self, now: BootInstant) -> impl Iterator<Item = (&str, BootInstant)> {
+        let limits = self.alone.iter().filter(|(_, alone)| alone.trouble == Trouble::Limits);
+        let hold = limits.filter(move |(registry, alone)| {
+            now < alone.until || self.all().any(|image| image.registry() == registry.as_str())
+        });
+        hold.map(|(registry, alone)| (registry.as_str(), alone.until))
+    }
+
+    /// When a registry is no longer left alone, if one is.
+    pub fn due(&self, now: BootInstant) -> Option<BootInstant> {
+        self.alone.values().map(|alone| alone.until).filter(|until| now < *until).min()
+    }
+
+    /// Those that wait.
+    pub fn waiting(&self) -> impl Iterator<Item = &ImageReference> {
+        self.waiting.keys()
+    }
+
     /// Those that wait or run.
     pub fn all(&self) -> impl Iterator<Item = &ImageReference> {
-        self.waiting.keys().chain(&self.running)
+        self.waiting.keys().chain(self.running.keys())
+    }
+}
+
+impl Trouble {
+    const fn pauses(self) -> Pauses {
+        match self {
+            Self::Limits => LIMITED,
+            Self::Fails => FAILING,
+        }
+    }
+}
+
+impl Alone {
+    /// Whether its last pause is over for so long that the next one is a first one.
+    fn is_forgotten(&self, now: BootInstant) -> bool {
+        now.since(self.until) > self.trouble.pauses().longest
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn image(text: &str) -> ImageReference {
         ImageReference::parse(text).unwrap()
+    }
+
+    const fn at(seconds: u64) -> BootInstant {
+        BootInstant::from_millis(seconds * 1000)
+    }
+
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
     }
 
     #[test]
@@ -75,9 +228,9 @@ mod tests {
         let mut pulls = Pulls::default();
         assert!(pulls.ask(&image("x"), Urgency::Refresh));
         assert!(!pulls.ask(&image("x:latest"), Urgency::Demand), "it waits");
-        assert_eq!(pulls.next(2), Some(image("x")));
+        assert_eq!(pulls.next(2, at(0)), Some(image("x")));
         assert!(!pulls.ask(&image("x"), Urgency::Demand), "it runs");
-        assert_eq!(pulls.next(2), None);
+        assert_eq!(pulls.next(2, at(0)), None);
         pulls.ended(&image("x"));
         assert!(pulls.ask(&image("x"), Urgency::Demand));
     }
@@ -91,8 +244,12 @@ mod tests {
             pulls.ask(&image(text), urgency);
         }
         pulls.ask(&image("a"), Urgency::Demand);
-        let order: Vec<_> = std::iter::from_fn(|| pulls.next(9)).collect();
+        let order: Vec<_> = std::iter::from_fn(|| pulls.next(9, at(0))).collect();
         assert_eq!(order, ["a", "c", "d", "b"].map(image));
+        for text in ["d", "c"] {
+            pulls.again(&image(text));
+        }
+        assert_eq!(pulls.next(9, at(0)), Some(image("c")), "it keeps its place");
     }
 
     #[test]
@@ -101,9 +258,116 @@ mod tests {
         for text in ["a", "b", "c"] {
             pulls.ask(&image(text), Urgency::Demand);
         }
-        assert_eq!((pulls.next(2), pulls.next(2), pulls.next(2)), (Some(image("a")), Some(image("b")), None));
+        let mut next = || pulls.next(2, at(0));
+        assert_eq!((next(), next(), next()), (Some(image("a")), Some(image("b")), None));
         assert_eq!(pulls.all().count(), 3);
         pulls.ended(&image("a"));
-        assert_eq!(pulls.next(2), Some(image("c")));
+        assert_eq!(pulls.next(2, at(0)), Some(image("c")));
+    }
+
+    #[test]
+    fn everything_from_a_registry_that_limits_pulls_waits_and_then_one_tries() {
+        let mut pulls = Pulls::default();
+        for text in ["a", "b", "r.example/x"] {
+            pulls.ask(&image(text), Urgency::Demand);
+        }
+        assert_eq!(pulls.next(9, at(0)), Some(image("a")));
+        assert_eq!(pulls.failed("docker.io", Trouble::Limits, at(0), 0), seconds(60));
+        pulls.again(&image("a"));
+        assert_eq!(pulls.next(9, at(0)), Some(image("r.example/x")), "another registry");
+        assert_eq!((pulls.next(9, at(59)), pulls.due(at(0)), pulls.due(at(60))), (None, Some(at(60)), None));
+        assert_eq!(pulls.limited(at(59)).collect::<Vec<_>>(), [("docker.io", at(60))]);
+        assert_eq!((pulls.next(9, at(60)), pulls.next(9, at(60))), (Some(image("a")), None), "one finds out");
+        assert_eq!(pulls.limited(at(70)).count(), 1, "it is not known to be over");
+        pulls.worked("docker.io");
+        pulls.ended(&image("a"));
+        assert_eq!((pulls.next(9, at(61)), pulls.limited(at(61)).count()), (Some(image("b")), 0));
+    }
+
+    #[test]
+    fn the_pauses_double_up_to_the_longest_and_begin_anew_after_a_while() {
+        let mut pulls = Pulls::default();
+        let mut now = 0;
+        for (trouble, expected) in [
+            (Trouble::Limits, vec![60, 120, 240, 480, 960, 1800, 1800]),
+            (Trouble::Fails, vec![5, 10, 20, 40, 80, 160, 300, 300]),
+        ] {
+            for pause in expected {
+                assert_eq!(pulls.failed("r", trouble, at(now), 0), seconds(pause), "{trouble:?}");
+                assert_eq!(pulls.failed("r", trouble, at(now + 1), 0), seconds(pause - 1), "they were under way");
+                now += pause;
+            }
+        }
+        assert_eq!(pulls.failed("r", Trouble::Fails, at(now + 301), 0), seconds(5), "it had worked long enough");
+        assert_eq!(Pulls::default().failed("r", Trouble::Limits, at(0), u32::MAX), seconds(75), "the most jitter");
+    }
+
+    #[test]
+    fn only_pulls_that_nobody_waits_for_leave_a_failing_registry_alone() {
+        let mut pulls = Pulls::default();
+        for (text, urgency) in [("a", Urgency::Ahead), ("b", Urgency::Demand), ("c", Urgency::Refresh)] {
+            pulls.ask(&image(text), urgency);
+        }
+        pulls.failed("docker.io", Trouble::Fails, at(0), 0);
+        assert_eq!((pulls.next(9, at(0)), pulls.next(9, at(4))), (Some(image("b")), None));
+        assert_eq!(pulls.limited(at(0)).count(), 0);
+        assert_eq!((pulls.next(9, at(5)), pulls.next(9, at(5))), (Some(image("a")), Some(image("c"))));
+    }
+
+    #[test]
+    fn what_another_host_met_holds_here_too() {
+        let mut pulls = Pulls::default();
+        pulls.ask(&image("a"), Urgency::Demand);
+        pulls.hold("docker.io", seconds(40), at(0));
+        pulls.hold("docker.io", seconds(10), at(5));
+        assert_eq!((pulls.next(9, at(39)), pulls.limited_until("docker.io")), (None, Some(at(40))));
+        assert_eq!(pulls.next(9, at(40)), Some(image("a")));
+        assert_eq!(pulls.failed("docker.io", Trouble::Limits, at(41), 0), seconds(120), "it is still limited");
+        pulls.hold("docker.io", seconds(1_000_000), at(200));
+        assert_eq!(pulls.limited_until("docker.io"), Some(at(200 + 3600)), "a host cannot hold others for ever");
+    }
+
+    proptest! {
+        #[test]
+        fn what_waits_runs_at_the_latest_when_every_pause_is_over(
+            steps in prop::collection::vec((0_u8..6, 0_usize..6, any::<u32>(), 0_u64..4000), 0..60)
+        ) {
+            let names = ["a", "b", "r1/x:1", "r.example/y", "r.example/z", "s.example:5000/x"].map(image);
+            let mut pulls = Pulls::default();
+            let mut now = at(0);
+            for (step, which, random, passed) in steps {
+                now = now.plus(seconds(passed));
+                let (image, registry) = (&names[which], names[which].registry());
+                match step {
+                    0 => drop(pulls.ask(image, Urgency::Demand)),
+                    1 => drop(pulls.ask(image, Urgency::Refresh)),
+                    2 => {
+                        let pause = pulls.failed(registry, Trouble::Limits, now, random);
+                        prop_assert!(pause <= seconds(30 * 60 * 5 / 4) || pulls.limited_until(registry).is_some());
+                        pulls.again(image);
+                    }
+                    3 => drop(pulls.failed(registry, Trouble::Fails, now, random)),
+                    4 => pulls.hold(registry, seconds(u64::from(random)), now),
+                    _ => drop(pulls.next(3, now)),
+                }
+                let limits = |image: &ImageReference| pulls.limited_until(image.registry()).is_some_and(|until| now < until);
+                let mut others = Pulls { alone: pulls.alone.clone(), ..Pulls::default() };
+                for image in &names {
+                    others.ask(image, Urgency::Demand);
+                }
+                while let Some(started) = others.next(9, now) {
+                    prop_assert!(!limits(&started), "{started} is limited");
+                }
+            }
+            // Nothing waits for ever.
+            let mut left: Vec<ImageReference> = pulls.all().cloned().collect();
+            while !left.is_empty() {
+                now = pulls.due(now).unwrap_or(now);
+                let running: Vec<_> = left.iter().filter(|image| !pulls.waiting.contains_key(*image)).cloned().collect();
+                running.iter().for_each(|image| pulls.ended(image));
+                left.retain(|image| !running.contains(image));
+                let _ = pulls.next(9, now);
+            }
+        }
     }
 }

@@ -8,20 +8,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout};
 
 use super::ownership::{Origin, Records};
-use super::pulls::Pulls;
+use super::pulls::{Pulls, Trouble, Urgency};
 use super::store::Store;
-use super::{Command, Config, Error, Handle, Pull, QUEUE, Request, Snapshot, credentials};
+use super::{
+    Command, Config, Error, Handle, Neighbours, Pull, QUEUE, Request, Snapshot, credentials, platform_of, runs,
+};
 use crate::clock::Clock;
 use crate::runtime::images::{
     ImageDetails, ImageList, ImageStore, ImageStoreInfo, ListedImage, PullCause, PullError, PullOptions, PullProgress,
 };
 use crate::runtime::{self, Health, Images};
-use crate::types::{Actor, ImageReference, Moment, Timestamp};
+use crate::types::{Actor, ImageReference, Moment, Platform, Timestamp};
 
 /// How often the images are listed though the engine tells of no change.
 const LIST_EVERY: Duration = Duration::from_secs(600);
@@ -36,6 +39,10 @@ const LIST_BEFORE_PULL: Duration = Duration::from_secs(2);
 const KEEP_EVERY: Duration = Duration::from_secs(300);
 /// A list that is older is made anew when somebody looks at it: containers come and go without an event of an image.
 const LOOK_AFTER: Duration = Duration::from_secs(10);
+/// How long a pull waits for the leader to tell whether its registry limits pulls. Without an answer it goes on.
+const ASK_NEIGHBOURS: Duration = Duration::from_secs(1);
+/// When the next pull from a registry is, is published in steps of this: it differs by the jitter anyway.
+const LIMIT_STEP: Duration = Duration::from_secs(60);
 /// Progress of a pull that waits to be published; a newer one replaces it.
 const PROGRESS: usize = 16;
 
@@ -46,12 +53,13 @@ pub struct Parts {
     pub store: Store,
     pub engine: Arc<dyn Images>,
     pub health: watch::Receiver<Health>,
+    pub neighbours: Arc<dyn Neighbours>,
     pub clock: Clock,
 }
 
 /// Starts the owner. It ends when every handle is dropped.
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
-    let Parts { config, store, engine, health, clock } = parts;
+    let Parts { config, store, engine, health, neighbours, clock } = parts;
     let (requests, inbox) = mpsc::channel(QUEUE);
     let records = Arc::new(store.written().clone());
     let snapshot = Snapshot { records: Arc::clone(&records), records_lost: store.lost(), ..Snapshot::default() };
@@ -68,6 +76,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
         store,
         engine,
         health,
+        neighbours,
         clock,
         records,
         used: BTreeMap::new(),
@@ -78,6 +87,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
         listing: Listing::default(),
         compared: BTreeSet::new(),
         pulls: Pulls::default(),
+        tried_again: BTreeSet::new(),
         reports: BTreeMap::new(),
         tasks: JoinSet::new(),
         publish,
@@ -90,6 +100,7 @@ struct Owner {
     store: Store,
     engine: Arc<dyn Images>,
     health: watch::Receiver<Health>,
+    neighbours: Arc<dyn Neighbours>,
     clock: Clock,
     records: Arc<Records>,
     /// The last uses that are not in the records yet.
@@ -103,6 +114,8 @@ struct Owner {
     /// Images of other programs that were compared with the records of another store.
     compared: BTreeSet<String>,
     pulls: Pulls,
+    /// The pulls that met a full disk and are tried once more.
+    tried_again: BTreeSet<ImageReference>,
     /// The reports of the pulls that wait or run.
     reports: BTreeMap<ImageReference, watch::Sender<Pull>>,
     tasks: JoinSet<Done>,
@@ -133,8 +146,11 @@ enum Done {
         containers: Option<BTreeMap<String, u32>>,
         took: Duration,
     },
-    /// A list is here that began after the pull was asked for, or none came in time.
-    MayBegin(ImageReference),
+    /// A list is here that began after the pull was asked for, or none came in time. Other hosts may have told how long
+    /// the registry is to be left alone.
+    MayBegin(ImageReference, Option<Duration>),
+    /// The leader was told of a registry, or did not answer.
+    Told,
     Pulled(ImageReference, Result<Option<String>, PullError>, Result<Option<ImageDetails>, runtime::Error>),
     /// What an open pull of an earlier life of the agent brought.
     Resolved(ImageReference, Result<Option<ImageDetails>, runtime::Error>),
@@ -154,6 +170,8 @@ impl Owner {
         self.health.mark_changed();
         loop {
             let list_at = self.listing.due();
+            let now = self.clock.now().boot;
+            let pulls_in = self.pulls.due(now).map(|due| due.since(now));
             tokio::select! {
                 request = inbox.recv() => match request {
                     Some(request) => self.take(request),
@@ -168,12 +186,14 @@ impl Owner {
                 _ = relist.tick() => self.listing.wanted = true,
                 _ = keep.tick() => self.keep().await,
                 () = sleep_until(list_at.unwrap_or_else(Instant::now)), if list_at.is_some() => self.list(),
+                () = sleep(pulls_in.unwrap_or_default()), if pulls_in.is_some() => {}
                 Some(done) = self.tasks.join_next() => match done {
                     Ok(done) => self.done(done).await,
                     Err(failure) => tracing::error!(%failure, "task of the owner of the images failed"),
                 },
             }
             self.start_pulls();
+            self.tell_waiting();
             self.publish();
         }
     }
@@ -230,20 +250,41 @@ impl Owner {
 
     fn start_pulls(&mut self) {
         let most = usize::try_from(self.config.borrow().max_pulls).unwrap_or(usize::MAX);
-        while let Some(image) = self.pulls.next(most) {
+        while let Some(image) = self.pulls.next(most, self.clock.now().boot) {
             let (told, fresh) = oneshot::channel();
             self.listing.ask(told);
+            let neighbours = Arc::clone(&self.neighbours);
             self.tasks.spawn(async move {
-                let _ = timeout(LIST_BEFORE_PULL, fresh).await;
-                Done::MayBegin(image)
+                let asked = timeout(ASK_NEIGHBOURS, neighbours.ask(image.registry()));
+                let (_, asked) = tokio::join!(timeout(LIST_BEFORE_PULL, fresh), asked);
+                Done::MayBegin(image, asked.ok().flatten())
             });
+        }
+    }
+
+    /// Those that wait are told what they wait for.
+    fn tell_waiting(&self) {
+        for image in self.pulls.waiting() {
+            let registry = image.registry();
+            let waits = match self.pulls.limited_until(registry) {
+                Some(until) => Pull::Limited { registry: registry.to_owned(), until },
+                None => Pull::Waiting,
+            };
+            if let Some(report) = self.reports.get(image) {
+                report.send_if_modified(|told| std::mem::replace(told, waits.clone()) != waits);
+            }
         }
     }
 
     async fn done(&mut self, done: Done) {
         match done {
             Done::Listed { listed, containers, took } => self.listed(listed, containers, took).await,
-            Done::MayBegin(image) => self.begin_pull(image).await,
+            Done::MayBegin(image, Some(pause)) if !pause.is_zero() => {
+                self.pulls.hold(image.registry(), pause, self.clock.now().boot);
+                self.wait_again(&image);
+            }
+            Done::MayBegin(image, _) => self.begin_pull(image).await,
+            Done::Told => {}
             Done::Pulled(image, pulled, seen) => self.pulled(image, pulled, seen).await,
             Done::Resolved(image, seen) => self.resolved(&image, seen).await,
             Done::Compared(seen) => {
@@ -339,16 +380,28 @@ impl Owner {
         }
         let Some(report) = self.reports.get(&image).cloned() else { return };
         tracing::info!(%image, "pulling the image");
-        let engine = Arc::clone(&self.engine);
+        let (engine, host) = (Arc::clone(&self.engine), platform_of(&self.health));
         let file = self.config.borrow().registry_credentials.clone();
         self.tasks.spawn(async move {
-            let pulled = match options(&image, file).await {
+            let pulled = match options(&*engine, &image, file, host).await {
                 Ok(options) => pull(&*engine, &image, &options, &report).await,
                 Err(error) => Err(error),
             };
             let seen = engine.inspect(image.as_str()).await;
             Done::Pulled(image, pulled, seen)
         });
+    }
+
+    /// A pull that was about to begin waits for its registry. Without anybody that waits for it, it ends: it is asked for
+    /// again when it is needed.
+    fn wait_again(&mut self, image: &ImageReference) {
+        match self.pulls.urgency(image) {
+            Some(Urgency::Demand) => self.pulls.again(image),
+            _ => {
+                let message = format!("cannot pull {image}: registry {} limits pulls (429)", image.registry());
+                self.end_pull(image, Err(PullError { cause: PullCause::Limited, message }));
+            }
+        }
     }
 
     /// Records that a pull begins, with every image that is here.
@@ -394,11 +447,47 @@ impl Owner {
         }
         (self.listing.wanted, self.listing.is_outdated) = (true, true);
         self.keep().await;
-        self.end_pull(&image, pulled.map(drop));
+        let cause = pulled.as_ref().err().map(|error| error.cause);
+        self.note_registry(&image, cause);
+        match cause {
+            Some(PullCause::Limited) if self.pulls.urgency(&image) == Some(Urgency::Demand) => self.pulls.again(&image),
+            Some(PullCause::DiskFull) if self.tried_again.insert(image.clone()) => {
+                self.disk_is_full();
+                self.pulls.again(&image);
+            }
+            _ => self.end_pull(&image, pulled.map(drop)),
+        }
+    }
+
+    /// Leaves a registry alone that is in trouble. Other hosts hear of a limit, which holds for them too.
+    fn note_registry(&mut self, image: &ImageReference, cause: Option<PullCause>) {
+        let registry = image.registry();
+        let trouble = match cause {
+            None => return self.pulls.worked(registry),
+            Some(PullCause::Limited) => Trouble::Limits,
+            Some(PullCause::Registry | PullCause::Stalled) => Trouble::Fails,
+            Some(_) => return,
+        };
+        let pause = self.pulls.failed(registry, trouble, self.clock.now().boot, random());
+        tracing::warn!(registry, pause_seconds = pause.as_secs(), ?trouble, "leaving the registry alone for a while");
+        if trouble == Trouble::Limits {
+            let (neighbours, registry) = (Arc::clone(&self.neighbours), registry.to_owned());
+            self.tasks.spawn(async move {
+                neighbours.tell(&registry, pause).await;
+                Done::Told
+            });
+        }
+    }
+
+    /// A pull met a full disk, and is tried once more.
+    #[expect(clippy::unused_self, reason = "it asks for room where images are removed")]
+    fn disk_is_full(&mut self) {
+        tracing::warn!("the disk of the images is full");
     }
 
     fn end_pull(&mut self, image: &ImageReference, result: Result<(), PullError>) {
         self.pulls.ended(image);
+        self.tried_again.remove(image);
         let report = self.reports.remove(image);
         // Published first, so that a caller that waits finds the records of its image.
         self.publish();
@@ -436,15 +525,28 @@ impl Owner {
         }
     }
 
+    /// The registries that limit pulls, and about when the next pull from each is.
+    fn limited(&self) -> BTreeMap<String, Timestamp> {
+        let now = self.clock.now();
+        let step = i64::try_from(LIMIT_STEP.as_millis()).unwrap_or(i64::MAX);
+        let limited = self.pulls.limited(now.boot).map(|(registry, until)| {
+            let at = now.wall.plus(until.since(now.boot)).millis();
+            (registry.to_owned(), Timestamp::from_millis(at.div_euclid(step).saturating_add(1).saturating_mul(step)))
+        });
+        limited.collect()
+    }
+
     fn publish(&self) {
         self.publish.send_if_modified(|published| {
             let pulling: BTreeSet<ImageReference> = self.pulls.all().cloned().collect();
+            let limited = self.limited();
             let is_news = published.store != self.place
                 || !same(published.images.as_ref(), self.images.as_ref())
                 || !Arc::ptr_eq(&published.records, &self.records)
                 || published.listed_at != self.listed_at
                 || published.used != self.used
-                || published.pulling != pulling;
+                || published.pulling != pulling
+                || !agree(&published.limited, &limited);
             if is_news {
                 *published = Arc::new(Snapshot {
                     store: self.place.clone(),
@@ -456,12 +558,27 @@ impl Owner {
                     listed_at: self.listed_at,
                     containers: self.containers.clone(),
                     used: self.used.clone(),
+                    limited,
                     records_lost: published.records_lost.clone(),
                 });
             }
             is_news
         });
     }
+}
+
+/// Whether two tables of limits say the same. A time that was computed again may fall into the next step.
+fn agree(told: &BTreeMap<String, Timestamp>, now: &BTreeMap<String, Timestamp>) -> bool {
+    let is_same = |(one, two): (&Timestamp, &Timestamp)| one.since(*two).max(two.since(*one)) <= LIMIT_STEP;
+    told.keys().eq(now.keys()) && told.values().zip(now.values()).all(is_same)
+}
+
+/// For the jitter of a pause.
+fn random() -> u32 {
+    let mut bytes = [0; 4];
+    // Without randomness there is no jitter.
+    let _ = SystemRandom::new().fill(&mut bytes);
+    u32::from_ne_bytes(bytes)
 }
 
 fn same(one: Option<&Arc<[ListedImage]>>, other: Option<&Arc<[ListedImage]>>) -> bool {
@@ -490,14 +607,24 @@ fn find(snapshot: &Snapshot, wanted: &str) -> Result<String, Error> {
     }
 }
 
-/// Who pulls.
-async fn options(image: &ImageReference, credentials: Option<PathBuf>) -> Result<PullOptions, PullError> {
-    let Some(file) = credentials else { return Ok(PullOptions::default()) };
-    let login = credentials::login(&file, image).await.map_err(|error| {
-        let message = format!("cannot pull {image}: {error}");
-        PullError { cause: PullCause::Other, message }
-    })?;
-    Ok(PullOptions { login, ..PullOptions::default() })
+/// Who pulls, and for which platform: if an image for another platform is here under this name, only one for the host is
+/// of use.
+async fn options(
+    engine: &dyn Images,
+    image: &ImageReference,
+    credentials: Option<PathBuf>,
+    host: Option<Platform>,
+) -> Result<PullOptions, PullError> {
+    let login = match credentials {
+        Some(file) => credentials::login(&file, image).await.map_err(|error| {
+            let message = format!("cannot pull {image}: {error}");
+            PullError { cause: PullCause::Other, message }
+        })?,
+        None => None,
+    };
+    let here = engine.inspect(image.as_str()).await.ok().flatten();
+    let platform = host.filter(|host| here.is_some_and(|here| !runs(&here, Some(host))));
+    Ok(PullOptions { login, platform, ..PullOptions::default() })
 }
 
 /// Pulls an image, and publishes the progress.

@@ -2,6 +2,7 @@
 
 mod gpus;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +41,7 @@ pub struct Inputs<'a> {
     pub records_lost: Option<&'a MovedAside>,
     /// `limits.min_free_disk`
     pub min_free_disk: Bytes,
+    pub images: &'a images::Snapshot,
 }
 
 /// What the owner watches.
@@ -102,13 +104,15 @@ impl Watches {
             is_journal_aside: sessions.journal_rebuilt.as_ref().is_some_and(|rebuilt| rebuilt.moved_to.exists()),
             records_lost: images.records_lost.as_ref().filter(|lost| lost.to.exists()),
             min_free_disk,
+            images: &images,
         })
     }
 }
 
 /// Every condition that holds, with its message for the operator.
 pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
-    let Inputs { report, node, sessions, health, cluster, is_journal_aside, records_lost, min_free_disk } = inputs;
+    let Inputs { report, node, sessions, health, cluster, is_journal_aside, records_lost, min_free_disk, images } =
+        inputs;
     let offered = effective(report.physical, &node.settings);
     [
         (ConditionKind::Overcommitted, overcommitted(&sessions.allocated, &offered, &report.physical)),
@@ -124,6 +128,7 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::StrayContainers, strays(&sessions.oddities)),
         (ConditionKind::NetworkFailing, trouble(sessions.troubles.network.as_ref())),
         (ConditionKind::RegistryFailing, trouble(sessions.troubles.registry.as_ref())),
+        (ConditionKind::RegistryLimited, registry_limited(&images.limited)),
         (ConditionKind::FailingStarts, failing_starts(sessions.failing_starts)),
         (ConditionKind::LowDisk, low_disk(report, min_free_disk)),
         (ConditionKind::DuplicateNodeId, duplicate(cluster)),
@@ -305,6 +310,19 @@ fn short(container_id: &str) -> &str {
 
 fn trouble(trouble: Option<&Trouble>) -> Option<String> {
     trouble.map(|trouble| format!("a session could not be started on this node: {}", trouble.message))
+}
+
+/// For example `docker.io limits pulls (429) …; the next pull from it is at about 2026-11-27T19:45Z`. The times are whole
+/// minutes.
+fn registry_limited(limited: &BTreeMap<String, Timestamp>) -> Option<String> {
+    const MINUTES: usize = "2026-11-27T19:45".len();
+    let named = limited.iter().map(|(registry, until)| {
+        let until = until.to_string();
+        let until = until.get(..MINUTES).unwrap_or(&until);
+        format!("registry {registry} limits pulls (429), and the next pull from it is at about {until}Z")
+    });
+    let named = listed(named.collect())?;
+    Some(format!("{named}: wait, or give the node an account there (images.registry_credentials)"))
 }
 
 fn failing_starts(in_a_row: u32) -> Option<String> {

@@ -3,13 +3,15 @@
 //! While a node leads, every host reports its resources and its sessions to it ([`index`]). [`filter`], [`score`] and
 //! [`plan`] turn these reports into an order of candidates, or an explanation; [`offer`] takes one session through
 //! them; [`book`] decides what to do about a request. [`state`] is the leader's whole work on placement, sans-io:
-//! it asks hosts for reports, offers sessions to them, and places again the sessions that a host could not start. All
-//! of these are pure; the owner ([`task`]) makes the calls over the mesh. The host decides: a plan is a hint.
+//! it asks hosts for reports, offers sessions to them, and places again the sessions that a host could not start.
+//! [`limits`] has the registries that limit pulls. All of these are pure; the owner ([`task`]) makes the calls over the
+//! mesh. The host decides: a plan is a hint.
 
 pub mod book;
 pub mod filter;
 pub mod flights;
 pub mod index;
+pub mod limits;
 pub mod offer;
 pub mod placer;
 pub mod plan;

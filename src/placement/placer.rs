@@ -1,5 +1,7 @@
 //! Places the sessions that are requested by name, where this node leads.
 
+use std::time::Duration;
+
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::book::Begin;
@@ -56,6 +58,16 @@ impl Placer {
         let workspace = self.resolve(&request)?;
         let session = SessionId::of_key(&self.cluster, &draw_key()?);
         Ok(self.placement.dry_run(session, request.user, workspace).await?.into())
+    }
+
+    /// A host leaves a registry alone for so long, because it limits pulls.
+    pub async fn limited(&self, registry: String, pause: Duration) {
+        self.placement.limited(registry, pause).await;
+    }
+
+    /// How long a registry is to be left alone, by what hosts told; `None`: not at all.
+    pub async fn ask_limit(&self, registry: String) -> Option<Duration> {
+        self.placement.ask_limit(registry).await
     }
 
     /// The workspace with the request's values, every value checked.

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 use tokio::time::sleep;
 
 use super::index::Fleet;
+use super::limits::Limits;
 use super::plan::Offers;
 use super::state::{HostAnswer, Output, Place, Placement, Unanswered};
 use super::{Config, Error, Hosts};
@@ -34,6 +36,10 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 enum Request {
     Place(Box<Place>, Reply<Admitted>),
     DryRun(Box<(SessionId, User, Workspace)>, Reply<Offers>),
+    /// A host leaves a registry alone for so long.
+    Limited(String, Duration),
+    /// How long a registry is to be left alone.
+    AskLimit(String, Reply<Option<Duration>>),
 }
 
 impl Handle {
@@ -50,6 +56,17 @@ impl Handle {
     /// Says where the session would go, and changes nothing.
     pub async fn dry_run(&self, session: SessionId, user: User, workspace: Workspace) -> Result<Offers, Error> {
         self.ask(|reply| Request::DryRun(Box::new((session, user, workspace)), reply)).await
+    }
+
+    /// A host leaves a registry alone for so long, because it limits pulls.
+    pub async fn limited(&self, registry: String, pause: Duration) {
+        // The owner ends with the daemon.
+        let _ = self.requests.send(Request::Limited(registry, pause)).await;
+    }
+
+    /// How long a registry is to be left alone, by what hosts told; `None`: not at all.
+    pub async fn ask_limit(&self, registry: String) -> Option<Duration> {
+        self.ask(|reply| Request::AskLimit(registry, reply)).await.ok().flatten()
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
@@ -78,6 +95,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
     let placement = Placement::new(cluster, *config.borrow_and_update());
     let owner = Owner {
         placement,
+        limits: Limits::default(),
         config,
         leadership,
         view,
@@ -92,6 +110,8 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
 
 struct Owner {
     placement: Placement<Reply<Admitted>>,
+    /// The registries that limit pulls, as hosts told.
+    limits: Limits,
     config: watch::Receiver<Config>,
     leadership: watch::Receiver<Arc<Leadership>>,
     view: watch::Receiver<Arc<ClusterView>>,
@@ -167,6 +187,8 @@ impl Owner {
                 // The caller may have stopped waiting.
                 let _ = reply.send(self.placement.dry_run(&session, &user, &workspace, now));
             }
+            Request::Limited(registry, pause) => self.limits.tell(&registry, pause, now),
+            Request::AskLimit(registry, reply) => drop(reply.send(Ok(self.limits.ask(&registry, now)))),
         }
     }
 

@@ -18,6 +18,8 @@ pub enum Fault {
     },
     /// The registry does not give the image.
     Registry,
+    /// The registry limits pulls, on every host.
+    RegistryLimited,
     /// The host cannot make the session's network.
     Network,
     /// Anything else on the host.
@@ -27,13 +29,19 @@ pub enum Fault {
 impl Fault {
     pub const fn end_reason(&self) -> EndReason {
         match self {
-            Self::Image | Self::Platform { .. } | Self::Registry => EndReason::ImageFailed,
+            Self::Image | Self::Platform { .. } | Self::Registry | Self::RegistryLimited => EndReason::ImageFailed,
             Self::Workspace | Self::Network | Self::Host => EndReason::StartFailed,
         }
     }
 
-    /// Whether another host may be able to start the session.
+    /// Whether another host may be able to start the session. One that would pull its image from a registry that limits
+    /// pulls would only make that worse.
     pub const fn is_local(&self) -> bool {
+        !matches!(self, Self::Workspace | Self::RegistryLimited)
+    }
+
+    /// Whether the session can be started as soon as the fault is mended or over.
+    pub const fn is_for_now(&self) -> bool {
         !matches!(self, Self::Workspace)
     }
 
@@ -54,8 +62,11 @@ mod tests {
         for fault in [Fault::Image, platform.clone(), Fault::Registry, Fault::Network, Fault::Host] {
             assert!(fault.is_local());
         }
-        assert!(!Fault::Workspace.is_local());
-        for fault in [Fault::Workspace, Fault::Image, platform] {
+        for fault in [Fault::Workspace, Fault::RegistryLimited] {
+            assert!(!fault.is_local());
+        }
+        assert!(Fault::RegistryLimited.is_for_now() && !Fault::Workspace.is_for_now());
+        for fault in [Fault::Workspace, Fault::Image, platform, Fault::RegistryLimited] {
             assert!(!fault.is_the_hosts(), "{fault:?} says nothing of the host");
         }
     }

@@ -187,8 +187,8 @@ impl From<PullError> for Error {
             PullCause::Engine => Self::Unavailable(message),
             PullCause::Absent => Self::start(Fault::Image, message),
             PullCause::DiskFull => Self::start(Fault::Host, message),
+            PullCause::Limited => Self::start(Fault::RegistryLimited, message),
             PullCause::Denied
-            | PullCause::Limited
             | PullCause::Registry
             | PullCause::UnknownAuthority
             | PullCause::Stalled

@@ -291,10 +291,12 @@ pub struct ImageFilter {
 pub enum ImagePullState {
     /// It waits for its turn.
     Waiting,
+    /// It waits since its registry limits pulls.
+    Limited,
     Running,
     Done,
 }
-words!(ImagePullState { Waiting => "waiting", Running => "running", Done => "done" });
+words!(ImagePullState { Waiting => "waiting", Limited => "limited", Running => "running", Done => "done" });
 
 /// A pull of an image on a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

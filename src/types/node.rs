@@ -319,6 +319,8 @@ pub enum ConditionKind {
     NetworkFailing,
     /// A registry did not give an image.
     RegistryFailing,
+    /// A registry limits pulls (429): pulls from it wait.
+    RegistryLimited,
     /// The last sessions all failed to start on this node.
     FailingStarts,
     /// Less disk is free than `limits.min_free_disk`, or few inodes: the node admits no session.
@@ -365,6 +367,7 @@ words!(ConditionKind {
     StrayContainers => "stray_containers",
     NetworkFailing => "network_failing",
     RegistryFailing => "registry_failing",
+    RegistryLimited => "registry_limited",
     FailingStarts => "failing_starts",
     LowDisk => "low_disk",
     DuplicateNodeId => "duplicate_node_id",

@@ -119,6 +119,8 @@ sampled! {
     ListImages: [ListImages(image_filter())] => [node_images()];
     PullImage: [PullImage { image: image_reference(), hold_millis: 50_000 }] => pull_image_answers();
     ChangeImage: image_commands() => [Ok(image()), Err(images::Error::NotFound("x".to_owned()))];
+    TellLimit: [TellLimit { registry: "docker.io".to_owned(), pause_millis: 60_000 }] => [Ok(()), elsewhere()];
+    AskLimit: [AskLimit("r.example:5000".to_owned())] => [Ok(None), Ok(Some(60_000)), elsewhere()];
     Volumes: [Volumes] => [Ok(vec![volume()]), not_here()];
     RemoveVolume: [RemoveVolume("home-alice".to_owned())] => [Ok(()), not_here()];
     Place: [Place { session: session_id(), drawn: true, request: session_request() }] => place_answers();

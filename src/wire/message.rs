@@ -119,6 +119,10 @@ macro_rules! calls {
             PullImage(Host, Admin, changes, Json): PullImage => Result<ImagePull, images::Error>;
             /// Adopt, pin or unpin an image. The answer is the image after the change.
             ChangeImage(Host, Admin, changes, Json): ChangeImage => Result<Image, images::Error>;
+            /// A registry limits pulls, and the caller leaves it alone for a while.
+            TellLimit(Leader, Member, changes, Json): TellLimit => Led<()>;
+            /// How long a registry is to be left alone, in milliseconds. `None`: not at all.
+            AskLimit(Leader, Member, reads, Json): AskLimit => Led<Option<u64>>;
         }
     };
 }
@@ -400,6 +404,17 @@ pub struct ChangeImage {
     pub image: String,
     pub command: images::Command,
 }
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TellLimit {
+    /// The host of the registry, with its port if it names one.
+    pub registry: String,
+    pub pause_millis: u64,
+}
+
+/// The host of a registry, with its port if it names one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AskLimit(pub String);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Volumes;

@@ -15,8 +15,8 @@ mod own_engine;
 mod pull;
 mod ready;
 mod recovery;
-mod stores;
 mod registry;
+mod stores;
 mod storm;
 mod strangers;
 

@@ -165,6 +165,7 @@ pub(super) fn doing(pull: &ImagePull) -> String {
     let ImagePull { state, fetched_bytes, size_bytes, layers_ready, layers, .. } = pull;
     match state {
         ImagePullState::Waiting => "waiting for other pulls".to_owned(),
+        ImagePullState::Limited => "waiting: the registry limits pulls".to_owned(),
         ImagePullState::Done => "pulled".to_owned(),
         ImagePullState::Running if size_bytes.is_zero() && *layers_ready == 0 => "pulling".to_owned(),
         ImagePullState::Running if fetched_bytes < size_bytes => format!("pulling {fetched_bytes} of {size_bytes}"),

@@ -3,7 +3,7 @@ use crate::images::fake::{FakeImages, place};
 use crate::images::pulls::Urgency;
 use crate::images::store::Store;
 use crate::store::failing::Switch;
-use crate::types::{BootInstant, Timestamp};
+use crate::types::{BootInstant, PullPolicy, Timestamp};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -14,13 +14,18 @@ fn clock() -> Clock {
 
 /// The owner on an engine in memory, once it has listed the images.
 async fn start(engine: &Arc<FakeImages>) -> (Handle, Switch) {
+    start_at(engine, clock()).await
+}
+
+async fn start_at(engine: &Arc<FakeImages>, clock: Clock) -> (Handle, Switch) {
     let (store, switch) = Store::failing();
     let parts = Parts {
         config: watch::channel(Config::default()).1,
         store,
         engine: engine.clone(),
         health: engine.health.subscribe(),
-        clock: clock(),
+        neighbours: engine.clone(),
+        clock,
     };
     let (handle, _) = spawn(parts);
     until(&handle, |now| now.images.is_some()).await;
@@ -143,4 +148,133 @@ async fn an_image_is_found_by_a_name_or_by_the_beginning_of_its_id() {
     for unknown in ["x:2", "sha256:", "", "bb"] {
         assert_eq!(found(unknown), Err(Error::NotFound(unknown.to_owned())), "{unknown}");
     }
+}
+
+fn refusal(cause: PullCause) -> Option<PullError> {
+    Some(PullError { cause, message: "no".to_owned() })
+}
+
+async fn join(handle: &Handle, name: &str, urgency: Urgency) -> watch::Receiver<Pull> {
+    handle.pull(&ImageReference::parse(name).unwrap(), urgency).await.unwrap()
+}
+
+async fn reaches(pull: &mut watch::Receiver<Pull>, is: impl FnMut(&Pull) -> bool) -> Pull {
+    timeout(PATIENCE, pull.wait_for(is)).await.expect("in time").unwrap().clone()
+}
+
+const fn is_limited(pull: &Pull) -> bool {
+    matches!(pull, Pull::Limited { .. })
+}
+
+const fn has_ended(pull: &Pull) -> bool {
+    matches!(pull, Pull::Ended(_))
+}
+
+#[tokio::test]
+async fn what_a_session_waits_for_is_pulled_once_the_limit_is_over() {
+    let engine = FakeImages::new();
+    engine.publish("x:1", "new");
+    engine.refuse(refusal(PullCause::Limited));
+    let clock = clock();
+    let (handle, _) = start_at(&engine, clock.clone()).await;
+    let mut first = join(&handle, "x:1", Urgency::Demand).await;
+    let Pull::Limited { registry, until: over } = reaches(&mut first, is_limited).await else { unreachable!() };
+    let pause = over.since(clock.now().boot);
+    assert!(registry == "docker.io" && (60..=75).contains(&pause.as_secs()), "{registry} {pause:?}");
+    let told = timeout(PATIENCE, engine.told().wait_for(|told| !told.is_empty())).await.unwrap().unwrap().clone();
+    assert_eq!(told, [("docker.io".to_owned(), pause)]);
+    let now = until(&handle, |now| !now.limited.is_empty()).await;
+    let shown = now.limited["docker.io"].millis();
+    assert!(shown % 60_000 == 0 && shown > clock.now().wall.plus(pause).millis(), "{shown}");
+
+    // Others wait for the registry too, without asking it.
+    let mut second = join(&handle, "y:1", Urgency::Demand).await;
+    reaches(&mut second, is_limited).await;
+    assert_eq!(engine.pulls(), ["x:1"]);
+    engine.refuse(None);
+    clock.advance(pause);
+    let mut other = join(&handle, "r.example/z:1", Urgency::Demand).await;
+    reaches(&mut other, has_ended).await;
+    assert_eq!(reaches(&mut first, has_ended).await, Pull::Ended(Ok(())));
+    reaches(&mut second, has_ended).await;
+    until(&handle, |now| now.limited.is_empty()).await;
+    assert_eq!(engine.pulls().len(), 4);
+}
+
+#[tokio::test]
+async fn a_pull_that_nobody_waits_for_ends_at_a_limit() {
+    let engine = FakeImages::new();
+    engine.refuse(refusal(PullCause::Limited));
+    let (handle, _) = start(&engine).await;
+    let mut ahead = join(&handle, "x:1", Urgency::Ahead).await;
+    assert!(
+        matches!(reaches(&mut ahead, has_ended).await, Pull::Ended(Err(error)) if error.cause == PullCause::Limited)
+    );
+    until(&handle, |now| now.pulling.is_empty() && !now.limited.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_limit_that_another_host_met_holds_here() {
+    let engine = FakeImages::new();
+    engine.publish("x:1", "new");
+    engine.limit(Some(Duration::from_secs(40)));
+    let clock = clock();
+    let (handle, _) = start_at(&engine, clock.clone()).await;
+    let mut waits = join(&handle, "x:1", Urgency::Demand).await;
+    let told = reaches(&mut waits, is_limited).await;
+    assert_eq!(
+        told,
+        Pull::Limited { registry: "docker.io".to_owned(), until: clock.now().boot.plus(Duration::from_secs(40)) }
+    );
+    assert_eq!(engine.pulls(), [""; 0], "the registry was not asked");
+    assert!(handle.snapshot().records.intents.is_empty());
+}
+
+#[tokio::test]
+async fn a_session_whose_image_is_here_does_not_wait_for_a_limited_registry() {
+    let engine = FakeImages::new();
+    engine.publish("x:1", "new");
+    let (handle, _) = start(&engine).await;
+    pull(&handle, "x:1").await.unwrap();
+    engine.refuse(refusal(PullCause::Limited));
+    let reference = ImageReference::parse("x:1").unwrap();
+    let progress = mpsc::channel(8).0;
+    for _ in 0..2 {
+        let here = handle.make_available(&reference, PullPolicy::Always, &progress);
+        assert_eq!(timeout(PATIENCE, here).await.unwrap().unwrap().id, "new");
+    }
+    assert_eq!(engine.pulls(), ["x:1", "x:1"], "it was asked once more, and then left alone");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_tried_once_more() {
+    let engine = FakeImages::new();
+    engine.refuse(refusal(PullCause::DiskFull));
+    let (handle, _) = start(&engine).await;
+    for tries in [2, 4] {
+        assert_eq!(pull(&handle, "x:1").await, Err(refusal(PullCause::DiskFull).unwrap()));
+        assert_eq!(engine.pulls().len(), tries);
+    }
+}
+
+#[tokio::test]
+async fn an_image_for_another_platform_is_pulled_for_that_of_the_host() {
+    let engine = FakeImages::new();
+    engine.publish("x:1", "arm");
+    let (handle, _) = start(&engine).await;
+    pull(&handle, "x:1").await.unwrap();
+    assert_eq!(engine.options().platform, None);
+    let (amd64, arm64) = (Platform::new("linux", "amd64"), Platform::new("linux", "arm64"));
+    engine.is_for("arm", &arm64);
+    engine.health.send_modify(|health| {
+        if let Health::Up(info) = health {
+            info.platform = Some(amd64.clone());
+        }
+    });
+    engine.publish("x:1", "amd");
+    let reference = ImageReference::parse("x:1").unwrap();
+    let progress = mpsc::channel(8).0;
+    let ensured = handle.make_available(&reference, PullPolicy::Missing, &progress);
+    assert_eq!(timeout(PATIENCE, ensured).await.unwrap().unwrap().id, "amd");
+    assert_eq!(engine.options().platform, Some(amd64));
 }

@@ -34,9 +34,10 @@ fn found_of(
 
 /// A host without conditions, but for the records of images.
 fn at_rest(records_lost: Option<&MovedAside>) -> Inputs<'_> {
-    static REST: LazyLock<(Report, State, Snapshot, ClusterSigns)> =
-        LazyLock::new(|| (fixture::report(), fixture::state(), Snapshot::default(), ClusterSigns::default()));
-    let (report, node, sessions, cluster) = &*REST;
+    static REST: LazyLock<(Report, State, Snapshot, ClusterSigns, images::Snapshot)> = LazyLock::new(|| {
+        (fixture::report(), fixture::state(), Snapshot::default(), ClusterSigns::default(), images::Snapshot::default())
+    });
+    let (report, node, sessions, cluster, images) = &*REST;
     Inputs {
         report,
         node,
@@ -46,11 +47,22 @@ fn at_rest(records_lost: Option<&MovedAside>) -> Inputs<'_> {
         is_journal_aside: true,
         records_lost,
         min_free_disk: Bytes::gib(5),
+        images,
     }
 }
 
 fn kinds(found: &[(ConditionKind, String)]) -> Vec<ConditionKind> {
     found.iter().map(|(kind, _)| *kind).collect()
+}
+
+#[test]
+fn a_registry_that_limits_pulls_is_named_with_the_minute_of_the_next_pull() {
+    let until = |text: &str| text.parse::<Timestamp>().unwrap();
+    let limited = BTreeMap::from([("docker.io".to_owned(), until("2026-11-27T19:45:00Z"))]);
+    let message = registry_limited(&limited).unwrap();
+    let expected = "registry docker.io limits pulls (429), and the next pull from it is at about 2026-11-27T19:45Z: ";
+    assert!(message.starts_with(expected), "{message}");
+    assert_eq!(registry_limited(&BTreeMap::new()), None);
 }
 
 #[test]

@@ -246,7 +246,7 @@ impl Registry {
             return Ok(());
         }
         let may_go_elsewhere = fault.is_local() && live.may_go_elsewhere();
-        let ended_before = live.ended_before.filter(|_| fault.is_local());
+        let ended_before = live.ended_before.filter(|_| fault.is_for_now());
         self.troubles.note(fault, &message, cx.now.boot);
         if may_go_elsewhere {
             return self.set_aside(session, fault, message, cx);

@@ -34,6 +34,8 @@ impl Troubles {
         match fault {
             Fault::Network => self.network = trouble(),
             Fault::Registry => self.registry = trouble(),
+            // `registry_limited` is shown by the owner of the images, which knows when it ends.
+            Fault::RegistryLimited => {}
             Fault::Workspace | Fault::Image | Fault::Platform { .. } | Fault::Host => {}
         }
         if fault.is_the_hosts() {

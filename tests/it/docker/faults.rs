@@ -194,7 +194,7 @@ fn what_the_host_or_the_registry_lacks_is_a_condition_with_the_engines_words() {
     let full = "could not find an available, non-overlapping IPv4 address pool among the defaults";
     for (kind, method, path, message) in [
         ("network_failing", "POST", "/networks/create", full),
-        ("registry_failing", "POST", "/images/create", "toomanyrequests: You have reached your pull rate limit"),
+        ("registry_failing", "POST", "/images/create", "Get https://r/v2/: dial tcp: lookup r: no such host"),
     ] {
         if kind == "registry_failing" {
             add(&agent, &lab, "far", FOREVER, &json!({"image": "registry.invalid/x:1", "pull": "missing"}));

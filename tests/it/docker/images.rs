@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ostler::clock::Clock;
-use ostler::images::{self, Command, Handle, store::Store, task};
+use ostler::images::{self, Command, Handle, NoNeighbours, store::Store, task};
 use ostler::runtime::docker::{Config, DockerRuntime};
 use ostler::runtime::images::PullOptions;
 use ostler::runtime::{Error, Images, Launch, ProvideImages, Runtime};
@@ -45,6 +45,7 @@ impl Keeper {
             store,
             health: runtime.health(),
             engine: runtime,
+            neighbours: Arc::new(NoNeighbours),
             clock: clock.clone(),
         });
         let mut listed = images.watch();

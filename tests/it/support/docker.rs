@@ -304,6 +304,11 @@ impl Registry {
         Some(registry)
     }
 
+    /// The port of loopback that it listens on.
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The reference of the cluster's image in this registry, published or not.
     pub(crate) fn reference(&self, cluster: &Name) -> String {
         format!("127.0.0.1:{}/{cluster}:1", self.port)

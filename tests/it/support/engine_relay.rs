@@ -144,7 +144,7 @@ fn fault_of(state: &Mutex<State>, method: &str, path: &str) -> Option<Fault> {
 }
 
 /// The head of a request, with its empty line, and what came after it.
-fn read_head(client: &mut UnixStream) -> io::Result<(String, Vec<u8>)> {
+pub(super) fn read_head(client: &mut impl Read) -> io::Result<(String, Vec<u8>)> {
     let mut read = Vec::new();
     let mut buffer = [0; 4096];
     loop {

@@ -10,6 +10,7 @@ pub(crate) mod netns;
 pub(crate) mod nvml;
 pub(crate) mod proxy;
 pub(crate) mod random;
+pub(crate) mod registry_relay;
 pub(crate) mod relay;
 pub(crate) mod small_disk;
 
