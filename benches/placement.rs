@@ -78,7 +78,7 @@ fn book_on_a_gpu(bencher: Bencher<'_, '_>, nodes: usize) {
         let changes = Changes { now, whole: true, held: Vec::new(), forgotten: Vec::new() };
         let id = node.id;
         let profile = NodeProfile::clone(&node);
-        let (images, usage, at) = (BTreeSet::new(), NodeUsage::default(), Timestamp::default());
+        let (images, usage, at) = (ostler::images::Here::new(), NodeUsage::default(), Timestamp::default());
         book.index_mut().apply(&id, HostReport { profile, images, version: 0, usage, at, changes });
     }
     let ballot = Ballot { term: 1, node: id(0) };

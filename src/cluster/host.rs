@@ -1,6 +1,5 @@
 //! The calls that this node answers as a host: on its own sessions, settings and volumes.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -113,7 +112,7 @@ impl Serves<Report> for Host {
         let Observed { version, profile, images } = self.observer.observed();
         Ok(HostReport {
             profile: NodeProfile::clone(&profile),
-            images: BTreeSet::clone(&images),
+            images: images::Here::clone(&images),
             version,
             usage: self.observer.usage(),
             at: self.observer.now(),

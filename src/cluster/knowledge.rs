@@ -337,7 +337,7 @@ mod tests {
             usage: sample::usage(),
             last_seen: Timestamp::default(),
             sessions: BTreeMap::new(),
-            images: BTreeSet::new(),
+            images: BTreeMap::new(),
             have: None,
         };
         known.fleet = Arc::new(Fleet { hosts: [(id, Arc::new(told))].into(), ..Fleet::default() });

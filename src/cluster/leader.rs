@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use super::digests;
 use super::host::KNOWN_WITHIN;
 use super::knowledge::Knowledge;
 use super::rpc::Serves;
@@ -13,8 +14,10 @@ use super::{Host, LeadershipWatch, ViewWatch};
 use crate::catalogue;
 use crate::placement::{self, Fleet, Placer};
 use crate::sessions;
-use crate::types::{Actor, List, Node, Plan, Remembered, Session};
-use crate::wire::message::{AskLimit, DryRun, Edit, Led, Locate, Nodes, NotLeader, Place, Sessions, TellLimit};
+use crate::types::{Actor, DigestInUse, List, Node, Plan, Remembered, Session};
+use crate::wire::message::{
+    AskLimit, Digests, DryRun, Edit, Led, Locate, Nodes, NotLeader, Place, Sessions, TellLimit,
+};
 
 /// What a leader answers with. Every node has it, and uses it while it leads. Cheap to clone.
 #[derive(Clone)]
@@ -130,5 +133,14 @@ impl Serves<Edit> for Leader {
     async fn serve(&self, Edit(edit): Edit, by: &Actor) -> Led<Result<catalogue::Edited, catalogue::Error>> {
         self.reigns()?;
         Ok(self.host.catalogue.edit(edit, by.clone()).await)
+    }
+}
+
+#[async_trait]
+impl Serves<Digests> for Leader {
+    async fn serve(&self, Digests(workspace): Digests, _: &Actor) -> Led<Option<Vec<DigestInUse>>> {
+        self.reigns()?;
+        let catalogue = self.host.catalogue.snapshot();
+        Ok(catalogue.workspaces.get(&workspace).map(|workspace| digests::in_use(workspace, &self.fleet.borrow())))
     }
 }

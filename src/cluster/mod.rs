@@ -6,6 +6,7 @@
 //! leader. The actor goes with every change to the owner that makes it.
 
 mod catalogue;
+mod digests;
 mod gpus;
 mod host;
 mod images;

@@ -18,7 +18,7 @@ use crate::types::{Ballot, Condition, NVIDIA_CLASS};
 use crate::{capacity, catalogue, election, gpu, images, node, sessions};
 
 type Conditions = watch::Receiver<Arc<Vec<Condition>>>;
-type ImagesHere = watch::Receiver<images::here::Here>;
+type ImagesHere = watch::Receiver<Arc<images::Here>>;
 
 /// What sessions live on: the engine, the room on this host, and the operator's settings.
 struct Ground {

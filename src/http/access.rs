@@ -12,8 +12,9 @@ use super::error::Refusal;
 use crate::types::{Actor, ErrorCode, Role};
 use crate::wire::Call;
 use crate::wire::message::{
-    ChangeGpu, ChangeImage, Command, Describe, Drain, DryRun, Edit, Explain, Forget, ForgetSession, Hold, ListImages,
-    Locate, Logs, Nodes, Patch, Place, PullImage, Refresh, RemoveVolume, Secret, Sessions, Undrain, Volumes,
+    ChangeGpu, ChangeImage, Command, Describe, Digests, Drain, DryRun, Edit, Explain, Forget, ForgetSession, Hold,
+    ListImages, Locate, Logs, Nodes, Patch, Place, PullImage, Refresh, RemoveVolume, Secret, Sessions, Undrain,
+    Volumes,
 };
 
 /// What an operation requires of its caller.
@@ -103,6 +104,7 @@ pub(super) const OPERATIONS: &[(Method, &str, Ends)] = &[
     (Method::GET, "/v1/workspaces/{name}", Here(Needs(Read))),
     (Method::PUT, "/v1/workspaces/{name}", calls![Edit]),
     (Method::DELETE, "/v1/workspaces/{name}", calls![Edit]),
+    (Method::GET, "/v1/workspaces/{name}/digests", calls![Digests]),
     (Method::GET, "/v1/sessions", calls![Sessions]),
     (Method::POST, "/v1/sessions", calls![Place, DryRun, Hold]),
     (Method::GET, "/v1/sessions/{id}", calls![Locate, Hold]),

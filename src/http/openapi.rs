@@ -222,6 +222,7 @@ mod tests {
         });
         let workspace = json!({
             "name": "desktop", "description": "d", "image": "busybox", "command": ["sh", "-c"], "cores": 1,
+            "image_digest": format!("sha256:{}", "0".repeat(64)),
             "memory_bytes": "1GiB", "gpus": 0, "ports": [{"container_port": 80, "protocol": "tcp"}], "env": {"A": "1"},
             "volumes": [{"name": "home", "path": "/home", "read_only": false, "roam": false}],
             "constraints": {"rack": "3"}, "network": "lan", "gpu_capabilities": ["compute"],

@@ -49,6 +49,7 @@ pub(super) fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(volumes::remove))
         .routes(routes!(workspaces::list, workspaces::add))
         .routes(routes!(workspaces::show, workspaces::set, workspaces::remove))
+        .routes(routes!(workspaces::digests))
         .routes(routes!(sessions::list, sessions::create))
         .routes(routes!(sessions::show, sessions::remove))
         .routes(routes!(sessions::explain))

@@ -12,7 +12,7 @@ use super::extract::{Json, NoParameters, Path, Query};
 use super::page::{PageQuery, page};
 use super::routed::Served;
 use crate::catalogue::{Edit, Edited};
-use crate::types::{Actor, ErrorBody, Invalid, List, Name, Workspace};
+use crate::types::{Actor, DigestInUse, ErrorBody, Invalid, List, Name, Workspace};
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -109,4 +109,20 @@ pub(super) async fn remove(
 ) -> Result<Served<StatusCode>, Refusal> {
     let edited = app.api.cluster.edit(Edit::Delete(name), &by).await?;
     Ok(Served(edited.map(|_| StatusCode::NO_CONTENT)))
+}
+
+/// Lists the digests of a workspace's image that are in use: by node, and by running session. `ostler workspace pin`
+/// chooses among them.
+#[utoipa::path(get, path = "/v1/workspaces/{name}/digests", tag = "workspaces", operation_id = "list_workspace_digests",
+    params(WorkspacePath), responses(
+    (status = 200, description = "the digests", body = List<DigestInUse>),
+    (status = 503, description = "`no_leader`; `node_unreachable`", body = ErrorBody),
+))]
+pub(super) async fn digests(
+    State(app): Shared,
+    Path(WorkspacePath { name }): Path<WorkspacePath>,
+    _: Query<NoParameters>,
+) -> Result<Served<Answer<List<DigestInUse>>>, Refusal> {
+    let listed = app.api.cluster.digests(&name).await?;
+    Ok(Served(listed.map(|items| Answer(List { items, next_cursor: None }))))
 }

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
@@ -60,6 +61,19 @@ impl Default for Config {
         // As Docker's own client of several images; each takes three layers at once.
         Self { max_pulls: 2, registry_credentials: None }
     }
+}
+
+/// The images of the catalogue that a host has, as workspaces name them; and of those that came from a registry, what it
+/// gave under that name.
+pub type Here = BTreeMap<String, Option<Checked>>;
+
+/// The last answer of a registry about one of its images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// `None`: the engine did not tell.
+    pub digest: Option<String>,
+    /// By the wall clock of the host.
+    pub at: Timestamp,
 }
 
 /// What everybody may read.
@@ -113,7 +127,7 @@ impl Snapshot {
 }
 
 /// Why a request was not done. Nothing changed, except where the variant says so.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Error {
     #[error("no image {0} on this node")]
     NotFound(String),
@@ -142,7 +156,7 @@ pub enum Error {
 }
 
 /// What can be asked of one image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     /// It is ostler's from now on, with its names: a prune may remove it.

@@ -3,13 +3,13 @@
 pub mod conditions;
 pub mod view;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use crate::capacity::Report;
 use crate::clock::Clock;
+use crate::images::Here;
 use crate::node::State;
 use crate::runtime::Health;
 use crate::sessions::Snapshot;
@@ -36,7 +36,7 @@ pub struct Sources {
     pub health: watch::Receiver<Health>,
     pub conditions: watch::Receiver<Arc<Vec<Condition>>>,
     /// The images of the catalogue that this node has.
-    pub images: watch::Receiver<Arc<BTreeSet<String>>>,
+    pub images: watch::Receiver<Arc<Here>>,
 }
 
 /// The profile and images of this node. The version starts at 0 with the agent and grows by one with each change.
@@ -44,7 +44,7 @@ pub struct Sources {
 pub struct Observed {
     pub version: u64,
     pub profile: Arc<NodeProfile>,
-    pub images: Arc<BTreeSet<String>>,
+    pub images: Arc<Here>,
 }
 
 /// Reads the state of this node for every caller. Cheap to clone.
@@ -143,7 +143,7 @@ mod tests {
     struct Owners {
         node: watch::Sender<Arc<State>>,
         report: watch::Sender<Arc<Report>>,
-        images: watch::Sender<Arc<BTreeSet<String>>>,
+        images: watch::Sender<Arc<Here>>,
         clock: Clock,
     }
 
@@ -203,7 +203,7 @@ mod tests {
         assert!(observer.observed().profile.drain.is_none());
         owners.report.send_modify(|report| Arc::make_mut(report).physical.gpus += 1);
         assert_eq!(observer.observed().version, 2);
-        owners.images.send_replace(Arc::new(["busybox".to_owned()].into()));
+        owners.images.send_replace(Arc::new([("busybox".to_owned(), None)].into()));
         assert_eq!((observer.observed().version, observer.observed().version), (3, 3));
     }
 

@@ -331,8 +331,9 @@ impl Book {
         let fleet: &Fleet = self.index.fleet();
         let host = |node, heard, has_image| HostFigures { node, in_flight: Resources::default(), heard, has_image };
         let mut reached = Along::new(situation.reign.reached.iter());
+        let image = workspace.image_reference();
         let told = fleet.hosts.iter().map(|(id, view)| {
-            let has_image = workspace.image.as_ref().is_some_and(|image| view.images.contains(image));
+            let has_image = image.as_ref().is_some_and(|image| view.images.contains_key(image));
             host(&*view.profile, reached.has(id), has_image)
         });
         let mut nodes: Vec<HostFigures<'a>> = Vec::with_capacity(fleet.hosts.len());

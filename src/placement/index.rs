@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Have, HostReport};
+use crate::images::Here;
 use crate::sessions::Held;
 use crate::types::{NodeId, NodeProfile, NodeUsage, SessionId, Timestamp, User};
 
@@ -25,7 +26,7 @@ pub struct HostView {
     /// Every session that it has a record of.
     pub sessions: BTreeMap<SessionId, Arc<Held>>,
     /// The images of the catalogue that it has.
-    pub images: BTreeSet<String>,
+    pub images: Here,
     /// The version that the next report may build on. `None` where some of it was forgotten: the host must report
     /// everything.
     pub have: Option<Have>,
@@ -229,7 +230,7 @@ mod tests {
         let changes = Changes { now, whole, held, forgotten: Vec::new() };
         HostReport {
             profile: sample::profile("a", HOST),
-            images: BTreeSet::new(),
+            images: Here::new(),
             version: 0,
             usage: sample::usage(),
             at: Timestamp::default(),

@@ -19,12 +19,10 @@ pub mod score;
 pub mod state;
 pub mod task;
 
-use std::collections::BTreeSet;
-
 use async_trait::async_trait;
 
 use crate::types::{Invalid, Name, NodeId, NodeProfile, NodeReason, NodeUsage, OnUnknown, Strategy, Timestamp};
-use crate::{election, sessions};
+use crate::{election, images, sessions};
 
 pub use index::Fleet;
 pub use placer::{Placer, draw_key};
@@ -126,7 +124,7 @@ pub struct HostReport {
     pub profile: NodeProfile,
     /// The images of the catalogue that the host has.
     #[serde(default)]
-    pub images: BTreeSet<String>,
+    pub images: images::Here,
     /// The version of `profile` and `images`: see [`Have::node`].
     pub version: u64,
     pub usage: NodeUsage,

@@ -192,7 +192,7 @@ impl Record {
             id: origin.id,
             user: origin.user.clone(),
             workspace: origin.workspace.name.clone(),
-            image: origin.workspace.image.clone(),
+            image: origin.workspace.image_reference(),
             image_digest: status.image_digest.clone(),
             node: node.clone(),
             node_id: *node_id,
@@ -355,7 +355,7 @@ impl Live {
             session: *id,
             user: user.clone(),
             workspace: workspace.name.clone(),
-            image: workspace.image.clone(),
+            image: workspace.image_reference(),
             pull: workspace.pull,
             entrypoint: workspace.entrypoint.clone(),
             command: workspace.command.clone(),
@@ -483,6 +483,19 @@ mod tests {
         let error = |json: &str| serde_json::from_str::<Record>(json).unwrap_err().to_string();
         assert_eq!(error(&LIVE.replace("\"wish\"", "\"wish2\"")), "missing field `wish`");
         assert_eq!(error(&TOMBSTONE.replace("\"state\"", "\"state2\"")), "missing field `state`");
+    }
+
+    #[test]
+    fn a_pinned_session_is_made_from_its_digest_and_shows_it() {
+        let mut live = new_live("k");
+        live.origin.workspace.image_digest = Some(format!("sha256:{}", "a".repeat(64)));
+        let expected = Some(format!("desktop@sha256:{}", "a".repeat(64)));
+        assert_eq!(live.launch().image, expected);
+        let record = Record::Live(Box::new(live));
+        assert_eq!(
+            record.profile(&"one".parse().unwrap(), &NodeId::from_bytes([1; 10]), "host", START).image,
+            expected
+        );
     }
 
     #[test]

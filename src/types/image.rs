@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::text::words;
-use super::{Bytes, Invalid, Name, SessionId, Timestamp};
+use super::{Bytes, Invalid, Name, NodeId, SessionId, Timestamp};
 
 /// Characters of an image in a request at most: a repository of 255, a tag of 128 and a digest of 71 have fewer.
 const MAX_IMAGE: usize = 512;
@@ -97,6 +97,19 @@ impl ImageReference {
         let pairs = digests.into_iter().filter_map(|pair| pair.split_once('@'));
         pairs.filter(|(repository, _)| *repository == self.repository()).map(|(_, digest)| digest)
     }
+}
+
+/// Checks the digest of an image, as a registry gives it.
+///
+/// # Errors
+/// It is not `sha256:` and 64 hexadecimal digits in lower case; the error names the field.
+pub fn check_image_digest(field: &str, digest: &str) -> Result<(), Invalid> {
+    let hex = digest.strip_prefix("sha256:").unwrap_or_default();
+    if hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return Ok(());
+    }
+    let expected = format!("`{}` is not a digest; expected sha256: and 64 hexadecimal digits", digest.escape_debug());
+    Err(Invalid::new(field, expected))
 }
 
 impl fmt::Display for ImageReference {
@@ -343,6 +356,20 @@ impl ImageRequest {
         }
         ImageReference::parse(&self.image).map_err(|message| Invalid::new("image", message))
     }
+}
+
+/// A digest of a workspace's image that is in use: on a node that has the image, or in a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DigestInUse {
+    /// The node that has the image.
+    pub node: Name,
+    pub node_id: NodeId,
+    /// The session that is made from it; `null`: the node has it under the workspace's `image`.
+    pub session: Option<SessionId>,
+    /// What its registry gave; `null`: the image came from no registry, as far as the node has a record of it.
+    pub digest: Option<String>,
+    /// When the node last asked the registry about it; `null` for a session.
+    pub checked_at: Option<Timestamp>,
 }
 
 #[cfg(test)]

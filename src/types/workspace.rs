@@ -9,7 +9,10 @@ use utoipa::ToSchema;
 use super::gpu::{NVIDIA_CLASS, check_gpu_class};
 use super::node::check_labels;
 use super::text::words;
-use super::{Bytes, Cores, Invalid, Labels, Name, Period, Protocol, Resources, SessionRequest, check_env, schema};
+use super::{
+    Bytes, Cores, ImageReference, Invalid, Labels, Name, Period, Protocol, Resources, SessionRequest, check_env,
+    check_image_digest, schema,
+};
 
 const MAX_DESCRIPTION: usize = 1024;
 const MAX_IMAGE: usize = 512;
@@ -152,6 +155,11 @@ pub struct Workspace {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 512, pattern = "^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")]
     pub image: Option<String>,
+    /// Pins its sessions to this digest of the image's repository, wherever the tag has moved. Of an image for several
+    /// platforms it is the digest of the index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
+    pub image_digest: Option<String>,
     /// Replaces the entry point of the image, and its command as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(schema_with = schema::entrypoint, required = false)]
@@ -257,6 +265,7 @@ impl Workspace {
             name,
             description: String::new(),
             image: None,
+            image_digest: None,
             entrypoint: Vec::new(),
             command: Vec::new(),
             run_as: None,
@@ -283,6 +292,19 @@ impl Workspace {
             stop_grace_seconds: default_stop_grace(),
             on_host_restart: OnHostRestart::default(),
         }
+    }
+
+    /// The image that its sessions are made from: `image`, or that of `image_digest` in the same repository. Nodes are
+    /// asked for this one, and never for the field `image` alone.
+    pub fn image_reference(&self) -> Option<String> {
+        let image = self.image.as_ref()?;
+        let pinned = self.image_digest.as_ref().and_then(|digest| Some(self.tag()?.at_digest(digest)));
+        Some(pinned.map_or_else(|| image.clone(), String::from))
+    }
+
+    /// What the field `image` names, pinned or not. `None`: nothing that a node could pull.
+    pub fn tag(&self) -> Option<ImageReference> {
+        ImageReference::parse(self.image.as_ref()?).ok()
     }
 
     /// How long a session may be unused before it is stopped.
@@ -322,6 +344,7 @@ impl Workspace {
         } else if self.command.is_empty() && self.entrypoint.is_empty() {
             return Err(Invalid::new("image", "a workspace needs an image or, for the process runtime, a command"));
         }
+        self.check_image_digest()?;
         check_words("entrypoint", &self.entrypoint)?;
         check_words("command", &self.command)?;
         self.run_as.as_deref().map_or(Ok(()), check_run_as)?;
@@ -344,6 +367,22 @@ impl Workspace {
             return Err(Invalid::new("stop_grace_seconds", expected));
         }
         check_spans(self.ttl_seconds, self.idle_timeout_seconds)
+    }
+
+    fn check_image_digest(&self) -> Result<(), Invalid> {
+        let Some(digest) = &self.image_digest else { return Ok(()) };
+        check_image_digest("image_digest", digest)?;
+        if self.image.is_none() {
+            return Err(Invalid::new("image_digest", "a digest is one of an image; expected `image` beside it"));
+        }
+        let Some(image) = self.tag() else {
+            let message = "not an image reference, which a digest needs; expected for example kasmweb/chrome:1.16.0";
+            return Err(Invalid::new("image", message));
+        };
+        match image.digest().filter(|own| own != digest) {
+            Some(own) => Err(Invalid::new("image_digest", format!("differs from the digest of `image`, {own}"))),
+            None => Ok(()),
+        }
     }
 
     fn check_ports(&self) -> Result<(), Invalid> {

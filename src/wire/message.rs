@@ -7,9 +7,9 @@ use super::codec::{self, Format};
 use super::envelope::Envelope;
 use crate::sessions::LogsRequest;
 use crate::types::{
-    Actor, Ballot, DrainRequest, Explanation, Gpu, Image, ImageFilter, ImagePull, ImageReference, List, Node, NodeId,
-    NodeImages, Plan, Refreshed, Remembered, Role, Session, SessionFilter, SessionId, SessionRequest, SettingsPatch,
-    Volume, Wait,
+    Actor, Ballot, DigestInUse, DrainRequest, Explanation, Gpu, Image, ImageFilter, ImagePull, ImageReference, List,
+    Name, Node, NodeId, NodeImages, Plan, Refreshed, Remembered, Role, Session, SessionFilter, SessionId,
+    SessionRequest, SettingsPatch, Volume, Wait,
 };
 use crate::{catalogue, election, gossip, gpu, images, node, placement, sessions};
 
@@ -123,6 +123,8 @@ macro_rules! calls {
             TellLimit(Leader, Member, changes, Json): TellLimit => Led<()>;
             /// How long a registry is to be left alone, in milliseconds. `None`: not at all.
             AskLimit(Leader, Member, reads, Json): AskLimit => Led<Option<u64>>;
+            /// The digests of a workspace's image that are in use. `None`: the catalogue has no such workspace.
+            Digests(Leader, Read, reads, Json): Digests => Led<Option<Vec<DigestInUse>>>;
         }
     };
 }
@@ -415,6 +417,9 @@ pub struct TellLimit {
 /// The host of a registry, with its port if it names one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AskLimit(pub String);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Digests(pub Name);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Volumes;

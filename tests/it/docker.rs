@@ -2,6 +2,7 @@
 //!
 //! The agent's answers are compared with those of the `docker` command, which shares no code with it.
 
+mod ahead;
 mod ends;
 mod engine;
 mod faults;

@@ -163,7 +163,7 @@ impl Cluster {
             let now = self.moment(i);
             let profile = self.hosts[i].profile(now);
             let changes = self.hosts[i].life.as_ref().unwrap().snapshot.since(known.map(|have| have.sessions));
-            let (images, usage) = (std::collections::BTreeSet::new(), NodeUsage::default());
+            let (images, usage) = (ostler::images::Here::new(), NodeUsage::default());
             let report = HostReport { profile, images, version: have.node, usage, at: now.wall, changes };
             self.answer(i, caller, Answer::Host(Box::new(HostAnswer::Report(Ok(Box::new(report))))));
         }

@@ -60,7 +60,7 @@ struct FieldArgs {
     /// Description, shown in the list of workspaces.
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// Reference of the image, as for `docker pull`.
+    /// Reference of the image, as for `docker pull`. Another image ends the workspace's pin.
     #[arg(long)]
     image: Option<String>,
     /// Number of GPUs of each of its sessions.
@@ -175,7 +175,10 @@ impl FieldArgs {
     /// Sets the given values in the workspace.
     fn change(&self, workspace: &mut Workspace) {
         set_if(&mut workspace.description, self.description.clone());
-        workspace.image = self.image.clone().or(workspace.image.take());
+        if let Some(image) = self.image.clone().filter(|image| workspace.image.as_ref() != Some(image)) {
+            // The digest was one of the image before.
+            (workspace.image, workspace.image_digest) = (Some(image), None);
+        }
         set_if(&mut workspace.gpus, self.gpus);
         // 0 removes the declaration.
         let declared = |memory: Bytes| Some(memory).filter(|memory| !memory.is_zero());
@@ -314,6 +317,11 @@ mod tests {
         assert_eq!((before.gpu_memory_bytes, workspace.gpu_memory_bytes), (Some(Bytes::gib(1)), None));
         assert_eq!((workspace.ttl_seconds, workspace.prepull, workspace.env.len()), (None, false, 1));
         assert_eq!(workspace.image, before.image);
+        workspace.image_digest = Some("sha256:1".to_owned());
+        fields("ostler workspace set w --image a").change(&mut workspace);
+        assert_eq!(workspace.image_digest.as_deref(), Some("sha256:1"));
+        fields("ostler workspace set w --image b").change(&mut workspace);
+        assert_eq!((workspace.image.as_deref(), workspace.image_digest), (Some("b"), None), "the pin was one of `a`");
     }
 
     #[test]

@@ -133,6 +133,7 @@ mod tests {
         workspace.description = "A \"desktop\",\nwith # and '''".to_owned();
         workspace.command = vec!["sh".to_owned(), "-c".to_owned(), "echo \\ $X".to_owned()];
         workspace.gpus = 1;
+        workspace.image_digest = Some(format!("sha256:{}", "a".repeat(64)));
         workspace.ports.push(Port { container_port: 53, protocol: Protocol::Udp });
         workspace.volumes =
             vec![VolumeMount { name: "home-{user}".into(), path: "/home/x".into(), read_only: true, roam: false }];

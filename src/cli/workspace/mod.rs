@@ -3,6 +3,7 @@
 mod apply;
 mod edit;
 mod file;
+mod pin;
 mod pull;
 mod show;
 
@@ -24,6 +25,8 @@ pub(super) enum WorkspaceCommand {
     Show(ShowArgs),
     Add(edit::AddArgs),
     Set(edit::SetArgs),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
     /// Remove workspaces from the catalogue. Existing sessions keep running.
     Rm(RmArgs),
     Pull(pull::PullArgs),
@@ -62,11 +65,15 @@ pub(super) async fn run(command: &WorkspaceCommand, context: &Context) -> Result
             context.out.answer(&body, |list: &List<Workspace>| show::describe_all(&list.items))
         }
         WorkspaceCommand::Show(args) => {
-            let body = context.client()?.get(Route::new(&["workspaces", &args.name])).await?;
-            context.out.answer(&body, show::describe)
+            let client = context.client()?;
+            let body = client.get(Route::new(&["workspaces", &args.name])).await?;
+            let moved = pin::moved(&client, &body.read()?).await;
+            context.out.answer(&body, |workspace| show::describe(workspace, moved))
         }
         WorkspaceCommand::Add(args) => edit::add(args, context).await,
         WorkspaceCommand::Set(args) => edit::set(args, context).await,
+        WorkspaceCommand::Pin(args) => pin::pin(args, context).await,
+        WorkspaceCommand::Unpin(args) => pin::unpin(args, context).await,
         WorkspaceCommand::Rm(args) => remove(args, context).await,
         WorkspaceCommand::Pull(args) => pull::run(args, context).await,
         WorkspaceCommand::Apply(args) => apply::run(args, context).await,

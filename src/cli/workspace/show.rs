@@ -18,7 +18,8 @@ pub(super) fn describe_all(workspaces: &[Workspace]) -> String {
     table(&["NAME", "IMAGE", "CORES", "MEMORY", "GPUS", "PORTS", "DESCRIPTION"], rows)
 }
 
-pub(super) fn describe(workspace: &Workspace) -> String {
+/// `moved`: where the tag of a pinned image is now, if it is known to have moved.
+pub(super) fn describe(workspace: &Workspace, moved: Option<String>) -> String {
     let span = |seconds: Option<u64>| or_none(seconds.map(Period::secs));
     let pairs = |(key, value): (&String, &String)| format!("{key}={}", one_line(value));
     let description = one_line(&workspace.description);
@@ -26,6 +27,8 @@ pub(super) fn describe(workspace: &Workspace) -> String {
         ("name", workspace.name.to_string()),
         ("description", if description.is_empty() { NONE.to_owned() } else { description }),
         ("image", or_none(workspace.image.as_ref())),
+        ("pinned to", or_none(workspace.image_digest.as_ref())),
+        ("tag moved to", or_none(moved)),
         (
             "command",
             if workspace.command.is_empty() { NONE.to_owned() } else { one_line(&workspace.command.join(" ")) },
@@ -102,9 +105,12 @@ desktop   kasmweb/desktop:1   2.5     2 GiB    0      6901/tcp";
 
     #[test]
     fn a_workspace_is_shown_in_the_syntax_of_the_flags() {
-        let shown = describe(&desktop());
+        let mut desktop = desktop();
+        desktop.image_digest = Some("sha256:1".to_owned());
+        let shown = describe(&desktop, Some("sha256:2 on a".to_owned()));
         assert!(shown.contains("\n  volumes           home-{user}:/home/kasm-user:ro:roam\n"), "{shown}");
         assert!(shown.contains("\n  ttl               8h\n"), "{shown}");
+        assert!(shown.contains("\n  pinned to         sha256:1\n  tag moved to      sha256:2 on a\n"), "{shown}");
         assert!(shown.contains("\n  gpu memory        8 GiB\n  gpu class         -\n"), "{shown}");
     }
 }

@@ -48,7 +48,7 @@ impl Leader {
         let now = Have { incarnation: 1, version: 1 };
         let changes = Changes { now, whole: true, held, forgotten: Vec::new() };
         let (usage, at) = (sample::usage(), Timestamp::default());
-        let report = HostReport { profile, images: BTreeSet::new(), version: 0, usage, at, changes };
+        let report = HostReport { profile, images: crate::images::Here::new(), version: 0, usage, at, changes };
         self.book.index_mut().apply(&id(host), report);
     }
 

@@ -36,7 +36,14 @@ fn report(host: usize, held: Vec<Held>) -> HostAnswer {
     let changes =
         Changes { now: sessions::Have { incarnation: 1, version: 1 }, whole: true, held, forgotten: Vec::new() };
     let (usage, at) = (sample::usage(), Timestamp::default());
-    HostAnswer::Report(Ok(Box::new(HostReport { profile, images: BTreeSet::new(), version: 0, usage, at, changes })))
+    HostAnswer::Report(Ok(Box::new(HostReport {
+        profile,
+        images: crate::images::Here::new(),
+        version: 0,
+        usage,
+        at,
+        changes,
+    })))
 }
 
 fn claimed(key: &str, claim: u32, tried: &[usize]) -> HostAnswer {

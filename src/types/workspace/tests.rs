@@ -6,6 +6,27 @@ fn workspace() -> Workspace {
     workspace
 }
 
+fn digest(digit: char) -> String {
+    format!("sha256:{}", String::from(digit).repeat(64))
+}
+
+#[test]
+fn a_pinned_workspace_means_that_digest_of_its_images_repository() {
+    let mut pinned = workspace();
+    let reference = |w: &Workspace| w.image_reference();
+    assert_eq!(reference(&pinned).as_deref(), Some("kasmweb/desktop:1.16.0"));
+    pinned.image_digest = Some(digest('a'));
+    for image in ["kasmweb/desktop:1.16.0", "docker.io/kasmweb/desktop", &format!("kasmweb/desktop:1@{}", digest('a'))]
+    {
+        pinned.image = Some(image.to_owned());
+        assert_eq!(pinned.validate(), Ok(()));
+        assert_eq!(reference(&pinned), Some(format!("kasmweb/desktop@{}", digest('a'))), "{image}");
+    }
+    pinned.image = Some("localhost:5000/x:1".to_owned());
+    assert_eq!(reference(&pinned), Some(format!("localhost:5000/x@{}", digest('a'))));
+    assert_eq!(Workspace { image: None, ..pinned }.image_reference(), None);
+}
+
 fn refused(change: impl FnOnce(&mut Workspace)) -> String {
     let mut workspace = workspace();
     change(&mut workspace);
@@ -24,6 +45,20 @@ fn every_field_is_checked_and_named() {
     };
     assert_eq!(refused(|w| w.image = None), "image");
     assert_eq!(refused(|w| w.image = Some("--privileged".to_owned())), "image");
+    for wrong in
+        ["", "sha256:", "sha512:00", &digest('G'), &digest('A'), &digest('0')[1..], &format!("{}0", digest('0'))]
+    {
+        assert_eq!(refused(|w| w.image_digest = Some(wrong.to_owned())), "image_digest", "{wrong}");
+    }
+    let pinned = |image: Option<&str>| {
+        refused(|w| {
+            (w.command, w.image_digest) = (vec!["true".to_owned()], Some(digest('a')));
+            w.image = image.map(str::to_owned);
+        })
+    };
+    assert_eq!(pinned(None), "image_digest", "a digest without an image");
+    assert_eq!(pinned(Some(&format!("x@{}", digest('b')))), "image_digest", "the image has another digest");
+    assert_eq!(pinned(Some("a//b")), "image");
     assert_eq!(refused(|w| w.cores = Cores::ZERO), "cores");
     assert_eq!(refused(|w| w.memory_bytes = Bytes::new(1)), "memory_bytes");
     assert_eq!(refused(|w| w.gpus = 100_000), "gpus");

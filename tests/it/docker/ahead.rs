@@ -1,0 +1,71 @@
+//! Workspaces that are pinned to one digest of their image.
+
+use serde_json::json;
+
+use super::{FOREVER, add, id, start};
+use crate::support::agent::{Agent, until};
+use crate::support::docker::{Lab, Registry, docker, quietly};
+
+/// Bytes of noise in an image.
+const SMALL: u64 = 1 << 20;
+
+/// The digest of a new session, once it runs.
+fn digest_of_new(agent: &Agent, workspace: &str) -> String {
+    let session = id(&agent.create(workspace, "alice").expect(202));
+    let running = agent.until_state(&session, "running");
+    running["image_digest"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_pinned_workspace_keeps_its_digest_while_the_tag_moves_and_can_be_rolled_back() {
+    const TEST: &str = "a_pinned_workspace_keeps_its_digest_while_the_tag_moves_and_can_be_rolled_back";
+    let Some(lab) = Lab::open(TEST) else { return };
+    let Some(registry) = Registry::start(TEST) else { return };
+    let agent = start(&lab);
+    let image = registry.publish(&lab.cluster, SMALL);
+    add(&agent, &lab, "far", FOREVER, &json!({"image": image, "pull": "always"}));
+    let none = agent.cli(&["workspace", "pin", "far"]).failed(3);
+    assert!(none.contains("no node has image"), "{none}");
+
+    let old = digest_of_new(&agent, "far");
+    let old_id = docker(&["inspect", "--format", "{{.Id}}", &image]);
+    until("the leader knows the digest", || agent.cli(&["workspace", "pin", "far"]).code == 0);
+    assert_eq!(agent.get("/v1/workspaces/far").expect(200)["image_digest"], json!(old));
+    registry.publish_newer(&lab.cluster, SMALL);
+    assert_eq!(digest_of_new(&agent, "far"), old, "the tag has moved, and `pull` is always");
+    let exported = agent.cli(&["workspace", "export", "far"]).ok();
+    assert!(exported.contains(&format!("image_digest = \"{old}\"")), "{exported}");
+
+    agent.cli(&["workspace", "unpin", "far"]).ok();
+    let new = digest_of_new(&agent, "far");
+    assert_ne!(new, old);
+
+    // Both are in use now: the operator chooses, here the older one.
+    let mut refused = String::new();
+    until("the leader knows both", || {
+        refused = agent.cli(&["workspace", "pin", "far"]).failed(3);
+        refused.contains(&new) && refused.contains(&old)
+    });
+    assert_eq!(agent.get("/v1/workspaces/far").expect(200)["image_digest"], json!(null), "nothing changed");
+    agent.cli(&["workspace", "pin", "far", "--digest", &old]).ok();
+    assert_eq!(digest_of_new(&agent, "far"), old);
+    let mut shown = String::new();
+    until("it shows where the tag is", || {
+        shown = agent.cli(&["workspace", "show", "far"]).ok();
+        shown.contains(&format!("tag moved to      {new} on "))
+    });
+    assert!(shown.contains(&format!("pinned to         {old}\n")), "{shown}");
+
+    // An image of this engine alone has no digest that another node could pull.
+    add(&agent, &lab, "built", FOREVER, &json!({}));
+    digest_of_new(&agent, "built");
+    let mut refused = String::new();
+    until("the leader knows the session", || {
+        refused = agent.cli(&["workspace", "pin", "built"]).failed(3);
+        refused.contains("came from no registry")
+    });
+
+    drop(agent);
+    drop(lab);
+    quietly(&["rmi", &image, &old_id]);
+}
