@@ -21,6 +21,7 @@ pub mod node;
 pub mod observe;
 pub mod placement;
 pub mod retry;
+pub mod rollout;
 pub mod runtime;
 pub mod sessions;
 pub mod socket;

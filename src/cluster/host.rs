@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::rpc::Serves;
 use super::volumes;
+use crate::images::Fetching;
 use crate::observe::{Observed, Observer};
 use crate::placement::{Have, HostReport};
 use crate::sessions::Snapshot;
@@ -16,8 +17,8 @@ use crate::types::{
     SessionId, SessionState, Volume, Wait,
 };
 use crate::wire::message::{
-    Admit, AdmitError, ChangeGpu, Claim, Command, Compare, Describe, Drain, Explain, Find, Forget, ForgetSession, Hold,
-    Keep, Patch, Refresh, RemoveVolume, Report, Secret, Undrain, Volumes,
+    Admit, AdmitError, ChangeGpu, Claim, Command, Compare, Describe, Drain, Explain, FetchImage, Find, Forget,
+    ForgetSession, Hold, Keep, Patch, Refresh, RemoveVolume, Report, Secret, Undrain, Volumes,
 };
 use crate::{catalogue, election, gossip, gpu, images, node, sessions};
 
@@ -225,6 +226,13 @@ impl Serves<ChangeGpu> for Host {
         self.shows(&uuid, command).await;
         let changed = self.changed().await;
         Ok(changed.gpus.into_iter().find(|gpu| gpu.uuid == uuid))
+    }
+}
+
+#[async_trait]
+impl Serves<FetchImage> for Host {
+    async fn serve(&self, FetchImage { image, how }: FetchImage, _: &Actor) -> Result<Fetching, images::Error> {
+        self.images.as_ref().ok_or(images::Error::NoImages)?.fetch(&image, how).await
     }
 }
 

@@ -8,10 +8,12 @@ use super::rpc::Serves;
 use super::{Host, QUICK, SLOW};
 use crate::catalogue::{Difference, Entry, ReplicaError, Replicas, Versions};
 use crate::election::{self, Answer};
+use crate::images::{Fetch, Fetching};
 use crate::net::{self, Net};
 use crate::placement::{HostAnswer, HostCall, Hosts, Offered, Unanswered};
+use crate::rollout::{Fetchers, NotFetched};
 use crate::sessions;
-use crate::types::{Actor, NodeId, SessionId};
+use crate::types::{Actor, ImageReference, NodeId, SessionId};
 use crate::wire::Call;
 use crate::wire::message::{self, AdmitError};
 
@@ -169,6 +171,14 @@ impl Mesh {
             Err(error) => tracing::debug!(%host, %session, %error, "host did not follow an order"),
         }
         Ok(HostAnswer::Done)
+    }
+}
+
+#[async_trait]
+impl Fetchers for Mesh {
+    async fn fetch(&self, node: &NodeId, image: ImageReference, how: Fetch) -> Result<Fetching, NotFetched> {
+        let fetched = self.ask(node, message::FetchImage { image, how }, None, SLOW).await;
+        fetched.map_err(|error| NotFetched::Unanswered(error.into()))?.map_err(NotFetched::Refused)
     }
 }
 

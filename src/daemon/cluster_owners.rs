@@ -14,7 +14,7 @@ use crate::net::gossip::GossipTransport;
 use crate::node::ClusterSigns;
 use crate::placement::Placer;
 use crate::types::{ClusterMode, NodeId};
-use crate::{election, gossip, placement};
+use crate::{election, gossip, placement, rollout};
 
 /// Between two rounds of gossip. It is read once at start, and what it costs grows with the cluster.
 const GOSSIP_EVERY: Duration = Duration::from_secs(1);
@@ -54,6 +54,18 @@ impl Start {
         let fleet = placement.fleet();
         let placer = Placer::new(cluster, host.catalogue.clone(), placement);
         Leader { host: host.clone(), placer, fleet, leadership, view }
+    }
+
+    /// Starts the owner of the rollout of images: what this node does about them while it leads.
+    pub(super) fn rollout(&mut self, hosts: &Mesh, leader: &Leader) {
+        let task = rollout::task::spawn(rollout::task::Parts {
+            leadership: leader.leadership.clone(),
+            fleet: leader.fleet.clone(),
+            catalogue: leader.host.catalogue.watch(),
+            hosts: Arc::new(hosts.clone()),
+            clock: self.base.clock.clone(),
+        });
+        self.owners.add("the owner of the rollout of images", ((), task));
     }
 
     /// Starts gossip, which tells the others of this host. It starts after the owners that it tells of.

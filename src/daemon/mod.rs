@@ -137,6 +137,7 @@ impl Daemon {
         let host = start.host(stores.host, engine, election.clone());
         let hosts = Mesh::new(start.base.me, host.clone(), start.peers.clone());
         let leader = start.placement(&host, &hosts);
+        start.rollout(&hosts, &leader);
         let mut gossip = None;
         if let Some(net) = &net {
             mesh::answer(net, &host, &leader);

@@ -194,7 +194,7 @@ impl<'a> Users<'a> {
         let Inputs { images, catalogue, sessions, .. } = inputs;
         let (mut users, fetched) = (Self::default(), fetched(images));
         for (name, workspace) in &catalogue.workspaces {
-            let reference = workspace.image.as_ref().and_then(|image| ImageReference::parse(image).ok());
+            let reference = workspace.image_reference().and_then(|image| ImageReference::parse(&image).ok());
             if let Some(id) = reference.and_then(|reference| names.meant(&reference)) {
                 users.workspaces.entry(id).or_default().push(name.clone());
             }

@@ -2,12 +2,14 @@
 //!
 //! [`ownership`] (pure) says which images are ostler's: it records every pull before it begins. [`pulls`] (pure) says
 //! which pull is next, and how long a registry that limits pulls is left alone; [`credentials`] says who pulls. [`here`] tells
-//! placement which images of the catalogue are here, and [`inventory`] (pure) tells people of every image and who uses it.
-//! [`task`] owns all of it: it runs the pulls, keeps a list of the engine's images, and publishes a [`Snapshot`].
+//! placement which images of the catalogue are here, [`fetch`] does what the leader asks for, and [`inventory`] (pure) tells
+//! people of every image and who uses it. [`task`] owns all of it: it runs the pulls, keeps a list of the engine's images,
+//! and publishes a [`Snapshot`].
 
 pub mod credentials;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod fetch;
 pub mod here;
 pub mod inventory;
 pub mod ownership;
@@ -37,8 +39,9 @@ use pulls::Urgency;
 const QUEUE: usize = 256;
 /// [`Config::max_pulls`] at most: an engine pulls three layers of each image at once.
 pub const MAX_PULLS: u32 = 32;
-/// [`PullPolicy::Daily`].
-const DAY: Duration = Duration::from_secs(24 * 3600);
+/// A node asks the registry about a [`PullPolicy::Daily`] image by itself once nobody did for so long. The leader has the
+/// cluster ask once a day: the hours beyond it are for its turns, and for a new leader.
+const ASK_AFTER: Duration = Duration::from_secs(27 * 3600);
 /// How often a caller that waits for a pull passes its progress on.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
@@ -189,6 +192,28 @@ impl Neighbours for NoNeighbours {
     }
 }
 
+/// What a leader has a host do about an image.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fetch {
+    /// Pull it if it is not here.
+    Missing,
+    /// Pull it if it is here and came from a registry, which may have a newer one.
+    Refresh,
+    /// Pull nothing. The registry gave this digest to another node: an image that has it is the newest.
+    Checked { digest: String },
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fetching {
+    /// It is done.
+    Done,
+    /// The pull waits or runs. The same request waits for it.
+    Runs,
+}
+
 /// How a pull goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pull {
@@ -212,6 +237,8 @@ pub enum Request {
     Used(String),
     /// Somebody looks at the list of the images.
     Look,
+    /// Another node asked the registry, which gives this digest under the name.
+    Checked { image: ImageReference, digest: String },
     /// The image by name, id, or a prefix of its id.
     Change { image: String, command: Command, by: Actor, reply: oneshot::Sender<Result<ImageDetails, Error>> },
 }
@@ -318,13 +345,13 @@ impl Handle {
             return Ok(here);
         }
         // What came from no registry is never replaced by what a registry has under that name.
-        let Some(asked_at) = self.snapshot().fetched(&here.id, image).map(|fetched| fetched.at) else {
+        let Some(asked_at) = self.snapshot().fetched(&here.id, image).map(Fetched::asked_at) else {
             return Ok(here);
         };
         if policy == PullPolicy::Always {
             return self.refresh_now(image, here, progress).await;
         }
-        if self.clock.now().since(asked_at) >= DAY {
+        if self.clock.now().since(asked_at) >= ASK_AFTER {
             // The session does not wait for it. If the owner is busy, the next session asks again.
             let _ = self.pull(image, Urgency::Refresh).await;
         }

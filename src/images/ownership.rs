@@ -63,8 +63,18 @@ pub struct Naming {
 pub struct Fetched {
     /// The digest in that repository; `None`: the engine did not tell.
     pub digest: Option<String>,
-    /// When the registry was last asked.
+    /// When the registry last answered.
     pub at: Moment,
+    /// When it was asked in vain since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<Moment>,
+}
+
+impl Fetched {
+    /// When the registry was last asked.
+    pub fn asked_at(&self) -> Moment {
+        self.failed.unwrap_or(self.at)
+    }
 }
 
 /// A pull that has begun. It is on disk before the engine is asked.
@@ -147,7 +157,8 @@ impl Records {
         record.used = now;
         let naming = record.names.entry(reference.as_str().to_owned());
         let naming = naming.or_insert(Naming { ours: !had_the_name, fetched: None });
-        naming.fetched = Some(Fetched { digest: digest.or_else(|| own_digest(reference, image)), at: now });
+        naming.fetched =
+            Some(Fetched { digest: digest.or_else(|| own_digest(reference, image)), at: now, failed: None });
         self.make_room(&image.id);
     }
 
@@ -156,12 +167,19 @@ impl Records {
         self.intents.remove(reference);
     }
 
-    /// The registry was asked and has nothing newer, or could not be asked: the next question waits as long as after a
-    /// pull.
-    pub fn asked(&mut self, store: &ImageStore, id: &str, reference: &ImageReference, now: Moment) {
-        let naming = self.record_mut(store, id).and_then(|record| record.names.get_mut(reference.as_str()));
-        if let Some(fetched) = naming.and_then(|naming| naming.fetched.as_mut()) {
-            fetched.at = now;
+    /// The registry could not be asked: the next question waits as long as after an answer.
+    pub fn not_answered(&mut self, store: &ImageStore, id: &str, reference: &ImageReference, now: Moment) {
+        if let Some(fetched) = self.fetched_mut(store, id, reference) {
+            fetched.failed = Some(now);
+        }
+    }
+
+    /// Another node asked the registry, which has this digest: the image is the newest if it has the same.
+    pub fn checked(&mut self, store: &ImageStore, id: &str, reference: &ImageReference, digest: &str, now: Moment) {
+        if let Some(fetched) = self.fetched_mut(store, id, reference)
+            && fetched.digest.as_deref() == Some(digest)
+        {
+            (fetched.at, fetched.failed) = (now, None);
         }
     }
 
@@ -236,6 +254,10 @@ impl Records {
 
     fn record_mut(&mut self, store: &ImageStore, id: &str) -> Option<&mut Record> {
         self.images.get_mut(&ImageKey { store: store.clone(), id: id.to_owned() })
+    }
+
+    fn fetched_mut(&mut self, store: &ImageStore, id: &str, reference: &ImageReference) -> Option<&mut Fetched> {
+        self.record_mut(store, id)?.names.get_mut(reference.as_str())?.fetched.as_mut()
     }
 
     /// The record of an image that is here, made if there is none.

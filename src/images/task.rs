@@ -223,6 +223,13 @@ impl Owner {
                 self.used.insert(id, self.clock.now());
             }
             Request::Look => self.listing.look(),
+            Request::Checked { image, digest } => {
+                let meant = self.publish.borrow().meant(&image).map(|listed| listed.id.clone());
+                if let (Some(id), Some(place)) = (meant, &self.place) {
+                    let now = self.clock.now();
+                    Arc::make_mut(&mut self.records).checked(&place.store, &id, &image, &digest, now);
+                }
+            }
             Request::Change { image, command, by, reply } => {
                 let found = find(&self.publish.borrow(), &image);
                 let engine = Arc::clone(&self.engine);
@@ -441,7 +448,7 @@ impl Owner {
                     records.not_pulled(&image);
                 }
                 if let (Ok(Some(details)), Some(place)) = (seen, &self.place) {
-                    records.asked(&place.store, &details.id, &image, now);
+                    records.not_answered(&place.store, &details.id, &image, now);
                 }
             }
         }

@@ -103,12 +103,7 @@ pub fn choose<'a>(
     if wanted == 0 {
         return Ok(Vec::new());
     }
-    let mut left: Vec<&Candidate<'a>> = devices.iter().filter(|device| device.class == wish.class).collect();
-    if left.len() < wanted {
-        let reason = if left.is_empty() { Reason::GpuClass } else { Reason::ExceedsPhysical };
-        return Err(too_few(reason, wish.count, left.len(), left.len()));
-    }
-    check_total_memory(&left, wish)?;
+    let mut left = large_enough(devices, wish)?;
     let physical = left.len();
     let same = |uuid: &str| wish.same.is_none_or(|same| same.iter().any(|one| one == uuid));
     left.retain(|device| device.has_room() && same(device.uuid));
@@ -127,6 +122,21 @@ pub fn choose<'a>(
     // The sort is stable.
     left.sort_by_key(|device| device.used);
     Ok(left.into_iter().take(wanted).map(|device| device.uuid).collect())
+}
+
+/// The devices of the wished class, if there are enough of them that are large enough, free or not.
+///
+/// # Errors
+/// The host never has such devices.
+pub fn large_enough<'a, 'd>(devices: &'d [Candidate<'a>], wish: Wish<'_>) -> Result<Vec<&'d Candidate<'a>>, Refusal> {
+    let wanted = usize::try_from(wish.count).unwrap_or(usize::MAX);
+    let of_class: Vec<&Candidate<'a>> = devices.iter().filter(|device| device.class == wish.class).collect();
+    if of_class.len() < wanted {
+        let reason = if of_class.is_empty() { Reason::GpuClass } else { Reason::ExceedsPhysical };
+        return Err(too_few(reason, wish.count, of_class.len(), of_class.len()));
+    }
+    check_total_memory(&of_class, wish)?;
+    Ok(of_class)
 }
 
 /// Checks that so many devices are large enough: a device never gets larger.

@@ -21,12 +21,22 @@ pub struct HostFigures<'a> {
 /// The first reason why the node would not take the session. What can never be is said before what is only not
 /// possible now: "it is too large" must not hide behind "it is disabled".
 pub fn refusal(host: &HostFigures<'_>, wanted: &Workspace, user: &User) -> Option<Reason> {
-    let node = host.node;
     let short = short(host, wanted.resources());
-    let no_gpu = choose_gpus(node, wanted, user).err().map(|refusal| refusal.reason);
-    if let Some(reason) = [short, no_gpu].into_iter().flatten().find(|reason| reason.is_for_good()) {
-        return Some(reason);
-    }
+    let no_gpu = choose_gpus(host.node, wanted, user).err().map(|refusal| refusal.reason);
+    let for_good = [short, no_gpu].into_iter().flatten().find(|reason| reason.is_for_good());
+    for_good.or_else(|| unfit(host, wanted)).or(short).or(no_gpu)
+}
+
+/// Whether the node may run sessions of the workspace, of some user, with room for one now or not.
+pub fn may_run(host: &HostFigures<'_>, wanted: &Workspace) -> bool {
+    let too_large = short(host, wanted.resources()).is_some_and(Reason::is_for_good);
+    let lacks_gpus = wanted.gpus > 0 && gpus::large_enough(&candidates(host.node), wish(wanted)).is_err();
+    !too_large && !lacks_gpus && unfit(host, wanted).is_none()
+}
+
+/// The first reason other than room why the node takes no session of the workspace.
+fn unfit(host: &HostFigures<'_>, wanted: &Workspace) -> Option<Reason> {
+    let node = host.node;
     let rules = [
         (has_labels(node, wanted), Reason::Constraint),
         (runs(node.runtime.kind, wanted), Reason::Runtime),
@@ -35,7 +45,7 @@ pub fn refusal(host: &HostFigures<'_>, wanted: &Workspace, user: &User) -> Optio
         (host.heard, Reason::Unreachable),
         (node.runtime.available, Reason::RuntimeUnavailable),
     ];
-    rules.into_iter().find(|(holds, _)| !holds).map(|(_, reason)| reason).or(short).or(no_gpu)
+    rules.into_iter().find(|(holds, _)| !holds).map(|(_, reason)| reason)
 }
 
 /// The refusal with the node's name, and with the figures where it is about room. Of many nodes that refuse, few are
@@ -63,10 +73,15 @@ fn choose_gpus(node: &NodeProfile, wanted: &Workspace, user: &User) -> Result<()
     if wanted.gpus == 0 {
         return Ok(());
     }
-    let (memory, class) = (wanted.gpu_memory_bytes, wanted.gpu_class());
-    let wish = Wish { count: wanted.gpus, memory, class, same: None };
-    let devices: Vec<Candidate<'_>> = node.gpus.iter().map(candidate).collect();
-    gpus::choose(&devices, user, wish, node.settings.gpu_sharing).map(drop)
+    gpus::choose(&candidates(node), user, wish(wanted), node.settings.gpu_sharing).map(drop)
+}
+
+fn wish(wanted: &Workspace) -> Wish<'_> {
+    Wish { count: wanted.gpus, memory: wanted.gpu_memory_bytes, class: wanted.gpu_class(), same: None }
+}
+
+fn candidates(node: &NodeProfile) -> Vec<Candidate<'_>> {
+    node.gpus.iter().map(candidate).collect()
 }
 
 fn candidate(gpu: &GpuProfile) -> Candidate<'_> {

@@ -76,8 +76,8 @@ impl Ties {
     }
 }
 
-/// Hashes eight bytes at a time. Ids are random, so the hash need not be strong.
-fn hash(seed: u64, text: &str) -> u64 {
+/// Hashes eight bytes at a time. Ids are random, so the hash need not be strong. It is the same on every node.
+pub fn hash(seed: u64, text: &str) -> u64 {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     let mix = |hash: u64, word: u64| {
         let mixed = (hash ^ word).wrapping_mul(GOLDEN);

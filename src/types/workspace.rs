@@ -43,7 +43,7 @@ pub(super) const MAX_GPUS: u32 = 1024;
 pub enum PullPolicy {
     /// Only if the node does not have the image.
     Missing,
-    /// At most once a day, in parallel to the session's start.
+    /// Once a day: one node asks for the cluster, and those that have another digest pull. Sessions do not wait for it.
     #[default]
     Daily,
     /// Before every start. If the pull fails, the node uses the image that it has.
@@ -223,7 +223,7 @@ pub struct Workspace {
     pub shm_bytes: Bytes,
     #[serde(default)]
     pub pull: PullPolicy,
-    /// Pull the image before the first session needs it. Stored and shown only: no image is pulled ahead yet.
+    /// Every node that may run its sessions pulls the image before the first session needs it.
     #[serde(default)]
     pub prepull: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]

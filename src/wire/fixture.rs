@@ -122,6 +122,7 @@ sampled! {
     TellLimit: [TellLimit { registry: "docker.io".to_owned(), pause_millis: 60_000 }] => [Ok(()), elsewhere()];
     AskLimit: [AskLimit("r.example:5000".to_owned())] => [Ok(None), Ok(Some(60_000)), elsewhere()];
     Digests: [Digests(name("desktop"))] => [Ok(None), Ok(Some(digests())), elsewhere()];
+    FetchImage: fetches() => fetch_answers();
     Volumes: [Volumes] => [Ok(vec![volume()]), not_here()];
     RemoveVolume: [RemoveVolume("home-alice".to_owned())] => [Ok(()), not_here()];
     Place: [Place { session: session_id(), drawn: true, request: session_request() }] => place_answers();

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{self, Format};
 use super::envelope::Envelope;
+use crate::images::{Fetch, Fetching};
 use crate::sessions::LogsRequest;
 use crate::types::{
     Actor, Ballot, DigestInUse, DrainRequest, Explanation, Gpu, Image, ImageFilter, ImagePull, ImageReference, List,
@@ -125,6 +126,9 @@ macro_rules! calls {
             AskLimit(Leader, Member, reads, Json): AskLimit => Led<Option<u64>>;
             /// The digests of a workspace's image that are in use. `None`: the catalogue has no such workspace.
             Digests(Leader, Read, reads, Json): Digests => Led<Option<Vec<DigestInUse>>>;
+            /// Pull an image ahead, or find out whether it is the newest. Answers when that is done, or after a while that
+            /// it still runs.
+            FetchImage(Host, Member, changes, Json): FetchImage => Result<Fetching, images::Error>;
         }
     };
 }
@@ -420,6 +424,12 @@ pub struct AskLimit(pub String);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Digests(pub Name);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FetchImage {
+    pub image: ImageReference,
+    pub how: Fetch,
+}
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Volumes;

@@ -107,7 +107,7 @@ struct FieldArgs {
     /// When nodes check for a newer image.
     #[arg(long, value_parser = one_of::<PullPolicy>(PullPolicy::ALL.iter().map(|policy| policy.as_str())))]
     pull: Option<PullPolicy>,
-    /// Pull the image before the first session. The value is stored and shown, but no image is pulled ahead yet.
+    /// Have every node that may run its sessions pull the image before the first session.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     prepull: Option<bool>,
     /// Remove its sessions after this time, for example 8h; 0s: never.

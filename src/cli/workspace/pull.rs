@@ -25,7 +25,7 @@ pub(in crate::cli) struct PullArgs {
 pub(super) async fn run(args: &PullArgs, context: &Context) -> Result<(), Failure> {
     let client = context.client()?;
     let workspace: Workspace = client.get(Route::new(&["workspaces", &args.name])).await?.read()?;
-    let Some(image) = &workspace.image else {
+    let Some(image) = &workspace.image_reference() else {
         return Err(Failure::Refused(format!("workspace {} has no image", workspace.name)));
     };
     let mut failures = Failures::default();

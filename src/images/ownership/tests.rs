@@ -119,12 +119,29 @@ fn a_question_to_the_registry_counts_even_if_it_brought_nothing() {
     let mut records = Records::default();
     after_pull(&mut records, "x:1", &[], "a");
     let later = now().plus(Duration::from_secs(9));
-    records.asked(&graph(), "a", &reference("x:1"), later);
-    records.asked(&graph(), "a", &reference("mine:1"), later);
-    assert_eq!(records.fetched(&graph(), "a", &reference("x:1")).unwrap().at, later);
+    records.not_answered(&graph(), "a", &reference("x:1"), later);
+    records.not_answered(&graph(), "a", &reference("mine:1"), later);
+    let fetched = records.fetched(&graph(), "a", &reference("x:1")).unwrap();
+    assert_eq!((fetched.at, fetched.asked_at()), (now(), later), "the last answer is that of the pull");
     assert!(records.fetched(&graph(), "a", &reference("mine:1")).is_none());
     records.used(&graph(), "a", later);
     assert_eq!(records.record(&graph(), "a").unwrap().used, later);
+}
+
+#[test]
+fn an_image_counts_as_checked_only_if_it_has_the_digest_of_the_registry() {
+    let mut records = Records::default();
+    records.begin(&reference("x:1"), &graph(), &[]);
+    records.pulled(&reference("x:1"), &details("a", &["x:1"]), Some("sha256:1".to_owned()), Origin::Registry, now());
+    let later = now().plus(Duration::from_secs(9));
+    records.not_answered(&graph(), "a", &reference("x:1"), later);
+    let mut asked_at = |digest: &str, at: Moment| {
+        records.checked(&graph(), "a", &reference("x:1"), digest, at);
+        records.fetched(&graph(), "a", &reference("x:1")).unwrap().clone()
+    };
+    assert_eq!(asked_at("sha256:2", later.plus(Duration::from_secs(1))).at, now());
+    let checked = asked_at("sha256:1", later);
+    assert_eq!((checked.at, checked.failed), (later, None));
 }
 
 #[test]

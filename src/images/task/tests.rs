@@ -2,6 +2,7 @@ use super::*;
 use crate::images::fake::{FakeImages, place};
 use crate::images::pulls::Urgency;
 use crate::images::store::Store;
+use crate::images::{Fetch, Fetching};
 use crate::store::failing::Switch;
 use crate::types::{BootInstant, PullPolicy, Timestamp};
 
@@ -277,4 +278,54 @@ async fn an_image_for_another_platform_is_pulled_for_that_of_the_host() {
     let ensured = handle.make_available(&reference, PullPolicy::Missing, &progress);
     assert_eq!(timeout(PATIENCE, ensured).await.unwrap().unwrap().id, "amd");
     assert_eq!(engine.options().platform, Some(amd64));
+}
+
+#[tokio::test]
+async fn the_leader_has_an_image_pulled_once_and_then_it_is_there() {
+    let engine = FakeImages::new();
+    engine.publish("x:1", "one");
+    let (handle, _) = start(&engine).await;
+    let image = ImageReference::parse("x:1").unwrap();
+    assert_eq!(handle.fetch(&image, Fetch::Refresh).await, Ok(Fetching::Done), "it is not here: nothing to refresh");
+    assert_eq!(engine.pulls(), [""; 0]);
+    assert_eq!(handle.fetch(&image, Fetch::Missing).await, Ok(Fetching::Done));
+    until(&handle, |now| now.meant(&image).is_some()).await;
+    assert_eq!(handle.fetch(&image, Fetch::Missing).await, Ok(Fetching::Done));
+    assert_eq!(engine.pulls(), ["x:1"]);
+    engine.publish("x:1", "two");
+    assert_eq!(handle.fetch(&image, Fetch::Refresh).await, Ok(Fetching::Done));
+    until(&handle, |now| now.meant(&image).is_some_and(|listed| listed.id == "two")).await;
+    let absent = ImageReference::parse("absent:1").unwrap();
+    let refused = handle.fetch(&absent, Fetch::Missing).await.unwrap_err();
+    assert!(matches!(refused, Error::Pull(PullError { cause: PullCause::Absent, .. })), "{refused}");
+}
+
+#[tokio::test]
+async fn what_came_from_no_registry_is_not_refreshed_from_one() {
+    let engine = FakeImages::new();
+    engine.bring("built", &["x:1"]);
+    engine.publish("x:1", "strange");
+    let (handle, _) = start(&engine).await;
+    let image = ImageReference::parse("x:1").unwrap();
+    assert_eq!(handle.fetch(&image, Fetch::Refresh).await, Ok(Fetching::Done));
+    assert_eq!(engine.pulls(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_check_by_another_node_counts_as_one_and_pulls_nothing() {
+    let engine = FakeImages::new();
+    engine.publish("x:1", "one");
+    let (handle, _) = start(&engine).await;
+    let image = ImageReference::parse("x:1").unwrap();
+    pull(&handle, "x:1").await.unwrap();
+    let now = until(&handle, |now| now.meant(&image).is_some()).await;
+    let before = now.fetched("one", &image).unwrap().clone();
+    engine.refuse(refusal(PullCause::Other));
+    pull(&handle, "x:1").await.unwrap_err();
+    let failed = until(&handle, |now| now.fetched("one", &image).is_some_and(|fetched| fetched.failed.is_some())).await;
+    assert_eq!(failed.fetched("one", &image).unwrap().at, before.at);
+    let (pulls, digest) = (engine.pulls(), before.digest.unwrap());
+    assert_eq!(handle.fetch(&image, Fetch::Checked { digest }).await, Ok(Fetching::Done));
+    until(&handle, |now| now.fetched("one", &image).is_some_and(|fetched| fetched.failed.is_none())).await;
+    assert_eq!(engine.pulls(), pulls);
 }

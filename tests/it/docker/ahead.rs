@@ -1,10 +1,10 @@
-//! Workspaces that are pinned to one digest of their image.
+//! Images that nodes have before a session needs them, and workspaces that are pinned to one digest.
 
 use serde_json::json;
 
 use super::{FOREVER, add, id, start};
 use crate::support::agent::{Agent, until};
-use crate::support::docker::{Lab, Registry, docker, quietly};
+use crate::support::docker::{Lab, Registry, docker, lines, quietly};
 
 /// Bytes of noise in an image.
 const SMALL: u64 = 1 << 20;
@@ -14,6 +14,33 @@ fn digest_of_new(agent: &Agent, workspace: &str) -> String {
     let session = id(&agent.create(workspace, "alice").expect(202));
     let running = agent.until_state(&session, "running");
     running["image_digest"].as_str().unwrap().to_owned()
+}
+
+fn has(image: &str) -> bool {
+    !lines(&["images", "--quiet", image]).is_empty()
+}
+
+#[test]
+fn a_node_has_the_image_of_a_prepull_workspace_before_any_session() {
+    const TEST: &str = "a_node_has_the_image_of_a_prepull_workspace_before_any_session";
+    let Some(lab) = Lab::open(TEST) else { return };
+    let Some(registry) = Registry::start(TEST) else { return };
+    let agent = start(&lab);
+    let image = registry.publish(&lab.cluster, SMALL);
+    assert!(!has(&image));
+    add(&agent, &lab, "later", FOREVER, &json!({"image": image}));
+    add(&agent, &lab, "barred", FOREVER, &json!({"image": image, "prepull": true, "constraints": {"rack": "9"}}));
+    // A change of the catalogue has a turn within a second. Nothing is pulled by it: the next change is what has it pulled.
+    add(&agent, &lab, "ahead", FOREVER, &json!({"image": lab.image, "prepull": true}));
+    assert!(!has(&image), "no workspace that this node may run asks for it");
+    agent.cli(&["workspace", "set", "later", "--prepull"]).ok();
+    until("the image is pulled ahead", || has(&image));
+    assert!(agent.cli(&["session", "ls"]).ok().lines().count() <= 1, "without a session");
+
+    // The session starts from it, without the registry.
+    drop(registry);
+    let digest = digest_of_new(&agent, "later");
+    assert!(docker(&["inspect", "--format", "{{index .RepoDigests 0}}", &image]).ends_with(&digest));
 }
 
 #[test]
