@@ -63,7 +63,7 @@ impl Replies<Logs> for Rpc {
                 // The stream ends at the first error of the log.
                 let lines = lines
                     .take_while(|chunk| std::future::ready(chunk.is_ok()))
-                    .filter_map(|chunk| async { chunk.ok() });
+                    .filter_map(|chunk| async { chunk.ok().map(Ok) });
                 match frame::<Logs>(&Ok(())) {
                     Reply::Frame(answer) => Reply::Stream(answer, lines.boxed()),
                     refused => refused,

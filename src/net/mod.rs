@@ -16,6 +16,7 @@ mod server;
 mod tests;
 mod twin;
 
+use std::io;
 use std::net::SocketAddr;
 
 use async_trait::async_trait;
@@ -51,8 +52,8 @@ pub struct Peer {
 /// The answer to a request.
 pub enum Reply {
     Frame(Vec<u8>),
-    /// A frame, and the stream that follows it.
-    Stream(Vec<u8>, BoxStream<'static, Bytes>),
+    /// A frame, and the stream that follows it. After an error the peer's end of the stream breaks, too.
+    Stream(Vec<u8>, BoxStream<'static, io::Result<Bytes>>),
     /// Nothing: the stream is reset.
     Refused,
 }

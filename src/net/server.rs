@@ -23,6 +23,10 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 const MAX_GOSSIP_BYTES: usize = 66_000;
 /// The code that resets a stream whose request is not answered.
 const REFUSED: VarInt = VarInt::from_u32(1);
+/// The code that resets a stream whose content broke off.
+const BROKEN: VarInt = VarInt::from_u32(4);
+/// The priority of what follows an answer. That of calls and answers is 0.
+const BEHIND_CALLS: i32 = -1;
 
 /// Accepts connections until the endpoint is closed.
 pub(super) async fn accept(net: Arc<Inner>) {
@@ -122,6 +126,8 @@ async fn respond(net: Arc<Inner>, peer: Peer, mut to: SendStream, mut from: Recv
             }
         }
         Ok(Reply::Stream(answer, mut rest)) => {
+            // Calls come first: an election must not wait for a log or an image.
+            let _ = to.set_priority(BEHIND_CALLS);
             if frame::send(&mut to, &answer).await.is_err() {
                 return;
             }
@@ -130,7 +136,15 @@ async fn respond(net: Arc<Inner>, peer: Peer, mut to: SendStream, mut from: Recv
                     chunk = rest.next() => chunk,
                     _ = to.stopped() => return,
                 };
-                let Some(chunk) = chunk else { break };
+                let chunk = match chunk {
+                    None => break,
+                    Some(Ok(chunk)) => chunk,
+                    Some(Err(error)) => {
+                        tracing::debug!(node = %peer.node, %error, "the stream of an answer broke");
+                        let _ = to.reset(BROKEN);
+                        return;
+                    }
+                };
                 if to.write_chunk(chunk).await.is_err() {
                     return;
                 }

@@ -176,8 +176,13 @@ impl Serve for Desk {
             Request::Locate(message::Locate(text)) if text == "panic" => panic!("as the test wants it"),
             Request::Locate(message::Locate(text)) if text == "never" => std::future::pending().await,
             Request::Secret(message::Secret(session)) => frame::<message::Secret>(&Ok(Some(session.to_string()))),
+            Request::Logs(message::Logs { request: LogsRequest { tail: Some(0), .. }, .. }) => {
+                let broken = [Ok(Bytes::from_static(b"some")), Err(io::Error::other("it broke off"))];
+                let Reply::Frame(answer) = frame::<message::Logs>(&Ok(())) else { unreachable!() };
+                Reply::Stream(answer, Box::pin(futures_util::stream::iter(broken)))
+            }
             Request::Logs(_) => {
-                let chunks = (0..100_u8).map(|n| Bytes::from(vec![n; 10_000]));
+                let chunks = (0..100_u8).map(|n| Ok(Bytes::from(vec![n; 10_000])));
                 let Reply::Frame(answer) = frame::<message::Logs>(&Ok(())) else { unreachable!() };
                 Reply::Stream(answer, Box::pin(futures_util::stream::iter(chunks)))
             }
@@ -360,6 +365,17 @@ async fn a_stream_follows_its_answer_to_the_end() {
         chunks.try_fold(Vec::new(), |all, chunk| async move { Ok([&all[..], &chunk].concat()) }).await.unwrap();
     let expected: Vec<u8> = (0..100_u8).flat_map(|n| vec![n; 10_000]).collect();
     assert!(bytes == expected, "{} bytes of {}", bytes.len(), expected.len());
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_does_not_look_whole() {
+    let (one, _two) = pair();
+    let request = LogsRequest { follow: false, tail: Some(0) };
+    let logs = message::Logs { session: sample::session_id("k"), request };
+    // The break may overtake what came before it, the answer included.
+    if let Ok((_, chunks)) = one.net.call_stream(&id(2), logs, None, PATIENCE).await {
+        assert!(timeout(PATIENCE, chunks.try_collect::<Vec<_>>()).await.unwrap().is_err());
+    }
 }
 
 #[tokio::test]
