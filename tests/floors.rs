@@ -56,6 +56,8 @@ const CORES: &[&str] = &[
     "gossip/view",
     "images/inventory",
     "images/credentials/choose",
+    "images/bandwidth",
+    "images/offers",
     "images/ownership",
     "images/pulls",
     "node/settings",

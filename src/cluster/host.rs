@@ -18,7 +18,7 @@ use crate::types::{
 };
 use crate::wire::message::{
     Admit, AdmitError, ChangeGpu, Claim, Command, Compare, Describe, Drain, Explain, FetchImage, Find, Forget,
-    ForgetSession, Hold, Keep, Patch, Refresh, RemoveVolume, Report, Secret, Undrain, Volumes,
+    ForgetSession, Hold, Keep, OfferImage, Patch, Refresh, RemoveVolume, Report, Secret, Undrain, Volumes,
 };
 use crate::{catalogue, election, gossip, gpu, images, node, sessions};
 
@@ -39,6 +39,8 @@ pub struct Host {
     pub gpus: gpu::Handle,
     /// `None`: the runtime has no images.
     pub images: Option<images::Handle>,
+    /// Gives images to other nodes; `None` like `images`.
+    pub giver: Option<images::give::Giver>,
     /// Reads the configuration again.
     pub refresh: node::refresh::Handle,
     pub sessions: sessions::Handle,
@@ -233,6 +235,13 @@ impl Serves<ChangeGpu> for Host {
 impl Serves<FetchImage> for Host {
     async fn serve(&self, FetchImage { image, how }: FetchImage, _: &Actor) -> Result<Fetching, images::Error> {
         self.images.as_ref().ok_or(images::Error::NoImages)?.fetch(&image, how).await
+    }
+}
+
+#[async_trait]
+impl Serves<OfferImage> for Host {
+    async fn serve(&self, OfferImage(image): OfferImage, _: &Actor) -> Option<images::offers::Offer> {
+        self.giver.as_ref()?.offer(&image).await
     }
 }
 

@@ -6,6 +6,7 @@
 //! leader. The actor goes with every change to the owner that makes it.
 
 mod catalogue;
+mod copies;
 mod digests;
 mod gpus;
 mod host;
@@ -35,6 +36,7 @@ use crate::wire::message::{Led, NotPassed, Pass, Passed};
 use crate::wire::{Call, Envelope};
 use crate::{gossip, gpu, net, node, placement};
 
+pub use copies::Copies;
 pub use gpus::GpuFilter;
 pub use host::{Host, MAX_HOLD};
 pub use leader::Leader;

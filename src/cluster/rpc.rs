@@ -4,9 +4,10 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 
 use super::{Host, Leader, Peers, SLOW};
+use crate::images::offers::Refusal;
 use crate::net::{self, Peer, Reply, Serve};
 use crate::types::Actor;
-use crate::wire::message::{AnsweredBy, Asker, Logs, NotPassed, Pass, Passed, calls};
+use crate::wire::message::{AnsweredBy, Asker, CopyImage, Logs, NotPassed, Pass, Passed, calls};
 use crate::wire::{Call, Envelope, Request};
 
 /// Answers one call, from a client or from a peer. `by`: the actor.
@@ -70,6 +71,24 @@ impl Replies<Logs> for Rpc {
                 }
             }
             Err(error) => frame::<Logs>(&Err(error)),
+        }
+    }
+}
+
+/// The image, then its archive.
+#[async_trait]
+impl Replies<CopyImage> for Rpc {
+    async fn reply(&self, CopyImage(wanted): CopyImage) -> Reply {
+        let given = match &self.host.giver {
+            Some(giver) => giver.give(wanted).await,
+            None => Err(Refusal::NotHere),
+        };
+        match given {
+            Ok((offer, archive)) => match frame::<CopyImage>(&Ok(offer)) {
+                Reply::Frame(answer) => Reply::Stream(answer, archive),
+                refused => refused,
+            },
+            Err(refusal) => frame::<CopyImage>(&Err(refusal)),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{Cluster, Config, Environment, Placement, Runtime, docker, http, valu
 use crate::capacity::DevFigures;
 use crate::logging::{self, Format};
 use crate::runtime::HandOver;
-use crate::types::{ClusterMode, OnUnknown, RuntimeKind, SettingsPatch, Strategy};
+use crate::types::{ClusterMode, FromPeers, OnUnknown, RuntimeKind, SettingsPatch, Strategy};
 use crate::{gpu, images, node, sessions};
 
 /// Takes every valid key. An absent or invalid key keeps its value of `default`; an invalid one becomes a problem.
@@ -140,9 +140,14 @@ fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environm
 }
 
 fn images(document: &mut Document<'_>, default: images::Config) -> images::Config {
+    let from_peers = FromPeers::ALL.iter().map(|known| (known.as_str(), *known));
     images::Config {
         max_pulls: document.take("images.max_pulls", value::pulls).unwrap_or(default.max_pulls),
         registry_credentials: document.take("images.registry_credentials", value::path),
+        from_peers: document
+            .take("images.from_peers", |given| value::word(given, from_peers))
+            .unwrap_or(default.from_peers),
+        peer_bandwidth: document.take("images.peer_bandwidth", value::bytes).unwrap_or(default.peer_bandwidth),
     }
 }
 

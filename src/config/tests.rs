@@ -5,7 +5,7 @@ use proptest::prelude::{Just, prop_assert, prop_oneof, proptest};
 use proptest::strategy::Strategy as _;
 
 use super::*;
-use crate::types::{Cores, GpuSharing, Prune};
+use crate::types::{Cores, FromPeers, GpuSharing, Prune};
 
 const SHIPPED: &str = include_str!("../../config/ostler.toml");
 const FILE: &str = "/etc/ostler/ostler.toml";
@@ -87,6 +87,9 @@ fn every_kind_of_value_is_read() {
         publish_address = "::1"
         network_subnet = "10.80.0.0/16"
         idle_ignore = ["10.0.0.9", "10.1.2.3/16", "2001:db8::/32"]
+        [images]
+        from_peers = "prefer"
+        peer_bandwidth = "20MiB"
         [gpu]
         nvml_library = "/opt/nvidia/libnvidia-ml.so.1"
         max_temperature_celsius = 87.5
@@ -120,6 +123,7 @@ fn every_kind_of_value_is_read() {
     assert_eq!(config.gpu.nvml_library.as_deref(), Some(Path::new("/opt/nvidia/libnvidia-ml.so.1")));
     assert_eq!(config.gpu.max_temperature_celsius, Some(87.5));
     assert_eq!(config.gpu.class, "k8s.intel-gpu.com/gpu_2");
+    assert_eq!((config.images.from_peers, config.images.peer_bandwidth), (FromPeers::Prefer, Bytes::mib(20)));
     assert_eq!(config.sessions.keep_ended, Period::secs(5400));
     assert!(config.sessions.min_free_disk.is_zero());
     assert_eq!(config.sessions.max_foreign_gpu_memory, Bytes::gib(2));

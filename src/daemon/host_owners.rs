@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use super::engine::Engine;
 use super::stores::HostStores;
 use super::{Base, Start, VERSION, engine};
-use crate::cluster::Host;
+use crate::cluster::{Copies, Host};
 use crate::gpu::listed::List;
 use crate::observe::{self, Observer, conditions};
 use crate::runtime::{Health, Images, NoImages, Runtime};
@@ -67,11 +67,13 @@ impl Start {
         let conditions = self.conditions(&ground, &sessions);
         let catalogue = self.catalogue(stores.catalogue, &election);
         let here = self.images_here(&ground, &catalogue);
+        let giver = ground.images.as_ref().map(|images| self.giver(images, &catalogue));
         Host {
             observer: self.observer(&ground, &sessions, conditions, here),
             settings: ground.node,
             gpus: self.gpus.clone(),
             images: ground.images,
+            giver,
             refresh: self.refresh.clone(),
             sessions,
             catalogue,
@@ -175,8 +177,28 @@ impl Start {
             health: runtime.health(),
             neighbours: Arc::new(self.registries.clone()),
             clock: self.base.clock.clone(),
+            others: images::task::Others {
+                peers: Arc::new(Copies::new(self.peers.clone(), self.watches.view.clone())),
+                min_free: self.min_free(),
+            },
         });
         self.owners.add("the owner of the images", started)
+    }
+
+    fn min_free(&self) -> images::MinFree {
+        let limits = self.followed.sessions.clone();
+        Arc::new(move || limits.borrow().min_free_disk)
+    }
+
+    /// Gives this node's images to other nodes.
+    fn giver(&self, images: &images::Handle, catalogue: &catalogue::Handle) -> images::give::Giver {
+        images::give::Giver::new(images::give::Parts {
+            images: images.clone(),
+            catalogue: catalogue.watch(),
+            config: self.followed.images.clone(),
+            min_free: self.min_free(),
+            data_dir: self.base.config.data_dir.clone(),
+        })
     }
 
     /// Which of the catalogue's images are here; none on a runtime without images.

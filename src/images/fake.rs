@@ -1,18 +1,22 @@
 //! The images of an engine in memory, for tests.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes as Chunk;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::{mpsc, watch};
 
+use super::archive::sample::{Part, archive, contents, digest};
 use crate::images::Neighbours;
 use crate::runtime::images::{
     ImageDetails, ImageList, ImageStore, ImageStoreInfo, ImageStoreKind, ListedImage, PullCause, PullError,
     PullOptions, PullProgress, Removal,
 };
-use crate::runtime::{EngineInfo, Error, GpuSupport, Health, Images};
+use crate::runtime::{ByteStream, EngineInfo, Error, GpuSupport, Health, Images};
 use crate::types::{Bytes, Cores, ImageReference, Platform};
 
 /// An engine that has images, and a registry that it pulls from.
@@ -37,7 +41,16 @@ struct State {
     removed: Vec<String>,
     limit: Option<Duration>,
     platforms: BTreeMap<String, Platform>,
+    /// The layers of images, by their content.
+    layers: BTreeMap<String, Vec<String>>,
+    /// The names of the entries of each archive that was loaded.
+    loaded: Vec<Vec<String>>,
+    /// Every archive is loaded as this image.
+    loads_as: Option<String>,
 }
+
+/// The entry of an archive that has the image's id.
+const ID: &str = "id";
 
 /// The image store of the engine.
 pub(crate) fn place() -> ImageStore {
@@ -113,6 +126,26 @@ impl FakeImages {
         self.state().refuse = error;
     }
 
+    /// An image consists of layers with this content.
+    pub(crate) fn layer(&self, id: &str, layers: &[&str]) {
+        self.state().layers.insert(id.to_owned(), layers.iter().map(|layer| (*layer).to_owned()).collect());
+    }
+
+    /// Every archive is loaded as this image from now on.
+    pub(crate) fn load_as(&self, id: &str) {
+        self.state().loads_as = Some(id.to_owned());
+    }
+
+    /// The names of the entries of each archive that was loaded.
+    pub(crate) fn loaded(&self) -> Vec<Vec<String>> {
+        self.state().loaded.clone()
+    }
+
+    /// The images that were removed, by id.
+    pub(crate) fn removed(&self) -> Vec<String> {
+        self.state().removed.clone()
+    }
+
     /// The references that the engine was asked to pull, in order.
     pub(crate) fn pulls(&self) -> Vec<String> {
         self.state().pulls.clone()
@@ -148,6 +181,8 @@ impl Images for FakeImages {
             names: listed.names.clone(),
             content: format!("content of {}", listed.id),
             platform: state.platforms.get(&listed.id).cloned(),
+            size: listed.size,
+            layers: state.layers.get(&listed.id).into_iter().flatten().map(|layer| digest(layer.as_bytes())).collect(),
             ..ImageDetails::default()
         }))
     }
@@ -167,14 +202,10 @@ impl Images for FakeImages {
             }
             let absent = || PullError { cause: PullCause::Absent, message: format!("cannot pull {image}: not found") };
             let id = state.registry.get(image.as_str()).cloned().ok_or_else(absent)?;
-            state.images.iter_mut().for_each(|listed| listed.names.retain(|name| *name != image.as_str()));
             if !state.images.iter().any(|listed| listed.id == id) {
                 state.images.push(ListedImage { id: id.clone(), size: Bytes::mib(10), ..ListedImage::default() });
             }
-            if let Some(listed) = state.images.iter_mut().find(|listed| listed.id == id) {
-                listed.names.push(image.to_string());
-                listed.names.sort_unstable();
-            }
+            state.name(&id, image.as_str());
         }
         self.say();
         Ok(Some(format!("digest of {image}")))
@@ -201,4 +232,52 @@ impl Images for FakeImages {
         self.say();
         Ok(removal)
     }
+
+    fn save(&self, id: &str) -> ByteStream {
+        let archive = archive_of(id, self.state().layers.get(id).map_or(&[], Vec::as_slice));
+        stream::iter([Ok(archive.into())]).boxed()
+    }
+
+    async fn load(&self, archive: ByteStream) -> Result<Vec<String>, PullError> {
+        let refused = |error: io::Error| PullError { cause: PullCause::Other, message: error.to_string() };
+        let pieces: Vec<Chunk> = archive.try_collect().await.map_err(refused)?;
+        let contents = contents(&pieces.concat());
+        let id = contents.iter().find(|(name, _)| name == ID).map(|(_, id)| String::from_utf8_lossy(id).into_owned());
+        let id = self.state().loads_as.clone().or(id).expect("an archive of this engine");
+        {
+            let mut state = self.state();
+            state.loaded.push(contents.into_iter().map(|(name, _)| name).collect());
+            if !state.images.iter().any(|listed| listed.id == id) {
+                state.images.push(ListedImage { id: id.clone(), size: Bytes::mib(10), ..ListedImage::default() });
+            }
+        }
+        self.say();
+        Ok(vec![id])
+    }
+
+    async fn tag(&self, id: &str, name: &ImageReference) -> Result<(), Error> {
+        self.state().name(id, name.as_str());
+        self.say();
+        Ok(())
+    }
+}
+
+impl State {
+    /// Gives an image a name, which any other loses.
+    fn name(&mut self, id: &str, name: &str) {
+        self.images.iter_mut().for_each(|listed| listed.names.retain(|own| own != name));
+        if let Some(listed) = self.images.iter_mut().find(|listed| listed.id == id) {
+            listed.names.push(name.to_owned());
+            listed.names.sort_unstable();
+        }
+    }
+}
+
+/// An archive as Docker up to 24 writes it, as far as these tests need it: a layer is its own content.
+fn archive_of(id: &str, layers: &[String]) -> Vec<u8> {
+    let named: Vec<(String, &String)> =
+        layers.iter().enumerate().map(|(place, layer)| (format!("{place}/layer.tar"), layer)).collect();
+    let mut parts: Vec<Part<'_>> = named.iter().map(|(name, layer)| Part::File(name, layer.as_bytes())).collect();
+    parts.push(Part::File(ID, id.as_bytes()));
+    archive(&parts)
 }

@@ -97,6 +97,10 @@ pub fn state(pull: &Pull) -> Option<(ImagePullState, PullProgress)> {
         Pull::Waiting => Some((ImagePullState::Waiting, PullProgress::default())),
         Pull::Limited { .. } => Some((ImagePullState::Limited, PullProgress::default())),
         Pull::Running(progress) => Some((ImagePullState::Running, *progress)),
+        Pull::Copying { copied, size, .. } => {
+            let progress = PullProgress { fetched: *copied, size: *size, ..PullProgress::default() };
+            Some((ImagePullState::Running, progress))
+        }
         Pull::Ended(_) => None,
     }
 }

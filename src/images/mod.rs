@@ -1,19 +1,25 @@
 //! The images of this host: there when a session needs them, and only ostler's own removed.
 //!
 //! [`ownership`] (pure) says which images are ostler's: it records every pull before it begins. [`pulls`] (pure) says
-//! which pull is next, and how long a registry that limits pulls is left alone; [`credentials`] says who pulls. [`here`] tells
-//! placement which images of the catalogue are here, [`fetch`] does what the leader asks for, and [`inventory`] (pure) tells
-//! people of every image and who uses it. [`task`] owns all of it: it runs the pulls, keeps a list of the engine's images,
-//! and publishes a [`Snapshot`].
+//! which pull is next, and how long a registry that limits pulls is left alone; [`credentials`] says who pulls, and
+//! [`offers`] (pure) which image of another node is taken. [`give`] gives images to other nodes, and [`archive`] leaves out
+//! of them what the other node has. [`here`] tells placement which images of the catalogue are here, [`fetch`] does what
+//! the leader asks for, and [`inventory`] (pure) tells people of every image and who uses it. [`task`] owns all of it: it
+//! runs the pulls, keeps a list of the engine's images, and publishes a [`Snapshot`].
 
+pub mod archive;
+pub mod bandwidth;
 pub mod credentials;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod fetch;
+pub mod give;
 pub mod here;
 pub mod inventory;
+pub mod offers;
 pub mod ownership;
 pub mod pulls;
+mod room;
 pub mod store;
 pub mod task;
 
@@ -28,10 +34,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::runtime::images::{ImageDetails, ImageStoreInfo, ListedImage, PullCause, PullError, PullProgress};
-use crate::runtime::{self, Fault, Health, Images, Launch, ProvideImages};
+use crate::runtime::{self, ByteStream, Fault, Health, Images, Launch, ProvideImages};
 use crate::store::{Cause, MovedAside};
-use crate::types::{Actor, BootInstant, ImageReference, Moment, Name, NodeImages, Platform, PullPolicy, Timestamp};
+use crate::types::{
+    Actor, BootInstant, Bytes, FromPeers, ImageReference, Moment, Name, NodeId, NodeImages, Platform, PullPolicy,
+    Timestamp,
+};
 use crate::{catalogue, sessions};
+use offers::{Offer, Refusal, Wanted};
 use ownership::{Fetched, Records};
 use pulls::Urgency;
 
@@ -57,12 +67,16 @@ pub struct Config {
     pub max_pulls: u32,
     /// A file in the format of Docker's `config.json`; `None`: no registry is told who pulls.
     pub registry_credentials: Option<PathBuf>,
+    /// Whether images come from other nodes, and go to them.
+    pub from_peers: FromPeers,
+    /// Bytes a second that are sent to other nodes at most; 0: no limit.
+    pub peer_bandwidth: Bytes,
 }
 
 impl Default for Config {
     fn default() -> Self {
         // As Docker's own client of several images; each takes three layers at once.
-        Self { max_pulls: 2, registry_credentials: None }
+        Self { max_pulls: 2, registry_credentials: None, from_peers: FromPeers::Fallback, peer_bandwidth: Bytes::ZERO }
     }
 }
 
@@ -225,6 +239,12 @@ pub enum Pull {
         until: BootInstant,
     },
     Running(PullProgress),
+    /// It comes from another node.
+    Copying {
+        node: String,
+        copied: Bytes,
+        size: Bytes,
+    },
     /// The image is here; or why it is not.
     Ended(Result<(), PullError>),
 }
@@ -241,6 +261,32 @@ pub enum Request {
     Checked { image: ImageReference, digest: String },
     /// The image by name, id, or a prefix of its id.
     Change { image: String, command: Command, by: Actor, reply: oneshot::Sender<Result<ImageDetails, Error>> },
+}
+
+/// `limits.min_free_disk`, as it is now.
+pub type MinFree = Arc<dyn Fn() -> Bytes + Send + Sync>;
+
+/// The other nodes, which may have images.
+#[async_trait]
+pub trait Peers: Send + Sync + 'static {
+    /// Those that are alive, with their names. Those that can be asked soonest come first.
+    fn nodes(&self) -> Vec<(NodeId, String)>;
+
+    /// What the node offers under this name. `None`: nothing, or it does not answer.
+    async fn offer(&self, node: &NodeId, image: &ImageReference) -> Option<Offer>;
+
+    /// The archive of an image.
+    async fn take(&self, node: &NodeId, wanted: Wanted) -> Result<ByteStream, NotGiven>;
+}
+
+/// Why another node gave no image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotGiven {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// With the cause.
+    #[error("{0}")]
+    Unanswered(String),
 }
 
 /// Asks the owner of the images. Cheap to clone.
@@ -440,6 +486,7 @@ impl Handle {
                     pause = left.min(COUNTDOWN_EVERY);
                     text
                 }
+                Pull::Copying { node, copied, size } => format!("copying {copied} of {size} from node {node}"),
             };
             // A receiver that is behind misses this progress; the next one replaces it anyway.
             drop(progress.try_send(text));

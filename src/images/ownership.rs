@@ -162,6 +162,14 @@ impl Records {
         self.make_room(&image.id);
     }
 
+    /// The name is from no registry: another node gave the image, which has it from none either.
+    pub fn not_fetched(&mut self, store: &ImageStore, id: &str, reference: &ImageReference) {
+        let naming = self.record_mut(store, id).and_then(|record| record.names.get_mut(reference.as_str()));
+        if let Some(naming) = naming {
+            naming.fetched = None;
+        }
+    }
+
     /// A pull ended, or the agent did, and nothing came of it.
     pub fn not_pulled(&mut self, reference: &ImageReference) {
         self.intents.remove(reference);

@@ -3,6 +3,8 @@
 //! The engine's slow calls run in tasks of their own, which end with a [`Done`]. The owner alone writes the records, and
 //! every pull waits until its record is on disk.
 
+mod peer;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout};
 
+use self::peer::{Brought, Here, Source};
+use super::offers::Place;
 use super::ownership::{Origin, Records};
 use super::pulls::{Pulls, Trouble, Urgency};
 use super::store::Store;
@@ -25,6 +29,8 @@ use crate::runtime::images::{
 };
 use crate::runtime::{self, Health, Images};
 use crate::types::{Actor, ImageReference, Moment, Platform, Timestamp};
+
+pub use self::peer::Others;
 
 /// How often the images are listed though the engine tells of no change.
 const LIST_EVERY: Duration = Duration::from_secs(600);
@@ -55,11 +61,12 @@ pub struct Parts {
     pub health: watch::Receiver<Health>,
     pub neighbours: Arc<dyn Neighbours>,
     pub clock: Clock,
+    pub others: Others,
 }
 
 /// Starts the owner. It ends when every handle is dropped.
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
-    let Parts { config, store, engine, health, neighbours, clock } = parts;
+    let Parts { config, store, engine, health, neighbours, clock, others } = parts;
     let (requests, inbox) = mpsc::channel(QUEUE);
     let records = Arc::new(store.written().clone());
     let snapshot = Snapshot { records: Arc::clone(&records), records_lost: store.lost(), ..Snapshot::default() };
@@ -72,6 +79,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
         clock: clock.clone(),
     };
     let owner = Owner {
+        source: Source::new(Arc::clone(&engine), config.clone(), others),
         config,
         store,
         engine,
@@ -99,6 +107,7 @@ struct Owner {
     config: watch::Receiver<Config>,
     store: Store,
     engine: Arc<dyn Images>,
+    source: Arc<Source>,
     health: watch::Receiver<Health>,
     neighbours: Arc<dyn Neighbours>,
     clock: Clock,
@@ -151,7 +160,7 @@ enum Done {
     MayBegin(ImageReference, Option<Duration>),
     /// The leader was told of a registry, or did not answer.
     Told,
-    Pulled(ImageReference, Result<Option<String>, PullError>, Result<Option<ImageDetails>, runtime::Error>),
+    Pulled(ImageReference, Result<Brought, PullError>, Result<Option<ImageDetails>, runtime::Error>),
     /// What an open pull of an earlier life of the agent brought.
     Resolved(ImageReference, Result<Option<ImageDetails>, runtime::Error>),
     /// An image that may be recorded in another store.
@@ -387,14 +396,10 @@ impl Owner {
         }
         let Some(report) = self.reports.get(&image).cloned() else { return };
         tracing::info!(%image, "pulling the image");
-        let (engine, host) = (Arc::clone(&self.engine), platform_of(&self.health));
-        let file = self.config.borrow().registry_credentials.clone();
+        let (source, here, host) = (Arc::clone(&self.source), self.here(&image), platform_of(&self.health));
         self.tasks.spawn(async move {
-            let pulled = match options(&*engine, &image, file, host).await {
-                Ok(options) => pull(&*engine, &image, &options, &report).await,
-                Err(error) => Err(error),
-            };
-            let seen = engine.inspect(image.as_str()).await;
+            let pulled = source.bring(&image, here, host, &report).await;
+            let seen = source.engine.inspect(image.as_str()).await;
             Done::Pulled(image, pulled, seen)
         });
     }
@@ -409,6 +414,17 @@ impl Owner {
                 self.end_pull(image, Err(PullError { cause: PullCause::Limited, message }));
             }
         }
+    }
+
+    /// What is here, if the image may come from another node: one that has the name already is only refreshed, which a
+    /// registry alone can do.
+    fn here(&self, image: &ImageReference) -> Option<Here> {
+        let (place, intent) = (self.place.as_ref()?, self.records.intents.get(image)?);
+        if intent.named.is_some() {
+            return None;
+        }
+        let (store, path, platform) = (place.store.kind, place.path.clone(), platform_of(&self.health));
+        Some(Here { place: Place { store, platform }, path, ids: intent.present.clone() })
     }
 
     /// Records that a pull begins, with every image that is here.
@@ -429,15 +445,18 @@ impl Owner {
     async fn pulled(
         &mut self,
         image: ImageReference,
-        pulled: Result<Option<String>, PullError>,
+        pulled: Result<Brought, PullError>,
         seen: Result<Option<ImageDetails>, runtime::Error>,
     ) {
         let now = self.clock.now();
         let records = Arc::make_mut(&mut self.records);
         match (&pulled, seen) {
-            (Ok(digest), Ok(Some(details))) => {
+            (Ok(Brought { digest, origin, fetched, .. }), Ok(Some(details))) => {
                 tracing::info!(%image, id = details.id, "pulled the image");
-                records.pulled(&image, &details, digest.clone(), Origin::Registry, now);
+                records.pulled(&image, &details, digest.clone(), *origin, now);
+                if let (false, Some(place)) = (fetched, &self.place) {
+                    records.not_fetched(&place.store, &details.id, &image);
+                }
             }
             // The record of the pull stays: the next list finds out what it brought.
             (Ok(_), Err(_)) => {}
@@ -455,7 +474,12 @@ impl Owner {
         (self.listing.wanted, self.listing.is_outdated) = (true, true);
         self.keep().await;
         let cause = pulled.as_ref().err().map(|error| error.cause);
-        self.note_registry(&image, cause);
+        match &pulled {
+            // It may not have been asked.
+            Ok(Brought { origin: Origin::Peer, refused: None, .. }) => {}
+            Ok(Brought { refused, .. }) => self.note_registry(&image, *refused),
+            Err(error) => self.note_registry(&image, Some(error.cause)),
+        }
         match cause {
             Some(PullCause::Limited) if self.pulls.urgency(&image) == Some(Urgency::Demand) => self.pulls.again(&image),
             Some(PullCause::DiskFull) if self.tried_again.insert(image.clone()) => {

@@ -57,6 +57,10 @@ pub struct ImageDetails {
     pub digests: Vec<String>,
     /// `None`: the image does not say.
     pub platform: Option<Platform>,
+    /// What it takes, with the layers that it shares with other images. A containerd store tells only the packed layers.
+    pub size: Bytes,
+    /// The digests of its unpacked layers, lowest first.
+    pub layers: Vec<String>,
     /// A hash of its unpacked layers and its platform: the same for one image in every store. Empty if the engine does
     /// not tell the layers.
     pub content: String,

@@ -123,6 +123,16 @@ pub trait Images: Send + Sync + 'static {
     /// Removes the image of this id if `names` are exactly its names, and no container or image needs it. Never removes
     /// another image.
     async fn remove(&self, id: &str, names: &[String]) -> Result<Removal, Error>;
+
+    /// The image of this id as an archive, which has no names. It begins at once; an error is an item of the stream, which
+    /// then ends.
+    fn save(&self, id: &str) -> ByteStream;
+
+    /// Loads the images of an archive. Returns what the engine says that it loaded: an id, or the names of an image.
+    async fn load(&self, archive: ByteStream) -> Result<Vec<String>, PullError>;
+
+    /// Gives the image of this id a name, which any other image loses. The name must have a tag.
+    async fn tag(&self, id: &str, name: &ImageReference) -> Result<(), Error>;
 }
 
 /// Makes the images of sessions available.
@@ -172,7 +182,10 @@ pub enum Connected {
     },
 }
 
-pub type LogStream = BoxStream<'static, io::Result<Chunk>>;
+pub type LogStream = ByteStream;
+
+/// Bytes as they come. An error is the last item.
+pub type ByteStream = BoxStream<'static, io::Result<Chunk>>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LogsRequest {

@@ -132,6 +132,18 @@ impl TryFrom<String> for ImageReference {
     }
 }
 
+/// Whether a node takes images from other nodes, and gives them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FromPeers {
+    /// Neither.
+    Off,
+    /// It takes an image if its registry cannot be reached, or refuses to serve.
+    Fallback,
+    /// It takes an image before it asks the registry.
+    Prefer,
+}
+words!(FromPeers { Off => "off", Fallback => "fallback", Prefer => "prefer" });
+
 /// Whose image it is. Only an image of ostler's is ever removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

@@ -42,8 +42,8 @@ pub use gpu::{
 };
 pub use id::{Ballot, Name, NodeId, SessionId, User, is_printable};
 pub use image::{
-    DigestInUse, Image, ImageFilter, ImageOrigin, ImageOwner, ImagePull, ImagePullState, ImageReference, ImageRequest,
-    ImageSource, ImageStoreKind, KeptBecause, NodeImages, check_image_digest,
+    DigestInUse, FromPeers, Image, ImageFilter, ImageOrigin, ImageOwner, ImagePull, ImagePullState, ImageReference,
+    ImageRequest, ImageSource, ImageStoreKind, KeptBecause, NodeImages, check_image_digest,
 };
 pub use invalid::Invalid;
 pub use language::other_language;

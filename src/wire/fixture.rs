@@ -137,5 +137,7 @@ sampled! {
     Claim: [Claim { ballot: ballot(), session: session_id() }] => claim_answers();
     Forget: [Forget(id(3))] => forget_answers();
     Pass: [Pass(vec![15, 0, 255])] => pass_answers();
+    OfferImage: [OfferImage(image_reference())] => [None, Some(offer())];
+    CopyImage: [CopyImage(wanted())] => copy_answers();
     ForgetSession: [ForgetSession { node: id(3), session: session_id() }] => [Ok(()), Err(gossip::Error::Alive(id(3)))];
 }

@@ -129,6 +129,11 @@ macro_rules! calls {
             /// Pull an image ahead, or find out whether it is the newest. Answers when that is done, or after a while that
             /// it still runs.
             FetchImage(Host, Member, changes, Json): FetchImage => Result<Fetching, images::Error>;
+            /// What the node can give under an image's name. `None`: nothing.
+            OfferImage(Host, Member, reads, Json): OfferImage => Option<images::offers::Offer>;
+            /// The archive of the image follows the answer, up to the end of the stream.
+            CopyImage(Node, Member, reads, Json): CopyImage
+                => Result<images::offers::Offer, images::offers::Refusal>;
         }
     };
 }
@@ -430,6 +435,12 @@ pub struct FetchImage {
     pub image: ImageReference,
     pub how: Fetch,
 }
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OfferImage(pub ImageReference);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CopyImage(pub images::offers::Wanted);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Volumes;

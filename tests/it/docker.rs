@@ -13,6 +13,7 @@ mod images;
 mod limits;
 mod other_gpus;
 mod own_engine;
+mod peers;
 mod pull;
 mod ready;
 mod recovery;

@@ -27,6 +27,7 @@ async fn start_at(engine: &Arc<FakeImages>, clock: Clock) -> (Handle, Switch) {
         health: engine.health.subscribe(),
         neighbours: engine.clone(),
         clock,
+        others: Others::none(),
     };
     let (handle, _) = spawn(parts);
     until(&handle, |now| now.images.is_some()).await;

@@ -47,6 +47,7 @@ impl Keeper {
             engine: runtime,
             neighbours: Arc::new(NoNeighbours),
             clock: clock.clone(),
+            others: task::Others::none(),
         });
         let mut listed = images.watch();
         timeout(PATIENCE, listed.wait_for(|now| now.images.is_some())).await.unwrap().unwrap();

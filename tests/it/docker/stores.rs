@@ -15,11 +15,11 @@ use super::own_engine::OwnEngine;
 use crate::support::docker::{Lab, config, no_gpus};
 
 /// Layers as plain directories work on every file system.
-const CONTAINERD: &str = r#"{"features": {"containerd-snapshotter": true}, "storage-driver": "native"}"#;
-const GRAPH_DRIVER: &str = "{}";
+pub(super) const CONTAINERD: &str = r#"{"features": {"containerd-snapshotter": true}, "storage-driver": "native"}"#;
+pub(super) const GRAPH_DRIVER: &str = "{}";
 
 /// An engine with these settings. `None`, after printing SKIPPED, if there is no Docker 26.1.
-fn engine(test: &str, lab: &Lab, settings: &str) -> Option<OwnEngine> {
+pub(super) fn engine(test: &str, lab: &Lab, settings: &str) -> Option<OwnEngine> {
     let root = debian_13();
     if !root.join("usr/sbin/dockerd").exists() {
         crate::support::skip(test, "docker-cdi");
@@ -28,7 +28,7 @@ fn engine(test: &str, lab: &Lab, settings: &str) -> Option<OwnEngine> {
     OwnEngine::start_with(test, lab, settings, Some(&root))
 }
 
-fn config_of(lab: &Lab, engine: &OwnEngine) -> Config {
+pub(super) fn config_of(lab: &Lab, engine: &OwnEngine) -> Config {
     Config { host: engine.host(), ..config(&lab.cluster) }
 }
 

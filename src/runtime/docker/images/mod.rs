@@ -1,5 +1,6 @@
 //! The images of the engine.
 
+mod archive;
 mod progress;
 mod pull;
 mod request;
@@ -10,16 +11,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::models::{ImageInspect, ImageSummary, SystemInfo};
-use bollard::query_parameters::{ListContainersOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder};
+use bollard::query_parameters::{
+    ListContainersOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+};
 use ring::digest::{SHA256, digest};
 use tokio::sync::{mpsc, watch};
 
-use super::engine::{Engine, Failure, LOOK};
+use super::engine::{CHANGE, Engine, Failure, LOOK};
 use super::{DockerRuntime, Error};
-use crate::runtime::Images;
 use crate::runtime::images::{
     ImageDetails, ImageList, ImageStore, ImageStoreKind, ListedImage, PullError, PullOptions, PullProgress, Removal,
 };
+use crate::runtime::{ByteStream, Images};
 use crate::types::{Bytes, ImageReference, Platform};
 
 /// Deadline of a list. The store of containerd was measured to need 5 s for 325 images.
@@ -95,6 +98,22 @@ impl Images for DockerRuntime {
             Err(failure) => Err(failure.or_try_again()),
         }
     }
+
+    fn save(&self, id: &str) -> ByteStream {
+        archive::save(Arc::clone(&self.engine), id.to_owned())
+    }
+
+    async fn load(&self, archive: ByteStream) -> Result<Vec<String>, PullError> {
+        archive::load(&self.engine, archive).await
+    }
+
+    async fn tag(&self, id: &str, name: &ImageReference) -> Result<(), Error> {
+        let tag = name.tag().ok_or_else(|| Error::Refused(format!("`{name}` has no tag")))?;
+        let options = TagImageOptionsBuilder::default().repo(name.repository()).tag(tag).build();
+        let tagged =
+            self.engine.ask("tag image", CHANGE, |docker| async move { docker.tag_image(id, Some(options)).await });
+        tagged.await.map_err(Failure::or_try_again)
+    }
 }
 
 impl DockerRuntime {
@@ -163,7 +182,9 @@ fn details(said: ImageInspect) -> ImageDetails {
         id: said.id.unwrap_or_default(),
         names: names(said.repo_tags.unwrap_or_default()),
         digests: names(said.repo_digests.unwrap_or_default()),
+        size: said.size.and_then(|size| u64::try_from(size).ok()).map(Bytes::new).unwrap_or_default(),
         content: content(&layers, platform.as_ref()),
+        layers,
         platform,
     }
 }
