@@ -59,6 +59,7 @@ const CORES: &[&str] = &[
     "images/bandwidth",
     "images/offers",
     "images/ownership",
+    "images/policy",
     "images/pulls",
     "node/settings",
     "observe/view",

@@ -18,6 +18,7 @@ pub mod here;
 pub mod inventory;
 pub mod offers;
 pub mod ownership;
+pub mod policy;
 pub mod pulls;
 mod room;
 pub mod store;

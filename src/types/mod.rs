@@ -18,6 +18,7 @@ mod node;
 mod placement;
 mod platform;
 mod profile;
+mod prune;
 mod resources;
 #[cfg(test)]
 pub(crate) mod sample;
@@ -54,6 +55,7 @@ pub use node::{
 pub use placement::{Explanation, NodeVerdict, Plan};
 pub use platform::Platform;
 pub use profile::{NodeProfile, NodeUsage, SessionActivity, SessionProfile};
+pub use prune::{KeptImage, PruneReason, PruneReport, PruneRequest, PrunedImage, SkippedImage};
 pub use resources::{Dimension, Resources};
 pub use session::{
     EndReason, Endpoint, ExtendRequest, HealthStatus, KeepaliveRequest, Protocol, Remembered, Session, SessionFilter,
