@@ -80,9 +80,10 @@ impl Images for DockerRuntime {
         if now.names != names {
             return Ok(Removal::Skipped(format!("its names changed to {}", now.names.join(", "))));
         }
-        // With a single name, the removal by id takes the name too. With several it is refused.
-        if let [_, _, ..] = names {
-            for name in names {
+        // With a single name, the removal by id takes the name too, unless a container or another image needs the image.
+        // With several it is refused.
+        if let Some((_, others)) = names.split_last() {
+            for name in others {
                 match self.remove_by(name).await {
                     Ok(()) => {}
                     Err(failure) if failure.is_conflict() => return Ok(Removal::Skipped(failure.to_string())),
