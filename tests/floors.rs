@@ -60,6 +60,7 @@ const CORES: &[&str] = &[
     "images/offers",
     "images/ownership",
     "images/policy",
+    "images/pressure",
     "images/pulls",
     "node/settings",
     "observe/view",

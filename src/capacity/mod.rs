@@ -53,8 +53,8 @@ pub struct Report {
     /// Why no GPU can be given to sessions now, for people; `None`: each device says for itself.
     pub gpus_withheld: Option<String>,
     pub utilized: Option<Utilized>,
-    /// The file systems of the images and of the data directory, each once. The first is that of the images, if the
-    /// engine names a path of this host.
+    /// The file systems of the images, of what else the engine stores, and of the data directory, each once. The first is
+    /// that of the images, if the engine names a path of this host.
     pub disks: Vec<Disk>,
     pub swap: Option<Swap>,
     /// Load averages of 1, 5 and 15 minutes.

@@ -139,10 +139,12 @@ fn around_engine(config: &Config, engine: Option<&EngineInfo>) -> (Vec<Disk>, cg
     (disk::all(&paths(config, engine)), pid.map(cgroup::of_engine).unwrap_or_default())
 }
 
-/// The paths to measure disks at: the engine's images and the data directory.
+/// The paths to measure disks at: the engine's images, what else it stores, such as logs and volumes, and the data
+/// directory.
 fn paths(config: &Config, engine: Option<&EngineInfo>) -> Vec<PathBuf> {
-    let images = engine.and_then(|engine| engine.data_root.clone());
-    images.into_iter().chain([config.data_dir.clone()]).collect()
+    let images = engine.and_then(|engine| engine.images.as_ref()?.path.clone());
+    let root = engine.and_then(|engine| engine.data_root.clone());
+    images.into_iter().chain(root).chain([config.data_dir.clone()]).collect()
 }
 
 /// Combines a reading and the engine's figures into a report.

@@ -98,7 +98,7 @@ enum Command {
     /// List the GPUs of the cluster, and keep sessions off them.
     #[command(subcommand)]
     Gpu(gpu::GpuCommand),
-    /// List the images of nodes, pull them, and say which ostler may remove.
+    /// List the images of nodes, pull them, say which ostler may remove, and remove those that nothing needs.
     #[command(subcommand)]
     Image(image::ImageCommand),
     /// Create and revoke tokens.

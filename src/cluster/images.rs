@@ -8,8 +8,14 @@ use super::host::MAX_HOLD;
 use super::rpc::Serves;
 use super::{Cluster, Error, Host, QUICK, Routed, SLOW};
 use crate::images::{self, Command, Pull, inventory};
-use crate::types::{Actor, Image, ImageFilter, ImagePull, ImagePullState, ImageReference, Name, NodeImages};
-use crate::wire::message::{ChangeImage, ListImages, PullImage};
+use crate::types::{
+    Actor, Image, ImageFilter, ImagePull, ImagePullState, ImageReference, Name, NodeImages, PruneReport, PruneRequest,
+};
+use crate::wire::message::{ChangeImage, ListImages, PreviewPrune, PruneImages, PullImage};
+
+/// How long a node may take for a prune: an image of a desktop takes the engine some seconds. A prune that takes longer
+/// goes on.
+const PRUNE: Duration = Duration::from_secs(600);
 
 impl Cluster {
     /// The images of a node that the filter selects, as the node last listed them.
@@ -47,6 +53,25 @@ impl Cluster {
         let Routed { answer, by } = self.change_on(&id, ChangeImage { image, command }, by, SLOW).await?;
         Ok(Routed { answer: answer?, by })
     }
+
+    /// Prunes the images of a node once.
+    pub async fn prune_images(
+        &self,
+        wanted: &Name,
+        request: PruneRequest,
+        by: &Actor,
+    ) -> Result<Routed<PruneReport>, Error> {
+        let id = self.resolve(wanted).await?;
+        let Routed { answer, by } = self.change_on(&id, PruneImages(request), by, PRUNE).await?;
+        Ok(Routed { answer: answer?, by })
+    }
+
+    /// What a prune of a node's images would do.
+    pub async fn preview_prune(&self, wanted: &Name, request: PruneRequest) -> Result<Routed<PruneReport>, Error> {
+        let id = self.resolve(wanted).await?;
+        let Routed { answer, by } = self.on(&id, PreviewPrune(request), PRUNE).await?;
+        Ok(Routed { answer: answer?, by })
+    }
 }
 
 impl Host {
@@ -61,6 +86,10 @@ impl Host {
             Some(images) => images.inventory(node, &self.catalogue.snapshot(), &self.sessions.snapshot()),
             None => inventory::without_images(node),
         }
+    }
+
+    async fn prune(&self, request: PruneRequest, dry_run: bool, by: &Actor) -> Result<PruneReport, images::Error> {
+        self.own_images()?.prune(request.mode, dry_run, by.clone()).await
     }
 }
 
@@ -99,5 +128,19 @@ impl Serves<ChangeImage> for Host {
         let found = self.inventory().items.into_iter().find(|image| image.id == changed.id);
         // It was removed meanwhile.
         found.ok_or(images::Error::NotFound(image))
+    }
+}
+
+#[async_trait]
+impl Serves<PruneImages> for Host {
+    async fn serve(&self, PruneImages(request): PruneImages, by: &Actor) -> Result<PruneReport, images::Error> {
+        self.prune(request, false, by).await
+    }
+}
+
+#[async_trait]
+impl Serves<PreviewPrune> for Host {
+    async fn serve(&self, PreviewPrune(request): PreviewPrune, by: &Actor) -> Result<PruneReport, images::Error> {
+        self.prune(request, true, by).await
     }
 }

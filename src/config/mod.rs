@@ -89,6 +89,8 @@ pub struct Runtime {
     pub cpu_mode: docker::CpuMode,
     /// `gpu.hand_over`
     pub hand_over: HandOver,
+    /// `images.path`
+    pub images_path: Option<PathBuf>,
     /// The capabilities of containers, in upper case without `CAP_`.
     pub cap_allow: Vec<String>,
     /// The address of this host that sessions' ports are published on.
@@ -194,6 +196,7 @@ impl Default for Runtime {
             docker_host: "unix:///var/run/docker.sock".to_owned(),
             cpu_mode: docker::CpuMode::Quota,
             hand_over: HandOver::Auto,
+            images_path: None,
             cap_allow: cap_allow.map(str::to_owned).to_vec(),
             publish_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             network_subnet: None,

@@ -6,9 +6,10 @@ use super::document::Document;
 use super::http::Tls;
 use super::{Cluster, Config, Environment, Placement, Runtime, docker, http, value};
 use crate::capacity::DevFigures;
+use crate::images::pressure::Watermarks;
 use crate::logging::{self, Format};
 use crate::runtime::HandOver;
-use crate::types::{ClusterMode, FromPeers, OnUnknown, RuntimeKind, SettingsPatch, Strategy};
+use crate::types::{ClusterMode, FromPeers, OnUnknown, Period, RuntimeKind, SettingsPatch, Strategy};
 use crate::{gpu, images, node, sessions};
 
 /// Takes every valid key. An absent or invalid key keeps its value of `default`; an invalid one becomes a problem.
@@ -132,6 +133,7 @@ fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environm
         hand_over: document
             .take("gpu.hand_over", |given| value::word(given, ways.into_iter()))
             .unwrap_or(default.hand_over),
+        images_path: document.take("images.path", value::path),
         publish_address: document.take("runtime.publish_address", value::address).unwrap_or(default.publish_address),
         network_subnet: document.take("runtime.network_subnet", value::subnet).or(default.network_subnet),
         idle_ignore: document.take_list("runtime.idle_ignore", value::clients).unwrap_or(default.idle_ignore),
@@ -140,6 +142,7 @@ fn runtime(document: &mut Document<'_>, default: Runtime, environment: &Environm
 }
 
 fn images(document: &mut Document<'_>, default: images::Config) -> images::Config {
+    let span = |period: Period| period.0;
     let from_peers = FromPeers::ALL.iter().map(|known| (known.as_str(), *known));
     images::Config {
         max_pulls: document.take("images.max_pulls", value::pulls).unwrap_or(default.max_pulls),
@@ -148,7 +151,24 @@ fn images(document: &mut Document<'_>, default: images::Config) -> images::Confi
             .take("images.from_peers", |given| value::word(given, from_peers))
             .unwrap_or(default.from_peers),
         peer_bandwidth: document.take("images.peer_bandwidth", value::bytes).unwrap_or(default.peer_bandwidth),
+        min_age: document.take("images.min_age", value::period).map_or(default.min_age, span),
+        prune_interval: document.take("images.prune_interval", value::period).map_or(default.prune_interval, span),
+        watermarks: watermarks(document, default.watermarks),
     }
+}
+
+/// The two marks, which must leave something to free between them.
+fn watermarks(document: &mut Document<'_>, default: Watermarks) -> Watermarks {
+    let high = document.take("images.high_watermark", value::percent).unwrap_or(default.high);
+    let low = document.take("images.low_watermark", value::percent).unwrap_or(default.low);
+    if low >= high {
+        let key =
+            if document.is_written("images.low_watermark") { "images.low_watermark" } else { "images.high_watermark" };
+        let message =
+            format!("images.low_watermark is {low} and images.high_watermark is {high}; expected a lower low one");
+        document.refuse(key, message);
+    }
+    Watermarks { high, low }
 }
 
 fn gpu(document: &mut Document<'_>, default: gpu::Config) -> gpu::Config {

@@ -91,6 +91,12 @@ pub(super) fn pulls(value: &Value<'_>) -> Result<u32, String> {
     wanted.ok_or_else(|| format!("expected a whole number from 1 to {}", images::MAX_PULLS))
 }
 
+/// How much of a disk may be used.
+pub(super) fn percent(value: &Value<'_>) -> Result<u32, String> {
+    let wanted = count(value).ok().filter(|number| (1..=100).contains(number));
+    wanted.ok_or_else(|| "expected whole percent from 1 to 100".to_owned())
+}
+
 /// Cores of a host.
 pub(super) fn cores(value: &Value<'_>) -> Result<Cores, String> {
     let read = match value {

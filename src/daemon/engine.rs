@@ -36,6 +36,7 @@ pub(super) fn open(base: &Base, gpus: &gpu::Handle) -> Result<Engine> {
                 idle_ignore: config.runtime.idle_ignore.clone(),
                 hand_over: config.runtime.hand_over,
                 gpu_class: config.gpu.class.clone(),
+                images_path: config.runtime.images_path.clone(),
             };
             let runtime = DockerRuntime::new(config, gpus.watch())?;
             Ok(Engine { runtime: runtime.clone(), images: Some(runtime) })

@@ -61,11 +61,14 @@ impl Start {
         let Engine { runtime, images } = engine;
         let capacity = self.capacity(&*runtime);
         let node = self.node(stores.node, capacity.clone());
-        let images = images.map(|engine| self.images(stores.images, engine, &*runtime));
+        let (images, made) = images.map(|engine| self.images(stores.images, engine, &*runtime)).unzip();
         let ground = Ground { runtime, capacity, node, images };
         let sessions = self.sessions(&ground, stores.journal, stores.fence);
         let conditions = self.conditions(&ground, &sessions);
         let catalogue = self.catalogue(stores.catalogue, &election);
+        if let Some(made) = made {
+            self.start_images(made, &ground, &sessions, &catalogue, &election);
+        }
         let here = self.images_here(&ground, &catalogue);
         let giver = ground.images.as_ref().map(|images| self.giver(images, &catalogue));
         Host {
@@ -164,13 +167,14 @@ impl Start {
         self.owners.add("the owner of the catalogue", started)
     }
 
+    /// Makes the owner of the images: sessions need its handle, and it reads their snapshot.
     fn images(
-        &mut self,
+        &self,
         store: images::store::Store,
         engine: Arc<dyn Images>,
         runtime: &dyn Runtime,
-    ) -> images::Handle {
-        let started = images::task::spawn(images::task::Parts {
+    ) -> (images::Handle, images::task::Made) {
+        images::task::make(images::task::Parts {
             config: self.followed.images.clone(),
             store,
             engine,
@@ -181,8 +185,27 @@ impl Start {
                 peers: Arc::new(Copies::new(self.peers.clone(), self.watches.view.clone())),
                 min_free: self.min_free(),
             },
+        })
+    }
+
+    fn start_images(
+        &mut self,
+        made: images::task::Made,
+        ground: &Ground,
+        sessions: &sessions::Handle,
+        catalogue: &catalogue::Handle,
+        election: &election::Handle,
+    ) {
+        let task = made.start(images::task::Around {
+            sessions: sessions.watch(),
+            sessions_ready: sessions.ready(),
+            catalogue: catalogue.watch(),
+            node: ground.node.watch(),
+            leadership: election.leadership(),
+            members: self.watches.members.clone(),
+            report: ground.capacity.watch(),
         });
-        self.owners.add("the owner of the images", started)
+        self.owners.add("the owner of the images", ((), task));
     }
 
     fn min_free(&self) -> images::MinFree {

@@ -13,8 +13,8 @@ use crate::types::{Actor, ErrorCode, Role};
 use crate::wire::Call;
 use crate::wire::message::{
     ChangeGpu, ChangeImage, Command, Describe, Digests, Drain, DryRun, Edit, Explain, Forget, ForgetSession, Hold,
-    ListImages, Locate, Logs, Nodes, Patch, Place, PullImage, Refresh, RemoveVolume, Secret, Sessions, Undrain,
-    Volumes,
+    ListImages, Locate, Logs, Nodes, Patch, Place, PreviewPrune, PruneImages, PullImage, Refresh, RemoveVolume, Secret,
+    Sessions, Undrain, Volumes,
 };
 
 /// What an operation requires of its caller.
@@ -97,6 +97,7 @@ pub(super) const OPERATIONS: &[(Method, &str, Ends)] = &[
     (Method::POST, "/v1/nodes/{node}/images/adopt", calls![ChangeImage]),
     (Method::POST, "/v1/nodes/{node}/images/pin", calls![ChangeImage]),
     (Method::POST, "/v1/nodes/{node}/images/unpin", calls![ChangeImage]),
+    (Method::POST, "/v1/nodes/{node}/images/prune", calls![PruneImages, PreviewPrune]),
     (Method::GET, "/v1/nodes/{node}/volumes", calls![Volumes]),
     (Method::DELETE, "/v1/nodes/{node}/volumes/{name}", calls![RemoveVolume]),
     (Method::GET, "/v1/workspaces", Here(Needs(Read))),
@@ -122,6 +123,16 @@ pub(super) const OPERATIONS: &[(Method, &str, Ends)] = &[
     (Method::POST, "/v1/tokens", calls![Edit]),
     (Method::DELETE, "/v1/tokens/{id}", calls![Edit]),
 ];
+
+/// The access of operations whose query is [`DRY_RUN`] and nothing else: they change nothing then.
+const DRY_RUNS: &[(Method, &str, Ends)] = &[(Method::POST, "/v1/nodes/{node}/images/prune", calls![PreviewPrune])];
+const DRY_RUN: &str = "dry_run=true";
+
+/// The access of a request.
+fn access_of(method: &Method, path: &str, query: Option<&str>) -> Access {
+    let row = DRY_RUNS.iter().find(|(m, p, _)| query == Some(DRY_RUN) && m == method && *p == path);
+    row.map_or_else(|| access(method, path), |(_, _, ends)| ends.access())
+}
 
 /// The access of an operation. An operation that the table lacks requires role `admin`.
 pub(super) fn access(method: &Method, path: &str) -> Access {
@@ -162,7 +173,7 @@ pub(super) async fn authorise(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
-    let access = access(request.method(), matched.as_str());
+    let access = access_of(request.method(), matched.as_str(), request.uri().query());
     if let Some(actor) = check(access, peer, request.headers(), &caller_of)? {
         request.extensions_mut().insert(actor);
     }
@@ -272,6 +283,17 @@ mod tests {
         assert_eq!(access(&Method::GET, "/v1/sessions/{id}/secret"), Needs(Operate));
         assert_eq!(access(&Method::POST, "/livez"), Needs(Admin));
         assert_eq!(access(&Method::GET, "/nowhere"), Needs(Admin));
+    }
+
+    #[test]
+    fn a_dry_run_requires_the_role_of_what_it_reads_and_nothing_that_looks_like_one_does() {
+        let needed = |query| access_of(&Method::POST, "/v1/nodes/{node}/images/prune", query);
+        assert_eq!(needed(Some("dry_run=true")), Needs(Read));
+        for query in [None, Some(""), Some("dry_run=false"), Some("dry_run=true&dry_run=false"), Some("dry_run=true&x")]
+        {
+            assert_eq!(needed(query), Needs(Admin), "{query:?}");
+        }
+        assert_eq!(access_of(&Method::POST, "/v1/nodes/{node}/drain", Some("dry_run=true")), Needs(Admin));
     }
 
     #[test]

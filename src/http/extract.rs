@@ -18,7 +18,7 @@ use super::error::Refusal;
 use super::unique::Unique;
 use crate::types::{
     self, ApiTokenRequest, DrainRequest, ErrorCode, ExtendRequest, ImageRequest, Invalid, KeepaliveRequest,
-    SessionRequest, SettingsPatch, Workspace,
+    PruneRequest, SessionRequest, SettingsPatch, Workspace,
 };
 
 /// Bytes of a body at most. A typical workspace has a few KiB.
@@ -50,7 +50,7 @@ macro_rules! checked {
         })*
     };
 }
-checked!(Workspace, SessionRequest, SettingsPatch, DrainRequest, ExtendRequest, ImageRequest; KeepaliveRequest, ApiTokenRequest);
+checked!(Workspace, SessionRequest, SettingsPatch, DrainRequest, ExtendRequest, ImageRequest, PruneRequest; KeepaliveRequest, ApiTokenRequest);
 
 impl<T: Checked, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Refusal;

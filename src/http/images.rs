@@ -1,4 +1,4 @@
-//! Images of a node: list them, pull one, and say whose they are.
+//! Images of a node: list them, pull one, say whose they are, and prune them.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use super::routed::Served;
 use super::wait::Timeout;
 use crate::images::Command;
 use crate::types::{
-    Actor, ErrorBody, Image, ImageFilter, ImageOwner, ImagePull, ImagePullState, ImageRequest, NodeImages,
+    Actor, ErrorBody, Image, ImageFilter, ImageOwner, ImagePull, ImagePullState, ImageRequest, NodeImages, PruneReport,
+    PruneRequest,
 };
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -45,6 +46,16 @@ pub(super) struct PullQuery {
     /// minutes. The default is below the 60 s after which most reverse proxies give up.
     #[serde(default)]
     timeout: Timeout,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PruneQuery {
+    /// Only answer what would be removed, without removing it. Needs no more than role `read` if the query is nothing but
+    /// `dry_run=true`.
+    #[serde(default)]
+    dry_run: bool,
 }
 
 /// Lists the images of a node, by id, as it last listed them, with those who use them and the pulls that run.
@@ -153,4 +164,32 @@ async fn change(
     command: Command,
 ) -> Changed {
     Ok(Served(app.api.cluster.change_image(&path.node, image, command, &by).await?.map(Answer)))
+}
+
+/// Prunes the images of a node: removes those of ostler's that nothing needs, as the mode says.
+///
+/// The answer comes once the prune has ended, at most ten minutes later; the prune goes on also if the caller does not
+/// wait. An image that came from another program, that a container uses, that a session needs or that is younger than
+/// `images.min_age` is never removed.
+#[utoipa::path(post, path = "/v1/nodes/{node}/images/prune", tag = "images", operation_id = "prune_images",
+    params(NodePath, PruneQuery), request_body = Option<PruneRequest>, responses(
+    (status = 200, description = "what was removed and what is kept, each with the reason", body = PruneReport),
+    (status = 409, description = "`conflict`: a prune of this node runs already, the node has no images, or more than one node id has this prefix", body = ErrorBody),
+    (status = 503, description = "`runtime_unavailable`: the container engine does not answer; `node_unreachable`, `outcome_unknown`", body = ErrorBody),
+))]
+pub(super) async fn prune(
+    State(app): Shared,
+    Extension(by): Extension<Actor>,
+    Path(path): Path<NodePath>,
+    Query(query): Query<PruneQuery>,
+    request: Option<Json<PruneRequest>>,
+) -> Result<Served<Answer<PruneReport>>, Refusal> {
+    let request = request.map(|Json(request)| request).unwrap_or_default();
+    let cluster = &app.api.cluster;
+    let report = if query.dry_run {
+        cluster.preview_prune(&path.node, request).await?
+    } else {
+        cluster.prune_images(&path.node, request, &by).await?
+    };
+    Ok(Served(report.map(Answer)))
 }

@@ -146,8 +146,8 @@ mod tests {
     use crate::http::access::OPERATIONS;
     use crate::http::extract::Checked;
     use crate::types::{
-        self, ApiTokenRequest, DrainRequest, ExtendRequest, ImageRequest, KeepaliveRequest, SessionRequest,
-        SettingsPatch, Workspace,
+        self, ApiTokenRequest, DrainRequest, ExtendRequest, ImageRequest, KeepaliveRequest, PruneRequest,
+        SessionRequest, SettingsPatch, Workspace,
     };
     use serde_json::{Value, json};
     use std::collections::BTreeSet;
@@ -244,6 +244,7 @@ mod tests {
             ("ExtendRequest", refusal_of::<ExtendRequest>, json!({"ttl_seconds": 60})),
             ("ImageRequest", refusal_of::<ImageRequest>, json!({"image": "busybox:1.36"})),
             ("KeepaliveRequest", refusal_of::<KeepaliveRequest>, json!({"by": "alice"})),
+            ("PruneRequest", refusal_of::<PruneRequest>, json!({"mode": "aggressive"})),
             ("SessionRequest", refusal_of::<SessionRequest>, session),
             ("SettingsPatch", refusal_of::<SettingsPatch>, settings),
             ("Workspace", refusal_of::<Workspace>, workspace),

@@ -45,6 +45,7 @@ pub(super) fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(images::adopt))
         .routes(routes!(images::pin))
         .routes(routes!(images::unpin))
+        .routes(routes!(images::prune))
         .routes(routes!(volumes::list))
         .routes(routes!(volumes::remove))
         .routes(routes!(workspaces::list, workspaces::add))

@@ -25,6 +25,8 @@ pub(crate) struct FakeImages {
     state: Mutex<State>,
     changes: watch::Sender<u64>,
     told: watch::Sender<Vec<(String, Duration)>>,
+    /// Removals wait while it is set.
+    holds_removals: watch::Sender<bool>,
     pub(crate) health: watch::Sender<Health>,
 }
 
@@ -69,12 +71,14 @@ impl FakeImages {
             platform: None,
             pid: None,
             gpus: GpuSupport::default(),
-            images: Some(ImageStoreInfo { store: place(), path: None }),
+            images: Some(ImageStoreInfo { store: place(), path: Some("/".into()) }),
         };
         let health = watch::Sender::new(Health::Up(info));
+        let holds_removals = watch::Sender::new(false);
         Arc::new(Self {
             state: Mutex::default(),
             changes: watch::Sender::new(0),
+            holds_removals,
             told: watch::Sender::new(Vec::new()),
             health,
         })
@@ -141,7 +145,17 @@ impl FakeImages {
         self.state().loaded.clone()
     }
 
-    /// The images that were removed, by id.
+    /// Removals wait from now on, or those that wait go on.
+    pub(crate) fn hold_removals(&self, holds: bool) {
+        self.holds_removals.send_replace(holds);
+    }
+
+    /// A container of the image is made.
+    pub(crate) fn run(&self, id: &str) {
+        *self.state().used.entry(id.to_owned()).or_default() += 1;
+    }
+
+    /// The ids of the images that were removed, in order.
     pub(crate) fn removed(&self) -> Vec<String> {
         self.state().removed.clone()
     }
@@ -216,6 +230,7 @@ impl Images for FakeImages {
     }
 
     async fn remove(&self, id: &str, names: &[String]) -> Result<Removal, Error> {
+        let _ = self.holds_removals.subscribe().wait_for(|holds| !holds).await;
         let removal = {
             let mut state = self.state();
             match state.images.iter().find(|image| image.id == id) {

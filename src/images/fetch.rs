@@ -46,7 +46,7 @@ impl Handle {
             Err(_) => Ok(Fetching::Runs),
             Ok(Ok(ended)) => match &*ended {
                 Pull::Ended(Err(error)) => Err(error.clone().into()),
-                Pull::Ended(Ok(())) | Pull::Waiting | Pull::Limited { .. } | Pull::Running(_) => Ok(Fetching::Done),
+                _ => Ok(Fetching::Done),
             },
             Ok(Err(_)) => {
                 let message = format!("the pull of {image} was aborted");

@@ -3,9 +3,10 @@
 //! [`ownership`] (pure) says which images are ostler's: it records every pull before it begins. [`pulls`] (pure) says
 //! which pull is next, and how long a registry that limits pulls is left alone; [`credentials`] says who pulls, and
 //! [`offers`] (pure) which image of another node is taken. [`give`] gives images to other nodes, and [`archive`] leaves out
-//! of them what the other node has. [`here`] tells placement which images of the catalogue are here, [`fetch`] does what
-//! the leader asks for, and [`inventory`] (pure) tells people of every image and who uses it. [`task`] owns all of it: it
-//! runs the pulls, keeps a list of the engine's images, and publishes a [`Snapshot`].
+//! of them what the other node has. [`policy`] (pure) says which images a prune removes, and [`pressure`] (pure) when the
+//! disk is too full. [`here`] tells placement which images of the catalogue are here, [`fetch`] does what the leader asks
+//! for, and [`inventory`] (pure) tells people of every image and who uses it. [`task`] owns all of it: it runs the pulls and
+//! the prunes, keeps a list of the engine's images, and publishes a [`Snapshot`].
 
 pub mod archive;
 pub mod bandwidth;
@@ -19,7 +20,9 @@ pub mod inventory;
 pub mod offers;
 pub mod ownership;
 pub mod policy;
+pub mod pressure;
 pub mod pulls;
+mod reserve;
 mod room;
 pub mod store;
 pub mod task;
@@ -38,12 +41,13 @@ use crate::runtime::images::{ImageDetails, ImageStoreInfo, ListedImage, PullCaus
 use crate::runtime::{self, ByteStream, Fault, Health, Images, Launch, ProvideImages};
 use crate::store::{Cause, MovedAside};
 use crate::types::{
-    Actor, BootInstant, Bytes, FromPeers, ImageReference, Moment, Name, NodeId, NodeImages, Platform, PullPolicy,
-    Timestamp,
+    Actor, BootInstant, Bytes, FromPeers, ImageReference, Moment, Name, NodeId, NodeImages, Platform, Prune,
+    PruneReport, PullPolicy, Timestamp,
 };
 use crate::{catalogue, sessions};
 use offers::{Offer, Refusal, Wanted};
 use ownership::{Fetched, Records};
+use pressure::Watermarks;
 use pulls::Urgency;
 
 /// Requests that wait for the owner. Beyond it callers are told that it is busy.
@@ -53,6 +57,7 @@ pub const MAX_PULLS: u32 = 32;
 /// A node asks the registry about a [`PullPolicy::Daily`] image by itself once nobody did for so long. The leader has the
 /// cluster ask once a day: the hours beyond it are for its turns, and for a new leader.
 const ASK_AFTER: Duration = Duration::from_secs(27 * 3600);
+const HOUR: Duration = Duration::from_secs(3600);
 /// How often a caller that waits for a pull passes its progress on.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
@@ -72,12 +77,26 @@ pub struct Config {
     pub from_peers: FromPeers,
     /// Bytes a second that are sent to other nodes at most; 0: no limit.
     pub peer_bandwidth: Bytes,
+    /// No prune removes an image that was pulled or used within this time.
+    pub min_age: Duration,
+    /// Between two prunes; zero: only a person or a full disk prunes.
+    pub prune_interval: Duration,
+    pub watermarks: Watermarks,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        // As Docker's own client of several images; each takes three layers at once.
-        Self { max_pulls: 2, registry_credentials: None, from_peers: FromPeers::Fallback, peer_bandwidth: Bytes::ZERO }
+        Self {
+            // As Docker's own client of several images; each takes three layers at once.
+            max_pulls: 2,
+            registry_credentials: None,
+            from_peers: FromPeers::Fallback,
+            peer_bandwidth: Bytes::ZERO,
+            min_age: HOUR,
+            prune_interval: HOUR,
+            // Those of Kubernetes are 85 and 80: an image of a desktop is larger.
+            watermarks: Watermarks { high: 85, low: 75 },
+        }
     }
 }
 
@@ -118,6 +137,8 @@ pub struct Snapshot {
     pub limited: BTreeMap<String, Timestamp>,
     /// The records could not be read at start: every image that is here counts as foreign.
     pub records_lost: Option<MovedAside>,
+    /// The file system of the images is above the high watermark, and the last prune could not help it.
+    pub disk_pressure: Option<String>,
 }
 
 impl Snapshot {
@@ -262,6 +283,8 @@ pub enum Request {
     Checked { image: ImageReference, digest: String },
     /// The image by name, id, or a prefix of its id.
     Change { image: String, command: Command, by: Actor, reply: oneshot::Sender<Result<ImageDetails, Error>> },
+    /// `mode`: for this once; `None`: the node's setting.
+    Prune { mode: Option<Prune>, dry_run: bool, by: Actor, reply: oneshot::Sender<Result<PruneReport, Error>> },
 }
 
 /// `limits.min_free_disk`, as it is now.
@@ -365,6 +388,17 @@ impl Handle {
     /// The engine does not answer.
     pub async fn id_of(&self, image: &ImageReference) -> Result<Option<String>, Error> {
         Ok(self.look(image).await?.map(|here| here.id))
+    }
+
+    /// Prunes the images once, or tells what a prune would do. `mode`: `None`: the node's setting. It goes on when nobody
+    /// waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`]: a prune runs already. [`Error::Runtime`]: the engine cannot list its images.
+    pub async fn prune(&self, mode: Option<Prune>, dry_run: bool, by: Actor) -> Result<PruneReport, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Prune { mode, dry_run, by, reply })?;
+        answer.await.unwrap_or(Err(Error::Stopping))
     }
 
     fn send(&self, request: Request) -> Result<(), Error> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::ownership::{ImageKey, Intent, Record, Records};
+use super::reserve::Reserve;
 use crate::store::{Change, Error, MovedAside};
 use crate::types::{ImageReference, Timestamp};
 
@@ -18,6 +19,8 @@ const PULL: &str = "pull/";
 pub struct Store {
     store: crate::store::Store,
     written: Records,
+    /// `None`: in memory.
+    reserve: Option<Reserve>,
 }
 
 /// A record with its key, whose parts may hold any character.
@@ -35,7 +38,9 @@ impl Store {
     /// The file is in use or cannot be reached.
     pub fn open(data_dir: &Path, now: Timestamp) -> Result<Self, Error> {
         let (store, written) = crate::store::Store::open(&data_dir.join(FILE), now, |records| Ok(parse(&records)))?;
-        Ok(Self { store, written })
+        let reserve = Reserve::in_directory(data_dir);
+        reserve.hold();
+        Ok(Self { store, written, reserve: Some(reserve) })
     }
 
     pub(super) const fn written(&self) -> &Records {
@@ -47,20 +52,36 @@ impl Store {
         self.store.begun_anew().cloned()
     }
 
-    /// Brings the disk up to date. If that fails, nothing changed, and the next call writes all of it.
+    /// Brings the disk up to date, on a full one with the room that is held back. If that fails, nothing changed, and the
+    /// next call writes all of it.
     pub async fn keep(&mut self, records: &Records) -> Result<(), Error> {
         let changes = changes(&self.written, records);
         if !changes.is_empty() {
-            self.store.commit(changes).await?;
+            match self.store.commit(changes.clone()).await {
+                Err(Error::Full(_)) if self.give_up_reserve().await => self.store.commit(changes).await?,
+                written => written?,
+            }
             self.written = records.clone();
         }
         Ok(())
     }
 
+    /// Holds room back again, once there is enough.
+    pub(super) async fn hold_reserve(&self) {
+        let Some(reserve) = self.reserve.clone() else { return };
+        // If the task fails, the next call tries again.
+        let _ = tokio::task::spawn_blocking(move || reserve.hold()).await;
+    }
+
+    async fn give_up_reserve(&self) -> bool {
+        let Some(reserve) = self.reserve.clone() else { return false };
+        tokio::task::spawn_blocking(move || reserve.give_up()).await.unwrap_or(false)
+    }
+
     #[cfg(test)]
     pub(super) fn failing() -> (Self, crate::store::failing::Switch) {
         let (store, switch) = crate::store::failing::store();
-        (Self { store, written: Records::default() }, switch)
+        (Self { store, written: Records::default(), reserve: None }, switch)
     }
 }
 

@@ -3,7 +3,10 @@
 //! The engine's slow calls run in tasks of their own, which end with a [`Done`]. The owner alone writes the records, and
 //! every pull waits until its record is on disk.
 
+mod around;
 mod peer;
+mod prune;
+mod round;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -26,11 +29,15 @@ use super::{
 use crate::clock::Clock;
 use crate::runtime::images::{
     ImageDetails, ImageList, ImageStore, ImageStoreInfo, ListedImage, PullCause, PullError, PullOptions, PullProgress,
+    Removal,
 };
 use crate::runtime::{self, Health, Images};
-use crate::types::{Actor, ImageReference, Moment, Platform, Timestamp};
+use crate::types::{Actor, Disk, ImageReference, Moment, Platform, Timestamp};
 
 pub use self::peer::Others;
+pub use around::Around;
+use prune::{Prunes, Survey};
+use round::{Ask, Cause};
 
 /// How often the images are listed though the engine tells of no change.
 const LIST_EVERY: Duration = Duration::from_secs(600);
@@ -64,43 +71,58 @@ pub struct Parts {
     pub others: Others,
 }
 
-/// Starts the owner. It ends when every handle is dropped.
-pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
-    let Parts { config, store, engine, health, neighbours, clock, others } = parts;
+/// The owner, made and not started: requests wait for it.
+pub struct Made {
+    parts: Parts,
+    inbox: mpsc::Receiver<Request>,
+    publish: watch::Sender<Arc<Snapshot>>,
+}
+
+/// Makes the owner. Those that it reads need its handle, so that it is started after them.
+pub fn make(parts: Parts) -> (Handle, Made) {
     let (requests, inbox) = mpsc::channel(QUEUE);
-    let records = Arc::new(store.written().clone());
-    let snapshot = Snapshot { records: Arc::clone(&records), records_lost: store.lost(), ..Snapshot::default() };
+    let records = Arc::new(parts.store.written().clone());
+    let snapshot = Snapshot { records, records_lost: parts.store.lost(), ..Snapshot::default() };
     let (publish, published) = watch::channel(Arc::new(snapshot));
     let handle = Handle {
         requests,
         snapshot: published,
-        engine: Arc::clone(&engine),
-        health: health.clone(),
-        clock: clock.clone(),
+        engine: Arc::clone(&parts.engine),
+        health: parts.health.clone(),
+        clock: parts.clock.clone(),
     };
-    let owner = Owner {
-        source: Source::new(Arc::clone(&engine), config.clone(), others),
-        config,
-        store,
-        engine,
-        health,
-        neighbours,
-        clock,
-        records,
-        used: BTreeMap::new(),
-        place: None,
-        images: None,
-        containers: None,
-        listed_at: None,
-        listing: Listing::default(),
-        compared: BTreeSet::new(),
-        pulls: Pulls::default(),
-        tried_again: BTreeSet::new(),
-        reports: BTreeMap::new(),
-        tasks: JoinSet::new(),
-        publish,
-    };
-    (handle, tokio::spawn(owner.run(inbox)))
+    (handle, Made { parts, inbox, publish })
+}
+
+impl Made {
+    /// Starts the owner. It ends when every handle is dropped.
+    pub fn start(self, around: Around) -> JoinHandle<()> {
+        let Self { parts: Parts { config, store, engine, health, neighbours, clock, others }, inbox, publish } = self;
+        let owner = Owner {
+            source: Source::new(Arc::clone(&engine), config.clone(), others),
+            config,
+            engine,
+            health,
+            neighbours,
+            clock,
+            records: Arc::new(store.written().clone()),
+            store,
+            used: BTreeMap::new(),
+            place: None,
+            images: None,
+            containers: None,
+            listed_at: None,
+            listing: Listing::default(),
+            compared: BTreeSet::new(),
+            pulls: Pulls::default(),
+            tried_again: BTreeSet::new(),
+            reports: BTreeMap::new(),
+            prunes: Prunes::new(around),
+            tasks: JoinSet::new(),
+            publish,
+        };
+        tokio::spawn(owner.run(inbox))
+    }
 }
 
 struct Owner {
@@ -127,6 +149,7 @@ struct Owner {
     tried_again: BTreeSet<ImageReference>,
     /// The reports of the pulls that wait or run.
     reports: BTreeMap<ImageReference, watch::Sender<Pull>>,
+    prunes: Prunes,
     tasks: JoinSet<Done>,
     publish: watch::Sender<Arc<Snapshot>>,
 }
@@ -142,6 +165,8 @@ struct Listing {
     ended_at: Option<Instant>,
     /// A record changed since the list that runs began, which may not show it.
     is_outdated: bool,
+    /// What was removed since the list that runs began, which may show it.
+    gone: BTreeSet<String>,
     /// Pulls that wait for the list that runs, and for the one after it.
     current: Vec<oneshot::Sender<()>>,
     next: Vec<oneshot::Sender<()>>,
@@ -167,6 +192,10 @@ enum Done {
     Compared(Result<Option<ImageDetails>, runtime::Error>),
     /// The image that a person wants to change.
     Found(Result<ImageDetails, Error>, Command, Actor, oneshot::Sender<Result<ImageDetails, Error>>),
+    /// The images are listed for a dry run, or for the round that runs.
+    Surveyed(Option<Ask>, Result<Survey, runtime::Error>),
+    /// What became of the image that the round removes, and the file system of the images after it.
+    Removed(Result<Removal, runtime::Error>, Option<Disk>),
 }
 
 impl Owner {
@@ -181,6 +210,7 @@ impl Owner {
             let list_at = self.listing.due();
             let now = self.clock.now().boot;
             let pulls_in = self.pulls.due(now).map(|due| due.since(now));
+            let prune_at = self.prunes.due(self.config.borrow().prune_interval);
             tokio::select! {
                 request = inbox.recv() => match request {
                     Some(request) => self.take(request),
@@ -193,9 +223,15 @@ impl Owner {
                     self.listing.wanted = true;
                 }
                 _ = relist.tick() => self.listing.wanted = true,
-                _ = keep.tick() => self.keep().await,
+                _ = keep.tick() => {
+                    self.keep().await;
+                    self.store.hold_reserve().await;
+                }
                 () = sleep_until(list_at.unwrap_or_else(Instant::now)), if list_at.is_some() => self.list(),
                 () = sleep(pulls_in.unwrap_or_default()), if pulls_in.is_some() => {}
+                () = sleep_until(prune_at.unwrap_or_else(Instant::now)), if prune_at.is_some() => self.prune_on_schedule(),
+                Ok(()) = self.prunes.around.report.changed() => self.follow_disks(),
+                Ok(()) = self.prunes.around.leadership.changed() => self.prunes.follow_leader(),
                 Some(done) = self.tasks.join_next() => match done {
                     Ok(done) => self.done(done).await,
                     Err(failure) => tracing::error!(%failure, "task of the owner of the images failed"),
@@ -251,6 +287,9 @@ impl Owner {
                     Done::Found(found, command, by, reply)
                 });
             }
+            Request::Prune { mode, dry_run, by, reply } => {
+                self.prune(Ask { cause: Cause::Person(by, reply), mode, dry_run });
+            }
         }
     }
 
@@ -295,6 +334,7 @@ impl Owner {
     async fn done(&mut self, done: Done) {
         match done {
             Done::Listed { listed, containers, took } => self.listed(listed, containers, took).await,
+            Done::MayBegin(image, _) if self.prunes.holds(&image) => {}
             Done::MayBegin(image, Some(pause)) if !pause.is_zero() => {
                 self.pulls.hold(image.registry(), pause, self.clock.now().boot);
                 self.wait_again(&image);
@@ -317,6 +357,8 @@ impl Owner {
                 self.publish();
                 let _ = reply.send(changed);
             }
+            Done::Surveyed(dry, survey) => self.surveyed(dry, survey),
+            Done::Removed(removed, disk) => self.removed(removed, disk).await,
         }
     }
 
@@ -327,7 +369,7 @@ impl Owner {
         took: Duration,
     ) {
         self.listing.ended(took, listed.is_ok());
-        let ImageList { store, images: listed } = match listed {
+        let ImageList { store, images: mut listed } = match listed {
             Ok(listed) => listed,
             Err(error) => {
                 tracing::warn!(%error, "cannot list the images of the engine");
@@ -337,6 +379,9 @@ impl Owner {
         let now_in_use = self.place.as_ref().map(|place| &place.store);
         // An engine that restarted with another store is followed first.
         let Some(store) = store.filter(|store| Some(store) == now_in_use) else { return };
+        // It began before those were removed, and none of them came back by a pull of ours.
+        listed
+            .retain(|image| !self.listing.gone.contains(&image.id) || self.records.record(&store, &image.id).is_some());
         if !self.listing.is_outdated {
             Arc::make_mut(&mut self.records).listed(&store, &listed);
         }
@@ -543,14 +588,18 @@ impl Owner {
         Ok(image)
     }
 
+    /// Takes the last uses into the records.
+    fn note_uses(&mut self) {
+        let Some(place) = self.place.as_ref().filter(|_| !self.used.is_empty()) else { return };
+        let records = Arc::make_mut(&mut self.records);
+        for (id, at) in std::mem::take(&mut self.used) {
+            records.used(&place.store, &id, at);
+        }
+    }
+
     /// Brings the disk up to date. What cannot be written is tried again.
     async fn keep(&mut self) {
-        if let Some(place) = self.place.as_ref().filter(|_| !self.used.is_empty()) {
-            let records = Arc::make_mut(&mut self.records);
-            for (id, at) in std::mem::take(&mut self.used) {
-                records.used(&place.store, &id, at);
-            }
-        }
+        self.note_uses();
         if let Err(error) = self.store.keep(&self.records).await {
             tracing::error!(%error, "cannot write the records of the images; trying again");
         }
@@ -577,13 +626,15 @@ impl Owner {
                 || published.listed_at != self.listed_at
                 || published.used != self.used
                 || published.pulling != pulling
-                || !agree(&published.limited, &limited);
+                || !agree(&published.limited, &limited)
+                || published.removing != self.prunes.removing
+                || published.disk_pressure != self.prunes.stuck;
             if is_news {
                 *published = Arc::new(Snapshot {
                     store: self.place.clone(),
                     images: self.images.clone(),
                     records: Arc::clone(&self.records),
-                    removing: BTreeSet::new(),
+                    removing: self.prunes.removing.clone(),
                     pulling,
                     pulls: self.reports.iter().map(|(image, report)| (image.clone(), report.subscribe())).collect(),
                     listed_at: self.listed_at,
@@ -591,6 +642,7 @@ impl Owner {
                     used: self.used.clone(),
                     limited,
                     records_lost: published.records_lost.clone(),
+                    disk_pressure: self.prunes.stuck.clone(),
                 });
             }
             is_news
@@ -700,6 +752,7 @@ impl Listing {
 
     fn begin(&mut self) {
         (self.runs, self.wanted, self.is_outdated) = (true, false, false);
+        self.gone.clear();
         self.current = std::mem::take(&mut self.next);
     }
 

@@ -130,6 +130,7 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::RegistryFailing, trouble(sessions.troubles.registry.as_ref())),
         (ConditionKind::RegistryLimited, registry_limited(&images.limited)),
         (ConditionKind::FailingStarts, failing_starts(sessions.failing_starts)),
+        (ConditionKind::DiskPressure, images.disk_pressure.clone()),
         (ConditionKind::LowDisk, low_disk(report, min_free_disk)),
         (ConditionKind::DuplicateNodeId, duplicate(cluster)),
         (ConditionKind::AloneWithSeeds, cluster.alone.clone()),

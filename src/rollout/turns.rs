@@ -50,7 +50,6 @@ pub struct Turns {
     running: BTreeMap<NodeId, Order>,
     nodes: BTreeMap<Key, Pause>,
     registries: BTreeMap<String, Pause>,
-    limited: BTreeMap<String, BootInstant>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -118,16 +117,10 @@ impl Turns {
         false
     }
 
-    /// Takes which registries are known to limit pulls, and until when.
-    pub fn set_limited(&mut self, limited: BTreeMap<String, BootInstant>) {
-        self.limited = limited;
-    }
-
     /// The registries from which no node is to pull now: they limit pulls, or failed lately.
     pub fn limited(&self, now: BootInstant) -> BTreeSet<&str> {
-        let failing = self.registries.iter().map(|(registry, pause)| (registry, pause.until));
-        let told = self.limited.iter().map(|(registry, until)| (registry, *until));
-        failing.chain(told).filter(|(_, until)| *until > now).map(|(registry, _)| registry.as_str()).collect()
+        let failing = self.registries.iter().filter(|(_, pause)| pause.until > now);
+        failing.map(|(registry, _)| registry.as_str()).collect()
     }
 
     /// This node leads no more. Orders that were given go on at their nodes.

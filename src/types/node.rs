@@ -22,13 +22,15 @@ const MAX_CORES_OVERRIDE: Cores = Cores::whole(65_536);
 const MAX_MEMORY_OVERRIDE: Bytes = Bytes::gib(1 << 20);
 const MAX_GPUS_OVERRIDE: u32 = super::workspace::MAX_GPUS;
 
-/// Which images a node will remove by itself. Stored and shown only: no image is removed yet.
+/// Which images a node removes by itself, of those that are ostler's and that nothing uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Prune {
     Off,
+    /// Those without a name.
     #[default]
     Normal,
+    /// Those without a name, and those that no workspace names.
     Aggressive,
 }
 words!(Prune { Off => "off", Normal => "normal", Aggressive => "aggressive" });
@@ -323,6 +325,8 @@ pub enum ConditionKind {
     RegistryLimited,
     /// The last sessions all failed to start on this node.
     FailingStarts,
+    /// The file system of the images is above `images.high_watermark`, and a prune cannot free more of it.
+    DiskPressure,
     /// Less disk is free than `limits.min_free_disk`, or few inodes: the node admits no session.
     LowDisk,
     /// Another live node has this node's id, as after a copy of its disk: the node admits no session.
@@ -369,6 +373,7 @@ words!(ConditionKind {
     RegistryFailing => "registry_failing",
     RegistryLimited => "registry_limited",
     FailingStarts => "failing_starts",
+    DiskPressure => "disk_pressure",
     LowDisk => "low_disk",
     DuplicateNodeId => "duplicate_node_id",
     AloneWithSeeds => "alone_with_seeds",

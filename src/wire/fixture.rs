@@ -123,6 +123,8 @@ sampled! {
     AskLimit: [AskLimit("r.example:5000".to_owned())] => [Ok(None), Ok(Some(60_000)), elsewhere()];
     Digests: [Digests(name("desktop"))] => [Ok(None), Ok(Some(digests())), elsewhere()];
     FetchImage: fetches() => fetch_answers();
+    PruneImages: [PruneImages(prune_request())] => prune_answers();
+    PreviewPrune: [PreviewPrune(prune_request())] => [Ok(prune_report())];
     Volumes: [Volumes] => [Ok(vec![volume()]), not_here()];
     RemoveVolume: [RemoveVolume("home-alice".to_owned())] => [Ok(()), not_here()];
     Place: [Place { session: session_id(), drawn: true, request: session_request() }] => place_answers();

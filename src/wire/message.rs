@@ -9,8 +9,8 @@ use crate::images::{Fetch, Fetching};
 use crate::sessions::LogsRequest;
 use crate::types::{
     Actor, Ballot, DigestInUse, DrainRequest, Explanation, Gpu, Image, ImageFilter, ImagePull, ImageReference, List,
-    Name, Node, NodeId, NodeImages, Plan, Refreshed, Remembered, Role, Session, SessionFilter, SessionId,
-    SessionRequest, SettingsPatch, Volume, Wait,
+    Name, Node, NodeId, NodeImages, Plan, PruneReport, PruneRequest, Refreshed, Remembered, Role, Session,
+    SessionFilter, SessionId, SessionRequest, SettingsPatch, Volume, Wait,
 };
 use crate::{catalogue, election, gossip, gpu, images, node, placement, sessions};
 
@@ -134,6 +134,10 @@ macro_rules! calls {
             /// The archive of the image follows the answer, up to the end of the stream.
             CopyImage(Node, Member, reads, Json): CopyImage
                 => Result<images::offers::Offer, images::offers::Refusal>;
+            /// Removes images that nothing needs, as the mode says. Answered once the prune has ended.
+            PruneImages(Host, Admin, changes, Json): PruneImages => Result<PruneReport, images::Error>;
+            /// What such a prune would do.
+            PreviewPrune(Host, Read, reads, Json): PreviewPrune => Result<PruneReport, images::Error>;
         }
     };
 }
@@ -441,6 +445,12 @@ pub struct OfferImage(pub ImageReference);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CopyImage(pub images::offers::Wanted);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PruneImages(pub PruneRequest);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PreviewPrune(pub PruneRequest);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Volumes;

@@ -2,6 +2,7 @@
 
 mod change;
 mod list;
+mod prune;
 mod pull;
 
 use clap::Subcommand;
@@ -28,6 +29,7 @@ pub(super) enum ImageCommand {
     /// Let prunes remove an image of ostler's again.
     #[command(after_help = "Examples:\n  ostler image unpin busybox:1.36 host-a")]
     Unpin(change::ChangeArgs),
+    Prune(prune::PruneArgs),
 }
 
 pub(super) async fn run(command: &ImageCommand, context: &Context) -> Result<(), Failure> {
@@ -37,5 +39,6 @@ pub(super) async fn run(command: &ImageCommand, context: &Context) -> Result<(),
         ImageCommand::Adopt(args) => change::run("adopt", args, context).await,
         ImageCommand::Pin(args) => change::run("pin", args, context).await,
         ImageCommand::Unpin(args) => change::run("unpin", args, context).await,
+        ImageCommand::Prune(args) => prune::run(args, context).await,
     }
 }

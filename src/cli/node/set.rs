@@ -47,7 +47,8 @@ struct SettingArgs {
     /// Offer this many GPUs, shared among sessions; 0 removes the override.
     #[arg(long, value_name = "COUNT", value_parser = count)]
     gpus_override: Option<u32>,
-    /// Which images the node will remove by itself. The setting is stored and shown, but no image is removed yet.
+    /// Which images the node removes by itself, of those that ostler pulled and that nothing needs: none, those without
+    /// a name, or also those that no workspace names.
     #[arg(long, value_parser = one_of::<Prune>(Prune::ALL.iter().map(|prune| prune.as_str())))]
     prune: Option<Prune>,
     /// Which sessions may share one GPU.

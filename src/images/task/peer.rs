@@ -113,6 +113,13 @@ enum NotCopied {
     Here(PullError),
 }
 
+/// Why an archive did not pass whole.
+enum Unsent {
+    /// The engine took no more.
+    Refused,
+    Broke(String),
+}
+
 impl Source {
     pub(super) fn new(engine: Arc<dyn Images>, config: watch::Receiver<Config>, others: Others) -> Arc<Self> {
         Arc::new(Self { engine, config, others, downloads: Semaphore::new(DOWNLOADS) })
@@ -288,10 +295,11 @@ impl Source {
             tokio::select! {
                 biased;
                 ended = &mut sent, if !is_sent => {
-                    if let Err(reason) = ended {
-                        return Err(last_word(loading).await.map_or(NotCopied::There(reason), NotCopied::Here));
+                    match ended {
+                        Ok(()) => is_sent = true,
+                        Err(Unsent::Broke(reason)) => return Err(NotCopied::There(reason)),
+                        Err(Unsent::Refused) => return Err(NotCopied::Here(last_word(loading).await)),
                     }
-                    is_sent = true;
                 }
                 loaded = &mut loading => break loaded,
             }
@@ -307,7 +315,7 @@ impl Source {
         first: ByteStream,
         writer: Writer,
         mut progress: impl FnMut(u64) + Send,
-    ) -> Result<(), String> {
+    ) -> Result<(), Unsent> {
         let (mut splice, mut stream, mut copied, mut anew) = (Splice::new(writer), first, 0, 0);
         loop {
             let (filler, reader) = pipe::to_thread();
@@ -320,19 +328,22 @@ impl Source {
                 progress(copied);
             };
             filler.fill(impatient(stream), count).await;
-            let (back, taken) = thread.await.map_err(|error| error.to_string())?;
+            let (back, taken) = thread.await.map_err(|error| Unsent::Broke(error.to_string()))?;
             splice = back;
             let Err(error) = taken else { break };
-            if anew == ANEW || error.kind() == io::ErrorKind::BrokenPipe {
-                return Err(format!("the stream broke: {error}"));
+            if error.kind() == io::ErrorKind::BrokenPipe {
+                return Err(Unsent::Refused);
+            }
+            if anew == ANEW {
+                return Err(Unsent::Broke(format!("the stream broke: {error}")));
             }
             anew += 1;
             wanted.entries = splice.arrived().into_iter().collect();
             tracing::info!(image = %wanted.image, arrived = wanted.entries.len(), anew, "the stream broke: {error}");
-            stream = self.begin_anew(node, &wanted).await?;
+            stream = self.begin_anew(node, &wanted).await.map_err(Unsent::Broke)?;
         }
         let ended = spawn_blocking(move || splice.finish().and_then(Writer::end)).await;
-        ended.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+        ended.map_err(|error| Unsent::Broke(error.to_string()))?.map_err(|_| Unsent::Refused)
     }
 
     async fn begin(&self, node: &NodeId, wanted: &Wanted) -> Result<ByteStream, NotCopied> {
@@ -402,11 +413,11 @@ impl Source {
     }
 }
 
-/// Why the engine took no more of an archive. `None`: it did not refuse it.
-async fn last_word(loading: impl Future<Output = Result<Vec<String>, PullError>>) -> Option<PullError> {
-    let error = timeout(LAST_WORD, loading).await.ok()?.err()?;
-    // An engine that is cut off gives no reason.
-    (error.cause != PullCause::Engine).then_some(error)
+/// Why the engine took no more of an archive.
+async fn last_word(loading: impl Future<Output = Result<Vec<String>, PullError>>) -> PullError {
+    let message = "the engine took no more of the archive".to_owned();
+    let silent = PullError { cause: PullCause::Engine, message };
+    timeout(LAST_WORD, loading).await.ok().and_then(Result::err).unwrap_or(silent)
 }
 
 /// The same stream, which breaks if no byte comes.

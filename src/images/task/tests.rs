@@ -5,6 +5,10 @@ use crate::images::store::Store;
 use crate::images::{Fetch, Fetching};
 use crate::store::failing::Switch;
 use crate::types::{BootInstant, PullPolicy, Timestamp};
+use owners::Owners;
+
+pub(super) mod owners;
+mod prune;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -19,9 +23,19 @@ async fn start(engine: &Arc<FakeImages>) -> (Handle, Switch) {
 }
 
 async fn start_at(engine: &Arc<FakeImages>, clock: Clock) -> (Handle, Switch) {
+    let (handle, switch, _) = start_beside(engine, Owners::new(), Config::default(), clock).await;
+    (handle, switch)
+}
+
+async fn start_beside(
+    engine: &Arc<FakeImages>,
+    owners: Owners,
+    config: Config,
+    clock: Clock,
+) -> (Handle, Switch, Owners) {
     let (store, switch) = Store::failing();
     let parts = Parts {
-        config: watch::channel(Config::default()).1,
+        config: watch::channel(config).1,
         store,
         engine: engine.clone(),
         health: engine.health.subscribe(),
@@ -29,9 +43,10 @@ async fn start_at(engine: &Arc<FakeImages>, clock: Clock) -> (Handle, Switch) {
         clock,
         others: Others::none(),
     };
-    let (handle, _) = spawn(parts);
+    let (handle, made) = make(parts);
+    made.start(owners.around());
     until(&handle, |now| now.images.is_some()).await;
-    (handle, switch)
+    (handle, switch, owners)
 }
 
 async fn until(handle: &Handle, is: impl FnMut(&Arc<Snapshot>) -> bool) -> Arc<Snapshot> {

@@ -173,12 +173,6 @@ fn a_registry_that_limits_or_fails_is_left_alone() {
     assert_eq!(cluster.told(1), pairs(&[(2, "ghcr.io/z:1")]), "0 waits for Docker Hub");
     assert_eq!(cluster.turns.limited(at(60).boot), BTreeSet::new());
     assert_eq!(cluster.told(60), pairs(&[(0, "x:1")]));
-    // What others know of it counts as well.
-    cluster.turns.set_limited([("docker.io".to_owned(), at(600).boot)].into());
-    cluster.done(0, "x:1", "d", 61);
-    cluster.done(1, "ghcr.io/z:1", "d", 61);
-    assert_eq!(cluster.told(599), []);
-    assert_eq!(cluster.told(600), pairs(&[(1, "x:1")]));
 }
 
 #[test]

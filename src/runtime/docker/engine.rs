@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ pub(super) struct Engine {
     /// A call had no answer in time: the link should ping the engine now.
     pub(super) suspect: Notify,
     gpus: Reader,
+    /// `images.path`
+    images_at: Option<PathBuf>,
 }
 
 /// A client that uses a version of the API that the engine supports, and what the engine reports about itself.
@@ -102,7 +104,12 @@ impl From<Failure> for Error {
 
 impl Engine {
     pub(super) fn new(socket: String, cpu_mode: CpuMode, gpus: Reader) -> Self {
-        Self { socket, cpu_mode, connection: Mutex::new(None), suspect: Notify::new(), gpus }
+        Self { socket, cpu_mode, connection: Mutex::new(None), suspect: Notify::new(), gpus, images_at: None }
+    }
+
+    /// The operator says where its images are.
+    pub(super) fn with_images_at(self, path: Option<PathBuf>) -> Self {
+        Self { images_at: path, ..self }
     }
 
     /// The path of its socket.
@@ -173,7 +180,7 @@ impl Engine {
         let said = self.within("info", LOOK, docker.info()).await?;
         let engine_time = said.system_time.as_deref().and_then(|time| time.parse().ok());
         let gpus = self.gpus.support(&said, &docker.client_version()).await;
-        let mut info = engine_info(said, self.cpu_mode, gpus).await;
+        let mut info = engine_info(said, self.cpu_mode, gpus, self.images_at.as_deref()).await;
         info.epoch = self.epoch(docker).await?;
         info.pid = self.pid().await;
         Ok((info, engine_time))
@@ -282,15 +289,24 @@ fn chain(error: &errors::Error) -> String {
     text
 }
 
-async fn engine_info(said: SystemInfo, cpu_mode: CpuMode, gpus: GpuSupport) -> EngineInfo {
+async fn engine_info(said: SystemInfo, cpu_mode: CpuMode, gpus: GpuSupport, images_at: Option<&Path>) -> EngineInfo {
     let unenforced = unenforced(&said, cpu_mode);
     let store = images::store(&said);
-    let root = said.docker_root_dir.map(PathBuf::from);
+    let root = said.docker_root_dir.clone().map(PathBuf::from);
     let data_root = match root {
         Some(root) if tokio::fs::try_exists(&root).await.unwrap_or(false) => Some(root),
         _ => None,
     };
-    let images = store.map(|store| ImageStoreInfo { store, path: data_root.clone() });
+    let images = match store {
+        Some(store) => {
+            let path = match images_at {
+                Some(path) => Some(path.to_owned()),
+                None => images::path(&said, store.kind, data_root.as_deref()).await,
+            };
+            Some(ImageStoreInfo { store, path })
+        }
+        None => None,
+    };
     EngineInfo {
         version: said.server_version.unwrap_or_default(),
         cores: Cores::whole(said.ncpu.and_then(|n| u32::try_from(n).ok()).unwrap_or(0)),

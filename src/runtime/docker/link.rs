@@ -228,6 +228,7 @@ mod tests {
             idle_ignore: Vec::new(),
             hand_over: crate::runtime::HandOver::Auto,
             gpu_class: crate::types::NVIDIA_CLASS.to_owned(),
+            images_path: None,
         };
         let session = SessionId::of_key(&config.cluster, "k");
         let about = |cluster: &str, node: &str, session: &str| {

@@ -29,6 +29,7 @@ mod volumes;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +73,8 @@ pub struct Config {
     pub hand_over: HandOver,
     /// `gpu.class`
     pub gpu_class: String,
+    /// `images.path`; `None`: where the engine says.
+    pub images_path: Option<PathBuf>,
 }
 
 /// How cores limit a container.
@@ -130,7 +133,8 @@ impl DockerRuntime {
             return Err(ConfigError::Capability(odd.clone()));
         }
         let reader = gpus::read::Reader::new(config.hand_over, config.gpu_class.clone());
-        let engine = Arc::new(engine::Engine::new(socket, config.cpu_mode, reader));
+        let engine =
+            Arc::new(engine::Engine::new(socket, config.cpu_mode, reader).with_images_at(config.images_path.clone()));
         Ok(Arc::new(Self {
             networks: network::Networks::new(&config),
             sights: sights::Sights::default(),
@@ -252,6 +256,7 @@ mod tests {
             idle_ignore: Vec::new(),
             hand_over: HandOver::Auto,
             gpu_class: crate::types::NVIDIA_CLASS.to_owned(),
+            images_path: None,
         }
     }
 

@@ -9,12 +9,13 @@ use ostler::images::{self, Command, Handle, NoNeighbours, store::Store, task};
 use ostler::runtime::docker::{Config, DockerRuntime};
 use ostler::runtime::images::PullOptions;
 use ostler::runtime::{Error, Images, Launch, ProvideImages, Runtime};
-use ostler::types::{Actor, ImageReference, PullPolicy, Timestamp};
+use ostler::types::{Actor, ImageReference, Prune, PullPolicy, Resources, Settings, Timestamp};
+use ostler::{capacity, election, node};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::support::docker::{Lab, PATIENCE, Registry, config, docker, no_gpus, quietly};
+use crate::support::docker::{Lab, NODE, PATIENCE, Registry, config, docker, no_gpus, quietly};
 
 /// The owner of the images of one agent, with its own link to the engine.
 pub(super) struct Keeper {
@@ -40,7 +41,7 @@ impl Keeper {
             }
         });
         let store = Store::open(data_dir, Timestamp::default()).unwrap();
-        let (images, owner) = task::spawn(task::Parts {
+        let (images, made) = task::make(task::Parts {
             config: watch::channel(images::Config::default()).1,
             store,
             health: runtime.health(),
@@ -49,6 +50,7 @@ impl Keeper {
             clock: clock.clone(),
             others: task::Others::none(),
         });
+        let owner = made.start(alone());
         let mut listed = images.watch();
         timeout(PATIENCE, listed.wait_for(|now| now.images.is_some())).await.unwrap().unwrap();
         Self { images, clock, tasks: [link, owner] }
@@ -76,6 +78,38 @@ impl Keeper {
         let now = timeout(PATIENCE, listed).await.expect("the image is listed with these names").unwrap();
         let image = now.images.iter().flat_map(|images| images.iter()).find(|image| image.id == id).unwrap().clone();
         now.is_ours(&image)
+    }
+}
+
+/// A node without workspaces, sessions and leader, which prunes nothing.
+fn alone() -> task::Around {
+    let state = node::State {
+        id: NODE.parse().unwrap(),
+        name: "n1".parse().unwrap(),
+        settings: Settings { prune: Prune::Off, ..Settings::default() },
+        declared: Vec::new(),
+        drain: None,
+    };
+    let report = capacity::Report {
+        physical: Resources::ZERO,
+        engine: None,
+        gpus: Arc::default(),
+        gpus_withheld: None,
+        utilized: None,
+        disks: Vec::new(),
+        swap: None,
+        load: None,
+        dev: false,
+    };
+    let leadership = election::Leadership { leader: None, ballot: None, reign: None };
+    task::Around {
+        sessions: watch::channel(Arc::default()).1,
+        sessions_ready: watch::channel(true).1,
+        catalogue: watch::channel(Arc::default()).1,
+        node: watch::channel(Arc::new(state)).1,
+        leadership: watch::channel(Arc::new(leadership)).1,
+        members: watch::channel(Arc::default()).1,
+        report: watch::channel(Arc::new(report)).1,
     }
 }
 

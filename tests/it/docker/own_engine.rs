@@ -30,6 +30,8 @@ pub(super) struct OwnEngine {
     /// The root of its files; `None`: the host's.
     root: Option<PathBuf>,
     registry: Option<Child>,
+    /// Where it stores everything; `None`: in its own directory.
+    data: Option<PathBuf>,
 }
 
 impl OwnEngine {
@@ -38,8 +40,17 @@ impl OwnEngine {
         Self::start_with(test, lab, "{}", None)
     }
 
+    /// The same, which stores everything in this directory.
+    pub(super) fn start_on(test: &str, lab: &Lab, data: &Path) -> Option<Self> {
+        Self::begin(test, lab, "{}", None, Some(data))
+    }
+
     /// The same, with these settings as its `daemon.json`, and of another release of Debian, whose files are in `root`.
     pub(super) fn start_with(test: &str, lab: &Lab, settings: &str, root: Option<&Path>) -> Option<Self> {
+        Self::begin(test, lab, settings, root, None)
+    }
+
+    fn begin(test: &str, lab: &Lab, settings: &str, root: Option<&Path>, data: Option<&Path>) -> Option<Self> {
         let found = |tool: &&str| -> bool {
             let paths = std::env::var_os("PATH").unwrap_or_default();
             std::env::split_paths(&paths).any(|path| path.join(tool).exists())
@@ -64,9 +75,9 @@ impl OwnEngine {
             return None;
         }
         let init = only_child(keeper.id());
-        let root = root.map(Path::to_owned);
-        let mut engine =
-            Self { directory: tempfile::tempdir().unwrap(), keeper, init, entrance: None, root, registry: None };
+        let (root, data) = (root.map(Path::to_owned), data.map(Path::to_owned));
+        let directory = tempfile::tempdir().unwrap();
+        let mut engine = Self { directory, keeper, init, entrance: None, root, data, registry: None };
         engine.mount_root();
         engine.configure(settings);
         engine.up();
@@ -132,7 +143,7 @@ impl OwnEngine {
     }
 
     /// A command in the engine's namespaces.
-    fn enter(&self) -> Command {
+    pub(super) fn enter(&self) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.init.to_string(), "--net", "--mount", "--pid", "--"]);
         command
@@ -149,7 +160,7 @@ impl OwnEngine {
         let entrance = command
             .args(["dockerd", "--host", &self.host()])
             .args(["--config-file".as_ref(), self.path("daemon.json").as_os_str()])
-            .args(["--data-root".as_ref(), self.path("data").as_os_str()])
+            .args(["--data-root".as_ref(), self.data.clone().unwrap_or_else(|| self.path("data")).as_os_str()])
             .args(["--exec-root".as_ref(), self.path("exec").as_os_str()])
             .args(["--pidfile".as_ref(), self.path("pid").as_os_str()])
             .stderr(log)

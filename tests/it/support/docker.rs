@@ -145,6 +145,7 @@ pub(crate) fn config(cluster: &Name) -> Config {
         idle_ignore: Vec::new(),
         hand_over: HandOver::Auto,
         gpu_class: NVIDIA_CLASS.to_owned(),
+        images_path: None,
     }
 }
 
@@ -309,6 +310,13 @@ impl Registry {
         self.port
     }
 
+    /// A process that serves the same from where `command` enters. Dropping it ends it.
+    pub(crate) fn serve_also(&self, mut command: Command) -> Ends {
+        let file = self.store.path().join("config.yml");
+        command.args(["docker-registry", "serve"]).arg(file).stdout(Stdio::null()).stderr(Stdio::null());
+        Ends(command.spawn().unwrap())
+    }
+
     /// The reference of the cluster's image in this registry, published or not.
     pub(crate) fn reference(&self, cluster: &Name) -> String {
         format!("127.0.0.1:{}/{cluster}:1", self.port)
@@ -316,12 +324,12 @@ impl Registry {
 
     /// Publishes an image with a shell and `bytes` of random data, and removes it from the engine.
     pub(crate) fn publish(&self, cluster: &Name, bytes: u64) -> String {
-        self.publish_as(self.reference(cluster), bytes)
+        self.push(self.reference(cluster), bytes)
     }
 
     /// Publishes another image under the cluster's name. The engine keeps the image that it has under that name.
     pub(crate) fn publish_newer(&self, cluster: &Name, bytes: u64) {
-        self.publish_as(self.reference(cluster).replace(":1", ":next"), bytes);
+        self.push(self.reference(cluster).replace(":1", ":next"), bytes);
         const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
         let client = Client { address: Address::Tcp(format!("127.0.0.1:{}", self.port)), token: None };
         let manifest = |tag: &str| format!("/v2/{cluster}/manifests/{tag}");
@@ -331,7 +339,12 @@ impl Registry {
         assert_eq!(put.status, 201, "{}", put.text());
     }
 
-    fn publish_as(&self, image: String, bytes: u64) -> String {
+    /// The same under another tag.
+    pub(crate) fn publish_as(&self, cluster: &Name, tag: &str, bytes: u64) -> String {
+        self.push(self.reference(cluster).replace(":1", &format!(":{tag}")), bytes)
+    }
+
+    fn push(&self, image: String, bytes: u64) -> String {
         let root = busybox_root();
         let noise = std::io::Read::take(std::fs::File::open("/dev/urandom").unwrap(), bytes);
         std::io::copy(&mut { noise }, &mut std::fs::File::create(root.path().join("noise")).unwrap()).unwrap();
@@ -339,6 +352,16 @@ impl Registry {
         docker(&["push", "--quiet", &image]);
         docker(&["rmi", &image]);
         image
+    }
+}
+
+/// A process that ends with this.
+pub(crate) struct Ends(std::process::Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

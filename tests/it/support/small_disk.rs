@@ -42,6 +42,14 @@ impl SmallDisk {
         while file.write_all(&block).is_ok() {}
     }
 
+    /// Takes all bytes but these.
+    pub(crate) fn fill_but(&self, left: u64) {
+        self.fill();
+        let file = File::options().write(true).open(self.filler(0)).unwrap();
+        let length = file.metadata().unwrap().len();
+        file.set_len(length.saturating_sub(left)).unwrap();
+    }
+
     /// Creates files until only so many more could be.
     pub(crate) fn use_up_inodes(&self, left: u64) {
         for i in 1.. {

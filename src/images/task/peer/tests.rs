@@ -11,6 +11,7 @@ use crate::images::fake::{FakeImages, place};
 use crate::images::give::{Giver, Parts};
 use crate::images::pulls::Urgency;
 use crate::images::store::Store;
+use crate::images::task::tests::owners::Owners;
 use crate::images::{Handle, Snapshot, task};
 use crate::types::{BootInstant, Cores, Moment, Timestamp, Workspace};
 
@@ -95,7 +96,7 @@ fn reference(name: &str) -> ImageReference {
 
 async fn owner(engine: &Arc<FakeImages>, config: Config, others: Others) -> Handle {
     let boot = BootInstant::from_millis(1000);
-    let (handle, _) = task::spawn(task::Parts {
+    let (handle, made) = task::make(task::Parts {
         // The sender goes: the configuration stays as it is.
         config: watch::channel(config).1,
         store: Store::failing().0,
@@ -105,6 +106,7 @@ async fn owner(engine: &Arc<FakeImages>, config: Config, others: Others) -> Hand
         clock: Clock::manual(Moment { wall: Timestamp::from_millis(1000), boot, boot_id: 1 }),
         others,
     });
+    made.start(Owners::new().around());
     until(&handle, |now| now.images.is_some()).await;
     handle
 }

@@ -26,6 +26,7 @@ fn config(cpu_mode: CpuMode) -> Config {
         idle_ignore: Vec::new(),
         hand_over: crate::runtime::HandOver::Auto,
         gpu_class: crate::types::NVIDIA_CLASS.to_owned(),
+        images_path: None,
     }
 }
 

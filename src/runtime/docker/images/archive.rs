@@ -144,7 +144,7 @@ fn of_load(failure: Failure) -> PullError {
             let cause = if full { PullCause::DiskFull } else { PullCause::Other };
             PullError { cause, message: format!("cannot load the image: {message}") }
         }
-        Failure::Lost(message) => PullError { cause: PullCause::Engine, message },
+        Failure::Lost(message) | Failure::Unsupported(message) => PullError { cause: PullCause::Engine, message },
     }
 }
 

@@ -1,6 +1,7 @@
 //! The images of the engine.
 
 mod archive;
+mod place;
 mod progress;
 mod pull;
 mod request;
@@ -154,6 +155,8 @@ async fn inspect(engine: &Arc<Engine>, image: &str) -> Result<Option<ImageInspec
         Err(failure) => Err(failure.or_try_again()),
     }
 }
+
+pub(super) use place::path;
 
 /// The image store of an engine; `None`: the engine does not name itself.
 pub(super) fn store(said: &SystemInfo) -> Option<ImageStore> {
