@@ -126,11 +126,16 @@ fn protection(image: &ListedImage, situation: &Situation<'_>) -> Option<KeptBeca
 }
 
 /// What the mode does with an image that nothing needs.
-const fn by_mode(image: &ListedImage, situation: &Situation<'_>) -> Verdict {
+fn by_mode(image: &ListedImage, situation: &Situation<'_>) -> Verdict {
     let reason = match (situation.mode, situation.pressure) {
         (Prune::Off, _) => return Verdict::Keep(KeptBecause::Off),
-        // Without a tag. One that is named by its digest only came here: no workspace and no session names it.
-        _ if image.names.is_empty() => return Verdict::Remove(PruneReason::Dangling),
+        // What was pulled by its digest has no tag either: a workspace of a catalogue that is not current may name it.
+        _ if !has_tag(image) => match record(image, situation) {
+            Some(record) if !situation.catalogue.is_current && is_by_digest(record) => {
+                return Verdict::Keep(KeptBecause::CatalogueUnknown);
+            }
+            _ => return Verdict::Remove(PruneReason::Dangling),
+        },
         (Prune::Aggressive, _) => PruneReason::Unnamed,
         (Prune::Normal, Some(_)) => PruneReason::Pressure,
         (Prune::Normal, None) => return Verdict::Keep(KeptBecause::Named),
@@ -140,6 +145,16 @@ const fn by_mode(image: &ListedImage, situation: &Situation<'_>) -> Verdict {
         Catalogue { is_current: false, .. } => Verdict::Keep(KeptBecause::CatalogueUnknown),
         _ => Verdict::Remove(reason),
     }
+}
+
+/// A containerd store also names an image by its digest.
+fn has_tag(image: &ListedImage) -> bool {
+    image.names.iter().any(|name| !name.contains('@'))
+}
+
+/// Whether a pull of ours by digest brought the image.
+fn is_by_digest(record: &Record) -> bool {
+    record.names.keys().any(|name| name.contains('@'))
 }
 
 fn record<'a>(image: &ListedImage, situation: &Situation<'a>) -> Option<&'a Record> {

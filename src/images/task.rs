@@ -4,35 +4,31 @@
 //! every pull waits until its record is on disk.
 
 mod around;
+mod listing;
 mod peer;
 mod prune;
+mod pulling;
 mod round;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until};
 
-use self::peer::{Brought, Here, Source};
-use super::offers::Place;
-use super::ownership::{Origin, Records};
-use super::pulls::{Pulls, Trouble, Urgency};
+use self::listing::Listing;
+use self::peer::{Brought, Source};
+use self::pulling::agree;
+use super::ownership::Records;
+use super::pulls::Pulls;
 use super::store::Store;
-use super::{
-    Command, Config, Error, Handle, Neighbours, Pull, QUEUE, Request, Snapshot, credentials, platform_of, runs,
-};
+use super::{Command, Config, Error, Handle, Neighbours, Pull, QUEUE, Request, Snapshot};
 use crate::clock::Clock;
-use crate::runtime::images::{
-    ImageDetails, ImageList, ImageStore, ImageStoreInfo, ListedImage, PullCause, PullError, PullOptions, PullProgress,
-    Removal,
-};
+use crate::runtime::images::{ImageDetails, ImageList, ImageStoreInfo, ListedImage, PullError, Removal};
 use crate::runtime::{self, Health, Images};
-use crate::types::{Actor, Disk, ImageReference, Moment, Platform, Timestamp};
+use crate::types::{Actor, Disk, ImageReference, Moment, Timestamp};
 
 pub use self::peer::Others;
 pub use around::Around;
@@ -41,23 +37,8 @@ use round::{Ask, Cause};
 
 /// How often the images are listed though the engine tells of no change.
 const LIST_EVERY: Duration = Duration::from_secs(600);
-/// The least pause after a list. It is also ten times as long as the list took, so that a slow engine lists for a tenth
-/// of its time at most.
-const LIST_PAUSE: Duration = Duration::from_secs(1);
-const LIST_PAUSE_FACTOR: u32 = 10;
-/// How long a pull waits for a list of the images that are here now. Beyond it the last list counts, which the engine's
-/// events have kept up to date.
-const LIST_BEFORE_PULL: Duration = Duration::from_secs(2);
 /// How often the time when images were last used goes to disk, and a write that failed is tried again.
 const KEEP_EVERY: Duration = Duration::from_secs(300);
-/// A list that is older is made anew when somebody looks at it: containers come and go without an event of an image.
-const LOOK_AFTER: Duration = Duration::from_secs(10);
-/// How long a pull waits for the leader to tell whether its registry limits pulls. Without an answer it goes on.
-const ASK_NEIGHBOURS: Duration = Duration::from_secs(1);
-/// When the next pull from a registry is, is published in steps of this: it differs by the jitter anyway.
-const LIMIT_STEP: Duration = Duration::from_secs(60);
-/// Progress of a pull that waits to be published; a newer one replaces it.
-const PROGRESS: usize = 16;
 
 /// What the owner is made of.
 pub struct Parts {
@@ -154,24 +135,6 @@ struct Owner {
     publish: watch::Sender<Arc<Snapshot>>,
 }
 
-/// Lists, one at a time.
-#[derive(Default)]
-struct Listing {
-    /// A list runs. Those of `next` came after it began, so it may lack what they saw.
-    runs: bool,
-    /// A list is wanted, not before this time.
-    wanted: bool,
-    not_before: Option<Instant>,
-    ended_at: Option<Instant>,
-    /// A record changed since the list that runs began, which may not show it.
-    is_outdated: bool,
-    /// What was removed since the list that runs began, which may show it.
-    gone: BTreeSet<String>,
-    /// Pulls that wait for the list that runs, and for the one after it.
-    current: Vec<oneshot::Sender<()>>,
-    next: Vec<oneshot::Sender<()>>,
-}
-
 /// What a task of the owner ended with.
 enum Done {
     Listed {
@@ -220,9 +183,9 @@ impl Owner {
                 Ok(()) = self.config.changed() => self.config.mark_unchanged(),
                 Ok(()) = changes.changed() => {
                     changes.mark_unchanged();
-                    self.listing.wanted = true;
+                    self.listing.want();
                 }
-                _ = relist.tick() => self.listing.wanted = true,
+                _ = relist.tick() => self.listing.want(),
                 _ = keep.tick() => {
                     self.keep().await;
                     self.store.hold_reserve().await;
@@ -252,7 +215,7 @@ impl Owner {
         self.place.clone_from(&info.images);
         (self.images, self.containers, self.listed_at) = (None, None, None);
         self.compared.clear();
-        (self.listing.wanted, self.listing.not_before) = (true, None);
+        self.listing.at_once();
     }
 
     fn take(&mut self, request: Request) {
@@ -301,34 +264,6 @@ impl Owner {
             let (listed, containers) = tokio::join!(engine.list(), engine.in_use());
             Done::Listed { listed, containers: containers.ok(), took: begun.elapsed() }
         });
-    }
-
-    fn start_pulls(&mut self) {
-        let most = usize::try_from(self.config.borrow().max_pulls).unwrap_or(usize::MAX);
-        while let Some(image) = self.pulls.next(most, self.clock.now().boot) {
-            let (told, fresh) = oneshot::channel();
-            self.listing.ask(told);
-            let neighbours = Arc::clone(&self.neighbours);
-            self.tasks.spawn(async move {
-                let asked = timeout(ASK_NEIGHBOURS, neighbours.ask(image.registry()));
-                let (_, asked) = tokio::join!(timeout(LIST_BEFORE_PULL, fresh), asked);
-                Done::MayBegin(image, asked.ok().flatten())
-            });
-        }
-    }
-
-    /// Those that wait are told what they wait for.
-    fn tell_waiting(&self) {
-        for image in self.pulls.waiting() {
-            let registry = image.registry();
-            let waits = match self.pulls.limited_until(registry) {
-                Some(until) => Pull::Limited { registry: registry.to_owned(), until },
-                None => Pull::Waiting,
-            };
-            if let Some(report) = self.reports.get(image) {
-                report.send_if_modified(|told| std::mem::replace(told, waits.clone()) != waits);
-            }
-        }
     }
 
     async fn done(&mut self, done: Done) {
@@ -397,179 +332,6 @@ impl Owner {
         self.resolve(&store);
     }
 
-    /// Finds out what those pulls brought whose end is not known: an earlier life of the agent began them, or the engine
-    /// did not answer.
-    fn resolve(&mut self, store: &ImageStore) {
-        let open = self
-            .records
-            .intents
-            .iter()
-            .filter(|(image, intent)| intent.store == *store && !self.reports.contains_key(*image));
-        for (image, _) in open {
-            let (engine, image) = (Arc::clone(&self.engine), image.clone());
-            self.tasks.spawn(async move {
-                let seen = engine.inspect(image.as_str()).await;
-                Done::Resolved(image, seen)
-            });
-        }
-    }
-
-    async fn resolved(&mut self, image: &ImageReference, seen: Result<Option<ImageDetails>, runtime::Error>) {
-        // A pull of this life has begun meanwhile, and records anew.
-        if self.reports.contains_key(image) {
-            return;
-        }
-        let Ok(seen) = seen else { return };
-        let now = self.clock.now();
-        let records = Arc::make_mut(&mut self.records);
-        let is_new = |details: &ImageDetails| {
-            records.intents.get(image).is_some_and(|intent| !intent.present.contains(&details.id))
-        };
-        match seen.filter(is_new) {
-            Some(details) => records.pulled(image, &details, None, Origin::Registry, now),
-            None => records.not_pulled(image),
-        }
-        (self.listing.wanted, self.listing.is_outdated) = (true, true);
-        self.keep().await;
-    }
-
-    async fn begin_pull(&mut self, image: ImageReference) {
-        let begun = self.record_begin(&image).await;
-        if let Err(error) = begun {
-            self.end_pull(&image, Err(error));
-            return;
-        }
-        let Some(report) = self.reports.get(&image).cloned() else { return };
-        tracing::info!(%image, "pulling the image");
-        let (source, here, host) = (Arc::clone(&self.source), self.here(&image), platform_of(&self.health));
-        self.tasks.spawn(async move {
-            let pulled = source.bring(&image, here, host, &report).await;
-            let seen = source.engine.inspect(image.as_str()).await;
-            Done::Pulled(image, pulled, seen)
-        });
-    }
-
-    /// A pull that was about to begin waits for its registry. Without anybody that waits for it, it ends: it is asked for
-    /// again when it is needed.
-    fn wait_again(&mut self, image: &ImageReference) {
-        match self.pulls.urgency(image) {
-            Some(Urgency::Demand) => self.pulls.again(image),
-            _ => {
-                let message = format!("cannot pull {image}: registry {} limits pulls (429)", image.registry());
-                self.end_pull(image, Err(PullError { cause: PullCause::Limited, message }));
-            }
-        }
-    }
-
-    /// What is here, if the image may come from another node: one that has the name already is only refreshed, which a
-    /// registry alone can do.
-    fn here(&self, image: &ImageReference) -> Option<Here> {
-        let (place, intent) = (self.place.as_ref()?, self.records.intents.get(image)?);
-        if intent.named.is_some() {
-            return None;
-        }
-        let (store, path, platform) = (place.store.kind, place.path.clone(), platform_of(&self.health));
-        Some(Here { place: Place { store, platform }, path, ids: intent.present.clone() })
-    }
-
-    /// Records that a pull begins, with every image that is here.
-    async fn record_begin(&mut self, image: &ImageReference) -> Result<(), PullError> {
-        let (Some(place), Some(images)) = (&self.place, &self.images) else {
-            let message = "the engine has not listed its images yet".to_owned();
-            return Err(PullError { cause: PullCause::Engine, message });
-        };
-        Arc::make_mut(&mut self.records).begin(image, &place.store, images);
-        if let Err(error) = self.store.keep(&self.records).await {
-            Arc::make_mut(&mut self.records).not_pulled(image);
-            let message = format!("cannot record the pull of {image}: {error}");
-            return Err(PullError { cause: PullCause::Other, message });
-        }
-        Ok(())
-    }
-
-    async fn pulled(
-        &mut self,
-        image: ImageReference,
-        pulled: Result<Brought, PullError>,
-        seen: Result<Option<ImageDetails>, runtime::Error>,
-    ) {
-        let now = self.clock.now();
-        let records = Arc::make_mut(&mut self.records);
-        match (&pulled, seen) {
-            (Ok(Brought { digest, origin, fetched, .. }), Ok(Some(details))) => {
-                tracing::info!(%image, id = details.id, "pulled the image");
-                records.pulled(&image, &details, digest.clone(), *origin, now);
-                if let (false, Some(place)) = (fetched, &self.place) {
-                    records.not_fetched(&place.store, &details.id, &image);
-                }
-            }
-            // The record of the pull stays: the next list finds out what it brought.
-            (Ok(_), Err(_)) => {}
-            (Ok(_), Ok(None)) => records.not_pulled(&image),
-            (Err(error), seen) => {
-                tracing::warn!(%image, "cannot pull the image: {error}");
-                if error.cause != PullCause::Engine {
-                    records.not_pulled(&image);
-                }
-                if let (Ok(Some(details)), Some(place)) = (seen, &self.place) {
-                    records.not_answered(&place.store, &details.id, &image, now);
-                }
-            }
-        }
-        (self.listing.wanted, self.listing.is_outdated) = (true, true);
-        self.keep().await;
-        let cause = pulled.as_ref().err().map(|error| error.cause);
-        match &pulled {
-            // It may not have been asked.
-            Ok(Brought { origin: Origin::Peer, refused: None, .. }) => {}
-            Ok(Brought { refused, .. }) => self.note_registry(&image, *refused),
-            Err(error) => self.note_registry(&image, Some(error.cause)),
-        }
-        match cause {
-            Some(PullCause::Limited) if self.pulls.urgency(&image) == Some(Urgency::Demand) => self.pulls.again(&image),
-            Some(PullCause::DiskFull) if self.tried_again.insert(image.clone()) => {
-                self.disk_is_full();
-                self.pulls.again(&image);
-            }
-            _ => self.end_pull(&image, pulled.map(drop)),
-        }
-    }
-
-    /// Leaves a registry alone that is in trouble. Other hosts hear of a limit, which holds for them too.
-    fn note_registry(&mut self, image: &ImageReference, cause: Option<PullCause>) {
-        let registry = image.registry();
-        let trouble = match cause {
-            None => return self.pulls.worked(registry),
-            Some(PullCause::Limited) => Trouble::Limits,
-            Some(PullCause::Registry | PullCause::Stalled) => Trouble::Fails,
-            Some(_) => return,
-        };
-        let pause = self.pulls.failed(registry, trouble, self.clock.now().boot, random());
-        tracing::warn!(registry, pause_seconds = pause.as_secs(), ?trouble, "leaving the registry alone for a while");
-        if trouble == Trouble::Limits {
-            let (neighbours, registry) = (Arc::clone(&self.neighbours), registry.to_owned());
-            self.tasks.spawn(async move {
-                neighbours.tell(&registry, pause).await;
-                Done::Told
-            });
-        }
-    }
-
-    /// A pull met a full disk, and is tried once more.
-    #[expect(clippy::unused_self, reason = "it asks for room where images are removed")]
-    fn disk_is_full(&mut self) {
-        tracing::warn!("the disk of the images is full");
-    }
-
-    fn end_pull(&mut self, image: &ImageReference, result: Result<(), PullError>) {
-        self.pulls.ended(image);
-        self.tried_again.remove(image);
-        let report = self.reports.remove(image);
-        // Published first, so that a caller that waits finds the records of its image.
-        self.publish();
-        report.map(|report| report.send_replace(Pull::Ended(result)));
-    }
-
     async fn change(&mut self, image: ImageDetails, command: Command, by: &Actor) -> Result<ImageDetails, Error> {
         let Some(place) = &self.place else { return Err(Error::NotFound(image.id)) };
         let before = Arc::clone(&self.records);
@@ -583,7 +345,7 @@ impl Owner {
             self.records = before;
             return Err(Error::Store(error.into()));
         }
-        (self.listing.wanted, self.listing.is_outdated) = (true, true);
+        self.listing.outdate();
         tracing::info!(image = image.id, names = image.names.join(" "), ?command, %by, "image changed");
         Ok(image)
     }
@@ -603,17 +365,6 @@ impl Owner {
         if let Err(error) = self.store.keep(&self.records).await {
             tracing::error!(%error, "cannot write the records of the images; trying again");
         }
-    }
-
-    /// The registries that limit pulls, and about when the next pull from each is.
-    fn limited(&self) -> BTreeMap<String, Timestamp> {
-        let now = self.clock.now();
-        let step = i64::try_from(LIMIT_STEP.as_millis()).unwrap_or(i64::MAX);
-        let limited = self.pulls.limited(now.boot).map(|(registry, until)| {
-            let at = now.wall.plus(until.since(now.boot)).millis();
-            (registry.to_owned(), Timestamp::from_millis(at.div_euclid(step).saturating_add(1).saturating_mul(step)))
-        });
-        limited.collect()
     }
 
     fn publish(&self) {
@@ -650,20 +401,6 @@ impl Owner {
     }
 }
 
-/// Whether two tables of limits say the same. A time that was computed again may fall into the next step.
-fn agree(told: &BTreeMap<String, Timestamp>, now: &BTreeMap<String, Timestamp>) -> bool {
-    let is_same = |(one, two): (&Timestamp, &Timestamp)| one.since(*two).max(two.since(*one)) <= LIMIT_STEP;
-    told.keys().eq(now.keys()) && told.values().zip(now.values()).all(is_same)
-}
-
-/// For the jitter of a pause.
-fn random() -> u32 {
-    let mut bytes = [0; 4];
-    // Without randomness there is no jitter.
-    let _ = SystemRandom::new().fill(&mut bytes);
-    u32::from_ne_bytes(bytes)
-}
-
 fn same(one: Option<&Arc<[ListedImage]>>, other: Option<&Arc<[ListedImage]>>) -> bool {
     match (one, other) {
         (Some(one), Some(other)) => Arc::ptr_eq(one, other),
@@ -686,86 +423,6 @@ fn find(snapshot: &Snapshot, wanted: &str) -> Result<String, Error> {
         (None, several) => {
             let count = several.len();
             Err(Error::Conflict(format!("`{wanted}` is the beginning of {count} image ids; use a longer one")))
-        }
-    }
-}
-
-/// Who pulls, and for which platform: if an image for another platform is here under this name, only one for the host is
-/// of use.
-async fn options(
-    engine: &dyn Images,
-    image: &ImageReference,
-    credentials: Option<PathBuf>,
-    host: Option<Platform>,
-) -> Result<PullOptions, PullError> {
-    let login = match credentials {
-        Some(file) => credentials::login(&file, image).await.map_err(|error| {
-            let message = format!("cannot pull {image}: {error}");
-            PullError { cause: PullCause::Other, message }
-        })?,
-        None => None,
-    };
-    let here = engine.inspect(image.as_str()).await.ok().flatten();
-    let platform = host.filter(|host| here.is_some_and(|here| !runs(&here, Some(host))));
-    Ok(PullOptions { login, platform, ..PullOptions::default() })
-}
-
-/// Pulls an image, and publishes the progress.
-async fn pull(
-    engine: &dyn Images,
-    image: &ImageReference,
-    options: &PullOptions,
-    report: &watch::Sender<Pull>,
-) -> Result<Option<String>, PullError> {
-    report.send_replace(Pull::Running(PullProgress::default()));
-    let (progress, mut told) = mpsc::channel(PROGRESS);
-    let mut pulling = engine.pull(image, options, progress);
-    loop {
-        tokio::select! {
-            result = &mut pulling => return result,
-            Some(progress) = told.recv() => drop(report.send_replace(Pull::Running(progress))),
-        }
-    }
-}
-
-impl Listing {
-    /// When a list is due; `None`: none is wanted, or one runs.
-    fn due(&self) -> Option<Instant> {
-        let is_wanted = self.wanted || !self.next.is_empty();
-        (is_wanted && !self.runs).then(|| match self.not_before {
-            // A pull waits for it.
-            _ if !self.next.is_empty() => Instant::now(),
-            Some(at) => at,
-            None => Instant::now(),
-        })
-    }
-
-    /// A list is wanted, unless the last one is as good as new.
-    fn look(&mut self) {
-        self.wanted |= self.ended_at.is_none_or(|at| at.elapsed() >= LOOK_AFTER);
-    }
-
-    /// A list that begins after now tells `fresh`.
-    fn ask(&mut self, fresh: oneshot::Sender<()>) {
-        self.next.push(fresh);
-    }
-
-    fn begin(&mut self) {
-        (self.runs, self.wanted, self.is_outdated) = (true, false, false);
-        self.gone.clear();
-        self.current = std::mem::take(&mut self.next);
-    }
-
-    fn ended(&mut self, took: Duration, well: bool) {
-        self.runs = false;
-        self.ended_at = Some(Instant::now());
-        self.not_before = Some(Instant::now() + LIST_PAUSE.max(took * LIST_PAUSE_FACTOR));
-        self.wanted |= !well;
-        // Those who wait are told that no list came by dropping their ends.
-        for fresh in std::mem::take(&mut self.current) {
-            if well {
-                let _ = fresh.send(());
-            }
         }
     }
 }

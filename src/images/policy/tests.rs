@@ -191,6 +191,19 @@ fn an_image_that_is_named_by_its_digest_only_stays_while_a_workspace_or_a_sessio
 }
 
 #[test]
+fn a_name_by_digest_is_no_tag_and_needs_a_catalogue_that_is_current() {
+    const NAME: &str = "x@sha256:ab";
+    let mut host = Host::new().with("a", &[NAME], 1);
+    assert_eq!(host.kept(Prune::Normal), None, "a containerd store has it as a name");
+    host.catalogue.is_current = false;
+    assert_eq!(host.kept(Prune::Normal), Some(KeptBecause::CatalogueUnknown));
+    host.images[0].names.clear();
+    assert_eq!(host.kept(Prune::Normal), Some(KeptBecause::CatalogueUnknown), "a graph driver has it not");
+    host.record("a").names.clear();
+    assert_eq!(host.kept(Prune::Normal), None, "it is dangling, and no workspace can name it");
+}
+
+#[test]
 fn a_workspace_without_a_tag_names_latest() {
     let mut host = Host::new().with("a", &["x:latest"], 1);
     host.catalogue.named = references(&["docker.io/library/x"]);

@@ -71,9 +71,13 @@ impl Around {
         let catalogue = self.catalogue.borrow();
         let now = Instant::now();
         link.follow(self.has_leader(), catalogue.synced, now);
-        let images = catalogue.workspaces.values().filter_map(|workspace| workspace.image.as_deref());
+        // That of the tag too, for a workspace that is pinned to a digest: it may be unpinned.
+        let images = catalogue.workspaces.values().flat_map(|workspace| {
+            let pinned = workspace.image_reference().and_then(|image| ImageReference::parse(&image).ok());
+            pinned.into_iter().chain(workspace.tag())
+        });
         Catalogue {
-            named: images.filter_map(|image| ImageReference::parse(image).ok()).collect(),
+            named: images.collect(),
             is_empty: catalogue.workspaces.is_empty(),
             is_current: catalogue.synced && link.is_settled(now),
         }

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::pulling;
 use crate::images::archive::pipe::{self, Writer};
 use crate::images::archive::splice::Splice;
 use crate::images::offers::{self, Offer, Place, Refusal, Wanted};
@@ -168,8 +169,8 @@ impl Source {
         report: &watch::Sender<Pull>,
     ) -> Result<Option<String>, PullError> {
         let file = self.config.borrow().registry_credentials.clone();
-        let options = super::options(&*self.engine, image, file, host).await?;
-        super::pull(&*self.engine, image, &options, report).await
+        let options = pulling::options(&*self.engine, image, file, host).await?;
+        pulling::pull(&*self.engine, image, &options, report).await
     }
 
     /// Takes an image from the first node that gives it.

@@ -80,6 +80,11 @@ impl Prunes {
         (!interval.is_zero() && self.round.is_none()).then(|| self.last + pause)
     }
 
+    /// Whether a round frees the disk, or is about to.
+    pub(super) fn is_making_room(&self) -> bool {
+        self.round.as_ref().is_some_and(|round| matches!(round.ask.cause, Cause::Pressure))
+    }
+
     /// Whether a pull must wait: the engine removes an image of its repository, which it may bring again.
     pub(super) fn holds(&mut self, pull: &ImageReference) -> bool {
         let current = self.round.as_ref().and_then(|round| round.current.as_ref());
@@ -105,6 +110,11 @@ impl Owner {
             self.prunes.stuck = None;
             return;
         }
+        self.make_room();
+    }
+
+    /// Begins a round for pressure, unless one runs or one has freed nothing lately.
+    pub(super) fn make_room(&mut self) {
         let is_due = self.prunes.no_pressure_before.is_none_or(|at| Instant::now() >= at);
         let may = self.prunes.round.is_none() && self.prunes.around.is_ready();
         if may && is_due && self.prunes.around.mode() != Prune::Off {
@@ -258,7 +268,7 @@ impl Owner {
             self.forget(&image.id);
         }
         self.prunes.removing.remove(&image.id);
-        (self.listing.wanted, self.listing.is_outdated) = (true, true);
+        self.listing.outdate();
         let marks = self.config.borrow().watermarks;
         if let Some(round) = &mut self.prunes.round {
             round.note(&image, verdict, removed);

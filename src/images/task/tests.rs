@@ -1,10 +1,15 @@
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use super::*;
 use crate::images::fake::{FakeImages, place};
 use crate::images::pulls::Urgency;
 use crate::images::store::Store;
 use crate::images::{Fetch, Fetching};
+use crate::runtime::images::PullCause;
 use crate::store::failing::Switch;
-use crate::types::{BootInstant, PullPolicy, Timestamp};
+use crate::types::{BootInstant, Platform, PullPolicy, Timestamp};
 use owners::Owners;
 
 pub(super) mod owners;
