@@ -51,17 +51,23 @@ impl Giver {
         if self.parts.config.borrow().from_peers == FromPeers::Off || !self.is_named(image) {
             return None;
         }
+        // The engine is asked, since the last list may be older than the image.
+        let details = self.parts.images.engine.inspect(image.as_str()).await.ok()??;
         let snapshot = self.parts.images.snapshot();
-        let listed = snapshot.meant(image).filter(|listed| !snapshot.removing.contains(&listed.id))?;
-        let details = self.parts.images.engine.inspect(&listed.id).await.ok()??;
-        let fetched = snapshot.fetched(&listed.id, image);
+        if snapshot.removing.contains(&details.id) {
+            return None;
+        }
+        // What a store of containerd says of one image is smaller than what it takes.
+        let mut listed = snapshot.images.iter().flat_map(|images| images.iter());
+        let listed = listed.find(|listed| listed.id == details.id).map(|listed| listed.size);
+        let fetched = snapshot.fetched(&details.id, image);
         Some(Offer {
             id: details.id,
             store: snapshot.store.as_ref()?.store.kind,
             platform: details.platform,
             fetched: fetched.is_some(),
             digest: fetched.and_then(|fetched| fetched.digest.clone()),
-            size: listed.size,
+            size: listed.unwrap_or(details.size),
             layers: details.layers,
         })
     }

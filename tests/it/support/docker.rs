@@ -312,7 +312,7 @@ impl Registry {
 
     /// A process that serves the same from where `command` enters. Dropping it ends it.
     pub(crate) fn serve_also(&self, mut command: Command) -> Ends {
-        let file = self.store.path().join("config.yml");
+        let file = self.store.path().join(format!("config-{}.yml", self.port));
         command.args(["docker-registry", "serve"]).arg(file).stdout(Stdio::null()).stderr(Stdio::null());
         Ends(command.spawn().unwrap())
     }

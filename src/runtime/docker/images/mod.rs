@@ -83,7 +83,10 @@ impl Images for DockerRuntime {
         }
         // With a single name, the removal by id takes the name too, unless a container or another image needs the image.
         // With several it is refused.
-        if let Some((_, others)) = names.split_last() {
+        // A containerd store gives up a name by digest with the image only.
+        let (by_digest, tags): (Vec<&String>, Vec<&String>) = names.iter().partition(|name| name.contains('@'));
+        let in_order: Vec<&String> = tags.into_iter().chain(by_digest).collect();
+        if let Some((_, others)) = in_order.split_last() {
             for name in others {
                 match self.remove_by(name).await {
                     Ok(()) => {}
@@ -93,11 +96,16 @@ impl Images for DockerRuntime {
                 }
             }
         }
-        match self.remove_by(id).await {
-            Ok(()) => Ok(Removal::Removed),
-            Err(failure) if failure.is_not_found() => Ok(Removal::Removed),
-            Err(failure) if failure.is_conflict() => Ok(Removal::Skipped(failure.to_string())),
-            Err(failure) => Err(failure.or_try_again()),
+        match (self.remove_by(id).await, in_order.last()) {
+            // A containerd store may also have the image under a hidden name, which stands for none.
+            (Err(failure), Some(last)) if failure.is_conflict() && self.has_hidden_names().await? => {
+                match self.remove_by(last).await {
+                    Ok(()) => removal(self.remove_by(id).await),
+                    Err(failure) if failure.is_not_found() => removal(self.remove_by(id).await),
+                    failed => removal(failed),
+                }
+            }
+            (removed, _) => removal(removed),
         }
     }
 
@@ -125,6 +133,11 @@ impl DockerRuntime {
         Ok(store(&said.map_err(Failure::or_try_again)?))
     }
 
+    async fn has_hidden_names(&self) -> Result<bool, Error> {
+        let info = &self.engine.connection().await?.info;
+        Ok(info.images.as_ref().is_some_and(|images| images.store.kind == ImageStoreKind::Containerd))
+    }
+
     async fn inspect_details(&self, image: &str) -> Result<Option<ImageDetails>, Error> {
         Ok(inspect(&self.engine, image).await?.map(details))
     }
@@ -144,6 +157,15 @@ impl DockerRuntime {
         let config = inspected.config.unwrap_or_default();
         let command = || if command.is_empty() { config.cmd } else { Some(command.to_vec()) };
         config.entrypoint.filter(|words| !words.is_empty()).or_else(command).unwrap_or_default()
+    }
+}
+
+fn removal(removed: Result<(), Failure>) -> Result<Removal, Error> {
+    match removed {
+        Ok(()) => Ok(Removal::Removed),
+        Err(failure) if failure.is_not_found() => Ok(Removal::Removed),
+        Err(failure) if failure.is_conflict() => Ok(Removal::Skipped(failure.to_string())),
+        Err(failure) => Err(failure.or_try_again()),
     }
 }
 
