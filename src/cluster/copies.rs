@@ -1,10 +1,13 @@
 //! The images of other nodes, for the owner of the images.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use futures_util::StreamExt;
 
 use super::mesh::Peers;
 use super::{QUICK, SLOW, ViewWatch};
+use crate::gossip::{ClusterView, Member};
 use crate::images::offers::{Offer, Wanted};
 use crate::images::{self, NotGiven};
 use crate::runtime::ByteStream;
@@ -23,20 +26,23 @@ impl Copies {
     }
 }
 
+/// The nodes that may answer, with their names. A suspect node is one of them: on a busy host gossip may not hear a node
+/// for a moment. Those that answer soonest come first: to dial a node takes longer than to ask one that is connected.
+fn may_answer(view: &ClusterView, is_connected: impl Fn(&NodeId) -> bool) -> Vec<(NodeId, String)> {
+    let may = |member: &Member| matches!(member.state, NodeState::Alive | NodeState::Suspect);
+    let mut nodes: Vec<(&NodeId, &Arc<Member>)> = view.members.iter().filter(|(_, member)| may(member)).collect();
+    nodes.sort_by_key(|(node, member)| (member.state != NodeState::Alive, !is_connected(node)));
+    let name = |node: &NodeId, member: &Member| {
+        member.profile.as_ref().map_or_else(|| node.to_string(), |profile| profile.name.to_string())
+    };
+    nodes.into_iter().map(|(node, member)| (*node, name(node, member))).collect()
+}
+
 #[async_trait]
 impl images::Peers for Copies {
     fn nodes(&self) -> Vec<(NodeId, String)> {
         let Some(net) = &self.peers.0 else { return Vec::new() };
-        let view = self.view.borrow();
-        let alive = view.members.iter().filter(|(_, member)| member.state == NodeState::Alive);
-        let name = |node: &NodeId, profile: Option<&crate::types::NodeProfile>| {
-            profile.map_or_else(|| node.to_string(), |profile| profile.name.to_string())
-        };
-        let mut nodes: Vec<(NodeId, String)> =
-            alive.map(|(node, member)| (*node, name(node, member.profile.as_deref()))).collect();
-        // To dial a node takes longer than to ask one that is connected.
-        nodes.sort_by_key(|(node, _)| net.hello_of(node).is_none());
-        nodes
+        may_answer(&self.view.borrow(), |node| net.hello_of(node).is_some())
     }
 
     async fn offer(&self, node: &NodeId, image: &ImageReference) -> Option<Offer> {
@@ -50,5 +56,43 @@ impl images::Peers for Copies {
         let (answer, archive) = asked.map_err(|error| unanswered(&error))?;
         answer?;
         Ok(archive.boxed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::types::{ClusterMode, Timestamp, sample};
+
+    #[test]
+    fn a_suspect_node_is_asked_after_those_that_are_alive_and_connected_nodes_first() {
+        let mut view = ClusterView::default();
+        for (byte, name, state) in [
+            (1, "suspect", NodeState::Suspect),
+            (2, "alive", NodeState::Alive),
+            (3, "connected", NodeState::Alive),
+            (4, "unknown", NodeState::Unknown),
+            (5, "left", NodeState::Left),
+        ] {
+            let id = NodeId::from_bytes([byte; 10]);
+            let member = Member {
+                address: "127.0.0.1:7000".parse().unwrap(),
+                incarnation: 1,
+                state,
+                mode: ClusterMode::Available,
+                last_seen: Timestamp::default(),
+                profile: Some(Arc::new(sample::profile(name, id.as_ref()))),
+                usage: sample::usage(),
+                sessions: BTreeMap::new(),
+                catalogue: None,
+            };
+            view.members.insert(id, Arc::new(member));
+        }
+        let connected = NodeId::from_bytes([3; 10]);
+        let names: Vec<String> =
+            may_answer(&view, |node| *node == connected).into_iter().map(|(_, name)| name).collect();
+        assert_eq!(names, ["connected", "alive", "suspect"]);
     }
 }

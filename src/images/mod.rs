@@ -284,7 +284,7 @@ pub type MinFree = Arc<dyn Fn() -> Bytes + Send + Sync>;
 /// The other nodes, which may have images.
 #[async_trait]
 pub trait Peers: Send + Sync + 'static {
-    /// Those that are alive, with their names. Those that can be asked soonest come first.
+    /// Those that may answer, with their names. Those that answer soonest come first.
     fn nodes(&self) -> Vec<(NodeId, String)>;
 
     /// What the node offers under this name. `None`: nothing, or it does not answer.
