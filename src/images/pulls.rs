@@ -1,7 +1,7 @@
 //! Which pull is next, and how long pulls from a registry wait. Pure.
 //!
-//! A registry that limits pulls (429) is left alone for a while, which doubles each time: everything waits. Then one pull
-//! tries it. A registry that fails is left alone for a shorter while by pulls that nobody waits for. A session's pull
+//! A registry that limits pulls (429) is left alone for a while, which doubles each time: each pull asks the other nodes
+//! once, and waits. Then one pull tries the registry. A registry that fails is left alone for a shorter while by pulls that nobody waits for. A session's pull
 //! asks it at once, since the session may start on another host.
 
 use std::collections::BTreeMap;
@@ -36,6 +36,15 @@ pub enum Urgency {
     Demand,
 }
 
+/// Who is asked for an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// Its registry, and the other nodes as the configuration says.
+    Registry,
+    /// Only the other nodes: its registry limits pulls.
+    Peers,
+}
+
 /// Why a registry is left alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
@@ -54,12 +63,21 @@ struct Alone {
     pause: Duration,
 }
 
+/// A pull that waits or runs.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    urgency: Urgency,
+    /// The order in which the pulls came.
+    came: u64,
+    /// The other nodes were asked in vain since the registry was last asked.
+    asked_peers: bool,
+}
+
 /// The pulls of this host, one for each reference.
 #[derive(Debug, Default)]
 pub struct Pulls {
-    /// Those that wait, with the order in which they came.
-    waiting: BTreeMap<ImageReference, (Urgency, u64)>,
-    running: BTreeMap<ImageReference, (Urgency, u64)>,
+    waiting: BTreeMap<ImageReference, Entry>,
+    running: BTreeMap<ImageReference, (Entry, Via)>,
     came: u64,
     alone: BTreeMap<String, Alone>,
 }
@@ -67,37 +85,57 @@ pub struct Pulls {
 impl Pulls {
     /// Asks for a pull, unless there is one already. Returns whether there was none.
     pub fn ask(&mut self, image: &ImageReference, urgency: Urgency) -> bool {
-        if let Some((known, _)) = self.waiting.get_mut(image).or_else(|| self.running.get_mut(image)) {
-            *known = urgency.max(*known);
+        let running = self.running.get_mut(image).map(|(entry, _)| entry);
+        if let Some(known) = self.waiting.get_mut(image).or(running) {
+            known.urgency = urgency.max(known.urgency);
             return false;
         }
         self.came += 1;
-        self.waiting.insert(image.clone(), (urgency, self.came));
+        self.waiting.insert(image.clone(), Entry { urgency, came: self.came, asked_peers: false });
         true
     }
 
-    /// The next pull to start while fewer than `most` run. It counts as running from then on.
-    pub fn next(&mut self, most: usize, now: BootInstant) -> Option<ImageReference> {
+    /// The next pull to start while fewer than `most` run. It counts as running from then on. `may_copy`: whether the
+    /// image may come from another node.
+    pub fn next(
+        &mut self,
+        most: usize,
+        now: BootInstant,
+        may_copy: impl Fn(&ImageReference) -> bool,
+    ) -> Option<(ImageReference, Via)> {
         if self.running.len() >= most {
             return None;
         }
-        let ready = self.waiting.iter().filter(|(image, (urgency, _))| self.may_start(image, *urgency, now));
-        let first = ready.max_by_key(|(_, (urgency, came))| (*urgency, std::cmp::Reverse(*came)));
-        let image = first.map(|(image, _)| image.clone())?;
-        let place = self.waiting.remove(&image)?;
-        self.running.insert(image.clone(), place);
-        Some(image)
+        let via = |(image, entry)| Some((image, entry, self.via(image, entry, now, &may_copy)?));
+        let ready = self.waiting.iter().filter_map(via);
+        let first = ready.max_by_key(|(_, entry, _)| (entry.urgency, std::cmp::Reverse(entry.came)));
+        let (image, via) = first.map(|(image, _, via)| (image.clone(), via))?;
+        let entry = self.waiting.remove(&image)?;
+        let entry = if via == Via::Registry { Entry { asked_peers: false, ..entry } } else { entry };
+        self.running.insert(image.clone(), (entry, via));
+        Some((image, via))
     }
 
-    fn may_start(&self, image: &ImageReference, urgency: Urgency, now: BootInstant) -> bool {
-        let Some(alone) = self.alone.get(image.registry()) else { return true };
+    /// Who may be asked for the image now; `None`: nobody.
+    fn via(
+        &self,
+        image: &ImageReference,
+        entry: &Entry,
+        now: BootInstant,
+        may_copy: impl Fn(&ImageReference) -> bool,
+    ) -> Option<Via> {
+        let Some(alone) = self.alone.get(image.registry()) else { return Some(Via::Registry) };
         match alone.trouble {
             // Only one finds out whether the limit is over.
-            Trouble::Limits => {
-                now >= alone.until && !self.running.keys().any(|other| other.registry() == image.registry())
-            }
-            Trouble::Fails => now >= alone.until || urgency == Urgency::Demand,
+            Trouble::Limits if now >= alone.until && !self.asks(image.registry()) => Some(Via::Registry),
+            Trouble::Limits => (!entry.asked_peers && may_copy(image)).then_some(Via::Peers),
+            Trouble::Fails => (now >= alone.until || entry.urgency == Urgency::Demand).then_some(Via::Registry),
         }
+    }
+
+    /// Whether a pull asks this registry now.
+    fn asks(&self, registry: &str) -> bool {
+        self.running.iter().any(|(image, (_, via))| *via == Via::Registry && image.registry() == registry)
     }
 
     pub fn ended(&mut self, image: &ImageReference) {
@@ -106,14 +144,22 @@ impl Pulls {
 
     /// A pull that ran waits again, where it waited before.
     pub fn again(&mut self, image: &ImageReference) {
-        if let Some(place) = self.running.remove(image) {
-            self.waiting.insert(image.clone(), place);
+        if let Some((entry, _)) = self.running.remove(image) {
+            self.waiting.insert(image.clone(), entry);
+        }
+    }
+
+    /// A pull that ran waits again until its registry may be asked: no other node gave the image.
+    pub fn wait(&mut self, image: &ImageReference) {
+        if let Some((entry, _)) = self.running.remove(image) {
+            self.waiting.insert(image.clone(), Entry { asked_peers: true, ..entry });
         }
     }
 
     /// How soon a pull that waits or runs is needed.
     pub fn urgency(&self, image: &ImageReference) -> Option<Urgency> {
-        self.waiting.get(image).or_else(|| self.running.get(image)).map(|(urgency, _)| *urgency)
+        let running = self.running.get(image).map(|(entry, _)| entry);
+        self.waiting.get(image).or(running).map(|entry| entry.urgency)
     }
 
     /// The registry is in trouble: it is left alone. Returns for how long. `random` is any number, for the jitter.
@@ -223,14 +269,19 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
+    /// The next pull of a node that has no others.
+    fn next(pulls: &mut Pulls, most: usize, now: BootInstant) -> Option<ImageReference> {
+        pulls.next(most, now, |_| false).map(|(image, _)| image)
+    }
+
     #[test]
     fn a_reference_is_pulled_once_however_many_ask() {
         let mut pulls = Pulls::default();
         assert!(pulls.ask(&image("x"), Urgency::Refresh));
         assert!(!pulls.ask(&image("x:latest"), Urgency::Demand), "it waits");
-        assert_eq!(pulls.next(2, at(0)), Some(image("x")));
+        assert_eq!(next(&mut pulls, 2, at(0)), Some(image("x")));
         assert!(!pulls.ask(&image("x"), Urgency::Demand), "it runs");
-        assert_eq!(pulls.next(2, at(0)), None);
+        assert_eq!(next(&mut pulls, 2, at(0)), None);
         pulls.ended(&image("x"));
         assert!(pulls.ask(&image("x"), Urgency::Demand));
     }
@@ -244,12 +295,12 @@ mod tests {
             pulls.ask(&image(text), urgency);
         }
         pulls.ask(&image("a"), Urgency::Demand);
-        let order: Vec<_> = std::iter::from_fn(|| pulls.next(9, at(0))).collect();
+        let order: Vec<_> = std::iter::from_fn(|| next(&mut pulls, 9, at(0))).collect();
         assert_eq!(order, ["a", "c", "d", "b"].map(image));
         for text in ["d", "c"] {
             pulls.again(&image(text));
         }
-        assert_eq!(pulls.next(9, at(0)), Some(image("c")), "it keeps its place");
+        assert_eq!(next(&mut pulls, 9, at(0)), Some(image("c")), "it keeps its place");
     }
 
     #[test]
@@ -258,11 +309,11 @@ mod tests {
         for text in ["a", "b", "c"] {
             pulls.ask(&image(text), Urgency::Demand);
         }
-        let mut next = || pulls.next(2, at(0));
-        assert_eq!((next(), next(), next()), (Some(image("a")), Some(image("b")), None));
+        let mut started = || next(&mut pulls, 2, at(0));
+        assert_eq!((started(), started(), started()), (Some(image("a")), Some(image("b")), None));
         assert_eq!(pulls.all().count(), 3);
         pulls.ended(&image("a"));
-        assert_eq!(pulls.next(2, at(0)), Some(image("c")));
+        assert_eq!(next(&mut pulls, 2, at(0)), Some(image("c")));
     }
 
     #[test]
@@ -271,17 +322,45 @@ mod tests {
         for text in ["a", "b", "r.example/x"] {
             pulls.ask(&image(text), Urgency::Demand);
         }
-        assert_eq!(pulls.next(9, at(0)), Some(image("a")));
+        assert_eq!(next(&mut pulls, 9, at(0)), Some(image("a")));
         assert_eq!(pulls.failed("docker.io", Trouble::Limits, at(0), 0), seconds(60));
         pulls.again(&image("a"));
-        assert_eq!(pulls.next(9, at(0)), Some(image("r.example/x")), "another registry");
-        assert_eq!((pulls.next(9, at(59)), pulls.due(at(0)), pulls.due(at(60))), (None, Some(at(60)), None));
+        assert_eq!(next(&mut pulls, 9, at(0)), Some(image("r.example/x")), "another registry");
+        assert_eq!((next(&mut pulls, 9, at(59)), pulls.due(at(0)), pulls.due(at(60))), (None, Some(at(60)), None));
         assert_eq!(pulls.limited(at(59)).collect::<Vec<_>>(), [("docker.io", at(60))]);
-        assert_eq!((pulls.next(9, at(60)), pulls.next(9, at(60))), (Some(image("a")), None), "one finds out");
+        assert_eq!(
+            (next(&mut pulls, 9, at(60)), next(&mut pulls, 9, at(60))),
+            (Some(image("a")), None),
+            "one finds out"
+        );
         assert_eq!(pulls.limited(at(70)).count(), 1, "it is not known to be over");
         pulls.worked("docker.io");
         pulls.ended(&image("a"));
-        assert_eq!((pulls.next(9, at(61)), pulls.limited(at(61)).count()), (Some(image("b")), 0));
+        assert_eq!((next(&mut pulls, 9, at(61)), pulls.limited(at(61)).count()), (Some(image("b")), 0));
+    }
+
+    #[test]
+    fn while_a_registry_limits_pulls_the_other_nodes_are_asked_once() {
+        let mut pulls = Pulls::default();
+        for text in ["a", "b", "c"] {
+            pulls.ask(&image(text), Urgency::Demand);
+        }
+        pulls.hold("docker.io", seconds(60), at(0));
+        let may_copy = |wanted: &ImageReference| *wanted != image("b");
+        let started = |pulls: &mut Pulls, now| pulls.next(9, at(now), may_copy);
+        assert_eq!(started(&mut pulls, 0), Some((image("a"), Via::Peers)));
+        assert_eq!(started(&mut pulls, 0), Some((image("c"), Via::Peers)));
+        pulls.again(&image("a"));
+        assert_eq!(started(&mut pulls, 1), Some((image("a"), Via::Peers)), "the disk was full");
+        pulls.wait(&image("a"));
+        assert_eq!(started(&mut pulls, 59), None, "no other node has it");
+        // What comes from other nodes does not ask the registry.
+        assert_eq!(started(&mut pulls, 60), Some((image("a"), Via::Registry)));
+        assert_eq!(started(&mut pulls, 60), None);
+        pulls.failed("docker.io", Trouble::Limits, at(60), 0);
+        pulls.wait(&image("a"));
+        assert_eq!(started(&mut pulls, 61), None, "the other nodes were asked when the registry had refused");
+        assert_eq!(started(&mut pulls, 180), Some((image("a"), Via::Registry)));
     }
 
     #[test]
@@ -309,9 +388,9 @@ mod tests {
             pulls.ask(&image(text), urgency);
         }
         pulls.failed("docker.io", Trouble::Fails, at(0), 0);
-        assert_eq!((pulls.next(9, at(0)), pulls.next(9, at(4))), (Some(image("b")), None));
+        assert_eq!((next(&mut pulls, 9, at(0)), next(&mut pulls, 9, at(4))), (Some(image("b")), None));
         assert_eq!(pulls.limited(at(0)).count(), 0);
-        assert_eq!((pulls.next(9, at(5)), pulls.next(9, at(5))), (Some(image("a")), Some(image("c"))));
+        assert_eq!((next(&mut pulls, 9, at(5)), next(&mut pulls, 9, at(5))), (Some(image("a")), Some(image("c"))));
     }
 
     #[test]
@@ -320,8 +399,8 @@ mod tests {
         pulls.ask(&image("a"), Urgency::Demand);
         pulls.hold("docker.io", seconds(40), at(0));
         pulls.hold("docker.io", seconds(10), at(5));
-        assert_eq!((pulls.next(9, at(39)), pulls.limited_until("docker.io")), (None, Some(at(40))));
-        assert_eq!(pulls.next(9, at(40)), Some(image("a")));
+        assert_eq!((next(&mut pulls, 9, at(39)), pulls.limited_until("docker.io")), (None, Some(at(40))));
+        assert_eq!(next(&mut pulls, 9, at(40)), Some(image("a")));
         assert_eq!(pulls.failed("docker.io", Trouble::Limits, at(41), 0), seconds(120), "it is still limited");
         pulls.hold("docker.io", seconds(1_000_000), at(200));
         assert_eq!(pulls.limited_until("docker.io"), Some(at(200 + 3600)), "a host cannot hold others for ever");
@@ -348,14 +427,14 @@ mod tests {
                     }
                     3 => drop(pulls.failed(registry, Trouble::Fails, now, random)),
                     4 => pulls.hold(registry, seconds(u64::from(random)), now),
-                    _ => drop(pulls.next(3, now)),
+                    _ => drop(next(&mut pulls, 3, now)),
                 }
                 let limits = |image: &ImageReference| pulls.limited_until(image.registry()).is_some_and(|until| now < until);
                 let mut others = Pulls { alone: pulls.alone.clone(), ..Pulls::default() };
                 for image in &names {
                     others.ask(image, Urgency::Demand);
                 }
-                while let Some(started) = others.next(9, now) {
+                while let Some(started) = next(&mut others, 9, now) {
                     prop_assert!(!limits(&started), "{started} is limited");
                 }
             }
@@ -366,7 +445,7 @@ mod tests {
                 let running: Vec<_> = left.iter().filter(|image| !pulls.waiting.contains_key(*image)).cloned().collect();
                 running.iter().for_each(|image| pulls.ended(image));
                 left.retain(|image| !running.contains(image));
-                let _ = pulls.next(9, now);
+                let _ = next(&mut pulls, 9, now);
             }
         }
     }

@@ -19,14 +19,14 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until};
 
 use self::listing::Listing;
-use self::peer::{Brought, Source};
+use self::peer::{Source, Tried};
 use self::pulling::agree;
 use super::ownership::Records;
-use super::pulls::Pulls;
+use super::pulls::{Pulls, Via};
 use super::store::Store;
 use super::{Command, Config, Error, Handle, Neighbours, Pull, QUEUE, Request, Snapshot};
 use crate::clock::Clock;
-use crate::runtime::images::{ImageDetails, ImageList, ImageStoreInfo, ListedImage, PullError, Removal};
+use crate::runtime::images::{ImageDetails, ImageList, ImageStoreInfo, ListedImage, Removal};
 use crate::runtime::{self, Health, Images};
 use crate::types::{Actor, Disk, ImageReference, Moment, Timestamp};
 
@@ -145,10 +145,10 @@ enum Done {
     },
     /// A list is here that began after the pull was asked for, or none came in time. Other hosts may have told how long
     /// the registry is to be left alone.
-    MayBegin(ImageReference, Option<Duration>),
+    MayBegin(ImageReference, Via, Option<Duration>),
     /// The leader was told of a registry, or did not answer.
     Told,
-    Pulled(ImageReference, Result<Brought, PullError>, Result<Option<ImageDetails>, runtime::Error>),
+    Pulled(ImageReference, Tried, Result<Option<ImageDetails>, runtime::Error>),
     /// What an open pull of an earlier life of the agent brought.
     Resolved(ImageReference, Result<Option<ImageDetails>, runtime::Error>),
     /// An image that may be recorded in another store.
@@ -269,14 +269,14 @@ impl Owner {
     async fn done(&mut self, done: Done) {
         match done {
             Done::Listed { listed, containers, took } => self.listed(listed, containers, took).await,
-            Done::MayBegin(image, _) if self.prunes.holds(&image) => {}
-            Done::MayBegin(image, Some(pause)) if !pause.is_zero() => {
+            Done::MayBegin(image, _, Some(pause)) if !pause.is_zero() => {
                 self.pulls.hold(image.registry(), pause, self.clock.now().boot);
                 self.wait_again(&image);
             }
-            Done::MayBegin(image, _) => self.begin_pull(image).await,
+            Done::MayBegin(image, via, _) if self.prunes.holds(&image, via) => {}
+            Done::MayBegin(image, via, _) => self.begin_pull(image, via).await,
             Done::Told => {}
-            Done::Pulled(image, pulled, seen) => self.pulled(image, pulled, seen).await,
+            Done::Pulled(image, tried, seen) => self.pulled(image, tried, seen).await,
             Done::Resolved(image, seen) => self.resolved(&image, seen).await,
             Done::Compared(seen) => {
                 if let (Ok(Some(details)), Some(place)) = (seen, &self.place) {

@@ -21,6 +21,7 @@ use crate::images::archive::pipe::{self, Writer};
 use crate::images::archive::splice::Splice;
 use crate::images::offers::{self, Offer, Place, Refusal, Wanted};
 use crate::images::ownership::Origin;
+use crate::images::pulls::Via;
 use crate::images::{Config, MinFree, NotGiven, Peers, Pull, room};
 use crate::retry::Pauses;
 use crate::runtime::images::{ImageStoreKind, PullCause, PullError};
@@ -48,6 +49,14 @@ const BUSY_EVERY: Duration = Duration::from_secs(2);
 /// Images of this node whose layers are compared at most: the engine is asked about each.
 const COMPARED: usize = 200;
 
+/// How a pull ended.
+#[derive(Debug)]
+pub(super) struct Tried {
+    /// What the registry answered; `None`: it was not asked.
+    pub(super) registry: Option<Result<(), PullCause>>,
+    pub(super) brought: Result<Brought, PullError>,
+}
+
 /// What a pull brought.
 #[derive(Debug)]
 pub(super) struct Brought {
@@ -55,8 +64,6 @@ pub(super) struct Brought {
     pub(super) origin: Origin,
     /// The name is from a registry.
     pub(super) fetched: bool,
-    /// Why the registry did not give it; `None`: it did, or was not asked.
-    pub(super) refused: Option<PullCause>,
 }
 
 /// The images that are here, when a pull begins.
@@ -126,39 +133,60 @@ impl Source {
         Arc::new(Self { engine, config, others, downloads: Semaphore::new(DOWNLOADS) })
     }
 
+    /// Whether an image of this name may come from another node, if one has it.
+    pub(super) fn may_copy(&self, image: &ImageReference) -> bool {
+        let is_off = self.config.borrow().from_peers == FromPeers::Off;
+        !is_off && offers::may_come(image) && !self.others.peers.nodes().is_empty()
+    }
+
     /// Brings an image here, for the platform of the host. `here`: what is here, if the image may come from another node.
     pub(super) async fn bring(
         &self,
         image: &ImageReference,
+        via: Via,
         here: Option<Here>,
         host: Option<Platform>,
         report: &watch::Sender<Pull>,
-    ) -> Result<Brought, PullError> {
+    ) -> Tried {
+        let here = here.filter(|_| self.may_copy(image));
+        if via == Via::Peers {
+            return Tried { registry: None, brought: self.copy_instead(image, here, limited(image), report).await };
+        }
         let mode = self.config.borrow().from_peers;
-        let is_alone = self.others.peers.nodes().is_empty();
-        let here = here.filter(|_| mode != FromPeers::Off && !is_alone && offers::may_come(image));
         let mut not_copied = None;
         if let (FromPeers::Prefer, Some(here)) = (mode, &here) {
             match self.copy(image, here, BUSY_PATIENCE_BEFORE_REGISTRY, report).await {
-                Ok(brought) => return Ok(brought),
+                Ok(brought) => return Tried { registry: None, brought: Ok(brought) },
                 Err(error) => not_copied = Some(error),
             }
         }
         let refused = match self.pull(image, host, report).await {
-            Ok(digest) => return Ok(Brought { digest, origin: Origin::Registry, fetched: true, refused: None }),
+            Ok(digest) => {
+                let brought = Brought { digest, origin: Origin::Registry, fetched: true };
+                return Tried { registry: Some(Ok(())), brought: Ok(brought) };
+            }
             Err(error) => error,
         };
-        if let Some(here) = here.filter(|_| mode == FromPeers::Fallback && offers::is_reason(refused.cause)) {
-            tracing::info!(%image, "asking the other nodes for the image: {refused}");
-            match self.copy(image, &here, BUSY_PATIENCE, report).await {
-                Ok(brought) => return Ok(Brought { refused: Some(refused.cause), ..brought }),
-                Err(error) => not_copied = Some(error),
-            }
-        }
-        Err(match not_copied {
-            Some(error) => both(refused, &error),
-            None => refused,
-        })
+        let registry = Some(Err(refused.cause));
+        let brought = match not_copied {
+            Some(error) => Err(both(refused, &error)),
+            None if offers::is_reason(refused.cause) => self.copy_instead(image, here, refused, report).await,
+            None => Err(refused),
+        };
+        Tried { registry, brought }
+    }
+
+    /// Takes an image from another node, since its registry did not give it.
+    async fn copy_instead(
+        &self,
+        image: &ImageReference,
+        here: Option<Here>,
+        refused: PullError,
+        report: &watch::Sender<Pull>,
+    ) -> Result<Brought, PullError> {
+        let Some(here) = here else { return Err(refused) };
+        tracing::info!(%image, "asking the other nodes for the image: {refused}");
+        self.copy(image, &here, BUSY_PATIENCE, report).await.map_err(|error| both(refused, &error))
     }
 
     /// Pulls an image from its registry. Returns its digest there, if the engine tells.
@@ -192,7 +220,7 @@ impl Source {
                     Ok(()) => {
                         tracing::info!(%image, id = offer.id, node = name, "took the image from another node");
                         let Offer { digest, fetched, .. } = offer;
-                        return Ok(Brought { digest, origin: Origin::Peer, fetched, refused: None });
+                        return Ok(Brought { digest, origin: Origin::Peer, fetched });
                     }
                     Err(NotCopied::Busy) => is_busy = true,
                     Err(NotCopied::There(reason)) => {
@@ -412,6 +440,12 @@ impl Source {
             tracing::warn!(id, %error, "cannot remove an image that another node sent");
         }
     }
+}
+
+/// A pull that its registry would refuse.
+pub(super) fn limited(image: &ImageReference) -> PullError {
+    let message = format!("cannot pull {image}: registry {} limits pulls (429)", image.registry());
+    PullError { cause: PullCause::Limited, message }
 }
 
 /// Why the engine took no more of an archive.

@@ -20,6 +20,7 @@ use crate::images::Error;
 use crate::images::ownership::ImageKey;
 use crate::images::policy::{self, Planned, Pressure, Situation, Verdict};
 use crate::images::pressure;
+use crate::images::pulls::Via;
 use crate::runtime::images::{ListedImage, Removal};
 use crate::runtime::{self, Images};
 use crate::types::{Disk, ImageReference, KeptBecause, Prune};
@@ -45,7 +46,7 @@ pub(super) struct Prunes {
     /// The images that are being removed.
     pub(super) removing: BTreeSet<String>,
     /// The pulls that wait until an image of their repository is gone.
-    held: Vec<ImageReference>,
+    held: Vec<(ImageReference, Via)>,
     /// When the last round on the schedule began, or when the first would have, had there been one.
     last: Instant,
     is_first: bool,
@@ -86,11 +87,11 @@ impl Prunes {
     }
 
     /// Whether a pull must wait: the engine removes an image of its repository, which it may bring again.
-    pub(super) fn holds(&mut self, pull: &ImageReference) -> bool {
+    pub(super) fn holds(&mut self, pull: &ImageReference, via: Via) -> bool {
         let current = self.round.as_ref().and_then(|round| round.current.as_ref());
         let is_held = current.is_some_and(|planned| policy::is_pulled(&planned.image, &BTreeSet::from([pull.clone()])));
         if is_held {
-            self.held.push(pull.clone());
+            self.held.push((pull.clone(), via));
         }
         is_held
     }
@@ -279,8 +280,8 @@ impl Owner {
         }
         self.keep().await;
         self.publish();
-        for pull in std::mem::take(&mut self.prunes.held) {
-            self.begin_pull(pull).await;
+        for (pull, via) in std::mem::take(&mut self.prunes.held) {
+            self.begin_pull(pull, via).await;
         }
         self.remove_next();
     }

@@ -9,14 +9,14 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::peer::{Brought, Here};
+use super::peer::{self, Brought, Here, Source, Tried};
 use super::{Done, Owner};
 use crate::images::offers::Place;
 use crate::images::ownership::Origin;
 use crate::images::provide::{platform_of, runs};
-use crate::images::pulls::{Trouble, Urgency};
+use crate::images::pulls::{Trouble, Urgency, Via};
 use crate::images::{Pull, credentials};
-use crate::runtime::images::{ImageDetails, ImageStore, PullCause, PullError, PullOptions, PullProgress};
+use crate::runtime::images::{ImageDetails, ImageStore, ListedImage, PullCause, PullError, PullOptions, PullProgress};
 use crate::runtime::{self, Images};
 use crate::types::{ImageReference, Platform, Timestamp};
 
@@ -37,14 +37,21 @@ impl Owner {
             return;
         }
         let most = usize::try_from(self.config.borrow().max_pulls).unwrap_or(usize::MAX);
-        while let Some(image) = self.pulls.next(most, self.clock.now().boot) {
+        let (source, images) = (&self.source, self.images.as_deref());
+        let may_copy = |image: &ImageReference| may_copy(source, images, image);
+        while let Some((image, via)) = self.pulls.next(most, self.clock.now().boot, may_copy) {
             let (told, fresh) = oneshot::channel();
             self.listing.ask(told);
             let neighbours = Arc::clone(&self.neighbours);
             self.tasks.spawn(async move {
-                let asked = timeout(ASK_NEIGHBOURS, neighbours.ask(image.registry()));
-                let (_, asked) = tokio::join!(timeout(LIST_BEFORE_PULL, fresh), asked);
-                Done::MayBegin(image, asked.ok().flatten())
+                let registry = async {
+                    match via {
+                        Via::Registry => timeout(ASK_NEIGHBOURS, neighbours.ask(image.registry())).await.ok().flatten(),
+                        Via::Peers => None,
+                    }
+                };
+                let (_, limit) = tokio::join!(timeout(LIST_BEFORE_PULL, fresh), registry);
+                Done::MayBegin(image, via, limit)
             });
         }
     }
@@ -103,7 +110,7 @@ impl Owner {
         self.keep().await;
     }
 
-    pub(super) async fn begin_pull(&mut self, image: ImageReference) {
+    pub(super) async fn begin_pull(&mut self, image: ImageReference, via: Via) {
         let begun = self.record_begin(&image).await;
         if let Err(error) = begun {
             self.end_pull(&image, Err(error));
@@ -113,21 +120,20 @@ impl Owner {
         tracing::info!(%image, "pulling the image");
         let (source, here, host) = (Arc::clone(&self.source), self.here(&image), platform_of(&self.health));
         self.tasks.spawn(async move {
-            let pulled = source.bring(&image, here, host, &report).await;
+            let tried = source.bring(&image, via, here, host, &report).await;
             let seen = source.engine.inspect(image.as_str()).await;
-            Done::Pulled(image, pulled, seen)
+            Done::Pulled(image, tried, seen)
         });
     }
 
-    /// A pull that was about to begin waits for its registry. Without anybody that waits for it, it ends: it is asked for
-    /// again when it is needed.
+    /// A pull that was about to begin waits for its registry, or asks the other nodes only. Without either it ends, if
+    /// nobody waits for it: it is asked for again when it is needed.
     pub(super) fn wait_again(&mut self, image: &ImageReference) {
-        match self.pulls.urgency(image) {
-            Some(Urgency::Demand) => self.pulls.again(image),
-            _ => {
-                let message = format!("cannot pull {image}: registry {} limits pulls (429)", image.registry());
-                self.end_pull(image, Err(PullError { cause: PullCause::Limited, message }));
-            }
+        let is_awaited = self.pulls.urgency(image) == Some(Urgency::Demand);
+        if is_awaited || may_copy(&self.source, self.images.as_deref(), image) {
+            self.pulls.again(image);
+        } else {
+            self.end_pull(image, Err(peer::limited(image)));
         }
     }
 
@@ -160,13 +166,13 @@ impl Owner {
     pub(super) async fn pulled(
         &mut self,
         image: ImageReference,
-        pulled: Result<Brought, PullError>,
+        Tried { registry, brought }: Tried,
         seen: Result<Option<ImageDetails>, runtime::Error>,
     ) {
         let now = self.clock.now();
         let records = Arc::make_mut(&mut self.records);
-        match (&pulled, seen) {
-            (Ok(Brought { digest, origin, fetched, .. }), Ok(Some(details))) => {
+        match (&brought, seen) {
+            (Ok(Brought { digest, origin, fetched }), Ok(Some(details))) => {
                 tracing::info!(%image, id = details.id, "pulled the image");
                 records.pulled(&image, &details, digest.clone(), *origin, now);
                 if let (false, Some(place)) = (fetched, &self.place) {
@@ -188,21 +194,18 @@ impl Owner {
         }
         self.listing.outdate();
         self.keep().await;
-        let cause = pulled.as_ref().err().map(|error| error.cause);
-        match &pulled {
-            // It may not have been asked.
-            Ok(Brought { origin: Origin::Peer, refused: None, .. }) => {}
-            Ok(Brought { refused, .. }) => self.note_registry(&image, *refused),
-            Err(error) => self.note_registry(&image, Some(error.cause)),
+        if let Some(answer) = registry {
+            self.note_registry(&image, answer.err());
         }
-        match cause {
-            Some(PullCause::Limited) if self.pulls.urgency(&image) == Some(Urgency::Demand) => self.pulls.again(&image),
-            Some(PullCause::DiskFull) if self.tried_again.insert(image.clone()) => {
+        let is_awaited = self.pulls.urgency(&image) == Some(Urgency::Demand);
+        match brought.as_ref().map_err(|error| error.cause) {
+            Err(PullCause::Limited) if is_awaited => self.pulls.wait(&image),
+            Err(PullCause::DiskFull) if self.tried_again.insert(image.clone()) => {
                 tracing::warn!(%image, "the disk of the images is full: making room, and pulling the image once more");
                 self.make_room();
                 self.pulls.again(&image);
             }
-            _ => self.end_pull(&image, pulled.map(drop)),
+            _ => self.end_pull(&image, brought.map(drop)),
         }
     }
 
@@ -245,6 +248,13 @@ impl Owner {
         });
         limited.collect()
     }
+}
+
+/// Whether an image may come from another node. One that has the name already is only refreshed, which a registry alone can
+/// do.
+fn may_copy(source: &Source, images: Option<&[ListedImage]>, image: &ImageReference) -> bool {
+    let mut here = images.unwrap_or_default().iter();
+    source.may_copy(image) && !here.any(|listed| image.names(&listed.names, &listed.digests))
 }
 
 /// Whether two tables of limits say the same. A time that was computed again may fall into the next step.

@@ -7,7 +7,7 @@ use crate::images::fake::{FakeImages, place};
 use crate::images::pulls::Urgency;
 use crate::images::store::Store;
 use crate::images::{Fetch, Fetching};
-use crate::runtime::images::PullCause;
+use crate::runtime::images::{PullCause, PullError};
 use crate::store::failing::Switch;
 use crate::types::{BootInstant, Platform, PullPolicy, Timestamp};
 use owners::Owners;

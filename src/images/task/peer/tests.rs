@@ -159,6 +159,33 @@ async fn an_image_comes_from_another_node_if_the_registry_does_not_serve() {
 }
 
 #[tokio::test]
+async fn while_a_registry_limits_pulls_an_image_comes_from_another_node_without_asking_the_registry() {
+    let there = Neighbour::with_image().await;
+    let (engine, here) = taker(&there, FromPeers::Fallback).await;
+    engine.limit(Some(Duration::from_secs(600)));
+    // Another image waits for the registry, which is asked for neither.
+    let mut other = here.pull(&reference("y:1"), Urgency::Demand).await.unwrap();
+    pull(&here, "x:1").await.unwrap();
+    let limited = other.wait_for(|pull| matches!(pull, Pull::Limited { .. }));
+    timeout(PATIENCE, limited).await.unwrap().unwrap();
+    assert_eq!((engine.pulls(), there.asked().len()), (Vec::new(), 1));
+    let now = here.snapshot();
+    assert_eq!(now.records.record(&place(), "img").unwrap().origin, Origin::Peer);
+    assert_eq!(
+        (now.limited.len(), engine.told().borrow().len()),
+        (1, 0),
+        "the limit holds, and nobody is told of it again"
+    );
+
+    // One that nobody waits for asks the other nodes, and ends.
+    let mut ahead = here.pull(&reference("z:1"), Urgency::Ahead).await.unwrap();
+    let ended = timeout(PATIENCE, ahead.wait_for(|pull| matches!(pull, Pull::Ended(_)))).await.unwrap().unwrap();
+    let Pull::Ended(Err(error)) = ended.clone() else { panic!("{ended:?}") };
+    let limit = "cannot pull z:1: registry docker.io limits pulls (429)";
+    assert_eq!(error.message, format!("{limit}; from the other nodes: no other node offers it"));
+}
+
+#[tokio::test]
 async fn prefer_asks_the_other_nodes_first_and_off_never() {
     let there = Neighbour::with_image().await;
     let (engine, here) = taker(&there, FromPeers::Prefer).await;
@@ -314,8 +341,10 @@ async fn a_disk_without_room_for_two_copies_takes_none() {
     engine.refuse(no_registry(PullCause::Registry));
     let config = watch::channel(Config::default()).1;
     let full = Source::new(engine, config, others(u64::MAX));
-    let refused =
-        full.bring(&reference("x:1"), Some(here), None, &watch::Sender::new(Pull::Waiting)).await.unwrap_err();
+    let report = watch::Sender::new(Pull::Waiting);
+    let tried = full.bring(&reference("x:1"), Via::Registry, Some(here), None, &report).await;
+    assert_eq!(tried.registry, Some(Err(PullCause::Registry)));
+    let refused = tried.brought.unwrap_err();
     assert_eq!(refused.cause, PullCause::DiskFull);
     assert!(refused.message.contains("limits.min_free_disk"), "{refused}");
     assert_eq!(there.asked(), []);
