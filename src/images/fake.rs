@@ -189,15 +189,17 @@ impl Images for FakeImages {
 
     async fn inspect(&self, image: &str) -> Result<Option<ImageDetails>, Error> {
         let state = self.state();
-        let is_meant = |listed: &&ListedImage| listed.id == image || listed.names.iter().any(|name| name == image);
+        let is_meant = |listed: &&ListedImage| {
+            listed.id == image || listed.names.iter().chain(&listed.digests).any(|name| name == image)
+        };
         Ok(state.images.iter().find(is_meant).map(|listed| ImageDetails {
             id: listed.id.clone(),
             names: listed.names.clone(),
+            digests: listed.digests.clone(),
             content: format!("content of {}", listed.id),
             platform: state.platforms.get(&listed.id).cloned(),
             size: listed.size,
             layers: state.layers.get(&listed.id).into_iter().flatten().map(|layer| digest(layer.as_bytes())).collect(),
-            ..ImageDetails::default()
         }))
     }
 
@@ -218,6 +220,12 @@ impl Images for FakeImages {
             let id = state.registry.get(image.as_str()).cloned().ok_or_else(absent)?;
             if !state.images.iter().any(|listed| listed.id == id) {
                 state.images.push(ListedImage { id: id.clone(), size: Bytes::mib(10), ..ListedImage::default() });
+            }
+            if let Some(digest) = image.digest() {
+                state.images.iter_mut().filter(|listed| listed.id == id).for_each(|listed| {
+                    listed.digests.push(image.to_string());
+                });
+                return Ok(Some(digest.to_owned()));
             }
             state.name(&id, image.as_str());
         }

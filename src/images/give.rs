@@ -52,7 +52,7 @@ impl Giver {
             return None;
         }
         // The engine is asked, since the last list may be older than the image.
-        let details = self.parts.images.engine.inspect(image.as_str()).await.ok()??;
+        let details = self.parts.images.details(image).await.ok()??;
         let snapshot = self.parts.images.snapshot();
         if snapshot.removing.contains(&details.id) {
             return None;
@@ -61,12 +61,14 @@ impl Giver {
         let mut listed = snapshot.images.iter().flat_map(|images| images.iter());
         let listed = listed.find(|listed| listed.id == details.id).map(|listed| listed.size);
         let fetched = snapshot.fetched(&details.id, image);
+        // What is found by its digest has that digest, also if it was pulled by a tag.
+        let by_digest = image.digest().map(str::to_owned);
         Some(Offer {
             id: details.id,
             store: snapshot.store.as_ref()?.store.kind,
             platform: details.platform,
-            fetched: fetched.is_some(),
-            digest: fetched.and_then(|fetched| fetched.digest.clone()),
+            fetched: by_digest.is_some() || fetched.is_some(),
+            digest: by_digest.or_else(|| fetched.and_then(|fetched| fetched.digest.clone())),
             size: listed.unwrap_or(details.size),
             layers: details.layers,
         })
@@ -100,8 +102,11 @@ impl Giver {
 
     fn is_named(&self, image: &ImageReference) -> bool {
         let catalogue = self.parts.catalogue.borrow();
-        let mut named = catalogue.workspaces.values().filter_map(|workspace| workspace.image.as_deref());
-        named.any(|text| ImageReference::parse(text).as_ref() == Ok(image))
+        let mut named = catalogue.workspaces.values().flat_map(|workspace| {
+            let both = [workspace.image_reference(), workspace.image.clone()];
+            both.into_iter().flatten()
+        });
+        named.any(|text| ImageReference::parse(&text).as_ref() == Ok(image))
     }
 
     /// The engine's archive without what is left out. Ends with whoever reads it.

@@ -138,6 +138,11 @@ impl Snapshot {
         self.records.fetched(&self.store.as_ref()?.store, id, reference)
     }
 
+    /// The id of the image of this digest, if the records have it.
+    pub fn of_digest(&self, reference: &ImageReference) -> Option<&str> {
+        self.records.of_digest(&self.store.as_ref()?.store, reference)
+    }
+
     /// Whether an image is ostler's.
     pub fn is_ours(&self, image: &ListedImage) -> bool {
         self.store.as_ref().is_some_and(|info| self.records.is_ours(&info.store, &image.id, &image.names))

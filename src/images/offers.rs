@@ -66,12 +66,6 @@ pub struct Place {
     pub platform: Option<Platform>,
 }
 
-/// Whether an image may come from another node. By its digest it may not: an engine knows only of images that it pulled
-/// what digest they have in a registry, so that no session could be made from it.
-pub fn may_come(image: &ImageReference) -> bool {
-    image.digest().is_none()
-}
-
 /// Whether a registry that failed like this is a reason to ask the other nodes.
 pub const fn is_reason(cause: PullCause) -> bool {
     matches!(cause, PullCause::Registry | PullCause::Limited)
@@ -142,8 +136,6 @@ mod tests {
         assert!(is_usable(offer(), "x@sha256:d"));
         assert!(!is_usable(offer(), "x@sha256:e"));
         assert!(!is_usable(Offer { digest: None, ..offer() }, "x@sha256:d"));
-        let may = |image: &str| may_come(&ImageReference::parse(image).unwrap());
-        assert!(may("x:1") && !may("x:1@sha256:d"));
     }
 
     #[test]

@@ -38,6 +38,21 @@ pub struct Record {
     pub used: Moment,
 }
 
+impl Record {
+    fn fetched(&self, reference: &ImageReference) -> Option<&Fetched> {
+        self.names.get(reference.as_str())?.fetched.as_ref()
+    }
+
+    /// What registries have it under, as `repository@digest`.
+    fn digests(&self) -> BTreeSet<String> {
+        let pair = |(name, naming): (&String, &Naming)| {
+            let digest = naming.fetched.as_ref()?.digest.as_ref()?;
+            Some(ImageReference::parse(name).ok()?.at_digest(digest).to_string())
+        };
+        self.names.iter().filter_map(pair).collect()
+    }
+}
+
 /// How an image came here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -111,7 +126,25 @@ impl Records {
     /// What a registry gave under this name, if the name still means that image. `None`: the name came from no registry,
     /// as far as is recorded, and no registry may replace it.
     pub fn fetched(&self, store: &ImageStore, id: &str, reference: &ImageReference) -> Option<&Fetched> {
-        self.record(store, id)?.names.get(reference.as_str())?.fetched.as_ref()
+        self.record(store, id)?.fetched(reference)
+    }
+
+    /// The id of the image that a registry has under this digest. An engine does not know the digest of an image that
+    /// another node gave.
+    pub fn of_digest(&self, store: &ImageStore, reference: &ImageReference) -> Option<&str> {
+        let digest = reference.digest()?;
+        let has = |record: &Record| reference.own_digests(&record.digests()).any(|own| own == digest);
+        let own = self.images.iter().filter(|(key, _)| key.store == *store);
+        own.filter(|(_, record)| has(record)).map(|(key, _)| key.id.as_str()).next()
+    }
+
+    /// Adds the digests that are recorded and that the engine does not know.
+    pub fn complete(&self, store: &ImageStore, listed: &mut [ListedImage]) {
+        for image in listed {
+            let recorded = self.record(store, &image.id).map(Record::digests).unwrap_or_default();
+            let unknown = recorded.into_iter().filter(|pair| !image.digests.contains(pair)).collect::<Vec<_>>();
+            image.digests.extend(unknown);
+        }
     }
 
     /// Whether a pull may give this name to another image: the name came from a registry, or is ostler's.

@@ -10,7 +10,7 @@ use super::ownership::Fetched;
 use super::pulls::Urgency;
 use super::{Handle, Pull, Request, Snapshot};
 use crate::runtime::images::{ImageDetails, PullCause, PullError};
-use crate::runtime::{self, Fault, Health, Launch, ProvideImages};
+use crate::runtime::{self, Fault, Health, Launch, ProvideImages, Provided};
 use crate::types::{BootInstant, ImageReference, Platform, PullPolicy};
 
 /// A node asks the registry about a [`PullPolicy::Daily`] image by itself once nobody did for so long. The leader has the
@@ -25,20 +25,33 @@ const COUNTDOWN_EVERY: Duration = Duration::from_secs(5);
 
 #[async_trait]
 impl ProvideImages for Handle {
-    async fn ensure(&self, launch: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, runtime::Error> {
+    async fn ensure(&self, launch: &Launch, progress: mpsc::Sender<String>) -> Result<Provided, runtime::Error> {
         let text = launch.image.as_deref();
         let none = || runtime::Error::start(Fault::Workspace, "the Docker runtime needs an image");
         let parsed = ImageReference::parse(text.ok_or_else(none)?);
         let image = parsed.map_err(|odd| runtime::Error::start(Fault::Image, odd))?;
-        let here = self.make_available(&image, launch.pull, &progress).await?;
-        check_platform(&image, here.platform.as_ref(), platform_of(&self.health).as_ref())?;
-        // If the owner is busy, the image seems a little older than it is.
-        let _ = self.send(Request::Used(here.id.clone()));
-        Ok(Some(self.digest(&image, &here)))
+        self.provide(&image, launch.pull, &progress).await
     }
 }
 
 impl Handle {
+    /// Makes an image available to a session that is about to be made from it.
+    pub(super) async fn provide(
+        &self,
+        image: &ImageReference,
+        policy: PullPolicy,
+        progress: &mpsc::Sender<String>,
+    ) -> Result<Provided, runtime::Error> {
+        let here = self.make_available(image, policy, progress).await?;
+        check_platform(image, here.platform.as_ref(), platform_of(&self.health).as_ref())?;
+        // If the owner is busy, the image seems a little older than it is.
+        let _ = self.send(Request::Used(here.id.clone()));
+        let digest = Some(self.digest(image, &here));
+        // Of an image that another node gave, the engine does not know the digest.
+        let is_unknown = image.digest().is_some() && !image.names(&here.names, &here.digests);
+        Ok(Provided { digest, id: is_unknown.then_some(here.id) })
+    }
+
     /// The image, once it is here and as the policy says.
     pub(super) async fn make_available(
         &self,
@@ -112,13 +125,25 @@ impl Handle {
     pub(super) async fn look(&self, image: &ImageReference) -> Result<Option<ImageDetails>, runtime::Error> {
         let mut snapshot = self.snapshot.clone();
         loop {
-            let Some(here) = self.engine.inspect(image.as_str()).await? else { return Ok(None) };
+            let Some(here) = self.details(image).await? else { return Ok(None) };
             let is_going = |snapshot: &Arc<Snapshot>| snapshot.removing.contains(&here.id);
             if !is_going(&snapshot.borrow_and_update()) {
                 return Ok(Some(here));
             }
             let stopping = |_| runtime::Error::Unavailable("the daemon is stopping".to_owned());
             snapshot.wait_for(|snapshot| !is_going(snapshot)).await.map_err(stopping)?;
+        }
+    }
+
+    /// The image, if it is here.
+    pub(super) async fn details(&self, image: &ImageReference) -> Result<Option<ImageDetails>, runtime::Error> {
+        if let Some(here) = self.engine.inspect(image.as_str()).await? {
+            return Ok(Some(here));
+        }
+        let recorded = self.snapshot().of_digest(image).map(str::to_owned);
+        match recorded {
+            Some(id) => self.engine.inspect(&id).await,
+            None => Ok(None),
         }
     }
 

@@ -320,6 +320,7 @@ impl Owner {
         if !self.listing.is_outdated {
             Arc::make_mut(&mut self.records).listed(&store, &listed);
         }
+        self.records.complete(&store, &mut listed);
         for image in self.records.unrecognised(&store, &listed) {
             if self.compared.insert(image.id.clone()) {
                 let (engine, id) = (Arc::clone(&self.engine), image.id.clone());

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
     Connected, Container, EngineInfo, Error, Event, Exit, Found, GpuSupport, Health, Launch, LogStream, LogsRequest,
-    Observed, PortBinding, ProvideImages, Run, Runtime, Target,
+    Observed, PortBinding, ProvideImages, Provided, Run, Runtime, Target,
 };
 use crate::types::{Bytes, Cores, NodeId, RuntimeKind, SessionId, Timestamp};
 
@@ -320,8 +320,8 @@ impl Runtime for FakeEngine {
 
 #[async_trait]
 impl ProvideImages for FakeEngine {
-    async fn ensure(&self, _: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error> {
+    async fn ensure(&self, _: &Launch, progress: mpsc::Sender<String>) -> Result<Provided, Error> {
         let _ = progress.try_send("pulling".to_owned());
-        self.call("image", |_| Ok(Some("sha256:0".to_owned()))).await
+        self.call("image", |_| Ok(Provided { digest: Some("sha256:0".to_owned()), id: None })).await
     }
 }

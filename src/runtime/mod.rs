@@ -135,12 +135,19 @@ pub trait Images: Send + Sync + 'static {
     async fn tag(&self, id: &str, name: &ImageReference) -> Result<(), Error>;
 }
 
+/// The image of a session, which is available.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Provided {
+    pub digest: Option<String>,
+    /// The id by which the engine finds it; `None`: it finds it as the launch names it.
+    pub id: Option<String>,
+}
+
 /// Makes the images of sessions available.
 #[async_trait]
 pub trait ProvideImages: Send + Sync + 'static {
-    /// Makes the image available as the launch's pull policy says. Returns its digest, if it has one. Sends the progress
-    /// to `progress` as text for people.
-    async fn ensure(&self, launch: &Launch, progress: mpsc::Sender<String>) -> Result<Option<String>, Error>;
+    /// Makes the image available as the launch's pull policy says. Sends the progress to `progress` as text for people.
+    async fn ensure(&self, launch: &Launch, progress: mpsc::Sender<String>) -> Result<Provided, Error>;
 }
 
 /// For a runtime whose sessions need no images.
@@ -148,8 +155,8 @@ pub struct NoImages;
 
 #[async_trait]
 impl ProvideImages for NoImages {
-    async fn ensure(&self, _: &Launch, _: mpsc::Sender<String>) -> Result<Option<String>, Error> {
-        Ok(None)
+    async fn ensure(&self, _: &Launch, _: mpsc::Sender<String>) -> Result<Provided, Error> {
+        Ok(Provided::default())
     }
 }
 

@@ -10,7 +10,7 @@ use super::decide::Report;
 use super::lifecycle::{self, Order, Sight, Step, Wish};
 use super::meter::Meter;
 use crate::runtime::container::{Container, Launch, Run};
-use crate::runtime::{Connected, Error, Fault, Observed};
+use crate::runtime::{Connected, Error, Fault, Observed, Provided};
 use crate::types::HealthStatus;
 
 /// The first and the longest wait before a failed step is tried again.
@@ -109,9 +109,7 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Done {
     Saw(Observed),
-    ImageIsHere {
-        digest: Option<String>,
-    },
+    ImageIsHere(Provided),
     Created {
         container_id: String,
     },
@@ -310,7 +308,12 @@ impl Runner {
                 self.health = health;
             }
             // The old work stays until the container is created: a change of the wish is seen before it starts.
-            Done::ImageIsHere { digest } => return self.tell(Report::Starting { image_digest: digest }, Next::Create),
+            Done::ImageIsHere(Provided { digest, id }) => {
+                if id.is_some() {
+                    self.work.launch = Arc::new(Launch { image: id, ..(*self.work.launch).clone() });
+                }
+                return self.tell(Report::Starting { image_digest: digest }, Next::Create);
+            }
             Done::Created { container_id } => {
                 self.known = Some(Container::Created);
                 return self.tell(Report::Created { container_id }, Next::Look);

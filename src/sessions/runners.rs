@@ -165,7 +165,7 @@ impl Course {
         let mut image = images.ensure(&work.launch, progress);
         loop {
             tokio::select! {
-                fetched = &mut image => return Outcome::Did(fetched.map(|digest| Done::ImageIsHere { digest })),
+                fetched = &mut image => return Outcome::Did(fetched.map(Done::ImageIsHere)),
                 Some(progress) = heard.recv() => { self.tell(Report::Pulling(progress)).await; }
                 changed = self.work.changed() => if changed.is_err() || !self.still_wanted(work) {
                     return Outcome::Interrupted;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ostler::runtime::{Container, Error, Exit, Found, Launch, Run};
+use ostler::runtime::{Container, Error, Exit, Found, Launch, Provided, Run};
 use ostler::sessions::runner::{Done, Op};
 use ostler::types::{NodeId, SessionId, Timestamp};
 
@@ -27,7 +27,7 @@ impl Engine {
     /// Executes a step.
     pub(crate) fn take(&mut self, session: &SessionId, step: &Step) -> Result<Done, Error> {
         let (op, launch) = match step {
-            Step::EnsureImage => return Ok(Done::ImageIsHere { digest: None }),
+            Step::EnsureImage => return Ok(Done::ImageIsHere(Provided::default())),
             Step::Fail(error) => return Err(error.clone()),
             Step::Op(op, launch) => (*op, launch),
         };

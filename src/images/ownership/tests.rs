@@ -115,6 +115,32 @@ fn the_digest_is_that_of_the_own_repository_or_none() {
 }
 
 #[test]
+fn an_image_of_a_digest_is_found_by_the_record_where_the_engine_does_not_know_the_digest() {
+    let digest = |digit: &str| format!("sha256:{}", digit.repeat(64));
+    let by_digest = |repository: &str, digit: &str| format!("{repository}@{}", digest(digit));
+    let mut records = Records::default();
+    for (name, id, digit) in [(by_digest("x", "1"), "a", "1"), ("x:2".to_owned(), "b", "2")] {
+        records.begin(&reference(&name), &graph(), &[]);
+        records.pulled(&reference(&name), &details(id, &[]), Some(digest(digit)), Origin::Peer, now());
+    }
+    let found = |kind, repository: &str, digit: &str| {
+        records.of_digest(&store(kind), &reference(&by_digest(repository, digit))).map(str::to_owned)
+    };
+    let graph_driver = ImageStoreKind::GraphDriver;
+    assert_eq!(found(graph_driver, "x", "1").as_deref(), Some("a"));
+    assert_eq!(found(graph_driver, "x", "2").as_deref(), Some("b"), "a registry gave it under a tag");
+    assert_eq!(found(graph_driver, "y", "2"), None, "another repository has another image");
+    assert_eq!(found(graph_driver, "x", "3"), None);
+    assert_eq!(found(ImageStoreKind::Containerd, "x", "1"), None, "an id is of one store");
+    assert_eq!(records.of_digest(&graph(), &reference("x:2")), None);
+
+    let mut list = [listed("a", &[]), listed("b", &["x:2"]), listed("c", &["z:1"])];
+    records.complete(&graph(), &mut list);
+    records.complete(&graph(), &mut list);
+    assert_eq!(list.map(|image| image.digests), [vec![by_digest("x", "1")], vec![by_digest("x", "2")], Vec::new()]);
+}
+
+#[test]
 fn a_question_to_the_registry_counts_even_if_it_brought_nothing() {
     let mut records = Records::default();
     after_pull(&mut records, "x:1", &[], "a");

@@ -60,6 +60,8 @@ pub(super) struct Tried {
 /// What a pull brought.
 #[derive(Debug)]
 pub(super) struct Brought {
+    /// `None`: the image that the engine has under the name now.
+    pub(super) id: Option<String>,
     pub(super) digest: Option<String>,
     pub(super) origin: Origin,
     /// The name is from a registry.
@@ -133,10 +135,10 @@ impl Source {
         Arc::new(Self { engine, config, others, downloads: Semaphore::new(DOWNLOADS) })
     }
 
-    /// Whether an image of this name may come from another node, if one has it.
-    pub(super) fn may_copy(&self, image: &ImageReference) -> bool {
+    /// Whether images may come from other nodes.
+    pub(super) fn may_copy(&self) -> bool {
         let is_off = self.config.borrow().from_peers == FromPeers::Off;
-        !is_off && offers::may_come(image) && !self.others.peers.nodes().is_empty()
+        !is_off && !self.others.peers.nodes().is_empty()
     }
 
     /// Brings an image here, for the platform of the host. `here`: what is here, if the image may come from another node.
@@ -148,7 +150,7 @@ impl Source {
         host: Option<Platform>,
         report: &watch::Sender<Pull>,
     ) -> Tried {
-        let here = here.filter(|_| self.may_copy(image));
+        let here = here.filter(|_| self.may_copy());
         if via == Via::Peers {
             return Tried { registry: None, brought: self.copy_instead(image, here, limited(image), report).await };
         }
@@ -162,7 +164,7 @@ impl Source {
         }
         let refused = match self.pull(image, host, report).await {
             Ok(digest) => {
-                let brought = Brought { digest, origin: Origin::Registry, fetched: true };
+                let brought = Brought { id: None, digest, origin: Origin::Registry, fetched: true };
                 return Tried { registry: Some(Ok(())), brought: Ok(brought) };
             }
             Err(error) => error,
@@ -219,8 +221,8 @@ impl Source {
                 match self.copy_from(&node, &name, &offer, image, here, report).await {
                     Ok(()) => {
                         tracing::info!(%image, id = offer.id, node = name, "took the image from another node");
-                        let Offer { digest, fetched, .. } = offer;
-                        return Ok(Brought { digest, origin: Origin::Peer, fetched });
+                        let Offer { id, digest, fetched, .. } = offer;
+                        return Ok(Brought { id: Some(id), digest, origin: Origin::Peer, fetched });
                     }
                     Err(NotCopied::Busy) => is_busy = true,
                     Err(NotCopied::There(reason)) => {
@@ -416,8 +418,11 @@ impl Source {
         Err(NotCopied::There(format!("it offered {id}, and the engine loaded {found}")))
     }
 
-    /// Gives the image its name, which no other image has.
+    /// Gives the image its name, which no other image has. No engine takes a digest as a name: the records have it.
     async fn name(&self, image: &ImageReference, offer: &Offer, here: &Here) -> Result<(), NotCopied> {
+        if image.digest().is_some() {
+            return Ok(());
+        }
         let named = match self.engine.inspect(image.as_str()).await {
             Ok(Some(other)) if other.id == offer.id => return Ok(()),
             Ok(Some(other)) => Err(format!("{image} is the name of another image, {}, meanwhile", other.id)),

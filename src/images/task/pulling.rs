@@ -121,7 +121,8 @@ impl Owner {
         let (source, here, host) = (Arc::clone(&self.source), self.here(&image), platform_of(&self.health));
         self.tasks.spawn(async move {
             let tried = source.bring(&image, via, here, host, &report).await;
-            let seen = source.engine.inspect(image.as_str()).await;
+            let id = tried.brought.as_ref().ok().and_then(|brought| brought.id.as_deref());
+            let seen = source.engine.inspect(id.unwrap_or(image.as_str())).await;
             Done::Pulled(image, tried, seen)
         });
     }
@@ -172,7 +173,7 @@ impl Owner {
         let now = self.clock.now();
         let records = Arc::make_mut(&mut self.records);
         match (&brought, seen) {
-            (Ok(Brought { digest, origin, fetched }), Ok(Some(details))) => {
+            (Ok(Brought { digest, origin, fetched, .. }), Ok(Some(details))) => {
                 tracing::info!(%image, id = details.id, "pulled the image");
                 records.pulled(&image, &details, digest.clone(), *origin, now);
                 if let (false, Some(place)) = (fetched, &self.place) {
@@ -254,7 +255,7 @@ impl Owner {
 /// do.
 fn may_copy(source: &Source, images: Option<&[ListedImage]>, image: &ImageReference) -> bool {
     let mut here = images.unwrap_or_default().iter();
-    source.may_copy(image) && !here.any(|listed| image.names(&listed.names, &listed.digests))
+    source.may_copy() && !here.any(|listed| image.names(&listed.names, &listed.digests))
 }
 
 /// Whether two tables of limits say the same. A time that was computed again may fall into the next step.

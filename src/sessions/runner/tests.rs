@@ -1,6 +1,7 @@
 //! The steps of a runner, one report after another.
 
 use super::*;
+use crate::runtime::Provided;
 use crate::runtime::container::Exit;
 use crate::sessions::decide::testing::new_live;
 use crate::sessions::meter;
@@ -28,7 +29,7 @@ fn a_new_session_is_created_started_and_reported() {
     assert_eq!(runner.begin(), Action::EnsureImage);
     let mut next = |outcome| runner.next(outcome, work(Wish::Run));
     let digest = Some("sha256:1".to_owned());
-    let here = Outcome::Did(Ok(Done::ImageIsHere { digest: digest.clone() }));
+    let here = Outcome::Did(Ok(Done::ImageIsHere(Provided { digest: digest.clone(), id: None })));
     assert_eq!(next(here), Action::Tell(Report::Starting { image_digest: digest }));
     assert_eq!(next(Outcome::Told(true)), Action::Do(Op::Create));
     let created = Outcome::Did(Ok(Done::Created { container_id: "c".to_owned() }));
@@ -36,6 +37,16 @@ fn a_new_session_is_created_started_and_reported() {
     assert_eq!(next(Outcome::Told(true)), Action::Do(Op::Start), "a new container is not observed");
     assert_eq!(next(Outcome::Did(Ok(Done::Stepped))), Action::Do(Op::Observe));
     assert_eq!(next(saw(Container::Running(run()))), Action::Tell(Report::Saw(Sight::Running(run()))));
+}
+
+#[test]
+fn a_container_is_created_from_the_id_of_an_image_that_the_engine_does_not_know_by_its_name() {
+    let mut runner = Runner::new(work(Wish::Run), Some(Container::Absent));
+    runner.begin();
+    let provided = Provided { digest: Some("sha256:1".to_owned()), id: Some("sha256:2".to_owned()) };
+    runner.next(Outcome::Did(Ok(Done::ImageIsHere(provided))), work(Wish::Run));
+    assert_eq!(runner.next(Outcome::Told(true), work(Wish::Run)), Action::Do(Op::Create));
+    assert_eq!(runner.work().launch.image.as_deref(), Some("sha256:2"));
 }
 
 fn with_gpu(wish: Wish) -> Work {

@@ -66,7 +66,7 @@ impl Keeper {
 
     pub(super) async fn ensure(&self, launch: &Launch, pull: PullPolicy) -> Result<String, Error> {
         let launch = Launch { pull, ..launch.clone() };
-        Ok(self.images.ensure(&launch, mpsc::channel(1).0).await?.unwrap())
+        Ok(self.images.ensure(&launch, mpsc::channel(1).0).await?.digest.unwrap())
     }
 
     /// Waits until the image has exactly these names, as listed, and returns whether it is ostler's.
@@ -132,8 +132,8 @@ async fn images_come_from_a_registry() {
     let (progress, mut told) = mpsc::channel(64);
     let (also, mut told_too) = mpsc::channel(64);
     let (first, second) = tokio::join!(keeper.images.ensure(&launch, progress), keeper.images.ensure(&launch, also));
-    let digest = first.unwrap().unwrap();
-    assert_eq!(second.unwrap().as_ref(), Some(&digest));
+    let digest = first.unwrap().digest.unwrap();
+    assert_eq!(second.unwrap().digest.as_ref(), Some(&digest));
     assert!(docker(&["inspect", "--format", "{{index .RepoDigests 0}}", &image]).ends_with(&digest));
     assert!(told.recv().await.is_some() && told_too.recv().await.is_some());
     let old = id_of(&image);

@@ -131,10 +131,18 @@ fn without_its_registry_an_image_comes_from_a_node_that_has_it() {
     assert_eq!(engines[0].docker(&["inspect", "--format", "{{.Id}}", &image]), id);
     let digest = docker(&["inspect", "--format", "{{index .RepoDigests 0}}", &image]);
     assert!(digest.ends_with(running["image_digest"].as_str().unwrap()), "{running}: {digest}");
-    until(&cluster, &create(&cluster, 2, "dave"), "running");
-    assert_eq!(engines[1].docker(&["inspect", "--format", "{{.Id}}", &image]), id);
+    // Of a digest too, which no engine knows of an image that it loaded.
+    cluster.nodes[0].cli(&["workspace", "pin", "far"]).ok();
+    let pinned = until(&cluster, &create(&cluster, 2, "dave"), "running");
+    assert_eq!(pinned["image_digest"], running["image_digest"], "{pinned}");
+    assert!(pinned["image"].as_str().unwrap().contains("@sha256:"), "{pinned}");
+    engines[1].docker(&["inspect", &id]);
+    until(&cluster, &create(&cluster, 1, "erin"), "running");
+    let users = engines[0].docker(&["ps", "--filter", &format!("ancestor={id}"), "--quiet"]);
+    assert_eq!(users.lines().count(), 2, "{users}");
 
-    // Each engine has the lab's image, whose layer is two thousand blocks of busybox: only the other one was sent.
+    // Each engine has the lab's image, whose layer is two thousand blocks of busybox: only the other one was sent, once to
+    // each.
     let sent: Vec<u64> = cluster.nodes.iter().flat_map(given).collect();
     let most = NOISE + (256 << 10);
     assert!(sent.len() == 2 && sent.iter().all(|bytes| (NOISE..most).contains(bytes)), "{sent:?}");

@@ -3,6 +3,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes as Chunk;
 use futures_util::TryStreamExt;
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::catalogue;
@@ -13,9 +14,11 @@ use crate::images::pulls::Urgency;
 use crate::images::store::Store;
 use crate::images::task::tests::owners::Owners;
 use crate::images::{Handle, Snapshot, task};
-use crate::types::{BootInstant, Cores, Moment, Timestamp, Workspace};
+use crate::runtime::Provided;
+use crate::types::{BootInstant, Cores, Moment, PullPolicy, Timestamp, Workspace};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 /// A node that has an engine in memory, and gives images.
 struct Neighbour {
@@ -29,13 +32,18 @@ struct Neighbour {
 }
 
 impl Neighbour {
-    /// Its catalogue has one workspace, of the image `x:1`.
     async fn start() -> Arc<Self> {
         let engine = FakeImages::new();
         let images = owner(&engine, Config::default(), Others::none()).await;
+        Self::on(engine, images)
+    }
+
+    /// Its catalogue has one workspace, of the image `x:1`, which is pinned to [`DIGEST`].
+    fn on(engine: Arc<FakeImages>, images: Handle) -> Arc<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let image = Some("docker.io/library/x:1".to_owned());
-        let workspace = Workspace { image, ..Workspace::new("w".parse().unwrap(), Cores::whole(1), Bytes::gib(1)) };
+        let (image, image_digest) = (Some("docker.io/library/x:1".to_owned()), Some(DIGEST.to_owned()));
+        let workspace =
+            Workspace { image, image_digest, ..Workspace::new("w".parse().unwrap(), Cores::whole(1), Bytes::gib(1)) };
         let mut snapshot = catalogue::Snapshot::default();
         snapshot.workspaces.insert("w".parse().unwrap(), Arc::new(workspace));
         let giver = Giver::new(Parts {
@@ -133,6 +141,10 @@ async fn pull(handle: &Handle, name: &str) -> Result<(), PullError> {
     let ended = timeout(PATIENCE, pull.wait_for(|pull| matches!(pull, Pull::Ended(_)))).await.unwrap().unwrap();
     let Pull::Ended(result) = ended.clone() else { unreachable!() };
     result
+}
+
+async fn provide(handle: &Handle, name: &str) -> Result<Provided, runtime::Error> {
+    handle.provide(&reference(name), PullPolicy::Daily, &mpsc::channel(1).0).await
 }
 
 #[tokio::test]
@@ -256,6 +268,33 @@ async fn layers_that_are_here_are_not_sent() {
     engine.refuse(no_registry(PullCause::Registry));
     pull(&here, "x:1").await.unwrap();
     assert_eq!(engine.loaded(), [["1/layer.tar", "id"]]);
+}
+
+#[tokio::test]
+async fn an_image_that_is_named_by_its_digest_comes_from_another_node_and_goes_to_the_next() {
+    let by_digest = format!("x@{DIGEST}");
+    let first = Neighbour::start().await;
+    first.engine.publish(&by_digest, "img");
+    pull(&first.images, &by_digest).await.unwrap();
+    until(&first.images, |now| now.meant(&reference(&by_digest)).is_some()).await;
+
+    let (engine, here) = taker(&first, FromPeers::Fallback).await;
+    engine.refuse(no_registry(PullCause::Registry));
+    // The engine does not know the digest of an image that it loaded: the session is made by the id.
+    let provided = provide(&here, &by_digest).await.unwrap();
+    assert_eq!(provided, Provided { digest: Some(DIGEST.to_owned()), id: Some("img".to_owned()) });
+    assert_eq!(engine.inspect(&by_digest).await, Ok(None));
+    assert_eq!(provide(&here, &by_digest).await.unwrap(), provided, "it is here");
+    assert_eq!(engine.pulls().len(), 1);
+    let now = until(&here, |now| now.meant(&reference(&by_digest)).is_some()).await;
+    assert!(now.records.is_ours(&place(), "img", &[]));
+
+    let second = Neighbour::on(engine, here);
+    let (engine, here) = taker(&second, FromPeers::Prefer).await;
+    assert_eq!(provide(&here, &by_digest).await.unwrap(), provided);
+    assert_eq!((engine.pulls(), second.asked().len()), (Vec::new(), 1));
+    let other = provide(&here, &format!("x@sha256:{}", "0".repeat(64))).await;
+    assert!(other.is_err(), "another digest is another image");
 }
 
 #[tokio::test]
