@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::archive::sample::{Part, archive, contents, digest};
 use crate::images::Neighbours;
 use crate::runtime::images::{
-    ImageDetails, ImageList, ImageStore, ImageStoreInfo, ImageStoreKind, ListedImage, PullCause, PullError,
+    DiskUsage, ImageDetails, ImageList, ImageStore, ImageStoreInfo, ImageStoreKind, ListedImage, PullCause, PullError,
     PullOptions, PullProgress, Removal,
 };
 use crate::runtime::{ByteStream, EngineInfo, Error, GpuSupport, Health, Images};
@@ -282,6 +282,10 @@ impl Images for FakeImages {
         self.state().name(id, name.as_str());
         self.say();
         Ok(())
+    }
+
+    async fn disk_usage(&self) -> Result<DiskUsage, Error> {
+        Ok(DiskUsage::default())
     }
 }
 

@@ -210,3 +210,15 @@ pub enum Removal {
     /// It is left as it was, for this reason.
     Skipped(String),
 }
+
+/// What takes space on the file system of the images beside the images: about, and as of now. `None`: it is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiskUsage {
+    /// The volumes of all programs.
+    pub volumes: Option<Bytes>,
+    pub build_cache: Option<Bytes>,
+    /// The files that containers wrote outside of volumes.
+    pub containers: Option<Bytes>,
+    /// What the engine keeps of the output of containers.
+    pub logs: Option<Bytes>,
+}

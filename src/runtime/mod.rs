@@ -26,7 +26,7 @@ use bytes::Bytes as Chunk;
 use futures_util::stream::BoxStream;
 use tokio::sync::{mpsc, watch};
 
-use images::{ImageDetails, ImageList, ImageStoreInfo, PullError, PullOptions, PullProgress, Removal};
+use images::{DiskUsage, ImageDetails, ImageList, ImageStoreInfo, PullError, PullOptions, PullProgress, Removal};
 
 use crate::types::{Bytes, Cores, ImageReference, Platform, RuntimeKind, SessionId};
 
@@ -133,6 +133,10 @@ pub trait Images: Send + Sync + 'static {
 
     /// Gives the image of this id a name, which any other image loses. The name must have a tag.
     async fn tag(&self, id: &str, name: &ImageReference) -> Result<(), Error>;
+
+    /// What else is on the file system of the images. The engine may read every volume for it, so it takes up to a minute,
+    /// and only a person's message waits for it.
+    async fn disk_usage(&self) -> Result<DiskUsage, Error>;
 }
 
 /// The image of a session, which is available.

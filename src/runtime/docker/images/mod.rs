@@ -5,6 +5,7 @@ mod place;
 mod progress;
 mod pull;
 mod request;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use tokio::sync::{mpsc, watch};
 use super::engine::{CHANGE, Engine, Failure, LOOK};
 use super::{DockerRuntime, Error};
 use crate::runtime::images::{
-    ImageDetails, ImageList, ImageStore, ImageStoreKind, ListedImage, PullError, PullOptions, PullProgress, Removal,
+    DiskUsage, ImageDetails, ImageList, ImageStore, ImageStoreKind, ListedImage, PullError, PullOptions, PullProgress,
+    Removal,
 };
 use crate::runtime::{ByteStream, Images};
 use crate::types::{Bytes, ImageReference, Platform};
@@ -123,6 +125,10 @@ impl Images for DockerRuntime {
         let tagged =
             self.engine.ask("tag image", CHANGE, |docker| async move { docker.tag_image(id, Some(options)).await });
         tagged.await.map_err(Failure::or_try_again)
+    }
+
+    async fn disk_usage(&self) -> Result<DiskUsage, Error> {
+        usage::disk_usage(&self.engine).await.map_err(Failure::or_try_again)
     }
 }
 

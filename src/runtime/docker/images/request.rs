@@ -1,8 +1,9 @@
-//! The request of a pull, and the engine's answer, message by message.
+//! Requests that the client library cannot make: a pull, whose answer is read message by message, and a `GET`.
 //!
-//! The client library is not used for it: it writes credentials in another alphabet than the engine reads, and the engine
-//! ignores what it cannot read. The pull would go on as anybody's.
+//! For a pull, the library writes credentials in another alphabet than the engine reads, and the engine ignores what it
+//! cannot read: the pull would go on as anybody's. Of some answers, the library knows only the newest layout.
 
+use std::fmt;
 use std::time::Duration;
 
 use bollard::errors;
@@ -11,6 +12,7 @@ use data_encoding::BASE64URL;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
+use hyper::http::request;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -23,6 +25,8 @@ use crate::runtime::docker::engine::{Engine, Failure, LOOK};
 use crate::runtime::images::{Identity, Login};
 use crate::types::{ImageReference, Platform};
 
+/// The pull in errors.
+const PULL: &str = "pull";
 /// Bytes of the longest message. An error may quote what a registry answered.
 const MAX_MESSAGE: usize = 256 << 10;
 /// The engine reads credentials from this header: JSON in the URL-safe alphabet of base64, with padding.
@@ -47,20 +51,15 @@ impl Messages {
         platform: Option<&Platform>,
         within: Duration,
     ) -> Result<Self, Failure> {
-        let version = engine.connection().await?.docker.client_version();
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("/v{version}{}", path(image, platform)))
-            .header("Host", "docker");
+        let request = to_engine(engine, Method::POST, &path(image, platform)).await?;
         let request = match login {
             Some(login) => request.header(CREDENTIALS, credentials(login)),
             None => request,
         };
-        let request = request.body(Empty::new()).map_err(|error| Failure::Lost(error.to_string()))?;
-        let lost = |error: hyper::Error| Failure::Lost(format!("{}: {error}", engine.socket()));
-        let (mut sender, connection) = connect(engine).await?;
-        let response = timeout(within, sender.send_request(request)).await.map_err(|_| silent(engine, within))?;
-        let response = response.map_err(lost)?;
+        let request = request.body(Empty::new()).map_err(|error| lost(engine, &error))?;
+        let (mut sender, connection) = connect(engine, PULL).await?;
+        let answered = timeout(within, sender.send_request(request)).await;
+        let response = answered.map_err(|_| silent(engine, PULL, within))?.map_err(|error| lost(engine, &error))?;
         if !response.status().is_success() {
             return Err(said(engine, response).await);
         }
@@ -88,6 +87,35 @@ impl Messages {
     }
 }
 
+/// The body of the engine's answer to `GET path`. `what` names the request in errors. An answer that does not come within
+/// this time, or that has more bytes than `max`, is none.
+pub(super) async fn get(
+    engine: &Engine,
+    what: &str,
+    path: &str,
+    within: Duration,
+    max: usize,
+) -> Result<Bytes, Failure> {
+    let answer = async {
+        let request = to_engine(engine, Method::GET, path).await?;
+        let request = request.body(Empty::new()).map_err(|error| lost(engine, &error))?;
+        let (mut sender, _connection) = connect(engine, what).await?;
+        let response = sender.send_request(request).await.map_err(|error| lost(engine, &error))?;
+        if !response.status().is_success() {
+            return Err(said(engine, response).await);
+        }
+        let body = Limited::new(response.into_body(), max).collect().await;
+        body.map(|body| body.to_bytes()).map_err(|error| lost(engine, &error))
+    };
+    timeout(within, answer).await.unwrap_or_else(|_| Err(no_answer(engine, what, within)))
+}
+
+/// The head of a request, in the version of the API that both sides speak.
+async fn to_engine(engine: &Engine, method: Method, path: &str) -> Result<request::Builder, Failure> {
+    let version = engine.connection().await?.docker.client_version();
+    Ok(Request::builder().method(method).uri(format!("/v{version}{path}")).header("Host", "docker"))
+}
+
 /// All characters of a reference and of a platform may stand in a query as they are.
 fn path(image: &ImageReference, platform: Option<&Platform>) -> String {
     let tag = image.digest().or(image.tag()).unwrap_or_default();
@@ -108,20 +136,29 @@ fn credentials(login: &Login) -> String {
 
 type Sender = http1::SendRequest<Empty<Bytes>>;
 
-async fn connect(engine: &Engine) -> Result<(Sender, JoinSet<()>), Failure> {
-    let connected = timeout(LOOK, UnixStream::connect(engine.socket())).await.map_err(|_| silent(engine, LOOK))?;
+async fn connect(engine: &Engine, what: &str) -> Result<(Sender, JoinSet<()>), Failure> {
+    let connected = timeout(LOOK, UnixStream::connect(engine.socket())).await;
+    let connected = connected.map_err(|_| silent(engine, what, LOOK))?;
     let stream = connected.map_err(|err| engine.failure(&errors::Error::IOError { err }))?;
-    let lost = |error: hyper::Error| Failure::Lost(format!("{}: {error}", engine.socket()));
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| lost(engine, &error))?;
     let mut runs = JoinSet::new();
     // Its errors reach the reader of the answer, too.
     runs.spawn(async move { drop(connection.await) });
     Ok((sender, runs))
 }
 
-fn silent(engine: &Engine, within: Duration) -> Failure {
+fn lost(engine: &Engine, error: &dyn fmt::Display) -> Failure {
+    Failure::Lost(format!("{}: {error}", engine.socket()))
+}
+
+/// Perhaps the engine hangs.
+fn silent(engine: &Engine, what: &str, within: Duration) -> Failure {
     engine.suspect.notify_one();
-    Failure::Lost(format!("no answer to `pull` at {} within {} s", engine.socket(), within.as_secs()))
+    no_answer(engine, what, within)
+}
+
+fn no_answer(engine: &Engine, what: &str, within: Duration) -> Failure {
+    Failure::Lost(format!("no answer to `{what}` at {} within {} s", engine.socket(), within.as_secs()))
 }
 
 /// The engine's error in place of messages.
