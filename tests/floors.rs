@@ -62,6 +62,7 @@ const CORES: &[&str] = &[
     "images/policy",
     "images/pressure",
     "images/pulls",
+    "images/shortage",
     "node/settings",
     "observe/view",
     "placement/book",

@@ -27,6 +27,10 @@ pub(crate) struct FakeImages {
     told: watch::Sender<Vec<(String, Duration)>>,
     /// Removals wait while it is set.
     holds_removals: watch::Sender<bool>,
+    /// What the engine says of its disk; `None`: nothing yet.
+    disk_usage: watch::Sender<Option<Result<DiskUsage, Error>>>,
+    /// How often it was asked for that.
+    disk_usage_asked: watch::Sender<u32>,
     pub(crate) health: watch::Sender<Health>,
 }
 
@@ -79,6 +83,8 @@ impl FakeImages {
             state: Mutex::default(),
             changes: watch::Sender::new(0),
             holds_removals,
+            disk_usage: watch::Sender::new(Some(Ok(DiskUsage::default()))),
+            disk_usage_asked: watch::Sender::new(0),
             told: watch::Sender::new(Vec::new()),
             health,
         })
@@ -148,6 +154,16 @@ impl FakeImages {
     /// Removals wait from now on, or those that wait go on.
     pub(crate) fn hold_removals(&self, holds: bool) {
         self.holds_removals.send_replace(holds);
+    }
+
+    /// The engine says this of its disk from now on; `None`: it does not answer.
+    pub(crate) fn tell_disk_usage(&self, usage: Option<Result<DiskUsage, Error>>) {
+        self.disk_usage.send_replace(usage);
+    }
+
+    /// How often the engine was asked what is on its disk.
+    pub(crate) fn disk_usage_asked(&self) -> watch::Receiver<u32> {
+        self.disk_usage_asked.subscribe()
     }
 
     /// A container of the image is made.
@@ -285,7 +301,10 @@ impl Images for FakeImages {
     }
 
     async fn disk_usage(&self) -> Result<DiskUsage, Error> {
-        Ok(DiskUsage::default())
+        self.disk_usage_asked.send_modify(|asked| *asked += 1);
+        let mut told = self.disk_usage.subscribe();
+        let told = told.wait_for(Option::is_some).await.ok().and_then(|told| told.clone());
+        told.expect("the sender is this engine's")
     }
 }
 

@@ -25,6 +25,7 @@ mod provide;
 pub mod pulls;
 mod reserve;
 mod room;
+pub mod shortage;
 pub mod store;
 pub mod task;
 

@@ -26,7 +26,7 @@ use super::pulls::{Pulls, Via};
 use super::store::Store;
 use super::{Command, Config, Error, Handle, Neighbours, Pull, QUEUE, Request, Snapshot};
 use crate::clock::Clock;
-use crate::runtime::images::{ImageDetails, ImageList, ImageStoreInfo, ListedImage, Removal};
+use crate::runtime::images::{DiskUsage, ImageDetails, ImageList, ImageStoreInfo, ListedImage, Removal};
 use crate::runtime::{self, Health, Images};
 use crate::types::{Actor, Disk, ImageReference, Moment, Timestamp};
 
@@ -159,6 +159,8 @@ enum Done {
     Surveyed(Option<Ask>, Result<Survey, runtime::Error>),
     /// What became of the image that the round removes, and the file system of the images after it.
     Removed(Result<Removal, runtime::Error>, Option<Disk>),
+    /// What else is on the disk that a round could not free enough.
+    DiskUsage(Result<DiskUsage, runtime::Error>),
 }
 
 impl Owner {
@@ -294,6 +296,7 @@ impl Owner {
             }
             Done::Surveyed(dry, survey) => self.surveyed(dry, survey),
             Done::Removed(removed, disk) => self.removed(removed, disk).await,
+            Done::DiskUsage(usage) => self.explained(usage),
         }
     }
 

@@ -134,8 +134,8 @@ pub trait Images: Send + Sync + 'static {
     /// Gives the image of this id a name, which any other image loses. The name must have a tag.
     async fn tag(&self, id: &str, name: &ImageReference) -> Result<(), Error>;
 
-    /// What else is on the file system of the images. The engine may read every volume for it, so it takes up to a minute,
-    /// and only a person's message waits for it.
+    /// What else is on the file system of the images. The engine may read every volume for it, so it takes up to a
+    /// minute, and nothing but a message for people may wait for it.
     async fn disk_usage(&self) -> Result<DiskUsage, Error>;
 }
 

@@ -21,7 +21,8 @@ use crate::images::ownership::ImageKey;
 use crate::images::policy::{self, Planned, Pressure, Situation, Verdict};
 use crate::images::pressure;
 use crate::images::pulls::Via;
-use crate::runtime::images::{ListedImage, Removal};
+use crate::images::shortage::Shortage;
+use crate::runtime::images::{DiskUsage, ListedImage, Removal};
 use crate::runtime::{self, Images};
 use crate::types::{Disk, ImageReference, KeptBecause, Prune};
 
@@ -52,8 +53,18 @@ pub(super) struct Prunes {
     is_first: bool,
     /// No round for pressure begins before.
     no_pressure_before: Option<Instant>,
+    /// The rounds that wait until the engine has told what else is on the disk, which they could not free enough.
+    short: Vec<Short>,
     /// What the last round could not free the disk of, for people.
     pub(super) stuck: Option<String>,
+}
+
+/// A round that could not free the disk enough, or a dry run that would not.
+struct Short {
+    round: Round,
+    shortage: Shortage,
+    /// Its message is told as the state of this node, too. Not of a dry run, nor once the disk has room.
+    is_condition: bool,
 }
 
 impl Prunes {
@@ -67,8 +78,15 @@ impl Prunes {
             last: Instant::now(),
             is_first: true,
             no_pressure_before: None,
+            short: Vec::new(),
             stuck: None,
         }
+    }
+
+    /// The disk has room.
+    fn is_relieved(&mut self) {
+        self.stuck = None;
+        self.short.iter_mut().for_each(|short| short.is_condition = false);
     }
 
     pub(super) fn follow_leader(&mut self) {
@@ -108,7 +126,7 @@ impl Owner {
     /// The host was measured: it may be too full.
     pub(super) fn follow_disks(&mut self) {
         if self.measured_pressure().is_none() {
-            self.prunes.stuck = None;
+            self.prunes.is_relieved();
             return;
         }
         self.make_room();
@@ -187,7 +205,7 @@ impl Owner {
             self.prunes.round = Some(round);
             self.remove_next();
         } else {
-            round.answer();
+            self.explain(round);
         }
     }
 
@@ -298,14 +316,44 @@ impl Owner {
     }
 
     fn end_round(&mut self) {
-        let Some(mut round) = self.prunes.round.take() else { return };
-        self.prunes.stuck = round.stuck(self.config.borrow().watermarks);
-        round.report.notes.extend(self.prunes.stuck.clone());
+        let Some(round) = self.prunes.round.take() else { return };
         if !round.report.removed.is_empty() {
             // It helped, so the next one may follow at once.
             self.prunes.no_pressure_before = None;
         }
-        round.answer();
+        self.explain(round);
+    }
+
+    /// Answers a round that is over. If the disk is too full still, the engine is asked first what else is on it; the
+    /// next round does not wait for that.
+    fn explain(&mut self, round: Round) {
+        let is_dry = round.ask.dry_run;
+        let Some(shortage) = round.shortage(self.config.borrow().watermarks) else {
+            if !is_dry {
+                self.prunes.is_relieved();
+            }
+            return round.answer();
+        };
+        self.prunes.short.push(Short { round, shortage, is_condition: !is_dry });
+        if self.prunes.short.len() == 1 {
+            let engine = Arc::clone(&self.engine);
+            self.tasks.spawn(async move { Done::DiskUsage(engine.disk_usage().await) });
+        }
+    }
+
+    pub(super) fn explained(&mut self, usage: Result<DiskUsage, runtime::Error>) {
+        let usage = usage.unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot ask the engine what else is on the disk of the images");
+            DiskUsage::default()
+        });
+        for Short { mut round, shortage, is_condition } in std::mem::take(&mut self.prunes.short) {
+            let text = shortage.text(&usage);
+            if is_condition {
+                self.prunes.stuck = Some(text.clone());
+            }
+            round.report.notes.push(text);
+            round.answer();
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use crate::images::Error;
 use crate::images::policy::{self, Planned, Pressure, Verdict};
 use crate::images::pressure::{self, Watermarks};
+use crate::images::shortage::Shortage;
 use crate::runtime;
 use crate::runtime::images::{ListedImage, Removal};
 use crate::types::{
@@ -153,20 +154,26 @@ impl Round {
         }
     }
 
-    /// That the disk is too full still, and what else there is on it that the agent knows of. It is never touched.
-    pub(super) fn stuck(&self, marks: Watermarks) -> Option<String> {
-        let disk = self.after.as_ref().or(self.before.as_ref()).filter(|disk| pressure::is_above(disk, marks.high))?;
+    /// That the disk is too full still, or would be after what a dry run would remove.
+    pub(super) fn shortage(&self, marks: Watermarks) -> Option<Shortage> {
+        let disk = self.after.as_ref().or(self.before.as_ref())?;
+        if !pressure::is_above(disk, marks.high) || !pressure::is_above(&self.left(disk), marks.high) {
+            return None;
+        }
         let foreign = self.report.kept.iter().filter(|image| image.reason == KeptBecause::Foreign);
-        let (count, bytes) =
-            foreign.fold((0_usize, Bytes::ZERO), |(count, sum), image| (count + 1, sum.saturating_add(image.bytes)));
-        Some(format!(
-            "{used} % of the file system of the images, {path}, is used, which is above images.high_watermark ({high} %), \
-             and a prune cannot free more; {count} images of other programs take {bytes} of it; volumes, the build cache \
-             and logs of containers may take more: run: docker system df",
-            used = pressure::used_percent(disk),
-            path = disk.path,
-            high = marks.high,
-        ))
+        let foreign =
+            foreign.fold((0, Bytes::ZERO), |(count, sum), image| (count + 1, sum.saturating_add(image.bytes)));
+        Some(Shortage { disk: disk.clone(), high: marks.high, dry_run: self.ask.dry_run, foreign })
+    }
+
+    /// The disk after what a dry run would remove. Nothing tells how many inodes that frees.
+    fn left(&self, disk: &Disk) -> Disk {
+        let mut left = disk.clone();
+        if self.ask.dry_run {
+            left.free_bytes = disk.free_bytes.saturating_add(self.report.up_to_bytes);
+            left.inodes = disk.inodes.filter(|_| self.report.removed.is_empty());
+        }
+        left
     }
 
     pub(super) fn answer(mut self) {
@@ -203,4 +210,55 @@ fn notes(report: &PruneReport) -> Vec<String> {
         (KeptBecause::Off, "the node's setting prune is off: to remove images once, pass a mode"),
     ];
     texts.into_iter().filter(|(why, _)| is_kept(*why)).map(|(_, text)| text.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Inodes;
+
+    const MARKS: Watermarks = Watermarks { high: 85, low: 75 };
+
+    /// A dry run that would free so many bytes of a disk of 1000 bytes and 1000 inodes.
+    fn dry_run(used: u64, inodes_used: u64, frees: u64) -> Round {
+        let ask = Ask { dry_run: true, ..Ask::scheduled() };
+        let mut round = Round::begin(ask, "n1".parse().unwrap());
+        round.before = Some(Disk {
+            path: "/d".to_owned(),
+            total_bytes: Bytes::new(1000),
+            free_bytes: Bytes::new(1000 - used),
+            inodes: Some(Inodes { total: 1000, free: 1000 - inodes_used }),
+        });
+        if frees > 0 {
+            let image = ListedImage { id: "x".to_owned(), size: Bytes::new(frees), ..ListedImage::default() };
+            round.gone(&image, Verdict::Remove(PruneReason::Pressure));
+        }
+        round
+    }
+
+    #[test]
+    fn a_dry_run_is_short_if_what_it_would_free_is_not_enough() {
+        let is_short = |used, inodes, frees| dry_run(used, inodes, frees).shortage(MARKS).is_some();
+        assert!(!is_short(850, 0, 0) && is_short(851, 0, 0));
+        assert!(is_short(900, 0, 49) && !is_short(900, 0, 50));
+        assert!(is_short(0, 851, 0) && !is_short(0, 851, 1), "nothing tells how many inodes an image has");
+    }
+
+    #[test]
+    fn a_round_is_short_by_the_disk_after_it() {
+        let mut round = Round { ask: Ask::scheduled(), ..dry_run(900, 0, 50) };
+        assert_eq!(round.shortage(MARKS).map(|shortage| (shortage.dry_run, shortage.foreign.0)), Some((false, 0)));
+        round.after = round.before.clone().map(|disk| Disk { free_bytes: Bytes::new(150), ..disk });
+        assert_eq!(round.shortage(MARKS), None);
+    }
+
+    #[test]
+    fn a_shortage_has_the_images_of_other_programs() {
+        let mut round = dry_run(900, 0, 0);
+        for (id, reason) in [("a", KeptBecause::Foreign), ("b", KeptBecause::Named), ("c", KeptBecause::Foreign)] {
+            let image = ListedImage { id: id.to_owned(), size: Bytes::new(7), ..ListedImage::default() };
+            round.keep(&image, reason);
+        }
+        assert_eq!(round.shortage(MARKS).unwrap().foreign, (2, Bytes::new(14)));
+    }
 }

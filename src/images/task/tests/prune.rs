@@ -1,6 +1,7 @@
 use super::*;
 use crate::images::pressure::Watermarks;
-use crate::types::{KeptBecause, Prune, PruneReason, PruneReport, PullPolicy};
+use crate::runtime::images::DiskUsage;
+use crate::types::{Bytes, KeptBecause, Prune, PruneReason, PruneReport, PullPolicy};
 
 const BY: Actor = Actor::Socket { uid: 0 };
 const HOURS: Duration = Duration::from_secs(2 * 3600);
@@ -184,4 +185,98 @@ async fn a_disk_that_is_too_full_is_freed_of_what_no_workspace_names() {
     owners.measure("/", 50);
     until(&handle, |_| engine.removed() == ["id-x:1"]).await;
     assert!(handle.snapshot().images.as_ref().unwrap().iter().any(|image| image.id == "id-w:1"));
+}
+
+/// Of any disk more than 0 % is used, so that no prune frees enough.
+fn never_enough() -> Config {
+    Config { watermarks: Watermarks { high: 0, low: 0 }, ..Config::default() }
+}
+
+#[tokio::test]
+async fn a_prune_that_does_not_free_enough_asks_once_what_else_is_on_the_disk() {
+    let (engine, handle, ..) = pulled(&["w:1"], never_enough()).await;
+    let asked = engine.disk_usage_asked();
+    engine.tell_disk_usage(Some(Ok(DiskUsage { volumes: Some(Bytes::gib(3)), ..DiskUsage::default() })));
+    for _ in 0..2 {
+        let dry = handle.prune(None, true, BY).await.unwrap();
+        assert!(dry.notes[0].contains("would not free enough") && dry.notes[0].contains("volumes 3 GiB"), "{dry:?}");
+    }
+    assert_eq!(
+        handle.snapshot().disk_pressure,
+        None,
+        "a dry run changes nothing, and it was published before the second"
+    );
+    let report = prune(&handle, None).await;
+    assert!(report.notes[0].contains("cannot free more") && report.notes[0].contains("volumes 3 GiB"), "{report:?}");
+    assert_eq!(until(&handle, |now| now.disk_pressure.is_some()).await.disk_pressure.as_ref(), report.notes.first());
+    assert_eq!(*asked.borrow(), 3);
+}
+
+#[tokio::test]
+async fn a_round_for_pressure_asks_what_else_is_on_the_disk() {
+    let (engine, handle, _, owners) = pulled(&["w:1"], never_enough()).await;
+    engine.tell_disk_usage(Some(Ok(DiskUsage { build_cache: Some(Bytes::gib(3)), ..DiskUsage::default() })));
+    owners.measure("/", 50);
+    let now = until(&handle, |now| now.disk_pressure.is_some()).await;
+    assert!(now.disk_pressure.as_ref().unwrap().contains("the build cache 3 GiB"), "{:?}", now.disk_pressure);
+    owners.measure("/", 51);
+    prune(&handle, Some(Prune::Normal)).await;
+    assert_eq!(*engine.disk_usage_asked().borrow(), 2, "once by the round for pressure, and once by the prune");
+}
+
+#[tokio::test]
+async fn a_prune_of_a_disk_that_has_room_does_not_ask_what_else_is_on_it() {
+    let config = Config { watermarks: Watermarks { high: 100, low: 100 }, ..Config::default() };
+    let (engine, handle, ..) = pulled(&["x:1"], config).await;
+    assert_eq!(removed(&prune(&handle, Some(Prune::Aggressive)).await).len(), 1);
+    assert_eq!(*engine.disk_usage_asked().borrow(), 0);
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_tell_what_is_on_its_disk_delays_only_the_answer() {
+    let (engine, handle, ..) = pulled(&["x:1"], never_enough()).await;
+    let mut asked = engine.disk_usage_asked();
+    engine.tell_disk_usage(None);
+    let start = || {
+        let handle = handle.clone();
+        tokio::spawn(async move { prune(&handle, Some(Prune::Aggressive)).await })
+    };
+    let first = start();
+    timeout(PATIENCE, asked.wait_for(|asked| *asked == 1)).await.unwrap().unwrap();
+    assert_eq!(engine.removed(), ["id-x:1"]);
+    engine.publish("y:1", "y");
+    pull(&handle, "y:1").await.unwrap();
+    handle.clock.advance(HOURS);
+    let second = start();
+    until(&handle, |_| engine.removed() == ["id-x:1", "y"]).await;
+    // It waits for the removal, after which the round is over.
+    pull(&handle, "y:1").await.unwrap();
+    assert!(!first.is_finished() && handle.snapshot().disk_pressure.is_none());
+    engine.tell_disk_usage(Some(Err(runtime::Error::Unavailable("it hangs".to_owned()))));
+    for answer in [first, second] {
+        let report = timeout(PATIENCE, answer).await.unwrap().unwrap();
+        assert!(report.notes[0].contains("volumes, the build cache, files of containers and logs"), "{report:?}");
+        assert_eq!(report.removed.len(), 1);
+    }
+    until(&handle, |now| now.disk_pressure.is_some()).await;
+    assert_eq!(*asked.borrow(), 1, "one answer is for both");
+}
+
+#[tokio::test]
+async fn a_disk_that_has_room_by_the_time_the_engine_answers_is_no_condition() {
+    let (engine, handle, _, owners) = pulled(&["w:1"], never_enough()).await;
+    prune(&handle, None).await;
+    until(&handle, |now| now.disk_pressure.is_some()).await;
+    engine.tell_disk_usage(None);
+    let pruning = tokio::spawn({
+        let handle = handle.clone();
+        async move { prune(&handle, None).await }
+    });
+    timeout(PATIENCE, engine.disk_usage_asked().wait_for(|asked| *asked == 2)).await.unwrap().unwrap();
+    owners.measure("/", 0);
+    until(&handle, |now| now.disk_pressure.is_none()).await;
+    engine.tell_disk_usage(Some(Ok(DiskUsage::default())));
+    assert!(timeout(PATIENCE, pruning).await.unwrap().unwrap().notes[0].contains("cannot free more"));
+    handle.prune(None, true, BY).await.unwrap();
+    assert_eq!(handle.snapshot().disk_pressure, None, "what the answer changed was published before the dry run");
 }

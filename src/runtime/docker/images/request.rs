@@ -87,8 +87,8 @@ impl Messages {
     }
 }
 
-/// The body of the engine's answer to `GET path`. `what` names the request in errors. An answer that does not come within
-/// this time, or that has more bytes than `max`, is none.
+/// The body of the engine's answer to `GET path`. `what` names the request in errors. An answer that does not come
+/// within this time, or that has more bytes than `max`, is an error.
 pub(super) async fn get(
     engine: &Engine,
     what: &str,

@@ -1,5 +1,5 @@
-//! What else is on the file system of the images, as `docker system df` tells, and the logs of containers, which it does
-//! not tell.
+//! What else is on the file system of the images, as `docker system df` tells, and the logs of containers, which it
+//! does not tell.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ use crate::types::Bytes;
 /// Deadline of the whole answer: the engine reads every volume and every container's files. A prune that a person asked
 /// for waits for it.
 const WITHIN: Duration = Duration::from_secs(60);
-/// Bytes of an answer. It lists containers, volumes and records of the build cache with up to 2 KiB each, and engines of
-/// API 1.52 list all twice.
+/// Bytes of an answer. It lists containers, volumes and records of the build cache with up to 2 KiB each, and engines
+/// of API 1.52 list all twice.
 const MAX_ANSWER: usize = 32 << 20;
 /// The version of the API from which on the engine can be asked without its images, of which it would list every layer.
 const TAKES_TYPES: ClientVersion = ClientVersion { major_version: 1, minor_version: 42 };
