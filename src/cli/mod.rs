@@ -39,6 +39,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use client::Client;
 use connection::{Connection, Target};
 use failure::{Exit, Failure};
+use node::SELF;
 use output::{Format, Output, note};
 
 /// Containerised workspaces on a fleet of hosts, with no manager, no database and no broker.
@@ -134,8 +135,10 @@ struct Failures(Option<Exit>);
 
 impl Failures {
     fn add(&mut self, what: &str, failure: &Failure) {
-        if let Some(report) = failure.report() {
-            note(format!("{what}: {report}"));
+        match failure.report() {
+            Some(report) if what == SELF => note(report),
+            Some(report) => note(format!("{what}: {report}")),
+            None => {}
         }
         self.0.get_or_insert(failure.exit());
     }

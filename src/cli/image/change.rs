@@ -5,6 +5,7 @@ use clap::Args;
 use crate::cli::Context;
 use crate::cli::client::Call;
 use crate::cli::failure::Failure;
+use crate::cli::node::SELF;
 use crate::cli::route::Route;
 use crate::types::{Image, ImageRequest};
 
@@ -25,7 +26,7 @@ pub(in crate::cli) struct ChangeArgs {
 pub(super) async fn run(change: &str, args: &ChangeArgs, context: &Context) -> Result<(), Failure> {
     let request = ImageRequest { image: args.image.clone() };
     request.validate()?;
-    let route = Route::new(&["nodes", args.on.as_deref().unwrap_or("self"), "images", change]);
+    let route = Route::new(&["nodes", args.on.as_deref().unwrap_or(SELF), "images", change]);
     let answer = context.client()?.send(Call::post(route).json(&request)?).await?;
     context.out.answer(&answer.body, |image: &Image| name_of(image))
 }

@@ -5,6 +5,7 @@ use clap::Args;
 use crate::cli::arguments::one_of;
 use crate::cli::client::Client;
 use crate::cli::failure::Failure;
+use crate::cli::node::SELF;
 use crate::cli::output::Body;
 use crate::cli::route::Route;
 use crate::cli::table::{NONE, age, joined, one_line, table};
@@ -41,7 +42,7 @@ pub(super) async fn run(args: &LsArgs, context: &Context) -> Result<(), Failure>
     if args.all {
         return run_all(args.owner, &client, context).await;
     }
-    let body = of_node(&client, args.on.as_deref().unwrap_or("self"), args.owner).await?;
+    let body = of_node(&client, args.on.as_deref().unwrap_or(SELF), args.owner).await?;
     context.out.answer(&body, |node: &NodeImages| describe(std::slice::from_ref(node), false, context.out.now))
 }
 

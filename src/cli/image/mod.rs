@@ -2,6 +2,7 @@
 
 mod change;
 mod list;
+mod nodes;
 mod prune;
 mod pull;
 

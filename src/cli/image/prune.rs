@@ -1,36 +1,41 @@
-//! `ostler image prune`: removes images of a node that nothing needs.
+//! `ostler image prune`: removes images of nodes that nothing needs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
+use futures_util::{StreamExt, stream};
 
-use crate::cli::Context;
+use super::nodes::Nodes;
 use crate::cli::arguments::one_of;
-use crate::cli::client::Call;
+use crate::cli::client::{Call, Client};
 use crate::cli::failure::Failure;
+use crate::cli::output::Body;
 use crate::cli::progress::Progress;
 use crate::cli::route::Route;
 use crate::cli::table::{NONE, one_line, table};
+use crate::cli::{Context, Failures};
 use crate::types::{Bytes, KeptBecause, Prune, PruneReason, PruneReport, PruneRequest};
 
 /// As long as a node may take.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Nodes that are asked at the same time.
+const AT_ONCE: usize = 16;
 /// Images of one reason that are named; of more, only the number and the sum are.
 const MAX_NAMED: usize = 5;
 
-/// Remove images of a node that ostler pulled and that nothing needs.
+/// Remove images of nodes that ostler pulled and that nothing needs.
 ///
-/// Without --mode the node's setting `prune` counts: `normal` removes images without a name, `aggressive` also those
+/// Without --mode each node's setting `prune` counts: `normal` removes images without a name, `aggressive` also those
 /// that no workspace names. An image of another program, of a container, of a session or of a workspace stays.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ostler image prune --dry-run
-  ostler image prune host-a --mode aggressive")]
+  ostler image prune host-a --mode aggressive
+  ostler image prune --all")]
 pub(in crate::cli) struct PruneArgs {
-    /// The node's name, its id or a unique prefix of its id.
-    #[arg(value_name = "NODE", default_value = "self")]
-    on: String,
+    #[command(flatten)]
+    nodes: Nodes,
     /// Only show what would be removed, and what is kept and why.
     #[arg(long)]
     dry_run: bool,
@@ -42,15 +47,34 @@ pub(in crate::cli) struct PruneArgs {
 pub(super) async fn run(args: &PruneArgs, context: &Context) -> Result<(), Failure> {
     let request = PruneRequest { mode: args.mode };
     request.validate()?;
-    let mut route = Route::new(&["nodes", &args.on, "images", "prune"]);
-    if args.dry_run {
+    let client = context.client()?;
+    let nodes = args.nodes.resolve(&client).await?;
+    let progress = Progress::start(if args.dry_run { "looking at the images" } else { "removing images" });
+    let prunes = nodes.iter().map(async |node| (node, prune(node, &request, args.dry_run, &client).await));
+    let mut ended = stream::iter(prunes).buffer_unordered(AT_ONCE);
+    let (mut failures, mut is_first) = (Failures::default(), true);
+    while let Some((node, pruned)) = ended.next().await {
+        progress.aside(|| match pruned {
+            Ok(body) => {
+                let gap = if std::mem::take(&mut is_first) { "" } else { "\n" };
+                context.out.answer(&body, |report| format!("{gap}{}", describe(report)))
+            }
+            Err(failure) => {
+                failures.add(node, &failure);
+                Ok(())
+            }
+        })?;
+    }
+    drop(progress);
+    failures.into_result()
+}
+
+async fn prune(node: &str, request: &PruneRequest, dry_run: bool, client: &Client) -> Result<Body, Failure> {
+    let mut route = Route::new(&["nodes", node, "images", "prune"]);
+    if dry_run {
         route = route.with("dry_run", true);
     }
-    let client = context.client()?;
-    let progress = Progress::start(if args.dry_run { "looking at the images" } else { "removing images" });
-    let answer = client.send(Call::post(route).json(&request)?.waiting(PATIENCE)).await;
-    drop(progress);
-    context.out.answer(&answer?.body, describe)
+    Ok(client.send(Call::post(route).json(request)?.waiting(PATIENCE)).await?.body)
 }
 
 /// What goes, how much and why; then what stays, by reason; then what else there is to know.
@@ -98,16 +122,19 @@ fn kept(report: &PruneReport) -> impl Iterator<Item = Vec<String>> {
 
 fn summary(report: &PruneReport) -> String {
     let PruneReport { node, mode, removed, up_to_bytes, reclaimed_bytes, .. } = report;
-    let images = if removed.len() == 1 { "image" } else { "images" };
-    let count = removed.len();
-    if report.dry_run {
-        return format!("{node}: a prune in mode {mode} would remove {count} {images} and free up to {up_to_bytes}");
-    }
-    let freed = match reclaimed_bytes {
-        Some(bytes) => format!("freed about {bytes}"),
-        None => format!("freed up to {up_to_bytes}"),
+    let images = match removed.len() {
+        0 => "nothing".to_owned(),
+        1 => "1 image".to_owned(),
+        count => format!("{count} images"),
     };
-    format!("{node}: a prune in mode {mode} removed {count} {images} and {freed}")
+    let does = if report.dry_run { "would remove" } else { "removed" };
+    let freed = match reclaimed_bytes {
+        _ if removed.is_empty() => String::new(),
+        _ if report.dry_run => format!(" and free up to {up_to_bytes}"),
+        Some(bytes) => format!(" and freed about {bytes}"),
+        None => format!(" and freed up to {up_to_bytes}"),
+    };
+    format!("{node}: a prune in mode {mode} {does} {images}{freed}")
 }
 
 /// Its first name and how many more it has, or the beginning of its id.
@@ -223,6 +250,14 @@ a: a prune in mode aggressive removed 1 image and freed about 690 MiB
 
 note: the catalogue has no workspaces";
         assert_eq!(describe(&report), expected);
+    }
+
+    #[test]
+    fn a_prune_that_removes_nothing_says_so() {
+        let none = PruneReport { removed: Vec::new(), ..report() };
+        assert_eq!(summary(&none), "a: a prune in mode aggressive would remove nothing");
+        let none = PruneReport { dry_run: false, reclaimed_bytes: Some(Bytes::ZERO), ..none };
+        assert_eq!(summary(&none), "a: a prune in mode aggressive removed nothing");
     }
 
     #[test]

@@ -10,15 +10,15 @@ use tokio::time::sleep;
 
 use crate::cli::client::{Call, Client};
 use crate::cli::failure::Failure;
-use crate::cli::node::{Selection, Selector};
 use crate::cli::output::{Body, note};
 use crate::cli::progress::Progress;
 use crate::cli::route::Route;
 use crate::cli::table::one_line;
 use crate::cli::{Context, Failures};
-use crate::types::{ImagePull, ImagePullState, ImageRequest, NodeImages, RuntimeKind};
+use crate::types::{ImagePull, ImagePullState, ImageRequest, NodeImages};
 
-use super::list::{doing, every_node, short_id};
+use super::list::{doing, short_id};
+use super::nodes::Nodes;
 
 /// How long one request waits for the end of a pull: less than most reverse proxies wait for an answer.
 const HOLD: Duration = Duration::from_secs(50);
@@ -41,25 +41,13 @@ pub(in crate::cli) struct PullArgs {
     /// The image's name. Without a tag it means `latest`.
     #[arg(value_name = "IMAGE")]
     image: String,
-    /// Names, ids or id prefixes of nodes [default: the node that answers].
-    #[arg(value_name = "NODE", conflicts_with_all = ["selector", "all"])]
-    nodes: Vec<String>,
-    /// Every node with all of these labels, for example rack=3 or rack=3,disk=ssd.
-    #[arg(short = 'l', long, value_name = "KEY=VALUE", conflicts_with = "all")]
-    selector: Option<Selector>,
-    /// Every node that runs sessions in containers.
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    nodes: Nodes,
 }
 
 pub(super) async fn run(args: &PullArgs, context: &Context) -> Result<(), Failure> {
     let client = context.client()?;
-    let nodes = if args.all {
-        let all = every_node(&client).await?.into_iter().filter(|node| node.runtime.kind == RuntimeKind::Docker);
-        all.map(|node| node.name.to_string()).collect()
-    } else {
-        Selection::or_self(&args.nodes, args.selector.as_ref()).resolve(&client).await?
-    };
+    let nodes = args.nodes.resolve(&client).await?;
     everywhere(&args.image, &nodes, &client, context).await
 }
 

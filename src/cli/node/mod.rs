@@ -17,7 +17,7 @@ use super::route::Route;
 use super::table::{NONE, joined, or_none, table};
 use super::terminal::Terminal;
 use super::{Context, Failures};
-pub(super) use selection::{Selection, Selector};
+pub(super) use selection::{SELF, Selection, Selector};
 pub(super) use show::{drain as draining, resources};
 
 /// Commands about nodes.

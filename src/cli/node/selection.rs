@@ -9,6 +9,9 @@ use crate::cli::failure::Failure;
 use crate::cli::route::Route;
 use crate::types::{Labels, List, Name, Node};
 
+/// How a path of the API names the node that answers.
+pub(in crate::cli) const SELF: &str = "self";
+
 /// Nodes by name, or by their labels.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
@@ -29,7 +32,7 @@ impl Selection {
     /// The nodes with these names or with all of these labels; without either, the node that answers.
     pub(in crate::cli) fn or_self(nodes: &[String], selector: Option<&Selector>) -> Self {
         let is_self = nodes.is_empty() && selector.is_none();
-        let nodes = if is_self { vec!["self".to_owned()] } else { nodes.to_vec() };
+        let nodes = if is_self { vec![SELF.to_owned()] } else { nodes.to_vec() };
         Self { nodes, selector: selector.cloned() }
     }
 
