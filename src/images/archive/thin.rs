@@ -35,7 +35,7 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// A file in this directory that is removed with it. There may be one for each directory.
+    /// Layers are held in this directory, in files without a name.
     pub fn new(directory: &Path, has_room: impl Fn(u64) -> io::Result<()> + Send + 'static) -> Self {
         Self { path: directory.join(FILE), has_room: Box::new(has_room) }
     }
@@ -43,7 +43,7 @@ impl Spool {
     /// Takes a layer in. Returns it from its beginning, with its digest.
     fn hold(&self, layer: &mut impl Read, size: u64) -> io::Result<(File, String)> {
         (self.has_room)(size)?;
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&self.path)?;
+        let mut file = self.file()?;
         let (mut context, mut piece, mut left) = (Context::new(&SHA256), vec![0; PIECE], size);
         while left > 0 {
             let read = layer.read(&mut piece)?;
@@ -58,11 +58,14 @@ impl Spool {
         let digest = data_encoding::HEXLOWER.encode(context.finish().as_ref());
         Ok((file, format!("sha256:{digest}")))
     }
-}
 
-impl Drop for Spool {
-    fn drop(&mut self) {
+    /// A file of its own, which goes with its last user. A stream that broke may still hold a layer when the next begins.
+    fn file(&self) -> io::Result<File> {
+        // An agent that was killed may have left one.
         let _ = remove_file(&self.path);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&self.path)?;
+        let _ = remove_file(&self.path);
+        Ok(file)
     }
 }
 
@@ -124,6 +127,24 @@ mod tests {
 
     fn names(of: &[(String, Vec<u8>)]) -> Vec<&str> {
         of.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    #[test]
+    fn two_layers_that_are_held_at_the_same_time_stay_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let hold = |content: &[u8]| {
+            let spool = Spool::new(directory.path(), |_| Ok(()));
+            spool.hold(&mut &*content, u64::try_from(content.len()).unwrap()).unwrap()
+        };
+        let (mut one, _) = hold(b"of the stream that broke");
+        let (mut other, digest_of_other) = hold(b"of the next");
+        for (file, expected) in [(&mut one, "of the stream that broke"), (&mut other, "of the next")] {
+            let mut content = String::new();
+            file.read_to_string(&mut content).unwrap();
+            assert_eq!(content, expected);
+        }
+        assert_eq!(digest_of_other, digest(b"of the next"));
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 
     #[test]
