@@ -14,6 +14,7 @@ use owners::Owners;
 
 pub(super) mod owners;
 mod prune;
+mod second_look;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -7,7 +7,7 @@ const BY: Actor = Actor::Socket { uid: 0 };
 const HOURS: Duration = Duration::from_secs(2 * 3600);
 
 /// The owner after pulls of these names, each of an image `id-NAME`, two hours ago.
-async fn pulled(names: &[&str], config: Config) -> (Arc<FakeImages>, Handle, Switch, Owners) {
+pub(super) async fn pulled(names: &[&str], config: Config) -> (Arc<FakeImages>, Handle, Switch, Owners) {
     let engine = FakeImages::new();
     let (handle, disk, owners) = start_beside(&engine, Owners::new(), config, clock()).await;
     for name in names {
@@ -18,15 +18,15 @@ async fn pulled(names: &[&str], config: Config) -> (Arc<FakeImages>, Handle, Swi
     (engine, handle, disk, owners)
 }
 
-async fn prune(handle: &Handle, mode: Option<Prune>) -> PruneReport {
+pub(super) async fn prune(handle: &Handle, mode: Option<Prune>) -> PruneReport {
     timeout(PATIENCE, handle.prune(mode, false, BY)).await.unwrap().unwrap()
 }
 
-fn removed(report: &PruneReport) -> Vec<(&str, PruneReason)> {
+pub(super) fn removed(report: &PruneReport) -> Vec<(&str, PruneReason)> {
     report.removed.iter().map(|image| (image.id.as_str(), image.reason)).collect()
 }
 
-fn kept(report: &PruneReport, id: &str) -> KeptBecause {
+pub(super) fn kept(report: &PruneReport, id: &str) -> KeptBecause {
     report.kept.iter().find(|image| image.id == id).unwrap().reason
 }
 
