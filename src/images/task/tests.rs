@@ -12,6 +12,7 @@ use crate::store::failing::Switch;
 use crate::types::{BootInstant, Platform, PullPolicy, Timestamp};
 use owners::Owners;
 
+mod full_disk;
 pub(super) mod owners;
 mod prune;
 mod second_look;

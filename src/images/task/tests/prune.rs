@@ -3,7 +3,7 @@ use crate::images::pressure::Watermarks;
 use crate::runtime::images::DiskUsage;
 use crate::types::{Bytes, KeptBecause, Prune, PruneReason, PruneReport, PullPolicy};
 
-const BY: Actor = Actor::Socket { uid: 0 };
+pub(super) const BY: Actor = Actor::Socket { uid: 0 };
 const HOURS: Duration = Duration::from_secs(2 * 3600);
 
 /// The owner after pulls of these names, each of an image `id-NAME`, two hours ago.
