@@ -20,6 +20,7 @@ mod pull;
 mod ready;
 mod recovery;
 mod registry;
+mod reserve;
 mod stores;
 mod storm;
 mod strangers;
