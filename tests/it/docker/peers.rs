@@ -2,7 +2,9 @@
 //!
 //! The engines of the second and the third node are in networks of their own, so that they reach no registry.
 
+use std::fmt::Debug;
 use std::fs;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +24,10 @@ use crate::support::docker::{Lab, Registry, SOCKET, docker, no_gpus, quietly};
 
 /// Bytes of the layer that only the image has.
 const NOISE: u64 = 8 << 20;
+/// `images.peer_bandwidth` of the nodes whose copies are timed: 8 MiB take two seconds, far more than without it.
+const BANDWIDTH: u64 = 4 << 20;
+/// What the bandwidth lets through at once after a pause, in seconds.
+const BURST: f64 = 0.1;
 /// How long a copy may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -97,11 +103,23 @@ fn until(cluster: &Cluster, session: &str, state: &str) -> Value {
     last
 }
 
-/// The bytes of the images that a node gave, each.
-fn given(node: &Agent) -> Vec<u64> {
+/// Waits until the node has heard that a workspace names the image: it offers no other image.
+fn until_it_offers(node: &Agent, image: &str) {
+    until_within(PATIENCE, "a node that offers the image", || {
+        let images = node.get("/v1/nodes/self/images").json();
+        let mut items = images["items"].as_array().unwrap().iter();
+        items.any(|item| item["names"] == json!([image]) && item["workspaces"] == json!(["far"]))
+    });
+}
+
+/// The bytes of the images that a node gave, and the seconds that each took.
+fn given(node: &Agent) -> Vec<(u64, f64)> {
+    fn value<T: FromStr<Err: Debug>>(line: &str, key: &str) -> T {
+        line.split(key).nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+    }
     let log = node.log();
     let lines = log.lines().filter(|line| line.contains("gave the image"));
-    lines.map(|line| line.split("bytes=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()).collect()
+    lines.map(|line| (value(line, "bytes="), value(line, "seconds="))).collect()
 }
 
 #[test]
@@ -118,13 +136,15 @@ fn without_its_registry_an_image_comes_from_a_node_that_has_it() {
     let cluster = cluster(&lab, &engines);
     add(&cluster.nodes[0], &lab, "far", FOREVER, &json!({"image": image}));
     until(&cluster, &create(&cluster, 0, "alice"), "running");
+    until_it_offers(&cluster.nodes[0], &image);
     drop(registry);
 
     set(&cluster.nodes[1], "from_peers", "off");
     let failed = until(&cluster, &create(&cluster, 1, "bob"), "failed");
     assert!(failed["message"].as_str().unwrap().contains("connection refused"), "{failed}");
-    assert_eq!(given(&cluster.nodes[0]), [0; 0]);
+    assert_eq!(given(&cluster.nodes[0]), []);
 
+    cluster.nodes.iter().for_each(|node| set(node, "peer_bandwidth", BANDWIDTH.to_string()));
     set(&cluster.nodes[1], "from_peers", "fallback");
     let id = docker(&["inspect", "--format", "{{.Id}}", &image]);
     let running = until(&cluster, &create(&cluster, 1, "carol"), "running");
@@ -143,9 +163,11 @@ fn without_its_registry_an_image_comes_from_a_node_that_has_it() {
 
     // Each engine has the lab's image, whose layer is two thousand blocks of busybox: only the other one was sent, once to
     // each.
-    let sent: Vec<u64> = cluster.nodes.iter().flat_map(given).collect();
+    let sent: Vec<(u64, f64)> = cluster.nodes.iter().flat_map(given).collect();
     let most = NOISE + (256 << 10);
-    assert!(sent.len() == 2 && sent.iter().all(|bytes| (NOISE..most).contains(bytes)), "{sent:?}");
+    assert!(sent.len() == 2 && sent.iter().all(|(bytes, _)| (NOISE..most).contains(bytes)), "{sent:?}");
+    let least = NOISE as f64 / BANDWIDTH as f64 - BURST;
+    assert!(sent.iter().all(|(_, seconds)| *seconds >= least), "{sent:?}: less than {least} seconds");
     assert!(!cluster.nodes[0].data_dir().join("image-layer.tmp").exists());
     drop(cluster);
     quietly(&["rmi", &image]);
