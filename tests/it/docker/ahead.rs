@@ -2,9 +2,10 @@
 
 use serde_json::json;
 
-use super::{FOREVER, add, id, start};
+use super::{FOREVER, add, configuration, id, start};
 use crate::support::agent::{Agent, until};
-use crate::support::docker::{Lab, Registry, docker, lines, quietly};
+use crate::support::cluster::Cluster;
+use crate::support::docker::{Lab, Registry, SOCKET, docker, lines, quietly};
 
 /// Bytes of noise in an image.
 const SMALL: u64 = 1 << 20;
@@ -41,6 +42,33 @@ fn a_node_has_the_image_of_a_prepull_workspace_before_any_session() {
     drop(registry);
     let digest = digest_of_new(&agent, "later");
     assert!(docker(&["inspect", "--format", "{{index .RepoDigests 0}}", &image]).ends_with(&digest));
+}
+
+#[test]
+fn workspace_pull_reaches_each_node_that_may_run_a_prepull_workspace() {
+    const TEST: &str = "workspace_pull_reaches_each_node_that_may_run_a_prepull_workspace";
+    let Some(lab) = Lab::open(TEST) else { return };
+    let Some(registry) = Registry::start(TEST) else { return };
+    let of_lab: toml::Table = toml::from_str(&configuration(&lab, SOCKET)).unwrap();
+    let cluster = Cluster::start(2, &toml::to_string(&toml::toml! { runtime = (of_lab["runtime"].clone()) }).unwrap());
+    let first = &cluster.nodes[0];
+    first.cli(&["node", "label", "n1", "rack=9"]).ok();
+    let image = registry.reference(&lab.cluster);
+    add(first, &lab, "far", FOREVER, &json!({"image": image, "constraints": {"rack": "9"}}));
+    let none = first.cli(&["workspace", "pull", "far"]).failed(1);
+    assert!(none.contains(&format!("no node has image {image} of workspace far")), "{none}");
+
+    // The registry does not have it yet, so that no node has it by the pull ahead.
+    first.cli(&["workspace", "set", "far", "--prepull"]).ok();
+    let failed = first.cli(&["workspace", "pull", "far"]).failed(1);
+    assert!(failed.starts_with(&format!("n1: error: cannot pull {image}: ")) && !failed.contains("n0"), "{failed}");
+    // Both share an engine, which must not have the name meanwhile.
+    registry.publish_newer(&lab.cluster, SMALL);
+    assert!(!has(&image));
+    let pulled = first.cli(&["workspace", "pull", "far"]).ok();
+    assert!(pulled.starts_with(&format!("n1: pulled {image} (")) && !pulled.contains("n0"), "{pulled}");
+    assert!(has(&image));
+    quietly(&["rmi", &image]);
 }
 
 #[test]
