@@ -75,6 +75,8 @@ mod tests {
         assert_eq!(pressure(&disk(0, Some((1000, 850))), MARKS), None);
         assert_eq!(pressure(&disk(0, Some((1000, 851))), MARKS), Some(Pressure { bytes: None }));
         assert_eq!(pressure(&disk(900, Some((1000, 851))), MARKS), Some(Pressure { bytes: None }));
+        let bytes = Some(Bytes::new(150));
+        assert_eq!(pressure(&disk(900, Some((1000, 850))), MARKS), Some(Pressure { bytes }), "of bytes alone");
         assert!(is_above(&disk(0, Some((1000, 760))), 75) && !is_above(&disk(750, Some((1000, 750))), 75));
     }
 

@@ -184,16 +184,19 @@ fn pulls_are_listed_until_they_end() {
     let pulls = [
         (reference("x:1"), Pull::Waiting),
         (reference("y:1"), Pull::Running(progress)),
-        (reference("z:1"), Pull::Ended(Ok(()))),
+        (reference("z:1"), Pull::Copying { node: "b".to_owned(), copied: Bytes::mib(3), size: Bytes::mib(4) }),
+        (reference("z:2"), Pull::Ended(Ok(()))),
     ];
     let (node, catalogue) = ("a".parse().unwrap(), catalogue::Snapshot::default());
     let (images, sessions) = (Snapshot::default(), sessions::Snapshot::default());
     let listed =
         inventory(Inputs { node: &node, images: &images, pulls: &pulls, catalogue: &catalogue, sessions: &sessions });
     let states: Vec<_> =
-        listed.pulls.iter().map(|pull| (pull.image.as_str(), pull.state, pull.fetched_bytes)).collect();
-    let running = ("y:1", ImagePullState::Running, Bytes::mib(1));
-    assert_eq!(states, [("x:1", ImagePullState::Waiting, Bytes::ZERO), running]);
+        listed.pulls.iter().map(|pull| (&*pull.image, pull.state, pull.fetched_bytes, pull.size_bytes)).collect();
+    let waiting = ("x:1", ImagePullState::Waiting, Bytes::ZERO, Bytes::ZERO);
+    let running = ("y:1", ImagePullState::Running, Bytes::mib(1), Bytes::mib(2));
+    let copying = ("z:1", ImagePullState::Running, Bytes::mib(3), Bytes::mib(4));
+    assert_eq!(states, [waiting, running, copying]);
 }
 
 #[test]

@@ -233,6 +233,31 @@ fn adopting_pinning_and_unpinning() {
 }
 
 #[test]
+fn a_pull_that_brought_nothing_leaves_no_trace_and_one_from_a_node_may_be_of_no_registry() {
+    let mut records = Records::default();
+    records.begin(&reference("x:1"), &graph(), &[]);
+    records.not_pulled(&reference("x:1"));
+    assert_eq!(records, Records::default());
+    after_pull(&mut records, "y:1", &[], "a");
+    records.not_fetched(&graph(), "a", &reference("y:1"));
+    assert_eq!(records.fetched(&graph(), "a", &reference("y:1")), None);
+    assert!(records.is_ours(&graph(), "a", &strings(&["y:1"])), "the name stays ostler's");
+}
+
+#[test]
+fn a_list_takes_the_names_that_are_gone_and_leaves_digests_which_no_list_tells_of() {
+    let mut records = Records::default();
+    after_pull(&mut records, "x:1", &[], "a");
+    for name in ["x:2", "x@sha256:ab"] {
+        records.begin(&reference(name), &graph(), &[]);
+        records.pulled(&reference(name), &details("a", &["x:1"]), None, Origin::Registry, now());
+    }
+    records.listed(&graph(), &[listed("a", &["x:1"])]);
+    let names: Vec<&String> = records.record(&graph(), "a").unwrap().names.keys().collect();
+    assert_eq!(names, ["x:1", "x@sha256:ab"]);
+}
+
+#[test]
 fn the_number_of_records_is_bounded() {
     let mut records = Records::default();
     for n in 0..MAX_RECORDS + 2 {
