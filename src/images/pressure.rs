@@ -3,13 +3,27 @@
 use super::policy::Pressure;
 use crate::types::{Bytes, Disk, Inodes};
 
+/// A high watermark that nothing is above.
+const NEVER: u32 = 100;
+
 /// What may be used of the file system of the images, in percent of its bytes and of its inodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watermarks {
-    /// Above it images are removed. 100: never.
+    /// Above it images are removed. [`NEVER`]: never.
     pub high: u32,
     /// Until no more than this is used.
     pub low: u32,
+}
+
+impl Watermarks {
+    /// Those that count once a pull has met a full disk. The engine drops what it has of that image, and so the disk may
+    /// be below the high mark again; what the pull needs is not known.
+    pub const fn met_full_disk(self) -> Self {
+        match self.high {
+            NEVER => self,
+            _ => Self { high: self.low, ..self },
+        }
+    }
 }
 
 /// What must be freed; `None`: no more is used than the high mark allows.
@@ -61,6 +75,13 @@ mod tests {
     fn disk(used: u64, inodes: Option<(u64, u64)>) -> Disk {
         let inodes = inodes.map(|(total, used)| Inodes { total, free: total - used });
         Disk { path: "/d".to_owned(), total_bytes: Bytes::new(1000), free_bytes: Bytes::new(1000 - used), inodes }
+    }
+
+    #[test]
+    fn a_pull_that_met_a_full_disk_has_images_removed_down_to_the_low_mark() {
+        assert_eq!(MARKS.met_full_disk(), Watermarks { high: 75, low: 75 });
+        let never = Watermarks { high: 100, low: 75 };
+        assert_eq!(never.met_full_disk(), never);
     }
 
     #[test]

@@ -41,13 +41,20 @@ const STALL: Duration = Duration::from_secs(60);
 const FIRST_BYTE: Duration = Duration::from_secs(8 * 60);
 /// How long the engine may take to say why it takes no more of an archive.
 const LAST_WORD: Duration = Duration::from_secs(5);
-/// How long a pull waits for nodes that give images to others, and how often it asks: what they give takes minutes. If
-/// the registry was not asked yet, it waits less.
-const BUSY_PATIENCE: Duration = Duration::from_secs(15 * 60);
-const BUSY_PATIENCE_BEFORE_REGISTRY: Duration = Duration::from_secs(20);
+/// How long a pull waits for other nodes, and how often it asks. If the registry was not asked yet, it waits less.
+const BEFORE_REGISTRY: Patience = Patience { busy: Duration::from_secs(20), offer: Duration::ZERO };
+const INSTEAD_OF_REGISTRY: Patience = Patience { busy: Duration::from_secs(15 * 60), offer: Duration::from_secs(2) };
 const BUSY_EVERY: Duration = Duration::from_secs(2);
+const OFFER_EVERY: Duration = Duration::from_millis(500);
 /// Images of this node whose layers are compared at most: the engine is asked about each.
 const COMPARED: usize = 200;
+
+struct Patience {
+    /// For nodes that give images to others, which takes minutes.
+    busy: Duration,
+    /// For an offer: a node gives an image only after it has heard of its workspace, which may be new.
+    offer: Duration,
+}
 
 /// How a pull ended.
 #[derive(Debug)]
@@ -157,7 +164,7 @@ impl Source {
         let mode = self.config.borrow().from_peers;
         let mut not_copied = None;
         if let (FromPeers::Prefer, Some(here)) = (mode, &here) {
-            match self.copy(image, here, BUSY_PATIENCE_BEFORE_REGISTRY, report).await {
+            match self.copy(image, here, BEFORE_REGISTRY, report).await {
                 Ok(brought) => return Tried { registry: None, brought: Ok(brought) },
                 Err(error) => not_copied = Some(error),
             }
@@ -188,7 +195,7 @@ impl Source {
     ) -> Result<Brought, PullError> {
         let Some(here) = here else { return Err(refused) };
         tracing::info!(%image, "asking the other nodes for the image: {refused}");
-        self.copy(image, &here, BUSY_PATIENCE, report).await.map_err(|error| both(refused, &error))
+        self.copy(image, &here, INSTEAD_OF_REGISTRY, report).await.map_err(|error| both(refused, &error))
     }
 
     /// Pulls an image from its registry. Returns its digest there, if the engine tells.
@@ -208,16 +215,21 @@ impl Source {
         &self,
         image: &ImageReference,
         here: &Here,
-        patience: Duration,
+        patience: Patience,
         report: &watch::Sender<Pull>,
     ) -> Result<Brought, PullError> {
-        report.send_replace(Pull::Waiting);
-        // It is never closed.
-        let _download = self.downloads.acquire().await;
-        let (deadline, mut failed) = (Instant::now() + patience, Vec::new());
+        let (begun, mut failed) = (Instant::now(), Vec::new());
         loop {
+            report.send_replace(Pull::Waiting);
+            let offers = self.offers(image, here, &failed).await;
+            if offers.is_empty() && failed.is_empty() && begun.elapsed() < patience.offer {
+                sleep(OFFER_EVERY).await;
+                continue;
+            }
+            // It is never closed.
+            let download = self.downloads.acquire().await;
             let mut is_busy = false;
-            for (node, name, offer) in self.offers(image, here, &failed).await {
+            for (node, name, offer) in offers {
                 match self.copy_from(&node, &name, &offer, image, here, report).await {
                     Ok(()) => {
                         tracing::info!(%image, id = offer.id, node = name, "took the image from another node");
@@ -232,7 +244,8 @@ impl Source {
                     Err(NotCopied::Here(error)) => return Err(error),
                 }
             }
-            if !is_busy || Instant::now() >= deadline {
+            drop(download);
+            if !is_busy || begun.elapsed() >= patience.busy {
                 return Err(none_gave(&failed, is_busy));
             }
             report.send_replace(Pull::Waiting);

@@ -53,6 +53,8 @@ pub(super) struct Prunes {
     is_first: bool,
     /// No round for pressure begins before.
     no_pressure_before: Option<Instant>,
+    /// A pull met a full disk, and a round for it follows the one that runs.
+    full_disk: bool,
     /// The rounds that wait until the engine has told what else is on the disk, which they could not free enough.
     short: Vec<Short>,
     /// What the last round could not free the disk of, for people.
@@ -78,6 +80,7 @@ impl Prunes {
             last: Instant::now(),
             is_first: true,
             no_pressure_before: None,
+            full_disk: false,
             short: Vec::new(),
             stuck: None,
         }
@@ -101,7 +104,8 @@ impl Prunes {
 
     /// Whether a round frees the disk, or is about to.
     pub(super) fn is_making_room(&self) -> bool {
-        self.round.as_ref().is_some_and(|round| matches!(round.ask.cause, Cause::Pressure))
+        let makes_room = |round: &Round| matches!(round.ask.cause, Cause::Pressure | Cause::FullDisk);
+        self.full_disk || self.round.as_ref().is_some_and(makes_room)
     }
 
     /// Whether a pull must wait: the engine removes an image of its repository, which it may bring again.
@@ -129,17 +133,32 @@ impl Owner {
             self.prunes.is_relieved();
             return;
         }
-        self.make_room();
+        if self.prunes.round.is_none() && self.may_make_room() {
+            self.make_room(Cause::Pressure);
+        }
     }
 
-    /// Begins a round for pressure, unless one runs or one has freed nothing lately.
-    pub(super) fn make_room(&mut self) {
-        let is_due = self.prunes.no_pressure_before.is_none_or(|at| Instant::now() >= at);
-        let may = self.prunes.round.is_none() && self.prunes.around.is_ready();
-        if may && is_due && self.prunes.around.mode() != Prune::Off {
-            self.prunes.no_pressure_before = Some(Instant::now() + PRESSURE_PAUSE);
-            self.prune(Ask { cause: Cause::Pressure, mode: None, dry_run: false });
+    /// Frees the disk for a pull that met a full one, after the round that runs. Pulls wait for it.
+    pub(super) fn make_room_for_pull(&mut self) {
+        if !self.may_make_room() {
+            return;
         }
+        if self.prunes.round.is_some() {
+            self.prunes.full_disk = true;
+        } else {
+            self.make_room(Cause::FullDisk);
+        }
+    }
+
+    fn make_room(&mut self, cause: Cause) {
+        self.prunes.no_pressure_before = Some(Instant::now() + PRESSURE_PAUSE);
+        self.prune(Ask::to_make_room(cause));
+    }
+
+    /// Whether the node removes images from a full disk, and has not done so in vain lately.
+    fn may_make_room(&self) -> bool {
+        let is_due = self.prunes.no_pressure_before.is_none_or(|at| Instant::now() >= at);
+        is_due && self.prunes.around.is_ready() && self.prunes.around.mode() != Prune::Off
     }
 
     /// Whether the file system of the images is too full, as last measured.
@@ -194,7 +213,8 @@ impl Owner {
         round.mode = round.ask.mode.unwrap_or_else(|| self.prunes.around.mode());
         round.pressure = survey.disk.as_ref().filter(|_| round.ask.mode.is_none()).and_then(|disk| {
             let marks = self.config.borrow().watermarks;
-            pressure::pressure(disk, marks)
+            let is_for_pull = matches!(round.ask.cause, Cause::FullDisk);
+            pressure::pressure(disk, if is_for_pull { marks.met_full_disk() } else { marks })
         });
         (round.in_use, round.before) = (survey.in_use, survey.disk);
         round.report.mode = round.mode;
@@ -322,6 +342,9 @@ impl Owner {
             self.prunes.no_pressure_before = None;
         }
         self.explain(round);
+        if std::mem::take(&mut self.prunes.full_disk) && self.may_make_room() {
+            self.make_room(Cause::FullDisk);
+        }
     }
 
     /// Answers a round that is over. If the disk is too full still, the engine is asked first what else is on it; the

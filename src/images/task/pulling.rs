@@ -203,7 +203,7 @@ impl Owner {
             Err(PullCause::Limited) if is_awaited => self.pulls.wait(&image),
             Err(PullCause::DiskFull) if self.tried_again.insert(image.clone()) => {
                 tracing::warn!(%image, "the disk of the images is full: making room, and pulling the image once more");
-                self.make_room();
+                self.make_room_for_pull();
                 self.pulls.again(&image);
             }
             _ => self.end_pull(&image, brought.map(drop)),

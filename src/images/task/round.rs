@@ -27,7 +27,10 @@ pub(super) struct Ask {
 
 pub(super) enum Cause {
     Schedule,
+    /// The disk was measured, and is too full.
     Pressure,
+    /// A pull met a full disk.
+    FullDisk,
     Person(Actor, Reply),
 }
 
@@ -48,6 +51,10 @@ pub(super) struct Round {
 impl Ask {
     pub(super) const fn scheduled() -> Self {
         Self { cause: Cause::Schedule, mode: None, dry_run: false }
+    }
+
+    pub(super) const fn to_make_room(cause: Cause) -> Self {
+        Self { cause, mode: None, dry_run: false }
     }
 
     pub(super) fn answer(self, answer: Result<PruneReport, Error>) {

@@ -28,6 +28,8 @@ struct Neighbour {
     /// After how many bytes the next streams break.
     cuts: Mutex<Vec<usize>>,
     asked: Mutex<Vec<Wanted>>,
+    /// To so many questions it answers that it offers nothing.
+    offers_nothing: Mutex<usize>,
     _directory: TempDir,
 }
 
@@ -53,8 +55,8 @@ impl Neighbour {
             min_free: Arc::new(|| Bytes::ZERO),
             data_dir: directory.path().to_owned(),
         });
-        let (cuts, asked) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { engine, images, giver, cuts, asked, _directory: directory })
+        let (cuts, asked, offers_nothing) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { engine, images, giver, cuts, asked, offers_nothing, _directory: directory })
     }
 
     /// The same, with `x:1` of two layers from a registry.
@@ -83,6 +85,13 @@ impl Peers for Arc<Neighbour> {
     }
 
     async fn offer(&self, _: &NodeId, image: &ImageReference) -> Option<Offer> {
+        {
+            let mut left = self.offers_nothing.lock().unwrap();
+            if let Some(fewer) = left.checked_sub(1) {
+                *left = fewer;
+                return None;
+            }
+        }
         self.giver.offer(image).await
     }
 
@@ -168,6 +177,21 @@ async fn an_image_comes_from_another_node_if_the_registry_does_not_serve() {
     let before = there.asked().len();
     assert!(pull(&here, "x:1").await.is_err());
     assert_eq!(there.asked().len(), before);
+}
+
+#[tokio::test]
+async fn a_node_that_has_not_heard_of_the_workspace_yet_is_asked_again() {
+    let there = Neighbour::with_image().await;
+    let (engine, here) = taker(&there, FromPeers::Fallback).await;
+    engine.refuse(no_registry(PullCause::Registry));
+    *there.offers_nothing.lock().unwrap() = 1;
+    pull(&here, "x:1").await.unwrap();
+    // Before the registry was asked, nothing waits for an offer.
+    let (engine, here) = taker(&there, FromPeers::Prefer).await;
+    engine.publish("x:1", "img");
+    *there.offers_nothing.lock().unwrap() = 1;
+    pull(&here, "x:1").await.unwrap();
+    assert_eq!(here.snapshot().records.record(&place(), "img").unwrap().origin, Origin::Registry);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use crate::runtime::images::DiskUsage;
 use crate::types::{Bytes, KeptBecause, Prune, PruneReason, PruneReport, PullPolicy};
 
 pub(super) const BY: Actor = Actor::Socket { uid: 0 };
-const HOURS: Duration = Duration::from_secs(2 * 3600);
+pub(super) const HOURS: Duration = Duration::from_secs(2 * 3600);
 
 /// The owner after pulls of these names, each of an image `id-NAME`, two hours ago.
 pub(super) async fn pulled(names: &[&str], config: Config) -> (Arc<FakeImages>, Handle, Switch, Owners) {
