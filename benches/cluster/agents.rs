@@ -34,7 +34,7 @@ const PORTS_EACH: usize = 100;
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
     pub(crate) name: String,
-    folder: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 impl Node {
@@ -74,6 +74,15 @@ impl Node {
         let nodes = usize::try_from(cluster["nodes"].as_u64().unwrap_or_default())?;
         let leader = cluster["leader"]["name"].as_str().map(str::to_owned);
         Ok((leader, cluster["term"].as_u64().unwrap_or_default(), nodes))
+    }
+
+    /// How many nodes this one itself sees alive. It reads the metrics, because `/v1/nodes` is the leader's view.
+    pub(crate) async fn alive_seen(&self) -> Result<usize> {
+        let metrics = self.get("/metrics").await?;
+        let text = metrics.as_str().context("metrics are text")?;
+        let line = text.lines().find(|line| line.starts_with("ostler_nodes{") && line.contains("state=\"alive\""));
+        let count = line.and_then(|line| line.rsplit(' ').next()).context("no count of nodes")?;
+        Ok(count.trim_end_matches(".0").parse()?)
     }
 
     /// The sessions of the process runtime on this host: each has a directory.

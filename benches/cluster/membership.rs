@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tokio::time::{Instant, sleep};
 
 use crate::agents::{Cluster, POLL, Seeds};
@@ -65,7 +65,7 @@ async fn found(cluster: &Cluster, since: Instant) -> Result<()> {
     let all = cluster.nodes.len();
     for node in &cluster.nodes {
         loop {
-            let alive = alive_seen(node).await;
+            let alive = node.alive_seen().await;
             if matches!(alive, Ok(alive) if alive == all) {
                 break;
             }
@@ -80,15 +80,6 @@ async fn found(cluster: &Cluster, since: Instant) -> Result<()> {
         }
         sleep(POLL).await;
     }
-}
-
-/// How many nodes this one itself sees alive. It reads the metrics, because `/v1/nodes` is the leader's view.
-async fn alive_seen(node: &crate::agents::Node) -> Result<usize> {
-    let metrics = node.get("/metrics").await?;
-    let text = metrics.as_str().context("metrics are text")?;
-    let line = text.lines().find(|line| line.starts_with("ostler_nodes{") && line.contains("state=\"alive\""));
-    let count = line.and_then(|line| line.rsplit(' ').next()).context("no count of nodes")?;
-    Ok(count.trim_end_matches(".0").parse()?)
 }
 
 async fn at_rest(cluster: &Cluster, over: Duration) -> Result<String> {
@@ -122,7 +113,7 @@ type Look = Vec<Option<(Option<String>, u64, usize)>>;
 async fn look(cluster: &Cluster) -> Look {
     let mut look = Vec::new();
     for node in &cluster.nodes {
-        let seen = async { Ok::<_, anyhow::Error>((node.follows().await?, alive_seen(node).await?)) };
+        let seen = async { Ok::<_, anyhow::Error>((node.follows().await?, node.alive_seen().await?)) };
         look.push(seen.await.ok().map(|((leader, term, _), alive)| (leader, term, alive)));
     }
     look

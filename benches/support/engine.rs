@@ -15,7 +15,7 @@ pub(crate) const WORKSPACE: &str = "bench";
 /// An image, and a cluster's name of our own. Dropping it removes everything that was created for the cluster.
 pub(crate) struct Lab {
     pub(crate) cluster: String,
-    image: String,
+    pub(crate) image: String,
 }
 
 impl Lab {
