@@ -1,17 +1,17 @@
 //! The images of other nodes, for the owner of the images.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
 
 use super::mesh::Peers;
 use super::{QUICK, SLOW, ViewWatch};
-use crate::gossip::{ClusterView, Member};
+use crate::gossip::ClusterView;
 use crate::images::offers::{Offer, Wanted};
 use crate::images::{self, NotGiven};
 use crate::runtime::ByteStream;
-use crate::types::{ImageReference, NodeId, NodeState};
+use crate::types::{ImageReference, Name, NodeId, NodeState};
 use crate::wire::message::{CopyImage, OfferImage};
 
 /// The other nodes, as those that may have images.
@@ -26,23 +26,35 @@ impl Copies {
     }
 }
 
-/// The nodes that may answer, with their names. A suspect node is one of them: on a busy host gossip may not hear a node
-/// for a moment. Those that answer soonest come first: to dial a node takes longer than to ask one that is connected.
-fn may_answer(view: &ClusterView, is_connected: impl Fn(&NodeId) -> bool) -> Vec<(NodeId, String)> {
-    let may = |member: &Member| matches!(member.state, NodeState::Alive | NodeState::Suspect);
-    let mut nodes: Vec<(&NodeId, &Arc<Member>)> = view.members.iter().filter(|(_, member)| may(member)).collect();
-    nodes.sort_by_key(|(node, member)| (member.state != NodeState::Alive, !is_connected(node)));
-    let name = |node: &NodeId, member: &Member| {
-        member.profile.as_ref().map_or_else(|| node.to_string(), |profile| profile.name.to_string())
+/// The nodes that may answer, with their names. Gossip does not tell all of them: it may not have heard of a new node yet,
+/// or not hear a busy one for a moment. Those that answer soonest come first: to dial a node takes longer than to ask one
+/// that is connected.
+fn may_answer(view: &ClusterView, connected: &BTreeMap<NodeId, Name>) -> Vec<(NodeId, String)> {
+    let state = |node: &NodeId| view.members.get(node).map(|member| member.state);
+    let rank = |node: &NodeId| match (state(node), connected.contains_key(node)) {
+        (Some(NodeState::Left), _) => None,
+        (Some(NodeState::Alive), true) => Some(0),
+        (Some(NodeState::Alive), false) => Some(1),
+        (_, true) => Some(2),
+        (Some(NodeState::Suspect), false) => Some(3),
+        (Some(NodeState::Unknown) | None, false) => None,
     };
-    nodes.into_iter().map(|(node, member)| (*node, name(node, member))).collect()
+    let profile = |node: &NodeId| view.members.get(node)?.profile.as_ref().map(|profile| profile.name.to_string());
+    let name = |node: &NodeId| {
+        connected.get(node).map(Name::to_string).or_else(|| profile(node)).unwrap_or_else(|| node.to_string())
+    };
+    let known: BTreeSet<&NodeId> = view.members.keys().chain(connected.keys()).collect();
+    let mut nodes: Vec<(u8, &NodeId)> = known.into_iter().filter_map(|node| Some((rank(node)?, node))).collect();
+    nodes.sort_unstable();
+    nodes.into_iter().map(|(_, node)| (*node, name(node))).collect()
 }
 
 #[async_trait]
 impl images::Peers for Copies {
     fn nodes(&self) -> Vec<(NodeId, String)> {
         let Some(net) = &self.peers.0 else { return Vec::new() };
-        may_answer(&self.view.borrow(), |node| net.hello_of(node).is_some())
+        let connected = net.connected().into_iter().map(|hello| (hello.node, hello.name.clone())).collect();
+        may_answer(&self.view.borrow(), &connected)
     }
 
     async fn offer(&self, node: &NodeId, image: &ImageReference) -> Option<Offer> {
@@ -61,13 +73,18 @@ impl images::Peers for Copies {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     use super::*;
+    use crate::gossip::Member;
     use crate::types::{ClusterMode, Timestamp, sample};
 
+    fn id(byte: u8) -> NodeId {
+        NodeId::from_bytes([byte; 10])
+    }
+
     #[test]
-    fn a_suspect_node_is_asked_after_those_that_are_alive_and_connected_nodes_first() {
+    fn nodes_that_gossip_does_not_hear_are_asked_after_those_that_it_does() {
         let mut view = ClusterView::default();
         for (byte, name, state) in [
             (1, "suspect", NodeState::Suspect),
@@ -75,24 +92,30 @@ mod tests {
             (3, "connected", NodeState::Alive),
             (4, "unknown", NodeState::Unknown),
             (5, "left", NodeState::Left),
+            (6, "unknown-connected", NodeState::Unknown),
+            (7, "left-connected", NodeState::Left),
         ] {
-            let id = NodeId::from_bytes([byte; 10]);
             let member = Member {
                 address: "127.0.0.1:7000".parse().unwrap(),
                 incarnation: 1,
                 state,
                 mode: ClusterMode::Available,
                 last_seen: Timestamp::default(),
-                profile: Some(Arc::new(sample::profile(name, id.as_ref()))),
+                profile: Some(Arc::new(sample::profile(name, id(byte).as_ref()))),
                 usage: sample::usage(),
                 sessions: BTreeMap::new(),
                 catalogue: None,
             };
-            view.members.insert(id, Arc::new(member));
+            view.members.insert(id(byte), Arc::new(member));
         }
-        let connected = NodeId::from_bytes([3; 10]);
-        let names: Vec<String> =
-            may_answer(&view, |node| *node == connected).into_iter().map(|(_, name)| name).collect();
-        assert_eq!(names, ["connected", "alive", "suspect"]);
+        let name = |name: &str| name.parse::<Name>().unwrap();
+        let connected = [
+            (id(3), name("connected")),
+            (id(6), name("unknown-connected")),
+            (id(7), name("left-connected")),
+            (id(8), name("new")),
+        ];
+        let names: Vec<String> = may_answer(&view, &connected.into()).into_iter().map(|(_, name)| name).collect();
+        assert_eq!(names, ["connected", "alive", "unknown-connected", "new", "suspect"]);
     }
 }

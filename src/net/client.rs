@@ -81,6 +81,11 @@ impl Net {
         self.0.pool.of_node(node).map(|link| link.hello)
     }
 
+    /// The hellos of all connected nodes.
+    pub fn connected(&self) -> Vec<Arc<Hello>> {
+        self.0.pool.all().into_iter().map(|link| link.hello).collect()
+    }
+
     async fn ask(&self, node: &NodeId, request: &[u8], within: Duration) -> Result<(Vec<u8>, RecvStream), Error> {
         let unreachable = |cause| Error::Unreachable { node: *node, cause };
         let link = match timeout(within, self.0.link(node)).await {

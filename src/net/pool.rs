@@ -70,6 +70,12 @@ impl Pool {
         links.by_node.get(node).filter(|link| link.connection.close_reason().is_none()).cloned()
     }
 
+    /// Every open connection that is in use.
+    pub(super) fn all(&self) -> Vec<Link> {
+        let links = lock(&self.links);
+        links.by_node.values().filter(|link| link.connection.close_reason().is_none()).cloned().collect()
+    }
+
     fn of_address(&self, address: SocketAddr) -> Option<Link> {
         let node = lock(&self.links).nodes.get(&address).copied()?;
         self.of_node(&node).filter(|link| address_of(&link.connection) == address)
