@@ -25,6 +25,8 @@ pub(crate) struct FakeImages {
     state: Mutex<State>,
     changes: watch::Sender<u64>,
     told: watch::Sender<Vec<(String, Duration)>>,
+    /// Whether the engine lists its containers, or cannot; `None`: it does not answer.
+    lists_containers: watch::Sender<Option<bool>>,
     /// Removals wait while it is set.
     holds_removals: watch::Sender<bool>,
     /// What the engine says of its disk; `None`: nothing yet.
@@ -82,6 +84,7 @@ impl FakeImages {
         Arc::new(Self {
             state: Mutex::default(),
             changes: watch::Sender::new(0),
+            lists_containers: watch::Sender::new(Some(true)),
             holds_removals,
             disk_usage: watch::Sender::new(Some(Ok(DiskUsage::default()))),
             disk_usage_asked: watch::Sender::new(0),
@@ -104,6 +107,11 @@ impl FakeImages {
         let image = ListedImage { id: id.to_owned(), names, size: Bytes::mib(10), ..ListedImage::default() };
         self.state().images.push(image);
         self.say();
+    }
+
+    /// Whether the engine lists its containers, or cannot; `None`: it does not answer.
+    pub(crate) fn list_containers(&self, lists: Option<bool>) {
+        self.lists_containers.send_replace(lists);
     }
 
     /// The registry has this image under this name from now on.
@@ -250,6 +258,11 @@ impl Images for FakeImages {
     }
 
     async fn in_use(&self) -> Result<BTreeMap<String, u32>, Error> {
+        let mut lists = self.lists_containers.subscribe();
+        let lists = lists.wait_for(Option::is_some).await.is_ok_and(|lists| *lists == Some(true));
+        if !lists {
+            return Err(Error::Unavailable("the engine lists no containers".to_owned()));
+        }
         Ok(self.state().used.clone())
     }
 

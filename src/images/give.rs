@@ -14,7 +14,7 @@ use super::archive::thin::{LeftOut, Spool, thin};
 use super::archive::{MAX_ENTRIES, pipe};
 use super::bandwidth::Bucket;
 use super::offers::{MAX_LAYERS, Offer, Refusal, Wanted};
-use super::{Config, Handle, MinFree, room};
+use super::{Config, Handle, MinFree, here, room};
 use crate::catalogue;
 use crate::runtime::ByteStream;
 use crate::types::{Bytes, FromPeers, ImageReference};
@@ -102,11 +102,8 @@ impl Giver {
 
     fn is_named(&self, image: &ImageReference) -> bool {
         let catalogue = self.parts.catalogue.borrow();
-        let mut named = catalogue.workspaces.values().flat_map(|workspace| {
-            let both = [workspace.image_reference(), workspace.image.clone()];
-            both.into_iter().flatten()
-        });
-        named.any(|text| ImageReference::parse(&text).as_ref() == Ok(image))
+        let named = here::named(catalogue.workspaces.values().map(|workspace| &**workspace));
+        named.iter().any(|text| ImageReference::parse(text).as_ref() == Ok(image))
     }
 
     /// The engine's archive without what is left out. Ends with whoever reads it.

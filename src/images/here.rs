@@ -52,7 +52,7 @@ fn here(images: &Snapshot, catalogue: &catalogue::Snapshot) -> Here {
 }
 
 /// The images that the workspaces need. Of a pinned one its tag as well, so that people see whether the tag has moved.
-fn named<'a>(workspaces: impl Iterator<Item = &'a Workspace>) -> BTreeSet<String> {
+pub(super) fn named<'a>(workspaces: impl Iterator<Item = &'a Workspace>) -> BTreeSet<String> {
     let both = |workspace: &Workspace| [workspace.image_reference(), workspace.image.clone()];
     workspaces.flat_map(both).flatten().collect()
 }

@@ -87,7 +87,7 @@ impl Prunes {
     }
 
     /// The disk has room.
-    fn is_relieved(&mut self) {
+    fn relieve(&mut self) {
         self.stuck = None;
         self.short.iter_mut().for_each(|short| short.is_condition = false);
     }
@@ -130,7 +130,7 @@ impl Owner {
     /// The host was measured: it may be too full.
     pub(super) fn follow_disks(&mut self) {
         if self.measured_pressure().is_none() {
-            self.prunes.is_relieved();
+            self.prunes.relieve();
             return;
         }
         if self.prunes.round.is_none() && self.may_make_room() {
@@ -208,7 +208,10 @@ impl Owner {
         let Some(mut round) = asked else { return };
         let survey = match survey {
             Ok(survey) => survey,
-            Err(error) => return round.ask.answer(Err(error.into())),
+            Err(error) => {
+                round.ask.answer(Err(error.into()));
+                return self.make_room_that_waits();
+            }
         };
         round.mode = round.ask.mode.unwrap_or_else(|| self.prunes.around.mode());
         round.pressure = survey.disk.as_ref().filter(|_| round.ask.mode.is_none()).and_then(|disk| {
@@ -313,7 +316,7 @@ impl Owner {
             round.note(&image, verdict, removed);
             round.after = disk.or(round.after.take());
             if round.after.as_ref().is_some_and(|disk| !pressure::is_above(disk, marks.low)) {
-                round.is_relieved();
+                round.relieve();
             }
         }
         self.keep().await;
@@ -342,7 +345,13 @@ impl Owner {
             self.prunes.no_pressure_before = None;
         }
         self.explain(round);
-        if std::mem::take(&mut self.prunes.full_disk) && self.may_make_room() {
+        self.make_room_that_waits();
+    }
+
+    /// Frees the disk for a pull that met a full one while a round ran, which is over.
+    fn make_room_that_waits(&mut self) {
+        let is_free = self.prunes.round.is_none();
+        if is_free && std::mem::take(&mut self.prunes.full_disk) && self.may_make_room() {
             self.make_room(Cause::FullDisk);
         }
     }
@@ -353,7 +362,7 @@ impl Owner {
         let is_dry = round.ask.dry_run;
         let Some(shortage) = round.shortage(self.config.borrow().watermarks) else {
             if !is_dry {
-                self.prunes.is_relieved();
+                self.prunes.relieve();
             }
             return round.answer();
         };

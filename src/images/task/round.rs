@@ -151,7 +151,7 @@ impl Round {
     }
 
     /// Enough is free: what was to go for pressure only stays.
-    pub(super) fn is_relieved(&mut self) {
+    pub(super) fn relieve(&mut self) {
         let (for_pressure, others): (VecDeque<Planned>, VecDeque<Planned>) = std::mem::take(&mut self.todo)
             .into_iter()
             .partition(|planned| planned.verdict == Verdict::Remove(PruneReason::Pressure));

@@ -62,6 +62,25 @@ async fn room_for_a_pull_is_made_after_the_round_that_runs() {
 }
 
 #[tokio::test]
+async fn a_pull_does_not_wait_for_a_round_that_could_not_begin() {
+    let config = Config { watermarks: Watermarks { high: 99, low: 0 }, ..Config::default() };
+    let (engine, handle, _, _owners) = pulled(&["x:1"], config).await;
+    engine.list_containers(None);
+    let pruning = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.prune(Some(Prune::Normal), false, BY).await }
+    });
+    engine.refuse(refusal(PullCause::DiskFull));
+    let mut met = join(&handle, "y:1", Urgency::Demand).await;
+    until(&handle, |_| engine.pulls().len() == 2).await;
+    engine.publish("y:1", "new");
+    engine.refuse(None);
+    engine.list_containers(Some(false));
+    assert!(timeout(PATIENCE, pruning).await.unwrap().unwrap().is_err());
+    assert_eq!(reaches(&mut met, has_ended).await, Pull::Ended(Ok(())));
+}
+
+#[tokio::test]
 async fn a_pull_that_meets_a_full_disk_twice_ends_with_that() {
     let (engine, handle, _owners, mut pull) = met().await;
     engine.hold_removals(false);
