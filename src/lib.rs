@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod config;
 pub mod daemon;
 pub mod election;
+pub mod events;
 pub mod gossip;
 pub mod gpu;
 pub mod http;

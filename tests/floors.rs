@@ -18,6 +18,7 @@ use syn::visit::{self, Visit};
 const FLOORS: &[&[&str]] = &[
     &["types"],
     &["clock", "identity", "logging", "retry", "socket", "store"],
+    &["events"],
     &["election", "gpu"],
     &["runtime"],
     &["capacity", "gossip"],
@@ -43,6 +44,10 @@ const CORES: &[&str] = &[
     "capacity/room",
     "catalogue/merge",
     "election/state",
+    "events/happening",
+    "events/line",
+    "events/rate",
+    "events/tally",
     "gpu/answer",
     "gpu/changes",
     "gpu/children",

@@ -179,7 +179,7 @@ mod tests {
         let undrain = || Request::Undrain(Undrain);
         assert_eq!(refused(None, undrain()), None);
         assert_eq!(refused(Some(Actor::Node { id: id(1) }), undrain()), None);
-        assert_eq!(refused(Some(Actor::Socket { uid: 0 }), undrain()), None);
+        assert_eq!(refused(Some(crate::types::sample::root()), undrain()), None);
         assert!(refused(Some(Actor::Node { id: id(2) }), undrain()).is_some());
         let command = Command { session: sample::session_id("k"), command: crate::sessions::Command::Stop };
         assert!(refused(Some(Actor::Node { id: id(2) }), Request::Command(command)).is_some());
@@ -193,7 +193,7 @@ mod tests {
         for (own, foreign) in [(claim(1), claim(2)), (vote(1), vote(2))] {
             assert_eq!(refused(None, own.clone()), None);
             assert!(refused(None, foreign).is_some());
-            assert!(refused(Some(Actor::Socket { uid: 0 }), own).is_some());
+            assert!(refused(Some(crate::types::sample::root()), own).is_some());
         }
     }
 }

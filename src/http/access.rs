@@ -9,7 +9,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::error::Refusal;
-use crate::types::{Actor, ErrorCode, Role};
+use crate::types::{Actor, ApiToken, ErrorCode, Name, Role};
 use crate::wire::Call;
 use crate::wire::message::{
     ChangeGpu, ChangeImage, Command, Describe, Digests, Drain, DryRun, Edit, Explain, Forget, ForgetSession, Hold,
@@ -27,7 +27,7 @@ pub(super) enum Access {
 }
 
 use Access::{Needs, Open};
-use Role::{Admin, Read};
+use Role::Read;
 
 /// How an operation ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +119,7 @@ pub(super) const OPERATIONS: &[(Method, &str, Ends)] = &[
     (Method::GET, "/v1/sessions/{id}/logs", calls![Logs]),
     (Method::GET, "/v1/sessions/{id}/explain", calls![Explain]),
     (Method::GET, "/v1/sessions/{id}/secret", calls![Secret]),
-    (Method::GET, "/v1/tokens", Here(Needs(Admin))),
+    (Method::GET, "/v1/tokens", Here(Needs(Role::Admin))),
     (Method::POST, "/v1/tokens", calls![Edit]),
     (Method::DELETE, "/v1/tokens/{id}", calls![Edit]),
 ];
@@ -138,20 +138,29 @@ fn access_of(method: &Method, path: &str, query: Option<&str>) -> Access {
 pub(super) fn access(method: &Method, path: &str) -> Access {
     let method = if method == Method::HEAD { &Method::GET } else { method };
     let row = OPERATIONS.iter().find(|(m, p, _)| m == method && *p == path);
-    row.map_or(Needs(Admin), |(_, _, ends)| ends.access())
+    row.map_or(Needs(Role::Admin), |(_, _, ends)| ends.access())
 }
 
 /// The other end of a connection. The listener adds it to the extensions of each request of the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Peer {
     Tcp {
         remote: SocketAddr,
         local: SocketAddr,
     },
-    /// The unix socket. `admin`: the uid of the user that opened it, from the kernel, if that user is an administrator.
+    /// The unix socket. `admin`: the user that opened it, if that user is an administrator.
     Socket {
-        admin: Option<u32>,
+        admin: Option<Admin>,
     },
+}
+
+/// An administrator of this host: a user of the unix socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Admin {
+    /// From the kernel.
+    pub(super) uid: u32,
+    /// `None`: `/etc/passwd` does not have the user.
+    pub(super) name: Option<Arc<str>>,
 }
 
 /// An authenticated caller.
@@ -161,30 +170,38 @@ pub(super) struct Caller {
     pub(super) role: Role,
 }
 
-/// Returns the caller whose API token has this text.
-pub(super) type CallerOf = Arc<dyn Fn(&str) -> Option<Caller> + Send + Sync>;
+/// What this node authenticates callers by.
+#[derive(Clone)]
+pub(super) struct Gate {
+    /// This node, which receives the requests.
+    pub(super) node: Name,
+    /// Returns the API token that has this text.
+    pub(super) token_of: TokenOf,
+}
+
+pub(super) type TokenOf = Arc<dyn Fn(&str) -> Option<ApiToken> + Send + Sync>;
 
 /// Passes a request on if its caller has the role of the operation, and adds the [`Actor`] to its extensions. An open
 /// operation has no actor.
 pub(super) async fn authorise(
-    State(caller_of): State<CallerOf>,
+    State(gate): State<Gate>,
     matched: MatchedPath,
     Extension(peer): Extension<Peer>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
     let access = access_of(request.method(), matched.as_str(), request.uri().query());
-    if let Some(actor) = check(access, peer, request.headers(), &caller_of)? {
+    if let Some(actor) = check(access, &peer, request.headers(), &gate)? {
         request.extensions_mut().insert(actor);
     }
     Ok(next.run(request).await)
 }
 
-fn check(access: Access, peer: Peer, headers: &HeaderMap, caller_of: &CallerOf) -> Result<Option<Actor>, Refusal> {
+fn check(access: Access, peer: &Peer, headers: &HeaderMap, gate: &Gate) -> Result<Option<Actor>, Refusal> {
     let Needs(needed) = access else { return Ok(None) };
     let Caller { actor, role } = match peer {
-        Peer::Socket { admin: Some(uid) } => Caller { actor: Actor::Socket { uid }, role: Admin },
-        Peer::Socket { admin: None } | Peer::Tcp { .. } => caller_by_token(headers, caller_of)?,
+        Peer::Socket { admin: Some(user) } => gate.admin(user),
+        Peer::Socket { admin: None } | Peer::Tcp { .. } => gate.bearer(headers)?,
     };
     if role >= needed {
         return Ok(Some(actor));
@@ -192,14 +209,22 @@ fn check(access: Access, peer: Peer, headers: &HeaderMap, caller_of: &CallerOf) 
     Err(Refusal::new(ErrorCode::Forbidden, format!("this operation requires role {needed}; the token has role {role}")))
 }
 
-fn caller_by_token(headers: &HeaderMap, caller_of: &CallerOf) -> Result<Caller, Refusal> {
-    let Some(token) = bearer(headers) else {
-        let how = "expected an API token in the header `Authorization: Bearer TOKEN`, or a connection over the unix \
-                   socket as root or as a member of group ostler";
-        return Err(Refusal::new(ErrorCode::Unauthorized, how));
-    };
-    let unknown = || Refusal::new(ErrorCode::Unauthorized, "the API token is unknown, revoked or expired");
-    caller_of(token).ok_or_else(unknown)
+impl Gate {
+    fn admin(&self, user: &Admin) -> Caller {
+        let name = user.name.as_deref().map(str::to_owned);
+        Caller { actor: Actor::Socket { uid: user.uid, name, via: self.node.clone() }, role: Role::Admin }
+    }
+
+    fn bearer(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
+        let Some(text) = bearer(headers) else {
+            let how = "expected an API token in the header `Authorization: Bearer TOKEN`, or a connection over the \
+                       unix socket as root or as a member of group ostler";
+            return Err(Refusal::new(ErrorCode::Unauthorized, how));
+        };
+        let unknown = || Refusal::new(ErrorCode::Unauthorized, "the API token is unknown, revoked or expired");
+        let ApiToken { id, name, role, .. } = (self.token_of)(text).ok_or_else(unknown)?;
+        Ok(Caller { actor: Actor::Token { id, name, role, via: self.node.clone() }, role })
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -211,37 +236,38 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::net::{IpAddr, Ipv4Addr};
 
     use super::Role::Operate;
     use super::*;
+    use crate::types::sample;
     use crate::wire::message::{ASKERS, Asker};
 
-    const TCP: Peer = Peer::Tcp {
-        remote: SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1),
-        local: SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 2),
-    };
+    const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-    /// Callers whose token is the name of their role.
-    fn callers() -> CallerOf {
-        Arc::new(|token| {
-            let role = Role::ALL.iter().copied().find(|role| role.as_str() == token)?;
-            Some(Caller { actor: actor(role), role })
-        })
+    fn tcp() -> Peer {
+        Peer::Tcp { remote: SocketAddr::new(LOOPBACK, 1), local: SocketAddr::new(LOOPBACK, 2) }
     }
 
-    fn actor(role: Role) -> Actor {
-        Actor::Token { id: "abcdefgh".to_owned(), name: role.as_str().parse().unwrap() }
+    fn root() -> Peer {
+        Peer::Socket { admin: Some(Admin { uid: 0, name: Some("root".into()) }) }
     }
 
-    fn checked(access: Access, peer: Peer, authorization: Option<&str>) -> Result<Option<Actor>, Refusal> {
+    /// Knows tokens whose text is the name of their role.
+    fn gate() -> Gate {
+        let token_of: TokenOf = Arc::new(|text| text.parse().ok().map(sample::api_token));
+        Gate { node: "host-a".parse().unwrap(), token_of }
+    }
+
+    fn checked(access: Access, peer: &Peer, authorization: Option<&str>) -> Result<Option<Actor>, Refusal> {
         let mut headers = HeaderMap::new();
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, value.parse().unwrap());
         }
-        check(access, peer, &headers, &callers())
+        check(access, peer, &headers, &gate())
     }
 
-    fn asked(access: Access, peer: Peer, authorization: Option<&str>) -> Option<ErrorCode> {
+    fn asked(access: Access, peer: &Peer, authorization: Option<&str>) -> Option<ErrorCode> {
         checked(access, peer, authorization).err().map(|refusal| refusal.code)
     }
 
@@ -249,9 +275,9 @@ mod tests {
     fn every_operation_except_health_requires_a_token() {
         for (method, path, ends) in OPERATIONS {
             let access = ends.access();
-            assert!(method == Method::GET || matches!(access, Needs(Operate | Admin)), "{method} {path}");
+            assert!(method == Method::GET || matches!(access, Needs(Operate | Role::Admin)), "{method} {path}");
             let open = path.ends_with('z');
-            for peer in [TCP, Peer::Socket { admin: None }] {
+            for peer in [&tcp(), &Peer::Socket { admin: None }] {
                 let expected = (!open).then_some(ErrorCode::Unauthorized);
                 assert_eq!(asked(access, peer, None), expected, "{method} {path}");
                 assert_eq!(asked(access, peer, Some("Bearer wrong")), expected, "{method} {path}");
@@ -264,25 +290,25 @@ mod tests {
         for needed in Role::ALL {
             for given in Role::ALL {
                 let expected = (given < needed).then_some(ErrorCode::Forbidden);
-                assert_eq!(asked(Needs(*needed), TCP, Some(&format!("Bearer {given}"))), expected);
+                assert_eq!(asked(Needs(*needed), &tcp(), Some(&format!("Bearer {given}"))), expected);
             }
         }
     }
 
     #[test]
     fn only_an_administrator_on_the_socket_needs_no_token() {
-        assert_eq!(asked(Needs(Admin), Peer::Socket { admin: Some(0) }, None), None);
-        assert_eq!(asked(Needs(Read), Peer::Socket { admin: None }, Some("bearer read")), None);
-        assert_eq!(asked(Needs(Read), TCP, Some("Basic read")), Some(ErrorCode::Unauthorized));
-        assert_eq!(asked(Needs(Read), TCP, Some("Bearer ")), Some(ErrorCode::Unauthorized));
+        assert_eq!(asked(Needs(Role::Admin), &root(), None), None);
+        assert_eq!(asked(Needs(Read), &Peer::Socket { admin: None }, Some("bearer read")), None);
+        assert_eq!(asked(Needs(Read), &tcp(), Some("Basic read")), Some(ErrorCode::Unauthorized));
+        assert_eq!(asked(Needs(Read), &tcp(), Some("Bearer ")), Some(ErrorCode::Unauthorized));
     }
 
     #[test]
     fn head_requires_the_role_of_get_and_an_unknown_operation_requires_admin() {
         assert_eq!(access(&Method::HEAD, "/livez"), Open);
         assert_eq!(access(&Method::GET, "/v1/sessions/{id}/secret"), Needs(Operate));
-        assert_eq!(access(&Method::POST, "/livez"), Needs(Admin));
-        assert_eq!(access(&Method::GET, "/nowhere"), Needs(Admin));
+        assert_eq!(access(&Method::POST, "/livez"), Needs(Role::Admin));
+        assert_eq!(access(&Method::GET, "/nowhere"), Needs(Role::Admin));
     }
 
     #[test]
@@ -291,19 +317,18 @@ mod tests {
         assert_eq!(needed(Some("dry_run=true")), Needs(Read));
         for query in [None, Some(""), Some("dry_run=false"), Some("dry_run=true&dry_run=false"), Some("dry_run=true&x")]
         {
-            assert_eq!(needed(query), Needs(Admin), "{query:?}");
+            assert_eq!(needed(query), Needs(Role::Admin), "{query:?}");
         }
-        assert_eq!(access_of(&Method::POST, "/v1/nodes/{node}/drain", Some("dry_run=true")), Needs(Admin));
+        assert_eq!(access_of(&Method::POST, "/v1/nodes/{node}/drain", Some("dry_run=true")), Needs(Role::Admin));
     }
 
     #[test]
     fn the_actor_is_the_user_of_the_socket_or_the_token() {
-        let socket = Peer::Socket { admin: Some(1000) };
-        assert_eq!(checked(Needs(Admin), socket, None).unwrap(), Some(Actor::Socket { uid: 1000 }));
+        assert_eq!(checked(Needs(Role::Admin), &root(), None).unwrap(), Some(sample::root()));
         let without = Peer::Socket { admin: None };
-        assert_eq!(checked(Needs(Read), without, Some("Bearer operate")).unwrap(), Some(actor(Operate)));
-        assert_eq!(checked(Needs(Read), TCP, Some("Bearer read")).unwrap(), Some(actor(Read)));
-        assert_eq!(checked(Open, TCP, None).unwrap(), None);
+        assert_eq!(checked(Needs(Read), &without, Some("Bearer operate")).unwrap(), Some(sample::token_actor(Operate)));
+        assert_eq!(checked(Needs(Read), &tcp(), Some("Bearer read")).unwrap(), Some(sample::token_actor(Read)));
+        assert_eq!(checked(Open, &tcp(), None).unwrap(), None);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tower::ServiceExt;
 
 use super::access::Peer;
 use super::head::HeadTimer;
-use super::socket::{Socket, is_admin};
+use super::socket::{Socket, admin};
 use super::tls::Certificate;
 
 /// Connections of one listener at most. Further ones wait in the kernel's queue.
@@ -154,7 +154,7 @@ impl Connection {
     async fn serve(self, accepted: Accepted, permit: OwnedSemaphorePermit) {
         match accepted {
             Accepted::Socket(stream) => {
-                let admin = stream.peer_cred().ok().filter(is_admin).map(|peer| peer.uid());
+                let admin = stream.peer_cred().ok().and_then(|peer| admin(&peer));
                 self.converse(stream, Peer::Socket { admin }).await;
             }
             Accepted::Tcp { stream, remote, slot } => {
@@ -184,8 +184,9 @@ impl Connection {
     }
 
     async fn converse<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut self, stream: I, peer: Peer) {
+        let of_request = peer.clone();
         let service = self.router.map_request(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(of_request.clone());
             request.map(Body::new)
         });
         let timer = HeadTimer::new(self.limits.head);

@@ -13,13 +13,13 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::access::{Caller, CallerOf, authorise};
+use super::access::{Gate, TokenOf, authorise};
 use super::error::Refusal;
 use super::origin::{AllowedHosts, same_site};
 use super::{
     App, Shared, commands, gpus, health, images, metrics, nodes, openapi, sessions, status, tokens, volumes, workspaces,
 };
-use crate::types::{Actor, ApiToken, ErrorCode};
+use crate::types::{Actor, ErrorCode};
 
 /// The header with the leader's name, on every response to an authorised caller.
 const LEADER: &str = "x-ostler-leader";
@@ -69,13 +69,10 @@ pub(super) fn operations() -> OpenApiRouter<Arc<App>> {
 /// The API as its listeners serve it.
 pub(super) fn api(app: Arc<App>, allowed: AllowedHosts) -> Router {
     let (cluster, clock) = (app.api.cluster.clone(), app.api.clock.clone());
-    let caller_of: CallerOf = Arc::new(move |token| cluster.catalogue().token_of(token, clock.now()).map(bearer_of));
+    let node = cluster.host().settings.state().name.clone();
+    let token_of: TokenOf = Arc::new(move |text| cluster.catalogue().token_of(text, clock.now()).cloned());
     let router = Router::from(operations()).layer(from_fn_with_state(app.clone(), name_leader)).with_state(app);
-    guarded(router, caller_of, allowed)
-}
-
-fn bearer_of(token: &ApiToken) -> Caller {
-    Caller { actor: Actor::Token { id: token.id.clone(), name: token.name.clone() }, role: token.role }
+    guarded(router, Gate { node, token_of }, allowed)
 }
 
 /// What the status listener serves without a token. It does not check the host name: everyone who reaches
@@ -92,8 +89,8 @@ pub(super) fn status_only(app: Arc<App>) -> Router {
 }
 
 /// The checks in this order: host and origin, then whether the operation exists, then the caller's role.
-fn guarded(router: Router, caller_of: CallerOf, allowed: AllowedHosts) -> Router {
-    let router = with_fallbacks(router.route_layer(from_fn_with_state(caller_of, authorise)));
+fn guarded(router: Router, gate: Gate, allowed: AllowedHosts) -> Router {
+    let router = with_fallbacks(router.route_layer(from_fn_with_state(gate, authorise)));
     dressed(router.layer(from_fn_with_state(allowed, same_site)))
 }
 
@@ -142,8 +139,8 @@ async fn sealed(mut response: Response) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::access::Peer;
-    use crate::types::ErrorBody;
+    use crate::http::access::{Admin, Peer};
+    use crate::types::{ErrorBody, sample};
     use axum::Extension;
     use axum::body::Body;
     use axum::routing::post;
@@ -161,10 +158,10 @@ mod tests {
             .route("/v1/tokens", get(|| async { "tokens" }).post(|| async { "token" }))
             .route("/v1/nodes/{node}/drain", post(async |Extension(by): Extension<Actor>| by.to_string()))
             .route("/v1/nodes", get(panics));
-        let actor = || Actor::Token { id: "abcdefgh".to_owned(), name: "ci".parse().unwrap() };
-        let caller_of: CallerOf = Arc::new(move |token| Some(Caller { actor: actor(), role: token.parse().ok()? }));
+        let token_of: TokenOf = Arc::new(|text| text.parse().ok().map(sample::api_token));
+        let gate = Gate { node: "host-a".parse().unwrap(), token_of };
         let allowed = Arc::from(["ostler.example.com".to_owned()]);
-        guarded(routes, caller_of, tokio::sync::watch::channel(allowed).1)
+        guarded(routes, gate, tokio::sync::watch::channel(allowed).1)
     }
 
     async fn panics() -> &'static str {
@@ -210,8 +207,8 @@ mod tests {
             axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap()
         };
         let drain = "/v1/nodes/self/drain";
-        let socket = send_as(Peer::Socket { admin: Some(1000) }, "POST", drain, &[]).await;
-        assert_eq!(body(socket).await, "uid 1000");
+        let root = Peer::Socket { admin: Some(Admin { uid: 0, name: Some("root".into()) }) };
+        assert_eq!(body(send_as(root, "POST", drain, &[]).await).await, "root (uid 0)");
         let token = send("POST", drain, &[("authorization", "Bearer admin")]).await;
         assert_eq!(body(token).await, "token ci (abcdefgh)");
     }

@@ -3,12 +3,14 @@
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Gid, chown};
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::Error;
+use super::access::Admin;
 use crate::identity::Accounts;
 
 /// The group whose members are administrators, if it exists.
@@ -80,19 +82,21 @@ async fn clear(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Whether the peer is an administrator: root, the agent's own user, or a member of the group.
+/// The peer, if it is an administrator: root, the agent's own user, or a member of the group.
 ///
 /// `/etc/passwd` and `/etc/group` define the membership. The kernel also lets a member from a directory
 /// service open the socket; such a member needs an API token like any other caller.
-pub(super) fn is_admin(peer: &UCred) -> bool {
-    let own = rustix::process::getuid().as_raw();
-    if peer.uid() == 0 || peer.uid() == own {
-        return true;
-    }
+pub(super) fn admin(peer: &UCred) -> Option<Admin> {
     let accounts = Accounts::of_host();
-    let Some(group) = accounts.groups().find(|group| group.name == GROUP) else { return false };
     let name = accounts.name_of(peer.uid());
-    peer.gid() == group.gid || name.is_some_and(|name| group.members.contains(&name))
+    let own = rustix::process::getuid().as_raw();
+    let is_admin = peer.uid() == 0
+        || peer.uid() == own
+        || accounts
+            .groups()
+            .find(|group| group.name == GROUP)
+            .is_some_and(|group| peer.gid() == group.gid || name.is_some_and(|name| group.members.contains(&name)));
+    is_admin.then(|| Admin { uid: peer.uid(), name: name.map(Arc::from) })
 }
 
 #[cfg(test)]
@@ -126,6 +130,6 @@ mod tests {
     #[tokio::test]
     async fn the_agents_own_user_is_an_administrator() {
         let (one, _other) = UnixStream::pair().unwrap();
-        assert!(is_admin(&one.peer_cred().unwrap()));
+        assert!(admin(&one.peer_cred().unwrap()).is_some());
     }
 }

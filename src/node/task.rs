@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn root() -> Actor {
-        Actor::Socket { uid: 0 }
+        crate::types::sample::root()
     }
 
     fn patch(json: &str) -> SettingsPatch {

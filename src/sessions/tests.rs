@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::node::ClusterSigns;
 use crate::runtime::Connected;
 use crate::runtime::fake::{FakeEngine, STEPS, When};
-use crate::types::{Actor, Cores, EndReason, SessionState};
+use crate::types::{Cores, EndReason, SessionState};
 
 /// Longer than anything here takes; only a test that fails waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -108,7 +108,7 @@ impl Daemon {
     }
 
     async fn command(&self, key: &str, command: Command) -> Result<Session, Error> {
-        self.handle.command(id(key), command, Actor::Socket { uid: 0 }).await
+        self.handle.command(id(key), command, crate::types::sample::root()).await
     }
 }
 
@@ -353,7 +353,7 @@ async fn a_host_admits_nothing_under_a_lower_ballot() {
 async fn a_session_keeps_the_actor_who_asked_for_it() {
     let world = World::new();
     let daemon = world.start().await;
-    let ci = Actor::Token { id: "abcdefgh".to_owned(), name: "ci".parse().unwrap() };
+    let ci = crate::types::sample::token_actor(crate::types::Role::Operate);
     let mut asked = offer("k", workspace());
     asked.asked.by = Some(ci.clone());
     daemon.handle.admit(asked).await.unwrap();

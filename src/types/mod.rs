@@ -9,6 +9,7 @@ mod amount;
 mod cluster;
 mod decode;
 mod error;
+mod event;
 mod gpu;
 mod id;
 mod image;
@@ -37,6 +38,10 @@ pub use amount::{Bytes, Cores};
 pub use cluster::{ClusterMode, OnUnknown, Strategy};
 pub use decode::decode;
 pub use error::{ErrorBody, ErrorCode, ErrorDetail, NodeReason, Reason};
+pub use event::{
+    Event, EventFilter, EventGap, EventId, EventKind, EventList, EventPlace, EventTarget, Severity, TargetKind, Who,
+    WhoKind,
+};
 pub use gpu::{
     Gpu, GpuDetails, GpuHealth, GpuMemoryEnforced, GpuProcess, GpuProfile, GpuRelease, GpuRemappedRows, GpuSharing,
     GpuState, GpuUsage, GpuXid, NVIDIA_CLASS, check_gpu_class,

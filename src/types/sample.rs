@@ -1,10 +1,54 @@
 //! A node and sessions for tests.
 
 use super::{
-    Bytes, Cores, GpuHealth, GpuProfile, GpuRelease, GpuState, Node, NodeProfile, NodeState, NodeUsage, Resources,
-    RuntimeKind, RuntimeStatus, Session, SessionActivity, SessionId, SessionProfile, SessionState, Settings, Sighting,
-    Timestamp,
+    Actor, ApiToken, Bytes, Cores, Event, EventId, EventKind, EventTarget, GpuHealth, GpuProfile, GpuRelease, GpuState,
+    Node, NodeId, NodeProfile, NodeState, NodeUsage, Resources, Role, RuntimeKind, RuntimeStatus, Session,
+    SessionActivity, SessionId, SessionProfile, SessionState, Settings, Sighting, TargetKind, Timestamp, Who,
+    Workspace,
 };
+
+/// Root, over the socket of `host-a`.
+pub(crate) fn root() -> Actor {
+    Actor::Socket { uid: 0, name: Some("root".to_owned()), via: "host-a".parse().unwrap() }
+}
+
+/// The bearer of the token `ci`, through `host-a`.
+pub(crate) fn token_actor(role: Role) -> Actor {
+    Actor::Token { id: "abcdefgh".to_owned(), name: "ci".parse().unwrap(), role, via: "host-a".parse().unwrap() }
+}
+
+/// The API token `ci`.
+pub(crate) fn api_token(role: Role) -> ApiToken {
+    let created_at = Timestamp::from_millis(1_769_860_800_000);
+    ApiToken { id: "abcdefgh".to_owned(), name: "ci".parse().unwrap(), role, created_at, expires_at: None }
+}
+
+/// The seventh event of a node: root did something to the session `session`.
+pub(crate) fn event(kind: EventKind, millis: i64) -> Event {
+    let node = NodeId::from_bytes([1; 10]);
+    Event {
+        id: EventId { node, seq: 7 },
+        time: Timestamp::from_millis(millis),
+        node: "host-a".parse().unwrap(),
+        kind,
+        severity: kind.severity(),
+        target: Some(EventTarget {
+            kind: TargetKind::Session,
+            id: "session".to_owned(),
+            name: Some("desktop".to_owned()),
+        }),
+        who: Who::of(&root(), &node),
+        via: Some("host-a".parse().unwrap()),
+        message: "session session has ended".to_owned(),
+        data: serde_json::Map::new(),
+        late: false,
+    }
+}
+
+/// A workspace of one core and 1 GiB.
+pub(crate) fn workspace(name: &str) -> Workspace {
+    Workspace::new(name.parse().unwrap(), Cores::whole(1), Bytes::gib(1))
+}
 
 /// A GPU that nobody uses.
 pub(crate) fn gpu(uuid: &str, index: u32) -> GpuProfile {

@@ -209,7 +209,7 @@ impl Catalogue {
 }
 
 fn root() -> Actor {
-    Actor::Socket { uid: 0 }
+    crate::types::sample::root()
 }
 
 /// Whether a workspace of this name is stored, with any value.

@@ -9,7 +9,7 @@ use super::*;
 use crate::election::Members;
 use crate::gossip::fixture::{id, profile, published, session};
 use crate::gossip::{ClusterView, Directory, Member, Places};
-use crate::types::{Actor, BootInstant, ClusterMode, Moment, SessionState, Timestamp};
+use crate::types::{BootInstant, ClusterMode, Moment, SessionState, Timestamp};
 
 const ROUND: Duration = Duration::from_millis(50);
 /// Longer than any condition that a test waits for takes on a busy machine.
@@ -223,12 +223,12 @@ async fn a_node_that_is_not_alive_can_be_removed() {
     let mut one = start(1, &[], &transport, directories[0].path(), &clock).await;
     let two = start(2, &[1], &transport, directories[1].path(), &clock).await;
     one.sees_state(2, NodeState::Alive).await;
-    assert_eq!(one.handle.forget(id(2), None, Actor::Socket { uid: 0 }).await, Err(Error::Alive(id(2))));
+    assert_eq!(one.handle.forget(id(2), None, crate::types::sample::root()).await, Err(Error::Alive(id(2))));
     two.kill().await;
     one.sees_state(2, NodeState::Suspect).await;
-    one.handle.forget(id(2), None, Actor::Socket { uid: 0 }).await.unwrap();
+    one.handle.forget(id(2), None, crate::types::sample::root()).await.unwrap();
     assert!(one.view.borrow().members.is_empty() && one.directory.borrow().is_empty());
-    assert_eq!(one.handle.forget(id(2), None, Actor::Socket { uid: 0 }).await, Err(Error::NotFound(id(2))));
+    assert_eq!(one.handle.forget(id(2), None, crate::types::sample::root()).await, Err(Error::NotFound(id(2))));
     one.kill().await;
     assert!(roster::Store::open(directories[0].path(), clock.now().wall).unwrap().1.nodes.is_empty());
 }

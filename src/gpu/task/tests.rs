@@ -8,12 +8,10 @@ use crate::gpu::answer::{Closed, Found, Inventory, Measured, Readings};
 use crate::gpu::known::{Known, Records};
 use crate::gpu::listed::Listed;
 use crate::gpu::{Driver, Processes, Reading};
-use crate::types::Timestamp;
+use crate::types::{Timestamp, sample};
 
 /// Far above what a loaded machine takes for a few processes.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-const BY: Actor = Actor::Socket { uid: 0 };
 
 /// A program in the place of the agent's, which answers with the files `inventory`, `readings` and `processes` of its
 /// directory, and hangs while there is a file `hang`. It appends a line to `started` at each start.
@@ -129,13 +127,13 @@ async fn a_cordon_is_on_disk_before_the_answer_and_there_after_a_restart() {
     let fixture = Fixture::new();
     let (handle, task) = fixture.spawn();
     until(&handle, is_up).await;
-    handle.command("a", Command::Cordon, BY).await.unwrap();
+    handle.command("a", Command::Cordon, sample::root()).await.unwrap();
     assert!(handle.snapshot().device("a").unwrap().cordoned);
-    assert_eq!(handle.command("x", Command::Cordon, BY).await, Err(Error::NotFound("x".to_owned())));
-    assert_eq!(handle.command("a", Command::Forget, BY).await, Err(Error::Present("a".to_owned())));
+    assert_eq!(handle.command("x", Command::Cordon, sample::root()).await, Err(Error::NotFound("x".to_owned())));
+    assert_eq!(handle.command("a", Command::Forget, sample::root()).await, Err(Error::Present("a".to_owned())));
     task.abort();
     assert!(task.await.unwrap_err().is_cancelled());
-    assert_eq!(handle.command("a", Command::Uncordon, BY).await, Err(Error::Stopping));
+    assert_eq!(handle.command("a", Command::Uncordon, sample::root()).await, Err(Error::Stopping));
 
     fixture.devices(&["b"]);
     let (handle, _task) = fixture.spawn();
@@ -143,7 +141,7 @@ async fn a_cordon_is_on_disk_before_the_answer_and_there_after_a_restart() {
     assert!(known.device("a").unwrap().cordoned, "the first snapshot has it");
     assert!(known.withheld.is_some(), "no session is admitted on what is not read");
     until(&handle, |snapshot| snapshot.device("a").is_some_and(|device| !device.is_present())).await;
-    handle.command("a", Command::Forget, BY).await.unwrap();
+    handle.command("a", Command::Forget, sample::root()).await.unwrap();
     assert_eq!(handle.snapshot().devices.len(), 1);
 }
 
@@ -154,11 +152,15 @@ async fn a_change_that_cannot_be_stored_is_not_made() {
     let (handle, _task) = fixture.spawn_with(store, None);
     until(&handle, is_up).await;
     switch.set(true);
-    assert!(matches!(handle.command("a", Command::Cordon, BY).await, Err(Error::Store(_))));
+    assert!(matches!(handle.command("a", Command::Cordon, sample::root()).await, Err(Error::Store(_))));
     assert!(!handle.snapshot().device("a").unwrap().cordoned);
-    assert_eq!(handle.command("a", Command::Uncordon, BY).await, Ok(()), "nothing to change, and nothing to write");
+    assert_eq!(
+        handle.command("a", Command::Uncordon, sample::root()).await,
+        Ok(()),
+        "nothing to change, and nothing to write"
+    );
     switch.set(false);
-    handle.command("a", Command::Cordon, BY).await.unwrap();
+    handle.command("a", Command::Cordon, sample::root()).await.unwrap();
     assert!(handle.snapshot().device("a").unwrap().cordoned);
 }
 
@@ -172,7 +174,7 @@ async fn commands_are_answered_while_the_child_hangs() {
     known.see(&[Found { uuid: Some("a".to_owned()), ..Found::default() }], Timestamp::from_millis(1));
     store.keep(known.records()).await.unwrap();
     let (handle, task) = fixture.spawn_with(store, None);
-    timeout(Duration::from_secs(4), handle.command("a", Command::Cordon, BY)).await.unwrap().unwrap();
+    timeout(Duration::from_secs(4), handle.command("a", Command::Cordon, sample::root())).await.unwrap().unwrap();
     assert!(handle.snapshot().device("a").unwrap().is_present());
     task.abort();
 }
@@ -218,7 +220,7 @@ async fn made_up_devices_are_cordoned_and_no_child_is_started() {
     let fixture = Fixture::new();
     let store = Store::open(fixture.path(), Timestamp::from_millis(1)).unwrap();
     let (handle, _task) = fixture.spawn_with(store, Some(2));
-    handle.command("GPU-dev-0000", Command::Cordon, BY).await.unwrap();
+    handle.command("GPU-dev-0000", Command::Cordon, sample::root()).await.unwrap();
     assert_eq!(handle.snapshot().devices.iter().filter(|device| device.cordoned).count(), 1);
     assert_eq!(fixture.started(), Vec::<String>::new());
 }
@@ -252,7 +254,7 @@ async fn the_owner_follows_the_engines_list_of_another_class_and_remembers_it() 
     lists(&["0", "1"]);
     let one = "1-k3f7q2m5x6a4b7c2";
     until(&handle, |snapshot| snapshot.devices.len() == 2).await;
-    handle.command(one, Command::Cordon, BY).await.unwrap();
+    handle.command(one, Command::Cordon, sample::root()).await.unwrap();
     lists(&["0"]);
     until(&handle, |snapshot| snapshot.device(one).is_some_and(|device| !device.is_present())).await;
     drop(handle);
@@ -263,7 +265,7 @@ async fn the_owner_follows_the_engines_list_of_another_class_and_remembers_it() 
     let snapshot = until(&handle, |snapshot| snapshot.driver == Driver::NotAsked).await;
     let states: Vec<_> = snapshot.devices.iter().map(|device| (device.is_present(), device.cordoned)).collect();
     assert_eq!(states, [(true, false), (false, true)]);
-    handle.command(one, Command::Forget, BY).await.unwrap();
+    handle.command(one, Command::Forget, sample::root()).await.unwrap();
     lists(&["0", "1"]);
     until(&handle, |snapshot| snapshot.device(one).is_some_and(|device| device.is_present() && device.cordoned)).await;
     assert_eq!(fixture.started(), Vec::<String>::new(), "NVML is not asked");

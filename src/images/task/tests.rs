@@ -9,7 +9,7 @@ use crate::images::store::Store;
 use crate::images::{Fetch, Fetching};
 use crate::runtime::images::{PullCause, PullError};
 use crate::store::failing::Switch;
-use crate::types::{BootInstant, Platform, PullPolicy, Timestamp};
+use crate::types::{BootInstant, Platform, PullPolicy, Timestamp, sample};
 use owners::Owners;
 
 mod full_disk;
@@ -125,7 +125,7 @@ async fn a_person_pulls_no_image_in_place_of_a_foreign_one_until_it_is_adopted()
     engine.bring("foreign", &["y:1"]);
     engine.publish("y:1", "new");
     let (handle, _) = start(&engine).await;
-    let (image, node, by) = (ImageReference::parse("y:1").unwrap(), "a".parse().unwrap(), Actor::Socket { uid: 0 });
+    let (image, node, by) = (ImageReference::parse("y:1").unwrap(), "a".parse().unwrap(), sample::root());
     let refused = handle.pull_for(&image, &node, &by).await.unwrap_err();
     let told = "image y:1 on node a was not pulled by ostler, and a pull could replace it: adopt it first: ostler image \
                 adopt y:1 a";

@@ -9,8 +9,8 @@ use crate::sessions::lifecycle::Sight;
 use crate::sessions::record::{Live, Record};
 use crate::sessions::{Admit, Asked, Command, Config, Error};
 use crate::types::{
-    Actor, Ballot, BootInstant, Bytes, Cores, EndReason, Moment, Name, NodeId, Period, Port, Protocol, Resources,
-    SessionId, SessionRequest, SessionState, Settings, Timestamp, Workspace,
+    Ballot, BootInstant, Bytes, Cores, EndReason, Moment, Name, NodeId, Period, Port, Protocol, Resources, SessionId,
+    SessionRequest, SessionState, Settings, Timestamp, Workspace,
 };
 
 pub(in crate::sessions) fn config() -> Config {
@@ -71,7 +71,7 @@ pub(in crate::sessions) fn offer(key: &str, workspace: Workspace) -> Admit {
         tried: Vec::new(),
         platform: None,
         secret: None,
-        by: Some(Actor::Socket { uid: 1000 }),
+        by: Some(crate::types::sample::root()),
     };
     Admit {
         cluster: cluster(),

@@ -198,7 +198,7 @@ async fn a_name_that_came_from_no_registry_is_never_asked_for_there() {
     assert!(!keeper.is_ours(&foreign, &[&image, &mine]).await);
     assert!(keeper.images.snapshot().fetched(&foreign, &reference).is_some());
 
-    let by = Actor::Socket { uid: 0 };
+    let by = Actor::Socket { uid: 0, name: None, via: "n1".parse().unwrap() };
     let adopted = keeper.images.command(&foreign[..20], Command::Adopt, by.clone()).await.unwrap();
     assert_eq!(adopted.id, foreign);
     assert!(keeper.is_ours(&foreign, &[&image, &mine]).await);

@@ -1,6 +1,6 @@
 //! Pulls that meet a full disk.
 
-use super::prune::{BY, HOURS, prune, pulled};
+use super::prune::{HOURS, prune, pulled};
 use super::*;
 use crate::images::pressure::Watermarks;
 use crate::types::Prune;
@@ -24,7 +24,7 @@ async fn a_pull_that_meets_a_full_disk_waits_for_room_and_is_tried_once_more() {
     let (engine, handle, _owners, mut pull) = met().await;
     let mut other = join(&handle, "z:1", Urgency::Demand).await;
     // It lists the images anew, as a pull does before it begins.
-    handle.prune(None, true, BY).await.unwrap();
+    handle.prune(None, true, sample::root()).await.unwrap();
     assert_eq!(*pull.borrow(), Pull::Waiting);
     assert_eq!(engine.pulls(), ["x:1", "w:1", "y:1"], "no pull begins while room is made");
     engine.publish("y:1", "new");
@@ -52,7 +52,7 @@ async fn room_for_a_pull_is_made_after_the_round_that_runs() {
     engine.refuse(refusal(PullCause::DiskFull));
     let mut met = join(&handle, "y:1", Urgency::Demand).await;
     until(&handle, |_| engine.pulls().len() == 4).await;
-    handle.prune(None, true, BY).await.unwrap();
+    handle.prune(None, true, sample::root()).await.unwrap();
     engine.publish("y:1", "new");
     engine.refuse(None);
     engine.hold_removals(false);
@@ -68,7 +68,7 @@ async fn a_pull_does_not_wait_for_a_round_that_could_not_begin() {
     engine.list_containers(None);
     let pruning = tokio::spawn({
         let handle = handle.clone();
-        async move { handle.prune(Some(Prune::Normal), false, BY).await }
+        async move { handle.prune(Some(Prune::Normal), false, sample::root()).await }
     });
     engine.refuse(refusal(PullCause::DiskFull));
     let mut met = join(&handle, "y:1", Urgency::Demand).await;

@@ -3,7 +3,6 @@ use crate::images::pressure::Watermarks;
 use crate::runtime::images::DiskUsage;
 use crate::types::{Bytes, KeptBecause, Prune, PruneReason, PruneReport, PullPolicy};
 
-pub(super) const BY: Actor = Actor::Socket { uid: 0 };
 pub(super) const HOURS: Duration = Duration::from_secs(2 * 3600);
 
 /// The owner after pulls of these names, each of an image `id-NAME`, two hours ago.
@@ -19,7 +18,7 @@ pub(super) async fn pulled(names: &[&str], config: Config) -> (Arc<FakeImages>, 
 }
 
 pub(super) async fn prune(handle: &Handle, mode: Option<Prune>) -> PruneReport {
-    timeout(PATIENCE, handle.prune(mode, false, BY)).await.unwrap().unwrap()
+    timeout(PATIENCE, handle.prune(mode, false, sample::root())).await.unwrap().unwrap()
 }
 
 pub(super) fn removed(report: &PruneReport) -> Vec<(&str, PruneReason)> {
@@ -43,7 +42,7 @@ async fn a_prune_removes_our_dangling_image_and_forgets_it() {
     engine.bring("foreign", &[]);
     engine.publish("x:1", "newer");
     pull(&handle, "x:1").await.unwrap();
-    let dry = handle.prune(None, true, BY).await.unwrap();
+    let dry = handle.prune(None, true, sample::root()).await.unwrap();
     assert_eq!(removed(&dry), [("id-x:1", PruneReason::Dangling)]);
     assert!(dry.dry_run && dry.reclaimed_bytes.is_none() && !dry.up_to_bytes.is_zero());
     assert_eq!(engine.removed(), [""; 0]);
@@ -110,9 +109,9 @@ async fn a_session_whose_image_is_being_removed_waits_and_gets_it_by_a_pull_afte
         async move { prune(&handle, Some(Prune::Aggressive)).await }
     });
     until(&handle, |now| now.removing.contains("id-x:1")).await;
-    let again = handle.prune(None, false, BY).await;
+    let again = handle.prune(None, false, sample::root()).await;
     assert!(matches!(&again, Err(Error::Conflict(why)) if why.contains("runs already")), "{again:?}");
-    assert!(handle.prune(None, true, BY).await.unwrap().dry_run, "a dry run goes beside it");
+    assert!(handle.prune(None, true, sample::root()).await.unwrap().dry_run, "a dry run goes beside it");
 
     let ensuring = tokio::spawn({
         let handle = handle.clone();
@@ -179,9 +178,13 @@ async fn a_disk_that_is_too_full_is_freed_of_what_no_workspace_names() {
     // Of any disk more than 0 % is used, and no disk is ever as empty as that.
     let config = Config { watermarks: Watermarks { high: 0, low: 0 }, ..Config::default() };
     let (engine, handle, _, owners) = pulled(&["x:1", "w:1"], config).await;
-    let dry = handle.prune(None, true, BY).await.unwrap();
+    let dry = handle.prune(None, true, sample::root()).await.unwrap();
     assert_eq!(removed(&dry), [("id-x:1", PruneReason::Pressure)]);
-    assert_eq!(removed(&handle.prune(Some(Prune::Normal), true, BY).await.unwrap()), [], "a mode is meant as it is");
+    assert_eq!(
+        removed(&handle.prune(Some(Prune::Normal), true, sample::root()).await.unwrap()),
+        [],
+        "a mode is meant as it is"
+    );
     owners.measure("/", 50);
     until(&handle, |_| engine.removed() == ["id-x:1"]).await;
     assert!(handle.snapshot().images.as_ref().unwrap().iter().any(|image| image.id == "id-w:1"));
@@ -198,7 +201,7 @@ async fn a_prune_that_does_not_free_enough_asks_once_what_else_is_on_the_disk() 
     let asked = engine.disk_usage_asked();
     engine.tell_disk_usage(Some(Ok(DiskUsage { volumes: Some(Bytes::gib(3)), ..DiskUsage::default() })));
     for _ in 0..2 {
-        let dry = handle.prune(None, true, BY).await.unwrap();
+        let dry = handle.prune(None, true, sample::root()).await.unwrap();
         assert!(dry.notes[0].contains("would not free enough") && dry.notes[0].contains("volumes 3 GiB"), "{dry:?}");
     }
     assert_eq!(
@@ -277,6 +280,6 @@ async fn a_disk_that_has_room_by_the_time_the_engine_answers_is_no_condition() {
     until(&handle, |now| now.disk_pressure.is_none()).await;
     engine.tell_disk_usage(Some(Ok(DiskUsage::default())));
     assert!(timeout(PATIENCE, pruning).await.unwrap().unwrap().notes[0].contains("cannot free more"));
-    handle.prune(None, true, BY).await.unwrap();
+    handle.prune(None, true, sample::root()).await.unwrap();
     assert_eq!(handle.snapshot().disk_pressure, None, "what the answer changed was published before the dry run");
 }

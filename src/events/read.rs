@@ -1,0 +1,88 @@
+//! Reads events from the files, beside the owner that writes them.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, ErrorKind};
+
+use super::line::{self, Backwards};
+use super::log::Segment;
+use super::{MAX_PAGE, Page, Published};
+use crate::types::Event;
+
+/// The newest events that match, the newest first.
+pub(super) fn page(published: &Published, page: &Page) -> io::Result<Vec<Event>> {
+    let limit = page.limit.min(MAX_PAGE);
+    let mut events = Vec::new();
+    for (segment, end) in newest_first(published) {
+        let Some(file) = open(segment)? else { continue };
+        for line in Backwards::new(&file, end)? {
+            if events.len() >= limit {
+                return Ok(events);
+            }
+            let Some(event) = line::decode(&line?) else { continue };
+            // Within a file, times only grow: the rest of it is older still.
+            if page.filter.since.is_some_and(|since| event.time < since) {
+                break;
+            }
+            if page.before.is_none_or(|before| event.place() < before) && page.filter.matches(&event) {
+                events.push(event);
+            }
+        }
+    }
+    Ok(events)
+}
+
+/// The events after this number, in their order, `limit` at most.
+pub(super) fn after(published: &Published, seq: u64, limit: usize) -> io::Result<Vec<Event>> {
+    let limit = limit.min(MAX_PAGE);
+    // Numbers have no gap, so it is known how many there are: a few are read from the end.
+    if usize::try_from(published.last - seq).is_ok_and(|missing| missing <= limit) {
+        return few_after(published, seq);
+    }
+    let mut events = Vec::new();
+    let begin = published.files.iter().rposition(|segment| segment.first <= seq.saturating_add(1)).unwrap_or(0);
+    for (i, segment) in published.files.iter().enumerate().skip(begin) {
+        let Some(file) = open(segment)? else { continue };
+        let end = end_of(published, i);
+        for line in BufReader::new(io::Read::take(file, end)).split(b'\n') {
+            if events.len() >= limit {
+                return Ok(events);
+            }
+            events.extend(line::decode(&line?).filter(|event| event.id.seq > seq));
+        }
+    }
+    Ok(events)
+}
+
+fn few_after(published: &Published, seq: u64) -> io::Result<Vec<Event>> {
+    let mut events = VecDeque::new();
+    for (segment, end) in newest_first(published) {
+        let Some(file) = open(segment)? else { break };
+        for line in Backwards::new(&file, end)? {
+            let Some(event) = line::decode(&line?) else { continue };
+            if event.id.seq <= seq {
+                return Ok(events.into());
+            }
+            events.push_front(event);
+        }
+    }
+    Ok(events.into())
+}
+
+/// The files with the ends of their complete lines.
+fn newest_first(published: &Published) -> impl Iterator<Item = (&Segment, u64)> {
+    published.files.iter().enumerate().rev().map(|(i, segment)| (segment, end_of(published, i)))
+}
+
+fn end_of(published: &Published, i: usize) -> u64 {
+    if i + 1 == published.files.len() { published.bytes } else { published.files[i].bytes }
+}
+
+/// `None`: it was too old, and was removed meanwhile.
+fn open(segment: &Segment) -> io::Result<Option<File>> {
+    match File::open(&segment.path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
