@@ -12,6 +12,7 @@ use super::{
 };
 use crate::clock::Clock;
 use crate::election::Leadership;
+use crate::events::{self, Happening};
 use crate::gossip::ClusterView;
 use crate::types::{Actor, ApiTokenRequest, Ballot, Name, NodeId, Workspace};
 
@@ -26,17 +27,19 @@ pub struct Parts {
     pub leadership: watch::Receiver<Arc<Leadership>>,
     pub view: watch::Receiver<Arc<ClusterView>>,
     pub replicas: Arc<dyn Replicas>,
+    pub events: events::Handle,
     pub clock: Clock,
 }
 
 /// Starts the owner. It ends when the last [`Handle`] is gone.
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
-    let Parts { store, stored, me, leadership, view, replicas, clock } = parts;
+    let Parts { store, stored, me, leadership, view, replicas, events, clock } = parts;
     let (requests, queue) = mpsc::channel(QUEUE);
     let contents = Arc::new(stored);
     let (publish, snapshot) = watch::channel(Arc::new(contents.snapshot(false)));
     let handle = Handle { requests, snapshot, leadership: leadership.clone(), replicas, me };
-    let owner = Owner { store, contents, clock, leadership: leadership.clone(), seq: 0, synced: false, publish };
+    let owner =
+        Owner { store, contents, events, clock, leadership: leadership.clone(), seq: 0, synced: false, publish };
     let comparing = sync::run(handle.weak(), leadership, view);
     let task = tokio::spawn(async move {
         tokio::select! {
@@ -50,6 +53,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
 struct Owner {
     store: Store,
     contents: Arc<Contents>,
+    events: events::Handle,
     clock: Clock,
     leadership: watch::Receiver<Arc<Leadership>>,
     /// Distinguishes the changes that this node makes under one ballot.
@@ -112,8 +116,12 @@ impl Owner {
         if new && catalogue.workspaces.len() >= MAX_WORKSPACES {
             return Err(Error::TooManyWorkspaces);
         }
-        let entry = self.write(Key::Workspace(name.clone()), Value::Workspace(Box::new(workspace)), ballot).await?;
-        tracing::info!(%name, new, %by, "workspace stored");
+        let told = match existing {
+            Some(before) => Happening::workspace_changed(before, &workspace),
+            None => Happening::workspace_added(&workspace),
+        };
+        let entry = self.write(Key::Workspace(name), Value::Workspace(Box::new(workspace)), ballot).await?;
+        self.events.record(told, Some(by));
         Ok((Edited::Put { new }, Some(entry)))
     }
 
@@ -122,7 +130,7 @@ impl Owner {
             return Err(Error::NoWorkspace(name.clone()));
         }
         let entry = self.write(Key::Workspace(name.clone()), Value::Tombstone, ballot).await?;
-        tracing::info!(%name, %by, "workspace removed");
+        self.events.record(Happening::workspace_removed(name), Some(by));
         Ok((Edited::Done, Some(entry)))
     }
 
@@ -140,7 +148,7 @@ impl Owner {
         let (new, stored) = token::new(&catalogue, request, self.clock.now())?;
         let key = Key::Token(stored.token.id.clone());
         let entry = self.write(key, Value::Token(Box::new(stored)), ballot).await?;
-        tracing::info!(id = %new.token.id, name = %new.token.name, role = %new.token.role, %by, "API token created");
+        self.events.record(Happening::token_created(&new.token), Some(by));
         Ok((Edited::Token(new), Some(entry)))
     }
 
@@ -152,12 +160,12 @@ impl Owner {
     ) -> Result<(Edited, Option<Entry>), Error> {
         let named =
             |stored: &&Arc<StoredToken>| stored.token.id == id_or_name || stored.token.name.as_str() == id_or_name;
-        let id = self.publish.borrow().tokens.values().find(named).map(|stored| stored.token.id.clone());
-        let Some(id) = id else {
+        let token = self.publish.borrow().tokens.values().find(named).map(|stored| stored.token.clone());
+        let Some(token) = token else {
             return Err(Error::NoToken(id_or_name.to_owned()));
         };
-        let entry = self.write(Key::Token(id.clone()), Value::Tombstone, ballot).await?;
-        tracing::info!(%id, %by, "API token revoked");
+        let entry = self.write(Key::Token(token.id.clone()), Value::Tombstone, ballot).await?;
+        self.events.record(Happening::token_revoked(&token), Some(by));
         Ok((Edited::Done, Some(entry)))
     }
 
@@ -177,7 +185,12 @@ impl Owner {
             }
         }
         for conflict in changed.iter().filter_map(|key| contents.conflict(key)) {
-            tracing::warn!(key = ?conflict.previous.key, "changed on two sides of a partition: the later change won");
+            match &conflict.previous.key {
+                Key::Workspace(name) => self.events.record(Happening::workspace_conflict(name), None),
+                Key::Token(id) => {
+                    tracing::warn!(%id, "an API token was changed on two sides of a partition: the later change won");
+                }
+            }
         }
         self.commit(contents, &changed).await
     }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::rpc::Serves;
 use super::volumes;
+use crate::events::Happening;
 use crate::images::Fetching;
 use crate::observe::{Observed, Observer};
 use crate::placement::{Have, HostReport};
@@ -20,7 +21,7 @@ use crate::wire::message::{
     Admit, AdmitError, ChangeGpu, Claim, Command, Compare, Describe, Drain, Explain, FetchImage, Find, Forget,
     ForgetSession, Hold, Keep, OfferImage, Patch, Refresh, RemoveVolume, Report, Secret, Undrain, Volumes,
 };
-use crate::{catalogue, election, gossip, gpu, images, node, sessions};
+use crate::{catalogue, election, events, gossip, gpu, images, node, sessions};
 
 /// How long a report waits for a change.
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
@@ -37,6 +38,7 @@ pub struct Host {
     pub observer: Observer,
     pub settings: node::Handle,
     pub gpus: gpu::Handle,
+    pub events: events::Handle,
     /// `None`: the runtime has no images.
     pub images: Option<images::Handle>,
     /// Gives images to other nodes; `None` like `images`.
@@ -263,7 +265,7 @@ impl Serves<RemoveVolume> for Host {
             return Err(sessions::Error::Conflict(message));
         }
         self.sessions.runtime().remove_volume(&name).await?;
-        tracing::info!(volume = %name, %by, "volume removed");
+        self.events.record(Happening::volume_removed(&name), Some(by));
         Ok(())
     }
 }

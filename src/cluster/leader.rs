@@ -12,9 +12,10 @@ use super::knowledge::Knowledge;
 use super::rpc::Serves;
 use super::{Host, LeadershipWatch, ViewWatch};
 use crate::catalogue;
+use crate::events::Happening;
 use crate::placement::{self, Fleet, Placer};
 use crate::sessions;
-use crate::types::{Actor, DigestInUse, List, Node, Plan, Remembered, Session};
+use crate::types::{Actor, DigestInUse, ErrorCode, List, Name, Node, NodeReason, Plan, Remembered, Session};
 use crate::wire::message::{
     AskLimit, Digests, DryRun, Edit, Led, Locate, Nodes, NotLeader, Place, Sessions, TellLimit,
 };
@@ -68,11 +69,12 @@ impl Serves<Place> for Leader {
         by: &Actor,
     ) -> Led<Result<sessions::Admitted, placement::Error>> {
         self.reigns()?;
+        let workspace = request.workspace.clone();
         let placed = self.placer.place_here(session, drawn, request, by.clone()).await;
-        if let Ok(placed) = &placed
-            && !placed.replayed
-        {
-            self.has_heard_of(&placed.session).await;
+        match &placed {
+            Ok(placed) if !placed.replayed => self.has_heard_of(&placed.session).await,
+            Ok(_) => {}
+            Err(error) => self.host.events.record_some(refused(&workspace, error), None),
         }
         Ok(placed)
     }
@@ -143,4 +145,20 @@ impl Serves<Digests> for Leader {
         let catalogue = self.host.catalogue.snapshot();
         Ok(catalogue.workspaces.get(&workspace).map(|workspace| digests::in_use(workspace, &self.fleet.borrow())))
     }
+}
+
+/// What the event log is told of a request that no host admits; `None` where the request itself is wrong, or it is not
+/// decided yet.
+fn refused(workspace: &Name, error: &placement::Error) -> Option<Happening> {
+    use placement::Error::{Disabled, ExceedsPhysical, Host, NoCapacity, RuntimeUnavailable};
+    let (reason, nodes): (_, &[NodeReason]) = match error {
+        ExceedsPhysical(nodes) => (ErrorCode::ExceedsPhysical, nodes),
+        NoCapacity(nodes) => (ErrorCode::NoCapacity, nodes),
+        Disabled(nodes) => (ErrorCode::NodeDisabled, nodes),
+        RuntimeUnavailable(nodes) => (ErrorCode::RuntimeUnavailable, nodes),
+        Host(sessions::Error::Quota { .. }) => (ErrorCode::QuotaExceeded, &[]),
+        _ => return None,
+    };
+    let dimension = nodes.iter().find_map(|node| node.dimension);
+    Some(Happening::refused(workspace, reason, dimension, &error.to_string()))
 }

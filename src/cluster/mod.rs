@@ -14,6 +14,7 @@ mod images;
 mod knowledge;
 mod leader;
 mod mesh;
+pub mod news;
 mod nodes;
 mod registries;
 mod rpc;

@@ -3,6 +3,7 @@
 use super::knowledge::find_node;
 use super::rpc::Serves;
 use super::{Cluster, Error, Host, QUICK, READ_PATIENCE, Routed, SLOW};
+use crate::events::Happening;
 use crate::gossip;
 use crate::types::{Actor, DrainRequest, Name, Node, NodeId, NodeState, Refreshed, Session, SettingsPatch, Volume};
 use crate::wire::Call;
@@ -60,7 +61,10 @@ impl Cluster {
         let node = self.resolve(wanted).await?;
         let name = self.name_of(&node);
         let forgotten = self.forget_everywhere(&node, Forget(node), by).await;
-        forgotten.map_err(|error| error.about(name, Error::Alive))
+        forgotten.map_err(|error| error.about(name.clone(), Error::Alive))?;
+        let name = name.parse().unwrap_or_else(|_| node.into());
+        self.host().events.record(Happening::node_forgotten(&node, &name), Some(by));
+        Ok(())
     }
 
     /// Makes every node forget one session, whose host will not return.
@@ -71,7 +75,9 @@ impl Cluster {
         let forget = ForgetSession { node: session.node_id, session: session.id };
         let name = session.node.to_string();
         let forgotten = self.forget_everywhere(&session.node_id, forget, by).await;
-        forgotten.map_err(|error| error.about(name, Error::HostAlive))
+        forgotten.map_err(|error| error.about(name.clone(), Error::HostAlive))?;
+        self.host().events.record(Happening::session_forgotten(&session.id, &name), Some(by));
+        Ok(())
     }
 
     /// Asks every node to forget `node`, or one of its sessions.

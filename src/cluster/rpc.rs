@@ -101,7 +101,13 @@ impl Serve for Rpc {
             return Reply::Refused;
         }
         let by = asked.by.unwrap_or(Actor::Node { id: from.node });
-        self.dispatch(asked.request, &by).await
+        // Votes and heartbeats record nothing, and a slow disk must not delay them.
+        let records = asked.request.changes() && !matches!(asked.request, Request::Election(_));
+        let reply = self.dispatch(asked.request, &by).await;
+        if records {
+            self.host.events.flush().await;
+        }
+        reply
     }
 }
 

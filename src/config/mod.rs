@@ -27,7 +27,7 @@ pub use refresh::TLS;
 use crate::capacity::DevFigures;
 use crate::ledger::PortRange;
 use crate::types::{Bytes, ClusterMode, Name, OnUnknown, Period, RuntimeKind, SettingsPatch, Strategy};
-use crate::{gpu, images, logging, node, sessions};
+use crate::{events, gpu, images, logging, node, sessions};
 
 /// The file that is read when no other is named. It may be missing.
 pub const DEFAULT_FILE: &str = "/etc/ostler/ostler.toml";
@@ -49,6 +49,8 @@ pub struct Config {
     pub runtime: Runtime,
     /// `[images]`
     pub images: images::Config,
+    /// `[events]`
+    pub events: events::Config,
     /// `[gpu]`
     pub gpu: gpu::Config,
     /// `[limits]`, and the keys of `[runtime]` that apply to every runtime.
@@ -163,6 +165,7 @@ impl Config {
             },
             runtime: Runtime::default(),
             images: images::Config::default(),
+            events: events::Config::default(),
             gpu: gpu::Config::default(),
             sessions: sessions::Config {
                 max_sessions_per_user: 0,

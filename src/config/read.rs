@@ -10,7 +10,7 @@ use crate::images::pressure::Watermarks;
 use crate::logging::{self, Format};
 use crate::runtime::HandOver;
 use crate::types::{ClusterMode, FromPeers, OnUnknown, Period, RuntimeKind, SettingsPatch, Strategy};
-use crate::{gpu, images, node, sessions};
+use crate::{events, gpu, images, node, sessions};
 
 /// Takes every valid key. An absent or invalid key keeps its value of `default`; an invalid one becomes a problem.
 pub(super) fn config(document: &mut Document<'_>, default: Config, dev: bool, environment: &Environment) -> Config {
@@ -22,6 +22,10 @@ pub(super) fn config(document: &mut Document<'_>, default: Config, dev: bool, en
         http: http(document, default.http),
         runtime: runtime(document, default.runtime, environment),
         images: images(document, default.images),
+        events: events::Config {
+            hook: document.take("events.hook", value::path),
+            hook_kinds: document.take_list("events.hook_kinds", value::event_kind).unwrap_or_default(),
+        },
         gpu: gpu(document, default.gpu),
         sessions: sessions(document, default.sessions),
         log: log(document, default.log, environment),

@@ -12,7 +12,9 @@ use super::document::nearest;
 use crate::images;
 use crate::ledger::PortRange;
 use crate::runtime::docker::Subnet;
-use crate::types::{Bytes, Cores, GpuSharing, Name, Period, Prune, RuntimeKind, SettingsPatch, check_gpu_class};
+use crate::types::{
+    Bytes, Cores, EventKind, GpuSharing, Name, Period, Prune, RuntimeKind, SettingsPatch, check_gpu_class,
+};
 
 /// Bytes of the longest path of a unix socket: `sun_path` has 108, one of them for the final NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -89,6 +91,15 @@ pub(super) fn count(value: &Value<'_>) -> Result<u32, String> {
 pub(super) fn pulls(value: &Value<'_>) -> Result<u32, String> {
     let wanted = count(value).ok().filter(|number| (1..=images::MAX_PULLS).contains(number));
     wanted.ok_or_else(|| format!("expected a whole number from 1 to {}", images::MAX_PULLS))
+}
+
+/// A kind of events.
+pub(super) fn event_kind(value: &Value<'_>) -> Result<EventKind, String> {
+    let all = || EventKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ");
+    value
+        .as_str()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| format!("expected kinds of events, which are {}", all()))
 }
 
 /// How much of a disk may be used.

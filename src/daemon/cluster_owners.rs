@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use tokio::sync::watch;
 
 use super::{Start, address};
-use crate::cluster::{Host, Leader, Mesh, signs};
+use crate::cluster::{Host, Leader, Mesh, news, signs};
 use crate::net::Net;
 use crate::net::gossip::GossipTransport;
 use crate::node::ClusterSigns;
@@ -92,6 +92,14 @@ impl Start {
         // It is set this once.
         let _ = host.gossip.set(gossip.clone());
         Ok(gossip)
+    }
+
+    /// Starts what tells the event log of nodes and leaders.
+    pub(super) fn news(&mut self, host: &Host) {
+        let me = (self.base.me, self.base.config.node.name.clone());
+        let (leadership, view) = (host.election.leadership(), self.watches.view.clone());
+        let task = news::spawn(me, leadership, view, self.events.clone(), self.base.clock.clone());
+        self.owners.add("the watch over the cluster", ((), task));
     }
 
     /// Starts the owner of the cluster's signs, last: it reads what gossip and the catalogue publish.

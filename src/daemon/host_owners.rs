@@ -15,7 +15,7 @@ use crate::observe::{self, Observer, conditions};
 use crate::runtime::{Health, Images, NoImages, Runtime};
 use crate::sessions::{Journal, Record};
 use crate::types::{Ballot, Condition, NVIDIA_CLASS};
-use crate::{capacity, catalogue, election, gpu, images, node, sessions};
+use crate::{capacity, catalogue, election, events, gpu, images, node, sessions};
 
 type Conditions = watch::Receiver<Arc<Vec<Condition>>>;
 type ImagesHere = watch::Receiver<Arc<images::Here>>;
@@ -29,10 +29,23 @@ struct Ground {
     images: Option<images::Handle>,
 }
 
+/// Starts the owner of the event log, before everything that happens.
+pub(super) fn events(base: &Base, config: watch::Receiver<events::Config>) -> (events::Handle, JoinHandle<()>) {
+    events::task::spawn(events::task::Parts {
+        directory: base.config.data_dir.join("events"),
+        me: base.me,
+        name: base.config.node.name.clone(),
+        version: VERSION.to_owned(),
+        config,
+        clock: base.clock.clone(),
+    })
+}
+
 /// Starts the owner of the GPUs.
 pub(super) fn gpus(
     base: &Base,
     store: gpu::store::Store,
+    events: &events::Handle,
     config: watch::Receiver<gpu::Config>,
     listed: watch::Receiver<List>,
 ) -> Result<(gpu::Handle, JoinHandle<()>)> {
@@ -43,6 +56,7 @@ pub(super) fn gpus(
         listed,
         program: engine::this_program()?,
         fictitious: base.config.dev.physical_gpus,
+        events: events.clone(),
         clock: base.clock.clone(),
     }))
 }
@@ -65,6 +79,7 @@ impl Start {
         let ground = Ground { runtime, capacity, node, images };
         let sessions = self.sessions(&ground, stores.journal, stores.fence);
         let conditions = self.conditions(&ground, &sessions);
+        self.drains(&ground, &sessions);
         let catalogue = self.catalogue(stores.catalogue, &election);
         if let Some(made) = made {
             self.start_images(made, &ground, &sessions, &catalogue, &election);
@@ -75,6 +90,7 @@ impl Start {
             observer: self.observer(&ground, &sessions, conditions, here),
             settings: ground.node,
             gpus: self.gpus.clone(),
+            events: self.events.clone(),
             images: ground.images,
             giver,
             refresh: self.refresh.clone(),
@@ -103,7 +119,7 @@ impl Start {
         capacity: capacity::Handle,
     ) -> node::Handle {
         let config = self.followed.node.clone();
-        let started = node::task::spawn(config, store, stored, capacity, self.base.clock.clone());
+        let started = node::task::spawn(config, store, stored, capacity, self.events.clone(), self.base.clock.clone());
         self.owners.add("the owner of this node's settings", started)
     }
 
@@ -130,6 +146,7 @@ impl Start {
             capacity: ground.capacity.watch(),
             gpus: self.gpus.clone(),
             signs: self.watches.signs.clone(),
+            events: self.events.clone(),
             clock: self.base.clock.clone(),
         });
         self.owners.add("the owner of sessions", started)
@@ -144,10 +161,17 @@ impl Start {
             cluster: self.watches.signs.clone(),
             limits: self.followed.sessions.clone(),
             images: ground.images.as_ref().map_or_else(|| watch::channel(Arc::default()).1, images::Handle::watch),
+            event_log: self.events.trouble(),
         };
         let (publish, conditions) = watch::channel(Arc::default());
-        let task = conditions::spawn(watches, publish, self.base.clock.clone());
+        let task = conditions::spawn(watches, publish, self.events.clone(), self.base.clock.clone());
         self.owners.add("the owner of conditions", (conditions, task))
+    }
+
+    fn drains(&mut self, ground: &Ground, sessions: &sessions::Handle) {
+        let (node, sessions) = (ground.node.watch(), sessions.watch());
+        let task = observe::drains::spawn(node, sessions, self.events.clone(), self.base.clock.clone());
+        self.owners.add("the watch over drains", ((), task));
     }
 
     fn catalogue(
@@ -162,6 +186,7 @@ impl Start {
             leadership: election.leadership(),
             view: self.watches.view.clone(),
             replicas: Arc::new(self.peers.clone()),
+            events: self.events.clone(),
             clock: self.base.clock.clone(),
         });
         self.owners.add("the owner of the catalogue", started)
@@ -180,6 +205,7 @@ impl Start {
             engine,
             health: runtime.health(),
             neighbours: Arc::new(self.registries.clone()),
+            events: self.events.clone(),
             clock: self.base.clock.clone(),
             others: images::task::Others {
                 peers: Arc::new(Copies::new(self.peers.clone(), self.watches.view.clone())),

@@ -7,13 +7,14 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::http::{self, Certificate};
 use crate::types::OnUnknown;
-use crate::{gossip, gpu, images, node, placement, sessions};
+use crate::{events, gossip, gpu, images, node, placement, sessions};
 
 /// The ends that are written. Their owner is that of the configuration.
 pub(super) struct Live {
     places: watch::Sender<gossip::Places>,
     node: watch::Sender<node::Config>,
     gpu: watch::Sender<gpu::Config>,
+    events: watch::Sender<events::Config>,
     images: watch::Sender<images::Config>,
     sessions: watch::Sender<sessions::Config>,
     placement: watch::Sender<placement::Config>,
@@ -27,6 +28,7 @@ pub(super) struct Followed {
     pub places: watch::Receiver<gossip::Places>,
     pub node: watch::Receiver<node::Config>,
     pub gpu: watch::Receiver<gpu::Config>,
+    pub events: watch::Receiver<events::Config>,
     pub images: watch::Receiver<images::Config>,
     pub sessions: watch::Receiver<sessions::Config>,
     pub placement: watch::Receiver<placement::Config>,
@@ -37,6 +39,7 @@ pub(super) fn tie(config: &Config, certificate: Option<Certificate>) -> (Live, F
     let (places, places_read) = watch::channel(places_of(config));
     let (node, node_read) = watch::channel(config.node.clone());
     let (gpu, gpu_read) = watch::channel(config.gpu.clone());
+    let (events, events_read) = watch::channel(config.events.clone());
     let (images, images_read) = watch::channel(config.images.clone());
     let (sessions, sessions_read) = watch::channel(config.sessions.clone());
     let (placement, placement_read) = watch::channel(placement_of(config));
@@ -46,12 +49,13 @@ pub(super) fn tie(config: &Config, certificate: Option<Certificate>) -> (Live, F
         places: places_read,
         node: node_read,
         gpu: gpu_read,
+        events: events_read,
         images: images_read,
         sessions: sessions_read,
         placement: placement_read,
         http: http::Followed { allowed_hosts: allowed_hosts_read, certificate: certificate_read },
     };
-    (Live { places, node, gpu, images, sessions, placement, allowed_hosts, certificate }, followed)
+    (Live { places, node, gpu, events, images, sessions, placement, allowed_hosts, certificate }, followed)
 }
 
 impl Live {
@@ -60,6 +64,7 @@ impl Live {
         replace(&self.places, places_of(config));
         replace(&self.node, config.node.clone());
         replace(&self.gpu, config.gpu.clone());
+        replace(&self.events, config.events.clone());
         replace(&self.images, config.images.clone());
         replace(&self.sessions, config.sessions.clone());
         replace(&self.placement, placement_of(config));

@@ -35,7 +35,7 @@ use crate::cluster::{Cluster, Mesh, Peers, Registries};
 use crate::config::Config;
 use crate::http::{self, Api, Certificate};
 use crate::types::{Actor, NodeId};
-use crate::{gpu, node};
+use crate::{events, gpu, node};
 
 pub use engine::this_program;
 pub use refresh::Source;
@@ -97,6 +97,7 @@ struct Base {
 /// What every owner is started with. `host_owners` and `cluster_owners` add a method for each.
 struct Start {
     base: Base,
+    events: events::Handle,
     gpus: gpu::Handle,
     peers: Peers,
     watches: Watches,
@@ -122,8 +123,9 @@ impl Daemon {
         let (live, followed) = live::tie(&base.config, certificate.clone());
         let mut owners = Owners::default();
         let (watches, publishers) = knots::tie(token.is_some());
+        let events = owners.add("the owner of the event log", host_owners::events(&base, followed.events.clone()));
         // Before the runtime, which hands the devices over.
-        let gpus = host_owners::gpus(&base, stores.gpus, followed.gpu.clone(), watches.listed.clone())?;
+        let gpus = host_owners::gpus(&base, stores.gpus, &events, followed.gpu.clone(), watches.listed.clone())?;
         let gpus = owners.add("the owner of the GPUs", gpus);
         let engine = engine::open(&base, &gpus)?;
         let net = mesh::join(&base, token.clone(), watches.directory.clone()).await?;
@@ -131,7 +133,7 @@ impl Daemon {
 
         let peers = Peers(net.clone());
         let registries = Registries::default();
-        let mut start = Start { base, gpus, peers, watches, followed, refresh, registries, owners };
+        let mut start = Start { base, events, gpus, peers, watches, followed, refresh, registries, owners };
         start.listed_gpus(&*engine.runtime, publishers.listed);
         let election = start.election(stores.ballots);
         let host = start.host(stores.host, engine, election.clone());
@@ -144,17 +146,19 @@ impl Daemon {
             gossip = Some(start.gossip(net, &host, stores.roster, publishers.gossip).await?);
         }
         start.signs(net.clone(), &host, publishers.signs);
+        start.news(&host);
 
         let files = refresh::Files { token, certificate };
         let dev = source.dev;
-        let task = refresh::spawn(source, start.base.config.clone(), files, live, refreshes);
+        let task = refresh::spawn(source, start.base.config.clone(), files, live, start.events.clone(), refreshes);
         start.owners.add("the owner of the configuration", ((), task));
 
         let cluster = Cluster::new(hosts, leader);
         start.registries.join(&cluster);
         let (stop, stopping) = watch::channel(false);
         let api = bind(&start.base, start.followed.http, dev, cluster, stopping).await?;
-        let shutdown = Shutdown { stop, election, gossip, net, _lock: lock };
+        let events = start.events;
+        let shutdown = Shutdown { stop, election, gossip, net, events, _lock: lock };
         Ok(Self { me: start.base.me, api, refresh: start.refresh, owners: start.owners, shutdown })
     }
 

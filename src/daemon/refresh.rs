@@ -9,6 +9,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::live::Live;
 use crate::config::{Config, TLS};
+use crate::events::{self, Happening};
 use crate::http::{Certificate, Tls};
 use crate::identity::{self, Token};
 use crate::logging;
@@ -40,9 +41,10 @@ pub(super) fn spawn(
     config: Config,
     files: Files,
     live: Live,
+    events: events::Handle,
     queue: mpsc::Receiver<Request>,
 ) -> JoinHandle<()> {
-    tokio::spawn(Owner { source, config, files, live }.run(queue))
+    tokio::spawn(Owner { source, config, files, live, events }.run(queue))
 }
 
 struct Owner {
@@ -51,6 +53,7 @@ struct Owner {
     config: Config,
     files: Files,
     live: Live,
+    events: events::Handle,
 }
 
 impl Owner {
@@ -78,8 +81,9 @@ impl Owner {
         self.live.publish(&self.config, files.certificate.clone());
         // A token that is not in force yet is told again.
         self.files.certificate = files.certificate;
-        let (applied, needs_restart) = (refreshed.applied.join(", "), refreshed.needs_restart.join(", "));
-        tracing::info!(%by, applied, needs_restart, "the configuration was refreshed");
+        let changed = !(refreshed.applied.is_empty() && refreshed.needs_restart.is_empty());
+        self.events.record_some(changed.then(|| Happening::configuration_changed(&refreshed)), Some(by));
+        tracing::info!(%by, changed, "the configuration was read again");
         Ok(refreshed)
     }
 

@@ -10,10 +10,13 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::net::Net;
-use crate::{election, gossip};
+use crate::{election, events, gossip};
 
 /// How long answers in progress may take once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long the last event may take to reach the disk.
+const LAST_EVENT: Duration = Duration::from_secs(2);
 
 /// How the operator stops the agent, and has it read its configuration again.
 pub(super) struct Signals {
@@ -36,6 +39,7 @@ pub(super) struct Shutdown {
     pub election: election::Handle,
     pub gossip: Option<gossip::Handle>,
     pub net: Option<Net>,
+    pub events: events::Handle,
     /// The data directory's: it goes with the last of the daemon.
     pub _lock: File,
 }
@@ -81,6 +85,8 @@ impl Shutdown {
     /// 4. The answers in progress are waited for, at most [`DRAIN`]. They go on during the steps before, so they cost the
     ///    least time when they are waited for last. One that still needs another node fails from step 3 on.
     ///
+    /// 5. The event log gets its last event, so that the next agent knows that this one was stopped.
+    ///
     /// Owners are not stopped. An owner replies only after its change is on disk, so the end of the process loses
     /// nothing that a caller was promised, and containers run without the agent. The lock of the data directory is
     /// held through all of it: an agent that starts meanwhile waits.
@@ -95,6 +101,9 @@ impl Shutdown {
         }
         if timeout(DRAIN, api).await.is_err() {
             tracing::warn!("some answers were cut off after {} s", DRAIN.as_secs());
+        }
+        if timeout(LAST_EVENT, self.events.close()).await.is_err() {
+            tracing::warn!("the event log did not take its last event within {} s", LAST_EVENT.as_secs());
         }
     }
 }

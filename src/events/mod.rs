@@ -78,8 +78,6 @@ pub struct Published {
     bytes: u64,
     /// The number of the newest event; 0: there is none.
     pub last: u64,
-    /// Why the log cannot be written now.
-    pub trouble: Option<String>,
 }
 
 /// A happening, and who did it.
@@ -148,6 +146,7 @@ pub struct Handle {
     taken: watch::Receiver<u64>,
     counts: Arc<Counts>,
     published: watch::Receiver<Arc<Published>>,
+    trouble: watch::Receiver<Option<String>>,
 }
 
 impl Handle {
@@ -161,6 +160,13 @@ impl Handle {
         if self.requests.try_send(Request::Record(recorded)).is_err() {
             self.handed.fetch_sub(1, Ordering::AcqRel);
             self.counts.drop_one();
+        }
+    }
+
+    /// Records what happened, if anything did.
+    pub fn record_some(&self, happening: Option<Happening>, by: Option<&Actor>) {
+        if let Some(happening) = happening {
+            self.record(happening, by);
         }
     }
 
@@ -205,6 +211,11 @@ impl Handle {
 
     pub fn watch(&self) -> watch::Receiver<Arc<Published>> {
         self.published.clone()
+    }
+
+    /// Why the log cannot be written now.
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.clone()
     }
 
     pub fn counts(&self) -> Arc<Counts> {

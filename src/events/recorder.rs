@@ -15,6 +15,7 @@ pub(crate) fn recorder() -> (Handle, Recorder) {
         taken: watch::channel(u64::MAX).1,
         counts: Arc::new(Counts::default()),
         published: watch::channel(Arc::new(Published::default())).1,
+        trouble: watch::channel(None).1,
     };
     (handle, Recorder(recorded))
 }

@@ -45,8 +45,15 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
     let (publish, published) = watch::channel(Arc::new(Published::default()));
     let (take, taken) = watch::channel(0);
     let counts = Arc::new(Counts::default());
-    let handle =
-        Handle { requests, handed: Arc::new(AtomicU64::new(0)), taken, counts: Arc::clone(&counts), published };
+    let (trouble, troubled) = watch::channel(None);
+    let handle = Handle {
+        requests,
+        handed: Arc::new(AtomicU64::new(0)),
+        taken,
+        counts: Arc::clone(&counts),
+        published,
+        trouble: troubled,
+    };
     let (to_hook, hooked) = mpsc::channel(hook::QUEUE);
     tokio::spawn(hook::run(hooked, parts.config.clone(), Arc::clone(&counts)));
     let bucket = Bucket::full(parts.clock.now().boot);
@@ -56,7 +63,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
         bucket,
         tally: Tally::default(),
         pending: VecDeque::new(),
-        trouble: None,
+        trouble,
         counts,
         told_dropped: 0,
         to_hook,
@@ -77,7 +84,7 @@ struct Owner {
     /// Happenings that are not written yet.
     pending: VecDeque<Recorded>,
     /// Why the log cannot be written.
-    trouble: Option<String>,
+    trouble: watch::Sender<Option<String>>,
     counts: Arc<Counts>,
     /// How many dropped events were told.
     told_dropped: u64,
@@ -190,7 +197,7 @@ impl Owner {
         match log.append(&events) {
             Ok(()) => {
                 self.pending.clear();
-                self.trouble = None;
+                self.trouble.send_if_modified(|trouble| trouble.take().is_some());
                 self.sync_at.get_or_insert_with(|| Instant::now() + SYNC);
                 self.publish();
                 events.into_iter().for_each(|event| self.pass_on(event));
@@ -203,7 +210,7 @@ impl Owner {
     fn tell_dropped(&mut self) {
         let dropped = self.counts.dropped();
         let count = dropped.saturating_sub(self.told_dropped);
-        if count > 0 && self.trouble.is_none() && self.bucket.take(self.parts.clock.now().boot) {
+        if count > 0 && self.trouble.borrow().is_none() && self.bucket.take(self.parts.clock.now().boot) {
             self.told_dropped = dropped;
             self.pending.push_back(by_itself(Happening::events_dropped(count)));
         }
@@ -218,19 +225,14 @@ impl Owner {
     }
 
     fn suffer(&mut self, error: &str) {
-        if self.trouble.is_none() {
+        if self.trouble.borrow().is_none() {
             tracing::error!(%error, "the event log cannot be written: events wait in memory");
-            self.trouble = Some(error.to_owned());
-            self.publish();
+            self.trouble.send_replace(Some(error.to_owned()));
         }
     }
 
     fn publish(&self) {
-        let Some(log) = &self.log else {
-            let trouble = self.trouble.clone();
-            self.publish.send_replace(Arc::new(Published { trouble, ..Published::default() }));
-            return;
-        };
+        let Some(log) = &self.log else { return };
         let before = self.publish.borrow().files.clone();
         // Only the newest file grows, and its length is told apart: the list changes with a file.
         let same = before.len() == log.segments.len()
@@ -238,7 +240,7 @@ impl Owner {
             && before.last().zip(log.segments.last()).is_none_or(|(one, other)| one.path == other.path);
         let files = if same { before } else { log.segments.clone().into() };
         let bytes = log.segments.last().map_or(0, |newest| newest.bytes);
-        let published = Published { files, bytes, last: log.last(), trouble: self.trouble.clone() };
+        let published = Published { files, bytes, last: log.last() };
         self.publish.send_replace(Arc::new(published));
     }
 

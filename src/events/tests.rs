@@ -141,11 +141,11 @@ async fn a_log_that_cannot_be_opened_stops_nobody_and_gets_its_events_later() {
     let (handle, _task) = start(dir.path(), Config::default());
     handle.record(volume("home"), None);
     assert_eq!(all(&handle).await, []);
-    let mut watch = handle.watch();
-    timeout(PATIENCE, watch.wait_for(|published| published.trouble.is_some())).await.unwrap().unwrap();
+    let (mut watch, mut trouble) = (handle.watch(), handle.trouble());
+    timeout(PATIENCE, trouble.wait_for(Option::is_some)).await.unwrap().unwrap();
     std::fs::remove_file(dir.path().join("events")).unwrap();
     timeout(PATIENCE, watch.wait_for(|published| published.last == 2)).await.unwrap().unwrap();
-    assert_eq!(watch.borrow().trouble, None);
+    timeout(PATIENCE, trouble.wait_for(Option::is_none)).await.unwrap().unwrap();
     assert_eq!(kinds(&all(&handle).await), [EventKind::VolumeRemoved, EventKind::AgentStarted]);
 }
 

@@ -304,7 +304,7 @@ impl Owner {
             return Err(Error::Alive(*node));
         }
         self.roster.keep(next.members(), true).await.map_err(|error| Error::Store(error.into()))?;
-        tracing::info!(%node, session = session.map(tracing::field::display), %by, "forgotten");
+        tracing::debug!(%node, session = session.map(tracing::field::display), %by, "forgotten");
         self.membership = next;
         self.look().await;
         Ok(())

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::answer::{Answer, Ask};
-use super::changes::events;
+use super::changes;
 use super::children::Step;
 use super::listed::List;
 use super::probe::{Abandoned, Probe, Silence};
@@ -22,6 +22,7 @@ use super::state::State;
 use super::store::Store;
 use super::{Command, Config, Error, Handle, QUEUE, Request, Snapshot};
 use crate::clock::Clock;
+use crate::events;
 use crate::types::{Actor, BootInstant, NVIDIA_CLASS, NodeId};
 
 /// What the owner is made of.
@@ -36,13 +37,14 @@ pub struct Parts {
     pub program: PathBuf,
     /// GPUs that are made up, with `dev.physical_gpus`: no child is started then.
     pub fictitious: Option<u32>,
+    pub events: events::Handle,
     pub clock: Clock,
 }
 
 /// Starts the owner. Nothing waits for the driver: the first snapshot has the devices that are known from before. The
 /// owner ends when nobody can read its snapshot any more.
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
-    let Parts { mut config, store, node, mut listed, program, fictitious, clock } = parts;
+    let Parts { mut config, store, node, mut listed, program, fictitious, events, clock } = parts;
     // The list may be there already.
     listed.mark_changed();
     let (now, limits) = (clock.now(), config.borrow_and_update().clone());
@@ -65,6 +67,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
         child: None,
         asking: None,
         abandoned: None,
+        events,
         clock,
         publish,
     };
@@ -86,6 +89,7 @@ struct Owner {
     /// The child while it is.
     asking: Option<Asking>,
     abandoned: Option<Abandoned>,
+    events: events::Handle,
     clock: Clock,
     publish: watch::Sender<Arc<Snapshot>>,
 }
@@ -214,7 +218,7 @@ impl Owner {
             self.state = before;
             return Err(Error::Store(error.into()));
         }
-        log::command(uuid, command, by);
+        log::command(uuid, command, by, &self.events);
         Ok(())
     }
 
@@ -222,7 +226,7 @@ impl Owner {
         let after = self.state.snapshot(self.clock.now());
         let before = self.publish.borrow().clone();
         if *before != after {
-            events(&before, &after).into_iter().for_each(log::event);
+            changes::events(&before, &after).into_iter().for_each(|event| log::event(event, &self.events));
             self.publish.send_replace(Arc::new(after));
         }
     }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 
-use super::error::Refusal;
+use super::error::{Refusal, Refused};
+use crate::events::{self, Happening};
 use crate::types::{Actor, ApiToken, ErrorCode, Name, Role};
 use crate::wire::Call;
 use crate::wire::message::{
@@ -16,6 +17,9 @@ use crate::wire::message::{
     ListImages, Locate, Logs, Nodes, Patch, Place, PreviewPrune, PruneImages, PullImage, Refresh, RemoveVolume, Secret,
     Sessions, Undrain, Volumes,
 };
+
+/// Characters of a path that an event shows at most.
+const MAX_PATH: usize = 200;
 
 /// What an operation requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,12 +181,13 @@ pub(super) struct Gate {
     pub(super) node: Name,
     /// Returns the API token that has this text.
     pub(super) token_of: TokenOf,
+    pub(super) events: events::Handle,
 }
 
 pub(super) type TokenOf = Arc<dyn Fn(&str) -> Option<ApiToken> + Send + Sync>;
 
 /// Passes a request on if its caller has the role of the operation, and adds the [`Actor`] to its extensions. An open
-/// operation has no actor.
+/// operation has no actor. What the request made happen is in the event log before it is answered, and so is a refusal.
 pub(super) async fn authorise(
     State(gate): State<Gate>,
     matched: MatchedPath,
@@ -190,26 +195,54 @@ pub(super) async fn authorise(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
-    let access = access_of(request.method(), matched.as_str(), request.uri().query());
-    if let Some(actor) = check(access, &peer, request.headers(), &gate)? {
-        request.extensions_mut().insert(actor);
+    let method = request.method().clone();
+    let Needs(needed) = access_of(&method, matched.as_str(), request.uri().query()) else {
+        return Ok(next.run(request).await);
+    };
+    let Caller { actor, role } = gate.caller(&peer, request.headers())?;
+    let path = request.uri().path().to_owned();
+    let response = if role >= needed {
+        request.extensions_mut().insert(actor.clone());
+        next.run(request).await
+    } else {
+        forbidden(needed, role).into_response()
+    };
+    let refused = response.extensions().get().filter(|refused| is_audited(&method, refused));
+    let refused = refused.map(|Refused { code, message }| {
+        let path: String = path.chars().take(MAX_PATH).collect();
+        Happening::request_refused(method.as_str(), &path, *code, message)
+    });
+    gate.events.record_some(refused, Some(&actor));
+    if !method.is_safe() {
+        gate.events.flush().await;
     }
-    Ok(next.run(request).await)
+    Ok(response)
 }
 
-fn check(access: Access, peer: &Peer, headers: &HeaderMap, gate: &Gate) -> Result<Option<Actor>, Refusal> {
-    let Needs(needed) = access else { return Ok(None) };
-    let Caller { actor, role } = match peer {
-        Peer::Socket { admin: Some(user) } => gate.admin(user),
-        Peer::Socket { admin: None } | Peer::Tcp { .. } => gate.bearer(headers)?,
-    };
-    if role >= needed {
-        return Ok(Some(actor));
+/// Whether a refusal is one that an auditor looks for: something was not allowed, or contradicts what is there. What no
+/// host has room for is told by the leader.
+fn is_audited(method: &Method, refused: &Refused) -> bool {
+    use ErrorCode::{Conflict, DeclaredSetting, Forbidden, IdempotencyMismatch, Invalid};
+    match refused.code {
+        Forbidden => true,
+        Conflict | DeclaredSetting | IdempotencyMismatch | Invalid => !method.is_safe(),
+        _ => false,
     }
-    Err(Refusal::new(ErrorCode::Forbidden, format!("this operation requires role {needed}; the token has role {role}")))
+}
+
+fn forbidden(needed: Role, role: Role) -> Refusal {
+    let message = format!("this operation requires role {needed}; the token has role {role}");
+    Refusal::new(ErrorCode::Forbidden, message)
 }
 
 impl Gate {
+    fn caller(&self, peer: &Peer, headers: &HeaderMap) -> Result<Caller, Refusal> {
+        match peer {
+            Peer::Socket { admin: Some(user) } => Ok(self.admin(user)),
+            Peer::Socket { admin: None } | Peer::Tcp { .. } => self.bearer(headers),
+        }
+    }
+
     fn admin(&self, user: &Admin) -> Caller {
         let name = user.name.as_deref().map(str::to_owned);
         Caller { actor: Actor::Socket { uid: user.uid, name, via: self.node.clone() }, role: Role::Admin }
@@ -256,7 +289,7 @@ mod tests {
     /// Knows tokens whose text is the name of their role.
     fn gate() -> Gate {
         let token_of: TokenOf = Arc::new(|text| text.parse().ok().map(sample::api_token));
-        Gate { node: "host-a".parse().unwrap(), token_of }
+        Gate { node: "host-a".parse().unwrap(), token_of, events: events::recorder::nowhere() }
     }
 
     fn checked(access: Access, peer: &Peer, authorization: Option<&str>) -> Result<Option<Actor>, Refusal> {
@@ -264,7 +297,9 @@ mod tests {
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, value.parse().unwrap());
         }
-        check(access, peer, &headers, &gate())
+        let Needs(needed) = access else { return Ok(None) };
+        let Caller { actor, role } = gate().caller(peer, &headers)?;
+        if role >= needed { Ok(Some(actor)) } else { Err(forbidden(needed, role)) }
     }
 
     fn asked(access: Access, peer: &Peer, authorization: Option<&str>) -> Option<ErrorCode> {

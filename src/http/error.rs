@@ -79,11 +79,20 @@ const fn is_retryable(code: ErrorCode) -> bool {
     retry_after(code).is_some() || matches!(code, ErrorCode::QuotaExceeded)
 }
 
+/// What a response refuses, for the event log. It is in the response's extensions.
+#[derive(Debug, Clone)]
+pub(super) struct Refused {
+    pub(super) code: ErrorCode,
+    pub(super) message: String,
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let retryable = is_retryable(self.code);
+        let refused = Refused { code: self.code, message: self.message.clone() };
         let error = ErrorDetail { code: self.code, message: self.message, retryable, nodes: self.nodes };
         let mut response = (self.status, Json(ErrorBody { error })).into_response();
+        response.extensions_mut().insert(refused);
         let headers = response.headers_mut();
         if let Some(seconds) = retry_after(self.code) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));

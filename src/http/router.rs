@@ -69,10 +69,10 @@ pub(super) fn operations() -> OpenApiRouter<Arc<App>> {
 /// The API as its listeners serve it.
 pub(super) fn api(app: Arc<App>, allowed: AllowedHosts) -> Router {
     let (cluster, clock) = (app.api.cluster.clone(), app.api.clock.clone());
-    let node = cluster.host().settings.state().name.clone();
+    let (node, events) = (cluster.host().settings.state().name.clone(), cluster.host().events.clone());
     let token_of: TokenOf = Arc::new(move |text| cluster.catalogue().token_of(text, clock.now()).cloned());
     let router = Router::from(operations()).layer(from_fn_with_state(app.clone(), name_leader)).with_state(app);
-    guarded(router, Gate { node, token_of }, allowed)
+    guarded(router, Gate { node, token_of, events }, allowed)
 }
 
 /// What the status listener serves without a token. It does not check the host name: everyone who reaches
@@ -159,7 +159,7 @@ mod tests {
             .route("/v1/nodes/{node}/drain", post(async |Extension(by): Extension<Actor>| by.to_string()))
             .route("/v1/nodes", get(panics));
         let token_of: TokenOf = Arc::new(|text| text.parse().ok().map(sample::api_token));
-        let gate = Gate { node: "host-a".parse().unwrap(), token_of };
+        let gate = Gate { node: "host-a".parse().unwrap(), token_of, events: crate::events::recorder::nowhere() };
         let allowed = Arc::from(["ostler.example.com".to_owned()]);
         guarded(routes, gate, tokio::sync::watch::channel(allowed).1)
     }

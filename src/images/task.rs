@@ -26,6 +26,7 @@ use super::pulls::{Pulls, Via};
 use super::store::Store;
 use super::{Command, Config, Error, Handle, Neighbours, Pull, QUEUE, Request, Snapshot};
 use crate::clock::Clock;
+use crate::events::{self, Happening};
 use crate::runtime::images::{DiskUsage, ImageDetails, ImageList, ImageStoreInfo, ListedImage, Removal};
 use crate::runtime::{self, Health, Images};
 use crate::types::{Actor, Disk, ImageReference, Moment, Timestamp};
@@ -48,6 +49,7 @@ pub struct Parts {
     pub engine: Arc<dyn Images>,
     pub health: watch::Receiver<Health>,
     pub neighbours: Arc<dyn Neighbours>,
+    pub events: events::Handle,
     pub clock: Clock,
     pub others: Others,
 }
@@ -78,13 +80,15 @@ pub fn make(parts: Parts) -> (Handle, Made) {
 impl Made {
     /// Starts the owner. It ends when every handle is dropped.
     pub fn start(self, around: Around) -> JoinHandle<()> {
-        let Self { parts: Parts { config, store, engine, health, neighbours, clock, others }, inbox, publish } = self;
+        let Self { parts: Parts { config, store, engine, health, neighbours, events, clock, others }, inbox, publish } =
+            self;
         let owner = Owner {
             source: Source::new(Arc::clone(&engine), config.clone(), others),
             config,
             engine,
             health,
             neighbours,
+            events,
             clock,
             records: Arc::new(store.written().clone()),
             store,
@@ -113,6 +117,7 @@ struct Owner {
     source: Arc<Source>,
     health: watch::Receiver<Health>,
     neighbours: Arc<dyn Neighbours>,
+    events: events::Handle,
     clock: Clock,
     records: Arc<Records>,
     /// The last uses that are not in the records yet.
@@ -148,7 +153,7 @@ enum Done {
     MayBegin(ImageReference, Via, Option<Duration>),
     /// The leader was told of a registry, or did not answer.
     Told,
-    Pulled(ImageReference, Tried, Result<Option<ImageDetails>, runtime::Error>),
+    Pulled(ImageReference, Tried, Result<Option<ImageDetails>, runtime::Error>, Duration),
     /// What an open pull of an earlier life of the agent brought.
     Resolved(ImageReference, Result<Option<ImageDetails>, runtime::Error>),
     /// An image that may be recorded in another store.
@@ -278,7 +283,7 @@ impl Owner {
             Done::MayBegin(image, via, _) if self.prunes.holds(&image, via) => {}
             Done::MayBegin(image, via, _) => self.begin_pull(image, via).await,
             Done::Told => {}
-            Done::Pulled(image, tried, seen) => self.pulled(image, tried, seen).await,
+            Done::Pulled(image, tried, seen, took) => self.pulled(image, tried, seen, took).await,
             Done::Resolved(image, seen) => self.resolved(&image, seen).await,
             Done::Compared(seen) => {
                 if let (Ok(Some(details)), Some(place)) = (seen, &self.place) {
@@ -350,7 +355,13 @@ impl Owner {
             return Err(Error::Store(error.into()));
         }
         self.listing.outdate();
-        tracing::info!(image = image.id, names = image.names.join(" "), ?command, %by, "image changed");
+        let change = match command {
+            Command::Adopt => "adopted",
+            Command::Pin => "pinned",
+            Command::Unpin => "unpinned",
+        };
+        let name = image.names.first().map(String::as_str);
+        self.events.record(Happening::image_changed(&image.id, name, change), Some(by));
         Ok(image)
     }
 

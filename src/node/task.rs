@@ -8,9 +8,10 @@ use tokio::task::JoinHandle;
 
 use super::store::{Store, Stored};
 use super::{Config, DrainState, Error, Handle, Request, State, settings};
-use crate::capacity;
 use crate::clock::Clock;
+use crate::events::Happening;
 use crate::types::{Actor, Deadline, DrainRequest, GpuSharing, Settings, SettingsPatch};
+use crate::{capacity, events};
 
 /// Changes that wait for the owner at most. Further callers wait for a place: changes are few, and each takes one
 /// write to disk.
@@ -22,6 +23,7 @@ pub fn spawn(
     store: Store,
     stored: Stored,
     capacity: capacity::Handle,
+    events: events::Handle,
     clock: Clock,
 ) -> (Handle, JoinHandle<()>) {
     let config = watched_config.borrow_and_update().clone();
@@ -36,7 +38,7 @@ pub fn spawn(
     };
     let (requests, queue) = mpsc::channel(QUEUE);
     let (publish, watched) = watch::channel(Arc::new(state.clone()));
-    let owner = Owner { config, store, chosen: stored.chosen, state, capacity, clock, publish };
+    let owner = Owner { config, store, chosen: stored.chosen, state, capacity, events, clock, publish };
     (Handle { requests, state: watched }, tokio::spawn(owner.run(queue, watched_config)))
 }
 
@@ -52,6 +54,7 @@ struct Owner {
     chosen: Settings,
     state: State,
     capacity: capacity::Handle,
+    events: events::Handle,
     clock: Clock,
     publish: watch::Sender<Arc<State>>,
 }
@@ -88,7 +91,7 @@ impl Owner {
     /// again.
     fn declare(&mut self, config: Config) {
         let in_force = settings::in_force(&self.chosen, &config.declared);
-        caution(&self.state.settings, &in_force);
+        self.tell(&in_force, None);
         (self.state.settings, self.state.declared, self.config) = (in_force, declared(&config), config);
         self.publish();
     }
@@ -98,8 +101,7 @@ impl Owner {
         let change = settings::change(&self.chosen, &self.config, patch, physical_gpus)?;
         if change.chosen != self.chosen {
             self.store.keep_settings(&change.chosen).await.map_err(|e| Error::Store(e.to_string()))?;
-            tracing::info!(settings = ?change.in_force, %by, "settings changed");
-            caution(&self.state.settings, &change.in_force);
+            self.tell(&change.in_force, Some(by));
             self.chosen = change.chosen;
             self.state.settings = change.in_force;
             self.publish();
@@ -117,14 +119,17 @@ impl Owner {
             message: request.message,
         };
         self.keep_drain(Some(drain.clone())).await?;
-        tracing::info!(?drain, %by, "drain started: the node admits no new sessions");
+        let State { id, name, .. } = &self.state;
+        let (deadline, reason) = (request.deadline_seconds, drain.message.as_deref());
+        let started = Happening::drain_started(id, name, deadline, drain.stop_sessions, reason);
+        self.events.record(started, Some(by));
         Ok(drain)
     }
 
     async fn undrain(&mut self, by: &Actor) -> Result<(), Error> {
         if self.state.drain.is_some() {
             self.keep_drain(None).await?;
-            tracing::info!(%by, "drain ended");
+            self.events.record(Happening::drain_ended(&self.state.id, &self.state.name), Some(by));
         }
         Ok(())
     }
@@ -147,6 +152,15 @@ impl Owner {
         self.state.drain = drain;
         self.publish();
         Ok(())
+    }
+
+    /// Tells of the settings that change. `by`: `None` for a change of the configuration.
+    fn tell(&self, after: &Settings, by: Option<&Actor>) {
+        let State { id, name, settings: before, .. } = &self.state;
+        for changed in Happening::settings_changed(id, name, before, after) {
+            self.events.record(changed, by);
+        }
+        caution(before, after);
     }
 
     fn publish(&self) {
@@ -186,7 +200,14 @@ mod tests {
 
     fn start(directory: &Path, declared: &str, clock: &Clock) -> (Handle, JoinHandle<()>) {
         let (store, stored) = Store::open(directory, Some("m"), clock.now().wall).unwrap();
-        spawn(watch::channel(config(declared)).1, store, stored, capacity(0), clock.clone())
+        spawn(
+            watch::channel(config(declared)).1,
+            store,
+            stored,
+            capacity(0),
+            crate::events::recorder::nowhere(),
+            clock.clone(),
+        )
     }
 
     async fn stop(started: (Handle, JoinHandle<()>)) {
@@ -231,7 +252,7 @@ mod tests {
         let clock = Clock::manual(moment());
         let (store, stored) = Store::open(directory.path(), Some("m"), clock.now().wall).unwrap();
         let (declare, declared) = watch::channel(config("{}"));
-        let (node, _owner) = spawn(declared, store, stored, capacity(0), clock);
+        let (node, _owner) = spawn(declared, store, stored, capacity(0), crate::events::recorder::nowhere(), clock);
         node.patch(patch(r#"{"cores_override":12}"#), root()).await.unwrap();
 
         declare.send_replace(config(r#"{"cores_override":8}"#));
@@ -309,7 +330,14 @@ mod tests {
         let (store, switch) = Store::failing();
         let id = "k3f7q2m5x6a4b7c2".parse().unwrap();
         let stored = Stored { id, chosen: Settings::default(), drain: None };
-        let (node, _owner) = spawn(watch::channel(config("{}")).1, store, stored, capacity(1), Clock::manual(moment()));
+        let (node, _owner) = spawn(
+            watch::channel(config("{}")).1,
+            store,
+            stored,
+            capacity(1),
+            crate::events::recorder::nowhere(),
+            Clock::manual(moment()),
+        );
         let before = node.state();
         switch.set(true);
         assert!(matches!(node.patch(patch(r#"{"gpus_override":2}"#), root()).await, Err(Error::Store(_))));

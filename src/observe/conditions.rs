@@ -14,6 +14,7 @@ use crate::capacity::probe::cgroup::Bounds;
 use crate::capacity::room::{MIN_FREE_INODES_PERCENT, Shortage, shortage};
 use crate::capacity::{EngineFigures, Report};
 use crate::clock::Clock;
+use crate::events::{self, Happening};
 use crate::images;
 use crate::node::{ClusterSigns, State};
 use crate::runtime::Health;
@@ -42,6 +43,8 @@ pub struct Inputs<'a> {
     /// `limits.min_free_disk`
     pub min_free_disk: Bytes,
     pub images: &'a images::Snapshot,
+    /// Why the event log cannot be written.
+    pub event_log: Option<&'a str>,
 }
 
 /// What the owner watches.
@@ -55,18 +58,25 @@ pub struct Watches {
     pub limits: watch::Receiver<sessions::Config>,
     /// Its first value, for a runtime without images.
     pub images: watch::Receiver<Arc<images::Snapshot>>,
+    /// Why the event log cannot be written.
+    pub event_log: watch::Receiver<Option<String>>,
 }
 
 /// Starts the owner. It ends when the conditions have no reader any more.
-pub fn spawn(watches: Watches, publish: watch::Sender<Arc<Vec<Condition>>>, clock: Clock) -> JoinHandle<()> {
-    tokio::spawn(run(watches, publish, clock))
+pub fn spawn(
+    watches: Watches,
+    publish: watch::Sender<Arc<Vec<Condition>>>,
+    events: events::Handle,
+    clock: Clock,
+) -> JoinHandle<()> {
+    tokio::spawn(run(watches, publish, events, clock))
 }
 
-async fn run(mut watches: Watches, publish: watch::Sender<Arc<Vec<Condition>>>, clock: Clock) {
+async fn run(mut watches: Watches, publish: watch::Sender<Arc<Vec<Condition>>>, events: events::Handle, clock: Clock) {
     loop {
         let before = publish.borrow().clone();
         let after = carry(&before, watches.evaluate(), clock.now().wall);
-        log_changes(&before, &after);
+        changes(&before, &after).into_iter().for_each(|change| events.record(change, None));
         if *before != after {
             publish.send_replace(Arc::new(after));
         }
@@ -80,6 +90,7 @@ async fn run(mut watches: Watches, publish: watch::Sender<Arc<Vec<Condition>>>, 
             Ok(()) = watches.cluster.changed() => {}
             Ok(()) = watches.limits.changed() => {}
             Ok(()) = watches.images.changed() => {}
+            Ok(()) = watches.event_log.changed() => {}
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -93,6 +104,7 @@ impl Watches {
         let health = self.health.borrow_and_update().clone();
         let cluster = self.cluster.borrow_and_update().clone();
         let images = self.images.borrow_and_update().clone();
+        let event_log = self.event_log.borrow_and_update().clone();
         let min_free_disk = self.limits.borrow_and_update().min_free_disk;
         let (report, node, sessions) = (&*report, &*node, &*sessions);
         evaluate(Inputs {
@@ -105,14 +117,25 @@ impl Watches {
             records_lost: images.records_lost.as_ref().filter(|lost| lost.to.exists()),
             min_free_disk,
             images: &images,
+            event_log: event_log.as_deref(),
         })
     }
 }
 
 /// Every condition that holds, with its message for the operator.
 pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
-    let Inputs { report, node, sessions, health, cluster, is_journal_aside, records_lost, min_free_disk, images } =
-        inputs;
+    let Inputs {
+        report,
+        node,
+        sessions,
+        health,
+        cluster,
+        is_journal_aside,
+        records_lost,
+        min_free_disk,
+        images,
+        event_log,
+    } = inputs;
     let offered = effective(report.physical, &node.settings);
     [
         (ConditionKind::Overcommitted, overcommitted(&sessions.allocated, &offered, &report.physical)),
@@ -124,6 +147,7 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::JournalRebuilt, journal_rebuilt(sessions, is_journal_aside)),
         (ConditionKind::ImagesRecordLost, images_record_lost(records_lost)),
         (ConditionKind::DataDirectoryFull, data_dir_full(sessions)),
+        (ConditionKind::EventsUnwritable, events_unwritable(event_log)),
         (ConditionKind::ContainerRenamed, renamed(&sessions.oddities.renamed)),
         (ConditionKind::StrayContainers, strays(&sessions.oddities)),
         (ConditionKind::NetworkFailing, trouble(sessions.troubles.network.as_ref())),
@@ -360,14 +384,20 @@ fn carry(before: &[Condition], holding: Vec<(ConditionKind, String)>, now: Times
     holding.into_iter().map(|(kind, message)| Condition { kind, message, since: since(kind) }).collect()
 }
 
-fn log_changes(before: &[Condition], after: &[Condition]) {
+/// What the event log is told: conditions that hold now and did not, and the other way round.
+fn changes(before: &[Condition], after: &[Condition]) -> Vec<Happening> {
     let absent = |from: &[Condition], kind| !from.iter().any(|condition| condition.kind == kind);
-    for raised in after.iter().filter(|condition| absent(before, condition.kind)) {
-        tracing::warn!(condition = %raised.kind, "{}", raised.message);
-    }
-    for cleared in before.iter().filter(|condition| absent(after, condition.kind)) {
-        tracing::info!(condition = %cleared.kind, "condition cleared");
-    }
+    let raised = after.iter().filter(|condition| absent(before, condition.kind)).map(Happening::condition_raised);
+    let cleared = before.iter().filter(|condition| absent(after, condition.kind));
+    raised.chain(cleared.map(|condition| Happening::condition_cleared(condition.kind))).collect()
+}
+
+fn events_unwritable(trouble: Option<&str>) -> Option<String> {
+    let trouble = trouble?;
+    Some(format!(
+        "the event log cannot be written ({trouble}): events wait in memory, and are lost if the agent ends; free disk \
+         space, or make the directory `events` of the data directory writable"
+    ))
 }
 
 #[cfg(test)]

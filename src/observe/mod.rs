@@ -1,6 +1,7 @@
 //! This node as the cluster and the API show it, assembled from what its owners publish.
 
 pub mod conditions;
+pub mod drains;
 pub mod view;
 
 use std::sync::Arc;

@@ -19,12 +19,14 @@ pub mod state;
 pub mod task;
 #[cfg(test)]
 mod tests;
+mod told;
 
 pub use crate::runtime::LogsRequest;
 pub use decide::{Exceeded, FAILING_STARTS, GpuUse, Gpus, MAX_ATTEMPTS, Oddities, Oddity, Trouble, Troubles, Unplaced};
 pub use feed::{Feed, Standing};
 pub use journal::Journal;
 pub use record::{Live, Origin, Record, Status, Tombstone};
+pub use told::Told;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -14,6 +14,7 @@ use super::decide::{Context, EngineState, Gpus, Registry, Report};
 use super::feed::{Feed, Standing};
 use super::record::Record;
 use super::runner::{Watch, Work};
+use super::told::{Teller, Told};
 use super::{Admit, Admitted, Claimed, Command, Config, Error, Rebuilt, Snapshot};
 use crate::election::Stale;
 use crate::runtime;
@@ -89,6 +90,8 @@ pub struct Order {
 
 /// The results of a turn, in the order in which the owner acts on them.
 pub struct Turn<R: Reply> {
+    /// What the event log is told, before anybody sees it.
+    pub told: Vec<Told>,
     /// The new snapshot, if it changed.
     pub snapshot: Option<Arc<Snapshot>>,
     pub orders: Vec<Order>,
@@ -114,6 +117,16 @@ enum Pending<R: Reply> {
     Report(R::To<bool>),
 }
 
+impl<R: Reply> Pending<R> {
+    /// The session that somebody asked a change of.
+    const fn asked(&self) -> Option<&SessionId> {
+        match self {
+            Self::Admit(_, id, _) | Self::Command(_, id, _) => Some(id),
+            _ => None,
+        }
+    }
+}
+
 /// What [`Sessions`] starts with.
 pub struct Start {
     pub config: Config,
@@ -136,8 +149,7 @@ pub struct Sessions<R: Reply> {
     pending: Vec<Pending<R>>,
     /// The sessions that were admitted in this turn.
     fresh: BTreeSet<SessionId>,
-    /// The actors of this turn's changes, for the log.
-    actors: BTreeMap<SessionId, Actor>,
+    teller: Teller,
     published: BTreeMap<SessionId, Arc<SessionProfile>>,
     published_gpus: Gpus,
     activities: BTreeMap<SessionId, SessionActivity>,
@@ -161,7 +173,7 @@ impl<R: Reply> Sessions<R> {
             registry,
             pending: Vec::new(),
             fresh: BTreeSet::new(),
-            actors: BTreeMap::new(),
+            teller: Teller::default(),
             published: BTreeMap::new(),
             published_gpus: Gpus::default(),
             activities: BTreeMap::new(),
@@ -219,14 +231,18 @@ impl<R: Reply> Sessions<R> {
                 let decided = self.registry.admit(&admit, cx);
                 if decided == Ok(false) {
                     self.fresh.insert(admit.session);
-                    self.actors.extend(admit.asked.by.map(|by| (admit.session, by)));
+                    if let Some(by) = admit.asked.by {
+                        self.teller.created(admit.session, by);
+                    }
                 }
                 Pending::Admit(reply, admit.session, decided)
             }
             Request::Command(id, command, by, reply) => {
                 let decided = self.registry.command(&id, &command, cx);
                 if decided.is_ok() {
-                    self.actors.insert(id, by);
+                    if let Some(session) = self.published.get(&id) {
+                        self.teller.asked(id, session.state, &command, by);
+                    }
                 }
                 Pending::Command(reply, id, decided)
             }
@@ -269,6 +285,7 @@ impl<R: Reply> Sessions<R> {
                 }
                 Err(error) => {
                     self.registry.roll_back();
+                    self.pending.iter().filter_map(Pending::asked).for_each(|id| self.teller.not_done(id));
                     if let Error::Journal(Cause::Here(store::Error::Full(directory))) = error {
                         self.note_full(Some(directory.clone()));
                     }
@@ -278,6 +295,7 @@ impl<R: Reply> Sessions<R> {
         let (snapshot, orders) = self.publish(cx);
         let pending = std::mem::take(&mut self.pending);
         Turn {
+            told: self.teller.take(),
             snapshot,
             orders,
             nudge_all: std::mem::take(&mut self.nudge_all),
@@ -298,7 +316,6 @@ impl<R: Reply> Sessions<R> {
     }
 
     fn publish(&mut self, cx: &Context<'_>) -> (Option<Arc<Snapshot>>, Vec<Order>) {
-        let actors = std::mem::take(&mut self.actors);
         let mut changed = self.registry.take_unpublished();
         if std::mem::take(&mut self.publish_all) {
             changed.extend(self.registry.records().map(|record| record.origin().id));
@@ -310,10 +327,12 @@ impl<R: Reply> Sessions<R> {
             let activity_before = self.activities.remove(id);
             let Some(record) = self.registry.record(id) else {
                 self.feed.forget(id);
+                self.teller.forget(id);
                 continue;
             };
             let (session, activity) = (self.profile(record, cx), record.activity(cx.now));
-            log_change(before.as_deref(), &session, actors.get(id));
+            log_change(before.as_deref(), &session);
+            self.teller.see(before.as_deref(), &session, record);
             self.feed.note(before.as_deref(), &session, Standing::of(record));
             if activity_before.as_ref() != Some(&activity) {
                 self.feed.note_activity(id);
@@ -434,12 +453,11 @@ fn explain(record: &Record, cx: &Context<'_>) -> Explanation {
     }
 }
 
-/// Logs each change of a session's state.
-fn log_change(before: Option<&SessionProfile>, now: &SessionProfile, by: Option<&Actor>) {
+/// Logs each change of a session's state, the steps in between too.
+fn log_change(before: Option<&SessionProfile>, now: &SessionProfile) {
     if before.is_some_and(|before| before.state == now.state) {
         return;
     }
     let reason = now.end_reason.map(|reason| reason.as_str());
-    let by = by.map(tracing::field::display);
-    tracing::info!(session = %now.id, user = now.user.as_str(), workspace = %now.workspace, state = %now.state, reason, by, "session changed");
+    tracing::debug!(session = %now.id, user = now.user.as_str(), workspace = %now.workspace, state = %now.state, reason, "session changed");
 }

@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::runtime::{Error as RuntimeError, Event, Found, Health, ProvideImages, Runtime};
 use crate::types::template::SECRET_BYTES;
 use crate::types::{Ballot, BootInstant, Name, NodeId};
-use crate::{capacity, gpu, node};
+use crate::{capacity, events, gpu, node};
 
 /// Requests and reports of one turn at most, which one write makes durable.
 const TURN: usize = 256;
@@ -55,6 +55,7 @@ pub struct Parts {
     /// Asked which processes are on the GPUs when a session has left them.
     pub gpus: gpu::Handle,
     pub signs: watch::Receiver<Arc<node::ClusterSigns>>,
+    pub events: events::Handle,
     pub clock: Clock,
 }
 
@@ -101,6 +102,7 @@ struct Owner {
     health: watch::Receiver<Health>,
     surroundings: Surroundings,
     gpus: gpu::Handle,
+    events: events::Handle,
     snapshot: watch::Sender<Arc<Snapshot>>,
     ready: watch::Sender<bool>,
 }
@@ -147,6 +149,7 @@ impl Owner {
             runtime: parts.runtime,
             surroundings,
             gpus: parts.gpus,
+            events: parts.events,
             snapshot,
             ready,
         }
@@ -248,8 +251,11 @@ impl Owner {
                 written = Err(Error::Journal(error.into()));
             }
         }
-        let Turn { snapshot, orders, nudge_all, look_at_gpus, ready, answers } =
+        let Turn { told, snapshot, orders, nudge_all, look_at_gpus, ready, answers } =
             self.surroundings.with_context(|cx| self.sessions.finish(written, cx));
+        for (happening, by) in told {
+            self.events.record(happening, by.as_ref());
+        }
         for order in orders {
             self.runners.direct(order);
         }

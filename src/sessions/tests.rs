@@ -1,7 +1,7 @@
 //! The owner, its runners and its journal together, on an engine in memory: every test may kill the
 //! daemon anywhere and start it again on the same disk and engine.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -11,10 +11,11 @@ use super::decide::testing::{START, cluster, config, id, node_id, node_state, of
 use super::*;
 use crate::capacity;
 use crate::clock::Clock;
+use crate::events::recorder::Recorder;
 use crate::node::ClusterSigns;
 use crate::runtime::Connected;
 use crate::runtime::fake::{FakeEngine, STEPS, When};
-use crate::types::{Cores, EndReason, SessionState};
+use crate::types::{Cores, EndReason, EventKind, Role, SessionState, sample};
 
 /// Longer than anything here takes; only a test that fails waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Daemon {
     handle: Handle,
     task: JoinHandle<()>,
+    told: Mutex<Recorder>,
     signs: watch::Sender<Arc<ClusterSigns>>,
     _watches: (watch::Sender<Arc<crate::node::State>>, watch::Sender<Arc<capacity::Report>>),
 }
@@ -59,6 +61,7 @@ impl World {
         let (node, node_watch) = watch::channel(Arc::new(node_state()));
         let (capacity, capacity_watch) = watch::channel(Arc::new(report));
         let (signs, signs_watch) = watch::channel(Arc::default());
+        let (events, recorder) = crate::events::recorder::recorder();
         let (handle, task) = task::spawn(task::Parts {
             config: watch::channel(config()).1,
             cluster: cluster(),
@@ -73,10 +76,11 @@ impl World {
             capacity: capacity_watch,
             gpus: crate::gpu::Handle::of_nobody(),
             signs: signs_watch,
+            events,
             clock: self.clock.clone(),
         });
         tokio::time::timeout(PATIENCE, handle.ready().wait_for(|ready| *ready)).await.unwrap().unwrap();
-        Daemon { handle, task, signs, _watches: (node, capacity) }
+        Daemon { handle, task, told: Mutex::new(recorder), signs, _watches: (node, capacity) }
     }
 }
 
@@ -105,6 +109,12 @@ impl Daemon {
 
     async fn create(&self, key: &str) -> Result<Admitted, Error> {
         self.handle.admit(offer(key, workspace())).await
+    }
+
+    /// What the event log was told since the last call, and who did it.
+    fn told(&self) -> Vec<(EventKind, Option<Actor>)> {
+        let told = self.told.lock().unwrap().take();
+        told.into_iter().map(|(happening, by)| (happening.kind, by)).collect()
     }
 
     async fn command(&self, key: &str, command: Command) -> Result<Session, Error> {
@@ -347,6 +357,53 @@ async fn a_host_admits_nothing_under_a_lower_ballot() {
     assert!(daemon.handle.admit(of_term("k", 5)).await.is_ok());
     assert!(daemon.handle.admit(of_term("l", 6)).await.is_ok(), "a higher one raises the fence");
     assert!(daemon.handle.admit(of_term("m", 5)).await.is_err());
+}
+
+#[tokio::test]
+async fn the_event_log_is_told_of_a_life_and_of_who_did_what() {
+    use EventKind::{
+        SessionCreated, SessionEnded, SessionExtended, SessionPaused, SessionRemoved, SessionResumed, SessionStarted,
+    };
+    let world = World::new();
+    let daemon = world.start().await;
+    let (ci, root) = (sample::token_actor(Role::Operate), sample::root());
+    let mut with_an_end = workspace();
+    with_an_end.ttl_seconds = Some(60);
+    let mut asked = offer("k", with_an_end);
+    asked.asked.by = Some(ci.clone());
+    daemon.handle.admit(asked).await.unwrap();
+    daemon.until_state("k", SessionState::Running).await;
+    assert_eq!(daemon.told(), [(SessionCreated, Some(ci.clone())), (SessionStarted, Some(ci))]);
+    for (command, state, told) in [
+        (Command::Pause, SessionState::Paused, SessionPaused),
+        (Command::Resume, SessionState::Running, SessionResumed),
+        (Command::Extend { ttl: Duration::from_secs(3600) }, SessionState::Running, SessionExtended),
+        (Command::Stop, SessionState::Stopped, SessionEnded),
+        (Command::Start, SessionState::Running, SessionStarted),
+    ] {
+        daemon.command("k", command).await.unwrap();
+        daemon.until_state("k", state).await;
+        assert_eq!(daemon.told(), [(told, Some(root.clone()))]);
+    }
+    daemon.kill().await;
+
+    let daemon = world.start().await;
+    assert_eq!(daemon.told(), [], "what is known from before the start is no news");
+    daemon.command("k", Command::Remove).await.unwrap();
+    daemon.until_gone("k").await;
+    assert_eq!(daemon.told(), [(SessionEnded, Some(root.clone())), (SessionRemoved, Some(root))]);
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_asked_for_is_of_the_node() {
+    let world = World::new();
+    let daemon = world.start().await;
+    daemon.create("k").await.unwrap();
+    daemon.until_state("k", SessionState::Running).await;
+    daemon.told();
+    world.engine.exit(&id("k"), 0).await;
+    daemon.until_state("k", SessionState::Stopped).await;
+    assert_eq!(daemon.told(), [(EventKind::SessionEnded, None)]);
 }
 
 #[tokio::test]

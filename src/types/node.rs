@@ -313,6 +313,8 @@ pub enum ConditionKind {
     ImagesRecordLost,
     /// The data directory is full: the node admits no session and stores no change.
     DataDirectoryFull,
+    /// The event log cannot be written: events wait in memory.
+    EventsUnwritable,
     /// Another program renamed the containers of sessions. They stay the sessions' containers.
     ContainerRenamed,
     /// Containers have the labels of sessions and are not their containers: they may use what the node offers.
@@ -367,6 +369,7 @@ words!(ConditionKind {
     JournalRebuilt => "journal_rebuilt",
     ImagesRecordLost => "images_record_lost",
     DataDirectoryFull => "data_directory_full",
+    EventsUnwritable => "events_unwritable",
     ContainerRenamed => "container_renamed",
     StrayContainers => "stray_containers",
     NetworkFailing => "network_failing",

@@ -212,6 +212,10 @@ macro_rules! define {
                 match self { $(Self::$name(_) => <$body as Call>::ANSWERED_BY,)* }
             }
 
+            pub const fn changes(&self) -> bool {
+                match self { $(Self::$name(_) => <$body as Call>::CHANGES,)* }
+            }
+
             pub const fn asker(&self) -> Asker {
                 match self { $(Self::$name(_) => <$body as Call>::ASKER,)* }
             }

@@ -133,6 +133,7 @@ impl Catalogue {
             leadership: led,
             view: seen,
             replicas: Arc::new(Wire { from: id(n), network: network.clone() }),
+            events: crate::events::recorder::nowhere(),
             clock: clock.clone(),
         });
         network.wires().nodes.insert(id(n), handle.clone());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Happening;
-use crate::types::{EventKind, Name, NodeId, SessionId, TargetKind};
+use crate::types::{Dimension, ErrorCode, EventKind, Name, NodeId, SessionId, TargetKind};
 
 impl Happening {
     pub fn node_joined(id: &NodeId, name: &Name, address: &str) -> Self {
@@ -59,7 +59,7 @@ impl Happening {
     }
 
     /// The leader places no session of the workspace. `why`: in words.
-    pub fn refused(workspace: &Name, reason: &str, dimension: Option<&str>, why: &str) -> Self {
+    pub fn refused(workspace: &Name, reason: ErrorCode, dimension: Option<Dimension>, why: &str) -> Self {
         Self::of(EventKind::Refused, format!("a session of {workspace} was refused: {why}"))
             .about(TargetKind::Workspace, workspace, Some(workspace.to_string()))
             .with("reason", reason)
@@ -68,7 +68,7 @@ impl Happening {
     }
 
     /// A person's request was answered with an error that says no.
-    pub fn request_refused(method: &str, path: &str, code: &str, why: &str) -> Self {
+    pub fn request_refused(method: &str, path: &str, code: ErrorCode, why: &str) -> Self {
         Self::of(EventKind::RequestRefused, format!("{method} {path} was refused: {why}"))
             .about(TargetKind::Path, path, None)
             .with("method", method)

@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::types::{
-    Bytes, Condition, ConditionKind, ImageReference, Name, NodeId, Prune, Refreshed, Role, SessionState, Settings,
-    Timestamp, sample,
+    Bytes, Condition, ConditionKind, Dimension, ErrorCode, ImageReference, Name, NodeId, Prune, Refreshed, Role,
+    SessionState, Settings, Timestamp, sample,
 };
 
 fn id() -> NodeId {
@@ -54,8 +54,8 @@ fn each() -> Vec<Happening> {
         Happening::session_moved(&session, Some(&id)),
         Happening::session_duplicate(&session.id, "host-a", Some("host-b")),
         Happening::session_forgotten(&session.id, "host-c"),
-        Happening::refused(&workspace.name, "no_capacity", Some("cores"), "no node has room"),
-        Happening::request_refused("POST", "/v1/tokens", "forbidden", "role admin is needed").with("count", 1),
+        Happening::refused(&workspace.name, ErrorCode::NoCapacity, Some(Dimension::Cores), "no node has room"),
+        Happening::request_refused("POST", "/v1/tokens", ErrorCode::Forbidden, "role admin is needed").with("count", 1),
         Happening::settings_changed(&id, &host, &Settings::default(), &changed).remove(0),
         Happening::drain_started(&id, &host, Some(60), true, Some("new disk")),
         Happening::drain_done(&id, &host),

@@ -1,7 +1,8 @@
-//! What the owner of the GPUs logs.
+//! What the owner of the GPUs logs, and tells the event log.
 
 use std::collections::BTreeSet;
 
+use crate::events::{self, Happening};
 use crate::gpu::answer::Xid;
 use crate::gpu::changes::Event;
 use crate::gpu::{Command, Driver};
@@ -10,19 +11,22 @@ use crate::types::Actor;
 /// The faults of one answer that are logged at most: a device can report the same one many times a second.
 const LOGGED_FAULTS: usize = 16;
 
-pub(super) fn event(event: Event<'_>) {
+pub(super) fn event(event: Event<'_>, events: &events::Handle) {
     match event {
         Event::Driver(driver) => log_driver(driver),
         Event::New(device) => {
             let address = device.pci_address.as_deref();
             tracing::info!(gpu = %device.uuid, model = %device.model, index = device.index, address, "GPU found");
         }
-        Event::Lost { device, why } => tracing::warn!(gpu = %device.uuid, %why, "GPU lost"),
-        Event::Back(device) => tracing::info!(gpu = %device.uuid, index = device.index, "GPU is back"),
+        Event::Lost { device, why } => {
+            events.record(Happening::gpu_lost(&device.uuid, &device.model, &why.to_string()), None);
+        }
+        Event::Back(device) => events.record(Happening::gpu_back(&device.uuid, &device.model), None),
         Event::Failing { device, why } => tracing::warn!(gpu = %device.uuid, %why, "GPU is failing"),
         Event::Well(device) => tracing::info!(gpu = %device.uuid, "GPU is not failing any more"),
         Event::Hot(device) => {
-            tracing::warn!(gpu = %device.uuid, celsius = device.reading.temperature_celsius, "GPU is hot");
+            let celsius = device.reading.temperature_celsius;
+            events.record(Happening::gpu_hot(&device.uuid, &device.model, celsius), None);
         }
         Event::Cooled(device) => tracing::info!(gpu = %device.uuid, "GPU is not hot any more"),
     }
@@ -41,12 +45,13 @@ fn log_driver(driver: &Driver) {
     }
 }
 
-pub(super) fn command(uuid: &str, command: Command, by: &Actor) {
-    match command {
-        Command::Cordon => tracing::info!(gpu = %uuid, %by, "GPU cordoned: it takes no new sessions"),
-        Command::Uncordon => tracing::info!(gpu = %uuid, %by, "GPU uncordoned"),
-        Command::Forget => tracing::info!(gpu = %uuid, %by, "lost GPU forgotten"),
-    }
+pub(super) fn command(uuid: &str, command: Command, by: &Actor, events: &events::Handle) {
+    let happening = match command {
+        Command::Cordon => Happening::gpu_cordoned(uuid),
+        Command::Uncordon => Happening::gpu_uncordoned(uuid),
+        Command::Forget => Happening::gpu_forgotten(uuid),
+    };
+    events.record(happening, Some(by));
 }
 
 pub(super) fn faults(xids: &[Xid]) {

@@ -70,7 +70,8 @@ impl Fixture {
     fn spawn_with(&self, store: Store, fictitious: Option<u32>) -> (Handle, JoinHandle<()>) {
         let (config, listed, clock) = (self.config.subscribe(), self.listed.subscribe(), Clock::system().unwrap());
         let node = "k3f7q2m5x6a4b7c2".parse().unwrap();
-        spawn(Parts { config, store, node, listed, program: self.path().join("child"), fictitious, clock })
+        let (program, events) = (self.path().join("child"), crate::events::recorder::nowhere());
+        spawn(Parts { config, store, node, listed, program, fictitious, events, clock })
     }
 
     fn spawn(&self) -> (Handle, JoinHandle<()>) {

@@ -73,6 +73,8 @@ pub(super) struct Brought {
     pub(super) origin: Origin,
     /// The name is from a registry.
     pub(super) fetched: bool,
+    /// The node that gave it.
+    pub(super) node: Option<String>,
 }
 
 /// The images that are here, when a pull begins.
@@ -171,7 +173,7 @@ impl Source {
         }
         let refused = match self.pull(image, host, report).await {
             Ok(digest) => {
-                let brought = Brought { id: None, digest, origin: Origin::Registry, fetched: true };
+                let brought = Brought { id: None, digest, origin: Origin::Registry, fetched: true, node: None };
                 return Tried { registry: Some(Ok(())), brought: Ok(brought) };
             }
             Err(error) => error,
@@ -232,9 +234,9 @@ impl Source {
             for (node, name, offer) in offers {
                 match self.copy_from(&node, &name, &offer, image, here, report).await {
                     Ok(()) => {
-                        tracing::info!(%image, id = offer.id, node = name, "took the image from another node");
+                        tracing::debug!(%image, id = offer.id, node = name, "took the image from another node");
                         let Offer { id, digest, fetched, .. } = offer;
-                        return Ok(Brought { id: Some(id), digest, origin: Origin::Peer, fetched });
+                        return Ok(Brought { id: Some(id), digest, origin: Origin::Peer, fetched, node: Some(name) });
                     }
                     Err(NotCopied::Busy) => is_busy = true,
                     Err(NotCopied::There(reason)) => {

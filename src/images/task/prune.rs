@@ -364,7 +364,7 @@ impl Owner {
             if !is_dry {
                 self.prunes.relieve();
             }
-            return round.answer();
+            return round.answer(&self.events);
         };
         self.prunes.short.push(Short { round, shortage, is_condition: !is_dry });
         if self.prunes.short.len() == 1 {
@@ -384,7 +384,7 @@ impl Owner {
                 self.prunes.stuck = Some(text.clone());
             }
             round.report.notes.push(text);
-            round.answer();
+            round.answer(&self.events);
         }
     }
 }

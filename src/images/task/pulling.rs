@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::peer::{self, Brought, Here, Source, Tried};
 use super::{Done, Owner};
+use crate::events::Happening;
 use crate::images::offers::Place;
 use crate::images::ownership::Origin;
 use crate::images::provide::{platform_of, runs};
@@ -117,13 +118,14 @@ impl Owner {
             return;
         }
         let Some(report) = self.reports.get(&image).cloned() else { return };
-        tracing::info!(%image, "pulling the image");
+        tracing::debug!(%image, "pulling the image");
+        let begun = Instant::now();
         let (source, here, host) = (Arc::clone(&self.source), self.here(&image), platform_of(&self.health));
         self.tasks.spawn(async move {
             let tried = source.bring(&image, via, here, host, &report).await;
             let id = tried.brought.as_ref().ok().and_then(|brought| brought.id.as_deref());
             let seen = source.engine.inspect(id.unwrap_or(image.as_str())).await;
-            Done::Pulled(image, tried, seen)
+            Done::Pulled(image, tried, seen, begun.elapsed())
         });
     }
 
@@ -169,12 +171,14 @@ impl Owner {
         image: ImageReference,
         Tried { registry, brought }: Tried,
         seen: Result<Option<ImageDetails>, runtime::Error>,
+        took: Duration,
     ) {
         let now = self.clock.now();
         let records = Arc::make_mut(&mut self.records);
         match (&brought, seen) {
-            (Ok(Brought { digest, origin, fetched, .. }), Ok(Some(details))) => {
-                tracing::info!(%image, id = details.id, "pulled the image");
+            (Ok(Brought { digest, origin, fetched, node, .. }), Ok(Some(details))) => {
+                let from = node.as_deref().unwrap_or("registry");
+                self.events.record(Happening::image_pulled(&image, Some(details.size), took, from), None);
                 records.pulled(&image, &details, digest.clone(), *origin, now);
                 if let (false, Some(place)) = (fetched, &self.place) {
                     records.not_fetched(&place.store, &details.id, &image);
@@ -184,7 +188,7 @@ impl Owner {
             (Ok(_), Err(_)) => {}
             (Ok(_), Ok(None)) => records.not_pulled(&image),
             (Err(error), seen) => {
-                tracing::warn!(%image, "cannot pull the image: {error}");
+                self.events.record(Happening::image_failed(&image, &error.to_string()), None);
                 if error.cause != PullCause::Engine {
                     records.not_pulled(&image);
                 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tokio::sync::oneshot;
 
+use crate::events::{self, Happening};
 use crate::images::Error;
 use crate::images::policy::{self, Planned, Pressure, Verdict};
 use crate::images::pressure::{self, Watermarks};
@@ -55,6 +56,14 @@ impl Ask {
 
     pub(super) const fn to_make_room(cause: Cause) -> Self {
         Self { cause, mode: None, dry_run: false }
+    }
+
+    /// The person who asked for it.
+    const fn by(&self) -> Option<&Actor> {
+        match &self.cause {
+            Cause::Person(by, _) => Some(by),
+            _ => None,
+        }
     }
 
     pub(super) fn answer(self, answer: Result<PruneReport, Error>) {
@@ -183,7 +192,7 @@ impl Round {
         left
     }
 
-    pub(super) fn answer(mut self) {
+    pub(super) fn answer(mut self, events: &events::Handle) {
         let free = |disk: &Option<Disk>| disk.as_ref().map(|disk| disk.free_bytes);
         if !self.ask.dry_run {
             let before = free(&self.before);
@@ -194,8 +203,15 @@ impl Round {
         let PruneReport { removed, skipped, reclaimed_bytes, .. } = &self.report;
         let touched = removed.len() + skipped.len();
         if !self.ask.dry_run && touched > 0 {
-            let reclaimed = reclaimed_bytes.map(|bytes| bytes.to_string());
-            tracing::info!(mode = %self.mode, removed = removed.len(), skipped = skipped.len(), reclaimed, "pruned the images");
+            tracing::debug!(mode = %self.mode, removed = removed.len(), skipped = skipped.len(), "pruned the images");
+            let pruned =
+                (!removed.is_empty()).then(|| Happening::image_pruned(removed.len(), *reclaimed_bytes, self.mode));
+            events.record_some(pruned, self.ask.by());
+        }
+        let was_unsafe = self.report.kept.iter().any(|kept| kept.reason == KeptBecause::CatalogueUnknown);
+        if !self.ask.dry_run && self.report.removed.is_empty() && was_unsafe && self.ask.by().is_some() {
+            let why = "the node is cut off from its leader, or has not compared its catalogue with the leader's yet";
+            events.record(Happening::prune_refused(why), self.ask.by());
         }
         self.ask.answer(Ok(self.report));
     }

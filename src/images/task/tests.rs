@@ -47,6 +47,7 @@ async fn start_beside(
         engine: engine.clone(),
         health: engine.health.subscribe(),
         neighbours: engine.clone(),
+        events: crate::events::recorder::nowhere(),
         clock,
         others: Others::none(),
     };

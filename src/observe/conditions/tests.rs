@@ -48,6 +48,7 @@ fn at_rest(records_lost: Option<&MovedAside>) -> Inputs<'_> {
         records_lost,
         min_free_disk: Bytes::gib(5),
         images,
+        event_log: None,
     }
 }
 
@@ -288,8 +289,10 @@ async fn the_owner_evaluates_again_on_every_watch() {
     let (say_limits, limits) = watch::channel(limits());
     let (say_images, images) = watch::channel(Arc::new(images::Snapshot::default()));
     let aside = tempfile::NamedTempFile::new().unwrap();
-    let watches = Watches { report, node, sessions, health, cluster, limits, images };
-    let owner = spawn(watches, publish, Clock::manual(fixture::moment()));
+    let (say_trouble, event_log) = watch::channel(None);
+    let (events, mut recorded) = crate::events::recorder::recorder();
+    let watches = Watches { report, node, sessions, health, cluster, limits, images, event_log };
+    let owner = spawn(watches, publish, events, Clock::manual(fixture::moment()));
 
     say_health.send_replace(Health::Down { message: "no answer".to_owned(), unsupported: false });
     conditions.wait_for(|held| held.len() == 1).await.unwrap();
@@ -309,10 +312,17 @@ async fn the_owner_evaluates_again_on_every_watch() {
     aside.close().unwrap();
     say_images.send_modify(|_| {});
     conditions.wait_for(|held| held.len() == 6).await.unwrap();
+    say_trouble.send_replace(Some("no space left".to_owned()));
+    conditions.wait_for(|held| held.len() == 7).await.unwrap();
+    say_trouble.send_replace(None);
+    conditions.wait_for(|held| held.len() == 6).await.unwrap();
     drop((say_report, say_node, say_sessions, say_cluster, say_limits, say_images));
     say_health.send_replace(Health::Unknown);
     conditions.wait_for(|held| held.len() == 5).await.unwrap();
 
     drop(conditions);
     owner.await.unwrap();
+    let told: Vec<String> = recorded.take().into_iter().map(|(happening, _)| happening.message).collect();
+    assert!(told.iter().any(|message| message.starts_with("events_unwritable: the event log cannot")), "{told:?}");
+    assert!(told.contains(&"events_unwritable does not hold any more".to_owned()), "{told:?}");
 }

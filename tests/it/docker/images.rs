@@ -10,7 +10,7 @@ use ostler::runtime::docker::{Config, DockerRuntime};
 use ostler::runtime::images::PullOptions;
 use ostler::runtime::{Error, Images, Launch, ProvideImages, Runtime};
 use ostler::types::{Actor, ImageReference, Prune, PullPolicy, Resources, Settings, Timestamp};
-use ostler::{capacity, election, node};
+use ostler::{capacity, election, events, node};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -47,6 +47,7 @@ impl Keeper {
             health: runtime.health(),
             engine: runtime,
             neighbours: Arc::new(NoNeighbours),
+            events: event_log(data_dir, &clock),
             clock: clock.clone(),
             others: task::Others::none(),
         });
@@ -241,4 +242,16 @@ async fn a_pull_that_the_agents_end_cut_off_is_found_out_by_the_next_agent() {
     assert!(keeper.images.snapshot().records.intents.is_empty());
     keeper.kill().await;
     quietly(&["rmi", &image]);
+}
+
+fn event_log(data_dir: &Path, clock: &Clock) -> events::Handle {
+    let parts = events::task::Parts {
+        directory: data_dir.join("events"),
+        me: "aaaaaaaaaaaaaaaa".parse().unwrap(),
+        name: "n1".parse().unwrap(),
+        version: "0".to_owned(),
+        config: watch::channel(events::Config::default()).1,
+        clock: clock.clone(),
+    };
+    events::task::spawn(parts).0
 }

@@ -120,6 +120,7 @@ async fn owner(engine: &Arc<FakeImages>, config: Config, others: Others) -> Hand
         engine: engine.clone(),
         health: engine.health.subscribe(),
         neighbours: engine.clone(),
+        events: crate::events::recorder::nowhere(),
         clock: Clock::manual(Moment { wall: Timestamp::from_millis(1000), boot, boot_id: 1 }),
         others,
     });
