@@ -43,6 +43,8 @@ pub(super) struct Call {
     route: Route,
     body: Option<Vec<u8>>,
     idempotency_key: Option<String>,
+    accept: Option<&'static str>,
+    last_event_id: Option<String>,
     timeout: Duration,
 }
 
@@ -97,6 +99,12 @@ impl Client {
         Ok(self.open(Call::new(Method::GET, route)).await?.into_body())
     }
 
+    /// Sends a request whose answer is a stream of server-sent events. `last`: the id of the last one that was seen.
+    pub(super) async fn events(&self, route: Route, last: Option<String>) -> Result<Incoming, Failure> {
+        let call = Call { accept: Some("text/event-stream"), last_event_id: last, ..Call::new(Method::GET, route) };
+        Ok(self.open(call).await?.into_body())
+    }
+
     /// Sends a request and waits for the head of its answer.
     async fn open(&self, call: Call) -> Result<Response<Incoming>, Failure> {
         let stream = transport::dial(&self.target, self.tls.as_ref()).await?;
@@ -131,6 +139,12 @@ impl Client {
         if let Some(key) = call.idempotency_key {
             request = request.header("idempotency-key", key);
         }
+        if let Some(accept) = call.accept {
+            request = request.header("accept", accept);
+        }
+        if let Some(id) = call.last_event_id {
+            request = request.header("last-event-id", id);
+        }
         if call.body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
@@ -142,7 +156,15 @@ impl Client {
 
 impl Call {
     pub(super) fn new(method: Method, route: Route) -> Self {
-        Self { method, route, body: None, idempotency_key: None, timeout: ANSWER_TIMEOUT }
+        Self {
+            method,
+            route,
+            body: None,
+            idempotency_key: None,
+            accept: None,
+            last_event_id: None,
+            timeout: ANSWER_TIMEOUT,
+        }
     }
 
     pub(super) fn post(route: Route) -> Self {

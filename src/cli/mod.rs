@@ -11,6 +11,7 @@ mod completions;
 mod config;
 mod connection;
 pub mod demo;
+mod events;
 mod failure;
 mod gpu;
 mod image;
@@ -102,6 +103,7 @@ enum Command {
     /// List the images of nodes, pull them, say which ostler may remove, and remove those that nothing needs.
     #[command(subcommand)]
     Image(image::ImageCommand),
+    Events(events::EventsArgs),
     /// Create and revoke tokens.
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -198,6 +200,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(_) => status::run(&context).await,
         Command::Version => version::run(&context.out),
         Command::Node(command) => node::run(command, &context).await,
+        Command::Events(args) => events::run(args, &context).await,
         Command::Workspace(command) => workspace::run(command, &context).await,
         Command::Volume(command) => volume::run(command, &context).await,
         Command::Session(command) => {

@@ -10,6 +10,7 @@ use super::{QUICK, SLOW, ViewWatch};
 use crate::gossip::ClusterView;
 use crate::images::offers::{Offer, Wanted};
 use crate::images::{self, NotGiven};
+use crate::net::Net;
 use crate::runtime::ByteStream;
 use crate::types::{ImageReference, Name, NodeId, NodeState};
 use crate::wire::message::{CopyImage, OfferImage};
@@ -29,7 +30,7 @@ impl Copies {
 /// The nodes that may answer, with their names. Gossip does not tell all of them: it may not have heard of a new node yet,
 /// or not hear a busy one for a moment. Those that answer soonest come first: to dial a node takes longer than to ask one
 /// that is connected.
-fn may_answer(view: &ClusterView, connected: &BTreeMap<NodeId, Name>) -> Vec<(NodeId, String)> {
+pub(super) fn may_answer(view: &ClusterView, connected: &BTreeMap<NodeId, Name>) -> Vec<(NodeId, String)> {
     let state = |node: &NodeId| view.members.get(node).map(|member| member.state);
     let rank = |node: &NodeId| match (state(node), connected.contains_key(node)) {
         (Some(NodeState::Left), _) => None,
@@ -49,12 +50,16 @@ fn may_answer(view: &ClusterView, connected: &BTreeMap<NodeId, Name>) -> Vec<(No
     nodes.into_iter().map(|(_, node)| (*node, name(node))).collect()
 }
 
+/// The connected nodes, with their names.
+pub(super) fn connected(net: &Net) -> BTreeMap<NodeId, Name> {
+    net.connected().into_iter().map(|hello| (hello.node, hello.name.clone())).collect()
+}
+
 #[async_trait]
 impl images::Peers for Copies {
     fn nodes(&self) -> Vec<(NodeId, String)> {
         let Some(net) = &self.peers.0 else { return Vec::new() };
-        let connected = net.connected().into_iter().map(|hello| (hello.node, hello.name.clone())).collect();
-        may_answer(&self.view.borrow(), &connected)
+        may_answer(&self.view.borrow(), &connected(net))
     }
 
     async fn offer(&self, node: &NodeId, image: &ImageReference) -> Option<Offer> {

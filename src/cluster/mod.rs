@@ -8,6 +8,7 @@
 mod catalogue;
 mod copies;
 mod digests;
+mod events;
 mod gpus;
 mod host;
 mod images;
@@ -38,6 +39,7 @@ use crate::wire::{Call, Envelope};
 use crate::{gossip, gpu, net, node, placement};
 
 pub use copies::Copies;
+pub use events::{REPLAY, Told};
 pub use gpus::GpuFilter;
 pub use host::{Host, MAX_HOLD};
 pub use leader::Leader;
@@ -97,6 +99,8 @@ pub enum Error {
     Gpu(#[from] gpu::Error),
     #[error(transparent)]
     Images(#[from] crate::images::Error),
+    #[error(transparent)]
+    Events(#[from] crate::events::Error),
     #[error("node {node} cannot be reached: {cause}")]
     Unreachable {
         node: String,
@@ -175,11 +179,12 @@ impl<T> Routed<T> {
 pub struct Cluster {
     mesh: Mesh,
     leader: Leader,
+    hub: Arc<events::Hub>,
 }
 
 impl Cluster {
-    pub const fn new(mesh: Mesh, leader: Leader) -> Self {
-        Self { mesh, leader }
+    pub fn new(mesh: Mesh, leader: Leader) -> Self {
+        Self { mesh, leader, hub: Arc::default() }
     }
 
     /// The leader, as far as this node knows.

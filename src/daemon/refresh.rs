@@ -83,7 +83,7 @@ impl Owner {
         self.files.certificate = files.certificate;
         let changed = !(refreshed.applied.is_empty() && refreshed.needs_restart.is_empty());
         self.events.record_some(changed.then(|| Happening::configuration_changed(&refreshed)), Some(by));
-        tracing::info!(%by, changed, "the configuration was read again");
+        tracing::info!(%by, changed, "the configuration was refreshed");
         Ok(refreshed)
     }
 

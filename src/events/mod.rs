@@ -13,6 +13,7 @@ pub mod happening;
 pub mod hook;
 mod line;
 mod log;
+pub mod merge;
 mod rate;
 mod read;
 mod tally;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::types::{Actor, Event, EventFilter, EventKind, EventPlace};
+use crate::types::{Actor, Event, EventFilter, EventKind, EventPlace, Timestamp};
 pub use happening::Happening;
 
 /// What waits for the owner at most. An event beyond it is dropped and counted: no owner waits for the log.
@@ -59,6 +60,23 @@ pub struct Page {
     pub before: Option<EventPlace>,
     /// [`MAX_PAGE`] at most.
     pub limit: usize,
+}
+
+/// Events of one node, the newest first.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Paged {
+    pub events: Vec<Event>,
+    /// There may be older ones that match.
+    pub more: bool,
+}
+
+/// From where the events of a node are followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum From {
+    /// The events after this number.
+    After(u64),
+    /// The events that are not older, [`MAX_PAGE`] at most.
+    Since(Timestamp),
 }
 
 /// The events of one node after a number, in their order.
@@ -193,7 +211,7 @@ impl Handle {
     ///
     /// # Errors
     /// A file cannot be read.
-    pub async fn page(&self, page: Page) -> Result<Vec<Event>, Error> {
+    pub async fn page(&self, page: Page) -> Result<Paged, Error> {
         let published = self.published.borrow().clone();
         blocking(move || read::page(&published, &page)).await
     }
@@ -207,6 +225,29 @@ impl Handle {
         let last = published.last;
         let events = if seq < last { blocking(move || read::after(&published, seq, limit)).await? } else { Vec::new() };
         Ok(Following { events, last })
+    }
+
+    /// The events from a place on, in their order. If there is none yet, it waits for one, `hold` at most.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub async fn follow(&self, from: From, hold: Duration) -> Result<Following, Error> {
+        match from {
+            From::Since(since) => {
+                let last = self.published.borrow().last;
+                let filter = EventFilter { since: Some(since), ..EventFilter::default() };
+                let mut events = self.page(Page { filter, before: None, limit: MAX_PAGE }).await?.events;
+                events.reverse();
+                let last = events.last().map_or(last, |event| event.id.seq);
+                Ok(Following { events, last })
+            }
+            From::After(seq) => {
+                let mut published = self.published.clone();
+                // An owner that has ended writes nothing any more: what there is, is the answer.
+                let _ = tokio::time::timeout(hold, published.wait_for(|published| published.last > seq)).await;
+                self.after(seq, MAX_PAGE).await
+            }
+        }
     }
 
     pub fn watch(&self) -> watch::Receiver<Arc<Published>> {

@@ -6,30 +6,35 @@ use std::io::{self, BufRead, BufReader, ErrorKind};
 
 use super::line::{self, Backwards};
 use super::log::Segment;
-use super::{MAX_PAGE, Page, Published};
+use super::{MAX_PAGE, Page, Paged, Published};
 use crate::types::Event;
 
+/// Bytes of the lines of a page at most: a message between nodes must hold it.
+const MAX_BYTES: usize = 4 << 20;
+
 /// The newest events that match, the newest first.
-pub(super) fn page(published: &Published, page: &Page) -> io::Result<Vec<Event>> {
+pub(super) fn page(published: &Published, page: &Page) -> io::Result<Paged> {
     let limit = page.limit.min(MAX_PAGE);
-    let mut events = Vec::new();
+    let (mut events, mut bytes) = (Vec::new(), 0);
     for (segment, end) in newest_first(published) {
         let Some(file) = open(segment)? else { continue };
         for line in Backwards::new(&file, end)? {
-            if events.len() >= limit {
-                return Ok(events);
+            if events.len() >= limit || bytes >= MAX_BYTES {
+                return Ok(Paged { events, more: true });
             }
-            let Some(event) = line::decode(&line?) else { continue };
+            let line = line?;
+            let Some(event) = line::decode(&line) else { continue };
             // Within a file, times only grow: the rest of it is older still.
             if page.filter.since.is_some_and(|since| event.time < since) {
                 break;
             }
             if page.before.is_none_or(|before| event.place() < before) && page.filter.matches(&event) {
                 events.push(event);
+                bytes += line.len();
             }
         }
     }
-    Ok(events)
+    Ok(Paged { events, more: false })
 }
 
 /// The events after this number, in their order, `limit` at most.

@@ -1,6 +1,6 @@
 //! Handles for the tests of other parts.
 
-use super::{Actor, Arc, AtomicU64, Counts, EventKind, Handle, Happening, Published, QUEUE, Recorded, Request};
+use super::{Actor, Arc, AtomicU64, Counts, Handle, Happening, Published, QUEUE, Recorded, Request};
 use tokio::sync::{mpsc, watch};
 
 /// What was recorded.
@@ -36,9 +36,5 @@ impl Recorder {
             }
         }
         taken
-    }
-
-    pub(crate) fn kinds(&mut self) -> Vec<EventKind> {
-        self.take().into_iter().map(|(happening, _)| happening.kind).collect()
     }
 }

@@ -32,7 +32,7 @@ fn volume(name: &str) -> Happening {
 
 async fn all(handle: &Handle) -> Vec<Event> {
     handle.flush().await;
-    handle.page(Page { limit: MAX_PAGE, ..Page::default() }).await.unwrap()
+    handle.page(Page { limit: MAX_PAGE, ..Page::default() }).await.unwrap().events
 }
 
 fn kinds(events: &[Event]) -> Vec<EventKind> {
@@ -80,14 +80,14 @@ async fn a_page_goes_on_before_the_place_where_the_last_one_ended() {
     let (mut seen, mut before) = (Vec::new(), None);
     loop {
         let filter = EventFilter { kinds: [EventKind::VolumeRemoved].into(), ..EventFilter::default() };
-        let page = handle.page(Page { filter, before, limit: 3 }).await.unwrap();
+        let page = handle.page(Page { filter, before, limit: 3 }).await.unwrap().events;
         let Some(last) = page.last() else { break };
         before = Some(last.place());
         seen.extend(page.into_iter().map(|event| event.id.seq));
     }
     assert_eq!(seen, (2..=11).rev().collect::<Vec<u64>>());
     let later = EventFilter { since: Some(Timestamp::from_millis(i64::MAX)), ..EventFilter::default() };
-    assert_eq!(handle.page(Page { filter: later, before: None, limit: 3 }).await.unwrap(), []);
+    assert_eq!(handle.page(Page { filter: later, before: None, limit: 3 }).await.unwrap().events, []);
 }
 
 #[tokio::test]

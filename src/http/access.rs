@@ -13,9 +13,9 @@ use crate::events::{self, Happening};
 use crate::types::{Actor, ApiToken, ErrorCode, Name, Role};
 use crate::wire::Call;
 use crate::wire::message::{
-    ChangeGpu, ChangeImage, Command, Describe, Digests, Drain, DryRun, Edit, Explain, Forget, ForgetSession, Hold,
-    ListImages, Locate, Logs, Nodes, Patch, Place, PreviewPrune, PruneImages, PullImage, Refresh, RemoveVolume, Secret,
-    Sessions, Undrain, Volumes,
+    ChangeGpu, ChangeImage, Command, Describe, Digests, Drain, DryRun, Edit, Explain, FollowEvents, Forget,
+    ForgetSession, Hold, ListEvents, ListImages, Locate, Logs, Nodes, Patch, Place, PreviewPrune, PruneImages,
+    PullImage, Refresh, RemoveVolume, Secret, Sessions, Undrain, Volumes,
 };
 
 /// Characters of a path that an event shows at most.
@@ -84,6 +84,7 @@ pub(super) const OPERATIONS: &[(Method, &str, Ends)] = &[
     (Method::GET, "/metrics", Here(Needs(Read))),
     (Method::GET, "/openapi.json", Here(Needs(Read))),
     (Method::GET, "/v1/status", Here(Needs(Read))),
+    (Method::GET, "/v1/events", calls![ListEvents, FollowEvents]),
     (Method::GET, "/v1/gpus", calls![Nodes]),
     (Method::GET, "/v1/gpus/{uuid}", calls![Nodes]),
     (Method::DELETE, "/v1/gpus/{uuid}", calls![ChangeGpu]),

@@ -129,6 +129,7 @@ impl From<cluster::Error> for Refusal {
             Error::Catalogue(error) => error.into(),
             Error::Gpu(error) => error.into(),
             Error::Images(error) => error.into(),
+            Error::Events(_) => Self::new(STORE, message),
             Error::NoSession(_) | Error::NoNode(_) | Error::NoGpu(_) => Self::not_found(message),
             Error::AmbiguousSession { .. }
             | Error::AmbiguousNode { .. }

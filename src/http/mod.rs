@@ -9,11 +9,13 @@ mod accept;
 mod access;
 mod commands;
 mod error;
+mod events;
 mod extract;
 mod gpus;
 mod head;
 mod health;
 mod images;
+mod listed;
 mod listen;
 mod metrics;
 mod nodes;
@@ -32,6 +34,7 @@ mod tokens;
 mod unique;
 mod volumes;
 mod wait;
+mod when;
 mod workspaces;
 
 use std::net::SocketAddr;
@@ -41,7 +44,7 @@ use std::sync::Arc;
 use axum::Router;
 use futures_util::future::join_all;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
 use crate::cluster::Cluster;
@@ -127,6 +130,8 @@ struct App {
     api: Api,
     /// True once the daemon stops, which ends every wait and every followed log.
     stopping: watch::Receiver<bool>,
+    /// The streams of events that may still begin.
+    event_streams: Arc<Semaphore>,
 }
 
 type Shared = axum::extract::State<Arc<App>>;
@@ -154,7 +159,8 @@ pub async fn serve(
 
     let status_listen = status.as_ref().map(|(_, address)| *address);
     let addresses = Addresses { listen, status_listen, socket: config.socket };
-    let app = Arc::new(App { api, stopping: shutdown.clone() });
+    let app =
+        Arc::new(App { api, stopping: shutdown.clone(), event_streams: Arc::new(Semaphore::new(events::MAX_STREAMS)) });
     let api = router::api(Arc::clone(&app), followed.allowed_hosts);
     let mut listeners = vec![(Listener::Tcp { tcp, tls }, api.clone()), (Listener::Socket(socket), api)];
     if let Some((tcp, _)) = status {

@@ -17,7 +17,8 @@ use super::access::{Gate, TokenOf, authorise};
 use super::error::Refusal;
 use super::origin::{AllowedHosts, same_site};
 use super::{
-    App, Shared, commands, gpus, health, images, metrics, nodes, openapi, sessions, status, tokens, volumes, workspaces,
+    App, Shared, commands, events, gpus, health, images, metrics, nodes, openapi, sessions, status, tokens, volumes,
+    workspaces,
 };
 use crate::types::{Actor, ErrorCode};
 
@@ -33,6 +34,7 @@ pub(super) fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(metrics::metrics))
         .routes(routes!(openapi::openapi))
         .routes(routes!(status::status))
+        .routes(routes!(events::list))
         .routes(routes!(gpus::list))
         .routes(routes!(gpus::show, gpus::forget))
         .routes(routes!(gpus::cordon, gpus::uncordon))

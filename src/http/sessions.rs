@@ -30,7 +30,7 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// Makes nginx, and proxies that follow it, pass an answer on as it comes. Otherwise they collect it until a buffer is
 /// full, and a followed log stays empty meanwhile.
-const UNBUFFERED: (HeaderName, HeaderValue) =
+pub(super) const UNBUFFERED: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
 
 #[derive(Debug, Deserialize, IntoParams)]

@@ -9,11 +9,13 @@ macro_rules! each {
 }
 
 pub(crate) mod damage;
+mod events;
 mod values;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::events::*;
 pub(super) use self::values::actors;
 use self::values::*;
 use super::message::*;
@@ -125,6 +127,8 @@ sampled! {
     FetchImage: fetches() => fetch_answers();
     PruneImages: [PruneImages(prune_request())] => prune_answers();
     PreviewPrune: [PreviewPrune(prune_request())] => [Ok(prune_report())];
+    ListEvents: [ListEvents(event_page())] => event_answers(crate::events::Paged { events: vec![event()], more: true });
+    FollowEvents: follows() => event_answers(crate::events::Following { events: vec![event()], last: 7 });
     Volumes: [Volumes] => [Ok(vec![volume()]), not_here()];
     RemoveVolume: [RemoveVolume("home-alice".to_owned())] => [Ok(()), not_here()];
     Place: [Place { session: session_id(), drawn: true, request: session_request() }] => place_answers();

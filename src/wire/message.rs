@@ -12,7 +12,7 @@ use crate::types::{
     Name, Node, NodeId, NodeImages, Plan, PruneReport, PruneRequest, Refreshed, Remembered, Role, Session,
     SessionFilter, SessionId, SessionRequest, SettingsPatch, Volume, Wait,
 };
-use crate::{catalogue, election, gossip, gpu, images, node, placement, sessions};
+use crate::{catalogue, election, events, gossip, gpu, images, node, placement, sessions};
 
 /// A call, the type of its answer, and its line of the table.
 pub trait Call: Serialize + DeserializeOwned + Send + 'static {
@@ -138,6 +138,10 @@ macro_rules! calls {
             PruneImages(Host, Admin, changes, Json): PruneImages => Result<PruneReport, images::Error>;
             /// What such a prune would do.
             PreviewPrune(Host, Read, reads, Json): PreviewPrune => Result<PruneReport, images::Error>;
+            /// The newest events of the node's log.
+            ListEvents(Host, Read, reads, Json): ListEvents => Result<events::Paged, events::Error>;
+            /// The next events of the node's log. Answers once there is one, or the hold is over.
+            FollowEvents(Host, Read, reads, Json): FollowEvents => Result<events::Following, events::Error>;
         }
     };
 }
@@ -455,6 +459,15 @@ pub struct PruneImages(pub PruneRequest);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PreviewPrune(pub PruneRequest);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ListEvents(pub events::Page);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FollowEvents {
+    pub from: events::From,
+    pub hold_millis: u64,
+}
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Volumes;

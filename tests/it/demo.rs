@@ -265,7 +265,7 @@ fn an_agent_that_dies_is_reported_with_its_log() {
     assert_eq!(demo.ended().code(), Some(1));
     let mut errors = String::new();
     demo.process.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
-    assert!(errors.contains("the agent of host-b has ended") && errors.contains("session changed"), "{errors}");
+    assert!(errors.contains("the agent of host-b has ended") && errors.contains("kind=session_created"), "{errors}");
     assert!(!errors.contains("host-a:"), "only the log of the ended agent is shown: {errors}");
     demo.leaves_nothing();
 }

@@ -37,8 +37,8 @@ fn a_gpu_is_cordoned_until_it_is_uncordoned() {
     assert_eq!(agent.cli(&["gpu", "uncordon", SECOND, "-o", "json"]).json()["cordoned"], false);
     assert_eq!(listed(&agent.get("/v1/gpus").expect(200)), [(FIRST.to_owned(), true), (SECOND.to_owned(), false)]);
     let log = agent.log();
-    let line = log.lines().find(|line| line.contains("GPU cordoned") && line.contains(FIRST)).unwrap();
-    assert!(line.contains("by=uid"), "{line}");
+    let line = log.lines().find(|line| line.contains("kind=gpu_cordoned") && line.contains(FIRST)).unwrap();
+    assert!(line.contains("via=one"), "{line}");
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn every_node_changes_the_gpus_of_every_node() {
         until("the leader knows of it", || listed() == true);
         assert_eq!(node.delete(&path).expect(200)["cordoned"], false);
     }
-    assert!(cluster.nodes[has].log().contains("GPU cordoned"));
+    assert!(cluster.nodes[has].log().contains("kind=gpu_cordoned"));
     // Its GPUs are still known while the node is away.
     cluster.nodes[has].kill9();
     let answer = cluster.nodes[cluster.leader()].client().send(&Request::new("POST", &path));

@@ -13,6 +13,7 @@ mod demo;
 mod disk;
 mod docker;
 mod docker_runtime;
+mod events;
 mod found;
 mod gpu_commands;
 mod gpu_probe;

@@ -60,7 +60,7 @@ fn the_answer_names_what_was_applied_what_needs_a_restart_and_what_is_unchanged(
     agent.patch("/v1/nodes/self", &json!({"prune": "off"})).refused(409, "declared_setting");
     agent.running("w", "bob");
     until("the limit of the node", || agent.create("w", "alice").text().contains("session_limit"));
-    until("the level of the log", || agent.log().contains("session changed"));
+    until("the level of the log", || agent.log().contains("kind=session_created"));
     let token = agent.token("read");
     let named = crate::support::http::Request::new("GET", "/v1/status").header("host", "desk.example.com");
     assert_eq!(agent.tcp(Some(&token)).send(&named).status, 200);
