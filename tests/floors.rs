@@ -46,6 +46,7 @@ const CORES: &[&str] = &[
     "election/state",
     "events/happening",
     "events/line",
+    "events/merge",
     "events/rate",
     "events/tally",
     "gpu/answer",
@@ -96,6 +97,7 @@ const CORES: &[&str] = &[
     "sessions/record",
     "sessions/runner",
     "sessions/state",
+    "sessions/told",
     "wire",
 ];
 

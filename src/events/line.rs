@@ -39,12 +39,6 @@ pub(super) trait ReadAt {
     fn read_exact_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()>;
 }
 
-impl ReadAt for std::fs::File {
-    fn read_exact_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(self, bytes, at)
-    }
-}
-
 /// The lines of a file from the last one to the first, without their ends.
 pub(super) struct Backwards<'s, S> {
     source: &'s S,

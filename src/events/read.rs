@@ -74,6 +74,12 @@ fn few_after(published: &Published, seq: u64) -> io::Result<Vec<Event>> {
     Ok(events.into())
 }
 
+impl line::ReadAt for File {
+    fn read_exact_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(self, bytes, at)
+    }
+}
+
 /// The files with the ends of their complete lines.
 fn newest_first(published: &Published) -> impl Iterator<Item = (&Segment, u64)> {
     published.files.iter().enumerate().rev().map(|(i, segment)| (segment, end_of(published, i)))

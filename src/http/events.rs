@@ -18,7 +18,7 @@ use utoipa::{IntoParams, PartialSchema, ToSchema};
 use super::accept::preference;
 use super::error::Refusal;
 use super::extract::Query;
-use super::listed::Listed;
+use super::listed::{EventKinds, NodeNames};
 use super::page::Limit;
 use super::when::When;
 use super::{App, Shared};
@@ -38,19 +38,19 @@ pub(super) struct EventsQuery {
     /// Only events that are not newer.
     until: Option<When>,
     /// Only events of these kinds, separated by commas.
-    kind: Option<Listed<EventKind>>,
+    kind: Option<EventKinds>,
     /// Only events of at least this severity.
     severity: Option<Severity>,
     /// Only events of the logs of these nodes, separated by commas: names, ids, unique prefixes of ids, or `self`.
-    node: Option<Listed<Name>>,
+    node: Option<NodeNames>,
     /// Only events about this: a name, an id, or the beginning of an id.
-    target: Option<Text>,
+    target: Option<SearchText>,
     /// Only what this one did: the name or id of a token, a user or a node; or `token`, `socket`, `node` or `system`.
-    who: Option<Text>,
+    who: Option<SearchText>,
     /// Only events whose message has this text, in upper or lower case.
-    q: Option<Text>,
+    q: Option<SearchText>,
     /// The start of the page: the `next_cursor` of the previous page. A stream does not take it.
-    after: Option<After>,
+    after: Option<EventCursor>,
     /// The maximum number of events in the page.
     #[serde(default)]
     limit: Limit,
@@ -58,11 +58,11 @@ pub(super) struct EventsQuery {
 
 impl EventsQuery {
     fn filter(&self, now: Timestamp) -> EventFilter {
-        let text = |text: &Option<Text>| text.as_ref().map(|Text(text)| text.clone());
+        let text = |text: &Option<SearchText>| text.as_ref().map(|SearchText(text)| text.clone());
         EventFilter {
             since: self.since.map(|since| since.at(now)),
             until: self.until.map(|until| until.at(now)),
-            kinds: self.kind.iter().flat_map(|Listed(kinds)| kinds).copied().collect::<BTreeSet<_>>(),
+            kinds: self.kind.iter().flat_map(|EventKinds(kinds)| kinds).copied().collect::<BTreeSet<_>>(),
             severity: self.severity,
             target: text(&self.target),
             who: text(&self.who),
@@ -71,15 +71,15 @@ impl EventsQuery {
     }
 
     fn nodes(&self) -> &[Name] {
-        self.node.as_ref().map_or(&[], |Listed(nodes)| nodes)
+        self.node.as_ref().map_or(&[], |NodeNames(nodes)| nodes)
     }
 }
 
 /// A text to look for.
 #[derive(Debug, Clone)]
-struct Text(String);
+pub(super) struct SearchText(String);
 
-impl<'de> Deserialize<'de> for Text {
+impl<'de> Deserialize<'de> for SearchText {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         if (1..=MAX_TEXT).contains(&text.chars().count()) {
@@ -89,24 +89,24 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-impl PartialSchema for Text {
+impl PartialSchema for SearchText {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(MAX_TEXT)).into()
     }
 }
-impl ToSchema for Text {}
+impl ToSchema for SearchText {}
 
 /// The end of a page of events: the time of its last event in milliseconds, and its id.
 #[derive(Debug, Clone, Copy)]
-struct After(EventPlace);
+pub(super) struct EventCursor(EventPlace);
 
-impl After {
+impl EventCursor {
     fn text(place: EventPlace) -> String {
         format!("{}.{}", place.time.millis(), place.id)
     }
 }
 
-impl<'de> Deserialize<'de> for After {
+impl<'de> Deserialize<'de> for EventCursor {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         let place = text.split_once('.').and_then(|(millis, id)| {
@@ -118,13 +118,13 @@ impl<'de> Deserialize<'de> for After {
     }
 }
 
-impl PartialSchema for After {
+impl PartialSchema for EventCursor {
     fn schema() -> RefOr<Schema> {
         let pattern = "^[1-9][0-9]{0,14}\\.[a-z2-7]{16}-[1-9][0-9]{0,17}$";
         ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern)).into()
     }
 }
-impl ToSchema for After {}
+impl ToSchema for EventCursor {}
 
 /// Lists events, the newest first. With `Accept: text/event-stream` it sends them as they happen instead.
 ///
@@ -148,9 +148,9 @@ pub(super) async fn list(
         return stream::stream(&app, &query, &headers).await;
     }
     let filter = query.filter(app.api.clock.now().wall);
-    let before = query.after.map(|After(place)| place);
+    let before = query.after.map(|EventCursor(place)| place);
     let (items, more, gaps) = app.api.cluster.events(query.nodes(), filter, before, query.limit.get()).await?;
-    let next_cursor = items.last().filter(|_| more).map(|last| After::text(last.place()));
+    let next_cursor = items.last().filter(|_| more).map(|last| EventCursor::text(last.place()));
     Ok(([VARY], Answer(EventList { items, next_cursor, gaps })).into_response())
 }
 
@@ -162,10 +162,10 @@ mod tests {
     #[test]
     fn a_cursor_is_read_back_as_the_place_that_it_was_made_of() {
         let place = sample::event(EventKind::NodeLost, 1_769_860_800_123).place();
-        let After(read) = serde_json::from_value(After::text(place).into()).unwrap();
+        let EventCursor(read) = serde_json::from_value(EventCursor::text(place).into()).unwrap();
         assert_eq!(read, place);
         for wrong in ["", "1", "1.", "1.x-1", "00ff", "x.aaaaaaaaaaaaaaaa-1"] {
-            assert!(serde_json::from_value::<After>(wrong.into()).is_err(), "{wrong}");
+            assert!(serde_json::from_value::<EventCursor>(wrong.into()).is_err(), "{wrong}");
         }
     }
 }

@@ -13,13 +13,16 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{ContentBuilder, OpenApi, PathItem, Ref, RefOr, ResponseBuilder};
 
 use super::access::{Access, access};
+use super::events::{EventCursor, SearchText};
 use super::extract::{NoParameters, Query};
 use super::gpus::GpuPrefix;
+use super::listed::{EventKinds, NodeNames};
 use super::page::{Cursor, Limit};
 use super::router;
 use super::sessions::SessionPrefix;
 use super::volumes::VolumeName;
 use super::wait::{Timeout, WaitFor};
+use super::when::When;
 use crate::types::ErrorBody;
 
 /// The name of the only security scheme.
@@ -35,7 +38,21 @@ static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
         title = "ostler",
         description = "Containerised workspaces on a fleet of hosts. Every node answers requests for the whole cluster."
     ),
-    components(schemas(ErrorBody, Cursor, GpuPrefix, Limit, SessionPrefix, Timeout, VolumeName, WaitFor))
+    components(schemas(
+        ErrorBody,
+        Cursor,
+        EventCursor,
+        EventKinds,
+        NodeNames,
+        SearchText,
+        When,
+        GpuPrefix,
+        Limit,
+        SessionPrefix,
+        Timeout,
+        VolumeName,
+        WaitFor
+    ))
 )]
 struct Frame;
 

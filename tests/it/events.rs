@@ -1,15 +1,19 @@
 //! The event log: what it tells, who did it, and what outlives a kill, a full disk and a lost node.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
 use crate::support::agent::{Agent, until};
 use crate::support::cluster::Cluster;
 use crate::support::http::Request;
+use crate::support::skip;
 use crate::support::small_disk::SmallDisk;
 
 fn id(session: &Value) -> String {
@@ -267,7 +271,7 @@ fn the_command_line_follows_and_opens_the_stream_again() {
 }
 
 #[test]
-fn the_hook_is_told_and_its_examples_pass_the_event_on() {
+fn the_hook_is_told_of_the_kinds_that_it_asks_for() {
     let dir = tempfile::tempdir().unwrap();
     let (hook, got) = (dir.path().join("hook"), dir.path().join("got"));
     std::fs::write(&hook, format!("#!/bin/sh\ncat >> {}\n", got.display())).unwrap();
@@ -278,4 +282,78 @@ fn the_hook_is_told_and_its_examples_pass_the_event_on() {
     let event: Value = serde_json::from_str(&std::fs::read_to_string(&got).unwrap()).unwrap();
     assert_eq!((&event["kind"], &event["node"]), (&json!("settings_changed"), &json!("one")));
     assert_eq!(event["message"], "prune of one changed from normal to off");
+}
+
+/// Whether these programs are on this machine; prints SKIPPED if not.
+fn has(test: &str, programs: &[&str]) -> bool {
+    let missing = programs.iter().find(|program| {
+        !std::env::var("PATH").unwrap_or_default().split(':').any(|at| Path::new(at).join(program).is_file())
+    });
+    missing.inspect(|program| skip(test, program)).is_none()
+}
+
+/// Takes one request, answers it, and returns its text.
+fn one_request(listener: TcpListener) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut text, mut part) = (Vec::new(), [0; 4096]);
+        let length = |text: &str| {
+            text.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok())
+        };
+        loop {
+            let count = stream.read(&mut part).unwrap();
+            text.extend_from_slice(&part[..count]);
+            let read = String::from_utf8_lossy(&text).into_owned();
+            let body = read.split_once("\r\n\r\n").map(|(_, body)| body.len());
+            if count == 0 || body.is_some_and(|body| body >= length(&read).unwrap_or(0_usize)) {
+                stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").unwrap();
+                return read;
+            }
+        }
+    })
+}
+
+/// Runs an example of a hook with an event, as the agent does.
+fn run_example(name: &str, environment: &[(&str, String)]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/hooks").join(name);
+    let event = json!({
+        "id": "aaaaaaaaaaaaaaaa-7", "time": "2026-01-31T12:00:00.000Z", "node": "host-a", "kind": "node_lost",
+        "severity": "warning", "target": null, "who": {"kind": "system", "id": null, "name": null, "role": null},
+        "via": null, "message": "host-c has not answered for 22 s", "data": {"silent_seconds": 22},
+    });
+    let mut command = Command::new(path);
+    command.envs(environment.iter().map(|(name, value)| (name, value))).stdin(Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    process.stdin.take().unwrap().write_all(format!("{event}\n").as_bytes()).unwrap();
+    assert!(process.wait().unwrap().success(), "{name}");
+}
+
+#[test]
+fn the_examples_of_hooks_pass_an_event_on() {
+    if !has("the_examples_of_hooks_pass_an_event_on", &["curl", "jq"]) {
+        return;
+    }
+    let listen = || {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/topic", listener.local_addr().unwrap());
+        (one_request(listener), url)
+    };
+    let (request, url) = listen();
+    run_example("curl", &[("OSTLER_HOOK_URL", url)]);
+    let posted = request.join().unwrap();
+    assert!(posted.starts_with("POST /topic") && posted.contains("\"kind\":\"node_lost\""), "{posted}");
+    let (request, url) = listen();
+    run_example("ntfy", &[("OSTLER_NTFY_TOPIC", url)]);
+    let posted = request.join().unwrap();
+    assert!(posted.contains("title: ostler: node_lost on host-a") && posted.contains("priority: high"), "{posted}");
+    assert!(posted.trim_end().ends_with("host-c has not answered for 22 s"), "{posted}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let (mail, sent) = (dir.path().join("mail"), dir.path().join("sent"));
+    std::fs::write(&mail, format!("#!/bin/sh\n{{ echo \"$@\"; cat; }} > {}\n", sent.display())).unwrap();
+    std::fs::set_permissions(&mail, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    run_example("mail", &[("PATH", path), ("OSTLER_MAIL_TO", "ops@example.com".to_owned())]);
+    let sent = std::fs::read_to_string(sent).unwrap();
+    assert!(sent.starts_with("-s ostler: node_lost on host-a ops@example.com\nhost-c has not answered"), "{sent}");
 }
