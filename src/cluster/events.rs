@@ -23,7 +23,8 @@ use crate::wire::message::{FollowEvents, ListEvents};
 /// Nodes that are asked at once at most.
 const AT_ONCE: usize = 32;
 /// How long a node that has no news keeps a call of somebody who follows.
-const HOLD: Duration = Duration::from_secs(20);
+const HOLD: Duration = Duration::from_millis(HOLD_MILLIS);
+const HOLD_MILLIS: u64 = 20_000;
 /// The pause before a node that did not answer is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Events that wait for the merge at most: the nodes' calls wait for a place.
@@ -177,7 +178,7 @@ impl Feeder {
     async fn run(mut self) {
         let mut is_gap = false;
         loop {
-            let call = FollowEvents { from: self.from, hold_millis: HOLD.as_millis() as u64 };
+            let call = FollowEvents { from: self.from, hold_millis: HOLD_MILLIS };
             let answer = tokio::select! {
                 () = self.tell.closed() => return,
                 answer = self.cluster.on_once(&self.node, call, None, HOLD + QUICK) => answer,

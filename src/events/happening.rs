@@ -41,7 +41,7 @@ impl Happening {
         self
     }
 
-    const fn as_severe_as(mut self, severity: Severity) -> Self {
+    const fn severe(mut self, severity: Severity) -> Self {
         self.severity = severity;
         self
     }

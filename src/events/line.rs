@@ -130,7 +130,7 @@ mod tests {
     proptest! {
         #[test]
         fn lines_come_back_in_reverse(lens in proptest::collection::vec(0_usize..40_000, 1..12)) {
-            let lines: Vec<Vec<u8>> = lens.iter().enumerate().map(|(i, len)| vec![b'a' + i as u8; *len]).collect();
+            let lines: Vec<Vec<u8>> = lens.iter().zip(b'a'..).map(|(len, byte)| vec![byte; *len]).collect();
             let mut file: Vec<u8> = lines.iter().flat_map(|line| [line.as_slice(), b"\n"].concat()).collect();
             let end = file.len() as u64;
             file.extend(b"torn"); // what is behind the end is not looked at

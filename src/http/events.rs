@@ -22,7 +22,7 @@ use super::listed::{EventKinds, NodeNames};
 use super::page::Limit;
 use super::when::When;
 use super::{App, Shared};
-use crate::types::{ErrorBody, EventFilter, EventKind, EventList, EventPlace, Name, Severity, Timestamp};
+use crate::types::{ErrorBody, EventFilter, EventList, EventPlace, Name, Severity, Timestamp};
 
 /// Characters of a text to look for at most.
 const MAX_TEXT: usize = 256;

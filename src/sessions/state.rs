@@ -239,10 +239,10 @@ impl<R: Reply> Sessions<R> {
             }
             Request::Command(id, command, by, reply) => {
                 let decided = self.registry.command(&id, &command, cx);
-                if decided.is_ok() {
-                    if let Some(session) = self.published.get(&id) {
-                        self.teller.asked(id, session.state, &command, by);
-                    }
+                if decided.is_ok()
+                    && let Some(session) = self.published.get(&id)
+                {
+                    self.teller.asked(id, session.state, &command, by);
                 }
                 Pending::Command(reply, id, decided)
             }

@@ -52,7 +52,7 @@ impl Happening {
         let failed = *state == SessionState::Failed;
         let ended =
             of(EventKind::SessionEnded, session, said).with("end_reason", end_reason).with("exit_code", exit_code);
-        if failed { ended.as_severe_as(Severity::Warning) } else { ended }
+        if failed { ended.severe(Severity::Warning) } else { ended }
     }
 
     pub fn session_removed(session: &SessionProfile) -> Self {

@@ -19,7 +19,7 @@ pub(super) fn event(event: Event<'_>, events: &events::Handle) {
             tracing::info!(gpu = %device.uuid, model = %device.model, index = device.index, address, "GPU found");
         }
         Event::Lost { device, why } => {
-            events.record(Happening::gpu_lost(&device.uuid, &device.model, &why.to_string()), None);
+            events.record(Happening::gpu_lost(&device.uuid, &device.model, why), None);
         }
         Event::Back(device) => events.record(Happening::gpu_back(&device.uuid, &device.model), None),
         Event::Failing { device, why } => tracing::warn!(gpu = %device.uuid, %why, "GPU is failing"),

@@ -18,6 +18,7 @@ use crate::cluster::{REPLAY, Told};
 use crate::events::From;
 use crate::http::error::Refusal;
 use crate::http::sessions::UNBUFFERED;
+use crate::http::when::When;
 use crate::types::{ErrorCode, Event, EventFilter, EventId, NodeId, Timestamp};
 
 /// Streams of events at once at most, on one node.
@@ -75,7 +76,7 @@ pub(super) async fn stream(app: &Arc<App>, query: &EventsQuery, headers: &Header
         // Followed first and listed then: what happens meanwhile is told twice rather than never.
         let source = cluster.follow(&app.api.clock);
         let seen = last_event_id::<Timestamp>(headers)?;
-        let since = seen.map(|seen| Timestamp::from_millis(seen.millis() - REPLAY.as_millis() as i64)).or(filter.since);
+        let since = seen.map(|seen| When::Ago(REPLAY).at(seen)).or(filter.since);
         let mut begin = Vec::new();
         if let Some(since) = since {
             let (events, gaps) = cluster.events_since(query.nodes(), since).await?;
