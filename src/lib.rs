@@ -8,6 +8,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod daemon;
+pub mod doctor;
 pub mod election;
 pub mod events;
 pub mod gossip;

@@ -28,6 +28,7 @@ const FLOORS: &[&[&str]] = &[
     &["observe", "placement"],
     &["rollout", "wire"],
     &["net"],
+    &["doctor"],
     &["cluster"],
     &["http"],
     &["config"],
@@ -43,6 +44,7 @@ const CORES: &[&str] = &[
     "capacity/effective",
     "capacity/room",
     "catalogue/merge",
+    "doctor/judge",
     "election/state",
     "events/happening",
     "events/line",
@@ -136,7 +138,7 @@ const ADAPTERS: &[(&str, &[&str])] = &[
 /// What the command line may import, since it is a client of the API. The subcommands of `CLI_LOCAL`, which are not
 /// clients, may import more.
 const CLI_MAY: &[&str] = &["cli", "types", "clock"];
-const CLI_LOCAL: &[&str] = &["cli/agent", "cli/demo", "cli/config", "cli/token", "cli/init", "cli/join"];
+const CLI_LOCAL: &[&str] = &["cli/agent", "cli/demo", "cli/config", "cli/token", "cli/init", "cli/join", "cli/doctor"];
 
 /// The limit of re-exports through which a name is followed.
 const MAX_REEXPORTS: usize = 5;

@@ -1,4 +1,6 @@
-//! Whether the disks have room for another session. Pure.
+//! Whether the disks have room for another session, and RAM and swap for what the node offers. Pure.
+
+use std::fmt;
 
 use crate::types::{Bytes, Disk, Inodes};
 
@@ -25,6 +27,36 @@ pub fn shortage(disks: &[Disk], min_free: Bytes) -> Option<Shortage<'_>> {
         let inodes = disk.inodes?;
         let least = least_inodes(inodes.total);
         (inodes.free < least).then_some(Shortage::Inodes { disk, inodes, least })
+    })
+}
+
+impl fmt::Display for Shortage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes { disk, least } => write!(
+                f,
+                "{} is free on {}, less than limits.min_free_disk ({least}): the node admits no session; \
+                 free disk space",
+                disk.free_bytes, disk.path
+            ),
+            Self::Inodes { disk, inodes, least } => write!(
+                f,
+                "{} of {} inodes are free on {}, less than {MIN_FREE_INODES_PERCENT} % ({least}): \
+                 the node admits no session; remove files, or make the file system with more inodes",
+                inodes.free, inodes.total, disk.path
+            ),
+        }
+    }
+}
+
+/// Why the memory that a node offers is more than it has, for people; `None`: RAM and swap hold it.
+pub fn beyond_ram_and_swap(offered: Bytes, ram: Bytes, swap: Bytes) -> Option<String> {
+    let held = ram.saturating_add(swap);
+    (offered > held).then(|| {
+        format!(
+            "the node offers {offered} of memory, but RAM and swap hold {held}: the kernel may kill sessions that \
+             use it; add swap or lower memory_override_bytes"
+        )
     })
 }
 

@@ -11,6 +11,7 @@ mod completions;
 mod config;
 mod connection;
 pub mod demo;
+mod doctor;
 mod events;
 mod failure;
 mod gpu;
@@ -83,6 +84,7 @@ enum Command {
     /// Remove the stored login.
     Logout,
     Status(status::StatusArgs),
+    Doctor(doctor::DoctorArgs),
     /// Show the version of this program.
     Version,
     /// List nodes, and set what they offer.
@@ -198,6 +200,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Login(args) => login::login(args, &context.connection, &context.out).await,
         Command::Logout => login::logout(&context.out),
         Command::Status(_) => status::run(&context).await,
+        Command::Doctor(args) => doctor::run(args, &context.connection, &context.out).await,
         Command::Version => version::run(&context.out),
         Command::Node(command) => node::run(command, &context).await,
         Command::Events(args) => events::run(args, &context).await,

@@ -3,6 +3,7 @@
 //! It parses and binds nothing. Every key has a default that works. An error
 //! lists every problem at once, with file, line, key and value.
 
+mod doctor;
 mod document;
 mod edit;
 mod problem;

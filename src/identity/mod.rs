@@ -6,6 +6,7 @@
 mod access;
 mod accounts;
 mod authority;
+mod certificate;
 mod credentials;
 mod strength;
 mod token_file;
@@ -13,6 +14,7 @@ mod token_file;
 pub use access::Stranger;
 pub use accounts::Accounts;
 pub use authority::node_of;
+pub use certificate::{Unfit, unfit};
 pub use credentials::Credentials;
 pub use strength::TooWeak;
 pub use token_file::{Error, Token, generate, read, write_new};

@@ -7,6 +7,7 @@ use quinn::{ConnectError, ConnectionError, ReadExactError, VarInt, WriteError};
 
 use super::path::FULL;
 use super::pool::{NOT_WANTED, TWIN};
+use super::probe::PROBED;
 use crate::identity::Credentials;
 use crate::types::{Name, NodeId, Timestamp};
 use crate::wire::codec;
@@ -115,6 +116,11 @@ impl Cause {
     /// Whether it does not pass by itself: somebody must change a token, a clock or a network.
     pub const fn needs_operator(&self) -> bool {
         matches!(self, Self::NarrowPath(_) | Self::OtherToken | Self::WrongClock(_))
+    }
+
+    /// Whether the peer only looked whether this node answers.
+    pub(super) fn is_probe(&self) -> bool {
+        matches!(self, Self::Connection(ConnectionError::ApplicationClosed(closed)) if closed.error_code == PROBED)
     }
 
     /// The cause behind a connection that TLS refused. `now`: what the clock of this host shows.

@@ -11,6 +11,7 @@ mod frame;
 pub mod gossip;
 mod path;
 mod pool;
+mod probe;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use crate::wire::Envelope;
 
 pub use cause::{Cause, Unwanted, WrongClock};
 pub use endpoint::{BindError, Net, reset_key};
+pub use probe::probe;
 
 /// A node's first message on a connection: what it says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -68,6 +68,10 @@ async fn greet(net: &Arc<Inner>, incoming: Incoming) {
         told.map(|()| link)
     });
     if let Err(cause) = greeted.await.unwrap_or(Err(Cause::NoHello)) {
+        if cause.is_probe() {
+            tracing::debug!(%address, "probed");
+            return;
+        }
         let cause = cause.explained(net.clock.now().wall);
         net.refused.fetch_add(1, Ordering::Relaxed);
         tracing::info!(%address, reason = %cause, "a connection was not let in");

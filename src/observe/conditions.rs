@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::capacity::effective::effective;
 use crate::capacity::probe::cgroup::Bounds;
-use crate::capacity::room::{MIN_FREE_INODES_PERCENT, Shortage, shortage};
+use crate::capacity::room::{beyond_ram_and_swap, shortage};
 use crate::capacity::{EngineFigures, Report};
 use crate::clock::Clock;
 use crate::events::{self, Happening};
@@ -236,14 +236,8 @@ fn overcommitted_in(dimension: Dimension, allocated: &Resources, used: f64, of: 
 
 fn memory_without_swap(report: &Report, offered: Bytes) -> Option<String> {
     let swap = report.swap.as_ref().map_or(Bytes::ZERO, |Swap { total_bytes, .. }| *total_bytes);
-    let held = report.physical.memory.saturating_add(swap);
-    let is_known = report.physical.known(Dimension::MemoryBytes);
-    (offered > held && is_known).then(|| {
-        format!(
-            "the node offers {offered} of memory, but RAM and swap hold {held}: the kernel may kill sessions that \
-             use it; add swap or lower memory_override_bytes"
-        )
-    })
+    let beyond = beyond_ram_and_swap(offered, report.physical.memory, swap);
+    beyond.filter(|_| report.physical.known(Dimension::MemoryBytes))
 }
 
 /// Why the engine does not answer, or is none that ostler works with.
@@ -360,18 +354,7 @@ fn failing_starts(in_a_row: u32) -> Option<String> {
 }
 
 fn low_disk(report: &Report, min_free: Bytes) -> Option<String> {
-    Some(match shortage(&report.disks, min_free)? {
-        Shortage::Bytes { disk, least } => format!(
-            "{} is free on {}, less than limits.min_free_disk ({least}): the node admits no session; \
-             free disk space",
-            disk.free_bytes, disk.path
-        ),
-        Shortage::Inodes { disk, inodes, least } => format!(
-            "{} of {} inodes are free on {}, less than {MIN_FREE_INODES_PERCENT} % ({least}): \
-             the node admits no session; remove files, or make the file system with more inodes",
-            inodes.free, inodes.total, disk.path
-        ),
-    })
+    shortage(&report.disks, min_free).map(|short| short.to_string())
 }
 
 fn dev_figures(report: &Report) -> Option<String> {

@@ -2,6 +2,7 @@
 //! of a cluster. For `ostler demo`, which leaves nothing behind.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::query_parameters::{
@@ -15,7 +16,7 @@ use super::container::LABEL_CLUSTER;
 use super::engine::{CHANGE, Engine, Failure, LOOK};
 use super::gpus::read::Reader;
 use super::{ConfigError, CpuMode, Error, socket_of};
-use crate::runtime::EngineInfo;
+use crate::runtime::{EngineInfo, HandOver};
 use crate::types::Name;
 
 /// Deadline to send and unpack an image. It takes seconds, and many seconds on a busy disk.
@@ -33,6 +34,21 @@ impl Visit {
     /// The address is not the path of a socket on this host.
     pub fn new(host: &str) -> Result<Self, ConfigError> {
         Ok(Self { engine: Engine::new(socket_of(host)?, CpuMode::default(), Reader::default()) })
+    }
+
+    /// The same, of an engine that is asked what an agent with this configuration asks it.
+    ///
+    /// # Errors
+    /// The address is not the path of a socket on this host.
+    pub fn as_agent(
+        host: &str,
+        cpu_mode: CpuMode,
+        hand_over: HandOver,
+        gpu_class: String,
+        images_path: Option<PathBuf>,
+    ) -> Result<Self, ConfigError> {
+        let engine = Engine::new(socket_of(host)?, cpu_mode, Reader::new(hand_over, gpu_class));
+        Ok(Self { engine: engine.with_images_at(images_path) })
     }
 
     /// What the engine reports about itself.

@@ -1,0 +1,124 @@
+//! `ostler doctor`: checks this host.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use tokio::net::UnixStream;
+
+use super::client::Client;
+use super::connection::Connection;
+use super::failure::{Exit, Failure};
+use super::output::Output;
+use super::route::Route;
+use super::table::one_line;
+use super::terminal::Terminal;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::daemon;
+use crate::doctor::collect::{Examiner, examine};
+use crate::doctor::{Agent, Told};
+use crate::types::{Check, Checkup, List, Node, Session, Verdict};
+
+/// Check this host: engine, GPUs, memory, mesh, clock, token, disk, limits, API, ports of sessions, agent.
+///
+/// Says what is wrong, and for each fault how to mend it. Reads only, and works while the agent is down. Reads the
+/// configuration file itself, so run it as the agent's user, mostly as root. Exits with 1 if a check fails.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ostler doctor
+  ostler doctor --output json
+  ssh root@host-b ostler doctor")]
+pub(super) struct DoctorArgs {
+    /// Configuration file [default: /etc/ostler/ostler.toml if it exists, otherwise built-in defaults].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(super) async fn run(args: &DoctorArgs, connection: &Connection, out: &Output) -> Result<(), Failure> {
+    if connection.node.is_some() {
+        let message = "doctor checks the host that it runs on; for another host run: ssh HOST ostler doctor";
+        return Err(Failure::Usage(message.to_owned()));
+    }
+    let config = Config::load(args.config.as_deref(), true).map_err(|e| Failure::Failed(e.to_string()))?.doctor();
+    let clock = Clock::system().map_err(|e| Failure::Failed(format!("the clock cannot be read: {e}")))?;
+    let by = Examiner {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        program: daemon::this_program().map_err(|e| Failure::Failed(format!("{e:#}")))?,
+        agent_pid: agent_pid(&config.socket).await,
+        now: clock.now().wall,
+    };
+    let agent = match ask(&config.socket).await {
+        Ok(told) => Agent::Up(Box::new(told)),
+        Err(failure) => Agent::Down(one_line(&failure.to_string())),
+    };
+    let checkup = examine(&config, &agent, &by).await;
+    out.value(&checkup, || describe(&checkup, &out.terminal))?;
+    if checkup.verdict == Verdict::Fail { Err(Failure::Reported(Exit::Failed)) } else { Ok(()) }
+}
+
+/// The process at the other end of the agent's socket.
+async fn agent_pid(socket: &Path) -> Option<u32> {
+    let stream = UnixStream::connect(socket).await.ok()?;
+    u32::try_from(stream.peer_cred().ok()?.pid()?).ok()
+}
+
+/// Asks the agent of this host.
+async fn ask(socket: &Path) -> Result<Told, Failure> {
+    let connection = Connection { socket: Some(socket.to_owned()), isolated: true, ..Connection::default() };
+    let client = Client::new(&connection.choose_here()?)?;
+    let here: Node = client.get(Route::new(&["nodes", "self"])).await?.read()?;
+    let nodes: List<Node> = client.list(Route::new(&["nodes"])).await?.read()?;
+    let own = Route::new(&["sessions"]).with("node", here.name.as_str());
+    let sessions: List<Session> = client.list(own).await?.read()?;
+    let ports = sessions.items.iter().flat_map(|session| &session.endpoints).map(|endpoint| endpoint.host_port);
+    Ok(Told { ports: ports.collect::<BTreeSet<u16>>(), here, nodes: nodes.items })
+}
+
+/// The checks as text: one line each, below a fault how to mend it, and a count at the end.
+fn describe(checkup: &Checkup, terminal: &Terminal) -> String {
+    let mut lines: Vec<String> = checkup.checks.iter().flat_map(|check| describe_check(check, terminal)).collect();
+    let count = |verdict| checkup.checks.iter().filter(|check| check.verdict == verdict).count();
+    let counts: Vec<String> = [Verdict::Fail, Verdict::Warn, Verdict::Ok, Verdict::Skipped]
+        .into_iter()
+        .filter(|verdict| count(*verdict) > 0)
+        .map(|verdict| format!("{} {verdict}", count(verdict)))
+        .collect();
+    lines.push(format!("{}: {}", checkup.node, counts.join(", ")));
+    lines.join("\n")
+}
+
+fn describe_check(check: &Check, terminal: &Terminal) -> Vec<String> {
+    let word = format!("{:7}", check.verdict);
+    let word = match check.verdict {
+        Verdict::Ok => terminal.green(&word),
+        Verdict::Skipped => word,
+        Verdict::Warn => terminal.yellow(&word),
+        Verdict::Fail => terminal.red(&word),
+    };
+    let line = format!("{word}  {:9}  {}", check.topic, one_line(&check.message));
+    let mend = check.mend.as_ref().map(|mend| format!("{:20}mend: {}", "", one_line(mend)));
+    std::iter::once(line).chain(mend).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Topic;
+
+    #[test]
+    fn each_fault_has_its_mend_below_it() {
+        let checks = vec![
+            Check::ok(Topic::Engine, "Docker 28.1 answers"),
+            Check::fail(Topic::Token, "/t is readable\nby others", "chmod 600 /t"),
+            Check::skipped(Topic::Gpus, "made up"),
+        ];
+        let expected = "\
+ok       engine     Docker 28.1 answers
+skipped  gpus       made up
+fail     token      /t is readable by others
+                    mend: chmod 600 /t
+host-a: 1 fail, 1 ok, 1 skipped";
+        assert_eq!(describe(&Checkup::new("host-a".parse().unwrap(), checks), &Terminal::PLAIN), expected);
+    }
+}
