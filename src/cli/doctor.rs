@@ -50,7 +50,8 @@ pub(super) async fn run(args: &DoctorArgs, connection: &Connection, out: &Output
     };
     let agent = match ask(&config.socket).await {
         Ok(told) => Agent::Up(Box::new(told)),
-        Err(failure) => Agent::Down(one_line(&failure.to_string())),
+        // What the client says after it is for other commands.
+        Err(failure) => Agent::Down(one_line(failure.to_string().split("; is ").next().unwrap_or_default())),
     };
     let checkup = examine(&config, &agent, &by).await;
     out.value(&checkup, || describe(&checkup, &out.terminal))?;

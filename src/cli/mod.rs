@@ -29,6 +29,7 @@ mod status;
 mod table;
 mod terminal;
 mod token;
+mod top;
 mod transport;
 mod version;
 mod volume;
@@ -85,6 +86,7 @@ enum Command {
     Logout,
     Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
+    Top(top::TopArgs),
     /// Show the version of this program.
     Version,
     /// List nodes, and set what they offer.
@@ -200,6 +202,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Login(args) => login::login(args, &context.connection, &context.out).await,
         Command::Logout => login::logout(&context.out),
         Command::Status(_) => status::run(&context).await,
+        Command::Top(args) => top::run(args, &context).await,
         Command::Doctor(args) => doctor::run(args, &context.connection, &context.out).await,
         Command::Version => version::run(&context.out),
         Command::Node(command) => node::run(command, &context).await,

@@ -128,7 +128,7 @@ fn a_new_certificate_is_served_after_sighup_and_a_broken_one_is_not() {
     assert!(agent.log().contains("http.tls_cert, http.tls_key"), "{}", agent.log());
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", data_encoding::BASE64.encode(der))
 }
 

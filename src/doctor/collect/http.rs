@@ -34,16 +34,9 @@ pub(super) async fn facts(config: &Config, agent: &Agent, now: Timestamp) -> Fac
     }
 }
 
-/// The names that clients use, without ports: the allowed ones, or else the one that users get.
+/// The names that clients use: the allowed ones, or else the one that users get.
 fn names(config: &Config) -> Vec<String> {
-    let without_port = |host: &String| match host.rsplit_once(':') {
-        Some((name, port)) if port.parse::<u16>().is_ok() && !name.contains(':') => name.to_owned(),
-        _ => host.trim_matches(['[', ']']).to_owned(),
-    };
-    if config.allowed_hosts.is_empty() {
-        return vec![config.endpoint_host.clone()];
-    }
-    config.allowed_hosts.iter().map(without_port).collect()
+    if config.allowed_hosts.is_empty() { vec![config.endpoint_host.clone()] } else { config.allowed_hosts.clone() }
 }
 
 fn read(file: &Path, names: &[String], now: Timestamp) -> Certificate {

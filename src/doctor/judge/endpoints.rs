@@ -1,7 +1,7 @@
 //! Whether users reach the ports of sessions.
 
+use core::net::IpAddr;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use crate::ledger::PortRange;
 use crate::types::{Check, Topic};

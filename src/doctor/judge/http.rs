@@ -1,6 +1,6 @@
 //! Whether clients reach the API by the names that they use.
 
-use std::net::SocketAddr;
+use core::net::SocketAddr;
 use std::time::Duration;
 
 use super::fault;

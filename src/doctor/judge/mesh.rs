@@ -1,6 +1,6 @@
 //! Whether this node and the others reach each other.
 
-use std::net::SocketAddr;
+use core::net::SocketAddr;
 use std::time::Duration;
 
 use crate::types::{Check, Name, Topic};
@@ -95,15 +95,21 @@ fn judge_peer(peer: &Peer, port: u16) -> Check {
     };
     match found.iter().find_map(reached) {
         Some((address, took)) if took > SLOW => {
-            let message = format!("{name} ({address}) took {} ms to shake hands", took.as_millis());
+            let message = format!("{} took {} ms to shake hands", label(name, address), took.as_millis());
             Check::warn(Topic::Mesh, message, format!("look for packet loss: mtr -u -P {port} {}", address.ip()))
         }
         Some((address, took)) => {
             let took = took.as_millis();
-            Check::ok(Topic::Mesh, format!("{name} ({address}) answers with this cluster's token in {took} ms"))
+            let peer = label(name, address);
+            Check::ok(Topic::Mesh, format!("{peer} answers with this cluster's token in {took} ms"))
         }
         None => unreached(name, &found[0]),
     }
+}
+
+/// The name and its address, once where they are the same.
+fn label(name: &str, address: SocketAddr) -> String {
+    if name == address.to_string() { name.to_owned() } else { format!("{name} ({address})") }
 }
 
 fn unresolved(name: &str, why: &str) -> Check {
@@ -112,17 +118,16 @@ fn unresolved(name: &str, why: &str) -> Check {
 }
 
 fn unreached(name: &str, (address, reached): &(SocketAddr, Reached)) -> Check {
+    let peer = label(name, *address);
     let (message, mend) = match reached {
         Reached::OtherToken => (
-            format!("{name} ({address}) answers and has another token or another cluster.name"),
+            format!("{peer} answers and has another token or another cluster.name"),
             format!("copy the token: ssh root@{} cat /etc/ostler/token; and compare cluster.name", address.ip()),
         ),
         Reached::Narrow(why) => (why.clone(), "raise the MTU of the path to 1280 or more".to_owned()),
-        Reached::Other(why) => {
-            (format!("{name} ({address}): {why}"), "look for its error: journalctl -u ostler".to_owned())
-        }
+        Reached::Other(why) => (format!("{peer}: {why}"), "look for its error: journalctl -u ostler".to_owned()),
         Reached::NoAnswer | Reached::Yes(_) => (
-            format!("{name} ({address}) does not answer on UDP {}", address.port()),
+            format!("{peer} does not answer on UDP {}", address.port()),
             format!("start the agent there, and {}", opened(address.port(), "both hosts")),
         ),
     };

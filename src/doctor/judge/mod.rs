@@ -1,4 +1,4 @@
-//! Findings from facts. Pure.
+//! Findings from facts. Pure: `core::net` has addresses, and no sockets.
 
 pub mod agent;
 pub mod clock;
