@@ -41,7 +41,13 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
     let mut checks: Vec<Check> = found.into_iter().flatten().collect();
     if checks.is_empty() {
         let PortRange { first, last } = facts.range;
-        let message = format!("ports {first} to {last} are free, and {} has an address", facts.host);
+        let used = match (&facts.ours, facts.listening.len()) {
+            (_, 0) => " are free, and".to_owned(),
+            (Some(_), taken) => format!(": {taken} in use by sessions, the others free;"),
+            // Containers run on without the agent, which alone knows their ports.
+            (None, taken) => format!(": {taken} in use, and only the agent knows which are of sessions;"),
+        };
+        let message = format!("ports {first} to {last}{used} {} has an address", facts.host);
         checks.push(Check::ok(Topic::Endpoints, message));
     }
     if let Chain::Unknown(why) = &facts.chain {
@@ -156,6 +162,16 @@ mod tests {
     #[test]
     fn every_step_to_a_port_is_checked() {
         assert_eq!(of(facts()).0, Verdict::Ok);
+        let ok = |listening: &[u16], ours: Option<&[u16]>| {
+            let (listening, ours) =
+                (listening.iter().copied().collect(), ours.map(|ours| ours.iter().copied().collect()));
+            let check = judge(&Facts { listening, ours, ..facts() }).remove(0);
+            assert_eq!(check.verdict, Verdict::Ok);
+            check.message
+        };
+        assert_eq!(ok(&[], None), "ports 20000 to 29999 are free, and host-a has an address");
+        assert!(ok(&[20_001], Some(&[20_001])).starts_with("ports 20000 to 29999: 1 in use by sessions, "));
+        assert!(ok(&[20_001], None).starts_with("ports 20000 to 29999: 1 in use, and only the agent "));
         let (verdict, mend) = of(Facts { ephemeral: Some((10_000, 65_000)), ..facts() });
         assert_eq!((verdict, &*mend), (Verdict::Warn, "sysctl -w net.ipv4.ip_local_reserved_ports=20000-29999"));
         let (verdict, mend) = of(Facts { listening: BTreeSet::from([20_005]), ..facts() });
