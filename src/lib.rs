@@ -13,6 +13,7 @@ pub mod election;
 pub mod events;
 pub mod gossip;
 pub mod gpu;
+pub mod history;
 pub mod http;
 pub mod identity;
 pub mod images;

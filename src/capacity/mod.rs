@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use self::probe::cgroup::EngineBounds;
 
 use crate::gpu;
-use crate::types::{Bytes, Cores, Disk, Resources, RuntimeKind, Swap, Timestamp};
+use crate::types::{Bytes, Cores, Disk, Pressure, Resources, RuntimeKind, Swap, Timestamp};
 
 /// How often the host is read. A reading takes 0.1 to 0.4 ms: less than 0.01 % of a core.
 pub const INTERVAL: Duration = Duration::from_secs(5);
@@ -59,6 +59,7 @@ pub struct Report {
     pub swap: Option<Swap>,
     /// Load averages of 1, 5 and 15 minutes.
     pub load: Option<[f64; 3]>,
+    pub pressure: Option<Pressure>,
     /// At least one figure comes from `[dev]`.
     pub dev: bool,
 }

@@ -173,6 +173,7 @@ fn compose(config: &Config, engine: Option<&EngineInfo>, devices: &Arc<gpu::Snap
         disks: reading.disks.clone(),
         swap: host.swap.clone(),
         load: host.load,
+        pressure: host.pressure,
         dev: dev.physical_cores.is_some() || dev.physical_memory.is_some() || dev.physical_gpus.is_some(),
     }
 }

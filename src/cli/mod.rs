@@ -6,6 +6,7 @@
 mod agent;
 mod arguments;
 mod bars;
+mod chart;
 mod client;
 mod completions;
 mod config;
@@ -15,6 +16,7 @@ mod doctor;
 mod events;
 mod failure;
 mod gpu;
+mod history;
 mod image;
 mod init;
 mod join;
@@ -89,6 +91,7 @@ enum Command {
     Top(top::TopArgs),
     /// Show the version of this program.
     Version,
+    History(history::HistoryArgs),
     /// List nodes, and set what they offer.
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -204,6 +207,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(_) => status::run(&context).await,
         Command::Top(args) => top::run(args, &context).await,
         Command::Doctor(args) => doctor::run(args, &context.connection, &context.out).await,
+        Command::History(args) => history::run(args, &context).await,
         Command::Version => version::run(&context.out),
         Command::Node(command) => node::run(command, &context).await,
         Command::Events(args) => events::run(args, &context).await,

@@ -10,6 +10,7 @@ mod copies;
 mod digests;
 mod events;
 mod gpus;
+mod history;
 mod host;
 mod images;
 mod knowledge;
@@ -101,6 +102,8 @@ pub enum Error {
     Images(#[from] crate::images::Error),
     #[error(transparent)]
     Events(#[from] crate::events::Error),
+    #[error(transparent)]
+    History(#[from] crate::history::Error),
     #[error("node {node} cannot be reached: {cause}")]
     Unreachable {
         node: String,

@@ -10,12 +10,13 @@ use super::engine::Engine;
 use super::stores::HostStores;
 use super::{Base, Start, VERSION, engine};
 use crate::cluster::{Copies, Host};
+use crate::events::Happening;
 use crate::gpu::listed::List;
 use crate::observe::{self, Observer, conditions};
 use crate::runtime::{Health, Images, NoImages, Runtime};
 use crate::sessions::{Journal, Record};
-use crate::types::{Ballot, Condition, NVIDIA_CLASS};
-use crate::{capacity, catalogue, election, events, gpu, images, node, sessions};
+use crate::types::{Ballot, Condition, EventKind, NVIDIA_CLASS};
+use crate::{capacity, catalogue, election, events, gpu, history, images, node, sessions};
 
 type Conditions = watch::Receiver<Arc<Vec<Condition>>>;
 type ImagesHere = watch::Receiver<Arc<images::Here>>;
@@ -71,7 +72,13 @@ impl Start {
     }
 
     /// Starts the owners of this host. Each reads the snapshots of those before it.
-    pub(super) fn host(&mut self, stores: HostStores, engine: Engine, election: election::Handle) -> Host {
+    pub(super) fn host(
+        &mut self,
+        stores: HostStores,
+        engine: Engine,
+        election: election::Handle,
+        history: watch::Sender<Option<String>>,
+    ) -> Host {
         let Engine { runtime, images } = engine;
         let capacity = self.capacity(&*runtime);
         let node = self.node(stores.node, capacity.clone());
@@ -86,8 +93,10 @@ impl Start {
         }
         let here = self.images_here(&ground, &catalogue);
         let giver = ground.images.as_ref().map(|images| self.giver(images, &catalogue));
+        let observer = self.observer(&ground, &sessions, conditions, here);
         Host {
-            observer: self.observer(&ground, &sessions, conditions, here),
+            history: self.history(&observer, &sessions, history),
+            observer,
             settings: ground.node,
             gpus: self.gpus.clone(),
             events: self.events.clone(),
@@ -162,6 +171,7 @@ impl Start {
             limits: self.followed.sessions.clone(),
             images: ground.images.as_ref().map_or_else(|| watch::channel(Arc::default()).1, images::Handle::watch),
             event_log: self.events.trouble(),
+            history: self.watches.history.clone(),
         };
         let (publish, conditions) = watch::channel(Arc::default());
         let task = conditions::spawn(watches, publish, self.events.clone(), self.base.clock.clone());
@@ -258,6 +268,32 @@ impl Start {
             self.owners.add("the list of the catalogue's images that are here", ((), task));
         }
         here
+    }
+
+    fn history(
+        &mut self,
+        observer: &Observer,
+        sessions: &sessions::Handle,
+        trouble: watch::Sender<Option<String>>,
+    ) -> history::Handle {
+        let (events, counts) = (self.events.clone(), self.events.counts());
+        let started = history::task::spawn(history::task::Parts {
+            directory: self.base.config.data_dir.join("history"),
+            observer: observer.clone(),
+            sessions: sessions.watch(),
+            view: self.watches.view.clone(),
+            // What nobody counts yet is not known: sessions that failed, and requests that were refused.
+            totals: Box::new(move || history::sample::Totals {
+                created: Some(counts.of(EventKind::SessionCreated)),
+                ended: Some(counts.of(EventKind::SessionEnded)),
+                failed: None,
+                refused: None,
+            }),
+            on_clock_step: Box::new(move |seconds| events.record(Happening::clock_stepped(seconds), None)),
+            trouble,
+            clock: self.base.clock.clone(),
+        });
+        self.owners.add("the owner of the history", started)
     }
 
     fn observer(

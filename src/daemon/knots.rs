@@ -27,6 +27,9 @@ pub(super) struct Watches {
     /// The GPUs of another maker that the engine lists. The owner of the GPUs reads them; the runtime, which lists them,
     /// starts after it, since it hands the owner's devices over.
     pub listed: watch::Receiver<List>,
+    /// Why the history cannot be written. The owner of conditions reads it; the history is made from the observer, which
+    /// reads the conditions.
+    pub history: watch::Receiver<Option<String>>,
 }
 
 /// The ends that are written. Without a mesh gossip's are dropped, and the first values stay.
@@ -34,6 +37,7 @@ pub(super) struct Publishers {
     pub gossip: gossip::Channels,
     pub signs: watch::Sender<Arc<node::ClusterSigns>>,
     pub listed: watch::Sender<List>,
+    pub history: watch::Sender<Option<String>>,
 }
 
 pub(super) fn tie(has_token: bool) -> (Watches, Publishers) {
@@ -44,7 +48,8 @@ pub(super) fn tie(has_token: bool) -> (Watches, Publishers) {
     let (publish_view, view) = watch::channel(Arc::default());
     let (publish_signs, signs) = watch::channel(Arc::default());
     let (publish_listed, listed) = watch::channel(None);
+    let (publish_history, history) = watch::channel(None);
     let gossip = gossip::Channels { directory: publish_directory, view: publish_view, members: publish_members };
-    let publishers = Publishers { gossip, signs: publish_signs, listed: publish_listed };
-    (Watches { directory, members, view, signs, listed }, publishers)
+    let publishers = Publishers { gossip, signs: publish_signs, listed: publish_listed, history: publish_history };
+    (Watches { directory, members, view, signs, listed, history }, publishers)
 }

@@ -136,7 +136,7 @@ impl Daemon {
         let mut start = Start { base, events, gpus, peers, watches, followed, refresh, registries, owners };
         start.listed_gpus(&*engine.runtime, publishers.listed);
         let election = start.election(stores.ballots);
-        let host = start.host(stores.host, engine, election.clone());
+        let host = start.host(stores.host, engine, election.clone(), publishers.history);
         let hosts = Mesh::new(start.base.me, host.clone(), start.peers.clone());
         let leader = start.placement(&host, &hosts);
         start.rollout(&hosts, &leader);

@@ -79,7 +79,7 @@ struct Load {
 impl Load {
     /// `None` if nothing was measured.
     fn of(usage: &NodeUsage) -> Option<Self> {
-        let NodeUsage { at, cores, memory_bytes, disk, gpus, swap: _, load: _ } = usage;
+        let NodeUsage { at, cores, memory_bytes, disk, gpus, swap: _, load: _, pressure: _ } = usage;
         let is_known = cores.is_some() || memory_bytes.is_some() || disk.is_some() || !gpus.is_empty();
         let disk = disk.as_ref().map(|disk| Disk {
             free_bytes: rounded_down(disk.free_bytes, DISK_STEP),

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::runtime::images::PullCause;
 use crate::types::{ErrorBody, ErrorCode, ErrorDetail, Invalid, NodeReason, Reason};
-use crate::{catalogue, cluster, gpu, images, node, placement, runtime, sessions};
+use crate::{catalogue, cluster, gpu, history, images, node, placement, runtime, sessions};
 
 /// An error response.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,6 +130,8 @@ impl From<cluster::Error> for Refusal {
             Error::Gpu(error) => error.into(),
             Error::Images(error) => error.into(),
             Error::Events(_) => Self::new(STORE, message),
+            Error::History(history::Error::Invalid(invalid)) => invalid.into(),
+            Error::History(history::Error::Read(_)) => Self::new(STORE, message),
             Error::NoSession(_) | Error::NoNode(_) | Error::NoGpu(_) => Self::not_found(message),
             Error::AmbiguousSession { .. }
             | Error::AmbiguousNode { .. }

@@ -14,6 +14,7 @@ mod extract;
 mod gpus;
 mod head;
 mod health;
+mod history;
 mod images;
 mod listed;
 mod listen;

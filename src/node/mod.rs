@@ -160,6 +160,7 @@ pub(crate) mod fixture {
             }],
             swap: Some(Swap { total_bytes: Bytes::gib(2), used_bytes: Bytes::ZERO }),
             load: None,
+            pressure: None,
             dev: false,
         }
     }

@@ -45,6 +45,8 @@ pub struct Inputs<'a> {
     pub images: &'a images::Snapshot,
     /// Why the event log cannot be written.
     pub event_log: Option<&'a str>,
+    /// Why the history cannot be written.
+    pub history: Option<&'a str>,
 }
 
 /// What the owner watches.
@@ -60,6 +62,8 @@ pub struct Watches {
     pub images: watch::Receiver<Arc<images::Snapshot>>,
     /// Why the event log cannot be written.
     pub event_log: watch::Receiver<Option<String>>,
+    /// Why the history cannot be written.
+    pub history: watch::Receiver<Option<String>>,
 }
 
 /// Starts the owner. It ends when the conditions have no reader any more.
@@ -91,6 +95,7 @@ async fn run(mut watches: Watches, publish: watch::Sender<Arc<Vec<Condition>>>, 
             Ok(()) = watches.limits.changed() => {}
             Ok(()) = watches.images.changed() => {}
             Ok(()) = watches.event_log.changed() => {}
+            Ok(()) = watches.history.changed() => {}
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -105,6 +110,7 @@ impl Watches {
         let cluster = self.cluster.borrow_and_update().clone();
         let images = self.images.borrow_and_update().clone();
         let event_log = self.event_log.borrow_and_update().clone();
+        let history = self.history.borrow_and_update().clone();
         let min_free_disk = self.limits.borrow_and_update().min_free_disk;
         let (report, node, sessions) = (&*report, &*node, &*sessions);
         evaluate(Inputs {
@@ -118,6 +124,7 @@ impl Watches {
             min_free_disk,
             images: &images,
             event_log: event_log.as_deref(),
+            history: history.as_deref(),
         })
     }
 }
@@ -135,6 +142,7 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         min_free_disk,
         images,
         event_log,
+        history,
     } = inputs;
     let offered = effective(report.physical, &node.settings);
     [
@@ -148,6 +156,7 @@ pub fn evaluate(inputs: Inputs<'_>) -> Vec<(ConditionKind, String)> {
         (ConditionKind::ImagesRecordLost, images_record_lost(records_lost)),
         (ConditionKind::DataDirectoryFull, data_dir_full(sessions)),
         (ConditionKind::EventsUnwritable, events_unwritable(event_log)),
+        (ConditionKind::HistoryUnwritable, history_unwritable(history)),
         (ConditionKind::ContainerRenamed, renamed(&sessions.oddities.renamed)),
         (ConditionKind::StrayContainers, strays(&sessions.oddities)),
         (ConditionKind::NetworkFailing, trouble(sessions.troubles.network.as_ref())),
@@ -380,6 +389,14 @@ fn events_unwritable(trouble: Option<&str>) -> Option<String> {
     Some(format!(
         "the event log cannot be written ({trouble}): events wait in memory, and are lost if the agent ends; free disk \
          space, or make the directory `events` of the data directory writable"
+    ))
+}
+
+fn history_unwritable(why: Option<&str>) -> Option<String> {
+    let why = why?;
+    Some(format!(
+        "the history cannot be written ({why}): what is measured meanwhile is not kept; free space on the file system of \
+         the data directory"
     ))
 }
 

@@ -65,6 +65,7 @@ pub fn usage(report: &Report, sessions: &Snapshot) -> NodeUsage {
         disk: report.disks.first().cloned(),
         swap: report.swap.clone(),
         load: report.load,
+        pressure: report.pressure,
         gpus: report.gpus.devices.iter().map(gpu).collect(),
     }
 }

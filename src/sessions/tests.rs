@@ -56,6 +56,7 @@ impl World {
             disks: Vec::new(),
             swap: None,
             load: None,
+            pressure: None,
             dev: false,
         };
         let (node, node_watch) = watch::channel(Arc::new(node_state()));

@@ -12,6 +12,7 @@ mod doctor;
 mod error;
 mod event;
 mod gpu;
+mod history;
 mod id;
 mod image;
 mod invalid;
@@ -48,6 +49,7 @@ pub use gpu::{
     Gpu, GpuDetails, GpuHealth, GpuMemoryEnforced, GpuProcess, GpuProfile, GpuRelease, GpuRemappedRows, GpuSharing,
     GpuState, GpuUsage, GpuXid, NVIDIA_CLASS, check_gpu_class,
 };
+pub use history::{History, HistoryGap, HistoryGapReason, HistoryQuery, HistorySeries, HistoryTime};
 pub use id::{Ballot, Name, NodeId, SessionId, User, is_printable};
 pub use image::{
     DigestInUse, FromPeers, Image, ImageFilter, ImageOrigin, ImageOwner, ImagePull, ImagePullState, ImageReference,
@@ -57,7 +59,7 @@ pub use invalid::Invalid;
 pub use language::other_language;
 pub use node::{
     Condition, ConditionKind, Disk, Drain, DrainRequest, Figures, Inodes, Labels, LabelsPatch, Node, NodeResources,
-    NodeState, Prune, Refreshed, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,
+    NodeState, Pressure, Prune, Refreshed, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,
 };
 pub use placement::{Explanation, NodeVerdict, Plan};
 pub use platform::Platform;

@@ -243,6 +243,14 @@ pub struct Swap {
     pub used_bytes: Bytes,
 }
 
+/// The share of time, 0 to 1, in which at least one process waited for a resource: what overcommitment costs.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Pressure {
+    pub cpu: Option<f64>,
+    pub memory: Option<f64>,
+    pub io: Option<f64>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RuntimeKind {
@@ -315,6 +323,8 @@ pub enum ConditionKind {
     DataDirectoryFull,
     /// The event log cannot be written: events wait in memory.
     EventsUnwritable,
+    /// The history cannot be written: what is measured meanwhile is not kept.
+    HistoryUnwritable,
     /// Another program renamed the containers of sessions. They stay the sessions' containers.
     ContainerRenamed,
     /// Containers have the labels of sessions and are not their containers: they may use what the node offers.
@@ -370,6 +380,7 @@ words!(ConditionKind {
     ImagesRecordLost => "images_record_lost",
     DataDirectoryFull => "data_directory_full",
     EventsUnwritable => "events_unwritable",
+    HistoryUnwritable => "history_unwritable",
     ContainerRenamed => "container_renamed",
     StrayContainers => "stray_containers",
     NetworkFailing => "network_failing",
@@ -461,6 +472,9 @@ pub struct Node {
     pub swap: Option<Swap>,
     /// Load averages of 1, 5 and 15 minutes.
     pub load: Option<[f64; 3]>,
+    /// `null` if the kernel does not tell it.
+    #[serde(default)]
+    pub pressure: Option<Pressure>,
     pub gpus: Vec<Gpu>,
     /// Sessions that hold a reservation.
     pub sessions: u32,
@@ -496,6 +510,7 @@ impl Node {
             disk: usage.disk.clone(),
             swap: usage.swap.clone(),
             load: usage.load,
+            pressure: usage.pressure,
             gpus: profile.gpus.iter().map(|gpu| Gpu::of(gpu, &profile.name, usage.gpus.get(&gpu.uuid))).collect(),
             sessions: profile.sessions,
             settings: profile.settings.clone(),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Bytes, Condition, Cores, Disk, Drain, EndReason, Endpoint, GpuProfile, GpuUsage, HealthStatus, Name, NodeId,
-    Resources, RuntimeStatus, SessionId, SessionState, Settings, Swap, Timestamp, User,
+    Pressure, Resources, RuntimeStatus, SessionId, SessionState, Settings, Swap, Timestamp, User,
 };
 
 /// What a node is and has, as its host reports it. Equal profiles mean that nothing happened.
@@ -45,6 +45,8 @@ pub struct NodeUsage {
     pub swap: Option<Swap>,
     /// Load averages of 1, 5 and 15 minutes.
     pub load: Option<[f64; 3]>,
+    #[serde(default)]
+    pub pressure: Option<Pressure>,
     /// By the GPU's UUID.
     pub gpus: BTreeMap<String, GpuUsage>,
 }

@@ -129,6 +129,11 @@ sampled! {
     PreviewPrune: [PreviewPrune(prune_request())] => [Ok(prune_report())];
     ListEvents: [ListEvents(event_page())] => event_answers(crate::events::Paged { events: vec![event()], more: true });
     FollowEvents: follows() => event_answers(crate::events::Following { events: vec![event()], last: 7 });
+    History: [History(history_query())] => [
+        Ok(history()),
+        Err(crate::history::Error::Read("x".to_owned())),
+        Err(crate::types::Invalid::new("step", "x").into()),
+    ];
     Volumes: [Volumes] => [Ok(vec![volume()]), not_here()];
     RemoveVolume: [RemoveVolume("home-alice".to_owned())] => [Ok(()), not_here()];
     Place: [Place { session: session_id(), drawn: true, request: session_request() }] => place_answers();

@@ -8,11 +8,11 @@ use super::envelope::Envelope;
 use crate::images::{Fetch, Fetching};
 use crate::sessions::LogsRequest;
 use crate::types::{
-    Actor, Ballot, DigestInUse, DrainRequest, Explanation, Gpu, Image, ImageFilter, ImagePull, ImageReference, List,
-    Name, Node, NodeId, NodeImages, Plan, PruneReport, PruneRequest, Refreshed, Remembered, Role, Session,
-    SessionFilter, SessionId, SessionRequest, SettingsPatch, Volume, Wait,
+    Actor, Ballot, DigestInUse, DrainRequest, Explanation, Gpu, HistoryQuery, Image, ImageFilter, ImagePull,
+    ImageReference, List, Name, Node, NodeId, NodeImages, Plan, PruneReport, PruneRequest, Refreshed, Remembered, Role,
+    Session, SessionFilter, SessionId, SessionRequest, SettingsPatch, Volume, Wait,
 };
-use crate::{catalogue, election, events, gossip, gpu, images, node, placement, sessions};
+use crate::{catalogue, election, events, gossip, gpu, history, images, node, placement, sessions};
 
 /// A call, the type of its answer, and its line of the table.
 pub trait Call: Serialize + DeserializeOwned + Send + 'static {
@@ -142,6 +142,8 @@ macro_rules! calls {
             ListEvents(Host, Read, reads, Json): ListEvents => Result<events::Paged, events::Error>;
             /// The next events of the node's log. Answers once there is one, or the hold is over.
             FollowEvents(Host, Read, reads, Json): FollowEvents => Result<events::Following, events::Error>;
+            /// The history of the host and its GPUs.
+            History(Host, Read, reads, Json): History => Result<crate::types::History, history::Error>;
         }
     };
 }
@@ -468,6 +470,9 @@ pub struct FollowEvents {
     pub from: events::From,
     pub hold_millis: u64,
 }
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct History(pub HistoryQuery);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Volumes;

@@ -20,6 +20,7 @@ mod gpu_commands;
 mod gpu_probe;
 mod gpus;
 mod health;
+mod history;
 mod metrics;
 mod netns;
 mod process_runtime;

@@ -121,6 +121,7 @@ impl Host {
             disks: Vec::new(),
             swap: None,
             load: None,
+            pressure: None,
             dev: false,
         };
         let state = node::State {

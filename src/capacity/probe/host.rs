@@ -2,7 +2,8 @@
 
 use sysinfo::System;
 
-use crate::types::{Bytes, Cores, Swap};
+use super::pressure;
+use crate::types::{Bytes, Cores, Pressure, Swap};
 
 /// One reading of the host. A figure that the kernel did not report is zero or `None`.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -15,6 +16,8 @@ pub struct Sample {
     pub swap: Option<Swap>,
     /// Load averages of 1, 5 and 15 minutes.
     pub load: Option<[f64; 3]>,
+    /// `None` in the first sample, and where the kernel does not tell it.
+    pub pressure: Option<Pressure>,
 }
 
 /// Reads the host repeatedly. It reads memory and CPU time only: the list of processes costs a
@@ -23,11 +26,16 @@ pub struct Sample {
 pub struct Sampler {
     system: System,
     sampled_before: bool,
+    pressure: pressure::Sampler,
 }
 
 impl Sampler {
     pub fn new() -> Self {
-        Self { system: System::new().expect("on Linux this reads nothing that could fail"), sampled_before: false }
+        Self {
+            system: System::new().expect("on Linux this reads nothing that could fail"),
+            sampled_before: false,
+            pressure: pressure::Sampler::default(),
+        }
     }
 
     /// Reads the host now. Usage covers the time since the last call, which should be at least 200 ms ago.
@@ -50,6 +58,7 @@ impl Sampler {
                 used_bytes: Bytes::new(self.system.used_swap()),
             }),
             load,
+            pressure: self.pressure.sample(),
         };
         self.sampled_before = true;
         sample

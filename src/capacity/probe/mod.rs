@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod disk;
 pub mod host;
+pub mod pressure;
 
 use crate::types::{Bytes, Cores};
 

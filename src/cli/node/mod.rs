@@ -13,6 +13,7 @@ use crate::types::{Figures, List, Node, SettingsPatch};
 
 use super::client::Call;
 use super::failure::Failure;
+use super::history::{self, NodeHistoryArgs};
 use super::route::Route;
 use super::table::{NONE, joined, or_none, table};
 use super::terminal::Terminal;
@@ -28,6 +29,7 @@ pub(super) enum NodeCommand {
     /// Show a node: its resources, utilization, allocation, settings and conditions.
     #[command(after_help = "Examples:\n  ostler node show host-a\n  ostler node show host-a -o json")]
     Show(ShowArgs),
+    History(NodeHistoryArgs),
     Set(set::SetArgs),
     /// Let nodes admit new sessions.
     Enable(SelectArgs),
@@ -74,6 +76,7 @@ pub(super) async fn run(command: &NodeCommand, context: &Context) -> Result<(), 
             let body = context.client()?.get(Route::new(&["nodes", &args.name])).await?;
             context.out.answer(&body, |node| show::describe(node, &context.out.terminal, context.out.now))
         }
+        NodeCommand::History(args) => history::run_node(args, context).await,
         NodeCommand::Set(args) => set::run(args, context).await,
         NodeCommand::Enable(args) => set::patch(&args.selection, &enabled(true), context).await,
         NodeCommand::Disable(args) => set::patch(&args.selection, &enabled(false), context).await,

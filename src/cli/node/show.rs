@@ -7,7 +7,7 @@ use crate::cli::gpu;
 use crate::cli::status::describe_runtime;
 use crate::cli::table::{NONE, age, fields, joined, one_line, or_none, short_ids, until, yes_no};
 use crate::cli::terminal::Terminal;
-use crate::types::{Bytes, ConditionKind, Cores, Drain, Figures, Gpu, Node, Timestamp};
+use crate::types::{Bytes, ConditionKind, Cores, Drain, Figures, Gpu, Node, Pressure, Timestamp};
 
 /// The whole node: its facts, bars, GPUs, drain, settings and conditions.
 pub(super) fn describe(node: &Node, terminal: &Terminal, now: Timestamp) -> String {
@@ -38,9 +38,17 @@ fn facts(node: &Node, terminal: &Terminal, now: Timestamp) -> String {
         ("runtime", describe_runtime(&node.runtime, terminal)),
         ("sessions", node.sessions.to_string()),
         ("load", or_none(load)),
+        ("pressure", or_none(node.pressure.as_ref().map(pressure))),
         ("disk", or_none(disk)),
         ("swap", or_none(swap)),
     ])
+}
+
+/// The time in which processes waited, such as `cpu 1.2 %, memory 0.0 %, io 0.3 %`.
+fn pressure(pressure: &Pressure) -> String {
+    let parts = [("cpu", pressure.cpu), ("memory", pressure.memory), ("io", pressure.io)];
+    let known = parts.into_iter().filter_map(|(name, share)| Some(format!("{name} {:.1} %", share? * 100.0)));
+    known.collect::<Vec<_>>().join(", ")
 }
 
 /// The bars of what the node offers, under a heading.

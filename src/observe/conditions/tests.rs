@@ -49,6 +49,7 @@ fn at_rest(records_lost: Option<&MovedAside>) -> Inputs<'_> {
         min_free_disk: Bytes::gib(5),
         images,
         event_log: None,
+        history: None,
     }
 }
 
@@ -278,6 +279,13 @@ fn records_of_images_that_were_lost_are_named() {
     assert!(found[0].1.starts_with(told) && found[0].1.contains("run: ostler image adopt IMAGE"), "{}", found[0].1);
 }
 
+#[test]
+fn a_history_that_cannot_be_written_says_why() {
+    let found = evaluate(Inputs { history: Some("no space left"), ..at_rest(None) });
+    assert_eq!(kinds(&found), [ConditionKind::HistoryUnwritable]);
+    assert!(found[0].1.contains("(no space left)"), "{}", found[0].1);
+}
+
 #[tokio::test]
 async fn the_owner_evaluates_again_on_every_watch() {
     let (say_report, report) = watch::channel(Arc::new(fixture::report()));
@@ -290,8 +298,9 @@ async fn the_owner_evaluates_again_on_every_watch() {
     let (say_images, images) = watch::channel(Arc::new(images::Snapshot::default()));
     let aside = tempfile::NamedTempFile::new().unwrap();
     let (say_trouble, event_log) = watch::channel(None);
+    let (_say_history, history) = watch::channel(None);
     let (events, mut recorded) = crate::events::recorder::recorder();
-    let watches = Watches { report, node, sessions, health, cluster, limits, images, event_log };
+    let watches = Watches { report, node, sessions, health, cluster, limits, images, event_log, history };
     let owner = spawn(watches, publish, events, Clock::manual(fixture::moment()));
 
     say_health.send_replace(Health::Down { message: "no answer".to_owned(), unsupported: false });

@@ -100,6 +100,7 @@ fn alone() -> task::Around {
         disks: Vec::new(),
         swap: None,
         load: None,
+        pressure: None,
         dev: false,
     };
     let leadership = election::Leadership { leader: None, ballot: None, reign: None };
