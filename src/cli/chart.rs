@@ -3,7 +3,7 @@
 use jiff::tz::TimeZone;
 
 use super::terminal::Terminal;
-use crate::types::{Bytes, History, HistoryGap, HistorySeries, Timestamp};
+use crate::types::{History, HistoryGap, HistorySeries, Timestamp};
 
 /// Rows of a chart.
 const ROWS: usize = 8;
@@ -115,11 +115,7 @@ fn bytes(figure: f64) -> String {
     while figure >= 1024.0 && unit + 1 < units.len() {
         (figure, unit) = (figure / 1024.0, unit + 1);
     }
-    if unit == 0 {
-        Bytes::new(0).to_string().replace('0', &format!("{figure:.0}"))
-    } else {
-        format!("{figure:.1} {}", units[unit])
-    }
+    if unit == 0 { format!("{figure:.0} B") } else { format!("{figure:.1} {}", units[unit]) }
 }
 
 fn axis(history: &History, width: usize, zone: &TimeZone) -> String {
