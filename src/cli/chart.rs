@@ -51,7 +51,8 @@ fn chart(history: &History, series: &HistorySeries, top: f64, terminal: &Termina
         let drawn: String = cells.iter().map(|cell| block(*cell, top, row, terminal)).collect();
         lines.push(format!("{label:>LABEL$} {}", drawn.trim_end()));
     }
-    lines.push(axis(history, cells.len(), zone));
+    // A chart that is narrower than a time has no axis.
+    lines.extend(Some(axis(history, cells.len(), zone)).filter(|axis| !axis.is_empty()));
     lines.join("\n")
 }
 
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chart_has_eighths_a_gap_and_an_axis() {
+    fn a_chart_has_eighths_gaps_and_an_axis() {
         let gap = HistoryGap {
             since: Timestamp::from_millis(1_800_000),
             until: Timestamp::from_millis(2_700_000),
@@ -206,8 +207,10 @@ cores.utilized: now 0.50, average 2.83, peak 8 cores
          0 █ ·▄
 
 No figures from 00:30 to 00:45: the agent did not run.";
-        let lines: Vec<&str> = drawn.lines().filter(|line| line.trim() != "00:00").collect();
-        assert_eq!(lines.join("\n"), expected);
+        assert_eq!(drawn, expected);
+        let hour = (0..60).map(|i| Some(f64::from(i))).collect();
+        let drawn = draw(&history(hour, Vec::new()), &UNICODE, &TimeZone::UTC);
+        assert_eq!(drawn.lines().last().unwrap().trim(), "00:00           00:16           00:32           00:48");
     }
 
     #[test]

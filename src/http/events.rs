@@ -157,7 +157,7 @@ pub(super) async fn list(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::sample;
+    use crate::types::{EventKind, sample};
 
     #[test]
     fn a_cursor_is_read_back_as_the_place_that_it_was_made_of() {

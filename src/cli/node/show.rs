@@ -208,6 +208,7 @@ host-a (leader)
   runtime   docker 28.1
   sessions  2
   load      0.50 0.25 0.10
+  pressure  -
   disk      50 GiB free of 100 GiB at /var/lib/docker
   swap      0 B of 0 B used
 
