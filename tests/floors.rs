@@ -66,7 +66,7 @@ const CORES: &[&str] = &[
     "history/columns",
     "history/range",
     "history/ring",
-    "history/sample",
+    "history/sampling",
     "images/inventory",
     "images/credentials/choose",
     "images/bandwidth",

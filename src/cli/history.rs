@@ -50,7 +50,7 @@ pub(super) struct HistoryArgs {
 pub(super) struct NodeHistoryArgs {
     /// A node's name, id or id prefix.
     #[arg(value_name = "NODE")]
-    node: String,
+    name: String,
     #[command(flatten)]
     range: RangeArgs,
     /// The UUID of a GPU, for its metrics only.
@@ -73,7 +73,7 @@ pub(super) async fn run(args: &HistoryArgs, context: &Context) -> Result<(), Fai
 }
 
 pub(super) async fn run_node(args: &NodeHistoryArgs, context: &Context) -> Result<(), Failure> {
-    let route = Route::new(&["nodes", &args.node, "history"]).with_any("gpu", args.gpu.as_ref());
+    let route = Route::new(&["nodes", &args.name, "history"]).with_any("gpu", args.gpu.as_ref());
     show(route, &args.range, args.gpu.is_none().then_some(DRAWN), context).await
 }
 

@@ -283,7 +283,7 @@ impl Start {
             sessions: sessions.watch(),
             view: self.watches.view.clone(),
             // What nobody counts yet is not known: sessions that failed, and requests that were refused.
-            totals: Box::new(move || history::sample::Totals {
+            totals: Box::new(move || history::sampling::Totals {
                 created: Some(counts.of(EventKind::SessionCreated)),
                 ended: Some(counts.of(EventKind::SessionEnded)),
                 failed: None,

@@ -1,14 +1,14 @@
 //! What was measured on this host, on its GPUs and, as this node saw it, in the cluster: a day in steps of 10 s and 30
 //! days in steps of 5 min, in files of a fixed size.
 //!
-//! The owner ([`task`]) takes a [`sample`] twice in 10 s and writes one row of averages and peaks to each ring
+//! The owner ([`task`]) takes [samples](sampling) twice in 10 s and writes one row of averages and peaks to each ring
 //! ([`ring`], [`store`]). A row has the number of its slot, so that a ring needs no index, and whatever is not there is
 //! a gap. Queries ([`range`]) read the files beside the owner. There is nothing to configure.
 
 pub mod columns;
 pub mod range;
 pub mod ring;
-pub mod sample;
+pub mod sampling;
 mod store;
 pub mod task;
 

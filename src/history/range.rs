@@ -86,7 +86,7 @@ fn source(since: Timestamp, now: Timestamp) -> Step {
 
 fn given_width(step: u64, source: Step) -> Result<u64, Invalid> {
     let seconds = source.seconds();
-    if step == 0 || step % seconds != 0 {
+    if step == 0 || !step.is_multiple_of(seconds) {
         let why = match source {
             Step::Fine => "a multiple of 10s",
             Step::Coarse => "a multiple of 5m, since what is older than a day is kept in steps of 5m",

@@ -168,14 +168,14 @@ fn checksum(bytes: &[u8]) -> u32 {
 
 const fn table() -> [u32; 256] {
     let mut table = [0; 256];
-    let mut i = 0;
+    let mut i: u32 = 0;
     while i < 256 {
-        let (mut crc, mut bit) = (i as u32, 0);
+        let (mut crc, mut bit) = (i, 0);
         while bit < 8 {
             crc = if crc & 1 == 1 { 0xedb8_8320 ^ (crc >> 1) } else { crc >> 1 };
             bit += 1;
         }
-        table[i] = crc;
+        table[i as usize] = crc;
         i += 1;
     }
     table

@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::ring::{Fold, STARTED, STEPPED, Step};
-use super::sample::{self, Totals};
+use super::sampling::{self, Totals};
 use super::store::Store;
 use super::{Handle, READERS, Subject};
 use crate::clock::Clock;
@@ -136,9 +136,9 @@ impl Owner {
             let table = subject.table();
             self.readings.entry(subject).or_insert_with(|| Fold::new(table)).add(&Fold::reading(figures));
         };
-        add(Subject::Host, &sample::host(&profile, &usage, &sessions, counts));
-        add(Subject::Cluster, &sample::cluster(&profile, &usage, &sessions, &view, counts.refused));
-        for (uuid, figures) in sample::gpus(&profile, &usage).into_iter().take(super::store::MAX_GPUS) {
+        add(Subject::Host, &sampling::host(&profile, &usage, &sessions, counts));
+        add(Subject::Cluster, &sampling::cluster(&profile, &usage, &sessions, &view, counts.refused));
+        for (uuid, figures) in sampling::gpus(&profile, &usage).into_iter().take(super::store::MAX_GPUS) {
             add(Subject::Gpu(uuid), &figures);
         }
     }

@@ -84,7 +84,9 @@ fn any_node_gives_the_history_of_any_node_while_that_node_is_there() {
         |i: usize| totals["series"][i]["average"].as_array().unwrap().iter().filter_map(Value::as_f64).next_back();
     assert!(last(0).is_some_and(|alive| (1.0..=3.0).contains(&alive)), "{totals}");
     cluster.nodes[2].kill9();
-    cluster.nodes[0].get(of_n2).refused(503, "node_unreachable");
+    let answer = || cluster.nodes[0].get(of_n2);
+    until("the node is known to be away", || answer().text().contains("node_unreachable"));
+    answer().refused(503, "node_unreachable");
 }
 
 #[test]

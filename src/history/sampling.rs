@@ -69,7 +69,7 @@ pub fn gpus(profile: &NodeProfile, usage: &NodeUsage) -> Vec<(String, Vec<f64>)>
     let one = |gpu: &crate::types::GpuProfile| {
         let read = usage.gpus.get(&gpu.uuid);
         let figures = vec![
-            read.and_then(|read| read.utilization_percent).map_or(UNKNOWN, |percent| f64::from(percent) / 100.0),
+            read.and_then(|read| read.utilization_percent).map_or(UNKNOWN, |percent| percent / 100.0),
             read.and_then(|read| read.memory_used_bytes).map_or(UNKNOWN, bytes),
             read.and_then(|read| read.memory_foreign_bytes).map_or(UNKNOWN, bytes),
             read.and_then(|read| read.temperature_celsius).map_or(UNKNOWN, f64::from),
