@@ -234,7 +234,7 @@ impl Source {
             for (node, name, offer) in offers {
                 match self.copy_from(&node, &name, &offer, image, here, report).await {
                     Ok(()) => {
-                        tracing::debug!(%image, id = offer.id, node = name, "took the image from another node");
+                        tracing::info!(%image, id = offer.id, node = name, "took the image from another node");
                         let Offer { id, digest, fetched, .. } = offer;
                         return Ok(Brought { id: Some(id), digest, origin: Origin::Peer, fetched, node: Some(name) });
                     }

@@ -203,7 +203,7 @@ impl Round {
         let PruneReport { removed, skipped, reclaimed_bytes, .. } = &self.report;
         let touched = removed.len() + skipped.len();
         if !self.ask.dry_run && touched > 0 {
-            tracing::debug!(mode = %self.mode, removed = removed.len(), skipped = skipped.len(), "pruned the images");
+            tracing::info!(mode = %self.mode, removed = removed.len(), skipped = skipped.len(), "pruned the images");
             let pruned =
                 (!removed.is_empty()).then(|| Happening::image_pruned(removed.len(), *reclaimed_bytes, self.mode));
             events.record_some(pruned, self.ask.by());

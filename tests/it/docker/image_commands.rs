@@ -91,7 +91,7 @@ fn an_image_is_pulled_on_any_node_and_never_in_place_of_a_foreign_one() {
     let pulled = first.cli(&["image", "pull", &image, "n1"]).ok();
     let short = id_of(&image)[7..19].to_owned();
     assert_eq!(pulled, format!("n1: pulled {image} ({short})\n"));
-    assert!(second.log().contains("pull of an image requested") && second.log().contains("by=uid"), "{}", second.log());
+    assert!(second.log().contains("pull of an image requested") && second.log().contains("uid "), "{}", second.log());
     let again = first.cli(&["image", "pull", &image, "n1"]).ok();
     assert_eq!(again, format!("n1: {image} is up to date ({short})\n"));
 
@@ -177,7 +177,7 @@ fn what_an_operator_said_of_an_image_outlives_the_agent_and_lost_records_make_it
     assert_eq!((&found["pinned"], &found["origin"]), (&json!(true), &json!("here")), "{found}");
     assert!(line_of(&agent.cli(&["image", "ls"]).ok(), image).ends_with("|pinned"));
     assert_eq!(agent.cli(&["image", "unpin", image, "-o", "json"]).json()["pinned"], false);
-    assert!(agent.log().contains("image changed") && agent.log().contains("by=uid"), "{}", agent.log());
+    assert!(agent.log().contains("kind=image_changed") && agent.log().contains("via="), "{}", agent.log());
     let unknown = agent.cli(&["image", "adopt", "no-such-image"]).failed(1);
     assert!(unknown.contains("no image no-such-image on this node"), "{unknown}");
 
