@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
+use crate::types::{Period, QueryTime};
+
 /// `KEY=VALUE`. The value may be empty and may hold `=`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pair {
@@ -47,6 +49,16 @@ impl FromStr for LabelChange {
     }
 }
 
+/// A time. `6h` is 6 hours ago, as `-6h` is for the API.
+pub(super) fn time(text: &str) -> Result<QueryTime, String> {
+    match text.parse::<Period>() {
+        Ok(ago) => Ok(QueryTime::Ago(ago)),
+        Err(_) => text.parse().map_err(|_| {
+            format!("`{text}` is not a time; expected for example 6h, now, or RFC 3339: 2026-01-31T12:00:00Z")
+        }),
+    }
+}
+
 /// A number of things.
 pub(super) fn count(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| format!("expected a whole number from 0 to {}", u32::MAX))
@@ -74,5 +86,14 @@ mod tests {
         assert_eq!(label("rack=3-"), Ok(("rack".to_owned(), Some("3-".to_owned()))));
         assert_eq!(label("rack-"), Ok(("rack".to_owned(), None)));
         assert!(label("rack").is_err() && label("-").is_err() && label("=x-").is_err());
+    }
+
+    #[test]
+    fn a_duration_is_so_long_ago() {
+        assert_eq!(time("6h"), Ok(QueryTime::Ago(Period::secs(21_600))));
+        assert_eq!(time("-6h"), time("6h"));
+        assert_eq!(time("now"), Ok(QueryTime::NOW));
+        assert!(time("2026-01-31T12:00:00Z").is_ok());
+        assert!(time("soon").unwrap_err().contains("expected for example 6h"));
     }
 }

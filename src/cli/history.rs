@@ -4,10 +4,11 @@ use clap::Args;
 use jiff::tz::TimeZone;
 
 use super::Context;
+use super::arguments::time;
 use super::chart;
 use super::failure::Failure;
 use super::route::Route;
-use crate::types::{History, HistoryTime, Period};
+use crate::types::{History, Period, QueryTime};
 
 /// What is drawn if no metric is named.
 const DRAWN: &str = "cores.utilized,cores.allocated,memory.utilized,memory.allocated";
@@ -20,10 +21,10 @@ pub(super) struct RangeArgs {
     metric: Option<String>,
     /// The beginning: how long ago, such as 6h, or a time, such as 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME", default_value = "6h", value_parser = time)]
-    since: HistoryTime,
+    since: QueryTime,
     /// The end: how long ago, a time, or `now`.
     #[arg(long, value_name = "TIME", default_value = "now", value_parser = time)]
-    until: HistoryTime,
+    until: QueryTime,
     /// The length of a point: a multiple of 10s or, for what is older than a day, of 5m [default: as fits].
     #[arg(long, value_name = "DURATION")]
     step: Option<Period>,
@@ -58,16 +59,6 @@ pub(super) struct NodeHistoryArgs {
     gpu: Option<String>,
 }
 
-/// `6h` is 6 hours ago, as `-6h` is for the API.
-fn time(text: &str) -> Result<HistoryTime, String> {
-    match text.parse::<Period>() {
-        Ok(ago) => Ok(HistoryTime::Ago(ago)),
-        Err(_) => text.parse().map_err(|_| {
-            format!("`{text}` is not a time; expected for example 6h, now, or RFC 3339: 2026-01-31T12:00:00Z")
-        }),
-    }
-}
-
 pub(super) async fn run(args: &HistoryArgs, context: &Context) -> Result<(), Failure> {
     show(Route::new(&["history"]), &args.range, Some(DRAWN), context).await
 }
@@ -86,18 +77,4 @@ async fn show(route: Route, range: &RangeArgs, usual: Option<&str>, context: &Co
     let body = context.client()?.get(route).await?;
     let terminal = &context.out.terminal;
     context.out.answer(&body, |history: &History| chart::draw(history, terminal, &TimeZone::system()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_duration_is_so_long_ago() {
-        assert_eq!(time("6h"), Ok(HistoryTime::Ago(Period::secs(21_600))));
-        assert_eq!(time("-6h"), time("6h"));
-        assert_eq!(time("now"), Ok(HistoryTime::NOW));
-        assert!(time("2026-01-31T12:00:00Z").is_ok());
-        assert!(time("soon").unwrap_err().contains("expected for example 6h"));
-    }
 }

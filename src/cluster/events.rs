@@ -16,7 +16,7 @@ use super::rpc::Serves;
 use super::{Cluster, Error, Host, MAX_HOLD, QUICK, Routed};
 use crate::clock::Clock;
 use crate::events::merge::{Merger, newest};
-use crate::events::{self, Following, From, MAX_PAGE, Page, Paged};
+use crate::events::{self, FollowFrom, Following, MAX_PAGE, Page, Paged};
 use crate::types::{Actor, Event, EventFilter, EventGap, EventPlace, Name, NodeId, NodeState, Timestamp, WhoKind};
 use crate::wire::message::{FollowEvents, ListEvents};
 
@@ -33,6 +33,10 @@ const QUEUE: usize = 1024;
 const BEHIND: usize = 1024;
 /// How often the nodes that are followed are compared with those of the cluster, and whether anybody reads.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Events that are told again to a reader that resumes the stream of all nodes: the clocks of nodes differ, and events
+/// may have come late.
+pub const REPLAY: Duration = Duration::from_secs(120);
 
 /// An item of a stream of events.
 #[derive(Debug, Clone)]
@@ -80,6 +84,17 @@ impl Cluster {
         }
         let (events, more) = newest(pages, limit);
         Ok((self.named(events), more, gaps))
+    }
+
+    /// The events of all nodes since a time, in their order: for a reader that resumes. [`MAX_PAGE`] at most, the newest.
+    ///
+    /// # Errors
+    /// As for [`Self::events`].
+    pub async fn events_since(&self, nodes: &[Name], since: Timestamp) -> Result<(Vec<Event>, Vec<EventGap>), Error> {
+        let filter = EventFilter { since: Some(since), ..EventFilter::default() };
+        let (mut events, _, gaps) = self.events(nodes, filter, None, MAX_PAGE).await?;
+        events.reverse();
+        Ok((events, gaps))
     }
 
     /// The nodes to ask, and those that are known not to answer.
@@ -133,7 +148,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The node is not known.
-    pub async fn follow_node(&self, node: &Name, from: From) -> Result<mpsc::Receiver<Told>, Error> {
+    pub async fn follow_node(&self, node: &Name, from: FollowFrom) -> Result<mpsc::Receiver<Told>, Error> {
         let node = self.resolve(node).await?;
         let (tell, told) = mpsc::channel(1);
         let feeder = Feeder { cluster: self.clone(), node, from, tell };
@@ -169,7 +184,7 @@ impl Cluster {
 struct Feeder {
     cluster: Cluster,
     node: NodeId,
-    from: From,
+    from: FollowFrom,
     tell: mpsc::Sender<Told>,
 }
 
@@ -189,8 +204,8 @@ impl Feeder {
                     let last = events.last().map_or(last, |event| event.id.seq);
                     self.from = match self.from {
                         // A log that begins anew has lower numbers than were read.
-                        From::After(seq) if events.is_empty() => From::After(seq.min(last)),
-                        _ => From::After(last),
+                        FollowFrom::After(seq) if events.is_empty() => FollowFrom::After(seq.min(last)),
+                        _ => FollowFrom::After(last),
                     };
                     self.cluster.named(events).into_iter().map(|event| Told::Event(Arc::new(event))).collect()
                 }
@@ -268,7 +283,7 @@ impl Merging {
         for node in answering.iter().chain(view.members.keys()) {
             if !self.followed.contains_key(node) {
                 let (cluster, node, tell) = (self.cluster.clone(), *node, self.feed.clone());
-                let feeder = Feeder { cluster, node, from: From::Since(self.since), tell };
+                let feeder = Feeder { cluster, node, from: FollowFrom::Since(self.since), tell };
                 let task = self.feeders.spawn(async move {
                     feeder.run().await;
                     node
@@ -294,22 +309,5 @@ impl Serves<FollowEvents> for Host {
         _: &Actor,
     ) -> Result<Following, events::Error> {
         self.events.follow(from, Duration::from_millis(hold_millis).min(MAX_HOLD)).await
-    }
-}
-
-/// Events that are told again to a reader that resumes the stream of all nodes: the clocks of nodes differ, and events
-/// may have come late.
-pub const REPLAY: Duration = Duration::from_secs(120);
-
-impl Cluster {
-    /// The events of all nodes since a time, in their order: for a reader that resumes. [`MAX_PAGE`] at most, the newest.
-    ///
-    /// # Errors
-    /// As for [`Self::events`].
-    pub async fn events_since(&self, nodes: &[Name], since: Timestamp) -> Result<(Vec<Event>, Vec<EventGap>), Error> {
-        let filter = EventFilter { since: Some(since), ..EventFilter::default() };
-        let (mut events, _, gaps) = self.events(nodes, filter, None, MAX_PAGE).await?;
-        events.reverse();
-        Ok((events, gaps))
     }
 }

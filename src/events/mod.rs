@@ -72,7 +72,7 @@ pub struct Paged {
 
 /// From where the events of a node are followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum From {
+pub enum FollowFrom {
     /// The events after this number.
     After(u64),
     /// The events that are not older, [`MAX_PAGE`] at most.
@@ -231,9 +231,9 @@ impl Handle {
     ///
     /// # Errors
     /// A file cannot be read.
-    pub async fn follow(&self, from: From, hold: Duration) -> Result<Following, Error> {
+    pub async fn follow(&self, from: FollowFrom, hold: Duration) -> Result<Following, Error> {
         match from {
-            From::Since(since) => {
+            FollowFrom::Since(since) => {
                 let last = self.published.borrow().last;
                 let filter = EventFilter { since: Some(since), ..EventFilter::default() };
                 let mut events = self.page(Page { filter, before: None, limit: MAX_PAGE }).await?.events;
@@ -241,7 +241,7 @@ impl Handle {
                 let last = events.last().map_or(last, |event| event.id.seq);
                 Ok(Following { events, last })
             }
-            From::After(seq) => {
+            FollowFrom::After(seq) => {
                 let mut published = self.published.clone();
                 // An owner that has ended writes nothing any more: what there is, is the answer.
                 let _ = tokio::time::timeout(hold, published.wait_for(|published| published.last > seq)).await;

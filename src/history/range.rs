@@ -205,7 +205,7 @@ impl Points {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::HistoryTime;
+    use crate::types::QueryTime;
 
     const NOW: i64 = 1_790_000_000_000;
 
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(metrics(&["load", "load"]).unwrap_err().to_string(), "metric: `load` is given twice");
         assert_eq!(metrics(&[]).unwrap().len(), DEFAULT_METRICS.len());
         let unknown =
-            HistoryQuery { gpu: Some("GPU-1".to_owned()), since: HistoryTime::NOW, ..query("-1h", "now", None) };
+            HistoryQuery { gpu: Some("GPU-1".to_owned()), since: QueryTime::NOW, ..query("-1h", "now", None) };
         assert_eq!(super::metrics(&unknown, &[Table::Host, Table::Gpu]).unwrap().len(), 6);
     }
 

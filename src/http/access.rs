@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{Extension, MatchedPath, Request, State};
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -210,7 +210,7 @@ pub(super) async fn authorise(
     } else {
         forbidden(needed, role).into_response()
     };
-    let refused = response.extensions().get().filter(|refused| is_audited(&method, refused));
+    let refused = response.extensions().get().filter(|refused| is_audited(&method, response.status(), refused));
     let refused = refused.map(|Refused { code, message }| {
         let path: String = path.chars().take(MAX_PATH).collect();
         Happening::request_refused(method.as_str(), &path, *code, message)
@@ -222,13 +222,14 @@ pub(super) async fn authorise(
     Ok(response)
 }
 
-/// Whether a refusal is one that an auditor looks for: something was not allowed, or contradicts what is there. What no
-/// host has room for is told by the leader.
-fn is_audited(method: &Method, refused: &Refused) -> bool {
-    use ErrorCode::{Conflict, DeclaredSetting, Forbidden, IdempotencyMismatch, Invalid};
-    match refused.code {
-        Forbidden => true,
-        Conflict | DeclaredSetting | IdempotencyMismatch | Invalid => !method.is_safe(),
+/// Whether a refusal is one that an auditor looks for: something was not allowed, or a change contradicts what is there.
+/// What no host has room for is told by the leader.
+fn is_audited(method: &Method, status: StatusCode, refused: &Refused) -> bool {
+    match status {
+        StatusCode::FORBIDDEN => true,
+        StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => {
+            !method.is_safe() && refused.code != ErrorCode::ExceedsPhysical
+        }
         _ => false,
     }
 }
@@ -358,6 +359,21 @@ mod tests {
             assert_eq!(needed(query), Needs(Role::Admin), "{query:?}");
         }
         assert_eq!(access_of(&Method::POST, "/v1/nodes/{node}/drain", Some("dry_run=true")), Needs(Role::Admin));
+    }
+
+    #[test]
+    fn refused_changes_are_audited_and_wrong_reads_are_not() {
+        let audited =
+            |method: Method, status, code| is_audited(&method, status, &Refused { code, message: String::new() });
+        assert!(audited(Method::GET, StatusCode::FORBIDDEN, ErrorCode::Forbidden));
+        for (status, code) in
+            [(StatusCode::CONFLICT, ErrorCode::DeclaredSetting), (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Invalid)]
+        {
+            assert!(audited(Method::POST, status, code) && !audited(Method::GET, status, code));
+        }
+        assert!(!audited(Method::POST, StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::ExceedsPhysical));
+        assert!(!audited(Method::POST, StatusCode::BAD_REQUEST, ErrorCode::Invalid));
+        assert!(!audited(Method::POST, StatusCode::NOT_FOUND, ErrorCode::NotFound));
     }
 
     #[test]

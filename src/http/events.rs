@@ -20,9 +20,8 @@ use super::error::Refusal;
 use super::extract::Query;
 use super::listed::{EventKinds, NodeNames};
 use super::page::Limit;
-use super::when::When;
 use super::{App, Shared};
-use crate::types::{ErrorBody, EventFilter, EventList, EventPlace, Name, Severity, Timestamp};
+use crate::types::{ErrorBody, EventFilter, EventList, EventPlace, Name, QueryTime, Severity, Timestamp};
 
 /// Characters of a text to look for at most.
 const MAX_TEXT: usize = 256;
@@ -34,9 +33,9 @@ const VARY: (header::HeaderName, HeaderValue) = (header::VARY, HeaderValue::from
 #[serde(deny_unknown_fields)]
 pub(super) struct EventsQuery {
     /// Only events that are not older: RFC 3339, or how long ago, as `-6h`. A stream begins with them.
-    since: Option<When>,
+    since: Option<QueryTime>,
     /// Only events that are not newer.
-    until: Option<When>,
+    until: Option<QueryTime>,
     /// Only events of these kinds, separated by commas.
     kind: Option<EventKinds>,
     /// Only events of at least this severity.

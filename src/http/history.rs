@@ -12,7 +12,7 @@ use super::error::Refusal;
 use super::extract::{Path, Query};
 use super::nodes::NodePath;
 use super::routed::Served;
-use crate::types::{ErrorBody, History, HistoryQuery, HistoryTime, Period};
+use crate::types::{ErrorBody, History, HistoryQuery, Period, QueryTime};
 
 /// How far back an answer goes by default.
 const USUAL: Period = Period::secs(6 * 3600);
@@ -27,11 +27,9 @@ pub(super) struct NodeQuery {
     /// The UUID of a GPU [default: metrics of GPUs are those of every GPU of the node].
     gpu: Option<String>,
     /// The beginning: RFC 3339, or a time before now, such as `-6h` [default: -6h].
-    #[param(value_type = Option<String>)]
-    since: Option<HistoryTime>,
+    since: Option<QueryTime>,
     /// The end: RFC 3339, `now`, or a time before now, such as `-1h` [default: now].
-    #[param(value_type = Option<String>)]
-    until: Option<HistoryTime>,
+    until: Option<QueryTime>,
     /// The length of a point, such as `60s`: a multiple of 10 s or, if `since` is more than a day ago, of 5 min. The
     /// default gives at most 400 points.
     #[param(value_type = Option<String>)]
@@ -46,11 +44,9 @@ pub(super) struct ClusterQuery {
     /// Names of metrics, separated by commas [default: use, allocation and offer of cores and memory].
     metric: Option<String>,
     /// The beginning: RFC 3339, or a time before now, such as `-6h` [default: -6h].
-    #[param(value_type = Option<String>)]
-    since: Option<HistoryTime>,
+    since: Option<QueryTime>,
     /// The end: RFC 3339, `now`, or a time before now, such as `-1h` [default: now].
-    #[param(value_type = Option<String>)]
-    until: Option<HistoryTime>,
+    until: Option<QueryTime>,
     /// The length of a point, such as `60s`: a multiple of 10 s or, if `since` is more than a day ago, of 5 min. The
     /// default gives at most 400 points.
     #[param(value_type = Option<String>)]
@@ -73,8 +69,8 @@ impl NodeQuery {
         HistoryQuery {
             metrics: metric.iter().flat_map(|list| list.split(',')).map(str::to_owned).collect(),
             gpu,
-            since: since.unwrap_or(HistoryTime::Ago(USUAL)),
-            until: until.unwrap_or(HistoryTime::NOW),
+            since: since.unwrap_or(QueryTime::Ago(USUAL)),
+            until: until.unwrap_or(QueryTime::NOW),
             step_seconds: step.map(Period::as_secs),
         }
     }

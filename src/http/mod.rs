@@ -35,7 +35,6 @@ mod tokens;
 mod unique;
 mod volumes;
 mod wait;
-mod when;
 mod workspaces;
 
 use std::net::SocketAddr;

@@ -22,8 +22,7 @@ use super::router;
 use super::sessions::SessionPrefix;
 use super::volumes::VolumeName;
 use super::wait::{Timeout, WaitFor};
-use super::when::When;
-use crate::types::ErrorBody;
+use crate::types::{ErrorBody, QueryTime};
 
 /// The name of the only security scheme.
 const BEARER: &str = "bearer";
@@ -45,7 +44,7 @@ static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
         EventKinds,
         NodeNames,
         SearchText,
-        When,
+        QueryTime,
         GpuPrefix,
         Limit,
         SessionPrefix,

@@ -11,7 +11,10 @@ use crate::clock::Clock;
 use crate::events::{self, Happening};
 use crate::node::State;
 use crate::sessions::Snapshot;
-use crate::types::{Moment, SessionId};
+use crate::types::{Moment, SessionId, Timestamp};
+
+/// A drain that began longer ago was known before.
+const NEWS: Duration = Duration::from_secs(10);
 
 /// Starts the owner. It ends with the owner of the settings or of the sessions.
 pub fn spawn(
@@ -34,11 +37,11 @@ async fn run(
         let state = node.borrow_and_update().clone();
         let happening = drains.see(&state, &sessions.borrow_and_update().reserved, clock.now());
         events.record_some(happening, None);
-        let left = drains.left(&state, clock.now());
+        let until_deadline = left(&state, clock.now());
         tokio::select! {
             changed = node.changed() => if changed.is_err() { return },
             changed = sessions.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => {}
+            () = tokio::time::sleep(until_deadline.unwrap_or_default()), if until_deadline.is_some() => {}
         }
     }
 }
@@ -47,7 +50,7 @@ async fn run(
 #[derive(Debug, Default)]
 struct Drains {
     /// Since when the node has drained.
-    since: Option<crate::types::Timestamp>,
+    since: Option<Timestamp>,
     /// There were sessions, so their end is news.
     has_sessions: bool,
     overdue: bool,
@@ -78,16 +81,13 @@ impl Drains {
         }
         None
     }
-
-    /// Until the deadline, if it is still to come.
-    fn left(&self, node: &State, now: Moment) -> Option<Duration> {
-        let left = node.drain.as_ref()?.deadline?.remaining(now);
-        (!left.is_zero()).then_some(left)
-    }
 }
 
-/// A drain that is older than this was known before.
-const NEWS: Duration = Duration::from_secs(10);
+/// Until the deadline, if it is still to come.
+fn left(node: &State, now: Moment) -> Option<Duration> {
+    let left = node.drain.as_ref()?.deadline?.remaining(now);
+    (!left.is_zero()).then_some(left)
+}
 
 #[cfg(test)]
 mod tests {
@@ -115,10 +115,10 @@ mod tests {
         let (mut drains, node) = (Drains::default(), draining(Some(60)));
         assert_eq!(told(&mut drains, &fixture::state(), 2, 0), None);
         assert_eq!(told(&mut drains, &node, 2, 1), None);
-        assert_eq!(drains.left(&node, at(1)), Some(Duration::from_secs(59)));
+        assert_eq!(left(&node, at(1)), Some(Duration::from_secs(59)));
         assert_eq!(told(&mut drains, &node, 2, 60), Some(EventKind::DrainOverdue));
         assert_eq!(told(&mut drains, &node, 1, 61), None);
-        assert_eq!(drains.left(&node, at(61)), None);
+        assert_eq!(left(&node, at(61)), None);
         assert_eq!(told(&mut drains, &node, 0, 62), Some(EventKind::DrainDone));
         assert_eq!(told(&mut drains, &node, 0, 63), None);
         assert_eq!(told(&mut drains, &fixture::state(), 0, 64), None);

@@ -1,72 +1,10 @@
 //! History: what was measured, over time, as the API shows it.
 
-use std::fmt;
-use std::str::FromStr;
-use std::time::Duration;
-
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::text::words;
-use super::{Name, Period, Timestamp};
-
-/// A point in time of a query: an absolute one, or one before the clock of the node that answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HistoryTime {
-    At(Timestamp),
-    /// So long ago; zero is now.
-    Ago(Period),
-}
-
-impl HistoryTime {
-    pub const NOW: Self = Self::Ago(Period::secs(0));
-
-    pub fn at(self, now: Timestamp) -> Timestamp {
-        match self {
-            Self::At(time) => time,
-            Self::Ago(Period(span)) => {
-                Timestamp::from_millis(now.millis().saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
-            }
-        }
-    }
-}
-
-impl fmt::Display for HistoryTime {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::At(time) => time.fmt(f),
-            Self::Ago(Period(Duration::ZERO)) => f.write_str("now"),
-            Self::Ago(Period(span)) => write!(f, "-{}ms", span.as_millis()),
-        }
-    }
-}
-
-impl FromStr for HistoryTime {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not a time; expected `now`, `-6h`, or RFC 3339: 2026-01-31T12:00:00Z");
-        if text == "now" {
-            return Ok(Self::NOW);
-        }
-        match text.strip_prefix('-') {
-            Some(span) => Ok(Self::Ago(span.parse().map_err(|_| wrong())?)),
-            None => Ok(Self::At(text.parse().map_err(|_| wrong())?)),
-        }
-    }
-}
-
-impl Serialize for HistoryTime {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for HistoryTime {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?.parse().map_err(de::Error::custom)
-    }
-}
+use super::{Name, QueryTime, Timestamp};
 
 /// What is asked of a history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,8 +13,8 @@ pub struct HistoryQuery {
     pub metrics: Vec<String>,
     /// The UUID of one GPU; `None`: metrics of GPUs are those of every GPU of the node.
     pub gpu: Option<String>,
-    pub since: HistoryTime,
-    pub until: HistoryTime,
+    pub since: QueryTime,
+    pub until: QueryTime,
     /// Seconds of a point; `None`: the node chooses.
     pub step_seconds: Option<u64>,
 }
@@ -135,25 +73,4 @@ pub struct History {
     pub series: Vec<HistorySeries>,
     /// The times without any figures, in order; the longest ones if there are many.
     pub gaps: Vec<HistoryGap>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_is_absolute_or_before_now() {
-        let now = Timestamp::from_millis(100_000_000);
-        let at = |text: &str| text.parse::<HistoryTime>().unwrap().at(now);
-        assert_eq!(at("now"), now);
-        assert_eq!(at("-1h"), Timestamp::from_millis(96_400_000));
-        assert_eq!(at("1970-01-01T00:00:01Z"), Timestamp::from_millis(1000));
-        for text in ["now", "-21600000ms", "2026-01-31T12:00:00.000Z"] {
-            assert_eq!(text.parse::<HistoryTime>().unwrap().to_string(), text);
-        }
-        for text in ["", "-", "6h", "yesterday", "-6", "2026-01-31"] {
-            let told = text.parse::<HistoryTime>().unwrap_err();
-            assert!(told.contains("expected `now`"), "{told}");
-        }
-    }
 }

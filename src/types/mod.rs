@@ -22,6 +22,7 @@ mod placement;
 mod platform;
 mod profile;
 mod prune;
+mod query_time;
 mod resources;
 #[cfg(test)]
 pub(crate) mod sample;
@@ -49,7 +50,7 @@ pub use gpu::{
     Gpu, GpuDetails, GpuHealth, GpuMemoryEnforced, GpuProcess, GpuProfile, GpuRelease, GpuRemappedRows, GpuSharing,
     GpuState, GpuUsage, GpuXid, NVIDIA_CLASS, check_gpu_class,
 };
-pub use history::{History, HistoryGap, HistoryGapReason, HistoryQuery, HistorySeries, HistoryTime};
+pub use history::{History, HistoryGap, HistoryGapReason, HistoryQuery, HistorySeries};
 pub use id::{Ballot, Name, NodeId, SessionId, User, is_printable};
 pub use image::{
     DigestInUse, FromPeers, Image, ImageFilter, ImageOrigin, ImageOwner, ImagePull, ImagePullState, ImageReference,
@@ -65,6 +66,7 @@ pub use placement::{Explanation, NodeVerdict, Plan};
 pub use platform::Platform;
 pub use profile::{NodeProfile, NodeUsage, SessionActivity, SessionProfile};
 pub use prune::{KeptImage, PruneReason, PruneReport, PruneRequest, PrunedImage, SkippedImage};
+pub use query_time::QueryTime;
 pub use resources::{Dimension, Resources};
 pub use session::{
     EndReason, Endpoint, ExtendRequest, HealthStatus, KeepaliveRequest, Protocol, Remembered, Session, SessionFilter,

@@ -467,7 +467,7 @@ pub struct ListEvents(pub events::Page);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FollowEvents {
-    pub from: events::From,
+    pub from: events::FollowFrom,
     pub hold_millis: u64,
 }
 

@@ -15,11 +15,10 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{App, EventsQuery};
 use crate::cluster::{REPLAY, Told};
-use crate::events::From;
+use crate::events::FollowFrom;
 use crate::http::error::Refusal;
 use crate::http::sessions::UNBUFFERED;
-use crate::http::when::When;
-use crate::types::{ErrorCode, Event, EventFilter, EventId, NodeId, Timestamp};
+use crate::types::{ErrorCode, Event, EventFilter, EventId, NodeId, Period, QueryTime, Timestamp};
 
 /// Streams of events at once at most, on one node.
 pub(in crate::http) const MAX_STREAMS: usize = 64;
@@ -68,15 +67,15 @@ pub(super) async fn stream(app: &Arc<App>, query: &EventsQuery, headers: &Header
     let (source, begin) = if let [node] = query.nodes() {
         let seen = last_event_id::<EventId>(headers)?;
         let from = match seen.filter(|id| nodes.contains(&id.node)) {
-            Some(id) => From::After(id.seq),
-            None => From::Since(filter.since.unwrap_or(now)),
+            Some(id) => FollowFrom::After(id.seq),
+            None => FollowFrom::Since(filter.since.unwrap_or(now)),
         };
         (Source::Node(cluster.follow_node(node, from).await?), Vec::new())
     } else {
         // Followed first and listed then: what happens meanwhile is told twice rather than never.
         let source = cluster.follow(&app.api.clock);
         let seen = last_event_id::<Timestamp>(headers)?;
-        let since = seen.map(|seen| When::Ago(REPLAY).at(seen)).or(filter.since);
+        let since = seen.map(|seen| QueryTime::Ago(Period(REPLAY)).at(seen)).or(filter.since);
         let mut begin = Vec::new();
         if let Some(since) = since {
             let (events, gaps) = cluster.events_since(query.nodes(), since).await?;
