@@ -7,7 +7,7 @@
 //! second, and nobody waits for that.
 //!
 //! [`happening`] has the sentences of the events. [`rate`] bounds how many are written, [`tally`] counts those that
-//! come again and again, and [`line`] is the format: pure.
+//! come again and again, and [`mod@line`] is the format: pure.
 
 pub mod happening;
 pub mod hook;
