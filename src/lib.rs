@@ -19,6 +19,7 @@ pub mod identity;
 pub mod images;
 pub mod ledger;
 pub mod logging;
+pub mod metrics;
 pub mod net;
 pub mod node;
 pub mod observe;

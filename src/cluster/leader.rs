@@ -15,7 +15,7 @@ use crate::catalogue;
 use crate::events::Happening;
 use crate::placement::{self, Fleet, Placer};
 use crate::sessions;
-use crate::types::{Actor, DigestInUse, ErrorCode, List, Name, Node, NodeReason, Plan, Remembered, Session};
+use crate::types::{Actor, DigestInUse, List, Name, Node, NodeReason, Plan, Remembered, Session};
 use crate::wire::message::{
     AskLimit, Digests, DryRun, Edit, Led, Locate, Nodes, NotLeader, Place, Sessions, TellLimit,
 };
@@ -150,14 +150,11 @@ impl Serves<Digests> for Leader {
 /// What the event log is told of a request that no host admits; `None` where the request itself is wrong, or it is not
 /// decided yet.
 fn refused(workspace: &Name, error: &placement::Error) -> Option<Happening> {
-    use placement::Error::{Disabled, ExceedsPhysical, Host, NoCapacity, RuntimeUnavailable};
-    let (reason, nodes): (_, &[NodeReason]) = match error {
-        ExceedsPhysical(nodes) => (ErrorCode::ExceedsPhysical, nodes),
-        NoCapacity(nodes) => (ErrorCode::NoCapacity, nodes),
-        Disabled(nodes) => (ErrorCode::NodeDisabled, nodes),
-        RuntimeUnavailable(nodes) => (ErrorCode::RuntimeUnavailable, nodes),
-        Host(sessions::Error::Quota { .. }) => (ErrorCode::QuotaExceeded, &[]),
-        _ => return None,
+    use placement::Error::{Disabled, ExceedsPhysical, NoCapacity, RuntimeUnavailable};
+    let reason = error.refusal()?;
+    let nodes: &[NodeReason] = match error {
+        ExceedsPhysical(nodes) | NoCapacity(nodes) | Disabled(nodes) | RuntimeUnavailable(nodes) => nodes,
+        _ => &[],
     };
     let dimension = nodes.iter().find_map(|node| node.dimension);
     Some(Happening::refused(workspace, reason, dimension, &error.to_string()))

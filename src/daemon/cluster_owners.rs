@@ -34,7 +34,9 @@ impl Start {
             clock: self.base.clock.clone(),
             seed: seed_of(&self.base.me, self.base.incarnation),
         });
-        self.owners.add("the owner of the election", started)
+        let election = self.owners.add("the owner of the election", started);
+        self.metrics.add(election.metrics());
+        election
     }
 
     /// Starts the owner of placement: what this node does while it leads.
@@ -51,6 +53,7 @@ impl Start {
             clock: self.base.clock.clone(),
         });
         let placement = self.owners.add("the owner of placements", started);
+        self.metrics.add(placement.metrics());
         let fleet = placement.fleet();
         let placer = Placer::new(cluster, host.catalogue.clone(), placement);
         Leader { host: host.clone(), placer, fleet, leadership, view }

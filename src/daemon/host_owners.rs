@@ -92,10 +92,11 @@ impl Start {
             self.start_images(made, &ground, &sessions, &catalogue, &election);
         }
         let here = self.images_here(&ground, &catalogue);
+        ground.images.iter().for_each(|images| self.metrics.add(images.clone()));
         let giver = ground.images.as_ref().map(|images| self.giver(images, &catalogue));
         let observer = self.observer(&ground, &sessions, conditions, here);
         Host {
-            history: self.history(&observer, &sessions, history),
+            history: self.history(&observer, &sessions, &election, history),
             observer,
             settings: ground.node,
             gpus: self.gpus.clone(),
@@ -158,7 +159,9 @@ impl Start {
             events: self.events.clone(),
             clock: self.base.clock.clone(),
         });
-        self.owners.add("the owner of sessions", started)
+        let sessions = self.owners.add("the owner of sessions", started);
+        self.metrics.add(sessions.metrics());
+        sessions
     }
 
     fn conditions(&mut self, ground: &Ground, sessions: &sessions::Handle) -> Conditions {
@@ -274,26 +277,29 @@ impl Start {
         &mut self,
         observer: &Observer,
         sessions: &sessions::Handle,
+        election: &election::Handle,
         trouble: watch::Sender<Option<String>>,
     ) -> history::Handle {
-        let (events, counts) = (self.events.clone(), self.events.counts());
+        let (events, counts, metrics) = (self.events.clone(), self.events.counts(), sessions.metrics());
+        let (me, leadership) = (self.base.me, election.leadership());
         let started = history::task::spawn(history::task::Parts {
             directory: self.base.config.data_dir.join("history"),
             observer: observer.clone(),
             sessions: sessions.watch(),
             view: self.watches.view.clone(),
-            // What nobody counts yet is not known: sessions that failed, and requests that were refused.
             totals: Box::new(move || history::sampling::Totals {
-                created: Some(counts.of(EventKind::SessionCreated)),
-                ended: Some(counts.of(EventKind::SessionEnded)),
-                failed: None,
-                refused: None,
+                created: metrics.created(),
+                ended: metrics.ended(),
+                failed: metrics.failed(),
+                refused: (leadership.borrow().leader == Some(me)).then(|| counts.of(EventKind::Refused)),
             }),
             on_clock_step: Box::new(move |seconds| events.record(Happening::clock_stepped(seconds), None)),
             trouble,
             clock: self.base.clock.clone(),
         });
-        self.owners.add("the owner of the history", started)
+        let history = self.owners.add("the owner of the history", started);
+        self.metrics.add(history.clone());
+        history
     }
 
     fn observer(

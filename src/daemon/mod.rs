@@ -34,6 +34,7 @@ use crate::clock::Clock;
 use crate::cluster::{Cluster, Mesh, Peers, Registries};
 use crate::config::Config;
 use crate::http::{self, Api, Certificate};
+use crate::metrics::Sources;
 use crate::types::{Actor, NodeId};
 use crate::{events, gpu, node};
 
@@ -102,6 +103,7 @@ struct Start {
     peers: Peers,
     watches: Watches,
     followed: Followed,
+    metrics: Sources,
     refresh: node::refresh::Handle,
     registries: Registries,
     owners: Owners,
@@ -132,8 +134,10 @@ impl Daemon {
         let (refresh, refreshes) = node::refresh::channel();
 
         let peers = Peers(net.clone());
-        let registries = Registries::default();
-        let mut start = Start { base, events, gpus, peers, watches, followed, refresh, registries, owners };
+        let (registries, mut metrics) = (Registries::default(), Sources::default());
+        metrics.add(events.counts());
+        net.iter().for_each(|net| metrics.add(net.clone()));
+        let mut start = Start { base, events, gpus, peers, watches, followed, metrics, refresh, registries, owners };
         start.listed_gpus(&*engine.runtime, publishers.listed);
         let election = start.election(stores.ballots);
         let host = start.host(stores.host, engine, election.clone(), publishers.history);
@@ -156,7 +160,7 @@ impl Daemon {
         let cluster = Cluster::new(hosts, leader);
         start.registries.join(&cluster);
         let (stop, stopping) = watch::channel(false);
-        let api = bind(&start.base, start.followed.http, dev, cluster, stopping).await?;
+        let api = bind(&start.base, start.followed.http, start.metrics, dev, cluster, stopping).await?;
         let events = start.events;
         let shutdown = Shutdown { stop, election, gossip, net, events, _lock: lock };
         Ok(Self { me: start.base.me, api, refresh: start.refresh, owners: start.owners, shutdown })
@@ -202,12 +206,13 @@ impl Running {
 async fn bind(
     base: &Base,
     followed: http::Followed,
+    metrics: Sources,
     dev: bool,
     cluster: Cluster,
     stopping: watch::Receiver<bool>,
 ) -> Result<http::Bound> {
     let (name, mode) = (base.config.cluster.name.clone(), base.config.cluster.mode);
     let ready = cluster.host().sessions.ready();
-    let api = Api { name, mode, cluster, clock: base.clock.clone(), ready, dev };
+    let api = Api { name, mode, cluster, clock: base.clock.clone(), ready, metrics, dev };
     Ok(http::serve(base.config.http.clone(), followed, api, stopping).await?)
 }

@@ -5,6 +5,7 @@
 //! alone admits sessions, and rejects offers under a lower ballot than its highest. So two leaders at once
 //! cost efficiency and never correctness.
 
+mod metrics;
 pub mod state;
 pub mod store;
 pub mod task;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::types::{Ballot, BootInstant, ClusterMode, NodeId};
+pub use metrics::Metrics;
 
 /// How often a leader sends heartbeats, in a small cluster.
 const HEARTBEAT: Duration = Duration::from_millis(200);
@@ -138,6 +140,7 @@ pub enum Error {
 pub struct Handle {
     requests: mpsc::Sender<Ask>,
     leadership: watch::Receiver<Arc<Leadership>>,
+    metrics: Metrics,
 }
 
 /// The owner's requests.
@@ -152,6 +155,10 @@ impl Handle {
     /// Receives which node leads, as it changes.
     pub fn leadership(&self) -> watch::Receiver<Arc<Leadership>> {
         self.leadership.clone()
+    }
+
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
     }
 
     /// Answers a request of another node's election. The answer's promise is on disk when this returns.

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::{Answer, Config, Leadership, Members, Reign, Request, Stale};
-use crate::types::{Ballot, BootInstant, ClusterMode, NodeId};
+use crate::types::{Ballot, BootInstant, ClusterMode, NodeId, words};
 
 /// Heartbeats that a leader sends per second at most, however many nodes there are.
 const BEATS_A_SECOND: usize = 500;
@@ -33,6 +33,14 @@ pub struct Stored {
     pub lost: bool,
 }
 
+/// How an election ended in which this node asked for votes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Won,
+    Lost,
+}
+words!(Outcome { Won => "won", Lost => "lost" });
+
 /// One node's part in the election.
 #[derive(Debug)]
 pub struct Election {
@@ -54,6 +62,8 @@ pub struct Election {
     loyal_rounds: u32,
     role: Role,
     outgoing: VecDeque<(NodeId, Request)>,
+    /// How this node's elections ended since they were taken.
+    outcomes: Vec<Outcome>,
 }
 
 #[derive(Debug)]
@@ -115,6 +125,7 @@ impl Election {
             loyal_rounds: 0,
             role: Role::Follower { leader: None, deadline: now },
             outgoing: VecDeque::new(),
+            outcomes: Vec::new(),
         };
         election.follow_nobody(now);
         election
@@ -260,6 +271,11 @@ impl Election {
         self.outgoing.pop_front()
     }
 
+    /// How this node's elections ended since the last call.
+    pub fn take_outcomes(&mut self) -> Vec<Outcome> {
+        std::mem::take(&mut self.outcomes)
+    }
+
     /// Which node leads, as far as this node knows.
     pub fn leadership(&self, now: BootInstant) -> Leadership {
         let (leader, reign) = match &self.role {
@@ -322,7 +338,8 @@ impl Election {
         self.last_electorate = usize::try_from(electorate).unwrap_or(usize::MAX);
         self.loyal_rounds = 0;
         self.serve_probation(&leader, now);
-        self.role = Role::Follower { leader: Some((leader, now)), deadline: now.plus(self.random_timeout()) };
+        let deadline = now.plus(self.random_timeout());
+        self.turn_to(Role::Follower { leader: Some((leader, now)), deadline });
         true
     }
 
@@ -394,7 +411,16 @@ impl Election {
             // Other nodes may be there: after its start, a node does not lead alone before it has tried them.
             wait += self.timeout() * 2;
         }
-        self.role = Role::Follower { leader: None, deadline: now.plus(wait) };
+        self.turn_to(Role::Follower { leader: None, deadline: now.plus(wait) });
+    }
+
+    /// Every way out of an election: it is won by whoever leads then.
+    fn turn_to(&mut self, role: Role) {
+        if matches!(self.role, Role::Candidate { .. }) {
+            let won = matches!(role, Role::Leader(_));
+            self.outcomes.push(if won { Outcome::Won } else { Outcome::Lost });
+        }
+        self.role = role;
     }
 
     fn campaign(&mut self, now: BootInstant) {
@@ -452,7 +478,7 @@ impl Election {
         }
         self.last_electorate = electorate.len();
         self.loyal_rounds = 0;
-        self.role = Role::Leader(Rule {
+        let rule = Rule {
             ballot: *ballot,
             electorate: electorate.clone(),
             round: 0,
@@ -460,7 +486,8 @@ impl Election {
             answered: BTreeMap::new(),
             since: now,
             next_beat: now,
-        });
+        };
+        self.turn_to(Role::Leader(rule));
         self.send_beats(now);
     }
 

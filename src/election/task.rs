@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::metrics::Metrics;
 use super::state::{Election, Stored};
 use super::store::Store;
 use super::{Answer, Ask, Config, Error, Handle, Leadership, Members, Peers, Request, Stale};
@@ -35,6 +36,7 @@ pub struct Parts {
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
     let (requests, queue) = mpsc::channel(QUEUE);
     let Parts { config, me, store, stored, members, peers, clock, seed } = parts;
+    let metrics = Metrics::default();
     let now = clock.now().boot;
     let election = Election::new(config, me, stored, now, seed);
     let (publish, leadership) = watch::channel(Arc::new(election.leadership(now)));
@@ -43,13 +45,14 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
         store,
         members,
         peers,
+        metrics: metrics.clone(),
         clock,
         patience: config.heartbeat * 4,
         calls: JoinSet::new(),
         called: HashSet::new(),
         publish,
     };
-    (Handle { requests, leadership }, tokio::spawn(owner.run(queue)))
+    (Handle { requests, leadership, metrics }, tokio::spawn(owner.run(queue)))
 }
 
 struct Owner {
@@ -57,6 +60,7 @@ struct Owner {
     store: Store,
     members: watch::Receiver<Arc<Members>>,
     peers: Arc<dyn Peers>,
+    metrics: Metrics,
     clock: Clock,
     /// How long a call waits for a peer's answer.
     patience: Duration,
@@ -96,6 +100,7 @@ impl Owner {
                 () = tokio::time::sleep(due) => {}
             }
             self.election.tick(self.clock.now().boot);
+            self.election.take_outcomes().into_iter().for_each(|outcome| self.metrics.ended(outcome));
             self.finish_turn(waiting).await;
         }
     }

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LOGGED: u32 = 3;
 
 /// Runs the program for each event that comes. Ends with the owner of the log.
-pub(super) async fn run(mut events: mpsc::Receiver<Arc<Event>>, config: watch::Receiver<Config>, counts: Arc<Counts>) {
+pub(super) async fn run(mut events: mpsc::Receiver<Arc<Event>>, config: watch::Receiver<Config>, counts: Counts) {
     let mut in_a_row = 0;
     while let Some(event) = events.recv().await {
         let Some(program) = wanted(&config.borrow(), &event) else { continue };

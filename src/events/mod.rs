@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::metrics::{Count, CountBy, Registry, Source};
 use crate::types::{Actor, Event, EventFilter, EventKind, EventPlace, Timestamp};
 pub use happening::Happening;
 
@@ -111,46 +112,56 @@ enum Request {
 }
 
 /// What is counted since the agent started.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Counts {
     /// Happenings by [`EventKind`], dropped ones included.
-    kinds: Vec<AtomicU64>,
-    dropped: AtomicU64,
-    hook_failures: AtomicU64,
+    kinds: CountBy,
+    dropped: Count,
+    hook_failures: Count,
 }
 
 impl Default for Counts {
     fn default() -> Self {
-        let kinds = EventKind::ALL.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { kinds, dropped: AtomicU64::new(0), hook_failures: AtomicU64::new(0) }
+        let kinds = CountBy::new("kind", EventKind::ALL.iter().map(|kind| kind.as_str()));
+        Self { kinds, dropped: Count::default(), hook_failures: Count::default() }
     }
 }
 
 impl Counts {
     pub fn of(&self, kind: EventKind) -> u64 {
-        self.kinds[kind as usize].load(Ordering::Relaxed)
+        self.kinds.of(kind.as_str()).get()
     }
 
     /// Events that were not written.
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.dropped.get()
     }
 
     /// Runs of the hook that failed, and events that did not reach it.
     pub fn hook_failures(&self) -> u64 {
-        self.hook_failures.load(Ordering::Relaxed)
+        self.hook_failures.get()
     }
 
     fn count(&self, kind: EventKind) {
-        self.kinds[kind as usize].fetch_add(1, Ordering::Relaxed);
+        self.kinds.of(kind.as_str()).inc();
     }
 
     fn drop_one(&self) {
-        self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.dropped.inc();
     }
 
     fn hook_failed(&self) {
-        self.hook_failures.fetch_add(1, Ordering::Relaxed);
+        self.hook_failures.inc();
+    }
+}
+
+impl Source for Counts {
+    fn register(&self, registry: &mut Registry<'_>) {
+        registry.count_by("events", "Events of this node, by kind", &self.kinds);
+        let help = "Events that were not written to the log: it is behind, or the disk is full";
+        registry.count("events_dropped", help, &self.dropped);
+        let help = "Runs of events.hook that failed, and events that did not reach it";
+        registry.count("hook_failures", help, &self.hook_failures);
     }
 }
 
@@ -162,7 +173,7 @@ pub struct Handle {
     handed: Arc<AtomicU64>,
     /// How many of them the owner has taken.
     taken: watch::Receiver<u64>,
-    counts: Arc<Counts>,
+    counts: Counts,
     published: watch::Receiver<Arc<Published>>,
     trouble: watch::Receiver<Option<String>>,
 }
@@ -259,8 +270,8 @@ impl Handle {
         self.trouble.clone()
     }
 
-    pub fn counts(&self) -> Arc<Counts> {
-        Arc::clone(&self.counts)
+    pub fn counts(&self) -> Counts {
+        self.counts.clone()
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) fn recorder() -> (Handle, Recorder) {
         requests,
         handed: Arc::new(AtomicU64::new(0)),
         taken: watch::channel(u64::MAX).1,
-        counts: Arc::new(Counts::default()),
+        counts: Counts::default(),
         published: watch::channel(Arc::new(Published::default())).1,
         trouble: watch::channel(None).1,
     };

@@ -44,18 +44,18 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
     let (requests, inbox) = mpsc::channel(QUEUE);
     let (publish, published) = watch::channel(Arc::new(Published::default()));
     let (take, taken) = watch::channel(0);
-    let counts = Arc::new(Counts::default());
+    let counts = Counts::default();
     let (trouble, troubled) = watch::channel(None);
     let handle = Handle {
         requests,
         handed: Arc::new(AtomicU64::new(0)),
         taken,
-        counts: Arc::clone(&counts),
+        counts: counts.clone(),
         published,
         trouble: troubled,
     };
     let (to_hook, hooked) = mpsc::channel(hook::QUEUE);
-    tokio::spawn(hook::run(hooked, parts.config.clone(), Arc::clone(&counts)));
+    tokio::spawn(hook::run(hooked, parts.config.clone(), counts.clone()));
     let bucket = Bucket::full(parts.clock.now().boot);
     let mut owner = Owner {
         parts,
@@ -85,7 +85,7 @@ struct Owner {
     pending: VecDeque<Recorded>,
     /// Why the log cannot be written.
     trouble: watch::Sender<Option<String>>,
-    counts: Arc<Counts>,
+    counts: Counts,
     /// How many dropped events were told.
     told_dropped: u64,
     to_hook: mpsc::Sender<Arc<Event>>,

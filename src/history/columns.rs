@@ -59,7 +59,6 @@ const HOST: &[Column] = &[
     count("sessions.created"),
     count("sessions.ended"),
     count("sessions.failed"),
-    count("sessions.refused"),
 ];
 
 const CLUSTER: &[Column] = &[

@@ -16,10 +16,10 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Semaphore;
 
+use crate::metrics::{Count, Registry, Source};
 use crate::types::{History, HistoryGap, HistoryQuery, HistorySeries, Invalid, Name, Timestamp};
 use columns::Table;
 use range::{MAX_SERIES, Points, Range};
@@ -85,16 +85,17 @@ impl fmt::Display for Subject {
 #[derive(Debug, Clone)]
 pub struct Handle {
     directory: Arc<PathBuf>,
-    errors: Arc<AtomicU64>,
+    errors: Count,
     readers: Arc<Semaphore>,
 }
 
-impl Handle {
-    /// Rows that could not be written since the agent started.
-    pub fn errors(&self) -> u64 {
-        self.errors.load(Ordering::Relaxed)
+impl Source for Handle {
+    fn register(&self, registry: &mut Registry<'_>) {
+        registry.count("history_errors", "Rows of the history that could not be written", &self.errors);
     }
+}
 
+impl Handle {
     /// The history of this host and its GPUs, or of the cluster.
     ///
     /// # Errors

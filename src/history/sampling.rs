@@ -6,25 +6,25 @@ use crate::types::{Bytes, Cores, NodeProfile, NodeState, NodeUsage, Resources, S
 
 const UNKNOWN: f64 = f64::NAN;
 
-/// Running totals since the agent started. `None`: not counted.
+/// Running totals since the agent started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
-    pub created: Option<u64>,
-    pub ended: Option<u64>,
-    pub failed: Option<u64>,
-    /// Requests for sessions that no host had room for, which the leader refused.
+    /// Sessions of this host.
+    pub created: u64,
+    pub ended: u64,
+    pub failed: u64,
+    /// Requests for sessions that no host admits. The leader refuses them: `None` while another node leads.
     pub refused: Option<u64>,
 }
 
 impl Totals {
     /// What was added since `before`.
     pub fn since(self, before: Self) -> Self {
-        let more = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before?));
         Self {
-            created: more(self.created, before.created),
-            ended: more(self.ended, before.ended),
-            failed: more(self.failed, before.failed),
-            refused: more(self.refused, before.refused),
+            created: self.created.saturating_sub(before.created),
+            ended: self.ended.saturating_sub(before.ended),
+            failed: self.failed.saturating_sub(before.failed),
+            refused: self.refused.zip(before.refused).map(|(now, before)| now.saturating_sub(before)),
         }
     }
 }
@@ -57,10 +57,9 @@ pub fn host(profile: &NodeProfile, usage: &NodeUsage, sessions: &Snapshot, count
         f64::from(profile.sessions),
         states.running,
         states.starting,
-        count(counts.created),
-        count(counts.ended),
-        count(counts.failed),
-        count(counts.refused),
+        counts.created as f64,
+        counts.ended as f64,
+        counts.failed as f64,
     ]
 }
 
@@ -124,7 +123,7 @@ pub fn cluster(
         states.running,
         states.starting,
         states.unknown,
-        count(refused),
+        refused.map_or(UNKNOWN, |refused| refused as f64),
     ]
 }
 
@@ -165,22 +164,18 @@ fn bytes(bytes: Bytes) -> f64 {
     bytes.get() as f64
 }
 
-fn count(count: Option<u64>) -> f64 {
-    count.map_or(UNKNOWN, |count| count as f64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::history::columns::Table;
 
     #[test]
-    fn what_was_counted_is_known_only_between_two_known_totals() {
-        let (before, now) = (
-            Totals { created: Some(3), ..Totals::default() },
-            Totals { created: Some(5), ended: Some(1), ..Totals::default() },
-        );
-        assert_eq!(now.since(before), Totals { created: Some(2), ..Totals::default() });
+    fn what_was_refused_is_known_only_between_two_readings_of_a_leader() {
+        let totals = |created, refused| Totals { created, ended: 7, failed: 1, refused };
+        let counted = |created, refused| Totals { created, ended: 0, failed: 0, refused };
+        assert_eq!(totals(5, Some(4)).since(totals(3, Some(1))), counted(2, Some(3)));
+        assert_eq!(totals(5, Some(4)).since(totals(3, None)), counted(2, None));
+        assert_eq!(totals(5, None).since(totals(3, Some(4))), counted(2, None));
     }
 
     #[test]

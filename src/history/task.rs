@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
@@ -17,6 +16,7 @@ use super::store::Store;
 use super::{Handle, READERS, Subject};
 use crate::clock::Clock;
 use crate::gossip::ClusterView;
+use crate::metrics::Count;
 use crate::observe::Observer;
 use crate::sessions::Snapshot;
 use crate::types::Moment;
@@ -44,10 +44,10 @@ pub struct Parts {
 
 /// Starts the owner. It ends only with the daemon.
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
-    let errors = Arc::new(AtomicU64::new(0));
+    let errors = Count::default();
     let handle = Handle {
         directory: Arc::new(parts.directory.clone()),
-        errors: Arc::clone(&errors),
+        errors: errors.clone(),
         readers: Arc::new(Semaphore::new(READERS)),
     };
     let (before, totals) = (parts.clock.now(), (parts.totals)());
@@ -58,7 +58,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
 
 struct Owner {
     parts: Parts,
-    errors: Arc<AtomicU64>,
+    errors: Count,
     /// When the last reading was taken.
     before: Moment,
     totals: Totals,
@@ -170,7 +170,7 @@ impl Owner {
     fn report(&self, written: io::Result<()>) {
         let trouble = written.err().map(|error| error.to_string());
         if trouble.is_some() {
-            self.errors.fetch_add(1, Ordering::Relaxed);
+            self.errors.inc();
         }
         self.parts.trouble.send_if_modified(|known| {
             if let (None, Some(error)) = (&known, &trouble) {

@@ -1,61 +1,39 @@
-//! Metrics for Prometheus. Each scrape builds them from the current snapshots, so that no counter needs upkeep.
-
-use std::sync::atomic::AtomicU64;
+//! Metrics for Prometheus: [`figures`] of the snapshots, and what every part counts.
+//!
+//! Each scrape builds them anew.
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::IntoResponse;
-use prometheus_client::encoding::{prometheus_text, text};
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+
+mod figures;
+mod requests;
+
+use figures::Figures;
+pub(super) use requests::{Requests, Streaming, measure};
 
 use super::Shared;
 use super::accept::preference;
 use super::error::Refusal;
 use super::extract::{NoParameters, Query};
-use crate::election::Leadership;
-use crate::gossip::ClusterView;
-use crate::sessions::Snapshot;
-use crate::types::{
-    Bytes, ConditionKind, Cores, Disk, ErrorCode, Gpu, GpuHealth, GpuState, Inodes, Node, NodeState, SessionState, Swap,
-};
+use crate::metrics::{Format, Process, Scrape, Source};
+use crate::types::ErrorCode;
 
 /// The answer depends on this header of the request.
 const VARY: (header::HeaderName, HeaderValue) = (header::VARY, HeaderValue::from_static("accept"));
 
-/// A text format of metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    /// The text format of Prometheus, version 0.0.4.
-    Prometheus,
-    /// OpenMetrics 1.0.0.
-    OpenMetrics,
+/// The format that the request prefers; that of Prometheus, which every scraper reads, if it has no preference.
+fn preferred(headers: &HeaderMap) -> Format {
+    let prometheus = preference(headers, "text/plain", "0.0.4");
+    let open_metrics = preference(headers, "application/openmetrics-text", "1.0.0");
+    if open_metrics > prometheus { Format::OpenMetrics } else { Format::Prometheus }
 }
 
-impl Format {
-    /// The format that the request prefers; that of Prometheus, which every scraper reads, if it has no preference.
-    fn preferred(headers: &HeaderMap) -> Self {
-        let prometheus = preference(headers, "text/plain", "0.0.4");
-        let open_metrics = preference(headers, "application/openmetrics-text", "1.0.0");
-        if open_metrics > prometheus { Self::OpenMetrics } else { Self::Prometheus }
-    }
-
-    const fn content_type(self) -> HeaderValue {
-        match self {
-            Self::Prometheus => HeaderValue::from_static(prometheus_text::CONTENT_TYPE),
-            Self::OpenMetrics => HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
-        }
-    }
-
-    fn encode(self, registry: &Registry) -> Result<String, std::fmt::Error> {
-        let mut encoded = String::new();
-        match self {
-            Self::Prometheus => prometheus_text::encode(&mut encoded, registry)?,
-            Self::OpenMetrics => text::encode(&mut encoded, registry)?,
-        }
-        Ok(encoded)
-    }
+const fn content_type(format: Format) -> HeaderValue {
+    HeaderValue::from_static(match format {
+        Format::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    })
 }
 
 /// Shows metrics in the text format of Prometheus, or as OpenMetrics if the header `Accept` prefers it.
@@ -69,376 +47,33 @@ pub(super) async fn metrics(
     headers: HeaderMap,
 ) -> Result<impl IntoResponse + use<>, Refusal> {
     let cluster = &app.api.cluster;
-    let (node, sessions) = (cluster.host().node(), cluster.host().sessions.snapshot());
-    let registry = registry(&node, &sessions, &cluster.view(), &cluster.leadership());
-    let format = Format::preferred(&headers);
+    let figures = Figures {
+        node: cluster.host().node(),
+        sessions: cluster.host().sessions.snapshot(),
+        view: cluster.view(),
+        leadership: cluster.leadership(),
+    };
+    let mut scrape = Scrape::of(figures.node.name.as_str());
+    for source in [&figures as &dyn Source, &app.api.metrics, &app.requests] {
+        scrape.add(source);
+    }
+    scrape.add_common(&Process);
+    let format = preferred(&headers);
     let text =
-        format.encode(&registry).map_err(|_| Refusal::new(ErrorCode::Internal, "cannot encode the metrics as text"))?;
-    Ok(([(header::CONTENT_TYPE, format.content_type()), VARY], text))
-}
-
-fn registry(node: &Node, sessions: &Snapshot, view: &ClusterView, leadership: &Leadership) -> Registry {
-    let mut exposition = Exposition { registry: Registry::with_prefix("ostler"), node: node.name.to_string() };
-    exposition.info(node);
-    exposition.resources(node);
-    exposition.disk_and_swap(node);
-    exposition.state(node);
-    exposition.nodes(node, view);
-    exposition.election(node, leadership);
-    exposition.sessions(sessions);
-    exposition.gpus(&node.gpus);
-    exposition.registry
-}
-
-type Labels = Vec<(&'static str, String)>;
-type Values = Family<Labels, Gauge<f64, AtomicU64>>;
-
-/// The metrics of one node while they are built.
-struct Exposition {
-    registry: Registry,
-    node: String,
-}
-
-impl Exposition {
-    /// A metric with these labels beside the node's name. A metric without values is omitted.
-    fn family(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {
-        let mut values = values.into_iter().peekable();
-        if values.peek().is_none() {
-            return;
-        }
-        let family = Values::default();
-        for (mut labels, value) in values {
-            labels.insert(0, ("node", self.node.clone()));
-            family.get_or_create(&labels).set(value);
-        }
-        self.registry.register(name, help, family);
-    }
-
-    /// A metric of the node as a whole. An unknown one is omitted: it must not appear as 0.
-    fn single(&mut self, name: &str, help: &str, value: impl Into<Option<f64>>) {
-        self.family(name, help, value.into().map(|value| (Labels::new(), value)));
-    }
-
-    fn info(&mut self, node: &Node) {
-        let build = vec![("version", node.version.clone()), ("runtime", node.runtime.kind.to_string())];
-        self.family("build_info", "Version and runtime of the agent; always 1", [(build, 1.0)]);
-        self.family("node_info", "Id of the node; always 1", [(vec![("id", node.id.to_string())], 1.0)]);
-    }
-
-    fn resources(&mut self, node: &Node) {
-        let (cores, memory, gpus) = (&node.resources.cores, &node.resources.memory_bytes, &node.resources.gpus);
-        self.single("node_cores_physical", "CPU cores of the host", cores.physical.map(decimal));
-        self.single("node_cores_effective", "CPU cores that the node offers", cores.offered().map(decimal));
-        self.single("node_cores_allocated", "CPU cores that sessions reserve", decimal(cores.allocated));
-        let used = cores.utilized.map(decimal);
-        self.single("node_cores_used", "CPU cores in use, by all processes of the host", used);
-        self.single("node_memory_physical_bytes", "Memory of the host", memory.physical.map(number));
-        self.single("node_memory_effective_bytes", "Memory that the node offers", memory.offered().map(number));
-        self.single("node_memory_allocated_bytes", "Memory that sessions reserve", number(memory.allocated));
-        let used = memory.utilized.map(number);
-        self.single("node_memory_used_bytes", "Memory in use, by all processes of the host", used);
-        self.single("node_gpus_physical", "GPUs of the host", gpus.physical.map(f64::from));
-        self.single("node_gpu_slots_effective", "GPU slots that the node offers", f64::from(gpus.effective));
-        self.single("node_gpu_slots_allocated", "GPU slots that sessions reserve", f64::from(gpus.allocated));
-        let measured = cores.utilized_at.or(memory.utilized_at).map(|at| at.millis() as f64 / 1000.0);
-        self.single("node_measured_timestamp_seconds", "When the use of cores and memory was measured", measured);
-    }
-
-    fn disk_and_swap(&mut self, node: &Node) {
-        let disk = |figure: fn(&Disk) -> Bytes| node.disk.as_ref().map(|disk| number(figure(disk)));
-        self.single("node_disk_total_bytes", "Size of the file system of the images", disk(|disk| disk.total_bytes));
-        self.single(
-            "node_disk_free_bytes",
-            "Free space on the file system of the images",
-            disk(|disk| disk.free_bytes),
-        );
-        let inodes = |figure: fn(&Inodes) -> u64| {
-            let inodes = node.disk.as_ref().and_then(|disk| disk.inodes.as_ref());
-            inodes.map(|inodes| figure(inodes) as f64)
-        };
-        self.single("node_disk_inodes", "Inodes of the file system of the images", inodes(|inodes| inodes.total));
-        self.single(
-            "node_disk_inodes_free",
-            "Free inodes of the file system of the images",
-            inodes(|inodes| inodes.free),
-        );
-        let swap = |figure: fn(&Swap) -> Bytes| node.swap.as_ref().map(|swap| number(figure(swap)));
-        self.single("node_swap_total_bytes", "Size of the swap space", swap(|swap| swap.total_bytes));
-        self.single("node_swap_used_bytes", "Swap in use", swap(|swap| swap.used_bytes));
-    }
-
-    fn state(&mut self, node: &Node) {
-        self.single("node_enabled", "1 if the node's setting enabled is true", flag(node.enabled));
-        self.single("node_draining", "1 while the node is draining", flag(node.drain.is_some()));
-        self.single("runtime_up", "1 while the container engine answers", flag(node.runtime.available));
-        let conditions = ConditionKind::ALL.iter().map(|kind| {
-            let holds = node.conditions.iter().any(|condition| condition.kind == *kind);
-            (vec![("condition", kind.to_string())], flag(holds))
-        });
-        self.family("node_condition", "1 while the condition holds", conditions);
-    }
-
-    /// The nodes as this node sees them. Other nodes may see other states.
-    fn nodes(&mut self, node: &Node, view: &ClusterView) {
-        let states = || view.members.values().map(|member| member.state).chain([node.state]);
-        let counts = NodeState::ALL
-            .iter()
-            .map(|state| (vec![("state", state.to_string())], count(states().filter(|seen| seen == state))));
-        self.family("nodes", "Nodes by state as this node sees them, including itself", counts);
-    }
-
-    fn election(&mut self, node: &Node, leadership: &Leadership) {
-        let term = leadership.ballot.as_ref().map(|ballot| ballot.term as f64);
-        self.single("election_term", "The highest term that the node knows", term);
-        self.single("leader_known", "1 while the node knows a leader", flag(leadership.leader.is_some()));
-        // What a host says of itself does not tell whether it leads.
-        let leads = leadership.leader == Some(node.id);
-        self.single("node_leader", "1 if the node is the leader", flag(leads));
-    }
-
-    fn sessions(&mut self, sessions: &Snapshot) {
-        let present = || sessions.sessions.iter().filter(|(id, _)| !sessions.gone.contains(*id));
-        let counts = SessionState::ALL.iter().map(|state| {
-            (vec![("state", state.to_string())], count(present().filter(|(_, session)| session.state == *state)))
-        });
-        self.family("sessions", "Sessions that have a container, by state", counts);
-        self.single("sessions_reserved", "Sessions that hold a reservation", count(&sessions.reserved));
-        let failures = f64::from(sessions.failing_starts);
-        self.single("start_failures_in_a_row", "Starts of sessions that failed since the last success", failures);
-    }
-
-    fn gpus(&mut self, gpus: &[Gpu]) {
-        let models = gpus.iter().map(|gpu| ([labels_of(gpu), vec![("model", gpu.model.clone())]].concat(), 1.0));
-        self.family("gpu_info", "Model of the GPU; always 1", models);
-        let states = |gpu: &Gpu| {
-            let (labels, now) = (labels_of(gpu), gpu.state);
-            GpuState::ALL
-                .iter()
-                .map(move |state| ([labels.clone(), vec![("state", state.to_string())]].concat(), flag(*state == now)))
-        };
-        self.family("gpu_state", "1 for the state of the GPU", gpus.iter().flat_map(states));
-        self.each_gpu("gpu_healthy", "1 if the driver reports no fault of the GPU", gpus, healthy);
-        self.each_gpu("gpu_slots", "Sessions that may hold the GPU at once", gpus, |gpu| Some(f64::from(gpu.slots)));
-        self.each_gpu("gpu_slots_used", "Sessions that hold the GPU", gpus, |gpu| Some(f64::from(gpu.slots_used)));
-        self.each_gpu("gpu_cordoned", "1 if the operator wants no new sessions on the GPU", gpus, |gpu| {
-            Some(flag(gpu.cordoned))
-        });
-        self.each_gpu("gpu_memory_total_bytes", "Memory of the GPU", gpus, |gpu| gpu.memory_total_bytes.map(number));
-        self.each_gpu("gpu_memory_used_bytes", "Memory of the GPU in use", gpus, |gpu| {
-            gpu.memory_used_bytes.map(number)
-        });
-        self.each_gpu("gpu_memory_foreign_bytes", "Memory of the GPU in use by what is not a session", gpus, |gpu| {
-            gpu.memory_foreign_bytes.map(number)
-        });
-        self.each_gpu("gpu_memory_declared_bytes", "Memory of the GPU that sessions declared", gpus, |gpu| {
-            Some(number(gpu.memory_declared_bytes))
-        });
-        self.each_gpu("gpu_utilization_ratio", "Utilization of the GPU, 0 to 1", gpus, |gpu| {
-            gpu.utilization_percent.map(|percent| percent / 100.0)
-        });
-        self.each_gpu("gpu_temperature_celsius", "Temperature of the GPU", gpus, |gpu| gpu.temperature_celsius);
-        self.each_gpu("gpu_power_watts", "Power draw of the GPU", gpus, |gpu| gpu.power_watts);
-        self.each_gpu("gpu_throttled", "1 while heat or power slows the GPU down", gpus, |gpu| {
-            gpu.throttling.as_ref().map(|reasons| flag(!reasons.is_empty()))
-        });
-        self.each_gpu("gpu_measured_timestamp_seconds", "When the GPU was measured", gpus, |gpu| {
-            gpu.read_at.map(|at| at.millis() as f64 / 1000.0)
-        });
-    }
-
-    fn each_gpu(&mut self, name: &str, help: &str, gpus: &[Gpu], figure: impl Fn(&Gpu) -> Option<f64>) {
-        self.family(name, help, gpus.iter().filter_map(|gpu| Some((labels_of(gpu), figure(gpu)?))));
-    }
-}
-
-fn labels_of(gpu: &Gpu) -> Labels {
-    vec![("uuid", gpu.uuid.clone()), ("index", gpu.index.to_string())]
-}
-
-/// `None` if the driver does not say.
-const fn healthy(gpu: &Gpu) -> Option<f64> {
-    match gpu.health {
-        GpuHealth::Ok => Some(1.0),
-        GpuHealth::Failing | GpuHealth::Lost => Some(0.0),
-        GpuHealth::Unknown => None,
-    }
-}
-
-fn flag(set: bool) -> f64 {
-    if set { 1.0 } else { 0.0 }
-}
-
-fn decimal(cores: Cores) -> f64 {
-    cores.milli() as f64 / 1000.0
-}
-
-fn number(bytes: Bytes) -> f64 {
-    bytes.get() as f64
-}
-
-fn count(items: impl IntoIterator) -> f64 {
-    items.into_iter().count() as f64
+        scrape.encode(format).map_err(|_| Refusal::new(ErrorCode::Internal, "cannot encode the metrics as text"))?;
+    Ok(([(header::CONTENT_TYPE, content_type(format)), VARY], text))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gossip::Member;
-    use crate::types::{Ballot, ClusterMode, GpuProfile, GpuUsage, NodeUsage, Timestamp, sample};
-    use std::collections::BTreeMap;
-    use std::sync::Arc;
-
-    fn node() -> Node {
-        let mut node = sample::node("one", "aabb222222222222");
-        node.resources.cores.physical = Some(Cores::whole(6));
-        node.resources.cores.effective = Cores::whole(12);
-        node.resources.cores.allocated = Cores::from_milli(2500);
-        node.resources.cores.utilized = None;
-        let profile = GpuProfile {
-            model: "A \"quoted\" model".to_owned(),
-            memory_total_bytes: Some(Bytes::gib(24)),
-            slots: 4,
-            slots_used: 1,
-            state: GpuState::Foreign,
-            ..sample::gpu("GPU-1", 0)
-        };
-        let usage = GpuUsage {
-            memory_used_bytes: Some(Bytes::gib(1)),
-            utilization_percent: Some(12.5),
-            temperature_celsius: Some(60.0),
-            throttling: Some(Vec::new()),
-            ..GpuUsage::default()
-        };
-        node.gpus = vec![Gpu::of(&profile, &node.name, Some(&usage))];
-        node
-    }
-
-    fn encoded(node: &Node, format: Format) -> String {
-        let mut sessions = Snapshot::default();
-        for key in ["a", "b"] {
-            let session = sample::session_profile(key, "desktop", "alice", SessionState::Running);
-            sessions.sessions.insert(session.id, Arc::new(session));
-        }
-        sessions.gone.insert(sample::session_id("b"));
-        let ballot = Ballot { term: 7, node: node.id };
-        let leadership = Leadership { leader: Some(node.id), ballot: Some(ballot), reign: None };
-        format.encode(&registry(node, &sessions, &view(), &leadership)).unwrap()
-    }
-
-    /// The names that the text has a line of this kind for, without the prefix.
-    fn described<'a>(text: &'a str, kind: &str) -> Vec<&'a str> {
-        let lines = text.lines().filter_map(|line| line.strip_prefix(kind)?.strip_prefix(" ostler_"));
-        lines.filter_map(|line| line.split(' ').next()).collect()
-    }
-
-    /// Another node, that was heard and is silent now.
-    fn view() -> ClusterView {
-        let member = Member {
-            address: "192.0.2.7:7480".parse().unwrap(),
-            incarnation: 1,
-            state: NodeState::Suspect,
-            mode: ClusterMode::default(),
-            last_seen: Timestamp::default(),
-            profile: None,
-            usage: NodeUsage::default(),
-            sessions: BTreeMap::new(),
-            catalogue: None,
-        };
-        let members = BTreeMap::from([("aacc222222222222".parse().unwrap(), Arc::new(member))]);
-        ClusterView { members, ..ClusterView::default() }
-    }
-
-    #[test]
-    fn every_resource_has_its_figures() {
-        let text = encoded(&node(), Format::Prometheus);
-        for line in [
-            r#"ostler_node_cores_physical{node="one"} 6.0"#,
-            r#"ostler_node_cores_effective{node="one"} 12.0"#,
-            r#"ostler_node_cores_allocated{node="one"} 2.5"#,
-            r#"ostler_node_info{node="one",id="aabb222222222222"} 1.0"#,
-            r#"ostler_node_enabled{node="one"} 1.0"#,
-            r#"ostler_node_condition{node="one",condition="low_disk"} 0.0"#,
-            r#"ostler_nodes{node="one",state="alive"} 1.0"#,
-            r#"ostler_nodes{node="one",state="suspect"} 1.0"#,
-            r#"ostler_nodes{node="one",state="left"} 0.0"#,
-            r#"ostler_election_term{node="one"} 7.0"#,
-            r#"ostler_gpu_info{node="one",uuid="GPU-1",index="0",model="A \"quoted\" model"} 1.0"#,
-            r#"ostler_gpu_utilization_ratio{node="one",uuid="GPU-1",index="0"} 0.125"#,
-            r#"ostler_gpu_state{node="one",uuid="GPU-1",index="0",state="foreign"} 1.0"#,
-            r#"ostler_gpu_state{node="one",uuid="GPU-1",index="0",state="ok"} 0.0"#,
-            r#"ostler_gpu_healthy{node="one",uuid="GPU-1",index="0"} 1.0"#,
-            r#"ostler_gpu_throttled{node="one",uuid="GPU-1",index="0"} 0.0"#,
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn unknown_figures_are_omitted_and_removed_sessions_are_not_counted() {
-        let text = encoded(&node(), Format::Prometheus);
-        assert!(!text.contains("ostler_node_cores_used") && !text.contains("ostler_gpu_power_watts"), "{text}");
-        assert!(!text.contains("ostler_gpu_memory_foreign") && !text.contains("ostler_gpu_measured"), "{text}");
-        assert!(text.contains(r#"ostler_sessions{node="one",state="running"} 1.0"#));
-        assert!(text.contains(r#"ostler_sessions{node="one",state="failed"} 0.0"#));
-    }
-
-    #[test]
-    fn the_health_and_the_throttling_of_a_silent_gpu_are_omitted() {
-        let mut node = node();
-        (node.gpus[0].health, node.gpus[0].throttling) = (GpuHealth::Unknown, None);
-        let text = encoded(&node, Format::Prometheus);
-        assert!(!text.contains("ostler_gpu_healthy") && !text.contains("ostler_gpu_throttled"), "{text}");
-        node.gpus[0].health = GpuHealth::Failing;
-        node.gpus[0].throttling = Some(vec!["thermal".to_owned()]);
-        let text = encoded(&node, Format::Prometheus);
-        assert!(text.contains("ostler_gpu_healthy{node=\"one\",uuid=\"GPU-1\",index=\"0\"} 0.0\n"), "{text}");
-        assert!(text.contains("ostler_gpu_throttled{node=\"one\",uuid=\"GPU-1\",index=\"0\"} 1.0\n"), "{text}");
-    }
-
-    /// Dashboards and alerts use these names: a release freezes them.
-    #[test]
-    fn the_names_are_the_same_in_both_formats() {
-        let mut node = node();
-        node.resources.cores.utilized = Some(Cores::whole(1));
-        node.resources.cores.utilized_at = Some(Timestamp::from_millis(1500));
-        node.resources.memory_bytes.utilized = Some(Bytes::gib(1));
-        node.disk = Some(Disk {
-            path: "/".into(),
-            total_bytes: Bytes::gib(2),
-            free_bytes: Bytes::gib(1),
-            inodes: Some(Inodes { total: 9, free: 8 }),
-        });
-        node.swap = Some(Swap { total_bytes: Bytes::gib(2), used_bytes: Bytes::gib(1) });
-        node.gpus[0].power_watts = Some(200.0);
-        node.gpus[0].memory_foreign_bytes = Some(Bytes::mib(300));
-        node.gpus[0].read_at = Some(Timestamp::from_millis(2500));
-        let text = encoded(&node, Format::Prometheus);
-        assert!(text.contains("ostler_node_measured_timestamp_seconds{node=\"one\"} 1.5\n"), "{text}");
-        let names = "build_info node_info node_cores_physical node_cores_effective node_cores_allocated \
-                     node_cores_used node_memory_physical_bytes node_memory_effective_bytes \
-                     node_memory_allocated_bytes node_memory_used_bytes node_gpus_physical \
-                     node_gpu_slots_effective node_gpu_slots_allocated node_measured_timestamp_seconds \
-                     node_disk_total_bytes node_disk_free_bytes node_disk_inodes node_disk_inodes_free node_swap_total_bytes node_swap_used_bytes \
-                     node_enabled node_draining runtime_up node_condition nodes election_term leader_known \
-                     node_leader sessions sessions_reserved start_failures_in_a_row gpu_info gpu_state gpu_healthy \
-                     gpu_slots gpu_slots_used gpu_cordoned gpu_memory_total_bytes gpu_memory_used_bytes \
-                     gpu_memory_foreign_bytes gpu_memory_declared_bytes gpu_utilization_ratio \
-                     gpu_temperature_celsius gpu_power_watts gpu_throttled gpu_measured_timestamp_seconds";
-        let names: Vec<&str> = names.split(' ').collect();
-        let open_metrics = encoded(&node, Format::OpenMetrics);
-        assert!(open_metrics.ends_with("# EOF\n") && !text.contains("EOF"));
-        for encoded in [&text, &open_metrics] {
-            assert_eq!(described(encoded, "# HELP"), names);
-            assert_eq!(described(encoded, "# TYPE"), names);
-        }
-    }
 
     #[test]
     fn the_format_is_the_preferred_one_and_that_of_prometheus_by_default() {
         let preferred = |accept: &str| {
-            Format::preferred(&HeaderMap::from_iter([(header::ACCEPT, accept.parse::<HeaderValue>().unwrap())]))
+            super::preferred(&HeaderMap::from_iter([(header::ACCEPT, accept.parse::<HeaderValue>().unwrap())]))
         };
-        assert_eq!(Format::preferred(&HeaderMap::new()), Format::Prometheus);
+        assert_eq!(super::preferred(&HeaderMap::new()), Format::Prometheus);
         for accept in [
             "*/*",
             "text/plain",

@@ -48,8 +48,10 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
 use crate::cluster::Cluster;
+use crate::metrics::Sources;
 use crate::types::{ClusterMode, Name};
 use listen::{Limits, Listener};
+use metrics::Requests;
 pub use tls::Certificate;
 
 /// `[http]`.
@@ -91,6 +93,8 @@ pub struct Api {
     pub clock: Clock,
     /// Whether the node has loaded its journal and accepts requests.
     pub ready: watch::Receiver<bool>,
+    /// What every part counts.
+    pub metrics: Sources,
     /// Whether the agent was started with `--dev`, for the status.
     pub dev: bool,
 }
@@ -130,6 +134,7 @@ struct App {
     api: Api,
     /// True once the daemon stops, which ends every wait and every followed log.
     stopping: watch::Receiver<bool>,
+    requests: Requests,
     /// The streams of events that may still begin.
     event_streams: Arc<Semaphore>,
 }
@@ -159,8 +164,8 @@ pub async fn serve(
 
     let status_listen = status.as_ref().map(|(_, address)| *address);
     let addresses = Addresses { listen, status_listen, socket: config.socket };
-    let app =
-        Arc::new(App { api, stopping: shutdown.clone(), event_streams: Arc::new(Semaphore::new(events::MAX_STREAMS)) });
+    let event_streams = Arc::new(Semaphore::new(events::MAX_STREAMS));
+    let app = Arc::new(App { api, stopping: shutdown.clone(), requests: Requests::default(), event_streams });
     let api = router::api(Arc::clone(&app), followed.allowed_hosts);
     let mut listeners = vec![(Listener::Tcp { tcp, tls }, api.clone()), (Listener::Socket(socket), api)];
     if let Some((tcp, _)) = status {

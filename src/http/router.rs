@@ -15,6 +15,7 @@ use utoipa_axum::routes;
 
 use super::access::{Gate, TokenOf, authorise};
 use super::error::Refusal;
+use super::metrics::measure;
 use super::origin::{AllowedHosts, same_site};
 use super::{
     App, Shared, commands, events, gpus, health, history, images, metrics, nodes, openapi, sessions, status, tokens,
@@ -75,8 +76,8 @@ pub(super) fn api(app: Arc<App>, allowed: AllowedHosts) -> Router {
     let (cluster, clock) = (app.api.cluster.clone(), app.api.clock.clone());
     let (node, events) = (cluster.host().settings.state().name.clone(), cluster.host().events.clone());
     let token_of: TokenOf = Arc::new(move |text| cluster.catalogue().token_of(text, clock.now()).cloned());
-    let router = Router::from(operations()).layer(from_fn_with_state(app.clone(), name_leader)).with_state(app);
-    guarded(router, Gate { node, token_of, events }, allowed)
+    let router = Router::from(operations()).layer(from_fn_with_state(app.clone(), name_leader)).with_state(app.clone());
+    guarded(router, Gate { node, token_of, events }, allowed).route_layer(from_fn_with_state(app, measure))
 }
 
 /// What the status listener serves without a token. It does not check the host name: everyone who reaches
@@ -88,8 +89,8 @@ pub(super) fn status_only(app: Arc<App>) -> Router {
         .route("/healthz", get(health::healthz))
         .route("/metrics", get(metrics::metrics))
         .route("/v1/status", get(status::brief))
-        .with_state(app);
-    dressed(with_fallbacks(router))
+        .with_state(app.clone());
+    dressed(with_fallbacks(router.route_layer(from_fn_with_state(app, measure))))
 }
 
 /// The checks in this order: host and origin, then whether the operation exists, then the caller's role.

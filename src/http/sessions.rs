@@ -12,6 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::error::Refusal;
 use super::extract::{Json, NoParameters, Path, Query};
+use super::metrics::Streaming;
 use super::page::{Cursor, Limit};
 use super::routed::Served;
 use super::wait::{Timeout, WaitFor, WaitQuery};
@@ -290,6 +291,9 @@ pub(super) async fn logs(
     let mut stopping = app.stopping.clone();
     // A caller that follows the log must not delay the stop of the daemon.
     let lines = lines.take_until(async move { stopping.wait_for(|stopping| *stopping).await.is_ok() });
+    let open = query.follow.then(|| app.requests.open(Streaming::Logs));
+    // Counted as long as the stream is there.
+    let lines = lines.inspect(move |_| _ = &open);
     let text = [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
     let passed_on = AppendHeaders(query.follow.then_some(UNBUFFERED));
     Ok(Served(Routed { answer: (text, passed_on, Body::from_stream(lines)), by }).into_response())

@@ -17,6 +17,7 @@ pub mod fetch;
 pub mod give;
 pub mod here;
 pub mod inventory;
+mod metrics;
 pub mod offers;
 pub mod ownership;
 pub mod policy;
@@ -47,6 +48,7 @@ use crate::types::{
     Timestamp,
 };
 use crate::{catalogue, sessions};
+use metrics::Metrics;
 use offers::{Offer, Refusal, Wanted};
 use ownership::{Fetched, Records};
 use pressure::Watermarks;
@@ -318,6 +320,7 @@ pub struct Handle {
     engine: Arc<dyn Images>,
     health: watch::Receiver<Health>,
     clock: Clock,
+    metrics: Metrics,
 }
 
 impl Handle {

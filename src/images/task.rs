@@ -21,6 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until};
 use self::listing::Listing;
 use self::peer::{Source, Tried};
 use self::pulling::agree;
+use super::metrics::Metrics;
 use super::ownership::Records;
 use super::pulls::{Pulls, Via};
 use super::store::Store;
@@ -57,6 +58,7 @@ pub struct Parts {
 /// The owner, made and not started: requests wait for it.
 pub struct Made {
     parts: Parts,
+    metrics: Metrics,
     inbox: mpsc::Receiver<Request>,
     publish: watch::Sender<Arc<Snapshot>>,
 }
@@ -67,21 +69,23 @@ pub fn make(parts: Parts) -> (Handle, Made) {
     let records = Arc::new(parts.store.written().clone());
     let snapshot = Snapshot { records, records_lost: parts.store.lost(), ..Snapshot::default() };
     let (publish, published) = watch::channel(Arc::new(snapshot));
+    let metrics = Metrics::default();
     let handle = Handle {
         requests,
         snapshot: published,
         engine: Arc::clone(&parts.engine),
         health: parts.health.clone(),
         clock: parts.clock.clone(),
+        metrics: metrics.clone(),
     };
-    (handle, Made { parts, inbox, publish })
+    (handle, Made { parts, metrics, inbox, publish })
 }
 
 impl Made {
     /// Starts the owner. It ends when every handle is dropped.
     pub fn start(self, around: Around) -> JoinHandle<()> {
-        let Self { parts: Parts { config, store, engine, health, neighbours, events, clock, others }, inbox, publish } =
-            self;
+        let Self { parts, metrics, inbox, publish } = self;
+        let Parts { config, store, engine, health, neighbours, events, clock, others } = parts;
         let owner = Owner {
             source: Source::new(Arc::clone(&engine), config.clone(), others),
             config,
@@ -89,6 +93,7 @@ impl Made {
             health,
             neighbours,
             events,
+            metrics,
             clock,
             records: Arc::new(store.written().clone()),
             store,
@@ -118,6 +123,7 @@ struct Owner {
     health: watch::Receiver<Health>,
     neighbours: Arc<dyn Neighbours>,
     events: events::Handle,
+    metrics: Metrics,
     clock: Clock,
     records: Arc<Records>,
     /// The last uses that are not in the records yet.

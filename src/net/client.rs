@@ -10,6 +10,7 @@ use quinn::{RecvStream, VarInt};
 use tokio::time::timeout;
 
 use super::endpoint::Net;
+use super::metrics::Traffic;
 use super::pool::Link;
 use super::{Cause, Error, Hello, frame};
 use crate::types::{Actor, NodeId};
@@ -58,9 +59,13 @@ impl Net {
         let (answer, rest) = self.ask(node, &request, within).await?;
         let answer = C::FORMAT.decode(&answer);
         let answer = answer.map_err(|error| Error::NoAnswer { node: *node, cause: error.into() })?;
-        let chunks = stream::try_unfold(rest, |mut rest| async move {
+        let received = self.0.metrics.calls.received.clone();
+        let chunks = stream::try_unfold((rest, received), |(mut rest, received)| async move {
             match rest.read_chunk(CHUNK, true).await {
-                Ok(Some(chunk)) => Ok(Some((chunk.bytes, rest))),
+                Ok(Some(chunk)) => {
+                    received.add(chunk.bytes.len() as u64);
+                    Ok(Some((chunk.bytes, (rest, received))))
+                }
                 Ok(None) => Ok(None),
                 Err(error) => Err(io::Error::other(error)),
             }
@@ -94,7 +99,7 @@ impl Net {
         };
         let no_answer = |cause| Error::NoAnswer { node: *node, cause };
         tokio::select! {
-            answered = timeout(within, exchange(&link, request)) => match answered {
+            answered = timeout(within, exchange(&link, request, &self.0.metrics.calls)) => match answered {
                 Ok(answered) => answered.map_err(|cause| {
                     no_answer(link.connection.close_reason().map_or(cause, Cause::Connection))
                 }),
@@ -125,10 +130,12 @@ async fn silence(link: &Link) {
     }
 }
 
-async fn exchange(link: &Link, request: &[u8]) -> Result<(Vec<u8>, RecvStream), Cause> {
+async fn exchange(link: &Link, request: &[u8], traffic: &Traffic) -> Result<(Vec<u8>, RecvStream), Cause> {
     let (mut to, mut from) = link.connection.open_bi().await?;
     frame::send(&mut to, request).await?;
+    traffic.sent(request.len());
     let _ = to.finish();
     let answer = frame::receive_bytes(&mut from).await?;
+    traffic.received(answer.len());
     Ok((answer, from))
 }

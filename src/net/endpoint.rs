@@ -6,7 +6,6 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use quinn_proto::RandomConnectionIdGenerator;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, watch};
 
+use super::metrics::Metrics;
 use super::pool::Pool;
 use super::twin::Twin;
 use super::{Cause, Hello, Serve, server};
@@ -68,7 +68,7 @@ pub(super) struct Inner {
     /// `Some` while gossip does not run. The lock is held for a move only.
     pub(super) gossip_inbox: Mutex<Option<mpsc::Receiver<Gossip>>>,
     pub(super) twin: Twin,
-    pub(super) refused: AtomicU64,
+    pub(super) metrics: Metrics,
 }
 
 impl Net {
@@ -107,7 +107,7 @@ impl Net {
             gossip,
             gossip_inbox: Mutex::new(Some(gossip_inbox)),
             twin: Twin::default(),
-            refused: AtomicU64::new(0),
+            metrics: Metrics::default(),
         })))
     }
 
@@ -138,7 +138,7 @@ impl Net {
 
     /// Number of refused connections: a wrong token, another cluster, another protocol.
     pub fn refused(&self) -> u64 {
-        self.0.refused.load(Ordering::Relaxed)
+        self.0.metrics.all_rejected()
     }
 
     /// Closes every connection and notifies the peers.

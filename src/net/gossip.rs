@@ -154,6 +154,7 @@ async fn deliver(net: Arc<Inner>, to: SocketAddr, mut messages: mpsc::Receiver<V
             let mut stream = link.connection.open_uni().await?;
             stream.write_all(&message).await?;
             let _ = stream.finish();
+            net.metrics.gossip.sent(message.len());
             Ok::<(), Cause>(())
         });
         if let Ok(Err(cause)) = sent.await {

@@ -9,6 +9,7 @@ mod client;
 mod endpoint;
 mod frame;
 pub mod gossip;
+mod metrics;
 mod path;
 mod pool;
 mod probe;

@@ -1,7 +1,6 @@
 //! Accepts incoming connections, and answers requests on all connections.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
@@ -73,7 +72,7 @@ async fn greet(net: &Arc<Inner>, incoming: Incoming) {
             return;
         }
         let cause = cause.explained(net.clock.now().wall);
-        net.refused.fetch_add(1, Ordering::Relaxed);
+        net.metrics.rejected(&cause);
         tracing::info!(%address, reason = %cause, "a connection was not let in");
     }
 }
@@ -111,6 +110,8 @@ async fn respond(net: Arc<Inner>, peer: Peer, mut to: SendStream, mut from: Recv
         Ok(Err(cause)) => return refuse(&mut to, &peer.node, &cause.to_string()),
         Err(_) => return refuse(&mut to, &peer.node, "its request takes too long"),
     };
+    let traffic = &net.metrics.calls;
+    traffic.received(bytes.len());
     let asked = match Envelope::decode(&bytes) {
         Ok(asked) => asked,
         Err(error) => return refuse(&mut to, &peer.node, &error.to_string()),
@@ -126,6 +127,7 @@ async fn respond(net: Arc<Inner>, peer: Peer, mut to: SendStream, mut from: Recv
     match reply {
         Ok(Reply::Frame(answer)) => {
             if frame::send(&mut to, &answer).await.is_ok() {
+                traffic.sent(answer.len());
                 let _ = to.finish();
             }
         }
@@ -149,9 +151,11 @@ async fn respond(net: Arc<Inner>, peer: Peer, mut to: SendStream, mut from: Recv
                         return;
                     }
                 };
+                let bytes = chunk.len();
                 if to.write_chunk(chunk).await.is_err() {
                     return;
                 }
+                traffic.sent(bytes);
             }
             let _ = to.finish();
         }
@@ -170,6 +174,7 @@ async fn take_gossip(net: Arc<Inner>, address: std::net::SocketAddr, mut from: R
         // An empty message is only sent to be acknowledged.
         && !message.is_empty()
     {
+        net.metrics.gossip.received(message.len());
         // Gossip may be lost: chitchat sends it again.
         let _ = net.gossip.try_send((address, message));
     }

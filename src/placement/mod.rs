@@ -12,6 +12,7 @@ pub mod filter;
 pub mod flights;
 pub mod index;
 pub mod limits;
+mod metrics;
 pub mod offer;
 pub mod placer;
 pub mod plan;
@@ -25,6 +26,7 @@ use crate::types::{Invalid, Name, NodeId, NodeProfile, NodeReason, NodeUsage, On
 use crate::{election, images, sessions};
 
 pub use index::Fleet;
+pub use metrics::Metrics;
 pub use placer::{Placer, draw_key};
 pub use state::{HostAnswer, HostCall, Unanswered};
 pub use task::Handle;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
@@ -10,8 +10,9 @@ use tokio::time::sleep;
 
 use super::index::Fleet;
 use super::limits::Limits;
+use super::metrics::Metrics;
 use super::plan::Offers;
-use super::state::{HostAnswer, Output, Place, Placement, Unanswered};
+use super::state::{HostAnswer, HostCall, Output, Place, Placement, Unanswered};
 use super::{Config, Error, Hosts};
 use crate::clock::Clock;
 use crate::election::Leadership;
@@ -28,6 +29,7 @@ const QUEUE: usize = 4096;
 pub struct Handle {
     requests: mpsc::Sender<Request>,
     fleet: watch::Receiver<Arc<Fleet>>,
+    metrics: Metrics,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -50,7 +52,10 @@ impl Handle {
 
     /// Places a session. Dropping the future does not stop the placement: hosts may have been asked already.
     pub async fn place(&self, place: Place) -> Result<Admitted, Error> {
-        self.ask(|reply| Request::Place(Box::new(place), reply)).await
+        let began = Instant::now();
+        let placed = self.ask(|reply| Request::Place(Box::new(place), reply)).await;
+        self.metrics.placed(&placed, began.elapsed());
+        placed
     }
 
     /// Says where the session would go, and changes nothing.
@@ -67,6 +72,10 @@ impl Handle {
     /// How long a registry is to be left alone, by what hosts told; `None`: not at all.
     pub async fn ask_limit(&self, registry: String) -> Option<Duration> {
         self.ask(|reply| Request::AskLimit(registry, reply)).await.ok().flatten()
+    }
+
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
@@ -92,6 +101,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
     let (requests, queue) = mpsc::channel(QUEUE);
     let (publish, fleet) = watch::channel(Arc::default());
     let Parts { cluster, mut config, leadership, view, hosts, clock } = parts;
+    let metrics = Metrics::default();
     let placement = Placement::new(cluster, *config.borrow_and_update());
     let owner = Owner {
         placement,
@@ -100,12 +110,13 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
         leadership,
         view,
         hosts,
+        metrics: metrics.clone(),
         clock,
         calls: JoinSet::new(),
         numbers: HashMap::new(),
         publish,
     };
-    (Handle { requests, fleet }, tokio::spawn(owner.run(queue)))
+    (Handle { requests, fleet, metrics }, tokio::spawn(owner.run(queue)))
 }
 
 struct Owner {
@@ -116,6 +127,7 @@ struct Owner {
     leadership: watch::Receiver<Arc<Leadership>>,
     view: watch::Receiver<Arc<ClusterView>>,
     hosts: Arc<dyn Hosts>,
+    metrics: Metrics,
     clock: Clock,
     /// Calls to hosts, each a task.
     calls: JoinSet<Result<HostAnswer, Unanswered>>,
@@ -211,8 +223,15 @@ impl Owner {
         while let Some(output) = self.placement.poll() {
             match output {
                 Output::Ask { call, host, what } => {
-                    let hosts = Arc::clone(&self.hosts);
-                    let task = self.calls.spawn(async move { hosts.ask(&host, what).await });
+                    let (hosts, metrics) = (Arc::clone(&self.hosts), self.metrics.clone());
+                    let is_offer = matches!(what, HostCall::Admit(_));
+                    let task = self.calls.spawn(async move {
+                        let answered = hosts.ask(&host, what).await;
+                        if is_offer {
+                            metrics.offered(&answered);
+                        }
+                        answered
+                    });
                     self.numbers.insert(task.id(), call);
                 }
                 // The caller may have stopped waiting. That changes nothing about the session.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Fault};
 pub use crate::types::ImageStoreKind;
-use crate::types::{Bytes, Platform};
+use crate::types::{Bytes, Platform, words};
 
 /// Where an engine keeps its images. An id has a meaning within one store only.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -184,6 +184,18 @@ pub enum PullCause {
     /// Anything else.
     Other,
 }
+
+words!(PullCause {
+    Engine => "engine",
+    Absent => "absent",
+    Denied => "denied",
+    Limited => "limited",
+    Registry => "registry",
+    UnknownAuthority => "unknown_authority",
+    Stalled => "stalled",
+    DiskFull => "disk_full",
+    Other => "other",
+});
 
 impl From<PullError> for Error {
     fn from(PullError { cause, message }: PullError) -> Self {

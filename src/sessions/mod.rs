@@ -10,7 +10,9 @@ pub mod decide;
 mod feed;
 mod journal;
 pub mod lifecycle;
+mod measure;
 mod meter;
+mod metrics;
 mod probe;
 mod record;
 pub mod runner;
@@ -25,6 +27,7 @@ pub use crate::runtime::LogsRequest;
 pub use decide::{Exceeded, FAILING_STARTS, GpuUse, Gpus, MAX_ATTEMPTS, Oddities, Oddity, Trouble, Troubles, Unplaced};
 pub use feed::{Feed, Standing};
 pub use journal::Journal;
+pub use metrics::Metrics;
 pub use record::{Live, Origin, Record, Status, Tombstone};
 pub use told::Told;
 
@@ -257,6 +260,7 @@ pub struct Handle {
     snapshot: watch::Receiver<Arc<Snapshot>>,
     ready: watch::Receiver<bool>,
     runtime: Arc<dyn Runtime>,
+    metrics: Metrics,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -284,6 +288,10 @@ pub enum Command {
 }
 
 impl Handle {
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
+    }
+
     /// Offers a session. Where it answers, the session is durable.
     pub async fn admit(&self, admit: Admit) -> Result<Admitted, Error> {
         self.ask(|reply| Request::Admit(Box::new(admit), reply)).await

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::decide::{Context, EngineState, Gpus, Registry, Report};
 use super::feed::{Feed, Standing};
+use super::measure::{Measure, Measured};
 use super::record::Record;
 use super::runner::{Watch, Work};
 use super::told::{Teller, Told};
@@ -92,6 +93,8 @@ pub struct Order {
 pub struct Turn<R: Reply> {
     /// What the event log is told, before anybody sees it.
     pub told: Vec<Told>,
+    /// What is counted.
+    pub measured: Vec<Measured>,
     /// The new snapshot, if it changed.
     pub snapshot: Option<Arc<Snapshot>>,
     pub orders: Vec<Order>,
@@ -150,6 +153,7 @@ pub struct Sessions<R: Reply> {
     /// The sessions that were admitted in this turn.
     fresh: BTreeSet<SessionId>,
     teller: Teller,
+    measure: Measure,
     published: BTreeMap<SessionId, Arc<SessionProfile>>,
     published_gpus: Gpus,
     activities: BTreeMap<SessionId, SessionActivity>,
@@ -174,6 +178,7 @@ impl<R: Reply> Sessions<R> {
             pending: Vec::new(),
             fresh: BTreeSet::new(),
             teller: Teller::default(),
+            measure: Measure::default(),
             published: BTreeMap::new(),
             published_gpus: Gpus::default(),
             activities: BTreeMap::new(),
@@ -296,6 +301,7 @@ impl<R: Reply> Sessions<R> {
         let pending = std::mem::take(&mut self.pending);
         Turn {
             told: self.teller.take(),
+            measured: self.measure.take(),
             snapshot,
             orders,
             nudge_all: std::mem::take(&mut self.nudge_all),
@@ -328,11 +334,13 @@ impl<R: Reply> Sessions<R> {
             let Some(record) = self.registry.record(id) else {
                 self.feed.forget(id);
                 self.teller.forget(id);
+                self.measure.forget(id);
                 continue;
             };
             let (session, activity) = (self.profile(record, cx), record.activity(cx.now));
             log_change(before.as_deref(), &session);
             self.teller.see(before.as_deref(), &session, record);
+            self.measure.see(before.as_deref(), &session, cx.now.boot);
             self.feed.note(before.as_deref(), &session, Standing::of(record));
             if activity_before.as_ref() != Some(&activity) {
                 self.feed.note_activity(id);

@@ -5,7 +5,7 @@
 
 use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -14,6 +14,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::decide::{Context, EngineState};
 use super::journal::Journal;
+use super::metrics::Metrics;
 use super::record::Record;
 use super::runners::{Envelope, Runners};
 use super::state::{Answer, Input, Reply, Request, Sessions, Start, Turn};
@@ -64,9 +65,11 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
     let (requests, inbox) = mpsc::channel(QUEUE);
     let (snapshot, published) = watch::channel(Arc::new(Snapshot::default()));
     let (ready, is_ready) = watch::channel(false);
-    let handle = Handle { requests, snapshot: published, ready: is_ready, runtime: parts.runtime.clone() };
+    let metrics = Metrics::default();
+    let runtime = parts.runtime.clone();
+    let handle = Handle { requests, snapshot: published, ready: is_ready, runtime, metrics: metrics.clone() };
     let (reporter, reports) = mpsc::channel(REPORTS);
-    let owner = Owner::new(parts, reporter, snapshot, ready);
+    let owner = Owner::new(parts, metrics, reporter, snapshot, ready);
     (handle, tokio::spawn(owner.run(inbox, reports)))
 }
 
@@ -103,6 +106,7 @@ struct Owner {
     surroundings: Surroundings,
     gpus: gpu::Handle,
     events: events::Handle,
+    metrics: Metrics,
     snapshot: watch::Sender<Arc<Snapshot>>,
     ready: watch::Sender<bool>,
 }
@@ -124,6 +128,7 @@ impl From<Envelope> for Input<Channels> {
 impl Owner {
     fn new(
         parts: Parts,
+        metrics: Metrics,
         reporter: mpsc::Sender<Envelope>,
         snapshot: watch::Sender<Arc<Snapshot>>,
         ready: watch::Sender<bool>,
@@ -150,6 +155,7 @@ impl Owner {
             surroundings,
             gpus: parts.gpus,
             events: parts.events,
+            metrics,
             snapshot,
             ready,
         }
@@ -245,17 +251,20 @@ impl Owner {
         }
         let mut written = Ok(());
         if let Some(changes) = self.sessions.changes() {
-            let commit = self.journal.commit(changes);
-            if let Err(error) = commit.await {
+            let began = Instant::now();
+            let committed = self.journal.commit(changes).await;
+            self.metrics.committed(began.elapsed());
+            if let Err(error) = committed {
                 tracing::error!(%error, "cannot write the journal; nothing changed");
                 written = Err(Error::Journal(error.into()));
             }
         }
-        let Turn { told, snapshot, orders, nudge_all, look_at_gpus, ready, answers } =
+        let Turn { told, measured, snapshot, orders, nudge_all, look_at_gpus, ready, answers } =
             self.surroundings.with_context(|cx| self.sessions.finish(written, cx));
         for (happening, by) in told {
             self.events.record(happening, by.as_ref());
         }
+        measured.into_iter().for_each(|measured| self.metrics.count(measured));
         for order in orders {
             self.runners.direct(order);
         }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::text::words;
 use super::{Dimension, Name};
 
 /// `{"error": {…}}`
@@ -43,6 +44,25 @@ pub enum ErrorCode {
     RuntimeUnavailable,
     Internal,
 }
+
+words!(ErrorCode {
+    Invalid => "invalid",
+    Unauthorized => "unauthorized",
+    Forbidden => "forbidden",
+    NotFound => "not_found",
+    Conflict => "conflict",
+    IdempotencyMismatch => "idempotency_mismatch",
+    DeclaredSetting => "declared_setting",
+    ExceedsPhysical => "exceeds_physical",
+    NoCapacity => "no_capacity",
+    QuotaExceeded => "quota_exceeded",
+    NodeDisabled => "node_disabled",
+    NodeUnreachable => "node_unreachable",
+    NoLeader => "no_leader",
+    OutcomeUnknown => "outcome_unknown",
+    RuntimeUnavailable => "runtime_unavailable",
+    Internal => "internal",
+});
 
 /// Why one node cannot take a session, with the figures that were compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -73,6 +73,7 @@ pub use session::{
     SessionRequest, SessionState, Wait,
 };
 pub use text::check_env;
+pub(crate) use text::words;
 pub use time::{BootInstant, Deadline, Moment, Period, Timestamp};
 pub use token::{ApiToken, ApiTokenRequest, NewApiToken, Role};
 pub use token_text::{MAX_TOKEN_INPUT, NotPlain, token_text};

@@ -8,6 +8,8 @@ use super::template::longest;
 /// Implements `Display`, `FromStr` and the list `ALL` for an enum whose variants are single words.
 macro_rules! words {
     ($name:ident { $($variant:ident => $word:literal),+ $(,)? }) => {
+        // Some enumerations are private to a module.
+        #[allow(unreachable_pub, dead_code)]
         impl $name {
             pub const ALL: &[Self] = &[$(Self::$variant),+];
             pub const fn as_str(self) -> &'static str {
@@ -30,7 +32,7 @@ macro_rules! words {
         }
     };
 }
-pub(super) use words;
+pub(crate) use words;
 
 /// Environment variables of one workspace or request at most.
 const MAX_ENV: usize = 128;

@@ -73,7 +73,7 @@ impl Cluster {
             }
         }
         let now = self.moment(i);
-        let Turn { told: _, snapshot, orders, nudge_all, look_at_gpus: _, ready: _, answers } =
+        let Turn { told: _, snapshot, orders, nudge_all, look_at_gpus: _, ready: _, answers, measured: _ } =
             self.hosts[i].with_sessions(now, |sessions, cx| sessions.finish(written, cx));
         for order in orders {
             self.direct_runner(i, order);

@@ -17,7 +17,9 @@ use super::{App, EventsQuery};
 use crate::cluster::{REPLAY, Told};
 use crate::events::FollowFrom;
 use crate::http::error::Refusal;
+use crate::http::metrics::Streaming;
 use crate::http::sessions::UNBUFFERED;
+use crate::metrics::Raised;
 use crate::types::{ErrorCode, Event, EventFilter, EventId, NodeId, Period, QueryTime, Timestamp};
 
 /// Streams of events at once at most, on one node.
@@ -48,8 +50,10 @@ struct Stream {
     told: BTreeSet<EventId>,
     tell: mpsc::Sender<Bytes>,
     stopping: watch::Receiver<bool>,
-    /// Counts this stream.
+    /// Bounds the streams.
     _permit: OwnedSemaphorePermit,
+    /// Counts this stream.
+    _open: Raised,
 }
 
 pub(super) async fn stream(app: &Arc<App>, query: &EventsQuery, headers: &HeaderMap) -> Result<Response, Refusal> {
@@ -85,8 +89,8 @@ pub(super) async fn stream(app: &Arc<App>, query: &EventsQuery, headers: &Header
         (Source::All(source), begin)
     };
     let stopping = app.stopping.clone();
-    let told = BTreeSet::new();
-    tokio::spawn(Stream { source, filter, nodes, told, tell, stopping, _permit: permit }.run(begin));
+    let (told, open) = (BTreeSet::new(), app.requests.open(Streaming::Events));
+    tokio::spawn(Stream { source, filter, nodes, told, tell, stopping, _permit: permit, _open: open }.run(begin));
     let head = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::VARY, HeaderValue::from_static("accept")),

@@ -309,6 +309,9 @@ impl Owner {
         if matches!(removed, Ok(Removal::Removed | Removal::Gone)) {
             self.forget(&image.id);
         }
+        if let (Ok(Removal::Removed), Verdict::Remove(reason)) = (&removed, verdict) {
+            self.metrics.pruned(reason, policy::own_bytes(&image));
+        }
         self.prunes.removing.remove(&image.id);
         self.listing.outdate();
         let marks = self.config.borrow().watermarks;

@@ -178,6 +178,7 @@ impl Owner {
         match (&brought, seen) {
             (Ok(Brought { digest, origin, fetched, node, .. }), Ok(Some(details))) => {
                 let from = node.as_deref().unwrap_or("registry");
+                self.metrics.pulled(details.size, node.is_some());
                 self.events.record(Happening::image_pulled(&image, Some(details.size), took, from), None);
                 records.pulled(&image, &details, digest.clone(), *origin, now);
                 if let (false, Some(place)) = (fetched, &self.place) {
@@ -188,6 +189,7 @@ impl Owner {
             (Ok(_), Err(_)) => {}
             (Ok(_), Ok(None)) => records.not_pulled(&image),
             (Err(error), seen) => {
+                self.metrics.failed(error.cause);
                 self.events.record(Happening::image_failed(&image, &error.to_string()), None);
                 if error.cause != PullCause::Engine {
                     records.not_pulled(&image);
