@@ -92,7 +92,7 @@ impl Start {
             self.start_images(made, &ground, &sessions, &catalogue, &election);
         }
         let here = self.images_here(&ground, &catalogue);
-        ground.images.iter().for_each(|images| self.metrics.add(images.clone()));
+        ground.images.iter().for_each(|images| self.metrics.add(images.metrics()));
         let giver = ground.images.as_ref().map(|images| self.giver(images, &catalogue));
         let observer = self.observer(&ground, &sessions, conditions, here);
         Host {
@@ -298,7 +298,7 @@ impl Start {
             clock: self.base.clock.clone(),
         });
         let history = self.owners.add("the owner of the history", started);
-        self.metrics.add(history.clone());
+        self.metrics.add(history.metrics());
         history
     }
 

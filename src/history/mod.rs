@@ -85,17 +85,27 @@ impl fmt::Display for Subject {
 #[derive(Debug, Clone)]
 pub struct Handle {
     directory: Arc<PathBuf>,
-    errors: Count,
+    metrics: Metrics,
     readers: Arc<Semaphore>,
 }
 
-impl Source for Handle {
+/// What the owner of the history counts.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    errors: Count,
+}
+
+impl Source for Metrics {
     fn register(&self, registry: &mut Registry<'_>) {
         registry.count("history_errors", "Rows of the history that could not be written", &self.errors);
     }
 }
 
 impl Handle {
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
+    }
+
     /// The history of this host and its GPUs, or of the cluster.
     ///
     /// # Errors

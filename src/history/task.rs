@@ -13,10 +13,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::ring::{Fold, STARTED, STEPPED, Step};
 use super::sampling::{self, Totals};
 use super::store::Store;
-use super::{Handle, READERS, Subject};
+use super::{Handle, Metrics, READERS, Subject};
 use crate::clock::Clock;
 use crate::gossip::ClusterView;
-use crate::metrics::Count;
 use crate::observe::Observer;
 use crate::sessions::Snapshot;
 use crate::types::Moment;
@@ -44,21 +43,21 @@ pub struct Parts {
 
 /// Starts the owner. It ends only with the daemon.
 pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
-    let errors = Count::default();
+    let metrics = Metrics::default();
     let handle = Handle {
         directory: Arc::new(parts.directory.clone()),
-        errors: errors.clone(),
+        metrics: metrics.clone(),
         readers: Arc::new(Semaphore::new(READERS)),
     };
     let (before, totals) = (parts.clock.now(), (parts.totals)());
     let store = Store::new(parts.directory.clone());
-    let owner = Owner { parts, errors, before, totals, slot: 0, flags: STARTED, readings: BTreeMap::new() };
+    let owner = Owner { parts, metrics, before, totals, slot: 0, flags: STARTED, readings: BTreeMap::new() };
     (handle, tokio::spawn(owner.run(store)))
 }
 
 struct Owner {
     parts: Parts,
-    errors: Count,
+    metrics: Metrics,
     /// When the last reading was taken.
     before: Moment,
     totals: Totals,
@@ -170,7 +169,7 @@ impl Owner {
     fn report(&self, written: io::Result<()>) {
         let trouble = written.err().map(|error| error.to_string());
         if trouble.is_some() {
-            self.errors.inc();
+            self.metrics.errors.inc();
         }
         self.parts.trouble.send_if_modified(|known| {
             if let (None, Some(error)) = (&known, &trouble) {

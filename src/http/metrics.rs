@@ -7,7 +7,11 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::IntoResponse;
 
 mod figures;
+#[cfg(test)]
+mod reference;
 mod requests;
+#[cfg(test)]
+mod sample;
 
 use figures::Figures;
 pub(super) use requests::{Requests, Streaming, measure};
@@ -16,6 +20,7 @@ use super::Shared;
 use super::accept::preference;
 use super::error::Refusal;
 use super::extract::{NoParameters, Query};
+use crate::images;
 use crate::metrics::{Format, Process, Scrape, Source};
 use crate::types::ErrorCode;
 
@@ -52,6 +57,8 @@ pub(super) async fn metrics(
         sessions: cluster.host().sessions.snapshot(),
         view: cluster.view(),
         leadership: cluster.leadership(),
+        certificate_end: app.certificate.as_ref().and_then(|certificate| certificate.borrow().end()),
+        images: cluster.host().images.as_ref().map(images::Handle::snapshot),
     };
     let mut scrape = Scrape::of(figures.node.name.as_str());
     for source in [&figures as &dyn Source, &app.api.metrics, &app.requests] {

@@ -135,6 +135,8 @@ struct App {
     /// True once the daemon stops, which ends every wait and every followed log.
     stopping: watch::Receiver<bool>,
     requests: Requests,
+    /// What the TCP listener serves; `None`: it does not speak TLS.
+    certificate: Option<watch::Receiver<Certificate>>,
     /// The streams of events that may still begin.
     event_streams: Arc<Semaphore>,
 }
@@ -165,7 +167,8 @@ pub async fn serve(
     let status_listen = status.as_ref().map(|(_, address)| *address);
     let addresses = Addresses { listen, status_listen, socket: config.socket };
     let event_streams = Arc::new(Semaphore::new(events::MAX_STREAMS));
-    let app = Arc::new(App { api, stopping: shutdown.clone(), requests: Requests::default(), event_streams });
+    let (requests, certificate) = (Requests::default(), tls.clone());
+    let app = Arc::new(App { api, stopping: shutdown.clone(), requests, certificate, event_streams });
     let api = router::api(Arc::clone(&app), followed.allowed_hosts);
     let mut listeners = vec![(Listener::Tcp { tcp, tls }, api.clone()), (Listener::Socket(socket), api)];
     if let Some((tcp, _)) = status {

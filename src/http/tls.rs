@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
 use super::{Error, Tls};
+use crate::identity::certificate_end;
 
 /// A certificate chain and its key, ready to serve. Two are equal if their files have the same content.
 #[derive(Clone)]
@@ -19,6 +20,8 @@ pub struct Certificate {
     acceptor: TlsAcceptor,
     /// Of the chain's file, and of the key's.
     digests: [Vec<u8>; 2],
+    /// The Unix second of its end.
+    end: Option<u64>,
 }
 
 impl PartialEq for Certificate {
@@ -41,6 +44,7 @@ impl Certificate {
         if chain.is_empty() {
             return Err(wrong(&tls.cert, "no PEM certificate found; expected the certificate chain"));
         }
+        let end = chain.first().and_then(certificate_end);
         let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| wrong(&tls.key, e))?;
         let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
             .with_safe_default_protocol_versions()
@@ -49,11 +53,16 @@ impl Certificate {
             .with_single_cert(chain, key)
             .map_err(|e| wrong(&tls.cert, e))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), digests })
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), digests, end })
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         self.acceptor.clone()
+    }
+
+    /// The Unix second of its end; `None`: not known.
+    pub(super) const fn end(&self) -> Option<u64> {
+        self.end
     }
 
     /// Whether the content of the chain's file differs, and that of the key's.

@@ -5,6 +5,9 @@ use std::time::Duration;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, Error, KeyUsage};
 
+/// A Unix second after the end of every certificate: the first of the year 10000.
+const NEVER: u64 = 253_402_300_800;
+
 /// What keeps clients from accepting a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Unfit {
@@ -42,6 +45,14 @@ pub fn unfit(certificate: &CertificateDer<'_>, names: &[String], now: u64, soon:
     Ok(Unfit { lacks, invalid, ends })
 }
 
+/// The Unix second of the certificate's end; `None` if it is no X.509 certificate of version 3, or does not end.
+pub fn end(certificate: &CertificateDer<'_>) -> Option<u64> {
+    match period(&EndEntityCert::try_from(certificate).ok()?, NEVER) {
+        Some(Error::CertExpired { not_after, .. }) => Some(not_after.as_secs()),
+        _ => None,
+    }
+}
+
 /// What is wrong at that time. The period is checked before the authority, of which none is given.
 fn period(certificate: &EndEntityCert<'_>, at: u64) -> Option<Error> {
     let time = UnixTime::since_unix_epoch(Duration::from_secs(at));
@@ -64,6 +75,7 @@ mod tests {
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap();
         let (begin, end) = (1_767_225_600, 1_772_323_200);
+        assert_eq!(super::end(certificate.der()), Some(end));
         let at = |now| unfit(certificate.der(), &names, now, Duration::from_secs(14 * DAY)).unwrap();
         assert_eq!(at(begin + DAY), Unfit::default());
         assert_eq!(at(end - DAY), Unfit { ends: Some(end), ..Unfit::default() });

@@ -14,7 +14,7 @@ mod token_file;
 pub use access::Stranger;
 pub use accounts::Accounts;
 pub use authority::node_of;
-pub use certificate::{Unfit, unfit};
+pub use certificate::{Unfit, end as certificate_end, unfit};
 pub use credentials::Credentials;
 pub use strength::TooWeak;
 pub use token_file::{Error, Token, generate, read, write_new};

@@ -1,9 +1,8 @@
-//! What the owner of the images counts, and how much the images take.
+//! What the owner of the images counts.
 
-use super::Handle;
 use crate::metrics::{Count, CountBy, Registry, Source};
 use crate::runtime::images::PullCause;
-use crate::types::{Bytes, ImageOwner, PruneReason};
+use crate::types::{Bytes, PruneReason};
 
 /// The image came from its registry.
 const PULLED: &str = "pulled";
@@ -12,7 +11,7 @@ const COPIED: &str = "copied";
 
 /// Cheap to clone; clones count together.
 #[derive(Debug, Clone)]
-pub(super) struct Metrics {
+pub struct Metrics {
     pulls: CountBy,
     pulled_bytes: Count,
     pruned: CountBy,
@@ -49,23 +48,12 @@ impl Metrics {
     }
 }
 
-impl Source for Handle {
+impl Source for Metrics {
     fn register(&self, registry: &mut Registry<'_>) {
-        let Metrics { pulls, pulled_bytes, pruned, reclaimed_bytes } = &self.metrics;
         let help = "Pulls of images: from the registry (pulled), from another node (copied), or why they failed";
-        registry.count_by("image_pulls", help, pulls);
-        registry.count("image_pulled_bytes", "Sizes of the images that were pulled", pulled_bytes);
-        registry.count_by("images_pruned", "Images that were pruned, by reason", pruned);
-        registry.count("image_reclaimed_bytes", "Disk space that pruned images took alone", reclaimed_bytes);
-
-        let snapshot = self.snapshot();
-        let Some(images) = &snapshot.images else { return };
-        let sizes = ImageOwner::ALL.iter().map(|owner| {
-            let owned = images.iter().filter(|image| snapshot.is_ours(image) == (*owner == ImageOwner::Ostler));
-            let bytes: u64 = owned.map(|image| image.size.get()).sum();
-            (vec![("owner", owner.to_string())], bytes as f64)
-        });
-        let help = "Sizes of the images, by owner; layers that images share count for each of them";
-        registry.gauges("image_bytes", help, sizes);
+        registry.count_by("image_pulls", help, &self.pulls);
+        registry.count("image_pulled_bytes", "Sizes of the images that were pulled", &self.pulled_bytes);
+        registry.count_by("images_pruned", "Images that were pruned, by reason", &self.pruned);
+        registry.count("image_reclaimed_bytes", "Disk space that pruned images took alone", &self.reclaimed_bytes);
     }
 }

@@ -48,7 +48,7 @@ use crate::types::{
     Timestamp,
 };
 use crate::{catalogue, sessions};
-use metrics::Metrics;
+pub use metrics::Metrics;
 use offers::{Offer, Refusal, Wanted};
 use ownership::{Fetched, Records};
 use pressure::Watermarks;
@@ -324,6 +324,10 @@ pub struct Handle {
 }
 
 impl Handle {
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
+    }
+
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.borrow().clone()
     }

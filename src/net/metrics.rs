@@ -96,7 +96,11 @@ impl Source for Net {
         let help =
             "Bytes of messages sent to other nodes, without QUIC's own: gossip; or calls, answers, logs and images";
         registry.count_by("mesh_sent_bytes", help, sent);
-        registry.count_by("mesh_received_bytes", "Bytes of messages received from other nodes, likewise", received);
+        registry.count_by(
+            "mesh_received_bytes",
+            "Bytes of messages received from other nodes, without QUIC's own",
+            received,
+        );
         let help = "Incoming connections of the mesh that were not let in, by reason";
         registry.count_by("handshakes_rejected", help, rejected);
         let peers = [("connected", self.connected().len()), ("unreachable", self.failures().len())];

@@ -52,7 +52,7 @@ impl Metrics {
         self.failed.get()
     }
 
-    pub(super) fn count(&self, measured: Measured) {
+    pub fn count(&self, measured: Measured) {
         match measured {
             Measured::Created => self.created.inc(),
             Measured::Started { took, pulled } => {

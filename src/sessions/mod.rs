@@ -27,6 +27,7 @@ pub use crate::runtime::LogsRequest;
 pub use decide::{Exceeded, FAILING_STARTS, GpuUse, Gpus, MAX_ATTEMPTS, Oddities, Oddity, Trouble, Troubles, Unplaced};
 pub use feed::{Feed, Standing};
 pub use journal::Journal;
+pub use measure::Measured;
 pub use metrics::Metrics;
 pub use record::{Live, Origin, Record, Status, Tombstone};
 pub use told::Told;

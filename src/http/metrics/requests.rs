@@ -42,7 +42,7 @@ impl Requests {
         self.streams.of(kind.as_str()).raise()
     }
 
-    fn answered(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
+    pub(super) fn answered(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
         let class = format!("{}xx", status.as_u16() / 100);
         let labels = vec![("method", method.to_string()), ("route", route.to_owned()), ("class", class)];
         self.durations.observe(&labels, took);

@@ -80,3 +80,43 @@ fn an_event_is_read_back_as_it_was_and_only_a_late_one_says_so() {
     let late = Event { late: true, ..event };
     assert_eq!(serde_json::from_value::<Event>(serde_json::to_value(&late).unwrap()).unwrap(), late);
 }
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/events.md");
+const HEAD: &str = "\
+# Events
+
+Each node writes what happens on it to its event log, and the leader what happens in the cluster. `ostler events` shows
+the logs of all nodes together, `ostler events -f` follows them, and `events.hook` runs a program for each event. An event
+is one line of JSON:
+
+| field | value |
+| --- | --- |
+| `id` | the id of the node whose log it is, `-` and the number of the event in that log; the numbers have no gap |
+| `time` | RFC 3339, UTC |
+| `node` | the name of the node whose log it is |
+| `kind`, `severity` | as below; a session that failed ends with severity `warning` |
+| `target` | what the event is about: `type`, `id` and `name`; `null`: the cluster |
+| `who` | who did it: `kind` (`token`, `socket`, `node` or `system`), `id`, `name` and `role` |
+| `via` | the node that received the request of a person; `null`: no person made it |
+| `message` | one sentence for people |
+| `data` | the fields of the kind; a field that is not known or does not apply is left out |
+
+Severities: `info` is what happens every day, `notice` what somebody wants to know later, `warning` what may need a hand.
+This table is made from the code.
+
+| kind | severity | meaning | data |
+| --- | --- | --- | --- |
+";
+
+#[test]
+fn the_page_of_events_has_every_kind() {
+    let mut page = HEAD.to_owned();
+    for kind in EventKind::ALL {
+        let fields: Vec<_> = kind.fields().iter().map(|field| format!("`{field}`")).collect();
+        page += &format!("| `{kind}` | {} | {} | {} |\n", kind.severity(), kind.meaning(), fields.join(", "));
+    }
+    if std::env::var_os("OSTLER_REWRITE").is_some() {
+        std::fs::write(PAGE, &page).unwrap();
+    }
+    assert_eq!(page, std::fs::read_to_string(PAGE).unwrap(), "OSTLER_REWRITE=1 rewrites the page");
+}

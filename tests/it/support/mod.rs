@@ -8,6 +8,7 @@ pub(crate) mod foreign_host;
 pub(crate) mod http;
 pub(crate) mod netns;
 pub(crate) mod nvml;
+pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod registry_relay;

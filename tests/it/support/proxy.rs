@@ -131,7 +131,7 @@ impl Drop for Proxy {
 }
 
 /// The program. Debian has it in a directory that is not in the PATH of every user.
-fn find(test: &str, name: &str) -> Option<PathBuf> {
+pub(crate) fn find(test: &str, name: &str) -> Option<PathBuf> {
     let directories = std::env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = std::env::split_paths(&directories).collect();
     directories.push("/usr/sbin".into());
