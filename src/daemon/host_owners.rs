@@ -96,6 +96,7 @@ impl Start {
         let observer = self.observer(&ground, &sessions, conditions, here);
         Host {
             history: self.history(&observer, &sessions, history),
+            doctor: self.doctor.clone(),
             observer,
             settings: ground.node,
             gpus: self.gpus.clone(),

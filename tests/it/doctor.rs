@@ -5,10 +5,10 @@ use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::refresh::pem;
-use crate::support::agent::{Agent, Output};
+use crate::support::agent::{Agent, Output, until};
 use crate::support::cluster::{Cluster, free_port, write_token};
 use crate::support::docker::SOCKET;
 use crate::support::engine_relay::{EngineRelay, Fault};
@@ -218,4 +218,53 @@ fn an_engine_that_is_old_or_absent_is_a_fault() {
     expect(&agent, "engine", "fail", "the engine is broken");
     relay.mend();
     expect(&agent, "engine", "ok", "answers at");
+}
+
+/// Has another node check itself, by the command line of `agent`.
+fn doctor_of(agent: &Agent, node: &str) -> Output {
+    agent.cli(&["doctor", "--node", node, "--output", "json"])
+}
+
+#[test]
+fn the_agent_of_another_node_makes_the_checks_of_its_host() {
+    let mut cluster = Cluster::start(3, "");
+    let (memory, verdict) = {
+        let nodes = &cluster.nodes;
+        let memory = |output: &Output| {
+            let checkup: Value = serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+            assert_eq!((&checkup["node"], output.code), (&json!("n2"), i32::from(checkup["verdict"] == "fail")));
+            let checks = checkup["checks"].as_array().unwrap().clone();
+            checks.into_iter().find(|check| check["topic"] == "memory").unwrap()
+        };
+        let set = |bytes: Value| {
+            nodes[2].patch("/v1/nodes/self", &json!({ "memory_override_bytes": bytes })).expect(200);
+        };
+        set(json!("900TiB"));
+        let found = memory(&doctor_of(&nodes[0], "n2"));
+        set(json!(0));
+        (found, memory(&doctor_of(&nodes[0], "n2"))["verdict"].clone())
+    };
+    assert!(memory["verdict"] == "fail" && memory["message"].as_str().unwrap().contains("900 TiB"), "{memory}");
+    assert_ne!(verdict, "fail", "it is mended");
+
+    let nodes = &cluster.nodes;
+    let text = nodes[0].cli(&["doctor", "--node", "n2"]).stdout;
+    assert!(text.contains("\nn2: ") && text.contains("token "), "{text}");
+    let url = format!("http://{}", nodes[1].tcp_address());
+    let token = nodes[0].token("admin");
+    until("the token is on every node", || nodes[1].tcp(Some(&token)).get("/v1/status").status == 200);
+    let contacted = nodes[0].cli_with(&["doctor", "--node", &url], &[("OSTLER_API_TOKEN", &token)], "");
+    assert!(contacted.stdout.contains("\nn1: "), "the node at a URL checks itself: {contacted:?}");
+    for role in ["read", "operate"] {
+        let token = nodes[0].token(role);
+        nodes[0].tcp(Some(&token)).get("/v1/nodes/n2/doctor").refused(403, "forbidden");
+    }
+    let answer = nodes[0].tcp(Some(&token)).get("/v1/nodes/n2/doctor");
+    assert_eq!((answer.status, answer.header("x-ostler-served-by")), (200, Some("n2")));
+    assert!(doctor_of(&nodes[0], "n9").failed(1).contains("no node n9"));
+    assert!(nodes[0].cli(&["doctor", "--node", "n1", "--config", "x"]).failed(2).contains("--config"));
+
+    cluster.nodes[2].kill9();
+    let unreachable = doctor_of(&cluster.nodes[0], "n2").failed(4);
+    assert!(unreachable.contains("n2"), "{unreachable}");
 }

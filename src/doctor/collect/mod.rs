@@ -8,13 +8,16 @@ mod mesh;
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::judge::{agent, clock, conditions, disk, endpoints as ports, engine, gpus as devices, http as api};
 use super::judge::{limits, memory, mesh as network, token};
 use super::{Agent, Config};
+use crate::gpu;
 use crate::runtime::EngineInfo;
 use crate::runtime::docker::Visit;
 use crate::types::{Check, Checkup, RuntimeKind, Timestamp, Topic};
@@ -30,11 +33,19 @@ pub(super) const QUICK: Duration = Duration::from_secs(5);
 pub struct Examiner {
     /// The version of this program.
     pub version: String,
-    /// This program's file: the child that asks NVML is made of it.
-    pub program: PathBuf,
+    pub gpus: Gpus,
     /// The process of the agent, if it is known.
     pub agent_pid: Option<u32>,
     pub now: Timestamp,
+}
+
+/// Where the facts of the GPUs come from.
+#[derive(Debug, Clone)]
+pub enum Gpus {
+    /// A child that asks NVML, made of this program's file.
+    Child(PathBuf),
+    /// The agent that examines, which has asked already: a driver that hangs holds every child that asks it.
+    Agent(Arc<gpu::Snapshot>),
 }
 
 /// Makes every check of this host. `agent`: what the agent tells, if it runs.
@@ -128,7 +139,21 @@ fn judged<T>(fact: Result<T, Check>, judge: impl FnOnce(T) -> Vec<Check>) -> Vec
     fact.map_or_else(|late| vec![late], judge)
 }
 
-/// Runs what may block in a thread. `None`: it takes longer than [`QUICK`].
+/// Threads that read at once, in one process. One that hangs, as on a file system of another host, cannot be ended: an
+/// agent that is asked again and again must not lose all of its threads so.
+const MAX_READS: usize = 16;
+static READS: Semaphore = Semaphore::const_new(MAX_READS);
+
+/// Runs what may block in a thread. `None`: it takes longer than [`QUICK`], or too many others hang.
 pub(super) async fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    timeout(QUICK, tokio::task::spawn_blocking(read)).await.ok()?.ok()
+    let read = async {
+        let permit = READS.acquire().await.ok()?;
+        let read = move || {
+            let read = read();
+            drop(permit);
+            read
+        };
+        tokio::task::spawn_blocking(read).await.ok()
+    };
+    timeout(QUICK, read).await.ok()?
 }
