@@ -56,6 +56,8 @@ async fn what_was_recorded_is_read_back_with_who_did_it_and_over_a_restart() {
     assert_eq!((events[0].who.kind, &events[0].via), (WhoKind::System, &None));
     assert_eq!(handle.counts().of(EventKind::VolumeRemoved), 1);
     handle.close().await;
+    handle.record(volume("home"), None);
+    handle.close().await;
     task.abort();
 
     let (handle, task) = start(dir.path(), Config::default());
