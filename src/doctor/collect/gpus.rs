@@ -8,7 +8,7 @@ use crate::doctor::Config;
 use crate::doctor::judge::gpus::Facts;
 use crate::gpu::answer::{Answer, Ask, Closed, Inventory};
 use crate::gpu::device::Presence;
-use crate::gpu::known::Known;
+use crate::gpu::known::{Known, Records};
 use crate::gpu::probe::{Probe, Silence};
 use crate::gpu::{Driver, Snapshot};
 use crate::runtime::EngineInfo;
@@ -41,7 +41,7 @@ pub(super) async fn facts(config: &Config, engine: Option<&EngineInfo>, by: &Exa
     let broken = |driver: Driver| (Facts::Broken { why: driver.trouble().unwrap_or_default() }, Snapshot::default());
     match answer {
         Ok(Answer::Inventory(Inventory { versions, devices })) => {
-            let mut known = Known::default();
+            let mut known = Known::restore(Records::new(), None);
             known.see(&devices, by.now);
             let devices: Vec<_> = known.devices().cloned().collect();
             let facts = Facts::Driver { version: versions.driver.clone(), count: devices.len() };
