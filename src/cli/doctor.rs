@@ -29,8 +29,10 @@ use crate::types::{Check, Checkup, List, Node, Session, Verdict};
 /// Says what is wrong, and for each fault how to mend it. Reads only, and works while the agent is down. Reads the
 /// configuration file itself, so run it as the agent's user, mostly as root. Exits with 1 if a check fails.
 ///
-/// With --node NAME the agent of that node makes the checks, with its own configuration, and the node that is contacted
-/// passes them on; that needs an administrator. With --node URL the node at that URL checks itself.
+/// With --node NAME the agent of that node makes the checks of its host, with its own configuration; NAME may be an id or a
+/// unique prefix of one. With --node URL the node at that URL checks itself. Both need an administrator: root or a member of
+/// group ostler on the socket, or an API token of role admin. If the agent of the other node is down, run
+/// `ssh HOST ostler doctor`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ostler doctor

@@ -103,6 +103,9 @@ pub(super) async fn in_force(config: &Config, agent: &Agent, by: &Examiner, cred
     if agent.told().is_none() || address.port() == 0 {
         return InForce::Unknown;
     }
+    if taken(address).is_none() {
+        return InForce::Silent(address);
+    }
     if address.ip().is_unspecified() {
         // `[::]` stands for IPv4 too.
         address.set_ip(Ipv4Addr::LOCALHOST.into());
@@ -110,8 +113,8 @@ pub(super) async fn in_force(config: &Config, agent: &Agent, by: &Examiner, cred
     match reach(address, credentials, by.now).await {
         Reached::Yes(_) => InForce::Same,
         Reached::OtherToken { key_id } => InForce::Other(key_id),
-        Reached::NoAnswer => InForce::Silent(address),
-        Reached::Narrow(_) | Reached::Other(_) => InForce::Unknown,
+        // An agent that is too busy for a handshake may have any token.
+        Reached::NoAnswer | Reached::Narrow(_) | Reached::Other(_) => InForce::Unknown,
     }
 }
 

@@ -25,7 +25,7 @@ pub enum InForce {
     Same,
     /// Another token or `cluster.name`, with this key id.
     Other(Option<String>),
-    /// It runs, and does not answer on its own port.
+    /// It runs, and nobody listens on its own port.
     Silent(SocketAddr),
     /// The agent does not run, or its port is not known.
     Unknown,
@@ -56,7 +56,7 @@ fn good(file: &str, key_id: Option<&str>, in_force: &InForce) -> Check {
         }
         InForce::Silent(address) => {
             let message = format!(
-                "{held}, and the agent does not answer on UDP {address}: it was started without a token or with another \
+                "{held}, and the agent does not listen on UDP {address}: it was started without a token or with another \
                  cluster.listen"
             );
             Check::fail(Topic::Token, message, RESTART)
