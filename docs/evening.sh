@@ -45,9 +45,10 @@ start_engine() {
     local node=$1
     mkdir -p "$work/$node"
     rm -f "$work/$node/docker.pid"
+    echo '{"storage-driver": "vfs"}' >"$work/$node/daemon.json"
     unshare --net sh -c 'ip link set lo up; exec "$@"' sh dockerd --host "unix://$work/$node/docker.sock" \
         --data-root "$work/$node/docker" --exec-root "$work/$node/exec" --pidfile "$work/$node/docker.pid" \
-        --storage-driver vfs >>"$work/$node/docker.log" 2>&1 &
+        --config-file "$work/$node/daemon.json" >>"$work/$node/docker.log" 2>&1 &
     engine[$node]=$!
     until_true "the engine of $node" docker -H "unix://$work/$node/docker.sock" version
 }

@@ -1,12 +1,15 @@
-//! `ostler doctor`: checks this host.
+//! `ostler doctor`: checks this host, or has another node check itself.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
+use hyper::Method;
 use tokio::net::UnixStream;
 
-use super::client::Client;
+use super::Context;
+use super::client::{Call, Client};
 use super::connection::Connection;
 use super::failure::{Exit, Failure};
 use super::output::Output;
@@ -16,35 +19,69 @@ use super::terminal::Terminal;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::daemon;
-use crate::doctor::collect::{Examiner, examine};
+use crate::doctor::collect::{Examiner, Gpus, examine};
+use crate::doctor::task::LIMIT;
 use crate::doctor::{Agent, Told};
 use crate::types::{Check, Checkup, List, Node, Session, Verdict};
 
-/// Check this host: engine, GPUs, memory, mesh, clock, token, disk, limits, API, ports of sessions, agent.
+/// Check this host, or another node: engine, GPUs, memory, mesh, clock, token, disk, limits, API, ports of sessions, agent.
 ///
 /// Says what is wrong, and for each fault how to mend it. Reads only, and works while the agent is down. Reads the
 /// configuration file itself, so run it as the agent's user, mostly as root. Exits with 1 if a check fails.
+///
+/// With --node NAME the agent of that node makes the checks of its host, with its own configuration; NAME may be an id or a
+/// unique prefix of one. With --node URL the node at that URL checks itself. Both need an administrator: root or a member of
+/// group ostler on the socket, or an API token of role admin. If the agent of the other node is down, run
+/// `ssh HOST ostler doctor`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ostler doctor
   ostler doctor --output json
+  ostler doctor --node host-b
   ssh root@host-b ostler doctor")]
 pub(super) struct DoctorArgs {
-    /// Configuration file [default: /etc/ostler/ostler.toml if it exists, otherwise built-in defaults].
+    /// Configuration file of this host [default: /etc/ostler/ostler.toml if it exists, otherwise built-in defaults].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-pub(super) async fn run(args: &DoctorArgs, connection: &Connection, out: &Output) -> Result<(), Failure> {
-    if connection.node.is_some() {
-        let message = "doctor checks the host that it runs on; for another host run: ssh HOST ostler doctor";
-        return Err(Failure::Usage(message.to_owned()));
+/// How long the answer of a node is waited for: the node itself gives up before, and says so.
+const PATIENCE: Duration = LIMIT.saturating_add(Duration::from_secs(10));
+/// The node at a URL, as it names itself.
+const SELF: &str = "self";
+
+pub(super) async fn run(args: &DoctorArgs, context: &mut Context) -> Result<(), Failure> {
+    match context.connection.node.clone() {
+        None => here(args, &context.out).await,
+        Some(_) if args.config.is_some() => {
+            let message =
+                "--config is for the checks of this host; the agent of another node has its own configuration";
+            Err(Failure::Usage(message.to_owned()))
+        }
+        Some(url) if Connection::is_url(&url) => away(SELF, context).await,
+        Some(name) => {
+            // A name is the node to check, and says nothing of the node to contact.
+            context.connection.node = None;
+            away(&name, context).await
+        }
     }
+}
+
+/// Has a node check itself.
+async fn away(name: &str, context: &Context) -> Result<(), Failure> {
+    let call = Call::new(Method::GET, Route::new(&["nodes", name, "doctor"])).waiting(PATIENCE);
+    let body = context.client()?.send(call).await?.body;
+    context.out.answer(&body, |checkup: &Checkup| describe(checkup, &context.out.terminal))?;
+    ended(body.read::<Checkup>()?.verdict)
+}
+
+/// Checks this host.
+async fn here(args: &DoctorArgs, out: &Output) -> Result<(), Failure> {
     let config = Config::load(args.config.as_deref(), true).map_err(|e| Failure::Failed(e.to_string()))?.doctor();
     let clock = Clock::system().map_err(|e| Failure::Failed(format!("the clock cannot be read: {e}")))?;
     let by = Examiner {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        program: daemon::this_program().map_err(|e| Failure::Failed(format!("{e:#}")))?,
+        gpus: Gpus::Child(daemon::this_program().map_err(|e| Failure::Failed(format!("{e:#}")))?),
         agent_pid: agent_pid(&config.socket).await,
         now: clock.now().wall,
     };
@@ -55,7 +92,11 @@ pub(super) async fn run(args: &DoctorArgs, connection: &Connection, out: &Output
     };
     let checkup = examine(&config, &agent, &by).await;
     out.value(&checkup, || describe(&checkup, &out.terminal))?;
-    if checkup.verdict == Verdict::Fail { Err(Failure::Reported(Exit::Failed)) } else { Ok(()) }
+    ended(checkup.verdict)
+}
+
+fn ended(worst: Verdict) -> Result<(), Failure> {
+    if worst == Verdict::Fail { Err(Failure::Reported(Exit::Failed)) } else { Ok(()) }
 }
 
 /// The process at the other end of the agent's socket.

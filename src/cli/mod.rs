@@ -206,7 +206,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Logout => login::logout(&context.out),
         Command::Status(_) => status::run(&context).await,
         Command::Top(args) => top::run(args, &context).await,
-        Command::Doctor(args) => doctor::run(args, &context.connection, &context.out).await,
+        Command::Doctor(args) => doctor::run(args, &mut context).await,
         Command::History(args) => history::run(args, &context).await,
         Command::Version => version::run(&context.out),
         Command::Node(command) => node::run(command, &context).await,

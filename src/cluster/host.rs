@@ -21,7 +21,7 @@ use crate::wire::message::{
     Admit, AdmitError, ChangeGpu, Claim, Command, Compare, Describe, Drain, Explain, FetchImage, Find, Forget,
     ForgetSession, Hold, Keep, OfferImage, Patch, Refresh, RemoveVolume, Report, Secret, Undrain, Volumes,
 };
-use crate::{catalogue, election, events, gossip, gpu, history, images, node, sessions};
+use crate::{catalogue, doctor, election, events, gossip, gpu, history, images, node, sessions};
 
 /// How long a report waits for a change.
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
@@ -40,6 +40,7 @@ pub struct Host {
     pub gpus: gpu::Handle,
     pub events: events::Handle,
     pub history: history::Handle,
+    pub doctor: doctor::task::Handle,
     /// `None`: the runtime has no images.
     pub images: Option<images::Handle>,
     /// Gives images to other nodes; `None` like `images`.

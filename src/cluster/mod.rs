@@ -8,6 +8,7 @@
 mod catalogue;
 mod copies;
 mod digests;
+mod doctor;
 mod events;
 mod gpus;
 mod history;
@@ -104,6 +105,8 @@ pub enum Error {
     Events(#[from] crate::events::Error),
     #[error(transparent)]
     History(#[from] crate::history::Error),
+    #[error(transparent)]
+    Doctor(#[from] crate::types::NoCheckup),
     #[error("node {node} cannot be reached: {cause}")]
     Unreachable {
         node: String,

@@ -97,6 +97,7 @@ impl Start {
         let observer = self.observer(&ground, &sessions, conditions, here);
         Host {
             history: self.history(&observer, &sessions, &election, history),
+            doctor: self.doctor.clone(),
             observer,
             settings: ground.node,
             gpus: self.gpus.clone(),

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::http::{self, Certificate};
 use crate::types::OnUnknown;
-use crate::{events, gossip, gpu, images, node, placement, sessions};
+use crate::{doctor, events, gossip, gpu, images, node, placement, sessions};
 
 /// The ends that are written. Their owner is that of the configuration.
 pub(super) struct Live {
@@ -15,6 +15,7 @@ pub(super) struct Live {
     node: watch::Sender<node::Config>,
     gpu: watch::Sender<gpu::Config>,
     events: watch::Sender<events::Config>,
+    doctor: watch::Sender<doctor::Config>,
     images: watch::Sender<images::Config>,
     sessions: watch::Sender<sessions::Config>,
     placement: watch::Sender<placement::Config>,
@@ -29,6 +30,7 @@ pub(super) struct Followed {
     pub node: watch::Receiver<node::Config>,
     pub gpu: watch::Receiver<gpu::Config>,
     pub events: watch::Receiver<events::Config>,
+    pub doctor: watch::Receiver<doctor::Config>,
     pub images: watch::Receiver<images::Config>,
     pub sessions: watch::Receiver<sessions::Config>,
     pub placement: watch::Receiver<placement::Config>,
@@ -40,6 +42,7 @@ pub(super) fn tie(config: &Config, certificate: Option<Certificate>) -> (Live, F
     let (node, node_read) = watch::channel(config.node.clone());
     let (gpu, gpu_read) = watch::channel(config.gpu.clone());
     let (events, events_read) = watch::channel(config.events.clone());
+    let (doctor, doctor_read) = watch::channel(config.doctor());
     let (images, images_read) = watch::channel(config.images.clone());
     let (sessions, sessions_read) = watch::channel(config.sessions.clone());
     let (placement, placement_read) = watch::channel(placement_of(config));
@@ -50,12 +53,13 @@ pub(super) fn tie(config: &Config, certificate: Option<Certificate>) -> (Live, F
         node: node_read,
         gpu: gpu_read,
         events: events_read,
+        doctor: doctor_read,
         images: images_read,
         sessions: sessions_read,
         placement: placement_read,
         http: http::Followed { allowed_hosts: allowed_hosts_read, certificate: certificate_read },
     };
-    (Live { places, node, gpu, events, images, sessions, placement, allowed_hosts, certificate }, followed)
+    (Live { places, node, gpu, events, doctor, images, sessions, placement, allowed_hosts, certificate }, followed)
 }
 
 impl Live {
@@ -65,6 +69,7 @@ impl Live {
         replace(&self.node, config.node.clone());
         replace(&self.gpu, config.gpu.clone());
         replace(&self.events, config.events.clone());
+        replace(&self.doctor, config.doctor());
         replace(&self.images, config.images.clone());
         replace(&self.sessions, config.sessions.clone());
         replace(&self.placement, placement_of(config));

@@ -15,6 +15,7 @@
 
 mod address;
 mod cluster_owners;
+mod doctor;
 mod engine;
 mod host_owners;
 mod knots;
@@ -105,6 +106,7 @@ struct Start {
     followed: Followed,
     metrics: Sources,
     refresh: node::refresh::Handle,
+    doctor: crate::doctor::task::Handle,
     registries: Registries,
     owners: Owners,
 }
@@ -132,12 +134,14 @@ impl Daemon {
         let engine = engine::open(&base, &gpus)?;
         let net = mesh::join(&base, token.clone(), watches.directory.clone()).await?;
         let (refresh, refreshes) = node::refresh::channel();
+        let (doctor, checkups) = crate::doctor::task::channel();
 
         let peers = Peers(net.clone());
         let (registries, mut metrics) = (Registries::default(), Sources::default());
         metrics.add(events.counts());
         net.iter().for_each(|net| metrics.add(net.clone()));
-        let mut start = Start { base, events, gpus, peers, watches, followed, metrics, refresh, registries, owners };
+        let mut start =
+            Start { base, events, gpus, peers, watches, followed, metrics, refresh, doctor, registries, owners };
         start.listed_gpus(&*engine.runtime, publishers.listed);
         let election = start.election(stores.ballots);
         let host = start.host(stores.host, engine, election.clone(), publishers.history);
@@ -159,6 +163,9 @@ impl Daemon {
 
         let cluster = Cluster::new(hosts, leader);
         start.registries.join(&cluster);
+        let (config, gpus, clock) = (start.followed.doctor.clone(), start.gpus.clone(), start.base.clock.clone());
+        let task = doctor::spawn(checkups, doctor::Parts { config, cluster: cluster.clone(), gpus, clock });
+        start.owners.add("the owner of the checkups", ((), task));
         let (stop, stopping) = watch::channel(false);
         let api = bind(&start.base, start.followed.http, start.metrics, dev, cluster, stopping).await?;
         let events = start.events;

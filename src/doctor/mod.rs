@@ -2,10 +2,12 @@
 //!
 //! [`collect`] reads the facts of this host and changes nothing: files, sockets, the engine, the GPUs, other nodes. Each
 //! fact has a time limit, so that what hangs is a finding. [`judge`] (pure) makes findings of facts; every sentence and
-//! every mend that is not of another part is written there. The agent need not run: what only it knows is left out.
+//! every mend that is not of another part is written there. The agent need not run: what only it knows is left out. The
+//! agent of another node makes the same checks of its own host, one checkup at a time ([`task`]).
 
 pub mod collect;
 pub mod judge;
+pub mod task;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

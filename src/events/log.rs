@@ -17,7 +17,7 @@ use crate::types::{Event, EventKind, Timestamp};
 /// How long events are kept.
 const MAX_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Bytes of all files at most, with what is reserved.
-pub(super) const MAX_BYTES: u64 = 64 << 20;
+pub const MAX_BYTES: u64 = 64 << 20;
 /// Bytes of one file at most, so that the oldest one is a small part of all.
 const MAX_FILE: u64 = 8 << 20;
 /// Bytes that are reserved behind the end of the newest file, so that a full disk still takes events.
@@ -27,6 +27,8 @@ const RESERVE_LOW: u64 = 256 << 10;
 /// A clock that is this much behind the newest event was set back; less is borne by repeating the time.
 const STEP: Duration = Duration::from_secs(60);
 const SUFFIX: &str = ".jsonl";
+/// The same, as a path has it.
+pub(super) const EXTENSION: &str = "jsonl";
 /// They name users and addresses: only the agent's user may read them.
 const FILE_MODE: u32 = 0o600;
 

@@ -29,6 +29,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::metrics::{Count, CountBy, Registry, Source};
 use crate::types::{Actor, Event, EventFilter, EventKind, EventPlace, Timestamp};
 pub use happening::Happening;
+pub use log::MAX_BYTES;
+pub use read::scan;
 
 /// What waits for the owner at most. An event beyond it is dropped and counted: no owner waits for the log.
 const QUEUE: usize = 4096;

@@ -1,13 +1,14 @@
 //! Reads events from the files, beside the owner that writes them.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, ErrorKind};
+use std::path::Path;
 
 use super::line::{self, Backwards};
-use super::log::Segment;
+use super::log::{EXTENSION, Segment};
 use super::{MAX_PAGE, Page, Paged, Published};
-use crate::types::Event;
+use crate::types::{Event, EventFilter};
 
 /// Bytes of the lines of a page at most: a message between nodes must hold it.
 const MAX_BYTES: usize = 4 << 20;
@@ -72,6 +73,43 @@ fn few_after(published: &Published, seq: u64) -> io::Result<Vec<Event>> {
         }
     }
     Ok(events.into())
+}
+
+/// The events in the files of a directory that match, [`MAX_PAGE`] at most, in no order. It needs no owner of the log: the
+/// agent may be down, or write meanwhile.
+///
+/// # Errors
+/// The directory or a file cannot be read.
+pub fn scan(directory: &Path, filter: &EventFilter) -> io::Result<Vec<Event>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let since = filter.since.unwrap_or_default();
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_none_or(|end| end != EXTENSION) {
+            continue;
+        }
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            // It was too old, and was removed meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        // A line that is being written at the end decodes to nothing.
+        let events = Backwards::new(&file, file.metadata()?.len())?.map(|line| Ok(line::decode(&line?)));
+        for event in events.filter_map(io::Result::transpose) {
+            let event = event?;
+            // Within a file, times only grow: the rest of it is older still.
+            if event.time < since || found.len() >= MAX_PAGE {
+                break;
+            }
+            found.extend(Some(event).filter(|event| filter.matches(event)));
+        }
+    }
+    Ok(found)
 }
 
 impl line::ReadAt for File {

@@ -70,6 +70,7 @@ pub fn spawn(parts: Parts) -> (Handle, JoinHandle<()>) {
         publish,
         take,
         sync_at: None,
+        is_closed: false,
     };
     owner.begin();
     (handle, tokio::spawn(owner.run(inbox)))
@@ -93,6 +94,8 @@ struct Owner {
     take: watch::Sender<u64>,
     /// When the disk is synchronised next.
     sync_at: Option<Instant>,
+    /// The agent stops: its last event is written or pending.
+    is_closed: bool,
 }
 
 impl Owner {
@@ -123,7 +126,9 @@ impl Owner {
                 }
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     let now = self.parts.clock.now().boot;
-                    self.pending.extend(self.tally.due(now));
+                    if !self.is_closed {
+                        self.pending.extend(self.tally.due(now));
+                    }
                     self.write();
                     if self.sync_at.is_some_and(|at| at <= Instant::now()) {
                         self.sync_later();
@@ -163,6 +168,8 @@ impl Owner {
         let mut closing = Vec::new();
         for request in turn.drain(..) {
             match request {
+                // What parts do while the agent stops is not told: the last event of a clean stop is that of the stop.
+                Request::Record(_) if self.is_closed => {}
                 Request::Record(recorded) => {
                     let Some(recorded) = self.tally.take(*recorded, now) else { continue };
                     if self.pending.len() < PENDING && self.bucket.take(now) {
@@ -172,7 +179,10 @@ impl Owner {
                     }
                 }
                 Request::Close(reply) => {
-                    self.pending.push_back(by_itself(Happening::agent_stopped(&self.parts.version)));
+                    if !self.is_closed {
+                        self.pending.push_back(by_itself(Happening::agent_stopped(&self.parts.version)));
+                    }
+                    self.is_closed = true;
                     closing.push(reply);
                 }
             }
@@ -210,7 +220,11 @@ impl Owner {
     fn tell_dropped(&mut self) {
         let dropped = self.counts.dropped();
         let count = dropped.saturating_sub(self.told_dropped);
-        if count > 0 && self.trouble.borrow().is_none() && self.bucket.take(self.parts.clock.now().boot) {
+        if count > 0
+            && !self.is_closed
+            && self.trouble.borrow().is_none()
+            && self.bucket.take(self.parts.clock.now().boot)
+        {
             self.told_dropped = dropped;
             self.pending.push_back(by_itself(Happening::events_dropped(count)));
         }

@@ -56,6 +56,8 @@ async fn what_was_recorded_is_read_back_with_who_did_it_and_over_a_restart() {
     assert_eq!((events[0].who.kind, &events[0].via), (WhoKind::System, &None));
     assert_eq!(handle.counts().of(EventKind::VolumeRemoved), 1);
     handle.close().await;
+    handle.record(volume("home"), None);
+    handle.close().await;
     task.abort();
 
     let (handle, task) = start(dir.path(), Config::default());
@@ -67,6 +69,32 @@ async fn what_was_recorded_is_read_back_with_who_did_it_and_over_a_restart() {
     let (handle, _task) = start(dir.path(), Config::default());
     let events = all(&handle).await;
     assert_eq!((events[0].kind, &events[0].data["unclean"]), (EventKind::AgentStarted, &true.into()), "it was killed");
+}
+
+#[tokio::test]
+async fn the_files_are_scanned_without_their_owner_also_with_a_torn_line_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = dir.path().join("events");
+    let filter = EventFilter { kinds: [EventKind::AgentStarted].into(), ..EventFilter::default() };
+    assert_eq!(scan(&files, &filter).unwrap(), [], "there is no directory");
+    for _ in 0..2 {
+        let (handle, task) = start(dir.path(), Config::default());
+        handle.record(volume("home"), None);
+        handle.flush().await;
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+    }
+    let file = std::fs::read_dir(&files).unwrap().next().unwrap().unwrap().path();
+    let torn = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &torn[..torn.len() - 5]).unwrap();
+    std::fs::write(files.join("notes.txt"), "of a person").unwrap();
+    let found = scan(&files, &filter).unwrap();
+    assert_eq!(found.iter().map(|event| event.id.seq).collect::<Vec<_>>(), [3, 1]);
+    let everything = scan(&files, &EventFilter::default()).unwrap();
+    assert_eq!(everything.len(), 3, "the last line is torn");
+    let later = EventFilter { since: Some(Timestamp::from_millis(i64::MAX)), ..filter };
+    assert_eq!(scan(&files, &later).unwrap(), []);
+    assert_eq!(std::fs::read(&file).unwrap().len(), torn.len() - 5, "it only reads");
 }
 
 #[tokio::test]

@@ -27,6 +27,13 @@ use range::{MAX_SERIES, Points, Range};
 /// Queries that read the disk at once. Each reads 2 MB of a ring at most, and others wait.
 const READERS: usize = 2;
 
+/// Bytes of the files of the history at most. Each may stand beside one of another layout that was moved aside.
+pub const fn max_bytes() -> u64 {
+    let gpus = store::MAX_GPUS as u64 * ring::file_bytes(Table::Gpu);
+    let subjects = ring::file_bytes(Table::Host) + ring::file_bytes(Table::Cluster) + gpus;
+    subjects * ring::Step::BOTH.len() as u64 * 2
+}
+
 /// Why a query is not answered.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 pub enum Error {

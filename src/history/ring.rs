@@ -97,7 +97,7 @@ pub fn place(table: Table, slot: u64) -> u64 {
 }
 
 /// Bytes of a ring's file.
-pub fn file_bytes(table: Table) -> u64 {
+pub const fn file_bytes(table: Table) -> u64 {
     HEADER as u64 + ROWS * table.row_bytes() as u64
 }
 

@@ -13,7 +13,7 @@ use crate::events::{self, Happening};
 use crate::types::{Actor, ApiToken, ErrorCode, Name, Role};
 use crate::wire::Call;
 use crate::wire::message::{
-    ChangeGpu, ChangeImage, Command, Describe, Digests, Drain, DryRun, Edit, Explain, FollowEvents, Forget,
+    ChangeGpu, ChangeImage, Command, Describe, Digests, Doctor, Drain, DryRun, Edit, Explain, FollowEvents, Forget,
     ForgetSession, History, Hold, ListEvents, ListImages, Locate, Logs, Nodes, Patch, Place, PreviewPrune, PruneImages,
     PullImage, Refresh, RemoveVolume, Secret, Sessions, Undrain, Volumes,
 };
@@ -97,6 +97,7 @@ pub(super) const OPERATIONS: &[(Method, &str, Ends)] = &[
     (Method::POST, "/v1/nodes/{node}/drain", calls![Drain]),
     (Method::DELETE, "/v1/nodes/{node}/drain", calls![Undrain]),
     (Method::POST, "/v1/nodes/{node}/refresh", calls![Refresh]),
+    (Method::GET, "/v1/nodes/{node}/doctor", calls![Doctor]),
     (Method::GET, "/v1/nodes/{node}/history", calls![History]),
     (Method::GET, "/v1/history", Here(Needs(Read))),
     (Method::GET, "/v1/nodes/{node}/images", calls![ListImages]),

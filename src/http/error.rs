@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::runtime::images::PullCause;
-use crate::types::{ErrorBody, ErrorCode, ErrorDetail, Invalid, NodeReason, Reason};
+use crate::types::{ErrorBody, ErrorCode, ErrorDetail, Invalid, NoCheckup, NodeReason, Reason};
 use crate::{catalogue, cluster, gpu, history, images, node, placement, runtime, sessions};
 
 /// An error response.
@@ -132,6 +132,9 @@ impl From<cluster::Error> for Refusal {
             Error::Events(_) => Self::new(STORE, message),
             Error::History(history::Error::Invalid(invalid)) => invalid.into(),
             Error::History(history::Error::Read(_)) => Self::new(STORE, message),
+            Error::Doctor(NoCheckup::Failed) => Self::new(ErrorCode::Internal, message),
+            // A retry may find the node in a better state.
+            Error::Doctor(NoCheckup::Busy | NoCheckup::Late { .. } | NoCheckup::Stopping) => Self::new(BUSY, message),
             Error::NoSession(_) | Error::NoNode(_) | Error::NoGpu(_) => Self::not_found(message),
             Error::AmbiguousSession { .. }
             | Error::AmbiguousNode { .. }

@@ -8,6 +8,7 @@
 mod accept;
 mod access;
 mod commands;
+mod doctor;
 mod error;
 mod events;
 mod extract;

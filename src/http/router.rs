@@ -18,8 +18,8 @@ use super::error::Refusal;
 use super::metrics::measure;
 use super::origin::{AllowedHosts, same_site};
 use super::{
-    App, Shared, commands, events, gpus, health, history, images, metrics, nodes, openapi, sessions, status, tokens,
-    volumes, workspaces,
+    App, Shared, commands, doctor, events, gpus, health, history, images, metrics, nodes, openapi, sessions, status,
+    tokens, volumes, workspaces,
 };
 use crate::types::{Actor, ErrorCode};
 
@@ -43,6 +43,7 @@ pub(super) fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(nodes::show, nodes::set, nodes::remove))
         .routes(routes!(nodes::drain, nodes::undrain))
         .routes(routes!(nodes::refresh))
+        .routes(routes!(doctor::show))
         .routes(routes!(history::node))
         .routes(routes!(history::cluster))
         .routes(routes!(images::list))

@@ -26,6 +26,8 @@ const PKCS8_PREFIX: [u8; 16] =
 /// The validity of certificates, so wide that no host's clock is outside.
 pub(super) const FIRST_YEAR: i32 = 2000;
 pub(super) const LAST_YEAR: i32 = 4000;
+/// How the name of an authority begins; its key id follows.
+const AUTHORITY: &str = "ostler authority ";
 /// Bytes of the public key's hash in the key id.
 const KEY_ID_BYTES: usize = 8;
 
@@ -50,7 +52,7 @@ impl Authority {
         let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(pkcs8))?;
         let key_id = data_encoding::HEXLOWER.encode(&digest(&SHA256, key.public_key_raw()).as_ref()[..KEY_ID_BYTES]);
         let mut params = CertificateParams::default();
-        params.distinguished_name = named(&format!("ostler authority {key_id}"));
+        params.distinguished_name = named(&format!("{AUTHORITY}{key_id}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         valid_for_ever(&mut params);
@@ -71,6 +73,16 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer)?.der().clone();
         Ok((certificate, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
     }
+}
+
+/// The key id that a certificate names as its authority's. Nobody has checked the signature: a stranger may name any.
+pub(super) fn key_id_of(certificate: &CertificateDer<'_>) -> Option<String> {
+    let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
+    let (issuer, name) = (certificate.issuer(), AUTHORITY.as_bytes());
+    let at = issuer.windows(name.len()).position(|window| window == name)? + name.len();
+    let id = issuer.get(at..at + 2 * KEY_ID_BYTES)?;
+    let is_hex = id.iter().all(u8::is_ascii_hexdigit);
+    is_hex.then(|| String::from_utf8_lossy(id).into_owned())
 }
 
 /// The node that a certificate names. The handshake has checked that the cluster's authority signed it.
@@ -112,6 +124,14 @@ mod tests {
         assert_eq!(id(&token, "a"), id(&token, "a"));
         assert_ne!(id(&token, "a"), id(&token, "b"), "the cluster's name is part of the key");
         assert_ne!(id(&token, "a"), id(&other, "a"));
+    }
+
+    #[test]
+    fn a_certificate_names_its_authority() {
+        let authority = Authority::derive(&generate().unwrap(), &"c".parse().unwrap()).unwrap();
+        let (certificate, _) = authority.issue(&NodeId::from_bytes([7; 10])).unwrap();
+        assert_eq!(key_id_of(&certificate), Some(authority.key_id));
+        assert_eq!(key_id_of(&CertificateDer::from(b"garbage".as_slice())), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 
 use super::authority::{Authority, FIRST_YEAR, LAST_YEAR, SERVER_NAME};
+use super::noting::{Noted, noting};
 use super::{KeyError, Token};
 use crate::types::{Name, NodeId};
 
@@ -18,6 +19,8 @@ use crate::types::{Name, NodeId};
 pub struct Credentials {
     pub server: Arc<rustls::ServerConfig>,
     pub client: Arc<rustls::ClientConfig>,
+    /// What `client` verifies with.
+    verifier: Arc<WebPkiServerVerifier>,
     /// Identifies the key without revealing it.
     pub key_id: String,
 }
@@ -66,12 +69,20 @@ impl Credentials {
         server.send_tls13_tickets = 0;
 
         let servers = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
+        let verifier = servers.build().map_err(|e| refused(&e))?;
         let mut client = rustls::ClientConfig::builder_with_details(provider, clock)
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_webpki_verifier(servers.build().map_err(|e| refused(&e))?)
+            .with_webpki_verifier(Arc::clone(&verifier))
             .with_client_auth_cert(vec![certificate], key)?;
         client.alpn_protocols = vec![protocol.to_vec()];
         client.resumption = Resumption::disabled();
-        Ok(Self { server: Arc::new(server), client: Arc::new(client), key_id: authority.key_id })
+        Ok(Self { server: Arc::new(server), client: Arc::new(client), verifier, key_id: authority.key_id })
+    }
+
+    /// The same, with a client that notes the key id of the other side.
+    #[must_use]
+    pub fn noting(&self) -> (Self, Arc<Noted>) {
+        let (client, noted) = noting(&self.client, Arc::clone(&self.verifier));
+        (Self { client: Arc::new(client), ..self.clone() }, noted)
     }
 }

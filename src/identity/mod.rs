@@ -8,6 +8,7 @@ mod accounts;
 mod authority;
 mod certificate;
 mod credentials;
+mod noting;
 mod strength;
 mod token_file;
 
@@ -16,6 +17,7 @@ pub use accounts::Accounts;
 pub use authority::node_of;
 pub use certificate::{Unfit, end as certificate_end, unfit};
 pub use credentials::Credentials;
+pub use noting::Noted;
 pub use strength::TooWeak;
 pub use token_file::{Error, Token, generate, read, write_new};
 

@@ -31,7 +31,7 @@ use crate::wire::Envelope;
 
 pub use cause::{Cause, Unwanted, WrongClock};
 pub use endpoint::{BindError, Net, reset_key};
-pub use probe::probe;
+pub use probe::{Unreached, probe};
 
 /// A node's first message on a connection: what it says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -76,6 +76,19 @@ pub struct Checkup {
     pub checks: Vec<Check>,
 }
 
+/// Why a node gave no checkup. Nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum NoCheckup {
+    #[error("too many callers wait for the checks of this node; try again later")]
+    Busy,
+    #[error("the checks of this node did not end within {seconds} s")]
+    Late { seconds: u64 },
+    #[error("the checks of this node broke off; look for the error in the log of its agent: journalctl -u ostler")]
+    Failed,
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
 impl Check {
     pub fn ok(topic: Topic, message: impl Into<String>) -> Self {
         Self { topic, verdict: Verdict::Ok, message: message.into(), mend: None }

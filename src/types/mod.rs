@@ -40,7 +40,7 @@ pub use actor::Actor;
 pub use amount::{Bytes, Cores};
 pub use cluster::{ClusterMode, OnUnknown, Strategy};
 pub use decode::decode;
-pub use doctor::{Check, Checkup, Topic, Verdict};
+pub use doctor::{Check, Checkup, NoCheckup, Topic, Verdict};
 pub use error::{ErrorBody, ErrorCode, ErrorDetail, NodeReason, Reason};
 pub use event::{
     Event, EventFilter, EventGap, EventId, EventKind, EventList, EventPlace, EventTarget, Severity, TargetKind, Who,

@@ -134,6 +134,7 @@ sampled! {
         Err(crate::history::Error::Read("x".to_owned())),
         Err(crate::types::Invalid::new("step", "x").into()),
     ];
+    Doctor: [Doctor] => checkups();
     Volumes: [Volumes] => [Ok(vec![volume()]), not_here()];
     RemoveVolume: [RemoveVolume("home-alice".to_owned())] => [Ok(()), not_here()];
     Place: [Place { session: session_id(), drawn: true, request: session_request() }] => place_answers();

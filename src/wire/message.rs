@@ -8,9 +8,9 @@ use super::envelope::Envelope;
 use crate::images::{Fetch, Fetching};
 use crate::sessions::LogsRequest;
 use crate::types::{
-    Actor, Ballot, DigestInUse, DrainRequest, Explanation, Gpu, HistoryQuery, Image, ImageFilter, ImagePull,
-    ImageReference, List, Name, Node, NodeId, NodeImages, Plan, PruneReport, PruneRequest, Refreshed, Remembered, Role,
-    Session, SessionFilter, SessionId, SessionRequest, SettingsPatch, Volume, Wait,
+    Actor, Ballot, Checkup, DigestInUse, DrainRequest, Explanation, Gpu, HistoryQuery, Image, ImageFilter, ImagePull,
+    ImageReference, List, Name, NoCheckup, Node, NodeId, NodeImages, Plan, PruneReport, PruneRequest, Refreshed,
+    Remembered, Role, Session, SessionFilter, SessionId, SessionRequest, SettingsPatch, Volume, Wait,
 };
 use crate::{catalogue, election, events, gossip, gpu, history, images, node, placement, sessions};
 
@@ -144,6 +144,10 @@ macro_rules! calls {
             FollowEvents(Host, Read, reads, Json): FollowEvents => Result<events::Following, events::Error>;
             /// The history of the host and its GPUs.
             History(Host, Read, reads, Json): History => Result<crate::types::History, history::Error>;
+            /// The checks of `ostler doctor`. It changes nothing, and needs an administrator all the same: the answer names
+            /// files with their modes, open ports and versions, it has commands for root, and each run asks the engine
+            /// and other nodes.
+            Doctor(Host, Admin, reads, Json): Doctor => Result<Checkup, NoCheckup>;
         }
     };
 }
@@ -473,6 +477,9 @@ pub struct FollowEvents {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct History(pub HistoryQuery);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Doctor;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Volumes;

@@ -5,13 +5,15 @@ use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::refresh::pem;
-use crate::support::agent::{Agent, Output};
+use crate::support::agent::{Agent, Output, until};
 use crate::support::cluster::{Cluster, free_port, write_token};
 use crate::support::docker::SOCKET;
 use crate::support::engine_relay::{EngineRelay, Fault};
+use crate::support::fake_engine::FakeEngine;
+use crate::support::nvml::{Fixture, VERSION};
 use crate::support::small_disk::SmallDisk;
 
 /// Runs doctor with the agent's configuration file.
@@ -45,6 +47,12 @@ fn topic(agent: &Agent, topic: &str) -> (String, String) {
 fn expect(agent: &Agent, about: &str, verdict: &str, words: &str) {
     let (found, text) = topic(agent, about);
     assert!(found == verdict && text.contains(words), "{about} is {found}, expected {verdict} with `{words}`: {text}");
+}
+
+/// The key id of the agent's token.
+fn key_id(agent: &Agent) -> String {
+    let (_, text) = topic(agent, "token");
+    text.split("key id ").nth(1).unwrap_or_else(|| panic!("{text}")).split(')').next().unwrap().to_owned()
 }
 
 fn set_mode(file: &Path, mode: u32) {
@@ -141,6 +149,7 @@ fn a_seed_is_silent_or_has_another_token_or_answers() {
     expect(&other, "token", "fail", "cluster.seeds names other nodes");
     write_token(&token, wrong);
     expect(&other, "mesh", "fail", "has another token");
+    expect(&other, "mesh", "fail", &format!("its key id is {}", key_id(&cluster.nodes[0])));
     fs::write(&token, &right).unwrap();
     expect(&other, "mesh", "ok", "answers with this cluster's token");
     let log = cluster.nodes[0].log();
@@ -218,4 +227,179 @@ fn an_engine_that_is_old_or_absent_is_a_fault() {
     expect(&agent, "engine", "fail", "the engine is broken");
     relay.mend();
     expect(&agent, "engine", "ok", "answers at");
+}
+
+#[test]
+fn an_engine_with_an_old_or_a_new_api_is_a_fault() {
+    let engine = FakeEngine::start("18.09.1", "1.39");
+    let agent = Agent::prepare(&format!("runtime = {{ kind = 'docker', docker_host = '{}' }}", engine.host()));
+    expect(&agent, "engine", "fail", "Docker 18.09.1 at");
+    expect(&agent, "engine", "fail", "upgrade Docker to 20.10 or later");
+    engine.upgrade("31.0.0", "1.200");
+    engine.set("version", "MinAPIVersion", json!("1.100"));
+    expect(&agent, "engine", "fail", "speaks no version of its API below 1.100");
+    expect(&agent, "engine", "fail", "=> \"upgrade ostler\"");
+    engine.upgrade("28.1.0", "1.49");
+    expect(&agent, "engine", "ok", "Docker 28.1.0 answers at");
+}
+
+#[test]
+fn a_cdi_list_of_another_driver_or_without_a_gpu_is_a_fault() {
+    let (fixture, engine) = (Fixture::new(1), FakeEngine::start("28.1.0", "1.49"));
+    let agent = Agent::prepare(&format!(
+        "runtime = {{ kind = 'docker', docker_host = '{}' }}\ngpu = {{ nvml_library = '{}' }}",
+        engine.host(),
+        fixture.library().display()
+    ));
+    expect(&agent, "gpus", "fail", "nvidia-ctk");
+    let directory = tempfile::tempdir().unwrap();
+    let uuid = &fixture.gpu(0).uuid;
+    let list = |name: &str, version: &str| {
+        let mount =
+            format!("{{hostPath: /usr/lib/libcuda.so.{version}, containerPath: /usr/lib/libcuda.so.{version}}}");
+        let text = format!(
+            "cdiVersion: 0.6.0\nkind: nvidia.com/gpu\ncontainerEdits: {{mounts: [{mount}]}}\ndevices:\n- name: {name}\n  \
+             containerEdits: {{deviceNodes: [{{path: /dev/nvidia0}}]}}\n"
+        );
+        fs::write(directory.path().join("nvidia.yaml"), text).unwrap();
+    };
+    engine.set("info", "CDISpecDirs", json!([directory.path()]));
+    list(uuid, "550.54.15");
+    expect(&agent, "gpus", "fail", &format!("the libraries of driver 550.54.15, and the host runs driver {VERSION}"));
+    expect(&agent, "gpus", "fail", "=> \"nvidia-ctk cdi generate");
+    list("GPU-of-another-host", VERSION);
+    expect(&agent, "gpus", "fail", uuid);
+    list(uuid, VERSION);
+    expect(&agent, "gpus", "ok", "the engine can give them to sessions");
+}
+
+#[test]
+fn an_agent_tells_of_the_gpus_that_it_knows() {
+    let mut fixture = Fixture::new(2);
+    let agent = Agent::start(&format!("gpu = {{ nvml_library = '{}' }}", fixture.library().display()));
+    let told = |words: &str| agent.get("/v1/nodes/self/doctor").expect(200).to_string().contains(words);
+    until("the driver was asked", || told(&format!("driver {VERSION} has 2 GPUs")));
+    fixture.set(|machine| drop(machine.gpus.pop()));
+    until("a GPU is lost", || told(&format!("driver {VERSION} has 1 GPUs")));
+}
+
+#[test]
+fn an_agent_that_was_killed_is_told_after_its_next_start() {
+    let mut agent = Agent::start("");
+    let words = "started once in the last 24 h after one that was not stopped";
+    let told = |agent: &Agent| topic(agent, "agent").1.contains("after one that was not stopped");
+    agent.restart();
+    assert!(!told(&agent), "it was stopped");
+    agent.kill9();
+    agent.up();
+    expect(&agent, "agent", "warn", words);
+    expect(&agent, "agent", "warn", "journalctl -u ostler");
+    let away = agent.get("/v1/nodes/self/doctor").expect(200).to_string();
+    assert!(away.contains(words), "{away}");
+    agent.restart();
+    expect(&agent, "agent", "warn", words);
+    agent.sigterm();
+    expect(&agent, "agent", "fail", words);
+}
+
+#[test]
+fn a_token_that_was_replaced_under_the_agent_is_a_fault_until_its_restart() {
+    let mut agent = Agent::prepare(&format!("cluster = {{ listen = '127.0.0.1:{}' }}", free_port()));
+    let file = agent.directory().join("token");
+    agent.up();
+    write_token(&file, "hT2vq0Kx9sLwZc4bNfYp7RmDgUe1JaXo5iVtEk8ySHQ");
+    expect(&agent, "token", "fail", "it was started without a token");
+    agent.restart();
+    expect(&agent, "token", "ok", "holds a token (key id ");
+    let before = key_id(&agent);
+    write_token(&file, "B6nWz3QmUo1fXsKc8JrLyTd0vGhPe5iAa9VtEk2YxHM");
+    expect(&agent, "token", "fail", "and the agent was started with another one (key id ");
+    expect(&agent, "token", "fail", "systemctl restart ostler");
+    expect(&agent, "token", "fail", &format!("started with another one (key id {before})"));
+    agent.restart();
+    expect(&agent, "token", "ok", "holds a token (key id ");
+    let everything = agent.cli(&["doctor"]).stdout;
+    assert!(!everything.contains("hT2vq0Kx9s") && !everything.contains("B6nWz3QmUo"), "no token is shown");
+}
+
+#[test]
+fn files_beyond_the_bounds_of_the_event_log_and_a_low_limit_of_open_files_are_told() {
+    let agent = Agent::start("");
+    expect(&agent, "disk", "ok", "the event log has ");
+    let strange = agent.data_dir().join("events/core");
+    fs::File::create(&strange).unwrap().set_len(65 << 20).unwrap();
+    expect(&agent, "disk", "warn", "64 MiB is its bound");
+    fs::remove_file(&strange).unwrap();
+    expect(&agent, "disk", "ok", "of at most 64 MiB");
+
+    let limit = |most| {
+        let resource = rustix::process::Resource::Nofile;
+        let hard = rustix::process::prlimit(Some(agent.pid()), resource, rustix::process::getrlimit(resource)).unwrap();
+        let limit = rustix::process::Rlimit { current: Some(most), ..hard };
+        rustix::process::prlimit(Some(agent.pid()), resource, limit).unwrap();
+    };
+    limit(1024);
+    expect(&agent, "agent", "warn", "may open 1024 files");
+    limit(4096);
+    assert!(!topic(&agent, "agent").1.contains("may open"));
+}
+
+#[test]
+fn sessions_on_the_name_of_the_api_are_told() {
+    let with =
+        |host: &str| format!("http = {{ allowed_hosts = ['{host}'] }}\nruntime = {{ endpoint_host = '127.0.0.9' }}");
+    let agent = Agent::prepare(&with("127.0.0.9"));
+    expect(&agent, "http", "warn", "the ports of sessions and the API are both at 127.0.0.9");
+    expect(&agent, "http", "warn", "set runtime.endpoint_host to another name");
+    agent.configure(&agent.configuration(&with("ostler.example")));
+    expect(&agent, "http", "ok", "the API is at");
+}
+
+/// Has another node check itself, by the command line of `agent`.
+fn doctor_of(agent: &Agent, node: &str) -> Output {
+    agent.cli(&["doctor", "--node", node, "--output", "json"])
+}
+
+#[test]
+fn the_agent_of_another_node_makes_the_checks_of_its_host() {
+    let mut cluster = Cluster::start(3, "");
+    let (memory, verdict) = {
+        let nodes = &cluster.nodes;
+        let memory = |output: &Output| {
+            let checkup: Value = serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+            assert_eq!((&checkup["node"], output.code), (&json!("n2"), i32::from(checkup["verdict"] == "fail")));
+            let checks = checkup["checks"].as_array().unwrap().clone();
+            checks.into_iter().find(|check| check["topic"] == "memory").unwrap()
+        };
+        let set = |bytes: Value| {
+            nodes[2].patch("/v1/nodes/self", &json!({ "memory_override_bytes": bytes })).expect(200);
+        };
+        set(json!("900TiB"));
+        let found = memory(&doctor_of(&nodes[0], "n2"));
+        set(json!(0));
+        (found, memory(&doctor_of(&nodes[0], "n2"))["verdict"].clone())
+    };
+    assert!(memory["verdict"] == "fail" && memory["message"].as_str().unwrap().contains("900 TiB"), "{memory}");
+    assert_ne!(verdict, "fail", "it is mended");
+
+    let nodes = &cluster.nodes;
+    let text = nodes[0].cli(&["doctor", "--node", "n2"]).stdout;
+    assert!(text.contains("\nn2: ") && text.contains("token "), "{text}");
+    let url = format!("http://{}", nodes[1].tcp_address());
+    let token = nodes[0].token("admin");
+    until("the token is on every node", || nodes[1].tcp(Some(&token)).get("/v1/status").status == 200);
+    let contacted = nodes[0].cli_with(&["doctor", "--node", &url], &[("OSTLER_API_TOKEN", &token)], "");
+    assert!(contacted.stdout.contains("\nn1: "), "the node at a URL checks itself: {contacted:?}");
+    for role in ["read", "operate"] {
+        let token = nodes[0].token(role);
+        nodes[0].tcp(Some(&token)).get("/v1/nodes/n2/doctor").refused(403, "forbidden");
+    }
+    let answer = nodes[0].tcp(Some(&token)).get("/v1/nodes/n2/doctor");
+    assert_eq!((answer.status, answer.header("x-ostler-served-by")), (200, Some("n2")));
+    assert!(doctor_of(&nodes[0], "n9").failed(1).contains("no node n9"));
+    assert!(nodes[0].cli(&["doctor", "--node", "n1", "--config", "x"]).failed(2).contains("--config"));
+
+    cluster.nodes[2].kill9();
+    let unreachable = doctor_of(&cluster.nodes[0], "n2").failed(4);
+    assert!(unreachable.contains("n2"), "{unreachable}");
 }

@@ -1,19 +1,22 @@
 //! Memory, clock, token, disks and limits of this host.
 
+use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::{QUICK, blocking};
+use super::{Examiner, QUICK, blocking, mesh};
 use crate::capacity::probe::{cgroup, disk, host};
 use crate::doctor::judge::clock::Ntp;
+use crate::doctor::judge::disk::Kept;
 use crate::doctor::judge::{agent, limits as kernel, memory as pressure, token as key};
 use crate::doctor::{Agent, Config};
-use crate::identity;
+use crate::identity::{self, Credentials};
 use crate::runtime::EngineInfo;
-use crate::types::{Bytes, Disk};
+use crate::types::{Bytes, Disk, EventFilter, EventKind, Timestamp};
+use crate::{events, history};
 
 /// systemd-timesyncd makes this file at its first synchronisation since the boot.
 const TIMESYNC: &str = "/run/systemd/timesync/synchronized";
@@ -55,11 +58,22 @@ pub(super) async fn ntp() -> Ntp {
     }
 }
 
-pub(super) async fn token(config: &Config) -> key::Facts {
+pub(super) async fn token(
+    config: &Config,
+    agent: &Agent,
+    by: &Examiner,
+    credentials: Option<&Credentials>,
+) -> key::Facts {
     let (file, seeds) = (config.token_file.clone(), !config.seeds.is_empty());
     let read = blocking(move || identity::read(&file)).await;
     match read {
-        Some(Ok(_)) => key::Facts::Good,
+        Some(Ok(_)) => match credentials {
+            Some(credentials) => key::Facts::Good {
+                key_id: Some(credentials.key_id.clone()),
+                in_force: mesh::in_force(config, agent, by, credentials).await,
+            },
+            None => key::Facts::Good { key_id: None, in_force: key::InForce::Unknown },
+        },
         Some(Err(identity::Error::Missing(file))) => key::Facts::Missing { file: file.display().to_string(), seeds },
         Some(Err(wrong)) => key::Facts::Refused(wrong.to_string()),
         None => key::Facts::Refused(format!("token file {} cannot be read in time", config.token_file.display())),
@@ -74,6 +88,44 @@ pub(super) async fn disks(config: &Config, engine: Option<&EngineInfo>) -> Vec<D
     blocking(move || disk::all(&paths.iter().filter_map(|path| existing(path)).collect::<Vec<_>>()))
         .await
         .unwrap_or_default()
+}
+
+/// What the event log and the history take of the data directory.
+pub(super) async fn kept(config: &Config) -> Vec<Kept> {
+    let directories = [
+        ("the event log", config.data_dir.join("events"), events::MAX_BYTES),
+        ("the history", config.data_dir.join("history"), history::max_bytes()),
+    ];
+    let read = move || {
+        let kept = |(what, path, most): (&'static str, PathBuf, u64)| {
+            let bytes = Bytes::new(size(&path));
+            Kept { what, path: path.display().to_string(), bytes, most: Bytes::new(most) }
+        };
+        directories.map(kept).into()
+    };
+    blocking(read).await.unwrap_or_default()
+}
+
+/// Bytes of the files in a directory; those below it are of nobody that ostler knows.
+fn size(directory: &Path) -> u64 {
+    let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    files.filter_map(|file| file.metadata().ok()).filter(Metadata::is_file).map(|file| file.len()).sum()
+}
+
+/// The starts of the agent in the last [`agent::WITHIN`] that followed one that was not stopped.
+pub(super) async fn unclean(config: &Config, now: Timestamp) -> Result<Vec<Timestamp>, String> {
+    let directory = config.data_dir.join("events");
+    let since = now.millis().saturating_sub(i64::try_from(agent::WITHIN.as_millis()).unwrap_or(i64::MAX));
+    let filter = EventFilter {
+        since: Some(Timestamp::from_millis(since)),
+        kinds: [EventKind::AgentStarted].into(),
+        ..EventFilter::default()
+    };
+    match blocking(move || events::scan(&directory, &filter)).await {
+        Some(Ok(starts)) => Ok(agent::unclean(&starts)),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err(format!("it was not read within {} s", QUICK.as_secs())),
+    }
 }
 
 fn existing(path: &Path) -> Option<PathBuf> {

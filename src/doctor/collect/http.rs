@@ -28,6 +28,7 @@ pub(super) async fn facts(config: &Config, agent: &Agent, now: Timestamp) -> Fac
     Facts {
         listen: config.http,
         allowed_hosts: config.allowed_hosts.clone(),
+        endpoint_host: config.endpoint_host.clone(),
         certificate,
         file: file.map(|file| file.display().to_string()).unwrap_or_default(),
         answers: if is_up { Some(connect(config).await) } else { None },

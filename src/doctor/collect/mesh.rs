@@ -1,7 +1,7 @@
 //! Names, ports and handshakes of the mesh.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
 use futures_util::future::join_all;
 use tokio::net::lookup_host;
@@ -9,9 +9,10 @@ use tokio::time::timeout;
 
 use super::{Examiner, QUICK, blocking};
 use crate::doctor::judge::mesh::{Facts, Peer, Reached};
+use crate::doctor::judge::token::InForce;
 use crate::doctor::{Agent, Config};
 use crate::identity::{self, Credentials};
-use crate::net::{Cause, probe};
+use crate::net::{Cause, Unreached, probe};
 use crate::types::{ConditionKind, Name, NodeId, NodeState, Timestamp};
 use crate::{socket, wire};
 
@@ -20,10 +21,10 @@ const MAX_PEERS: usize = 16;
 /// Addresses of one name that are probed at most.
 const MAX_ADDRESSES: usize = 4;
 
-pub(super) async fn facts(config: &Config, agent: &Agent, by: &Examiner) -> Facts {
-    let credentials = credentials(config).await;
+/// `credentials`: those of the token file; `None`: it holds none that can be used.
+pub(super) async fn facts(config: &Config, agent: &Agent, by: &Examiner, credentials: Option<&Credentials>) -> Facts {
     let names = names(config, agent);
-    let peers = match &credentials {
+    let peers = match credentials {
         Some(credentials) => join_all(names.iter().map(|name| peer(name, credentials, by.now))).await,
         None => Vec::new(),
     };
@@ -36,7 +37,7 @@ pub(super) async fn facts(config: &Config, agent: &Agent, by: &Examiner) -> Fact
         own.is_some_and(|own| failing.into_iter().any(|condition| names_node(&condition.message, own)))
     });
     Facts {
-        has_token: credentials.is_some(),
+        key_id: credentials.map(|credentials| credentials.key_id.clone()),
         listen: config.listen,
         port_taken: if told.is_none() { taken(config.listen) } else { None },
         advertise_elsewhere: config.advertise.filter(|address| !is_here(*address)),
@@ -51,7 +52,7 @@ fn names_node(message: &str, name: &Name) -> bool {
     message.split(|c: char| c.is_whitespace() || matches!(c, ':' | ',' | ';')).any(|word| word == name.as_str())
 }
 
-async fn credentials(config: &Config) -> Option<Credentials> {
+pub(super) async fn credentials(config: &Config) -> Option<Credentials> {
     let (file, cluster) = (config.token_file.clone(), config.cluster.clone());
     // The id stands in a certificate that nobody looks at: there is no hello.
     let node = NodeId::from_bytes([0; 10]);
@@ -89,10 +90,31 @@ async fn peer(name: &str, credentials: &Credentials, now: Timestamp) -> Peer {
 async fn reach(address: SocketAddr, credentials: &Credentials, now: Timestamp) -> Reached {
     match probe(address, credentials, now).await {
         Ok(took) => Reached::Yes(took),
-        Err(Cause::OtherToken) => Reached::OtherToken,
-        Err(Cause::NoHello) => Reached::NoAnswer,
-        Err(cause @ Cause::NarrowPath(_)) => Reached::Narrow(cause.to_string()),
-        Err(cause) => Reached::Other(cause.to_string()),
+        Err(Unreached { cause: Cause::OtherToken, key_id }) => Reached::OtherToken { key_id },
+        Err(Unreached { cause: Cause::NoHello, .. }) => Reached::NoAnswer,
+        Err(Unreached { cause: cause @ Cause::NarrowPath(_), .. }) => Reached::Narrow(cause.to_string()),
+        Err(Unreached { cause, .. }) => Reached::Other(cause.to_string()),
+    }
+}
+
+/// Whether the agent that runs has the token of the file: shakes hands with it, as another node would.
+pub(super) async fn in_force(config: &Config, agent: &Agent, by: &Examiner, credentials: &Credentials) -> InForce {
+    let mut address = config.listen;
+    if agent.told().is_none() || address.port() == 0 {
+        return InForce::Unknown;
+    }
+    if taken(address).is_none() {
+        return InForce::Silent(address);
+    }
+    if address.ip().is_unspecified() {
+        // `[::]` stands for IPv4 too.
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    match reach(address, credentials, by.now).await {
+        Reached::Yes(_) => InForce::Same,
+        Reached::OtherToken { key_id } => InForce::Other(key_id),
+        // An agent that is too busy for a handshake may have any token.
+        Reached::NoAnswer | Reached::Narrow(_) | Reached::Other(_) => InForce::Unknown,
     }
 }
 

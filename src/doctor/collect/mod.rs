@@ -8,13 +8,16 @@ mod mesh;
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::judge::{agent, clock, conditions, disk, endpoints as ports, engine, gpus as devices, http as api};
 use super::judge::{limits, memory, mesh as network, token};
 use super::{Agent, Config};
+use crate::gpu;
 use crate::runtime::EngineInfo;
 use crate::runtime::docker::Visit;
 use crate::types::{Check, Checkup, RuntimeKind, Timestamp, Topic};
@@ -30,28 +33,38 @@ pub(super) const QUICK: Duration = Duration::from_secs(5);
 pub struct Examiner {
     /// The version of this program.
     pub version: String,
-    /// This program's file: the child that asks NVML is made of it.
-    pub program: PathBuf,
+    pub gpus: Gpus,
     /// The process of the agent, if it is known.
     pub agent_pid: Option<u32>,
     pub now: Timestamp,
+}
+
+/// Where the facts of the GPUs come from.
+#[derive(Debug, Clone)]
+pub enum Gpus {
+    /// A child that asks NVML, made of this program's file.
+    Child(PathBuf),
+    /// The agent that examines, which has asked already: a driver that hangs holds every child that asks it.
+    Agent(Arc<gpu::Snapshot>),
 }
 
 /// Makes every check of this host. `agent`: what the agent tells, if it runs.
 pub async fn examine(config: &Config, agent: &Agent, by: &Examiner) -> Checkup {
     let (engine, took) = asked(config).await;
     let info = engine.as_ref().and_then(|answer| answer.as_ref().ok());
+    let credentials = mesh::credentials(config).await;
+    let credentials = credentials.as_ref();
     let rows = tokio::join!(
         limited(Topic::Gpus, graphics(config, info, by)),
         limited(Topic::Memory, host::memory(config, agent, info)),
-        limited(Topic::Mesh, mesh::facts(config, agent, by)),
+        limited(Topic::Mesh, mesh::facts(config, agent, by, credentials)),
         limited(Topic::Clock, host::ntp()),
-        limited(Topic::Token, host::token(config)),
-        limited(Topic::Disk, host::disks(config, info)),
+        limited(Topic::Token, host::token(config, agent, by, credentials)),
+        limited(Topic::Disk, async { (host::disks(config, info).await, host::kept(config).await) }),
         limited(Topic::Limits, host::limits(info)),
         limited(Topic::Http, http::facts(config, agent, by.now)),
         limited(Topic::Endpoints, endpoints::facts(config, agent)),
-        limited(Topic::Agent, host::files(by.agent_pid)),
+        limited(Topic::Agent, async { (host::files(by.agent_pid).await, host::unclean(config, by.now).await) }),
     );
     let told = agent.told();
     let nodes = told.map(|told| told.nodes.as_slice()).unwrap_or_default();
@@ -66,11 +79,13 @@ pub async fn examine(config: &Config, agent: &Agent, by: &Examiner) -> Checkup {
     checks.extend(judged(rows.2, |facts| network::judge(&facts)));
     checks.extend(judged(rows.3, |ntp| clock::judge(&ntp, nodes, here, by.now)));
     checks.extend(judged(rows.4, |facts| token::judge(&facts, &file)));
-    checks.extend(judged(rows.5, |disks| disk::judge(&disks, config.min_free_disk)));
+    checks.extend(judged(rows.5, |(disks, kept)| {
+        [disk::judge(&disks, config.min_free_disk), disk::judge_kept(&kept)].concat()
+    }));
     checks.extend(judged(rows.6, |facts| limits::judge(&facts)));
     checks.extend(judged(rows.7, |facts| api::judge(&facts)));
     checks.extend(judged(rows.8, |facts| ports::judge(&facts)));
-    checks.extend(judged(rows.9, |files| agent_checks(agent, files, &by.version)));
+    checks.extend(judged(rows.9, |(files, unclean)| agent_checks(agent, files, &unclean, &by.version)));
     if let Some(told) = told {
         let more = conditions::judge(&told.here.conditions, &checks);
         checks.extend(more);
@@ -78,12 +93,18 @@ pub async fn examine(config: &Config, agent: &Agent, by: &Examiner) -> Checkup {
     Checkup::new(here.unwrap_or(&config.name).clone(), checks)
 }
 
-fn agent_checks(agent: &Agent, files: Option<u64>, version: &str) -> Vec<Check> {
+fn agent_checks(
+    agent: &Agent,
+    files: Option<u64>,
+    unclean: &Result<Vec<Timestamp>, String>,
+    version: &str,
+) -> Vec<Check> {
     let told = match agent {
         Agent::Up(told) => Ok((&told.here, told.nodes.as_slice())),
         Agent::Down(why) => Err(why.as_str()),
     };
-    agent::judge(&agent::Facts { told, version, files })
+    let unclean = unclean.as_deref().map_err(String::as_str);
+    agent::judge(&agent::Facts { told, version, files, unclean })
 }
 
 /// What the engine tells of itself, and how long it took. `None`: the runtime has no engine.
@@ -128,7 +149,21 @@ fn judged<T>(fact: Result<T, Check>, judge: impl FnOnce(T) -> Vec<Check>) -> Vec
     fact.map_or_else(|late| vec![late], judge)
 }
 
-/// Runs what may block in a thread. `None`: it takes longer than [`QUICK`].
+/// Threads that read at once, in one process. One that hangs, as on a file system of another host, cannot be ended: an
+/// agent that is asked again and again must not lose all of its threads so.
+const MAX_READS: usize = 16;
+static READS: Semaphore = Semaphore::const_new(MAX_READS);
+
+/// Runs what may block in a thread. `None`: it takes longer than [`QUICK`], or too many others hang.
 pub(super) async fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    timeout(QUICK, tokio::task::spawn_blocking(read)).await.ok()?.ok()
+    let read = async {
+        let permit = READS.acquire().await.ok()?;
+        let read = move || {
+            let read = read();
+            drop(permit);
+            read
+        };
+        tokio::task::spawn_blocking(read).await.ok()
+    };
+    timeout(QUICK, read).await.ok()?
 }

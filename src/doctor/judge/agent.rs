@@ -1,11 +1,14 @@
 //! Whether the agent of this host runs, and agrees with the other nodes.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use crate::types::{Check, Name, Node, NodeState, Topic};
+use crate::types::{Check, Event, Name, Node, NodeState, Timestamp, Topic};
 
 /// Open files that an agent of a large cluster may need: a connection each node, session, log and client.
 const FILES: u64 = 4096;
+/// How far back unclean starts count: an operator looks into those of the last day.
+pub const WITHIN: Duration = Duration::from_secs(24 * 3600);
 /// Nodes that a message names at most.
 const MAX_NAMED: usize = 3;
 
@@ -17,6 +20,8 @@ pub struct Facts<'a> {
     pub version: &'a str,
     /// The limit of open files of the agent's process; `None`: not known.
     pub files: Option<u64>,
+    /// When the agent started within the last [`WITHIN`] after one that was not stopped, or why that is not known.
+    pub unclean: Result<&'a [Timestamp], &'a str>,
 }
 
 pub fn judge(facts: &Facts<'_>) -> Vec<Check> {
@@ -24,13 +29,13 @@ pub fn judge(facts: &Facts<'_>) -> Vec<Check> {
         Ok(told) => told,
         Err(why) => {
             let mend = "systemctl start ostler; and if it ends again: journalctl -u ostler";
-            return vec![Check::fail(Topic::Agent, format!("the agent of this host does not answer: {why}"), mend)];
+            let down = Check::fail(Topic::Agent, format!("the agent of this host does not answer: {why}"), mend);
+            return std::iter::once(down).chain(starts(facts.unclean)).collect();
         }
     };
-    let mut checks: Vec<Check> = [program(here, facts.version), versions(nodes), silent(nodes), files(facts.files)]
-        .into_iter()
-        .flatten()
-        .collect();
+    let found =
+        [program(here, facts.version), versions(nodes), silent(nodes), files(facts.files), starts(facts.unclean)];
+    let mut checks: Vec<Check> = found.into_iter().flatten().collect();
     if checks.is_empty() {
         let count = nodes.len();
         let nodes = if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
@@ -76,6 +81,30 @@ fn files(limit: Option<u64>) -> Option<Check> {
     Some(Check::warn(Topic::Agent, message, "set LimitNOFILE=65536 in its unit: systemctl edit ostler"))
 }
 
+fn starts(unclean: Result<&[Timestamp], &str>) -> Option<Check> {
+    let hours = WITHIN.as_secs() / 3600;
+    let unclean = match unclean {
+        Ok(unclean) => unclean,
+        Err(why) => {
+            let message = format!("unclean starts are not checked, since the event log cannot be read: {why}");
+            return Some(Check::skipped(Topic::Agent, message));
+        }
+    };
+    let last = unclean.iter().max()?;
+    let times = if unclean.len() == 1 { "once".to_owned() } else { format!("{} times", unclean.len()) };
+    let message = format!(
+        "the agent started {times} in the last {hours} h after one that was not stopped (killed, crashed or a power \
+         cut), last at {last}"
+    );
+    Some(Check::warn(Topic::Agent, message, "look for the reason before that time: journalctl -u ostler"))
+}
+
+/// The times of the starts that followed an agent that was not stopped.
+pub fn unclean(starts: &[Event]) -> Vec<Timestamp> {
+    let is_unclean = |start: &&Event| start.data.get("unclean") == Some(&true.into());
+    starts.iter().filter(is_unclean).map(|start| start.time).collect()
+}
+
 /// The soft limit of open files, of `/proc/PID/limits`.
 pub fn file_limit(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
@@ -85,7 +114,7 @@ pub fn file_limit(limits: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Verdict, sample};
+    use crate::types::{EventKind, Verdict, sample};
 
     fn of(version: &str, files: Option<u64>, change: impl FnOnce(&mut Node)) -> Check {
         let here = sample::node("a", "k3f7q2m5x6a4b7c2");
@@ -94,7 +123,7 @@ mod tests {
         (other.state, other.version) = (NodeState::Alive, here.version.clone());
         change(&mut other);
         let nodes = [here.clone(), other];
-        judge(&Facts { told: Ok((&here, &nodes)), version, files }).remove(0)
+        judge(&Facts { told: Ok((&here, &nodes)), version, files, unclean: Ok(&[]) }).remove(0)
     }
 
     #[test]
@@ -105,8 +134,35 @@ mod tests {
         assert!(of(&version, None, |node| node.version = "9.9".to_owned()).message.contains("different versions"));
         assert_eq!(of(&version, None, |node| node.state = NodeState::Unknown).message, "node b does not answer");
         assert!(of(&version, Some(1024), |_| {}).mend.unwrap().contains("LimitNOFILE"));
-        let down = judge(&Facts { told: Err("no socket"), version: "1", files: None }).remove(0);
-        assert_eq!(down.verdict, Verdict::Fail);
+    }
+
+    #[test]
+    fn unclean_starts_are_counted_with_the_last_also_while_the_agent_is_down() {
+        let of = |unclean| judge(&Facts { told: Err("no socket"), version: "1", files: None, unclean });
+        assert_eq!(of(Ok(&[])).len(), 1);
+        let at = |minutes: i64| Timestamp::from_millis(minutes * 60_000);
+        let (once, times) = ([at(1)], [at(2), at(5), at(1)]);
+        let many = of(Ok(&times));
+        assert_eq!((many[0].verdict, many[1].verdict), (Verdict::Fail, Verdict::Warn));
+        assert!(
+            many[1].message.contains("started 3 times") && many[1].message.ends_with(&at(5).to_string()),
+            "{many:?}"
+        );
+        assert!(of(Ok(&once))[1].message.contains("started once"));
+        assert!(many[1].mend.as_ref().unwrap().ends_with("journalctl -u ostler"));
+        assert_eq!(of(Err("denied"))[1].verdict, Verdict::Skipped);
+    }
+
+    #[test]
+    fn only_starts_after_an_agent_that_was_not_stopped_count() {
+        let start = |unclean: bool, seq| {
+            let mut start = sample::event(EventKind::AgentStarted, seq);
+            start.data.insert("unclean".to_owned(), unclean.into());
+            start
+        };
+        let (clean, dirty) = (start(false, 1), start(true, 2));
+        let plain = sample::event(EventKind::AgentStarted, 3);
+        assert_eq!(unclean(&[clean, dirty.clone(), plain]), [dirty.time]);
     }
 
     #[test]

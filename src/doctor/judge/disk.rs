@@ -32,10 +32,54 @@ pub fn judge(disks: &[Disk], min_free: Bytes) -> Vec<Check> {
     judged.collect()
 }
 
+/// A directory of the agent whose files have a bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    pub what: &'static str,
+    pub path: String,
+    pub bytes: Bytes,
+    pub most: Bytes,
+}
+
+/// Whether the agent's own files are inside their bounds: more is of another program, or a fault of ostler.
+pub fn judge_kept(kept: &[Kept]) -> Vec<Check> {
+    let over = kept.iter().filter(|kept| kept.bytes > kept.most);
+    let mut checks: Vec<Check> = over
+        .map(|Kept { what, path, bytes, most }| {
+            let message =
+                format!("{what} in {path} has {bytes}, and {most} is its bound: files there are not ostler's");
+            Check::warn(Topic::Disk, message, format!("look for them: ls -lS {path}"))
+        })
+        .collect();
+    if checks.is_empty() && !kept.is_empty() {
+        let sizes = kept.iter().map(|Kept { what, bytes, most, .. }| format!("{what} has {bytes} of at most {most}"));
+        checks.push(Check::ok(Topic::Disk, sizes.collect::<Vec<_>>().join(", ")));
+    }
+    checks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::types::Inodes;
+
+    #[test]
+    fn files_beyond_their_bound_are_a_warning() {
+        let kept = |mib| Kept {
+            what: "the event log",
+            path: "/d/events".to_owned(),
+            bytes: Bytes::mib(mib),
+            most: Bytes::mib(64),
+        };
+        assert_eq!(judge_kept(&[kept(64)])[0].message, "the event log has 64 MiB of at most 64 MiB");
+        let over = judge_kept(&[kept(64), kept(65)]);
+        assert_eq!(over.len(), 1);
+        assert_eq!(
+            (over[0].verdict, over[0].mend.as_deref()),
+            (Verdict::Warn, Some("look for them: ls -lS /d/events"))
+        );
+        assert_eq!(judge_kept(&[]), []);
+    }
 
     #[test]
     fn a_disk_without_room_fails_and_a_full_one_warns() {

@@ -6,6 +6,8 @@ use crate::types::{Check, Topic, Verdict};
 /// What is known of the GPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Facts {
+    /// The agent has not asked the driver yet.
+    Unknown,
     /// They come from `[dev]`.
     MadeUp,
     /// `gpu.class` is not NVIDIA's: the engine lists this many.
@@ -21,6 +23,7 @@ pub enum Facts {
 /// `lacks`: what the engine cannot hand over, as conditions say it.
 pub fn judge(facts: &Facts, lacks: &[String]) -> Vec<Check> {
     let first = match facts {
+        Facts::Unknown => return vec![Check::skipped(Topic::Gpus, "the agent has not asked the driver yet")],
         Facts::MadeUp => return vec![Check::skipped(Topic::Gpus, "the GPUs are made up by [dev]")],
         Facts::Broken { why } => {
             let mend = "read the kernel log: dmesg | grep -i nvrm; then reboot the host";
@@ -59,5 +62,6 @@ mod tests {
         assert_eq!(of(up(), &["the list is stale; run: nvidia-ctk x".to_owned()]).mend.unwrap(), "nvidia-ctk x");
         assert_eq!(of(Facts::Broken { why: "it hangs".to_owned() }, &[]).verdict, Verdict::Fail);
         assert_eq!(of(Facts::MadeUp, &[]).verdict, Verdict::Skipped);
+        assert_eq!(of(Facts::Unknown, &[]).verdict, Verdict::Skipped);
     }
 }

@@ -1,6 +1,6 @@
 //! Whether clients reach the API by the names that they use.
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::fault;
@@ -30,6 +30,8 @@ pub enum Certificate {
 pub struct Facts {
     pub listen: SocketAddr,
     pub allowed_hosts: Vec<String>,
+    /// `runtime.endpoint_host`
+    pub endpoint_host: String,
     pub certificate: Certificate,
     /// The file of `http.tls_cert`.
     pub file: String,
@@ -51,11 +53,26 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
         let mend = "set http.allowed_hosts to the names that clients use, then run: ostler node refresh";
         checks.push(Check::warn(Topic::Http, message, mend));
     }
+    checks.extend(shared_name(facts));
     if checks.is_empty() {
         let tls = if facts.certificate == Certificate::None { "without TLS" } else { "with a valid certificate" };
         checks.push(Check::ok(Topic::Http, format!("the API is at {}, {tls}", facts.listen)));
     }
     checks
+}
+
+/// Whether the ports of sessions are on a name of the API. Loopback is no name that users of other hosts have.
+fn shared_name(Facts { listen, allowed_hosts, endpoint_host, .. }: &Facts) -> Option<Check> {
+    let is_listener = endpoint_host.parse::<IpAddr>().is_ok_and(|ip| ip == listen.ip() && !ip.is_loopback());
+    let is_allowed = allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(endpoint_host));
+    (is_listener || is_allowed).then(|| {
+        let message = format!(
+            "the ports of sessions and the API are both at {endpoint_host}: a browser sends the cookies of one port to \
+             every port of a host name, so a page of a session can get those of a sign-in"
+        );
+        let mend = "set runtime.endpoint_host to another name of this host than the API has, and restart the agent";
+        Check::warn(Topic::Http, message, mend)
+    })
 }
 
 fn certificate(Facts { certificate, file, .. }: &Facts) -> Vec<Check> {
@@ -85,7 +102,8 @@ mod tests {
 
     fn facts(listen: &str, certificate: Certificate) -> Facts {
         let listen = listen.parse().unwrap();
-        Facts { listen, allowed_hosts: vec!["a".to_owned()], certificate, file: "/c".to_owned(), answers: None }
+        let (allowed_hosts, endpoint_host) = (vec!["a".to_owned()], "host-a".to_owned());
+        Facts { listen, allowed_hosts, endpoint_host, certificate, file: "/c".to_owned(), answers: None }
     }
 
     #[test]
@@ -99,6 +117,22 @@ mod tests {
         assert_eq!(of(&["b"], None, None).message, "certificate /c is not for b");
         assert_eq!(of(&[], None, Some("2026-01-31")).message, "certificate /c ends on 2026-01-31");
         assert_eq!(of(&[], Some("it has ended"), None).verdict, Verdict::Fail);
+    }
+
+    #[test]
+    fn the_ports_of_sessions_have_another_name_than_the_api() {
+        let of = |allowed: &str, host: &str| {
+            let mut facts = facts("192.0.2.1:7481", Certificate::None);
+            (facts.allowed_hosts, facts.endpoint_host) = (vec![allowed.to_owned()], host.to_owned());
+            judge(&facts).remove(0).verdict
+        };
+        assert_eq!(of("ostler.example", "host-a.example"), Verdict::Ok);
+        for (allowed, host) in [("Host-A.example", "host-a.example"), ("x", "192.0.2.1")] {
+            assert_eq!(of(allowed, host), Verdict::Warn, "{allowed} {host}");
+        }
+        let mut local = facts("127.0.0.1:7481", Certificate::None);
+        local.endpoint_host = "127.0.0.1".to_owned();
+        assert_eq!(judge(&local)[0].verdict, Verdict::Ok);
     }
 
     #[test]

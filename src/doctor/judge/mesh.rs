@@ -15,7 +15,8 @@ const MAX_NAMED: usize = 3;
 pub enum Reached {
     /// The other side has the same token.
     Yes(Duration),
-    OtherToken,
+    /// `key_id`: the one that the other side names.
+    OtherToken { key_id: Option<String> },
     /// Nothing came back in time.
     NoAnswer,
     /// Only small datagrams arrive: what the mesh says of it.
@@ -35,8 +36,8 @@ pub struct Peer {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// There is a token that can be used.
-    pub has_token: bool,
+    /// The key id of this host's token; `None`: there is no token that can be used.
+    pub key_id: Option<String>,
     pub listen: SocketAddr,
     /// Why the port cannot be bound while the agent does not run; `None`: it runs, or the port is free.
     pub port_taken: Option<String>,
@@ -50,9 +51,9 @@ pub struct Facts {
 }
 
 pub fn judge(facts: &Facts) -> Vec<Check> {
-    if !facts.has_token {
+    let Some(key_id) = &facts.key_id else {
         return vec![Check::skipped(Topic::Mesh, "there is no cluster token that can be used: this node stays alone")];
-    }
+    };
     let port = facts.listen.port();
     let mut checks = Vec::new();
     if let Some(why) = &facts.port_taken {
@@ -65,7 +66,7 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
                     refresh";
         checks.push(Check::warn(Topic::Mesh, message, mend));
     }
-    checks.extend(facts.peers.iter().map(|peer| judge_peer(peer, port)));
+    checks.extend(facts.peers.iter().map(|peer| judge_peer(peer, port, key_id)));
     if !facts.unreached_by.is_empty() {
         let named: Vec<&str> = facts.unreached_by.iter().take(MAX_NAMED).map(Name::as_str).collect();
         let message = format!("{} cannot reach this node", named.join(", "));
@@ -82,7 +83,7 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
     checks
 }
 
-fn judge_peer(peer: &Peer, port: u16) -> Check {
+fn judge_peer(peer: &Peer, port: u16, key_id: &str) -> Check {
     let name = &peer.name;
     let found = match &peer.found {
         Ok(found) if !found.is_empty() => found,
@@ -103,7 +104,7 @@ fn judge_peer(peer: &Peer, port: u16) -> Check {
             let peer = label(name, address);
             Check::ok(Topic::Mesh, format!("{peer} answers with this cluster's token in {took} ms"))
         }
-        None => unreached(name, &found[0]),
+        None => unreached(name, &found[0], key_id),
     }
 }
 
@@ -117,11 +118,15 @@ fn unresolved(name: &str, why: &str) -> Check {
     Check::fail(Topic::Mesh, message, "correct cluster.seeds, or add the name to DNS or /etc/hosts")
 }
 
-fn unreached(name: &str, (address, reached): &(SocketAddr, Reached)) -> Check {
+fn unreached(name: &str, (address, reached): &(SocketAddr, Reached), key_id: &str) -> Check {
     let peer = label(name, *address);
     let (message, mend) = match reached {
-        Reached::OtherToken => (
-            format!("{peer} answers and has another token or another cluster.name"),
+        Reached::OtherToken { key_id: other } => (
+            format!(
+                "{peer} answers and has another token or another cluster.name: its key id is {}, and that of this host \
+                 {key_id}",
+                other.as_deref().unwrap_or("not known")
+            ),
             format!("copy the token: ssh root@{} cat /etc/ostler/token; and compare cluster.name", address.ip()),
         ),
         Reached::Narrow(why) => (why.clone(), "raise the MTU of the path to 1280 or more".to_owned()),
@@ -145,7 +150,7 @@ mod tests {
 
     fn facts(peers: Vec<Peer>) -> Facts {
         Facts {
-            has_token: true,
+            key_id: Some("00ff".to_owned()),
             listen: "[::]:7480".parse().unwrap(),
             port_taken: None,
             advertise_elsewhere: None,
@@ -164,8 +169,10 @@ mod tests {
     fn another_token_is_told_from_no_answer() {
         assert_eq!(peer(Reached::Yes(Duration::from_millis(3))).verdict, Verdict::Ok);
         assert_eq!(peer(Reached::Yes(Duration::from_secs(1))).verdict, Verdict::Warn);
-        let token = peer(Reached::OtherToken);
-        assert!(token.message.contains("another token") && token.mend.unwrap().starts_with("copy the token"));
+        let token = peer(Reached::OtherToken { key_id: Some("aa11".to_owned()) });
+        assert!(token.message.contains("another token"), "{token:?}");
+        assert!(token.message.ends_with("its key id is aa11, and that of this host 00ff"), "{token:?}");
+        assert!(token.mend.unwrap().starts_with("copy the token"));
         let silent = peer(Reached::NoAnswer);
         assert!(silent.message.ends_with("does not answer on UDP 7480"), "{silent:?}");
         assert!(silent.mend.unwrap().ends_with("ufw allow 7480/udp"));
@@ -194,7 +201,7 @@ mod tests {
         assert_eq!(judge(&elsewhere)[0].verdict, Verdict::Warn);
         let back = Facts { unreached_by: vec!["b".parse().unwrap()], ..facts(Vec::new()) };
         assert_eq!(judge(&back)[0].message, "b cannot reach this node");
-        let alone = Facts { has_token: false, ..taken };
+        let alone = Facts { key_id: None, ..taken };
         assert_eq!(judge(&alone)[0].verdict, Verdict::Skipped);
     }
 }

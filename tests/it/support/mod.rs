@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod cluster;
 pub(crate) mod docker;
 pub(crate) mod engine_relay;
+pub(crate) mod fake_engine;
 pub(crate) mod foreign_host;
 pub(crate) mod http;
 pub(crate) mod netns;
