@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An evening in the life of three nodes, played in ten minutes. Writes docs/evening.md: what `ostler events` tells of it
+# An evening in the life of three nodes, played in five minutes. Writes docs/evening.md: what `ostler events` tells of it
 # and what `ostler history` draws. Needs root, dockerd, busybox-static and iproute2.
 #
 #   cargo build --release && sudo docs/evening.sh target/release/ostler
@@ -11,10 +11,14 @@ page="$(cd "$(dirname "$0")" && pwd)/evening.md"
 work=$(mktemp -d /tmp/evening.XXXXXX)
 nodes=(host-a host-b host-c)
 declare -A agent engine
+follower=
+began=$SECONDS
+export LC_ALL=C.UTF-8
 
 say() { printf '%s  %s\n' "$(date +%T)" "$*" >&2; }
 
 stop_all() {
+    [ -n "$follower" ] && kill "$follower" 2>/dev/null
     for node in "${nodes[@]}"; do
         [ -n "${agent[$node]:-}" ] && kill "${agent[$node]}" 2>/dev/null
     done
@@ -37,6 +41,7 @@ until_true() { # WHAT COMMAND...: waits a minute at most.
         sleep 0.2
     done
     say "gave up waiting for $what"
+    tail -n 3 "$work"/*/log >&2
     exit 1
 }
 
@@ -64,10 +69,12 @@ start_agent() {
 }
 
 # A command of root on a node.
-at() { "$ostler" "${@:2}" --socket "$work/$1/ostler.sock"; }
+at() { OSTLER_SOCKET="$work/$1/ostler.sock" "$ostler" "${@:2}"; }
 # A command of Ana, who has an API token, through host-c.
-ana() { "$ostler" "$@" --node "http://$(port 3 | sed 's/..$/01/')" --token-file "$work/ana"; }
+ana() { OSTLER_NODE="http://$(port 3 | sed 's/.$/1/')" OSTLER_TOKEN_FILE="$work/ana" "$ostler" "$@"; }
 leader() { at "$1" status -o json | jq -r .cluster.leader.name; }
+leads_instead_of() { at "$1" status -o json | jq -e --arg was "$2" '.cluster.leader.name // $was | . != $was'; }
+is_lost() { at host-a node ls -o json | jq -e --arg name "$1" '.items[] | select(.name == $name and .state == "unknown")'; }
 alive() { at "$1" node ls -o json | jq -e "[.items[] | select(.state == \"alive\")] | length == $2"; }
 
 prepare() {
@@ -81,7 +88,7 @@ prepare() {
         cat >"$work/$node/ostler.toml" <<TOML
 node = { name = "$node", data_dir = "$work/$node/data" }
 cluster = { name = "lab", token_file = "$work/token", listen = "$(port $i)", seeds = ["$(port 1)", "$(port 2)", "$(port 3)"] }
-http = { listen = "$(port $i | sed 's/..$/01/')", socket = "$work/$node/ostler.sock" }
+http = { listen = "$(port $i | sed 's/.$/1/')", socket = "$work/$node/ostler.sock" }
 runtime = { docker_host = "unix://$work/$node/docker.sock", port_range = "$((20000 + i * 100))-$((20099 + i * 100))" }
 TOML
     done
@@ -94,6 +101,9 @@ play() {
     start_agent host-b
     start_agent host-c
     until_true "three nodes" alive host-a 3
+    # As one follows it. What the logs have is the same, but that of host-b is gone with it in the end.
+    at host-c events --follow --since 2m --severity notice >"$work/told" 2>&1 &
+    follower=$!
     at host-a token api create --role operate --name ana >"$work/ana" 2>/dev/null
     chmod 600 "$work/ana"
     at host-a workspace add desk --image desk:1 --cores 0.5 --memory 256MiB \
@@ -120,9 +130,14 @@ play() {
     sleep 30
 
     say "21:00 host-b gets new memory: a drain"
-    at host-a node drain host-b --message "new memory" --stop-sessions --wait >/dev/null
+    local stopped
+    stopped=$(at host-a session ls -o json | jq -r '.items[] | select(.node == "host-b" and .state == "running") | .id')
+    # Ends with 1: the stopped sessions remain, and are started again later.
+    at host-a node drain host-b --message "new memory" --stop-sessions --wait >/dev/null 2>&1 || true
     sleep 20
     at host-a node undrain host-b >/dev/null
+    # shellcheck disable=SC2086
+    ana session start $stopped >/dev/null
     sleep 20
 
     local led other
@@ -132,7 +147,7 @@ play() {
     say "21:30 $led leads, and is killed"
     kill -9 "${agent[$led]}"
     wait "${agent[$led]}" 2>/dev/null || true
-    until_true "another leader" sh -c "[ \"\$('$ostler' status -o json --socket '$work/$other/ostler.sock' | jq -r .cluster.leader.name)\" != $led ] && [ \"\$('$ostler' status -o json --socket '$work/$other/ostler.sock' | jq -r .cluster.leader.name)\" != null ]"
+    until_true "another leader" leads_instead_of "$other" "$led"
     sleep 30
     start_agent "$led"
     until_true "three nodes" alive "$other" 3
@@ -148,52 +163,54 @@ play() {
     say "22:30 host-b burns out, and is removed"
     kill -9 "${agent[host-b]}"
     wait "${agent[host-b]}" 2>/dev/null || true
-    until_true "host-b is known to be lost" sh -c "'$ostler' node ls -o json --socket '$work/host-a/ostler.sock' | jq -e '.items[] | select(.name == \"host-b\" and .state == \"unknown\")'"
+    until_true "the loss of host-b" is_lost host-b
     sleep 10
-    at host-a node rm host-b --yes >/dev/null 2>&1 || at host-a node rm host-b >/dev/null
+    at host-a node rm host-b >/dev/null
     sleep 15
 }
 
-block() { # A command as it is typed, and what it prints.
+fenced() { # A command as it is typed, and what it prints.
+    # The directory of this run is not that of a host.
     printf '\n```console\n$ %s\n' "$1"
-    shift
-    # The width of a page.
-    COLUMNS=132 "$@" 2>&1 | cut -c1-160 | sed 's/[[:space:]]*$//'
+    sed "s|$work/host-.|/run|g; s/[[:space:]]*$//"
     printf '```\n'
 }
 
 write() {
-    local session
-    session=$(at host-a events --since 15m -o json --kind session_created | head -1 | jq -r .target.id)
+    local session since="$(((SECONDS - began) / 60 + 1))m"
+    session=$(at host-c events --since "$since" -o json --kind session_created -- host-c | head -1 | jq -r .target.id)
     cat <<'MD'
 # An evening in the life of three nodes
 
 Three nodes join. A class takes every seat, and three who come late are refused, until host-c is told to offer more than it
 has. host-b is drained for new memory. The leader is killed, and another node leads at once; the engine of host-c is
-restarted; host-b burns out and is removed. This page is made by `docs/evening.sh`, which plays the evening in ten minutes
-with three agents and three Docker engines; the times are those of that run.
+restarted; host-b burns out and is removed. `docs/evening.sh` plays the evening in five minutes, with three agents and three
+Docker engines, and makes this page of what they tell.
 
 ## What happened, and who did it
 MD
-    block "ostler events --since 15m --severity notice" at host-a events --since 15m --severity notice
+    fenced "ostler events --follow --severity notice" <"$work/told"
     cat <<'MD'
 
 `(by …)` names the person and the node through which they asked; what has no name, the nodes did by themselves. `-o json`
-has the same with every field, and `-f` follows it live.
+has the same with every field, and [Events](events.md) lists the kinds. A node that cannot be asked leaves a gap, which is
+told; what it tells later is marked as late.
 
 ## One session
 MD
-    block "ostler events --since 15m --target ${session:0:13}" at host-a events --since 15m --target "$session"
+    at host-c events --since "$since" --target "$session" 2>&1 | fenced "ostler events --since $since --target ${session:0:13}"
     cat <<'MD'
 
 ## What it looked like
 
 `·` is a time of which this node has no figures.
 MD
-    block "ostler history --since 12m --step 20s --metric nodes.alive,sessions.running,cores.allocated,cores.effective" \
-        at host-a history --since 12m --step 20s --metric nodes.alive,sessions.running,cores.allocated,cores.effective
-    block "ostler node history host-c --since 12m --step 20s --metric cores.allocated,sessions.running" \
-        at host-a node history host-c --since 12m --step 20s --metric cores.allocated,sessions.running
+    local metrics=nodes.alive,sessions.running,sessions.refused,cores.allocated,cores.effective
+    at host-c history --since "$since" --step 10s --metric "$metrics" 2>&1 |
+        fenced "ostler history --since $since --step 10s --metric $metrics"
+    metrics=cores.allocated,sessions.running
+    at host-c node history host-a --since "$since" --step 10s --metric "$metrics" 2>&1 |
+        fenced "ostler node history host-a --since $since --step 10s --metric $metrics"
 }
 
 prepare

@@ -63,7 +63,7 @@ pub(crate) async fn run(creates: usize) -> Result<()> {
 }
 
 /// The time of the create; the removal is not counted.
-async fn create_and_remove(connection: &mut Connection) -> Result<Duration> {
+pub(crate) async fn create_and_remove(connection: &mut Connection) -> Result<Duration> {
     let request = json!({ "workspace": WORKSPACE, "user": "bench" });
     let started = Instant::now();
     let session = ask(connection, "POST", "/v1/sessions", Some(&request)).await?;

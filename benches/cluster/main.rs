@@ -3,7 +3,8 @@
 //! how many nodes a cluster can have.
 //!
 //! `cargo bench --bench cluster -- --rounds 30` measures failover and forwarding, `-- --news 30` the spread of
-//! changes, `-- --soak-minutes 10 --clients 16` correctness under faults, `-- --nodes 100` a large cluster.
+//! changes, `-- --soak-minutes 10 --clients 16` correctness under faults, `-- --nodes 100` a large cluster, and
+//! `-- --readers 20 --nodes 100` what readers cost it.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -18,6 +19,7 @@ mod http;
 mod membership;
 mod news;
 mod process;
+mod readers;
 mod soak;
 mod succession;
 
@@ -50,6 +52,9 @@ struct Arguments {
     /// Measure instead a cluster of this many nodes: until all are alive to each other, idle, and on a busy host.
     #[arg(long)]
     nodes: Option<usize>,
+    /// Measure instead what this many readers of events, and a scrape of each of --nodes nodes a second, cost creates.
+    #[arg(long)]
+    readers: Option<usize>,
     /// How long to measure the idle cluster, in seconds.
     #[arg(long, default_value_t = 20)]
     idle_seconds: u64,
@@ -70,6 +75,9 @@ async fn main() -> Result<()> {
     }
     if let Some(nodes) = arguments.news {
         return news::run(nodes, arguments.rounds).await;
+    }
+    if let Some(readers) = arguments.readers {
+        return readers::run(arguments.nodes.unwrap_or(SIZE), readers, arguments.rounds).await;
     }
     if let Some(nodes) = arguments.nodes {
         return membership::run(nodes, arguments.idle_seconds, arguments.busy_seconds).await;

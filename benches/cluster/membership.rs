@@ -61,7 +61,7 @@ async fn measure(cluster: &Cluster, started: Instant, idle_seconds: u64, busy_se
 }
 
 /// Waits until every node sees all nodes alive, and all follow one leader.
-async fn found(cluster: &Cluster, since: Instant) -> Result<()> {
+pub(crate) async fn found(cluster: &Cluster, since: Instant) -> Result<()> {
     let all = cluster.nodes.len();
     for node in &cluster.nodes {
         loop {

@@ -59,12 +59,16 @@ struct Known {
     name: Option<Name>,
     /// Alive, unknown or left: a node that is suspect is what it was before.
     state: NodeState,
+    /// It was alive in this life of the agent, or is known from an earlier one. Gossip hears of a new node from others, so
+    /// that it is unknown at first.
+    has_joined: bool,
 }
 
 impl News {
     /// The nodes that are known from the last life of this agent are no news.
     fn new(me: NodeId, name: Name, view: &ClusterView) -> Self {
-        let nodes = view.members.iter().map(|(id, member)| (*id, Known { name: name_of(member), state: member.state }));
+        let known = |member: &Arc<Member>| Known { name: name_of(member), state: member.state, has_joined: true };
+        let nodes = view.members.iter().map(|(id, member)| (*id, known(member)));
         Self { me, name, leader: None, term: None, nodes: nodes.collect() }
     }
 
@@ -107,9 +111,11 @@ impl News {
             return None;
         }
         let address = member.address.ip().to_string();
-        let before = self.nodes.insert(*id, Known { name: Some(name.clone()), state: member.state });
+        let had_joined = self.nodes.get(id).is_some_and(|known| known.has_joined);
+        let has_joined = had_joined || member.state == Alive;
+        let before = self.nodes.insert(*id, Known { name: Some(name.clone()), state: member.state, has_joined });
         match (before.map(|known| known.state), member.state) {
-            (None, Alive) => Some(Happening::node_joined(id, &name, &address)),
+            (_, Alive) if !had_joined => Some(Happening::node_joined(id, &name, &address)),
             (Some(Left | Unknown), Alive) => Some(Happening::node_back(id, &name, &address)),
             (Some(Alive | Suspect), Unknown) => Some(Happening::node_lost(id, &name, now.since(member.last_seen))),
             (Some(Alive | Suspect), Left) => Some(Happening::node_left(id, &name)),

@@ -127,7 +127,7 @@ pub fn encode(table: Table, row: &Row) -> Vec<u8> {
         bytes.extend(peak.to_le_bytes());
     }
     bytes.resize(table.row_bytes() - 8, 0);
-    bytes.extend(checksum(&bytes).to_le_bytes());
+    bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
     bytes.extend(slot);
     bytes
 }
@@ -138,7 +138,7 @@ pub fn decode(table: Table, bytes: &[u8]) -> Option<Row> {
     let slot = word(bytes, 0)?;
     let is_whole = slot != 0
         && word(bytes, table.row_bytes() - 4)? == slot
-        && word(bytes, table.row_bytes() - 8)? == checksum(body);
+        && word(bytes, table.row_bytes() - 8)? == crc32fast::hash(body);
     if !is_whole {
         return None;
     }
@@ -158,27 +158,6 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 /// A slot's number on disk. It is exact until the year 3331.
 fn number(slot: u64) -> u32 {
     u32::try_from(slot).unwrap_or(u32::MAX)
-}
-
-/// CRC-32 as in zlib.
-fn checksum(bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = table();
-    !bytes.iter().fold(!0, |crc, byte| TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize] ^ (crc >> 8))
-}
-
-const fn table() -> [u32; 256] {
-    let mut table = [0; 256];
-    let mut i: u32 = 0;
-    while i < 256 {
-        let (mut crc, mut bit) = (i, 0);
-        while bit < 8 {
-            crc = if crc & 1 == 1 { 0xedb8_8320 ^ (crc >> 1) } else { crc >> 1 };
-            bit += 1;
-        }
-        table[i as usize] = crc;
-        i += 1;
-    }
-    table
 }
 
 /// Joins rows or readings: averages are weighted by their readings, a peak is the peak of peaks, events add up.

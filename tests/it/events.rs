@@ -224,6 +224,23 @@ fn a_stream_of_one_node_resumes_without_a_loss() {
 }
 
 #[test]
+fn a_leader_tells_that_new_nodes_join_and_not_that_they_are_back() {
+    let mut cluster = Cluster::prepare(3, "");
+    cluster.nodes[0].up();
+    until("it leads alone", || cluster.followed_by(0).as_deref() == Some("n0"));
+    cluster.nodes[1..].iter_mut().for_each(Agent::up);
+    cluster.settled();
+    let joined = || {
+        let events = cluster.nodes[0].get("/v1/events?kind=node_joined,node_back").expect(200);
+        let events = events["items"].as_array().unwrap().iter();
+        let told = events.map(|event| format!("{} {}", event["kind"], event["target"]["name"]).replace('"', ""));
+        told.collect::<std::collections::BTreeSet<_>>()
+    };
+    until("two joined", || joined().len() >= 2);
+    assert_eq!(Vec::from_iter(joined()), ["node_joined n1", "node_joined n2"]);
+}
+
+#[test]
 fn a_stream_of_all_nodes_names_the_one_that_is_away_and_fills_in_what_it_has_to_tell() {
     let mut cluster = Cluster::start(3, "");
     let (leader, [follower, lost]) = (cluster.leader(), cluster.followers()[..].try_into().unwrap());

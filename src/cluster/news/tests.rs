@@ -108,3 +108,17 @@ fn nodes_of_an_earlier_life_are_no_news_and_a_leader_that_steps_down_says_so() {
         [EventKind::LeaderLost, EventKind::LeaderElected]
     );
 }
+
+#[test]
+fn a_new_node_joins_though_it_is_unknown_at_first_and_one_of_an_earlier_life_is_back() {
+    use NodeState::{Alive, Unknown};
+    let leads = led(Some(1), 3);
+    let mut news = news(&view(&[(2, Unknown)]));
+    let first = view(&[(2, Unknown), (3, Unknown)]);
+    assert_eq!(kinds(&news.see(&leads, &first, at(0))), [EventKind::LeaderElected]);
+    let told = news.see(&leads, &view(&[(2, Alive), (3, Alive)]), at(1));
+    assert_eq!(kinds(&told), [EventKind::NodeBack, EventKind::NodeJoined]);
+    let told = news.see(&leads, &view(&[(2, Alive), (3, Unknown)]), at(122));
+    assert_eq!(kinds(&told), [EventKind::NodeLost]);
+    assert_eq!(kinds(&news.see(&leads, &view(&[(2, Alive), (3, Alive)]), at(123))), [EventKind::NodeBack]);
+}
