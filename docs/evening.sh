@@ -13,7 +13,6 @@ nodes=(host-a host-b host-c)
 declare -A agent engine
 follower=
 began=$SECONDS
-export LC_ALL=C.UTF-8
 
 say() { printf '%s  %s\n' "$(date +%T)" "$*" >&2; }
 
@@ -203,9 +202,9 @@ MD
 
 ## What it looked like
 
-`·` is a time of which this node has no figures.
+A terminal has finer bars and colours. `.` (`·` on a terminal) is a time of which this node has no figures.
 MD
-    local metrics=nodes.alive,sessions.running,sessions.refused,cores.allocated,cores.effective
+    local metrics=nodes.alive,sessions.running,cores.allocated,cores.effective
     at host-c history --since "$since" --step 10s --metric "$metrics" 2>&1 |
         fenced "ostler history --since $since --step 10s --metric $metrics"
     metrics=cores.allocated,sessions.running

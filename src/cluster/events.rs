@@ -79,7 +79,7 @@ impl Cluster {
         for (node, answer) in answers.collect::<Vec<_>>().await {
             match answer.and_then(|Routed { answer, .. }| Ok(answer?)) {
                 Ok(page) => pages.push(page),
-                Err(error) => gaps.push(self.gap(&node, &error.to_string())),
+                Err(error) => gaps.push(self.gap(&node, &why(&error))),
             }
         }
         let (events, more) = newest(pages, limit);
@@ -212,7 +212,7 @@ impl Feeder {
                 Err(error) => {
                     let first = !std::mem::replace(&mut is_gap, true);
                     sleep(AGAIN).await;
-                    Vec::from_iter(first.then(|| Told::Gap(self.cluster.gap(&self.node, &error.to_string()))))
+                    Vec::from_iter(first.then(|| Told::Gap(self.cluster.gap(&self.node, &why(&error)))))
                 }
             };
             for told in told {
@@ -309,5 +309,13 @@ impl Serves<FollowEvents> for Host {
         _: &Actor,
     ) -> Result<Following, events::Error> {
         self.events.follow(from, Duration::from_millis(hold_millis).min(MAX_HOLD)).await
+    }
+}
+
+/// Why a node's events are missing. Reading changes nothing, so that a lost answer leaves nothing in doubt.
+fn why(error: &Error) -> String {
+    match error {
+        Error::NoAnswer { node, cause } => format!("node {node} does not answer: {cause}"),
+        error => error.to_string(),
     }
 }

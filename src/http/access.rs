@@ -144,9 +144,13 @@ fn access_of(method: &Method, path: &str, query: Option<&str>) -> Access {
 
 /// The access of an operation. An operation that the table lacks requires role `admin`.
 pub(super) fn access(method: &Method, path: &str) -> Access {
+    operation(method, path).map_or(Needs(Role::Admin), |(_, _, ends)| ends.access())
+}
+
+/// The row of an operation. HEAD is GET without its body.
+pub(super) fn operation(method: &Method, path: &str) -> Option<&'static (Method, &'static str, Ends)> {
     let method = if method == Method::HEAD { &Method::GET } else { method };
-    let row = OPERATIONS.iter().find(|(m, p, _)| m == method && *p == path);
-    row.map_or(Needs(Role::Admin), |(_, _, ends)| ends.access())
+    OPERATIONS.iter().find(|(m, p, _)| m == method && *p == path)
 }
 
 /// The other end of a connection. The listener adds it to the extensions of each request of the connection.

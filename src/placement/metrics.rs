@@ -81,11 +81,6 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Requests for sessions that no host admits, which this node refused as the leader.
-    pub fn refused(&self) -> u64 {
-        self.refusals.total()
-    }
-
     pub(super) fn placed(&self, placed: &Result<Admitted, Error>, took: Duration) {
         let outcome = match placed {
             Ok(admitted) if admitted.replayed => Outcome::Found,
@@ -158,7 +153,6 @@ mod tests {
         metrics.placed(&Err(Error::Disabled(Vec::new())), took);
         metrics.placed(&Err(Error::NotLeader), took);
         metrics.placed(&Err(Error::OutcomeUnknown { node: "one".parse().unwrap() }), took);
-        assert_eq!(metrics.refused(), 3);
         let text = scrape(&metrics);
         for line in [
             "placements_total{outcome=\"placed\"} 0",

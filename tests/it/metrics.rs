@@ -107,6 +107,14 @@ fn sessions_are_counted_and_no_label_grows_with_them() {
     }
     // Most end before they are seen to run.
     assert!(figure(&agent, "ostler_session_start_duration_seconds_count{node=\"one\",pulled=\"false\"}") >= 1.0);
+    // What clients make up is no label.
+    for method in ["BREW", "DELETE"] {
+        assert_eq!(agent.client().send(&Request::new(method, "/v1/status")).status, 405, "{method}");
+    }
+    assert_eq!(agent.get("/v1/coffee").status, 404);
+    let after = series(&agent);
+    let more: Vec<_> = after.difference(&before).collect();
+    assert!(more.is_empty(), "{more:?}");
     assert!(figure(&agent, "ostler_journal_commit_duration_seconds_count{node=\"one\"}") >= all);
 }
 

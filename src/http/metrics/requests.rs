@@ -8,6 +8,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::http::Shared;
+use crate::http::access::operation;
 use crate::metrics::{LevelBy, Raised, Registry, Source, TimesBy};
 use crate::types::words;
 
@@ -57,17 +58,20 @@ impl Source for Requests {
     }
 }
 
-/// Measures a request. It is a layer of each route, whose path is the label: paths that do not exist are not measured.
+/// Measures a request for an operation that exists: whatever else a client asks for must not become a label.
 pub(in crate::http) async fn measure(State(app): Shared, route: MatchedPath, request: Request, next: Next) -> Response {
-    measured(&app.requests, route.as_str(), request, next).await
+    match operation(request.method(), route.as_str()) {
+        Some((method, path, _)) => measured(&app.requests, (method, path), request, next).await,
+        None => next.run(request).await,
+    }
 }
 
-async fn measured(requests: &Requests, route: &str, request: Request, next: Next) -> Response {
-    let (method, may_wait) = (request.method().clone(), may_wait(request.uri().query()));
+async fn measured(requests: &Requests, (method, path): (&Method, &str), request: Request, next: Next) -> Response {
+    let may_wait = may_wait(request.uri().query());
     let began = Instant::now();
     let response = next.run(request).await;
     if !may_wait && !is_stream(&response) {
-        requests.answered(&method, route, response.status(), began.elapsed());
+        requests.answered(method, path, response.status(), began.elapsed());
     }
     response
 }
@@ -108,7 +112,7 @@ mod tests {
         let shared = Arc::clone(&requests);
         let layer = from_fn(move |route: MatchedPath, request: Request, next: Next| {
             let requests = Arc::clone(&shared);
-            async move { measured(&requests, route.as_str(), request, next).await }
+            async move { measured(&requests, (&Method::GET, route.as_str()), request, next).await }
         });
         let router = Router::new()
             .route("/sessions/{id}", get(|| async { "here" }))
