@@ -143,29 +143,67 @@ impl Source for Metrics {
 mod tests {
     use super::*;
     use crate::metrics::testing::scrape;
+    use crate::types::{SessionState, sample};
+
+    #[track_caller]
+    fn expect(metrics: &Metrics, lines: &[&str]) {
+        let text = scrape(metrics);
+        for line in lines {
+            assert!(text.lines().any(|l| l == *line), "{line} is not in\n{text}");
+        }
+    }
 
     #[test]
-    fn a_request_is_counted_once_by_its_outcome_and_a_refusal_by_its_reason() {
+    fn a_session_that_was_found_is_not_placed_again() {
         let metrics = Metrics::default();
-        let took = Duration::from_millis(20);
-        metrics.placed(&Err(Error::NoCapacity(Vec::new())), took);
-        metrics.placed(&Err(Error::NoCapacity(Vec::new())), took);
-        metrics.placed(&Err(Error::Disabled(Vec::new())), took);
-        metrics.placed(&Err(Error::NotLeader), took);
-        metrics.placed(&Err(Error::OutcomeUnknown { node: "one".parse().unwrap() }), took);
-        let text = scrape(&metrics);
-        for line in [
-            "placements_total{outcome=\"placed\"} 0",
-            "placements_total{outcome=\"refused\"} 3",
-            "placements_total{outcome=\"failed\"} 1",
-            "placements_total{outcome=\"unknown\"} 1",
-            "refusals_total{reason=\"no_capacity\"} 2",
-            "refusals_total{reason=\"node_disabled\"} 1",
-            "refusals_total{reason=\"exceeds_physical\"} 0",
-            "placement_duration_seconds_count 0",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        for replayed in [false, true, true] {
+            let session = sample::session("k", "desktop", "alice", SessionState::Pending);
+            metrics.placed(&Ok(Admitted { session, replayed }), Duration::from_millis(20));
         }
+        expect(
+            &metrics,
+            &[
+                "placements_total{outcome=\"placed\"} 1",
+                "placements_total{outcome=\"found\"} 2",
+                "placement_duration_seconds_count 1",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_request_that_is_refused_is_counted_once_and_by_its_reason() {
+        let metrics = Metrics::default();
+        let quota = sessions::Error::Quota { user: "alice".parse().unwrap(), limit: 1 };
+        for (count, error) in [
+            Error::ExceedsPhysical(Vec::new()),
+            Error::NoCapacity(Vec::new()),
+            Error::Disabled(Vec::new()),
+            Error::RuntimeUnavailable(Vec::new()),
+            Error::Host(quota),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            (0..=count).for_each(|_| metrics.placed(&Err(error.clone()), Duration::ZERO));
+        }
+        metrics.placed(&Err(Error::NotLeader), Duration::ZERO);
+        metrics.placed(&Err(Error::Host(sessions::Error::Stopping)), Duration::ZERO);
+        metrics.placed(&Err(Error::OutcomeUnknown { node: "one".parse().unwrap() }), Duration::ZERO);
+        expect(
+            &metrics,
+            &[
+                "refusals_total{reason=\"exceeds_physical\"} 1",
+                "refusals_total{reason=\"no_capacity\"} 2",
+                "refusals_total{reason=\"node_disabled\"} 3",
+                "refusals_total{reason=\"runtime_unavailable\"} 4",
+                "refusals_total{reason=\"quota_exceeded\"} 5",
+                "placements_total{outcome=\"refused\"} 15",
+                "placements_total{outcome=\"failed\"} 2",
+                "placements_total{outcome=\"unknown\"} 1",
+                "placements_total{outcome=\"placed\"} 0",
+                "placement_duration_seconds_count 0",
+            ],
+        );
     }
 
     #[test]
@@ -176,10 +214,8 @@ mod tests {
         metrics.offered(&Err(Unanswered::NoAnswer("broken".into())));
         metrics.offered(&Ok(HostAnswer::Admit(Offered::Unknown)));
         metrics.offered(&Ok(HostAnswer::Admit(Offered::Refused(sessions::Error::Stopping))));
-        let text = scrape(&metrics);
         for (answer, count) in [("unreachable", 2), ("unknown", 2), ("rejected", 1), ("accepted", 0), ("stale", 0)] {
-            let line = format!("offers_total{{outcome=\"{answer}\"}} {count}");
-            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+            expect(&metrics, &[&format!("offers_total{{outcome=\"{answer}\"}} {count}")]);
         }
     }
 }
