@@ -81,6 +81,8 @@ fn sessions_are_counted_and_no_label_grows_with_them() {
     agent.create("huge", "u0").refused(422, "exceeds_physical");
     agent.sessions(true);
     ended(1);
+    // It takes two samples of the host.
+    until("the use of the host is known", || series(&agent).contains("ostler_node_cores_used{node=\"one\"}"));
     let before = series(&agent);
     assert!(before.len() <= MAX_SERIES, "{}", before.len());
     for i in 1..SESSIONS {

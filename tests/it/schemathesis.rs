@@ -35,20 +35,21 @@ fn the_api_matches_its_description() {
         ])
         .args(["--header", &format!("Authorization: Bearer {}", agent.token("admin"))])
         .args(["--checks", CHECKS, "--max-examples", &examples, "--seed", SEED])
-        // Held answers and followed logs take as long as the request asks for.
-        .args(["--request-timeout", "20", "--workers", "2", "--phases", "examples,coverage,fuzzing", "--no-color"])
+        // One worker: threads that parse Python source at the same time fail by chance in Python 3.11, Debian 12's
+        // (github.com/python/cpython/issues/106905).
+        .args(["--request-timeout", "20", "--workers", "1", "--phases", "examples,coverage,fuzzing", "--no-color"])
         // How fast it draws requests depends on the load of this machine, and says nothing of the API.
         .args(["--suppress-health-check", "too_slow"])
         .current_dir(agent.directory())
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    if !output.status.success() {
+        // The report comes last: the log of a thousand requests would push it out of what a CI service shows.
+        println!("the agent's log:\n{}", agent.log());
+        drop(agent);
+        panic!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    }
     agent.get("/readyz").expect(200);
 }
 
