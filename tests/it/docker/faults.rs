@@ -308,5 +308,6 @@ fn figures_that_the_engine_does_not_tell_are_unknown_and_not_zero() {
     assert!(!metrics.contains("ostler_node_cores_physical{") && !metrics.contains("ostler_node_cores_effective{"));
     relay.mend();
     until("the engine tells", || physical(&agent, "cores").as_f64() == has.parse().ok());
-    agent.running("w", "alice");
+    // The leader learns it from the node's next report.
+    until("the leader places sessions here", || agent.create("w", "alice").status == 202);
 }
