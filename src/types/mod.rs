@@ -7,6 +7,7 @@
 mod actor;
 mod amount;
 mod cluster;
+mod condition;
 mod decode;
 mod doctor;
 mod error;
@@ -39,6 +40,7 @@ mod workspace;
 pub use actor::Actor;
 pub use amount::{Bytes, Cores};
 pub use cluster::{ClusterMode, OnUnknown, Strategy};
+pub use condition::{Condition, ConditionKind};
 pub use decode::decode;
 pub use doctor::{Check, Checkup, NoCheckup, Topic, Verdict};
 pub use error::{ErrorBody, ErrorCode, ErrorDetail, NodeReason, Reason};
@@ -59,8 +61,8 @@ pub use image::{
 pub use invalid::Invalid;
 pub use language::other_language;
 pub use node::{
-    Condition, ConditionKind, Disk, Drain, DrainRequest, Figures, Inodes, Labels, LabelsPatch, Node, NodeResources,
-    NodeState, Pressure, Prune, Refreshed, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,
+    Disk, Drain, DrainRequest, Figures, Inodes, Labels, LabelsPatch, Node, NodeResources, NodeState, Pressure, Prune,
+    Refreshed, RuntimeKind, RuntimeStatus, Settings, SettingsPatch, Sighting, Swap,
 };
 pub use placement::{Explanation, NodeVerdict, Plan};
 pub use platform::Platform;

@@ -10,12 +10,14 @@ macro_rules! each {
 
 pub(crate) mod damage;
 mod events;
+mod image;
 mod values;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use self::events::*;
+use self::image::*;
 pub(super) use self::values::actors;
 use self::values::*;
 use super::message::*;

@@ -310,4 +310,5 @@ fn figures_that_the_engine_does_not_tell_are_unknown_and_not_zero() {
     until("the engine tells", || physical(&agent, "cores").as_f64() == has.parse().ok());
     // The leader learns it from the node's next report.
     until("the leader places sessions here", || agent.create("w", "alice").status == 202);
+    agent.running("w", "bob");
 }
