@@ -218,8 +218,12 @@ impl Owner {
         }
     }
 
-    /// Makes the calls and sends the answers that were decided, and publishes what hosts reported.
+    /// Publishes what hosts reported, then makes the calls and sends the answers that were decided. The next call for a
+    /// report tells the host what the leader has: who hears that a change is known must find it published.
     fn carry_out(&mut self) {
+        if let Some(fleet) = self.placement.take_news() {
+            self.publish.send_replace(fleet);
+        }
         while let Some(output) = self.placement.poll() {
             match output {
                 Output::Ask { call, host, what } => {
@@ -237,9 +241,6 @@ impl Owner {
                 // The caller may have stopped waiting. That changes nothing about the session.
                 Output::Answer { to, placed } => drop(to.send(*placed)),
             }
-        }
-        if let Some(fleet) = self.placement.take_news() {
-            self.publish.send_replace(fleet);
         }
     }
 }
